@@ -1,0 +1,1 @@
+"""Features, K-means, and how well clusters match phones."""

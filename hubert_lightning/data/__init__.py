@@ -1,0 +1,1 @@
+"""From audio folders to batches: manifests, labels, masks, text."""
