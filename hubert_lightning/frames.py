@@ -28,6 +28,11 @@ def num_samples(num_frames: int) -> int:
     return (num_frames - 1) * HOP + WINDOW
 
 
+def frame_centres(num_frames: int) -> Tensor:
+    """Seconds at which the frames of an utterance have their centres: (frames,) float64."""
+    return (torch.arange(num_frames, dtype=torch.float64) * HOP + WINDOW / 2) / SAMPLE_RATE
+
+
 def seconds_to_samples(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE)
 

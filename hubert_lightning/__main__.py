@@ -1,0 +1,3 @@
+from hubert_lightning.cli import main
+
+main()

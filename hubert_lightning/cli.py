@@ -1,0 +1,93 @@
+"""The command `hubert`: LightningCLI's fit, validate, test and predict, and the verbs around them.
+
+Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import CLI
+
+USAGE = """usage: hubert VERB ...
+
+HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune with CTC.
+
+  demo       see the whole job on synthetic speech, on any machine
+  prepare    make manifests: prepare librispeech | librilight | folder
+  fit        pre-train or fine-tune:  hubert fit --config configs/pretrain/base.yaml
+  validate   losses, accuracies or error rates on the validation manifests
+  test       word and character error rate on the test manifests, hypotheses to test.jsonl
+  predict    transcribe the test manifests, hypotheses to predict.jsonl
+
+Each has its own help: hubert fit --help
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command line; with `args` as if they had been typed after `hubert`.
+
+    Raises:
+        SystemExit: Help was asked for (0), or the user gave something that cannot be used (2).
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0)
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        _refuse(f"{verb!r} is no verb of hubert; it is one of {', '.join(VERBS)}")
+    try:
+        VERBS[verb](rest)
+    except ValueError as error:
+        if not _meant_for_the_user(error):
+            raise
+        _refuse(str(error))
+
+
+def _refuse(sentence: str) -> None:
+    print(f"hubert: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _meant_for_the_user(error: ValueError) -> bool:
+    """Errors that this package raises name the thing, the fact and the way out; others need their traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).is_relative_to(Path(__file__).parent)
+
+
+def _lightning(verb: str) -> Callable[[list[str]], None]:
+    def run(args: list[str]) -> None:
+        from hubert_lightning.experiment import HubertCLI
+
+        HubertCLI(args=[verb, *args])
+
+    return run
+
+
+def _prepare(args: list[str]) -> None:
+    from hubert_lightning.data import manifest
+
+    CLI(
+        {
+            "librispeech": manifest.prepare_librispeech,
+            "librilight": manifest.prepare_librilight,
+            "folder": manifest.prepare_folder,
+        },
+        args=args,
+        prog="hubert prepare",
+    )
+
+
+def _demo(args: list[str]) -> None:
+    from hubert_lightning.demo import demo
+
+    CLI(demo, args=args, prog="hubert demo", as_positional=False)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": _demo,
+    "prepare": _prepare,
+    **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
+}

@@ -1,0 +1,113 @@
+"""Samples of a cut: any rate, any number of channels, any segment, always 16 kHz mono and always as many as asked.
+
+lhotse's own `load_audio` repeats up to half a second of audio where a file is shorter than its manifest says, and
+resamples a segment without what lies around it. Here a segment is the slice of the whole reading, whatever the rate,
+and a file that is shorter than its manifest is an error.
+"""
+
+from functools import lru_cache
+from io import BytesIO
+from math import ceil, gcd
+
+import soundfile
+import torch
+import torchaudio
+from lhotse.audio import AudioSource
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from torch import Tensor
+
+from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
+
+REACH = 64  # samples at 16 kHz: more than the resampling filter sees on either side, for any rate above 1.6 kHz
+
+
+def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = None) -> Tensor:
+    """Audio of a cut, or of a segment of it, at 16 kHz with its channels averaged.
+
+    first_sample: at 16 kHz, counted from the start of the cut
+    num_samples:  at 16 kHz; all that follow if not given
+    returns:      (samples,) float32 in [-1, 1]
+    """
+    if not isinstance(cut, DataCut) or not cut.has_recording:
+        raise ValueError(f"{cut.id}: a {type(cut).__name__} has no recording to read; train on plain cuts")
+    if cut.sampling_rate != SAMPLE_RATE:
+        raise ValueError(
+            f"{cut.id}: the manifest counts samples at {cut.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; make it with "
+            "`hubert prepare`, or call `.resample(16000)` on its cuts"
+        )
+    if num_samples is None:
+        num_samples = cut.num_samples - first_sample
+    if not 0 <= first_sample <= first_sample + num_samples <= cut.num_samples:
+        raise ValueError(
+            f"{cut.id}: samples {first_sample} to {first_sample + num_samples} were asked for, but the cut has "
+            f"{cut.num_samples}; ask for a segment inside it"
+        )
+    if num_samples == 0:
+        return torch.zeros(0)
+    for transform in cut.recording.transforms or []:
+        name = transform["name"] if isinstance(transform, dict) else type(transform).__name__
+        if name != "Resample":
+            raise ValueError(f"{cut.id}: {name} is not applied when audio is read; save the changed audio to files")
+    wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
+    first = seconds_to_samples(cut.start) + first_sample
+    channels = torch.cat(
+        [
+            _read_source(cut.id, source, first, num_samples, [source.channels.index(channel) for channel in heard])
+            for source in cut.recording.sources
+            if (heard := sorted(wanted.intersection(source.channels)))
+        ]
+    )
+    return channels[0] if len(channels) == 1 else channels.mean(dim=0)
+
+
+def _read_source(cut_id: str, source: AudioSource, first: int, num_samples: int, columns: list[int]) -> Tensor:
+    """One file's channels from sample `first` of its 16 kHz version on, (channels, samples)."""
+    try:
+        with soundfile.SoundFile(_readable(source)) as file:
+            rate = file.samplerate
+            # Every `ours` samples at 16 kHz a sample of the file falls on the same instant: reading between such
+            # instants gives the resampling filter the phase that it has in the whole file.
+            ours, theirs = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
+            reach = 0 if rate == SAMPLE_RATE else REACH
+            begin = max(first - reach, 0) // ours
+            end = ceil((first + num_samples + reach) / ours)
+            file.seek(min(begin * theirs, file.frames))
+            audio = file.read((end - begin) * theirs, dtype="float32", always_2d=True)  # (samples, channels)
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"{cut_id}: {_place(source)} cannot be read ({reason.strip()}); restore the file, or run "
+            "`hubert prepare` again to leave it out"
+        ) from error
+    offset = first - begin * ours
+    if ceil(len(audio) * ours / theirs) < offset + num_samples:
+        raise ValueError(
+            f"{cut_id}: {_place(source)} ends at {begin * theirs / rate + len(audio) / rate:.3f} s, before the "
+            f"{(first + num_samples) / SAMPLE_RATE:.3f} s that its manifest counts on; restore the file, or run "
+            "`hubert prepare` again"
+        )
+    channels = torch.from_numpy(audio)
+    if audio.shape[1] != len(columns):
+        channels = channels[:, columns]
+    channels = channels.T  # (channels, samples)
+    if rate != SAMPLE_RATE:
+        channels = _resampler(rate)(channels.contiguous())
+    return channels[:, offset : offset + num_samples]
+
+
+def _readable(source: AudioSource) -> str | BytesIO:
+    if source.type == "memory" and isinstance(source.source, bytes):
+        return BytesIO(source.source)
+    if source.type == "file" and isinstance(source.source, str):
+        return source.source
+    raise OSError(f"audio of type {source.type!r} is not read here, only files and Shar archives")
+
+
+def _place(source: AudioSource) -> str:
+    return "audio in memory" if source.type == "memory" else str(source.source)
+
+
+@lru_cache
+def _resampler(rate: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)

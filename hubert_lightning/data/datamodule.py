@@ -1,0 +1,228 @@
+"""Manifests in, batches out: the two data modules that `hubert fit` builds from YAML.
+
+All that can be wrong with a manifest is found in `setup` and when the loaders are asked for, before the first step.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from hubert_lightning.data.batches import PlannedBatches, PretrainingBatches, TranscribedBatches, transcript
+from hubert_lightning.data.labels import LabelStore
+from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.text import Vocabulary
+from hubert_lightning.frames import num_frames, seconds_to_samples
+
+log = logging.getLogger(__name__)
+
+
+class PretrainingData(LightningDataModule):
+    """Untranscribed audio and the cluster of each of its frames. Defaults: HuBERT Base on LibriSpeech.
+
+    Args:
+        train: Manifests (of `hubert prepare`) to train on.
+        validation: Manifests to validate on, with fixed crops and masks.
+        labels: Folder of a finished label store; left out where the Relabel callback makes the labels.
+        max_duration: Seconds of audio in a batch, on each GPU.
+        max_crop: Seconds of an utterance at most; the crop moves from epoch to epoch.
+        min_duration: Seconds under which a training utterance is left out.
+        mask_prob: Share of frames that mask spans would cover if they did not overlap.
+        mask_length: Frames in a mask span.
+        num_workers: Processes that read audio, for each GPU.
+        seed: Of order, crops and masks.
+    """
+
+    def __init__(
+        self,
+        train: list[Path],
+        validation: list[Path] | None = None,
+        labels: Path | None = None,
+        max_duration: float = 87.5,
+        max_crop: float = 15.625,
+        min_duration: float = 2.0,
+        mask_prob: float = 0.8,
+        mask_length: int = 10,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.manifests = {"train": train, "validation": validation or []}
+        self.labels = LabelStore(labels) if labels else None
+        self.max_frames = num_frames(seconds_to_samples(max_duration))
+        self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
+        self.min_duration = min_duration
+        self.mask_prob, self.mask_length = mask_prob, mask_length
+        self.num_workers, self.seed = num_workers, seed
+        self.train_cuts = self.validation_cuts = CutSet()
+
+    def setup(self, stage: str) -> None:
+        if len(self.train_cuts):
+            return
+        cuts = read_manifest([*self.manifests["train"], *self.manifests["validation"]])  # one id, one utterance
+        train = read_manifest(self.manifests["train"])
+        self.train_cuts = train.filter(lambda cut: cut.duration >= self.min_duration).to_eager()
+        if not len(self.train_cuts):
+            raise ValueError(
+                f"{self.manifests['train']}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
+            )
+        if short := len(train) - len(self.train_cuts):
+            log.info("%d of %d training utterances are shorter than %s s: left out", short, len(train), self.min_duration)
+        if self.manifests["validation"]:
+            self.validation_cuts = read_manifest(self.manifests["validation"])
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_cuts, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._loader(self.validation_cuts, shuffle=False) if len(self.validation_cuts) else []
+
+    def predict_dataloader(self) -> DataLoader:
+        raise ValueError("a pre-trained model has no transcripts to predict; fine-tune it, or use load_encoder().features")
+
+    def _loader(self, cuts: CutSet, shuffle: bool) -> DataLoader:
+        if self.labels is None:
+            raise ValueError(
+                "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
+            )
+        self.labels.check(cuts, self.trainer.lightning_module.predictor.num_clusters)
+        frames = [min(num_frames(cut.num_samples), self.max_crop_frames) for cut in cuts]
+        batches = PretrainingBatches(
+            cuts,
+            self.labels,
+            max_crop_frames=self.max_crop_frames,
+            mask_prob=self.mask_prob,
+            mask_length=self.mask_length,
+        )
+        return _loader(self, batches, frames, shuffle)
+
+
+class TranscribedData(LightningDataModule):
+    """Audio and its transcripts, for fine-tuning with CTC. Defaults: HuBERT Base on 10 hours (FACTS of wav2vec 2.0).
+
+    Args:
+        train: Manifests to train on.
+        validation: Manifests to validate on, in their own order.
+        test: Manifests that `hubert test` and `hubert predict` read.
+        max_duration: Seconds of audio in a batch, padding counted, on each GPU.
+        mask_prob: Share of frames that mask spans would cover if they did not overlap.
+        mask_length: Frames in a mask span.
+        channel_mask_prob: The same for channels of the projected convolution output.
+        channel_mask_length: Channels in a mask span.
+        num_workers: Processes that read audio, for each GPU.
+        seed: Of order and masks.
+    """
+
+    def __init__(
+        self,
+        train: list[Path] | None = None,
+        validation: list[Path] | None = None,
+        test: list[Path] | None = None,
+        max_duration: float = 200.0,
+        mask_prob: float = 0.65,
+        mask_length: int = 10,
+        channel_mask_prob: float = 0.5,
+        channel_mask_length: int = 64,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.manifests = {"train": train, "validation": validation, "test": test}
+        self.max_frames = num_frames(seconds_to_samples(max_duration))
+        self.masking: dict[str, Any] = {
+            "mask_prob": mask_prob,
+            "mask_length": mask_length,
+            "channel_mask_prob": channel_mask_prob,
+            "channel_mask_length": channel_mask_length,
+        }
+        self.num_workers, self.seed = num_workers, seed
+        self.cuts: dict[str, CutSet] = {}
+
+    def setup(self, stage: str) -> None:
+        parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
+        for part in parts:
+            paths = self.manifests[part]
+            if paths is None and part == "validation":
+                continue
+            if paths is None:
+                raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
+            self.cuts[part] = read_manifest(paths)
+            if stage != "predict":
+                check_transcripts(self.cuts[part], self.trainer.lightning_module.vocabulary)
+
+    def train_dataloader(self) -> DataLoader:
+        model = self.trainer.lightning_module
+        channels = model.encoder.config.dim
+        batches = TranscribedBatches(self.cuts["train"], model.vocabulary, channels=channels, **self.masking)
+        return self._loader("train", batches, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._unmasked("validation") if "validation" in self.cuts else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._unmasked("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._unmasked("test")
+
+    def _unmasked(self, part: str) -> DataLoader:
+        batches = TranscribedBatches(self.cuts[part], self.trainer.lightning_module.vocabulary)
+        return self._loader(part, batches, shuffle=False)
+
+    def _loader(self, part: str, batches: TranscribedBatches, shuffle: bool) -> DataLoader:
+        return _loader(self, batches, [num_frames(cut.num_samples) for cut in self.cuts[part]], shuffle)
+
+
+def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
+    """Refuse transcripts that CTC cannot learn.
+
+    Raises:
+        ValueError: A cut without words, with characters that are no token, or with more tokens than frames.
+    """
+    for cut in cuts:
+        text = transcript(cut)
+        if not text:
+            raise ValueError(f"{cut.id}: no transcript in the manifest; prepare it with its transcripts or leave it out")
+        if unknown := vocabulary.unknown_characters(text):
+            raise ValueError(
+                f"{cut.id}: the transcript {text[:40]!r} has {sorted(unknown)}, which are not among the model's letters; "
+                "spell them out or remove them, then prepare the manifest again"
+            )
+        tokens = vocabulary.encode(text)
+        needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))  # a blank parts equal ones
+        if needed > num_frames(cut.num_samples):
+            raise ValueError(
+                f"{cut.id}: {len(tokens)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
+                "align; the transcript belongs to other audio, correct or remove it"
+            )
+
+
+def _loader(data: Any, batches: Dataset, frames: Sequence[int], shuffle: bool) -> DataLoader:
+    trainer = data.trainer
+    sampler = PlannedBatches(
+        frames,
+        data.max_frames,
+        seed=data.seed,
+        # restored with the rest of the loop, so a resumed run goes on with the next batch
+        position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+        shuffle=shuffle,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    return DataLoader(
+        batches,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=data.num_workers,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
+        persistent_workers=data.num_workers > 0,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

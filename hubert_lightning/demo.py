@@ -1,0 +1,159 @@
+"""The whole of HuBERT on a corpus that is made on the spot, through the same commands that real training uses."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from hubert_lightning.cli import main
+from hubert_lightning.clustering.kmeans import fit_kmeans
+from hubert_lightning.data.labels import LabelStore
+from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.synthesis import synthesise_corpus
+from hubert_lightning.relabelling import assign_clusters, extractor, phone_quality, sample_frames
+
+MINUTES = 11  # measured on two cores without bfloat16 (docs/results.md)
+
+
+def demo(output: Path = Path("demo")) -> None:
+    """Synthesise speech, pre-train two iterations, fine-tune, and compare with learning from scratch.
+
+    Args:
+        output: Folder for the corpus, the runs, results.json and results.png.
+    """
+    console = Console()
+    output = Path(output)
+    if (output / "results.json").exists():
+        raise ValueError(f"{output}: holds a finished demo (results.json); look at it, or choose another --output")
+    started = time.perf_counter()
+    precision = _fastest_precision()
+    console.print(
+        f"Synthetic speech → MFCC clusters → iteration 1 → its own clusters → iteration 2 → CTC on 10 minutes of "
+        f"transcripts, and the same from scratch: about {MINUTES} minutes on two cores, in {precision}, into {output}/"
+    )
+    synthesise_corpus(output)
+    manifests = output / "manifests"
+    configs = configs_folder()
+
+    def fit(config: str, folder: str, *more: str) -> Path:
+        main(
+            ["fit", "--config", str(configs / config), "--output", str(output / folder)]
+            + [f"--trainer.precision={precision}", *more]
+        )
+        return output / folder
+
+    pretraining = fit(
+        "demo.yaml",
+        "pretraining",
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+    )
+    transcribed = [
+        f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
+    ]
+    last = pretraining / "iteration2" / "last.ckpt"
+    runs = {
+        "pretrained": fit(
+            "demo-finetune.yaml", "finetuning", *transcribed, f"--model.init_args.pretrained={last}"
+        ),
+        "scratch": fit("demo-scratch.yaml", "scratch", *transcribed),
+    }
+    for folder in runs.values():
+        main(["test", "--config", str(folder / "config.yaml")])
+    scores = {name: json.loads((folder / "test-metrics.json").read_text()) for name, folder in runs.items()}
+    results = {
+        "pnmi": _pnmi(pretraining, manifests),
+        "wer": {name: scores[name]["test/wer"] for name in ("scratch", "pretrained")},
+        "cer": {name: scores[name]["test/cer"] for name in ("scratch", "pretrained")},
+        "seconds": round(time.perf_counter() - started),
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    _draw(results, pretraining, output / "results.png")
+    _report(console, results, runs)
+    console.print(f"{results['seconds']} s; numbers in {output / 'results.json'}, figure in {output / 'results.png'}")
+
+
+def configs_folder() -> Path:
+    """Where the YAML files are: in a wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def _fastest_precision() -> str:
+    """bf16 where this machine multiplies faster in it; processors that lack the instructions are slower."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(1024, 1024, dtype=dtype)
+        a @ a
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        seconds[dtype] = time.perf_counter() - start
+    return "bf16-mixed" if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else "32-true"
+
+
+def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
+    """PNMI on speakers that no model heard; the clusters of iteration 2 are made as those of iteration 1 were."""
+    dev = read_manifest(manifests / "dev.jsonl.gz")
+    mfcc, iteration1 = (LabelStore(pretraining / f"iteration{k}" / "labels") for k in (1, 2))
+    num_clusters = iteration1.source.clusters
+    layer = int(iteration1.source.features.split()[1])
+    features, _ = extractor(str(pretraining / "iteration2" / "last.ckpt"), layer, torch.device("cpu"))
+    train = list(read_manifest(manifests / "train.jsonl.gz"))
+    centroids = fit_kmeans(sample_frames(features, train, 100_000, seed=0), num_clusters, seed=0)
+    iteration2 = assign_clusters(features, centroids, list(dev))
+    labels = {"mfcc": mfcc, "iteration1": iteration1, "iteration2": iteration2}
+    return {name: round(phone_quality(dev, clusters, num_clusters).pnmi, 4) for name, clusters in labels.items()}
+
+
+def _report(console: Console, results: dict, runs: dict[str, Path]) -> None:
+    clusters = Table("clusters of", "PNMI on unheard speakers", title="What the units know of phones")
+    for name, value in results["pnmi"].items():
+        clusters.add_row(name, f"{value:.3f}")
+    errors = Table("10 minutes of transcripts", "WER %", "CER %", title="What the model hears, unheard speakers")
+    for name in ("scratch", "pretrained"):
+        errors.add_row(name, f"{100 * results['wer'][name]:.1f}", f"{100 * results['cer'][name]:.1f}")
+    console.print(clusters, errors)
+    rows = {name: [json.loads(line) for line in (run / "test.jsonl").open()] for name, run in runs.items()}
+    for scratch, pretrained in list(zip(rows["scratch"], rows["pretrained"], strict=True))[:3]:
+        console.print(f"said        {scratch['reference']}", highlight=False)
+        console.print(f"scratch     {scratch['hypothesis']}", highlight=False)
+        console.print(f"pretrained  {pretrained['hypothesis']}\n", highlight=False)
+
+
+def _draw(results: dict, pretraining: Path, path: Path) -> None:
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    curves, units, errors = figure.subplots(1, 3)
+    blue, orange, grey = "#2a6f97", "#e07a3f", "#9aa5ad"
+    for number, colour in ((1, orange), (2, blue)):
+        steps, accuracy = _curve(pretraining / f"iteration{number}" / "metrics.csv", "val/masked_accuracy")
+        curves.plot(steps, [100 * value for value in accuracy], color=colour, label=f"iteration {number}", lw=2)
+    curves.set(title="Masked frames predicted", xlabel="step", ylabel="accuracy, %", ylim=(0, None))
+    curves.legend(frameon=False)
+    bars = units.bar(["MFCC", "iteration 1", "iteration 2"], results["pnmi"].values(), color=[grey, orange, blue])
+    units.bar_label(bars, fmt="%.3f")
+    units.set(title="What clusters know of phones", ylabel="PNMI")
+    for place, name, colour in ((-0.2, "scratch", grey), (0.2, "pretrained", blue)):
+        rates = [100 * results[rate][name] for rate in ("wer", "cer")]
+        bars = errors.bar([0 + place, 1 + place], rates, width=0.36, color=colour, label=name)
+        errors.bar_label(bars, fmt="%.1f")
+    errors.set(title="Errors after 10 minutes of transcripts", ylabel="%", xticks=[0, 1], xticklabels=["words", "letters"])
+    errors.legend(frameon=False)
+    for axes in (curves, units, errors):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=160)
+
+
+def _curve(metrics: Path, name: str) -> tuple[list[int], list[float]]:
+    with metrics.open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get(name)]
+    return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]

@@ -1,0 +1,191 @@
+"""A pre-trained encoder learns to spell: CTC over letters (HuBERT §II-F, §IV-D)."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.text import CharErrorRate, WordErrorRate
+
+from hubert_lightning.data.batches import TranscribedBatch
+from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary
+from hubert_lightning.decoding import greedy
+from hubert_lightning.frames import num_frames
+from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.schedules import tri_stage
+
+
+class CTCFinetuning(LightningModule):
+    """An encoder and a linear layer that spells what it hears. Defaults: HuBERT Base on 10 hours.
+
+    Args:
+        pretrained: Checkpoint of a pre-training run, or a transformers directory; none to learn from scratch.
+        encoder: Size of the encoder when nothing is pre-trained; otherwise read from the checkpoint.
+        dropout: Of the Transformer while fine-tuning.
+        attention_dropout: Of the attention weights.
+        activation_dropout: After the activation of the feed-forward layers.
+        input_dropout: Of the projected convolution output.
+        layer_drop: Chance of a layer to be left out of a step.
+        freeze_steps: Steps in which only the linear layer learns.
+        freeze_convolutions: Keep the convolutions as they were pre-trained.
+        optimizer: Any torch optimizer; its learning rate is the peak.
+        warmup: Share of all steps in which the learning rate rises.
+        decay: Share of all steps in which it falls, to a twentieth.
+    """
+
+    def __init__(
+        self,
+        pretrained: Path | None = None,
+        encoder: EncoderConfig = EncoderConfig(),
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.1,
+        input_dropout: float = 0.0,
+        layer_drop: float = 0.05,
+        freeze_steps: int = 10_000,
+        freeze_convolutions: bool = True,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(
+            parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0
+        ),
+        warmup: float = 0.1,
+        decay: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if warmup + decay > 1:
+            raise ValueError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
+        weights = None
+        if pretrained is not None:
+            loaded = load_encoder(pretrained)
+            encoder, weights = loaded.config, loaded.state_dict()
+        encoder = replace(
+            encoder,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            activation_dropout=activation_dropout,
+            input_dropout=input_dropout,
+            layer_drop=layer_drop,
+            feature_grad_mult=0.0 if freeze_convolutions else 1.0,
+        )
+        self.save_hyperparameters(ignore=["optimizer"])
+        # What a checkpoint needs to be rebuilt without the one it came from
+        self.hparams.update(encoder=asdict(encoder), pretrained=None)
+        self.vocabulary = Vocabulary(LETTERS)
+        self.encoder = HubertEncoder(encoder)
+        if weights is not None:
+            self.encoder.load_state_dict(weights)
+        self.head = nn.Linear(encoder.dim, len(self.vocabulary.tokens))
+        self.freeze_steps, self.optimizer, self.warmup, self.decay = freeze_steps, optimizer, warmup, decay
+        self.errors = nn.ModuleDict({"wer": WordErrorRate(), "cer": CharErrorRate()})
+        self.rows: list[dict[str, str]] = []  # id, reference and hypothesis of what was last validated or tested
+
+    def forward(
+        self,
+        waveform: Tensor,
+        length: Tensor,
+        mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Log-probabilities of the letters.
+
+        waveform:     (batch, samples)
+        length:       (batch,), samples before padding
+        mask:         (batch, frames) bool, frames to hide
+        channel_mask: (batch, dim) bool, channels to hide
+        returns:      (batch, frames, tokens) float32
+        """
+        frozen = self.training and self.trainer.global_step < self.freeze_steps
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            frames = self.encoder(waveform, length, mask, channel_mask)
+        return self.head(frames).float().log_softmax(dim=-1)
+
+    def training_step(self, batch: TranscribedBatch) -> Tensor:
+        loss = self._loss(self(batch.waveform, batch.length, batch.mask, batch.channel_mask), batch)
+        self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    def on_validation_epoch_start(self) -> None:
+        self.rows = []
+
+    def validation_step(self, batch: TranscribedBatch) -> None:
+        self._score("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        table = [list(row.values()) for row in self.rows[:50]]
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("val/transcripts", columns=["id", "reference", "hypothesis"], data=table)
+
+    def on_test_epoch_start(self) -> None:
+        self.rows = []
+
+    def test_step(self, batch: TranscribedBatch) -> None:
+        self._score("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._write("test.jsonl")
+
+    def on_predict_epoch_start(self) -> None:
+        self.rows = []
+
+    def predict_step(self, batch: TranscribedBatch) -> list[str]:
+        """The words of a batch; every hypothesis also goes to predict.jsonl in the run's folder."""
+        hypotheses = self._decode(self(batch.waveform, batch.length), batch)
+        self.rows += [{"id": i, "hypothesis": words} for i, words in zip(batch.id, hypotheses, strict=True)]
+        return hypotheses
+
+    def on_predict_epoch_end(self) -> None:
+        self._write("predict.jsonl")
+
+    def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
+        # The mean over utterances, not over letters: fairseq criterion ctc with sentence_avg
+        return F.ctc_loss(
+            log_probs.transpose(0, 1),  # (frames, batch, tokens)
+            batch.token,
+            num_frames(batch.length),
+            batch.num_tokens,
+            blank=BLANK,
+            reduction="sum",
+            zero_infinity=True,
+        ) / len(batch.waveform)
+
+    def _decode(self, log_probs: Tensor, batch: TranscribedBatch) -> list[str]:
+        return greedy(log_probs, num_frames(batch.length), self.vocabulary)
+
+    def _score(self, part: str, batch: TranscribedBatch) -> None:
+        log_probs = self(batch.waveform, batch.length)
+        hypotheses = self._decode(log_probs, batch)
+        self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
+        for name, error in self.errors.items():
+            error.update(hypotheses, batch.text)
+            self.log(f"{part}/{name}", error, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
+        self.rows += [
+            {"id": i, "reference": reference, "hypothesis": hypothesis}
+            for i, reference, hypothesis in zip(batch.id, batch.text, hypotheses, strict=True)
+        ]
+
+    def _write(self, name: str) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / name).open("w") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup, decay = round(self.warmup * steps), round(self.decay * steps)
+        rate = tri_stage(warmup, steps - warmup - decay, decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}

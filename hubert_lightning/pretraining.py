@@ -1,0 +1,146 @@
+"""Masked prediction: batch in, loss out, log (HuBERT §II)."""
+
+import time
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from hubert_lightning.data.batches import PretrainingBatch
+from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.prediction import ClusterPredictor
+from hubert_lightning.schedules import linear_warmup_decay
+
+
+class HubertPretraining(LightningModule):
+    """Predict the cluster of each masked frame from the frames around it. Defaults: HuBERT Base, iteration 1.
+
+    Args:
+        encoder: Size and regularisation of the encoder.
+        num_clusters: K-means clusters to choose from; set from the labels where a fit lists iterations.
+        final_dim: Width of the projection that codewords are compared in.
+        temperature: Divides the cosine logits.
+        normal_codewords: Draw codewords from N(0, 1) instead of U(0, 1): small models and short runs learn at once.
+        masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
+        feature_penalty: Weight of the mean square of the convolutions' output.
+        optimizer: Any torch optimizer; its learning rate is the peak.
+        warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderConfig = EncoderConfig(),
+        num_clusters: int = 100,
+        final_dim: int = 256,
+        temperature: float = 0.1,
+        normal_codewords: bool = False,
+        masked_weight: float = 1.0,
+        feature_penalty: float = 10.0,
+        optimizer: OptimizerCallable = lambda parameters: AdamW(
+            parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
+        ),
+        warmup_steps: int = 32_000,
+    ) -> None:
+        super().__init__()
+        if not 0 <= masked_weight <= 1:
+            raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
+        self.encoder = HubertEncoder(encoder)
+        self.predictor = ClusterPredictor(encoder.dim, num_clusters, final_dim, temperature, normal_codewords)
+        self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
+        self.optimizer, self.warmup_steps = optimizer, warmup_steps
+        self._audio_seconds, self._since = 0.0, 0.0  # read and trained on since the last log
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Cluster logits of every frame, and the mean square of the convolutions' output.
+
+        waveform: (batch, samples)
+        mask:     (batch, frames) bool
+        returns:  (batch, frames, clusters), ()
+        """
+        local = self.encoder.local_features(waveform)
+        # All frames, not only masked ones: less than 1 % of the step, and its shapes never change.
+        return self.predictor(self.encoder.contextual(local, mask=mask)), local.float().square().mean()
+
+    def training_step(self, batch: PretrainingBatch) -> Tensor:
+        loss, metrics = self._step(batch)
+        clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
+        metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
+        metrics["masked_fraction"] = batch.mask.float().mean()
+        self._log("train", metrics, batch)
+        return loss
+
+    def on_train_start(self) -> None:
+        self._audio_seconds, self._since = 0.0, time.perf_counter()
+
+    def on_train_batch_end(self, outputs: object, batch: PretrainingBatch, batch_idx: int) -> None:
+        self._audio_seconds += batch.waveform.numel() / SAMPLE_RATE * self.trainer.world_size
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            passed, self._since = time.perf_counter() - self._since, time.perf_counter()
+            self.log("train/audio_hours_per_second", self._audio_seconds / passed / 3600)
+            self._audio_seconds = 0.0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    def on_validation_epoch_start(self) -> None:
+        clusters = (2, self.predictor.num_clusters)
+        self._used = torch.zeros(clusters, dtype=torch.int64, device=self.device)  # by labels, by predictions
+
+    def validation_step(self, batch: PretrainingBatch) -> None:
+        _, metrics = self._step(batch)
+        self._used += torch.stack([self._histogram(batch.cluster), self._histogram(metrics.pop("predicted"))])
+        self._log("val", metrics, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        used = self.trainer.strategy.reduce(self._used, reduce_op="sum")
+        labels, predictions = (used > 0).sum(dim=1).float()
+        self.log_dict({"val/label_clusters": labels, "val/predicted_clusters": predictions})
+
+    def _step(self, batch: PretrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, penalty = self(batch.waveform, batch.mask)
+        losses = F.cross_entropy(logits.flatten(0, 1), batch.cluster.flatten(), reduction="none").view_as(batch.cluster)
+        predicted = logits.detach().argmax(dim=-1)
+        correct = (predicted == batch.cluster).float()
+        masked, unmasked = batch.mask.float(), (~batch.mask).float()
+        masked_loss, unmasked_loss = _mean(losses, masked), _mean(losses, unmasked)
+        prediction = self.masked_weight * masked_loss + (1 - self.masked_weight) * unmasked_loss  # eq. 2
+        loss = prediction + self.feature_penalty * penalty
+        return loss, {
+            "loss": loss.detach(),
+            "masked_loss": masked_loss.detach(),
+            "unmasked_loss": unmasked_loss.detach(),
+            "feature_penalty": penalty.detach(),
+            "masked_accuracy": _mean(correct, masked),
+            "unmasked_accuracy": _mean(correct, unmasked),
+            "predicted": predicted,
+        }
+
+    def _log(self, part: str, metrics: dict[str, Tensor], batch: PretrainingBatch) -> None:
+        validating = part == "val"
+        named = {f"{part}/{name}": value for name, value in metrics.items()}
+        self.log_dict(named, batch_size=len(batch.waveform), sync_dist=validating)
+
+    def _histogram(self, ids: Tensor) -> Tensor:
+        ids = ids.flatten()
+        counts = torch.zeros(self.predictor.num_clusters, dtype=torch.int64, device=ids.device)
+        return counts.index_add_(0, ids, torch.ones_like(ids))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer(self.parameters())
+        rate = linear_warmup_decay(self.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum().clamp(min=1)

@@ -1,0 +1,33 @@
+"""Learning rates as factors of their peak, for `torch.optim.lr_scheduler.LambdaLR`."""
+
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+"""step, counted from 0 → factor of the peak"""
+
+
+def linear_warmup_decay(warmup_steps: int, total_steps: int) -> Schedule:
+    """From 0 to the peak and back to 0 at the last step, both in straight lines (HuBERT §IV-C)."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return factor
+
+
+def tri_stage(
+    warmup_steps: int, hold_steps: int, decay_steps: int, initial: float = 0.01, final: float = 0.05
+) -> Schedule:
+    """Up in a straight line, hold, down exponentially, then stay there (fairseq tri_stage)."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return initial + (1 - initial) * step / warmup_steps
+        decayed = step - warmup_steps - hold_steps
+        if decayed < 0:
+            return 1.0
+        return final ** (decayed / decay_steps) if decayed < decay_steps else final
+
+    return factor

@@ -1,0 +1,73 @@
+"""Who may import whom: the table of docs/architecture.md, held as data and read with ast."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hubert_lightning"
+
+# module → what of this package, and which of the restricted packages, it may import
+MAY_IMPORT = {
+    "frames": set(),
+    "data.*": {"frames", "data.*", "lhotse"},
+    "data.datamodule": {"frames", "data.*", "lhotse", "lightning"},
+    "model.*": {"frames", "model.*"},
+    "clustering.*": {"frames", "clustering.*", "sklearn"},
+    "schedules": set(),
+    "decoding": {"data.text"},
+    "pretraining": {"frames", "model.*", "schedules", "data.batches", "lightning"},
+    "finetuning": {"frames", "model.*", "schedules", "decoding", "data.batches", "data.text", "lightning"},
+    "relabelling": {"frames", "data.*", "clustering.*", "model.pretrained", "lightning", "lhotse"},
+    "experiment": {"lightning"},
+    "demo": {"data.*", "relabelling", "cli", "lhotse"},
+    "cli": {"experiment", "demo", "data.manifest"},
+    "__main__": {"cli"},
+    "__init__": {"data.datamodule", "finetuning", "model.*", "pretraining", "relabelling"},
+}
+RESTRICTED = {"lhotse", "lightning", "sklearn", "wandb"}
+
+
+def modules() -> list[str]:
+    files = sorted(PACKAGE.rglob("*.py"))
+    return [".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files]
+
+
+def imported(module: str) -> set[str]:
+    tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if source == "hubert_lightning" or source.startswith("hubert_lightning.") and _is_package(source):
+                names |= {f"{source}.{alias.name}" for alias in node.names}
+            else:
+                names.add(source)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    ours = {name.removeprefix("hubert_lightning.") for name in names if name.startswith("hubert_lightning.")}
+    return ours | {name.split(".")[0] for name in names} & RESTRICTED
+
+
+def _is_package(name: str) -> bool:
+    return (PACKAGE.parent / name.replace(".", "/")).is_dir()
+
+
+def _covers(pattern: str, module: str) -> bool:
+    return module == pattern or pattern.endswith(".*") and module.startswith(pattern[:-1])
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if not name.endswith(".__init__")])
+def test_a_module_imports_only_what_the_house_allows(module: str) -> None:
+    rule = MAY_IMPORT.get(module) or next(
+        (allowed for pattern, allowed in MAY_IMPORT.items() if pattern.endswith(".*") and _covers(pattern, module)),
+        MAY_IMPORT.get(module),
+    )
+    assert rule is not None, f"{module} has no row in the table"
+    forbidden = {name for name in imported(module) if not any(_covers(allowed, name) for allowed in rule)}
+    assert not forbidden, f"{module} may not import {sorted(forbidden)}"
+
+
+def test_every_row_of_the_table_is_a_module_that_exists() -> None:
+    unknown = [row for row in MAY_IMPORT if not any(_covers(row, module) for module in modules())]
+    assert not unknown

@@ -1,0 +1,144 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lhotse import CutSet, Recording, SupervisionSegment
+
+from hubert_lightning.data.batches import BatchPlan, PlannedBatches, PretrainingBatches, TranscribedBatches
+from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.data.text import LETTERS, Vocabulary
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+
+lengths = st.lists(st.integers(1, 800), min_size=1, max_size=200)
+
+
+@given(frames=lengths, max_frames=st.integers(800, 5000), world_size=st.integers(1, 5), epoch=st.integers(0, 3))
+def test_every_cut_is_seen_once_per_epoch_whatever_the_number_of_ranks(
+    frames: list[int], max_frames: int, world_size: int, epoch: int
+) -> None:
+    ranks = [PlannedBatches(frames, max_frames, rank=rank, world_size=world_size) for rank in range(world_size)]
+    plans = [rank.plan(epoch) for rank in ranks]
+    assert len({len(plan) for plan in plans}) == 1
+    assert len(plans[0]) == len(ranks[0])
+    dealt = [batch.cuts for step in zip(*plans, strict=True) for batch in step]  # in the order they are trained on
+    seen = Counter(cut for cuts in dict.fromkeys(dealt) for cut in cuts)
+    assert seen == Counter(range(len(frames)))
+    assert len(dealt) - len(set(dealt)) < world_size  # only the last step may repeat a batch
+
+
+@given(frames=lengths, max_frames=st.integers(800, 5000))
+def test_a_batch_fits_its_limit_with_padding(frames: list[int], max_frames: int) -> None:
+    for batch in PlannedBatches(frames, max_frames).plan(0):
+        assert len(batch.cuts) * max(frames[cut] for cut in batch.cuts) <= max_frames or len(batch.cuts) == 1
+
+
+def test_epochs_and_seeds_redraw_the_batches() -> None:
+    frames = np.random.default_rng(0).integers(100, 780, size=500).tolist()
+    batches = PlannedBatches(frames, 4000)
+    assert batches.plan(0) == PlannedBatches(frames, 4000).plan(0)
+    assert {plan.cuts for plan in batches.plan(0)}.isdisjoint({plan.cuts for plan in batches.plan(1)})
+    assert batches.plan(0) != PlannedBatches(frames, 4000, seed=1).plan(0)
+
+
+def test_batches_waste_less_than_five_percent() -> None:
+    frames = np.random.default_rng(0).integers(100, 780, size=5000)
+    plans = PlannedBatches(frames.tolist(), 4375).plan(0)
+    cropped = sum(len(plan.cuts) * min(frames[list(plan.cuts)]) for plan in plans)
+    assert cropped > 0.95 * frames.sum()
+
+
+def test_a_resumed_sampler_goes_on_with_the_very_next_batch() -> None:
+    frames = [100] * 60
+    whole = PlannedBatches(frames, 500)
+    stream = [plan for epoch in range(3) for plan in whole.plan(epoch)]
+    resumed = PlannedBatches(frames, 500, position=lambda: 17)
+    assert list(resumed) == stream[17 : 2 * len(whole)]
+
+
+def test_validation_keeps_one_order_and_one_seed_per_batch() -> None:
+    frames = [50, 700, 60, 300, 310]
+    batches = PlannedBatches(frames, 700, position=lambda: 99, shuffle=False)
+    assert list(batches) == list(batches)
+    assert [cut for plan in batches for cut in plan.cuts] == [0, 2, 3, 4, 1]
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory: pytest.TempPathFactory) -> tuple[CutSet, LabelStore]:
+    """Three recordings whose every sample tells where it lies, and labels that tell their frame."""
+    tmp_path = tmp_path_factory.mktemp("ramps")
+    cuts, labels = [], {}
+    for number, seconds in enumerate([3.0, 3.3, 4.0]):
+        samples = round(seconds * SAMPLE_RATE)
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, (np.arange(samples) / 2**17).astype(np.float32), SAMPLE_RATE, subtype="FLOAT")
+        cut = Recording.from_file(path, recording_id=str(number)).to_cut()
+        cut.supervisions = [SupervisionSegment(str(number), str(number), 0.0, cut.duration, text=f"it is  {'x' * number}")]
+        cuts.append(cut)
+        labels[cut.id] = np.arange(num_frames(samples))
+    source = LabelSource("mfcc", "k", "m", clusters=1000)
+    begin_store(tmp_path / "labels", source)
+    write_shard(tmp_path / "labels", 0, labels)
+    return CutSet.from_cuts(cuts), finish_store(tmp_path / "labels", source, 1)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**62))
+def test_label_k_belongs_to_frame_k(ramps: tuple[CutSet, LabelStore], seed: int) -> None:
+    cuts, labels = ramps
+    batches = PretrainingBatches(cuts, labels, max_crop_frames=120, mask_prob=0.8, mask_length=10)
+    batch = batches[BatchPlan((0, 1, 2), seed)]
+    assert batch.waveform.shape == (3, num_samples(120))
+    first_sample = (batch.waveform[:, ::HOP][:, :120] * 2**17).round().long()
+    torch.testing.assert_close(first_sample, batch.cluster * HOP)
+
+
+def test_a_batch_is_cropped_to_its_shortest_utterance(ramps: tuple[CutSet, LabelStore]) -> None:
+    cuts, labels = ramps
+    batch = PretrainingBatches(cuts, labels, max_crop_frames=780, mask_prob=0.8, mask_length=10)[BatchPlan((0, 2), 0)]
+    assert batch.cluster.shape == (2, num_frames(3 * SAMPLE_RATE))
+    counts = batch.mask.sum(dim=1)
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_batch_depends_on_its_plan_alone(ramps: tuple[CutSet, LabelStore]) -> None:
+    cuts, labels = ramps
+    batches = PretrainingBatches(cuts, labels, max_crop_frames=100, mask_prob=0.8, mask_length=10)
+    first, again = batches[BatchPlan((0, 1), 5)], batches[BatchPlan((0, 1), 5)]
+    other = batches[BatchPlan((0, 1), 6)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.waveform, other.waveform)
+    assert not torch.equal(first.mask, other.mask)
+
+
+def test_transcribed_batches_pad_and_spell(ramps: tuple[CutSet, LabelStore]) -> None:
+    cuts, _ = ramps
+    vocabulary = Vocabulary(LETTERS)
+    batch = TranscribedBatches(cuts, vocabulary)[BatchPlan((2, 0), 0)]
+    assert batch.length.tolist() == [4 * SAMPLE_RATE, 3 * SAMPLE_RATE]
+    assert batch.waveform.shape == (2, 4 * SAMPLE_RATE)
+    assert batch.waveform[1, 3 * SAMPLE_RATE :].abs().max() == 0
+    assert batch.text == ("IT IS XX", "IT IS")
+    assert batch.id == (cuts[2].id, cuts[0].id)
+    for row, text in enumerate(batch.text):
+        assert vocabulary.decode(batch.token[row, : batch.num_tokens[row]].tolist()) == text
+    assert batch.mask is None
+    assert batch.channel_mask is None
+
+
+def test_fine_tuning_masks_hide_valid_frames_and_channels(ramps: tuple[CutSet, LabelStore]) -> None:
+    cuts, _ = ramps
+    batches = TranscribedBatches(
+        cuts, Vocabulary(LETTERS), channels=128, mask_prob=0.65, channel_mask_prob=0.5, channel_mask_length=16
+    )
+    batch = batches[BatchPlan((0, 2), 3)]
+    assert batch.mask is not None
+    assert batch.channel_mask is not None
+    assert batch.mask.shape == (2, num_frames(4 * SAMPLE_RATE))
+    assert not batch.mask[0, num_frames(3 * SAMPLE_RATE) :].any()
+    assert batch.mask.any(dim=1).all()
+    assert batch.channel_mask.shape == (2, 128)
+    assert batch.channel_mask.any()

@@ -1,0 +1,93 @@
+"""Every YAML in configs/ parses as it stands; with a smoke layer on top, each takes two real steps."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hubert_lightning.cli import main
+from hubert_lightning.experiment import HubertCLI
+
+ROOT = Path(__file__).parent.parent
+PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
+FINETUNING = [*sorted((ROOT / "configs/finetune").glob("*.yaml")), *sorted((ROOT / "configs").glob("demo-*.yaml"))]
+SIZES = sorted((ROOT / "configs/size").glob("*.yaml"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "configs"))
+
+
+class ParsedOnly(HubertCLI):
+    """Stops where classes would be built: XLarge would take 4 GB, and no manifest is there."""
+
+    def before_instantiate_classes(self) -> None:
+        raise SystemExit(0)
+
+
+def parsed(*args: str) -> ParsedOnly:
+    cli = ParsedOnly.__new__(ParsedOnly)
+    with pytest.raises(SystemExit) as stopped:
+        cli.__init__(["fit", *args])  # type: ignore[misc]
+    assert stopped.value.code == 0
+    return cli
+
+
+def test_every_file_is_one_of_these() -> None:
+    assert {*PRETRAINING, *FINETUNING, *SIZES} == set((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING], ids=name)
+def test_a_config_parses_as_it_stands(path: Path) -> None:
+    config = parsed("--config", str(path)).config.fit
+    given = yaml.safe_load(path.read_text())
+    assert config.output == given["output"]
+    assert config.model.class_path.endswith(given["model"]["class_path"].split(".")[-1])
+    for key, value in given["trainer"].items():
+        if key != "logger":
+            assert config.trainer[key] == value
+
+
+@pytest.mark.parametrize("size", SIZES, ids=name)
+def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
+    recipe = ROOT / "configs/pretrain" / size.name
+    config = parsed("--config", str(recipe), "--config", str(size)).config.fit
+    asked = yaml.safe_load(size.read_text())["model"]["init_args"]
+    encoder = config.model.init_args.encoder
+    assert {key: encoder[key] for key in asked["encoder"]} == asked["encoder"]
+    assert config.model.init_args.final_dim == asked["final_dim"]
+
+
+@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING, *SIZES], ids=name)
+def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=name)
+def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp_path: Path) -> None:
+    main(
+        ["fit", "--config", str(path), "--config", str(ROOT / "tests/smoke.yaml")]
+        + [f"--output={tmp_path}"]
+        + [f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]"]
+        + [f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]"]
+    )
+    metrics = json.loads((tmp_path / "iteration1" / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert math.isfinite(metrics["val/loss"])
+    assert (tmp_path / "iteration1" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("path", FINETUNING, ids=name)
+def test_a_fine_tuning_config_takes_real_steps(path: Path, manifests: Path, tmp_path: Path) -> None:
+    main(
+        ["fit", "--config", str(path), "--config", str(ROOT / "tests/smoke-finetune.yaml")]
+        + [f"--output={tmp_path}"]
+        + [f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]"]
+        + [f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]"]
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert math.isfinite(metrics["val/loss"])
+    assert (tmp_path / "best.ckpt").exists()

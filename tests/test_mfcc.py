@@ -1,0 +1,46 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames
+
+
+def noise(length: int) -> torch.Tensor:
+    return 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(length))
+
+
+@given(length=st.one_of(st.integers(WINDOW, 2 * SAMPLE_RATE), st.integers(WINDOW, 35 * SAMPLE_RATE)))
+@settings(max_examples=40, deadline=None)
+def test_every_other_mfcc_frame_has_a_hubert_frame(length):
+    assert len(mfcc(noise(length))[::2]) == num_frames(length)
+
+
+def test_there_are_39_finite_features_a_frame():
+    features = mfcc(noise(SAMPLE_RATE))
+    assert features.shape == (98, 39)
+    assert features.isfinite().all()
+
+
+def test_features_do_not_depend_on_chance():
+    assert torch.equal(mfcc(noise(8000)), mfcc(noise(8000)))
+
+
+def test_cepstra_of_a_crop_on_the_frame_grid_are_those_of_the_whole():
+    whole, first = noise(SAMPLE_RATE), 7
+    torch.testing.assert_close(mfcc(whole[first * HOP :])[:, :13], mfcc(whole)[2 * first :, :13])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_deltas_are_the_slope_of_a_line_fitted_to_five_frames(order):
+    features = mfcc(noise(SAMPLE_RATE)).double()
+    lower, delta = features[:, 13 * (order - 1) : 13 * order], features[:, 13 * order : 13 * (order + 1)]
+    slope = sum(n * (lower[2 + n : len(lower) - 2 + n] - lower[2 - n : len(lower) - 2 - n]) for n in (1, 2)) / 10
+    torch.testing.assert_close(delta[2:-2], slope, atol=1e-4, rtol=1e-4)  # computed in float32
+
+
+def test_loudness_moves_the_first_cepstrum_only():
+    quiet, loud = mfcc(noise(SAMPLE_RATE)), mfcc(2 * noise(SAMPLE_RATE))
+    assert (loud[:, 0] - quiet[:, 0]).min() > 1
+    torch.testing.assert_close(loud[:, 1:], quiet[:, 1:], atol=1e-3, rtol=1e-3)  # log of float32 energies
