@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -60,9 +61,7 @@ def demo(output: Path = Path("demo")) -> None:
     ]
     last = pretraining / "iteration2" / "last.ckpt"
     runs = {
-        "pretrained": fit(
-            "demo-finetune.yaml", "finetuning", *transcribed, f"--model.init_args.pretrained={last}"
-        ),
+        "pretrained": fit("demo-finetune.yaml", "finetuning", *transcribed, f"--model.init_args.pretrained={last}"),
         "scratch": fit("demo-scratch.yaml", "scratch", *transcribed),
     }
     for folder in runs.values():
@@ -111,6 +110,7 @@ def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
     train = list(read_manifest(manifests / "train.jsonl.gz"))
     centroids = fit_kmeans(sample_frames(features, train, 100_000, seed=0), num_clusters, seed=0)
     iteration2 = assign_clusters(features, centroids, list(dev))
+    labels: dict[str, LabelStore | dict[str, np.ndarray]]
     labels = {"mfcc": mfcc, "iteration1": iteration1, "iteration2": iteration2}
     return {name: round(phone_quality(dev, clusters, num_clusters).pnmi, 4) for name, clusters in labels.items()}
 
@@ -146,7 +146,9 @@ def _draw(results: dict, pretraining: Path, path: Path) -> None:
         rates = [100 * results[rate][name] for rate in ("wer", "cer")]
         bars = errors.bar([0 + place, 1 + place], rates, width=0.36, color=colour, label=name)
         errors.bar_label(bars, fmt="%.1f")
-    errors.set(title="Errors after 10 minutes of transcripts", ylabel="%", xticks=[0, 1], xticklabels=["words", "letters"])
+    errors.set(
+        title="Errors after 10 minutes of transcripts", ylabel="%", xticks=[0, 1], xticklabels=["words", "letters"]
+    )
     errors.legend(frameon=False)
     for axes in (curves, units, errors):
         axes.spines[["top", "right"]].set_visible(False)

@@ -93,6 +93,7 @@ class HubertCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        config.weights_only = True  # a checkpoint is data, never code
         if self.subcommand == "fit":
             if config.iterations:
                 config = self._fit_all_but_last(config)
@@ -122,7 +123,9 @@ class HubertCLI(LightningCLI):
         folder = Path(config.output)
         if not (folder / "config.yaml").exists():
             if any(folder.glob("*.ckpt")):
-                raise ValueError(f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output")
+                raise ValueError(
+                    f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output"
+                )
             return
         kept = yaml.safe_load((folder / "config.yaml").read_text())
         asked = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
@@ -135,15 +138,17 @@ class HubertCLI(LightningCLI):
         if (folder / "last.ckpt").exists() and not config.ckpt_path:
             config.ckpt_path = str(folder / "last.ckpt")
 
+    def after_test(self) -> None:
+        if self.trainer.is_global_zero:
+            _write_metrics(self.trainer, "test-metrics.json")
+
     def after_fit(self) -> None:
         trainer = self.trainer
-        if trainer.interrupted or trainer.fast_dev_run:
+        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = Path(trainer.default_root_dir)
-        trainer.save_checkpoint(folder / "last.ckpt")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
         if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            (folder / "metrics.json").write_text(json.dumps(metrics | {"steps": trainer.global_step}, indent=2) + "\n")
+            _write_metrics(trainer, "metrics.json")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()  # the next iteration is a run of its own
@@ -169,7 +174,10 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
             "seed": config.seed_everything,
         }
         callbacks = one.trainer.callbacks or []
-        one.trainer.callbacks = [*callbacks, Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(relabel))]
+        one.trainer.callbacks = [
+            *callbacks,
+            Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(relabel)),
+        ]
         one.trainer.max_steps = iteration.max_steps
         one.model.init_args.num_clusters = iteration.clusters
         for logger in _loggers(one):
@@ -216,6 +224,12 @@ def _check_kind(path: Path, class_path: str) -> None:
             f"{path}: a checkpoint of {kind}, not of {class_path}; to fine-tune a pre-trained model, name it in "
             "model.init_args.pretrained, not in --ckpt_path"
         )
+
+
+def _write_metrics(trainer: Trainer, name: str) -> None:
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    path = Path(trainer.default_root_dir) / name
+    path.write_text(json.dumps(metrics | {"steps": trainer.global_step}, indent=2) + "\n")
 
 
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:

@@ -84,7 +84,7 @@ class CTCFinetuning(LightningModule):
             self.encoder.load_state_dict(weights)
         self.head = nn.Linear(encoder.dim, len(self.vocabulary.tokens))
         self.freeze_steps, self.optimizer, self.warmup, self.decay = freeze_steps, optimizer, warmup, decay
-        self.errors = nn.ModuleDict({"wer": WordErrorRate(), "cer": CharErrorRate()})
+        self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, reference and hypothesis of what was last validated or tested
 
     def forward(
@@ -169,9 +169,10 @@ class CTCFinetuning(LightningModule):
         log_probs = self(batch.waveform, batch.length)
         hypotheses = self._decode(log_probs, batch)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
-        for name, error in self.errors.items():
+        for error in (self.wer, self.cer):
             error.update(hypotheses, batch.text)
-            self.log(f"{part}/{name}", error, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
+        errors = {f"{part}/wer": self.wer, f"{part}/cer": self.cer}
+        self.log_dict(errors, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
         self.rows += [
             {"id": i, "reference": reference, "hypothesis": hypothesis}
             for i, reference, hypothesis in zip(batch.id, batch.text, hypotheses, strict=True)

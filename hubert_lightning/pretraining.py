@@ -83,7 +83,7 @@ class HubertPretraining(LightningModule):
 
     def on_train_batch_end(self, outputs: object, batch: PretrainingBatch, batch_idx: int) -> None:
         self._audio_seconds += batch.waveform.numel() / SAMPLE_RATE * self.trainer.world_size
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             passed, self._since = time.perf_counter() - self._since, time.perf_counter()
             self.log("train/audio_hours_per_second", self._audio_seconds / passed / 3600)
             self._audio_seconds = 0.0

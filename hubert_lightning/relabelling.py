@@ -22,7 +22,14 @@ from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.clustering.quality import Quality, frame_phones, joint_counts
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.datamodule import PretrainingData
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, finished_shards, write_shard
+from hubert_lightning.data.labels import (
+    LabelSource,
+    LabelStore,
+    begin_store,
+    finish_store,
+    finished_shards,
+    write_shard,
+)
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
@@ -62,7 +69,7 @@ class Relabel(Callback):
             raise ValueError(f"{features}: no such checkpoint to take features from; correct the path, or say 'mfcc'")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data = getattr(trainer, "datamodule")
+        data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
             raise ValueError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
         folder = Path(trainer.default_root_dir)
@@ -163,14 +170,15 @@ def phone_quality(cuts: CutSet, clusters: LabelStore | dict[str, np.ndarray], nu
     """
     phones, labels = [], []
     for cut in cuts:
-        for segment in cut.supervisions:
-            if alignment := (segment.alignment or {}).get("phone"):
-                spans = [(phone.start, phone.duration, phone.symbol) for phone in alignment]
-                phones += frame_phones(spans, num_frames(cut.num_samples))
-                labels.append(clusters[cut.id])
+        aligned = [phone for segment in cut.supervisions for phone in (segment.alignment or {}).get("phone", [])]
+        if aligned:
+            spans = [(phone.start, phone.duration, phone.symbol) for phone in aligned]
+            named = np.array(frame_phones(spans, num_frames(cut.num_samples)))
+            phones.append(named[named != ""])
+            labels.append(clusters[cut.id][named != ""])
     if not phones:
         raise ValueError("no cut has a phone alignment; cluster quality needs one")
-    return Quality.of(joint_counts(phones, np.concatenate(labels), num_clusters))
+    return Quality.of(joint_counts(np.concatenate(phones), np.concatenate(labels), num_clusters))
 
 
 def _hours_done(cuts: Sequence[Cut], what: str) -> Iterator[Cut]:

@@ -46,7 +46,15 @@ def _two_threads() -> None:
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the manifests of about two minutes of synthetic speech: train, finetune, dev and test."""
     corpus = tmp_path_factory.mktemp("corpus")
-    synthesise_corpus(corpus, train_minutes=1.5, finetuning_minutes=0.5, heldout_minutes=0.3, train_speakers=3, heldout_speakers=1)
+    synthesise_corpus(
+        corpus,
+        train_minutes=1.5,
+        finetuning_minutes=0.5,
+        dev_minutes=0.3,
+        test_minutes=0.3,
+        train_speakers=3,
+        heldout_speakers=1,
+    )
     return corpus / "manifests"
 
 

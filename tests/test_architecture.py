@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "finetuning": {"frames", "model.*", "schedules", "decoding", "data.batches", "data.text", "lightning"},
     "relabelling": {"frames", "data.*", "clustering.*", "model.pretrained", "lightning", "lhotse"},
     "experiment": {"lightning"},
-    "demo": {"data.*", "relabelling", "cli", "lhotse"},
+    "demo": {"data.*", "clustering.*", "relabelling", "cli", "lhotse"},
     "cli": {"experiment", "demo", "data.manifest"},
     "__main__": {"cli"},
     "__init__": {"data.datamodule", "finetuning", "model.*", "pretraining", "relabelling"},
@@ -39,7 +39,7 @@ def imported(module: str) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
-            if source == "hubert_lightning" or source.startswith("hubert_lightning.") and _is_package(source):
+            if source == "hubert_lightning" or (source.startswith("hubert_lightning.") and _is_package(source)):
                 names |= {f"{source}.{alias.name}" for alias in node.names}
             else:
                 names.add(source)
@@ -54,7 +54,7 @@ def _is_package(name: str) -> bool:
 
 
 def _covers(pattern: str, module: str) -> bool:
-    return module == pattern or pattern.endswith(".*") and module.startswith(pattern[:-1])
+    return module == pattern or (pattern.endswith(".*") and module.startswith(pattern[:-1]))
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if not name.endswith(".__init__")])

@@ -76,7 +76,9 @@ def ramps(tmp_path_factory: pytest.TempPathFactory) -> tuple[CutSet, LabelStore]
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, (np.arange(samples) / 2**17).astype(np.float32), SAMPLE_RATE, subtype="FLOAT")
         cut = Recording.from_file(path, recording_id=str(number)).to_cut()
-        cut.supervisions = [SupervisionSegment(str(number), str(number), 0.0, cut.duration, text=f"it is  {'x' * number}")]
+        cut.supervisions = [
+            SupervisionSegment(str(number), str(number), 0.0, cut.duration, text=f"it is  {'x' * number}")
+        ]
         cuts.append(cut)
         labels[cut.id] = np.arange(num_frames(samples))
     source = LabelSource("mfcc", "k", "m", clusters=1000)

@@ -21,7 +21,7 @@ from hubert_lightning.frames import HOP, WINDOW, num_frames
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
 from hubert_lightning.model.pretrained import from_transformers
 
-NO_DROPOUT: dict[str, float] = {
+NO_DROPOUT: dict[str, Any] = {
     "dropout": 0,
     "attention_dropout": 0,
     "activation_dropout": 0,
@@ -112,6 +112,14 @@ class Torchaudio(Reference):
         return self.model(waveform, length)[0]
 
 
+class Ours(Reference):
+    def __init__(self, encoder: HubertEncoder) -> None:
+        super().__init__(encoder, encoder.layers, dict)
+
+    def run(self, waveform: Tensor, length: Tensor | None) -> Tensor:
+        return self.model(waveform, length)
+
+
 def transformers_config(config: EncoderConfig) -> transformers.HubertConfig:
     return transformers.HubertConfig(
         hidden_size=config.dim,
@@ -190,7 +198,7 @@ def test_values_and_gradients_equal(
         layers, last = run(given, length)
         everything = [valid_frames(output, length) for output in (*layers, last)]
         torch.manual_seed(1)
-        sum((output * torch.randn_like(output)).mean() for output in everything).backward()
+        torch.stack([(output * torch.randn_like(output)).mean() for output in everything]).sum().backward()
         results.append((everything, given.grad))
     assert len(results[0][0]) == config.num_layers + 1
     assert_close(results[1], results[0])
@@ -235,9 +243,9 @@ def test_large_equals() -> None:
     for model in (encoder, reference.model):  # the gradients of all would take as much memory again
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(re.search(learning, name) is not None)
-    for length in (None, torch.tensor([6000, 4321])):
-        waveform = 2 + 0.1 * audio(2, 6000)
-        samples = [6000, 6000] if length is None else length.tolist()
+    for length in (None, torch.tensor([4000, 2821])):
+        waveform = 2 + 0.1 * audio(2, 4000)
+        samples = [4000, 4000] if length is None else length.tolist()
         rows = [F.layer_norm(row[:count], (count,)) for row, count in zip(waveform, samples, strict=True)]
         normal = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # torchaudio leaves it to its user
         assert_layers_and_gradients_equal(reference, encoder, normal, waveform, length, learning)
@@ -251,20 +259,19 @@ def assert_layers_and_gradients_equal(
     length: Tensor | None,
     learning: str,
 ) -> None:
-    with torch.no_grad():
-        layers, last = reference(their_waveform, length)
-        theirs = [valid_frames(output, length) for output in layers]
-        ours = [valid_frames(output, length) for output in encoder.all_layers(our_waveform, length)]
-    assert len(ours) == encoder.config.num_layers
-    assert_close(ours, theirs)
-    for model, run, waveform in ((reference.model, reference.run, their_waveform), (encoder, encoder, our_waveform)):
-        model.zero_grad()
-        last = valid_frames(run(waveform, length), length)
-        theirs.append(last.detach())
-        (last * torch.linspace(-1, 1, last.shape[-1])).mean().backward()
-    assert_close(theirs[-1], theirs[-2])
+    ours = Ours(encoder)
+    results = []
+    for model, waveform in ((reference, their_waveform), (ours, our_waveform)):
+        model.model.zero_grad()
+        layers, last = model(waveform, length)
+        outputs = [valid_frames(output, length) for output in (*layers, last)]
+        assert len(outputs) == encoder.config.num_layers + 1
+        (outputs[-1] * torch.linspace(-1, 1, last.shape[-1])).mean().backward()
+        results.append([output.detach() for output in outputs])
+    # Ten times the default: the rounding of 24 layers adds up in a stream of ±5
+    assert_close(results[1], results[0], rtol=1.3e-6, atol=1e-5 if encoder.config.num_layers <= 12 else 1e-4)
     expected = {name: value for name, value in reference.gradients().items() if re.search(learning, name)}
-    gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    gradients = ours.gradients()
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         # float32 sums over all frames in another order: relative to the largest number of the tensor
@@ -280,14 +287,17 @@ def test_the_sizes_of_the_paper_have_its_number_of_parameters(config: EncoderCon
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
 
 
+with torch.device("meta"):
+    ON_NO_DEVICE = HubertEncoder(SMALL)  # shapes without numbers
+
+
 @given(num_samples=st.integers(WINDOW, 100_000))
 def test_the_convolutions_keep_the_clock(num_samples: int) -> None:
-    with torch.device("meta"):
-        local = HubertEncoder(SMALL).local_features(torch.empty(1, num_samples))
+    local = ON_NO_DEVICE.local_features(torch.empty(1, num_samples, device="meta"))
     assert local.shape == (1, num_frames(num_samples), SMALL.conv_channels)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(lengths=st.lists(st.integers(WINDOW, 6000), min_size=2, max_size=3), pre_norm=st.booleans())
 def test_padding_changes_no_frame_of_a_layer_norm_encoder(lengths: list[int], pre_norm: bool) -> None:
     torch.manual_seed(0)
@@ -300,7 +310,7 @@ def test_padding_changes_no_frame_of_a_layer_norm_encoder(lengths: list[int], pr
         assert_close(together[row, : len(alone)], alone)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(first=st.integers(0, 15), num_samples=st.integers(WINDOW, 3000))
 def test_crops_on_the_frame_grid_have_the_frames_of_the_whole(first: int, num_samples: int) -> None:
     torch.manual_seed(0)
@@ -369,10 +379,10 @@ def test_features_of_a_layer_are_those_of_all_layers_and_no_later_layer_runs(pre
 
     for number, layer in enumerate(encoder.layers, start=1):
         layer.register_forward_hook(partial(note, number))
-    for layer, expected in enumerate(outputs, start=1):
+    for number, expected in enumerate(outputs, start=1):
         ran.clear()
-        assert_close(encoder.features(waveform, LENGTH, layer=layer), expected, rtol=0, atol=0)
-        assert ran == list(range(1, layer + 1))
+        assert_close(encoder.features(waveform, LENGTH, layer=number), expected, rtol=0, atol=0)
+        assert ran == list(range(1, number + 1))
     last = encoder.norm(outputs[-1]) if pre_norm else outputs[-1]
     assert_close(encoder(waveform, LENGTH), last, rtol=0, atol=0)
 
@@ -384,7 +394,7 @@ def test_a_layer_that_does_not_exist_is_refused(layer: int) -> None:
 
 
 def test_layer_drop_leaves_each_layer_out_as_often_as_asked_and_only_in_training() -> None:
-    encoder, ran, steps = HubertEncoder(replace(SMALL, layer_drop=0.3)), torch.zeros(3), 400
+    encoder, ran, steps = HubertEncoder(replace(SMALL, layer_drop=0.3)), torch.zeros(3), 200
 
     def count(index: int, module: nn.Module, arguments: object) -> None:
         ran[index] += 1
@@ -395,7 +405,7 @@ def test_layer_drop_leaves_each_layer_out_as_often_as_asked_and_only_in_training
     with torch.no_grad():
         for _ in range(steps):
             encoder(waveform)
-        assert_close(ran / steps, torch.full((3,), 0.7), rtol=0, atol=0.07)  # three standard deviations
+        assert_close(ran / steps, torch.full((3,), 0.7), rtol=0, atol=0.1)  # three standard deviations
         ran.zero_()
         encoder.eval()(waveform)
     assert ran.tolist() == [1, 1, 1]
@@ -403,7 +413,7 @@ def test_layer_drop_leaves_each_layer_out_as_often_as_asked_and_only_in_training
 
 def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
     for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout"):
-        encoder, waveform = HubertEncoder(replace(SMALL, **{name: 0.5})), audio(1, 4000)
+        encoder, waveform = HubertEncoder(replace(SMALL, **dict[str, Any]({name: 0.5}))), audio(1, 4000)
         assert not torch.equal(encoder(waveform), encoder(waveform)), name
         encoder.eval()
         assert_close(encoder(waveform), encoder(waveform), rtol=0, atol=0)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lhotse import CutSet
+from lhotse import CutSet, MonoCut
 from lhotse.testing.dummies import dummy_cut, dummy_recording
 
 from hubert_lightning.data.labels import (
@@ -18,7 +18,7 @@ from hubert_lightning.frames import num_frames
 SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=50)
 
 
-def a_cut(number: int, duration: float):  # noqa: ANN201
+def a_cut(number: int, duration: float) -> MonoCut:
     return dummy_cut(number, duration=duration, recording=dummy_recording(number, duration=duration))
 
 

@@ -95,6 +95,7 @@ def test_a_frame_has_the_phone_at_its_centre():
     alignment = [(0.0, 0.03, "h"), (0.03, 0.0, "x"), (0.03, 0.04, "i"), (0.09, 0.01, "z")]
     assert frame_phones(alignment, 5) == ["h", "i", "i", "", "z"]
     assert frame_phones(alignment[::-1], 6) == ["h", "i", "i", "", "z", ""]
+    assert frame_phones([(0.0, 0.0125, "a"), (0.0125, 0.02, "b"), (0.0325, 0.01, "c")], 2) == ["b", "c"]
     assert frame_phones([], 2) == ["", ""]
 
 

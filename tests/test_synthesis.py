@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import fingerprint, prepare_librispeech, read_manifest
-from hubert_lightning.data.synthesis import sentences, synthesise_corpus, transcript
+from hubert_lightning.data.synthesis import Espeak, Voice, _word_times, sentences, synthesise_corpus, transcript
 
 SMALL: dict[str, Any] = {
     "train_minutes": 1.5,
@@ -46,6 +46,21 @@ def test_sentences_are_distinct_words_of_a_small_vocabulary_and_the_same_for_a_s
     assert 400 < len(words) < 1000
     assert all(re.fullmatch(r"[A-Z]+('[A-Z]+)?", word) for word in words)
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", text) for text in said)
+
+
+def test_words_that_espeak_says_as_one_are_parted_between_their_phones() -> None:
+    text = "there was a bell on the door of the house, so many of a kind from the north that it had been in the way"
+    voice = Voice("en-us+m3", rate=165, pitch=50, pitch_range=50, level=-25, noise=40)
+    with Espeak() as espeak:
+        _, phones = espeak.say(text, voice)
+    first = [
+        (word, next(phone.symbol for phone in phones if phone.start == start))
+        for word, start, _ in _word_times(text, phones)
+    ]
+    assert [word for word, _ in first] == transcript(text).split()
+    beginnings = {"THE": {"D"}, "A": {"@"}, "WAS": {"w"}, "BEEN": {"b"}, "MANY": {"m"}, "IT": {"I"}, "HAD": {"h"}}
+    for word, phone in first:
+        assert phone in beginnings.get(word, {phone}), (word, phone)
 
 
 def test_each_set_lasts_as_long_as_asked_and_utterances_are_of_ordinary_length(sets: dict[str, CutSet]) -> None:

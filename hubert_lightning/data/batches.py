@@ -95,9 +95,9 @@ class PlannedBatches(Sampler[BatchPlan]):
     ) -> None:
         self.seed, self.position, self.shuffle = seed, position, shuffle
         self.rank, self.world_size = rank, world_size
-        frames = np.asarray(frames)
-        buckets = np.ceil(np.log(frames) / np.log(1.04)).astype(int)
-        longest = {bucket: int(frames[buckets == bucket].max()) for bucket in np.unique(buckets)}
+        sizes = np.asarray(frames)
+        buckets = np.ceil(np.log(sizes) / np.log(1.04)).astype(int)
+        longest = {bucket: int(sizes[buckets == bucket].max()) for bucket in np.unique(buckets)}
         self._buckets = buckets
         self._ends: list[int] = []
         start = 0
@@ -180,9 +180,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             mask = span_mask(frames, self.mask_prob, self.mask_length, rng)
         if self.channel_mask_prob > 0:
             channels = [self.channels] * len(cuts)
-            channel_mask = span_mask(
-                channels, self.channel_mask_prob, self.channel_mask_length, rng, min_spans=0
-            )
+            channel_mask = span_mask(channels, self.channel_mask_prob, self.channel_mask_length, rng, min_spans=0)
         return TranscribedBatch(
             waveform=pad_sequence(waveforms, batch_first=True),
             length=torch.tensor([len(waveform) for waveform in waveforms]),

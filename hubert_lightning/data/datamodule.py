@@ -5,6 +5,7 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_lightning.data.batches import PlannedBatches, PretrainingBatches, TranscribedBatches, transcript
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.frames import num_frames, seconds_to_samples
 
@@ -63,17 +64,19 @@ class PretrainingData(LightningDataModule):
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
             return
-        cuts = read_manifest([*self.manifests["train"], *self.manifests["validation"]])  # one id, one utterance
         train = read_manifest(self.manifests["train"])
+        if self.manifests["validation"]:
+            self.validation_cuts = read_manifest(self.manifests["validation"])
+        if both := {cut.id for cut in train} & {cut.id for cut in self.validation_cuts}:
+            raise ValueError(f"{min(both)}: among the training and the validation utterances; keep them apart")
+        check_audio([*train, *self.validation_cuts])
         self.train_cuts = train.filter(lambda cut: cut.duration >= self.min_duration).to_eager()
         if not len(self.train_cuts):
             raise ValueError(
                 f"{self.manifests['train']}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
         if short := len(train) - len(self.train_cuts):
-            log.info("%d of %d training utterances are shorter than %s s: left out", short, len(train), self.min_duration)
-        if self.manifests["validation"]:
-            self.validation_cuts = read_manifest(self.manifests["validation"])
+            log.info("%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_cuts, shuffle=True)
@@ -82,14 +85,16 @@ class PretrainingData(LightningDataModule):
         return self._loader(self.validation_cuts, shuffle=False) if len(self.validation_cuts) else []
 
     def predict_dataloader(self) -> DataLoader:
-        raise ValueError("a pre-trained model has no transcripts to predict; fine-tune it, or use load_encoder().features")
+        raise ValueError(
+            "a pre-trained model has no transcripts to predict; fine-tune it, or use load_encoder().features"
+        )
 
     def _loader(self, cuts: CutSet, shuffle: bool) -> DataLoader:
         if self.labels is None:
             raise ValueError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
             )
-        self.labels.check(cuts, self.trainer.lightning_module.predictor.num_clusters)
+        self.labels.check(cuts, _model(self).predictor.num_clusters)
         frames = [min(num_frames(cut.num_samples), self.max_crop_frames) for cut in cuts]
         batches = PretrainingBatches(
             cuts,
@@ -151,11 +156,12 @@ class TranscribedData(LightningDataModule):
             if paths is None:
                 raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
             self.cuts[part] = read_manifest(paths)
+            check_audio(self.cuts[part])
             if stage != "predict":
-                check_transcripts(self.cuts[part], self.trainer.lightning_module.vocabulary)
+                check_transcripts(self.cuts[part], _model(self).vocabulary)
 
     def train_dataloader(self) -> DataLoader:
-        model = self.trainer.lightning_module
+        model = _model(self)
         channels = model.encoder.config.dim
         batches = TranscribedBatches(self.cuts["train"], model.vocabulary, channels=channels, **self.masking)
         return self._loader("train", batches, shuffle=True)
@@ -170,7 +176,7 @@ class TranscribedData(LightningDataModule):
         return self._unmasked("test")
 
     def _unmasked(self, part: str) -> DataLoader:
-        batches = TranscribedBatches(self.cuts[part], self.trainer.lightning_module.vocabulary)
+        batches = TranscribedBatches(self.cuts[part], _model(self).vocabulary)
         return self._loader(part, batches, shuffle=False)
 
     def _loader(self, part: str, batches: TranscribedBatches, shuffle: bool) -> DataLoader:
@@ -186,19 +192,27 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
     for cut in cuts:
         text = transcript(cut)
         if not text:
-            raise ValueError(f"{cut.id}: no transcript in the manifest; prepare it with its transcripts or leave it out")
+            raise ValueError(
+                f"{cut.id}: no transcript in the manifest; prepare it with its transcripts or leave it out"
+            )
         if unknown := vocabulary.unknown_characters(text):
             raise ValueError(
-                f"{cut.id}: the transcript {text[:40]!r} has {sorted(unknown)}, which are not among the model's letters; "
-                "spell them out or remove them, then prepare the manifest again"
+                f"{cut.id}: the transcript {text[:40]!r} has {sorted(unknown)}, which are not among the model's "
+                "letters; spell them out or remove them, then prepare the manifest again"
             )
         tokens = vocabulary.encode(text)
-        needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))  # a blank parts equal ones
+        needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
             raise ValueError(
                 f"{cut.id}: {len(tokens)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
                 "align; the transcript belongs to other audio, correct or remove it"
             )
+
+
+def _model(data: LightningDataModule) -> Any:
+    """The model that the data is for: it knows its own clusters, letters and width."""
+    assert data.trainer is not None
+    return data.trainer.lightning_module
 
 
 def _loader(data: Any, batches: Dataset, frames: Sequence[int], shuffle: bool) -> DataLoader:

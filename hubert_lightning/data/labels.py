@@ -89,7 +89,9 @@ class LabelStore:
         self.path = Path(path)
         about = _read_json(self.path / "store.json")
         if about is None:
-            raise ValueError(f"{path}: no finished label store (no store.json); let the Relabel callback make the labels")
+            raise ValueError(
+                f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
+            )
         self.histogram = np.array(about.pop("histogram"))
         sizes = about.pop("frames")
         self.source = LabelSource(**about)
@@ -102,7 +104,9 @@ class LabelStore:
             except (OSError, ValueError):
                 labels = np.empty(0)
             if len(labels) != size or sum(index.values()) != size:
-                raise ValueError(f"{file}: cut short or missing ({size} labels were written); remove {path} and relabel")
+                raise ValueError(
+                    f"{file}: cut short or missing ({size} labels were written); remove {path} and relabel"
+                )
             self._shards.append(labels)
             ends = np.cumsum(list(index.values()))
             for cut_id, end, frames in zip(index, ends, index.values(), strict=True):

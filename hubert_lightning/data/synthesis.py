@@ -319,6 +319,7 @@ AUDIO_SYNCHRONOUS, PHONEME_EVENTS, DO_NOT_EXIT = 2, 0x0001, 0x8000
 RATE, PITCH, PITCH_RANGE = 1, 3, 4
 BY_CHARACTER, UTF8 = 1, 1
 LAST_EVENT, PHONEME = 0, 7
+ONSETS = {"the": "D", "a": "@", "an": "@", "been": "b", "was": "w", "were": "w", "have": "h", "it": "I", "many": "m"}
 RARE_PHONES = {"a#": "@", "VR": "3", "IR": "3"}  # the last vowel of "letter", and vowels of "bird" in Scotland
 
 
@@ -372,27 +373,26 @@ def _symbol(name: str) -> str:
 def _word_times(text: str, phones: list[Phone]) -> list[tuple[str, float, float]]:
     """Words with their start and end in seconds.
 
-    espeak-ng says some pairs, such as "of the", as one word: they are parted at the phone nearest to where their
-    letters would part them.
+    espeak-ng says some pairs, such as "of the", as one word: they are parted before the phone that the second one
+    begins with, or where their letters would part them.
     """
     words = [(word[0], word.start() + 1) for word in re.finditer(r"[a-z']+", text)]  # espeak-ng counts from 1
-    spoken = {phone.position for phone in phones if phone.symbol != SILENCE}
+    sounds: list[list[Phone]] = [[] for _ in words]
+    for phone in phones:
+        if phone.symbol != SILENCE:
+            sounds[sum(position <= phone.position for _, position in words) - 1].append(phone)
     times: list[tuple[str, float, float]] = []
-    for index, (_, position) in enumerate(words):
-        if position not in spoken:
+    for (word, _), spoken in zip(words, sounds, strict=True):
+        if spoken:
+            times.append((word.upper(), spoken[0].start, spoken[-1].end))
+            together = spoken
             continue
-        sounds = [phone for phone in phones if phone.position == position and phone.symbol != SILENCE]
-        later = next((k for k in range(index + 1, len(words)) if words[k][1] in spoken), len(words))
-        group = [word for word, _ in words[index:later]]
-        bounds = [sounds[0].start]
-        for k in range(1, len(group)):
-            share = len("".join(group[:k])) / len("".join(group))
-            wanted = sounds[0].start + share * (sounds[-1].end - sounds[0].start)
-            bounds.append(min((phone.start for phone in sounds), key=lambda start: abs(start - wanted)))
-        times += [
-            (word.upper(), begin, end)
-            for word, begin, end in zip(group, bounds, [*bounds[1:], sounds[-1].end], strict=True)
-        ]
+        before, start, end = times.pop()
+        onsets = [phone.start for phone in together if phone.start > start]
+        known = [phone.start for phone in together if phone.start > start and phone.symbol == ONSETS.get(word)]
+        by_letters = start + (end - start) * len(before) / len(before + word)
+        parting = known[-1] if known else min(onsets, key=lambda onset: abs(onset - by_letters))
+        times += [(before, start, parting), (word.upper(), parting, end)]
     return times
 
 

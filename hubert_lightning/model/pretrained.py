@@ -134,6 +134,8 @@ def _transformers_config(path: Path) -> EncoderConfig:
                 f"{file} sets {name} to {theirs[name]}; this encoder only knows {value}, so it cannot be used"
             )
     norm = theirs["feat_extract_norm"]
+    if norm not in ("group", "layer"):
+        raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
     preprocessor = path / "preprocessor_config.json"
     normalize = _read_json(preprocessor).get("do_normalize") if preprocessor.exists() else None
     return EncoderConfig(
