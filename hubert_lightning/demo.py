@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -21,11 +22,13 @@ from hubert_lightning.relabelling import assign_clusters, extractor, phone_quali
 MINUTES = 11  # measured on two cores without bfloat16 (docs/results.md)
 
 
-def demo(output: Path = Path("demo")) -> None:
+def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None = None) -> None:
     """Synthesise speech, pre-train two iterations, fine-tune, and compare with learning from scratch.
 
     Args:
         output: Folder for the corpus, the runs, results.json and results.png.
+        minutes: Of speech to pre-train on; a sixth of it is transcribed.
+        steps: Of each of the four trainings; for a look at how it runs, without time to learn.
     """
     console = Console()
     output = Path(output)
@@ -37,19 +40,19 @@ def demo(output: Path = Path("demo")) -> None:
         f"Synthetic speech → MFCC clusters → iteration 1 → its own clusters → iteration 2 → CTC on 10 minutes of "
         f"transcripts, and the same from scratch: about {MINUTES} minutes on two cores, in {precision}, into {output}/"
     )
-    synthesise_corpus(output)
+    heldout = min(4.0, minutes / 6)
+    synthesise_corpus(output, minutes, finetuning_minutes=minutes / 6, dev_minutes=heldout, test_minutes=heldout)
     manifests = output / "manifests"
     configs = configs_folder()
 
-    def fit(config: str, folder: str, *more: str) -> Path:
-        main(
-            ["fit", "--config", str(configs / config), "--output", str(output / folder)]
-            + [f"--trainer.precision={precision}", *more]
-        )
+    def fit(names: list[str], folder: str, *more: str) -> Path:
+        layers = [f"--config={configs / name}" for name in names]
+        short = _shortened(configs / names[0], steps) if steps else []
+        main(["fit", *layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
         return output / folder
 
     pretraining = fit(
-        "demo.yaml",
+        ["demo.yaml"],
         "pretraining",
         f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
         f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
@@ -61,8 +64,8 @@ def demo(output: Path = Path("demo")) -> None:
     ]
     last = pretraining / "iteration2" / "last.ckpt"
     runs = {
-        "pretrained": fit("demo-finetune.yaml", "finetuning", *transcribed, f"--model.init_args.pretrained={last}"),
-        "scratch": fit("demo-scratch.yaml", "scratch", *transcribed),
+        "pretrained": fit(["demo-finetune.yaml"], "finetuning", *transcribed, f"--model.init_args.pretrained={last}"),
+        "scratch": fit(["demo-finetune.yaml", "demo-scratch.yaml"], "scratch", *transcribed),
     }
     for folder in runs.values():
         main(["test", "--config", str(folder / "config.yaml")])
@@ -77,6 +80,14 @@ def demo(output: Path = Path("demo")) -> None:
     _draw(results, pretraining, output / "results.png")
     _report(console, results, runs)
     console.print(f"{results['seconds']} s; numbers in {output / 'results.json'}, figure in {output / 'results.png'}")
+
+
+def _shortened(config: Path, steps: int) -> list[str]:
+    iterations = yaml.safe_load(config.read_text()).get("iterations")
+    fewer = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+    if iterations:
+        fewer.append(f"--iterations={json.dumps([iteration | {'max_steps': steps} for iteration in iterations])}")
+    return fewer
 
 
 def configs_folder() -> Path:

@@ -27,7 +27,7 @@ class HubertPretraining(LightningModule):
         num_clusters: K-means clusters to choose from; set from the labels where a fit lists iterations.
         final_dim: Width of the projection that codewords are compared in.
         temperature: Divides the cosine logits.
-        normal_codewords: Draw codewords from N(0, 1) instead of U(0, 1): small models and short runs learn at once.
+        normal_codewords: Draw codewords that point everywhere instead of U(0, 1); small models learn sooner.
         masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
         feature_penalty: Weight of the mean square of the convolutions' output.
         optimizer: Any torch optimizer; its learning rate is the peak.

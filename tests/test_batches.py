@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from hubert_lightning.data.batches import BatchPlan, PlannedBatches, PretrainingBatches, TranscribedBatches
+from hubert_lightning.data.batches import (
+    BatchPlan,
+    PlannedBatches,
+    PretrainingBatches,
+    TranscribedBatches,
+    bucket_of,
+    shortest_of_bucket,
+)
 from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.data.text import LETTERS, Vocabulary
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
@@ -34,6 +41,13 @@ def test_every_cut_is_seen_once_per_epoch_whatever_the_number_of_ranks(
 def test_a_batch_fits_its_limit_with_padding(frames: list[int], max_frames: int) -> None:
     for batch in PlannedBatches(frames, max_frames).plan(0):
         assert len(batch.cuts) * max(frames[cut] for cut in batch.cuts) <= max_frames or len(batch.cuts) == 1
+
+
+@given(frames=st.integers(1, 100_000))
+def test_a_bucket_is_at_most_four_percent_wide(frames: int) -> None:
+    shortest = shortest_of_bucket(int(bucket_of(np.array(frames))))
+    assert shortest <= frames < max(1.04 * shortest + 1, shortest + 1)
+    assert bucket_of(np.array(shortest)) <= bucket_of(np.array(frames))
 
 
 def test_epochs_and_seeds_redraw_the_batches() -> None:
@@ -98,10 +112,12 @@ def test_label_k_belongs_to_frame_k(ramps: tuple[CutSet, LabelStore], seed: int)
     torch.testing.assert_close(first_sample, batch.cluster * HOP)
 
 
-def test_a_batch_is_cropped_to_its_shortest_utterance(ramps: tuple[CutSet, LabelStore]) -> None:
+def test_a_batch_is_cropped_to_the_bucket_of_its_shortest_utterance(ramps: tuple[CutSet, LabelStore]) -> None:
     cuts, labels = ramps
     batch = PretrainingBatches(cuts, labels, max_crop_frames=780, mask_prob=0.8, mask_length=10)[BatchPlan((0, 2), 0)]
-    assert batch.cluster.shape == (2, num_frames(3 * SAMPLE_RATE))
+    shortest = num_frames(3 * SAMPLE_RATE)
+    assert batch.cluster.shape == (2, shortest_of_bucket(int(bucket_of(np.array(shortest)))))
+    assert 0.96 * shortest < batch.cluster.shape[1] <= shortest
     counts = batch.mask.sum(dim=1)
     assert counts[0] == counts[1] > 0
 
@@ -134,12 +150,20 @@ def test_transcribed_batches_pad_and_spell(ramps: tuple[CutSet, LabelStore]) -> 
 def test_fine_tuning_masks_hide_valid_frames_and_channels(ramps: tuple[CutSet, LabelStore]) -> None:
     cuts, _ = ramps
     batches = TranscribedBatches(
-        cuts, Vocabulary(LETTERS), channels=128, mask_prob=0.65, channel_mask_prob=0.5, channel_mask_length=16
+        cuts,
+        Vocabulary(LETTERS),
+        training=True,
+        channels=128,
+        mask_prob=0.65,
+        channel_mask_prob=0.5,
+        channel_mask_length=16,
     )
     batch = batches[BatchPlan((0, 2), 3)]
     assert batch.mask is not None
     assert batch.channel_mask is not None
-    assert batch.mask.shape == (2, num_frames(4 * SAMPLE_RATE))
+    assert batch.mask.shape == (2, num_frames(batch.waveform.shape[1]))
+    assert num_frames(4 * SAMPLE_RATE) < batch.mask.shape[1] <= 1.04 * num_frames(4 * SAMPLE_RATE) + 1
+    assert not batch.mask[:, num_frames(4 * SAMPLE_RATE) :].any()
     assert not batch.mask[0, num_frames(3 * SAMPLE_RATE) :].any()
     assert batch.mask.any(dim=1).all()
     assert batch.channel_mask.shape == (2, 128)

@@ -12,7 +12,14 @@ from hubert_lightning.experiment import HubertCLI
 
 ROOT = Path(__file__).parent.parent
 PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
-FINETUNING = [*sorted((ROOT / "configs/finetune").glob("*.yaml")), *sorted((ROOT / "configs").glob("demo-*.yaml"))]
+FINETUNING = [
+    *(ROOT / f"configs/finetune/{name}.yaml" for name in ("10h", "100h", "small")),
+    ROOT / "configs/demo-finetune.yaml",
+]
+SCRATCH = {
+    ROOT / "configs/finetune/small-scratch.yaml": FINETUNING[2],
+    ROOT / "configs/demo-scratch.yaml": FINETUNING[3],
+}
 SIZES = sorted((ROOT / "configs/size").glob("*.yaml"))
 
 
@@ -36,7 +43,7 @@ def parsed(*args: str) -> ParsedOnly:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING, *FINETUNING, *SIZES} == set((ROOT / "configs").rglob("*.yaml"))
+    assert {*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH} == set((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING], ids=name)
@@ -60,7 +67,19 @@ def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
     assert config.model.init_args.final_dim == asked["final_dim"]
 
 
-@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING, *SIZES], ids=name)
+@pytest.mark.parametrize("layer", SCRATCH, ids=name)
+def test_scratch_is_a_layer_that_forgets_what_was_pre_trained(layer: Path) -> None:
+    model = parsed("--config", str(SCRATCH[layer]), "--config", str(layer)).config.fit.model.init_args
+    recipe = {"configs/demo-scratch.yaml": "demo.yaml", "configs/finetune/small-scratch.yaml": "pretrain/small.yaml"}
+    pretraining = parsed("--config", str(ROOT / "configs" / recipe[str(layer.relative_to(ROOT))]))
+    encoder = pretraining.config.fit.model.init_args.encoder
+    assert model.pretrained is None
+    assert not model.freeze_convolutions
+    for size in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "conv_norm", "pre_norm"):
+        assert model.encoder[size] == encoder[size]
+
+
+@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH], ids=name)
 def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
     assert path.read_text().startswith("# ")
 

@@ -21,7 +21,8 @@ def fit_kmeans(features: np.ndarray | Tensor, num_clusters: int, seed: int) -> T
     Raises:
         ValueError: Fewer rows than clusters, or a row that is not finite.
     """
-    rows = torch.as_tensor(features).detach().float().cpu().numpy()
+    # float64: scikit-learn converts float32 block by block, for every distance, and takes twice as long
+    rows = torch.as_tensor(features).detach().cpu().double().numpy()
     if len(rows) < num_clusters:
         raise ValueError(
             f"{len(rows)} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
@@ -43,7 +44,7 @@ def fit_kmeans(features: np.ndarray | Tensor, num_clusters: int, seed: int) -> T
         compute_labels=False,
         random_state=seed,
     )
-    return torch.from_numpy(kmeans.fit(rows).cluster_centers_)
+    return torch.from_numpy(kmeans.fit(rows).cluster_centers_).float()
 
 
 def assign(features: Tensor, centroids: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ Everything random about a batch (crops, masks) is drawn from its plan's seed, so
 the same whichever worker makes it, and the same again after a restart.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lhotse import CutSet
 from lhotse.cut import Cut
 from torch import Tensor
@@ -65,10 +67,25 @@ class BatchPlan(NamedTuple):
     seed: int
 
 
+BUCKET = 1.04
+"""Lengths within 4 % of one another are of one bucket, and are cropped or padded to the same length: kernels that are
+chosen or compiled for a shape are chosen once. On two CPU cores, steps on lengths of their own take twice as long."""
+
+
+def bucket_of(frames: np.ndarray) -> np.ndarray:
+    """The bucket that so many frames, 1 or more, fall in."""
+    return np.floor(np.log(frames) / np.log(BUCKET) + 1e-9).astype(int)
+
+
+def shortest_of_bucket(bucket: int) -> int:
+    """Frames of the shortest cut that falls in this bucket or a later one."""
+    return math.ceil(BUCKET**bucket - 1e-9)
+
+
 class PlannedBatches(Sampler[BatchPlan]):
     """Batches of cuts of similar length, drawn anew each epoch, the same number of them on every rank.
 
-    Lengths are rounded up to buckets 4 % apart. Within a bucket the cuts are shuffled; the sorted buckets are then
+    Lengths fall into buckets 4 % wide. Within a bucket the cuts are shuffled; the sorted buckets are then
     dealt into batches of at most `max_frames`, and the batches shuffled. So an epoch has every cut once, and each
     epoch has the same number of batches.
 
@@ -96,7 +113,7 @@ class PlannedBatches(Sampler[BatchPlan]):
         self.seed, self.position, self.shuffle = seed, position, shuffle
         self.rank, self.world_size = rank, world_size
         sizes = np.asarray(frames)
-        buckets = np.ceil(np.log(sizes) / np.log(1.04)).astype(int)
+        buckets = bucket_of(sizes)
         longest = {bucket: int(sizes[buckets == bucket].max()) for bucket in np.unique(buckets)}
         self._buckets = buckets
         self._ends: list[int] = []
@@ -140,7 +157,11 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         rng = torch.Generator().manual_seed(plan.seed)
         cuts = [self.cuts[place] for place in plan.cuts]
         frames = [num_frames(cut.num_samples) for cut in cuts]
-        size = min(self.max_crop_frames, *frames)  # one length for all: no padding, no attention mask
+        shortest = min(frames)  # one length for all: no padding, no attention mask
+        if shortest >= self.max_crop_frames:
+            size = self.max_crop_frames
+        else:
+            size = shortest_of_bucket(int(bucket_of(np.array(shortest))))
         waveforms, clusters = [], []
         for cut, available in zip(cuts, frames, strict=True):
             first = int(torch.randint(available - size + 1, (), generator=rng))
@@ -151,13 +172,17 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
 
 
 class TranscribedBatches(Dataset[TranscribedBatch]):
-    """Makes the fine-tuning batch of a plan; with `mask_prob` and `channel_mask_prob` 0 nothing is hidden."""
+    """Makes the fine-tuning batch of a plan; with `mask_prob` and `channel_mask_prob` 0 nothing is hidden.
+
+    In training, it is padded to the end of its bucket; otherwise no more than the longest utterance needs.
+    """
 
     def __init__(
         self,
         cuts: CutSet,
         vocabulary: Vocabulary,
         *,
+        training: bool = False,
         channels: int = 0,
         mask_prob: float = 0.0,
         mask_length: int = 10,
@@ -167,6 +192,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         self.cuts, self.vocabulary, self.channels = list(cuts), vocabulary, channels
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.channel_mask_prob, self.channel_mask_length = channel_mask_prob, channel_mask_length
+        self.training = training
 
     def __getitem__(self, plan: BatchPlan) -> TranscribedBatch:
         rng = torch.Generator().manual_seed(plan.seed)
@@ -181,8 +207,14 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         if self.channel_mask_prob > 0:
             channels = [self.channels] * len(cuts)
             channel_mask = span_mask(channels, self.channel_mask_prob, self.channel_mask_length, rng, min_spans=0)
+        waveform = pad_sequence(waveforms, batch_first=True)
+        if self.training:  # whose shapes should recur
+            longest = shortest_of_bucket(int(bucket_of(np.array(max(frames)))) + 1)
+            waveform = F.pad(waveform, (0, max(num_samples(longest) - waveform.shape[1], 0)))
+            if mask is not None:
+                mask = F.pad(mask, (0, num_frames(waveform.shape[1]) - mask.shape[1]))
         return TranscribedBatch(
-            waveform=pad_sequence(waveforms, batch_first=True),
+            waveform=waveform,
             length=torch.tensor([len(waveform) for waveform in waveforms]),
             token=pad_sequence(tokens, batch_first=True),
             num_tokens=torch.tensor([len(token) for token in tokens]),

@@ -163,7 +163,9 @@ class TranscribedData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         model = _model(self)
         channels = model.encoder.config.dim
-        batches = TranscribedBatches(self.cuts["train"], model.vocabulary, channels=channels, **self.masking)
+        batches = TranscribedBatches(
+            self.cuts["train"], model.vocabulary, training=True, channels=channels, **self.masking
+        )
         return self._loader("train", batches, shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:

@@ -16,7 +16,7 @@ class ClusterPredictor(nn.Module):
         num_clusters: K-means clusters to choose from.
         final_dim: Width of the projection that codewords are compared in.
         temperature: Divides the cosine logits.
-        normal_codewords: Draw codewords from N(0, 1), which point everywhere, instead of U(0, 1) as fairseq does.
+        normal_codewords: Draw codewords of about unit length that point everywhere, instead of U(0, 1) as fairseq does.
     """
 
     def __init__(
@@ -31,7 +31,10 @@ class ClusterPredictor(nn.Module):
         self.num_clusters, self.temperature = num_clusters, temperature
         self.projection = nn.Linear(dim, final_dim)
         self.codewords = nn.Parameter(torch.empty(num_clusters, final_dim))
-        (nn.init.normal_ if normal_codewords else nn.init.uniform_)(self.codewords)
+        if normal_codewords:
+            nn.init.normal_(self.codewords, std=final_dim**-0.5)  # the longer they are, the slower Adam turns them
+        else:
+            nn.init.uniform_(self.codewords)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(…, dim) → (…, clusters) float32"""

@@ -1,0 +1,314 @@
+"""What a user types, from the first command to a word error rate, and what they see when something is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import RECORDINGS, ROOT, needs_recordings
+
+from hubert_lightning.cli import main
+from hubert_lightning.clustering.kmeans import load_kmeans
+from hubert_lightning.data.labels import LabelStore
+from hubert_lightning.data.manifest import read_manifest
+
+SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
+SMOKE_FINETUNE = [
+    *("--config", str(ROOT / "configs/demo-finetune.yaml")),
+    *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
+]
+TWO_ITERATIONS = (
+    "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 2},"
+    "{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: 3}]"
+)
+
+
+def speech(manifests: Path) -> list[str]:
+    return [
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+    ]
+
+
+def transcribed(manifests: Path) -> list[str]:
+    return [
+        f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
+    ]
+
+
+def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
+    """The one sentence that a command line is refused with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pretraining(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two iterations by one command."""
+    output = tmp_path_factory.mktemp("runs") / "pretraining"
+    main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={output}"])
+    return output
+
+
+@pytest.fixture(scope="module")
+def finetuning(pretraining: Path, manifests: Path) -> Path:
+    output = pretraining.parent / "finetuning"
+    pretrained = pretraining / "iteration2" / "last.ckpt"
+    more = [f"--model.init_args.pretrained={pretrained}", f"--output={output}"]
+    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more])
+    return output
+
+
+def test_help_needs_no_heavy_package() -> None:
+    code = (
+        "import sys, hubert_lightning.cli\n"
+        "try: hubert_lightning.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'lightning', 'lhotse', 'sklearn', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "hubert fit" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_one_command_walks_through_the_iterations(pretraining: Path) -> None:
+    first, second = pretraining / "iteration1", pretraining / "iteration2"
+    steps = [json.loads((folder / "metrics.json").read_text())["steps"] for folder in (first, second)]
+    assert steps == [2, 3]
+    assert LabelStore(first / "labels").source.features == "mfcc"
+    source = LabelStore(second / "labels").source
+    assert source.features.startswith("layer 1 of encoder ")
+    assert source.clusters == 10
+    assert len(load_kmeans(second / "kmeans.safetensors")[0]) == 10
+    codewords = torch.load(second / "last.ckpt", weights_only=True)["state_dict"]["predictor.codewords"]
+    assert len(codewords) == 10
+
+
+def test_an_iterations_config_would_run_it_alone(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((pretraining / "iteration2" / "config.yaml").read_text())
+    assert config["iterations"] == []
+    assert config["model"]["init_args"]["num_clusters"] == 10
+    main(["fit", "--config", str(pretraining / "iteration2" / "config.yaml"), f"--output={tmp_path}"])
+    here = LabelStore(tmp_path / "labels").source
+    assert here == LabelStore(pretraining / "iteration2" / "labels").source
+
+
+def test_finished_iterations_are_not_trained_again(
+    pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = (pretraining / "iteration1" / "last.ckpt").stat().st_mtime_ns
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={pretraining}"])
+    assert stopped.value.code == 0
+    assert "every iteration is finished" in capsys.readouterr().out
+    assert (pretraining / "iteration1" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_walk_goes_on_where_it_stopped(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
+    shutil.copytree(pretraining, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "iteration2")
+    first = tmp_path / "run" / "iteration1"
+    config = (first / "config.yaml").read_text()
+    (first / "config.yaml").write_text(config.replace(str(pretraining), str(tmp_path / "run")))
+    before = (first / "last.ckpt").stat().st_mtime_ns
+    main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"])
+    assert (first / "last.ckpt").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "run" / "iteration2" / "metrics.json").read_text())["steps"] == 3
+
+
+def test_validate_repeats_the_last_validation(pretraining: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = pretraining / "iteration1"
+    main(["validate", "--config", str(folder / "config.yaml")])
+    printed = capsys.readouterr().out
+    expected = json.loads((folder / "metrics.json").read_text())["val/masked_loss"]
+    assert "val/masked_loss" in printed
+    assert f"{expected:.4f}" in printed
+
+
+def test_fine_tuning_keeps_the_best_and_the_last(finetuning: Path) -> None:
+    assert (finetuning / "best.ckpt").exists()
+    assert (finetuning / "last.ckpt").exists()
+
+
+def test_test_prints_error_rates_and_writes_hypotheses(
+    finetuning: Path, manifests: Path, capsys: pytest.CaptureFixture
+) -> None:
+    main(["test", "--config", str(finetuning / "config.yaml")])
+    printed = capsys.readouterr().out
+    assert "test/wer" in printed
+    assert "test/cer" in printed
+    rows = [json.loads(line) for line in (finetuning / "test.jsonl").open()]
+    cuts = {cut.id: cut for cut in read_manifest(manifests / "test.jsonl.gz")}
+    assert {row["id"] for row in rows} == set(cuts)
+    assert all(row["reference"] == cuts[row["id"]].supervisions[0].text for row in rows)
+    assert "test/wer" in json.loads((finetuning / "test-metrics.json").read_text())
+
+
+def test_predict_writes_hypotheses_without_references(finetuning: Path) -> None:
+    main(["predict", "--config", str(finetuning / "config.yaml")])
+    rows = [json.loads(line) for line in (finetuning / "predict.jsonl").open()]
+    assert rows
+    assert all(row.keys() == {"id", "hypothesis"} for row in rows)
+
+
+def test_a_fine_tuned_model_moves_without_what_it_was_made_from(finetuning: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((finetuning / "config.yaml").read_text())
+    config["model"]["init_args"]["pretrained"] = str(tmp_path / "gone.ckpt")
+    config["output"] = str(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["test", "--config", str(tmp_path / "config.yaml"), f"--ckpt_path={finetuning / 'best.ckpt'}"])
+    assert (tmp_path / "test.jsonl").read_text() != ""
+
+
+@needs_recordings
+def test_real_recordings_go_the_same_way(tmp_path: Path) -> None:
+    main(["prepare", "librispeech", str(RECORDINGS / "digits"), str(tmp_path / "manifests")])
+    main(["prepare", "librilight", str(RECORDINGS / "digits"), str(tmp_path / "manifests")])
+    train, dev = tmp_path / "manifests/10min.jsonl.gz", tmp_path / "manifests/dev-other.jsonl.gz"
+    output = tmp_path / "run"
+    data = [f"--data.init_args.train=[{train}]", f"--data.init_args.validation=[{dev}]"]
+    main(["fit", *SMOKE, *data, "--data.init_args.min_duration=1", f"--output={output}"])
+    assert (output / "iteration1" / "last.ckpt").exists()
+
+
+def test_prepare_folder_takes_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    audio = tmp_path / "talks"
+    audio.mkdir()
+    soundfile.write(audio / "good.wav", torch.randn(48_000, 2).numpy() / 10, 48_000)
+    (audio / "broken.flac").write_bytes(b"this is no audio")
+    main(["prepare", "folder", str(audio), str(tmp_path / "manifests")])
+    [cut] = read_manifest(tmp_path / "manifests" / "talks.jsonl.gz")
+    assert cut.num_samples == 16_000
+    assert "broken.flac" in capsys.readouterr().out
+
+
+# Bad input: one sentence that names the thing, the fact and the way out, and nothing is lost.
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
+    assert "'trian' is no verb of hubert; it is one of demo, prepare, fit" in refused(capsys, "trian")
+
+
+def test_a_misspelt_key(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    error = refused(
+        capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", "--data.init_args.max_durashun=3"
+    )
+    assert "max_durashun" in error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["data.init_args.train", "data.init_args.validation"])
+def test_a_missing_manifest(key: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--{key}=[/no/such.jsonl.gz]", f"--output={tmp_path}")
+    assert error == "hubert: /no/such.jsonl.gz: no such manifest; make it with `hubert prepare`\n"
+
+
+def test_a_missing_pre_trained_model(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    more = ["--model.init_args.pretrained=/no/model.ckpt", f"--output={tmp_path}"]
+    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
+    assert error.startswith("hubert: /no/model.ckpt does not exist; give a .ckpt of `hubert fit`")
+
+
+def test_a_checkpoint_of_the_wrong_kind(
+    pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wrong = pretraining / "iteration1" / "last.ckpt"
+    error = refused(
+        capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--ckpt_path={wrong}", f"--output={tmp_path}"
+    )
+    assert "last.ckpt: a checkpoint of" in error
+    assert "HubertPretraining, not of" in error
+    assert "model.init_args.pretrained" in error
+
+
+def test_a_checkpoint_that_is_none(
+    pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wrong = pretraining / "iteration1" / "kmeans.safetensors"
+    more = [f"--model.init_args.pretrained={wrong}", f"--output={tmp_path}"]
+    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
+    assert "kmeans.safetensors is not a checkpoint that torch can open safely" in error
+
+
+def test_a_folder_that_holds_another_run(pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture) -> None:
+    before = sorted(pretraining.rglob("*"))
+    (pretraining / "iteration2" / "metrics.json").rename(pretraining / "kept.json")
+    error = refused(
+        capsys,
+        *("fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={pretraining}"),
+        "--model.init_args.temperature=0.2",
+    )
+    (pretraining / "kept.json").rename(pretraining / "iteration2" / "metrics.json")
+    assert "already holds another run, which differs in model.init_args.temperature (0.1 there, 0.2 here)" in error
+    assert sorted(pretraining.rglob("*")) == before
+
+
+def test_a_label_store_cut_short_is_named_and_kept(
+    pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    labels = tmp_path / "labels"
+    shutil.copytree(pretraining / "iteration1" / "labels", labels)
+    shard = labels / "00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    more = [f"--data.init_args.labels={labels}", "--iterations=[]", f"--output={tmp_path / 'run'}"]
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), *more)
+    assert "00000.npy: cut short or missing" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("--model.init_args.num_clusters=30", "labels of 20 clusters for a model of 30"),
+        ("--data.init_args.train=[{test}]", "no labels in {labels}, which was made for another manifest"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    change: str, sentence: str, pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    places = {"test": manifests / "test.jsonl.gz", "labels": pretraining / "iteration1" / "labels"}
+    more = ["--model.init_args.num_clusters=20", f"--data.init_args.labels={places['labels']}", "--iterations=[]"]
+    error = refused(
+        capsys,
+        *("fit", *SMOKE, *speech(manifests), *more, f"--output={tmp_path}", change.format(**places)),
+        "--trainer.max_steps=2",
+    )
+    assert sentence.format(**places) in error
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_audio_that_is_gone(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    soundfile.write(tmp_path / "a.wav", torch.randn(48_000).numpy() / 10, 16_000)
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "a.wav").rename(tmp_path / "audio" / "a.wav")
+    main(["prepare", "folder", str(tmp_path / "audio"), str(tmp_path)])
+    (tmp_path / "audio" / "a.wav").unlink()
+    error = refused(
+        capsys, "fit", *SMOKE, *speech(manifests), f"--data.init_args.train=[{tmp_path / 'audio.jsonl.gz'}]",
+        f"--output={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert "a.wav" in error
+    assert "restore" in error
+
+
+def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    error = refused(
+        capsys,
+        *("fit", *SMOKE, *speech(manifests), f"--output={tmp_path}"),
+        "--iterations=[{features: previous, layer: 1}]",
+    )
+    assert "iterations[0].features is 'previous', but nothing precedes it" in error
+
+
+def test_testing_a_run_that_was_never_fitted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    error = refused(capsys, "test", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path}")
+    assert "holds no best.ckpt or last.ckpt; fit first" in error

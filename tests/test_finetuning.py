@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+
+import jiwer
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from lhotse import CutSet
+from lightning import Trainer, seed_everything
+from test_pretraining import a_model
+
+from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
+from hubert_lightning.data.datamodule import TranscribedData, check_transcripts
+from hubert_lightning.data.manifest import read_manifest, write_manifest
+from hubert_lightning.data.text import LETTERS, Vocabulary
+from hubert_lightning.finetuning import CTCFinetuning
+from hubert_lightning.frames import num_frames
+from hubert_lightning.model.pretrained import load_encoder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pretrained") / "last.ckpt"
+    trainer = Trainer(accelerator="cpu", logger=False, max_steps=0, default_root_dir=path.parent)
+    trainer.strategy.connect(a_model())
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+def a_trainer(folder: Path, steps: int) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def quick(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.0)  # type: ignore[arg-type]
+
+
+def test_the_loss_is_the_mean_of_the_utterances_ctc(train_cuts: CutSet) -> None:
+    model = CTCFinetuning(encoder=TINY).eval()
+    batch = TranscribedBatches(train_cuts, model.vocabulary)[BatchPlan((0, 1, 2), 0)]
+    log_probs = model(batch.waveform, batch.length)
+    each = [
+        F.ctc_loss(log_probs[i, :frames], batch.token[i, :tokens], frames[None], tokens[None], reduction="sum")
+        for i, (frames, tokens) in enumerate(zip(num_frames(batch.length), batch.num_tokens, strict=True))
+    ]
+    torch.testing.assert_close(model._loss(log_probs, batch), torch.stack(each).mean())
+
+
+def test_fine_tuning_starts_from_the_pre_trained_encoder(pretrained: Path) -> None:
+    model, encoder = CTCFinetuning(pretrained=pretrained).eval(), load_encoder(pretrained)
+    waveform = torch.randn(1, 6000)
+    torch.testing.assert_close(model.encoder(waveform), encoder(waveform))
+    assert model.encoder.config.feature_grad_mult == 0
+    assert not any(parameter.requires_grad for parameter in model.encoder.convolutions.parameters())
+
+
+def weights(model: CTCFinetuning) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_only_the_head_learns_while_the_encoder_is_frozen(pretrained: Path, manifests: Path, tmp_path: Path) -> None:
+    model = CTCFinetuning(pretrained=pretrained, freeze_steps=2, optimizer=quick)
+    data = TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
+    before = weights(model)
+    a_trainer(tmp_path, 2).fit(model, datamodule=data)
+    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_later_the_transformer_learns_and_the_convolutions_stay(
+    pretrained: Path, manifests: Path, tmp_path: Path
+) -> None:
+    model = CTCFinetuning(pretrained=pretrained, freeze_steps=1, optimizer=quick, warmup=0.0)
+    data = TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
+    before = weights(model)
+    a_trainer(tmp_path, 4).fit(model, datamodule=data)
+    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("encoder.layers.0") for name in changed)
+    assert not any(name.startswith("encoder.convolutions") for name in changed)
+
+
+def test_a_tiny_model_overfits_eight_utterances_to_wer_0(manifests: Path, tmp_path: Path) -> None:
+    cuts = sorted(read_manifest(manifests / "train.jsonl.gz"), key=lambda cut: cut.duration)[:8]
+    few = tmp_path / "few.jsonl.gz"
+    write_manifest(cuts, few)
+    seed_everything(0, verbose=False)
+    model = CTCFinetuning(
+        encoder=TINY,
+        activation_dropout=0.0,
+        layer_drop=0.0,
+        freeze_steps=0,
+        freeze_convolutions=False,
+        optimizer=quick,
+    )
+    data = TranscribedData(
+        train=[few], test=[few], max_duration=30, mask_prob=0.0, channel_mask_prob=0.0, num_workers=0
+    )
+    trainer = a_trainer(tmp_path, 500)
+    trainer.fit(model, datamodule=data)
+    [metrics] = trainer.test(model, datamodule=data, verbose=False)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").open()]
+    assert [row["hypothesis"] for row in rows] == [row["reference"] for row in rows]
+    assert metrics["test/wer"] == metrics["test/cer"] == 0
+
+
+def test_error_rates_are_jiwers_over_all_utterances(manifests: Path, tmp_path: Path) -> None:
+    seed_everything(1, verbose=False)
+    model = CTCFinetuning(encoder=TINY)
+    data = TranscribedData(test=[manifests / "test.jsonl.gz"], max_duration=12, num_workers=0)
+    [metrics] = a_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").open()]
+    references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
+    assert len(rows) == len(read_manifest(manifests / "test.jsonl.gz"))
+    assert metrics["test/wer"] == pytest.approx(jiwer.wer(references, hypotheses))
+    assert metrics["test/cer"] == pytest.approx(jiwer.cer(references, hypotheses))
+
+
+def test_a_checkpoint_is_rebuilt_without_the_one_it_came_from(pretrained: Path, tmp_path: Path) -> None:
+    model = CTCFinetuning(pretrained=pretrained).eval()
+    trainer = a_trainer(tmp_path, 0)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "ctc.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / "ctc.ckpt", weights_only=True)["hyper_parameters"]
+    assert kept["pretrained"] is None
+    waveform = torch.randn(1, 6000)
+    torch.testing.assert_close(load_encoder(tmp_path / "ctc.ckpt")(waveform), model.encoder(waveform))
+
+
+def with_text(cuts: CutSet, text: str | None) -> CutSet:
+    first = next(iter(cuts))
+    first = first.map_supervisions(lambda segment: _replace_text(segment, text))
+    return CutSet.from_cuts([first])
+
+
+def _replace_text(segment, text):  # type: ignore[no-untyped-def]
+    segment.text = text
+    return segment
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "no transcript in the manifest"),
+        ("IT COST 5 €", r"has \['5', '€'\], which are not among the model's letters"),
+        ("A" * 1000, "1000 letters for .* frames of audio, more than CTC can align"),
+    ],
+)
+def test_transcripts_that_ctc_cannot_learn_are_named(manifests: Path, text: str | None, sentence: str) -> None:
+    cuts = with_text(read_manifest(manifests / "test.jsonl.gz"), text)
+    with pytest.raises(ValueError, match=f"^{next(iter(cuts)).id}: .*{sentence}"):
+        check_transcripts(cuts, Vocabulary(LETTERS))
+
+
+def test_repeated_letters_need_a_frame_between_them(manifests: Path) -> None:
+    cuts = read_manifest(manifests / "test.jsonl.gz")
+    frames = num_frames(next(iter(cuts)).num_samples)
+    check_transcripts(with_text(cuts, "AB" * (frames // 2)), Vocabulary(LETTERS))
+    with pytest.raises(ValueError, match="more than CTC can align"):
+        check_transcripts(with_text(cuts, "A" * (frames // 2 + 2)), Vocabulary(LETTERS))

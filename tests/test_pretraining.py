@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from torch.optim import AdamW
+
+from hubert_lightning.data.batches import PretrainingBatch
+from hubert_lightning.data.datamodule import PretrainingData
+from hubert_lightning.frames import num_samples
+from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.pretraining import HubertPretraining
+from hubert_lightning.relabelling import Relabel
+
+
+def a_batch(seed: int = 0, frames: int = 40, clusters: int = 20) -> PretrainingBatch:
+    rng = torch.Generator().manual_seed(seed)
+    return PretrainingBatch(
+        waveform=torch.randn(3, num_samples(frames), generator=rng),
+        cluster=torch.randint(clusters, (3, frames), generator=rng),
+        mask=torch.rand(3, frames, generator=rng) < 0.5,
+    )
+
+
+def a_model(**options: object) -> HubertPretraining:
+    seed_everything(0, verbose=False)
+    return HubertPretraining(encoder=TINY, num_clusters=20, final_dim=16, **options).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0])
+def test_the_loss_weighs_masked_and_unmasked_frames_as_the_paper_does(alpha: float) -> None:
+    model, batch = a_model(masked_weight=alpha), a_batch()
+    loss, metrics = model._step(batch)
+    local = model.encoder.local_features(batch.waveform)
+    frames = model.encoder.contextual(local, mask=batch.mask)
+    masked = F.cross_entropy(model.predictor(frames[batch.mask]), batch.cluster[batch.mask])
+    unmasked = F.cross_entropy(model.predictor(frames[~batch.mask]), batch.cluster[~batch.mask])
+    expected = alpha * masked + (1 - alpha) * unmasked + 10 * local.square().mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics["masked_loss"], masked.detach())
+    torch.testing.assert_close(metrics["unmasked_loss"], unmasked.detach())
+
+
+def test_accuracies_count_the_frames_they_are_named_for() -> None:
+    model, batch = a_model(), a_batch()
+    logits, _ = model(batch.waveform, batch.mask)
+    known = batch._replace(cluster=logits.argmax(dim=-1))  # right at every frame
+    wrong = (known.cluster + 1) % 20
+    half = known._replace(cluster=torch.where(batch.mask, known.cluster, wrong))  # right at masked frames only
+    _, metrics = model._step(half)
+    assert metrics["masked_accuracy"] == 1
+    assert metrics["unmasked_accuracy"] == 0
+
+
+def test_a_weight_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"masked_weight is 1\.5"):
+        HubertPretraining(encoder=TINY, masked_weight=1.5)
+
+
+def test_defaults_are_the_papers_base_iteration_1() -> None:
+    model = HubertPretraining()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert round(total / 1e6, 2) == 94.59  # torchaudio hubert_pretrain_base(num_classes=100)
+    optimizer = model.optimizer(model.parameters())
+    assert isinstance(optimizer, AdamW)
+    assert optimizer.defaults["lr"] == 5e-4
+    assert optimizer.defaults["betas"] == (0.9, 0.98)
+    assert (model.warmup_steps, model.predictor.temperature, model.feature_penalty) == (32_000, 0.1, 10)
+
+
+def a_trainer(folder: Path, steps: int, **options: object) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=CSVLogger(folder, name="", version=""),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=[Relabel(clusters=20, max_frames=3000)],
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def fast_adam(parameters: object) -> AdamW:
+    return AdamW(parameters, lr=3e-3)  # type: ignore[arg-type]
+
+
+def some_data(manifests: Path, **options: object) -> PretrainingData:
+    return PretrainingData(
+        train=[manifests / "train.jsonl.gz"],
+        validation=[manifests / "dev.jsonl.gz"],
+        max_duration=12,
+        max_crop=3,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_a_tiny_model_learns_to_predict_clusters(manifests: Path, tmp_path: Path) -> None:
+    model = a_model(normal_codewords=True, masked_weight=0.5, optimizer=fast_adam, warmup_steps=5)
+    trainer = a_trainer(tmp_path, 60, val_check_interval=20, check_val_every_n_epoch=None)
+    trainer.fit(model, datamodule=some_data(manifests, num_workers=0))
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    column = rows[0].index("val/masked_accuracy")
+    accuracy = [float(row[column]) for row in rows[1:] if row[column]]
+    assert len(accuracy) == 3
+    assert accuracy[-1] > 3 / 20  # three times chance
+    logged = set(rows[0])
+    parts = {"loss", "masked_loss", "unmasked_loss", "feature_penalty", "masked_accuracy", "unmasked_accuracy"}
+    rest = {"masked_fraction", "label_clusters", "predicted_clusters", "learning_rate", "gradient_norm"}
+    assert {f"train/{name}" for name in parts | rest | {"audio_hours_per_second"}} <= logged
+    for name in ("loss", "masked_accuracy", "unmasked_accuracy", "label_clusters", "predicted_clusters"):
+        assert f"val/{name}" in logged
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stop_and_resume_equals_running_on(manifests: Path, tmp_path: Path, num_workers: int) -> None:
+    whole = a_model(optimizer=fast_adam, warmup_steps=2)
+    a_trainer(tmp_path / "whole", 12).fit(whole, datamodule=some_data(manifests, num_workers=num_workers))
+    first = a_model(optimizer=fast_adam, warmup_steps=2)
+    until = a_trainer(tmp_path / "parts", 12, limit_train_batches=1.0)
+    until.fit_loop.epoch_loop.max_steps = 7  # the schedule still knows of 12
+    until.fit(first, datamodule=some_data(manifests, num_workers=num_workers))
+    until.save_checkpoint(tmp_path / "half.ckpt")
+    second = a_model(optimizer=fast_adam, warmup_steps=2)
+    rest = a_trainer(tmp_path / "parts", 12)
+    data = some_data(manifests, num_workers=num_workers)
+    rest.fit(second, datamodule=data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for (name, there), here in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(here, there, rtol=0, atol=0, msg=name)
+
+
+def test_its_checkpoint_opens_as_an_encoder(manifests: Path, tmp_path: Path) -> None:
+    model = a_model()
+    trainer = a_trainer(tmp_path, 1)
+    trainer.fit(model, datamodule=some_data(manifests, num_workers=0))
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    waveform = torch.randn(2, 8000)
+    torch.testing.assert_close(load_encoder(tmp_path / "model.ckpt")(waveform), model.eval().encoder(waveform))
+
+
+def test_data_without_labels_says_where_they_come_from(manifests: Path, tmp_path: Path) -> None:
+    trainer = a_trainer(tmp_path, 1)
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Relabel)]
+    with pytest.raises(ValueError, match=r"no labels to train on; add an entry to iterations"):
+        trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+
+
+def test_data_that_is_all_too_short_is_refused(manifests: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no utterance lasts min_duration 100 s or more"):
+        a_trainer(tmp_path, 1).fit(a_model(), datamodule=some_data(manifests, num_workers=0, min_duration=100))
+
+
+def test_an_utterance_in_train_and_validation_is_refused(manifests: Path) -> None:
+    both = [manifests / "train.jsonl.gz"]
+    with pytest.raises(ValueError, match="among the training and the validation utterances"):
+        PretrainingData(train=both, validation=both).setup("fit")

@@ -1,0 +1,82 @@
+"""What a run tells W&B, read back from the file that an offline run leaves."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from hubert_lightning.cli import main
+
+
+def records(path: Path) -> list[wandb_internal_pb2.Record]:
+    store = DataStore()
+    store.open_for_scan(str(path))
+    found = []
+    while data := store.scan_data():
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        found.append(record)
+    return found
+
+
+def offline_run(folder: Path) -> list[wandb_internal_pb2.Record]:
+    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return records(path)
+
+
+def keys(found: list[wandb_internal_pb2.Record]) -> set[str]:
+    return {item.key or "/".join(item.nested_key) for record in found for item in record.history.item}
+
+
+def run_of(found: list[wandb_internal_pb2.Record]) -> wandb_internal_pb2.RunRecord:
+    return next(record.run for record in found if record.WhichOneof("record_type") == "run")
+
+
+def layers(config: str, smoke: str) -> list[str]:
+    return ["--config", str(ROOT / config), "--config", str(ROOT / "tests" / smoke)]
+
+
+WANDB = (
+    "--trainer.logger={class_path: lightning.pytorch.loggers.WandbLogger,"
+    " init_args: {project: hubert_lightning, group: base, name: base}}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_each_iteration_is_a_run_of_the_recipes_group(manifests: Path, tmp_path: Path) -> None:
+    main(
+        [
+            *("fit", *layers("configs/pretrain/base.yaml", "smoke.yaml"), f"--output={tmp_path}", WANDB),
+            f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+            "--iterations=[{clusters: 20, max_frames: 2000, max_steps: 2},"
+            "{features: previous, layer: 1, clusters: 20, max_frames: 2000, max_steps: 2}]",
+        ]
+    )
+    for number in (1, 2):
+        found = offline_run(tmp_path / f"iteration{number}")
+        run = run_of(found)
+        assert (run.project, run.run_group, run.display_name) == ("hubert_lightning", "base", f"base-iteration{number}")
+        assert {"train/loss", "train/masked_accuracy", "train/gradient_norm", "val/masked_accuracy"} <= keys(found)
+
+
+def test_fine_tuning_shows_references_beside_hypotheses(manifests: Path, tmp_path: Path) -> None:
+    main(
+        [
+            *("fit", *layers("configs/finetune/10h.yaml", "smoke-finetune.yaml"), f"--output={tmp_path}", WANDB),
+            f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        ]
+    )
+    found = offline_run(tmp_path)
+    assert {"train/loss", "val/wer", "val/cer"} <= keys(found)
+    assert any(key.startswith("val/transcripts") for key in keys(found))
+    [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/val/transcripts_*.table.json")
+    assert '"columns":["id","reference","hypothesis"]' in table.read_text().replace(" ", "")
