@@ -41,9 +41,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         VERBS[verb](rest)
     except ValueError as error:
-        if not _meant_for_the_user(error):
+        ours = _meant_for_the_user(error)
+        if ours is None:
             raise
-        _refuse(str(error))
+        _refuse(str(ours))
 
 
 def _refuse(sentence: str) -> None:
@@ -51,10 +52,17 @@ def _refuse(sentence: str) -> None:
     raise SystemExit(2)
 
 
-def _meant_for_the_user(error: ValueError) -> bool:
-    """Errors that this package raises name the thing, the fact and the way out; others need their traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).is_relative_to(Path(__file__).parent)
+def _meant_for_the_user(error: BaseException | None) -> BaseException | None:
+    """The error that this package raised, also where jsonargparse wrapped it while it built our classes.
+
+    Ours name the thing, the fact and the way out; others need their traceback.
+    """
+    while error is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ValueError) and Path(last.filename).is_relative_to(Path(__file__).parent):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _lightning(verb: str) -> Callable[[list[str]], None]:

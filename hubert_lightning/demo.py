@@ -146,7 +146,7 @@ def _draw(results: dict, pretraining: Path, path: Path) -> None:
     curves, units, errors = figure.subplots(1, 3)
     blue, orange, grey = "#2a6f97", "#e07a3f", "#9aa5ad"
     for number, colour in ((1, orange), (2, blue)):
-        steps, accuracy = _curve(pretraining / f"iteration{number}" / "metrics.csv", "val/masked_accuracy")
+        steps, accuracy = _curve(pretraining / f"iteration{number}", "val/masked_accuracy")
         curves.plot(steps, [100 * value for value in accuracy], color=colour, label=f"iteration {number}", lw=2)
     curves.set(title="Masked frames predicted", xlabel="step", ylabel="accuracy, %", ylim=(0, None))
     curves.legend(frameon=False)
@@ -166,7 +166,10 @@ def _draw(results: dict, pretraining: Path, path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def _curve(metrics: Path, name: str) -> tuple[list[int], list[float]]:
-    with metrics.open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get(name)]
+def _curve(run: Path, name: str) -> tuple[list[int], list[float]]:
+    """One metric of a run and its steps; a run that was resumed has a log for each start."""
+    rows: list[dict[str, str]] = []
+    for log in sorted(run.glob("version_*/metrics.csv")):
+        with log.open() as file:
+            rows += [row for row in csv.DictReader(file) if row.get(name)]
     return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]

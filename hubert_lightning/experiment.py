@@ -121,12 +121,10 @@ class HubertCLI(LightningCLI):
             ValueError: The folder holds another run.
         """
         folder = Path(config.output)
+        if not any(folder.glob("*.ckpt")):
+            return  # nothing was trained here; labels know by themselves what they are of
         if not (folder / "config.yaml").exists():
-            if any(folder.glob("*.ckpt")):
-                raise ValueError(
-                    f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output"
-                )
-            return
+            raise ValueError(f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output")
         kept = yaml.safe_load((folder / "config.yaml").read_text())
         asked = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
         for key in ("seed_everything", "model", "data"):

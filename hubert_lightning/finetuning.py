@@ -179,10 +179,16 @@ class CTCFinetuning(LightningModule):
         ]
 
     def _write(self, name: str) -> None:
-        folder = Path(self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("w") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        rows = self.rows
+        if self.trainer.world_size > 1:
+            parts: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(parts, rows)
+            rows = list({row["id"]: row for part in parts for row in part}.values())  # the last step repeats some
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("w") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import AdamW
 
@@ -120,14 +121,11 @@ def test_a_tiny_model_learns_to_predict_clusters(manifests: Path, tmp_path: Path
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stop_and_resume_equals_running_on(manifests: Path, tmp_path: Path, num_workers: int) -> None:
     whole = a_model(optimizer=fast_adam, warmup_steps=2)
-    a_trainer(tmp_path / "whole", 12).fit(whole, datamodule=some_data(manifests, num_workers=num_workers))
-    first = a_model(optimizer=fast_adam, warmup_steps=2)
-    until = a_trainer(tmp_path / "parts", 12, limit_train_batches=1.0)
-    until.fit_loop.epoch_loop.max_steps = 7  # the schedule still knows of 12
-    until.fit(first, datamodule=some_data(manifests, num_workers=num_workers))
-    until.save_checkpoint(tmp_path / "half.ckpt")
+    trainer = a_trainer(tmp_path, 12)
+    trainer.callbacks.append(ModelCheckpoint(tmp_path, "half", every_n_train_steps=7, save_top_k=-1))
+    trainer.fit(whole, datamodule=some_data(manifests, num_workers=num_workers))
     second = a_model(optimizer=fast_adam, warmup_steps=2)
-    rest = a_trainer(tmp_path / "parts", 12)
+    rest = a_trainer(tmp_path, 12)
     data = some_data(manifests, num_workers=num_workers)
     rest.fit(second, datamodule=data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for (name, there), here in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
