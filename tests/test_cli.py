@@ -132,7 +132,7 @@ def test_validate_repeats_the_last_validation(pretraining: Path, capsys: pytest.
     printed = capsys.readouterr().out
     expected = json.loads((folder / "metrics.json").read_text())["val/masked_loss"]
     assert "val/masked_loss" in printed
-    assert f"{expected:.4f}" in printed
+    assert str(expected)[:7] in printed
 
 
 def test_fine_tuning_keeps_the_best_and_the_last(finetuning: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_is_none(
     wrong = pretraining / "iteration1" / "kmeans.safetensors"
     more = [f"--model.init_args.pretrained={wrong}", f"--output={tmp_path}"]
     error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
-    assert "kmeans.safetensors is not a checkpoint that torch can open safely" in error
+    assert "kmeans.safetensors holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt" in error
 
 
 def test_a_folder_that_holds_another_run(pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture) -> None:

@@ -313,8 +313,14 @@ def test_audio_that_is_gone_is_noticed_before_training(tmp_path: Path) -> None:
     check_audio(cuts)
     (tmp_path / "in" / "b.wav").unlink()
     (tmp_path / "in" / "c.wav").unlink()
-    with pytest.raises(ValueError, match=r"^b\.wav: .*b\.wav is not there, nor are 1 other audio files of 3"):
+    with pytest.raises(ValueError, match=r"^b\.wav: .*b\.wav is not there; mount or restore it"):
         check_audio(cuts)
+    whole = (tmp_path / "in" / "a.wav").read_bytes()
+    for rest in (whole[:-100], b""):
+        (tmp_path / "in" / "a.wav").write_bytes(rest)
+        sentence = rf"^a\.wav: .*a\.wav has {len(rest)} bytes, {len(whole)} when it was prepared; restore it"
+        with pytest.raises(ValueError, match=sentence):
+            check_audio(cuts)
     other = replace(cuts[0].recording, sampling_rate=8000).to_cut()
     with pytest.raises(ValueError, match="8000 Hz"):
         check_audio(CutSet([other]))

@@ -111,21 +111,37 @@ def fingerprint(cuts: Iterable[Cut]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def check_audio(cuts: CutSet) -> None:
-    """Refuse cuts that training could not use: whose file is not there, or that are not counted at 16 kHz."""
-    if wrong := next((cut for cut in cuts if cut.sampling_rate != SAMPLE_RATE), None):
-        raise ValueError(
-            f"{wrong.id}: the manifest counts samples at {wrong.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; make it "
-            "with `hubert prepare`, or call `.resample(16000)` on its cuts"
-        )
-    needed = {source.source: cut.id for cut in cuts for source in cut.recording.sources if source.type == "file"}
+def check_audio(cuts: Iterable[Cut]) -> None:
+    """Refuse cuts that training could not use, without decoding them.
+
+    Raises:
+        ValueError: A cut that is not counted at 16 kHz, or whose file is gone, empty, or not as long as it was when
+            `hubert prepare` decoded it.
+    """
+    sizes: dict[str, tuple[str, int | None]] = {}  # of every file: the cut that needs it, and its bytes if known
+    for cut in cuts:
+        if cut.sampling_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"{cut.id}: the manifest counts samples at {cut.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; make it "
+                "with `hubert prepare`, or call `.resample(16000)` on its cuts"
+            )
+        for source in cut.recording.sources:
+            if source.type == "file":
+                sizes[source.source] = (cut.id, (cut.custom or {}).get("bytes"))
     with ThreadPoolExecutor() as pool:  # a network file system answers many questions at once
-        missing = [path for path, there in zip(needed, pool.map(os.path.isfile, needed), strict=True) if not there]
-    if missing:
-        raise ValueError(
-            f"{needed[missing[0]]}: {missing[0]} is not there, nor are {len(missing) - 1} other audio files of "
-            f"{len(needed)}; mount or restore them, or run `hubert prepare` where they are"
-        )
+        for (path, (cut_id, expected)), found in zip(sizes.items(), pool.map(_size, sizes), strict=True):
+            if found is None:
+                raise ValueError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")
+            if found == 0 or found != (expected or found):
+                raise ValueError(
+                    f"{cut_id}: {path} has {found} bytes"
+                    + (f", {expected} when it was prepared" if expected else "")
+                    + "; restore it, or run `hubert prepare` again to leave it out"
+                )
+
+
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None = None) -> list[Path]:
@@ -379,7 +395,14 @@ def _pieces(recording: Recording, file: AudioFile, max_duration: float | None) -
         )
         supervisions = [supervision] if text or file.speaker else []
         pieces.append(
-            replace(whole, id=piece_id, start=begin / SAMPLE_RATE, duration=duration, supervisions=supervisions)
+            replace(
+                whole,
+                id=piece_id,
+                start=begin / SAMPLE_RATE,
+                duration=duration,
+                supervisions=supervisions,
+                custom={"bytes": file.path.stat().st_size},
+            )
         )
     return pieces
 
@@ -393,19 +416,20 @@ def _write_refusals(refusals: list[Refusal], path: Path) -> None:
 
 
 def _report(manifests: dict[Path, CutSet], refusals: list[Refusal]) -> None:
-    table = Table("manifest", title=f"in {next(iter(manifests)).parent}", title_justify="left")
-    for heading in ["utterances", "hours", "speakers", "from (s)", "to (s)", "transcribed"]:
+    table = Table(title=f"in {next(iter(manifests)).parent}", title_justify="left")
+    table.add_column("manifest", no_wrap=True)
+    for heading in ["utterances", "hours", "speakers", "shortest", "longest", "texts"]:
         table.add_column(heading, justify="right")
     for path, cuts in manifests.items():
         durations = [cut.duration for cut in cuts]
         supervisions = [supervision for cut in cuts for supervision in cut.supervisions]
         table.add_row(
-            path.name,
+            path.name.removesuffix(".jsonl.gz"),
             str(len(durations)),
             f"{sum(durations) / 3600:.2f}",
             str(len({supervision.speaker for supervision in supervisions if supervision.speaker})),
-            f"{min(durations):.2f}",
-            f"{max(durations):.2f}",
+            f"{min(durations):.2f} s",
+            f"{max(durations):.2f} s",
             str(sum(bool(supervision.text) for supervision in supervisions)),
         )
     console = Console()

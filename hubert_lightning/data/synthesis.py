@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
-VERSION = 2  # of the corpus: another number when the same parameters make other audio
+VERSION = 3  # of the corpus: another number when the same parameters make other audio
 SILENCE = "SIL"
 MARKER = "corpus.json"
 SHORTEST, LONGEST = 2.0, 8.0  # seconds of speech in an utterance
@@ -406,7 +406,7 @@ def _voices(subset: str, num_speakers: int, seed: int) -> list[Voice]:
             pitch=random.randint(35, 65),
             pitch_range=random.randint(35, 65),
             level=random.uniform(-30, -20),
-            noise=random.uniform(15, 35),
+            noise=random.uniform(5, 30),
         )
         for k in range(num_speakers)
     ]
@@ -496,7 +496,7 @@ def _finish(
 def _room(seed: int, speaker: str) -> np.ndarray:
     """Impulse response, (samples,), of a speaker's microphone and what stands near it: no two colour a voice alike."""
     random = np.random.default_rng([seed, int(speaker)])
-    response = 0.4 * random.normal(size=64) * np.exp(-np.arange(64) / 16)  # 4 ms: no phone moves
+    response = 0.6 * random.normal(size=64) * np.exp(-np.arange(64) / 16)  # 4 ms: no phone moves
     response[0] = 1
     return response.astype(np.float32)
 
