@@ -48,7 +48,12 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
     def fit(names: list[str], folder: str, *more: str) -> Path:
         layers = [f"--config={configs / name}" for name in names]
         short = _shortened(configs / names[0], steps) if steps else []
-        main(["fit", *layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
+        try:
+            main(["fit", *layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
+        except SystemExit as stopped:
+            if stopped.code:
+                raise
+            # 0: an interrupted demo had finished this part
         return output / folder
 
     pretraining = fit(
@@ -84,10 +89,11 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
 
 def _shortened(config: Path, steps: int) -> list[str]:
     iterations = yaml.safe_load(config.read_text()).get("iterations")
-    fewer = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
     if iterations:
-        fewer.append(f"--iterations={json.dumps([iteration | {'max_steps': steps} for iteration in iterations])}")
-    return fewer
+        fewer = f"--iterations={json.dumps([iteration | {'max_steps': steps} for iteration in iterations])}"
+    else:
+        fewer = f"--trainer.max_steps={steps}"
+    return [fewer, f"--trainer.val_check_interval={steps}"]
 
 
 def configs_folder() -> Path:
@@ -119,7 +125,7 @@ def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
     layer = int(iteration1.source.features.split()[1])
     features, _ = extractor(str(pretraining / "iteration2" / "last.ckpt"), layer, torch.device("cpu"))
     train = list(read_manifest(manifests / "train.jsonl.gz"))
-    centroids = fit_kmeans(sample_frames(features, train, 100_000, seed=0), num_clusters, seed=0)
+    centroids = fit_kmeans(sample_frames(features, train, 25_000, seed=0), num_clusters, seed=0)
     iteration2 = assign_clusters(features, centroids, list(dev))
     labels: dict[str, LabelStore | dict[str, np.ndarray]]
     labels = {"mfcc": mfcc, "iteration1": iteration1, "iteration2": iteration2}

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+
+RELABEL = "hubert_lightning.Relabel"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class HubertCLI(LightningCLI):
-    """`hubert fit|validate|test|predict`: any of our models with its data, in subclass mode."""
+    """`hubert fit|validate|test|predict`: any of our models with its data, in subclass mode.
+
+    `checkpoint` keeps `last.ckpt`, from which a run resumes; what else is worth keeping is a callback in YAML.
+    """
 
     def __init__(self, args: ArgsType) -> None:
         with warnings.catch_warnings():
@@ -77,9 +81,8 @@ class HubertCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.filename": "last",
+                "checkpoint.every_n_train_steps": 500,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -88,53 +91,49 @@ class HubertCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        if path := config.get("ckpt_path"):
-            _check_kind(Path(path), config.model.class_path)
+        config.weights_only = True  # a checkpoint is data, never code
+        if self.config.subcommand != "fit":
+            config.ckpt_path = config.ckpt_path or _newest_checkpoint(Path(config.output))
+        if config.ckpt_path:
+            _check_kind(Path(config.ckpt_path), config.model.class_path)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        config.weights_only = True  # a checkpoint is data, never code
         if self.subcommand == "fit":
-            if config.iterations:
-                config = self._fit_all_but_last(config)
-            _settle(config)
-            self._claim(config)
+            runs = list(_single_iterations(config)) if config.iterations else [config]
+            for run in runs:
+                _settle(run)
+                self._refuse_another_run(run)
+            unfinished = [run for run in runs if not _finished(run)]
+            if not unfinished:
+                print(f"{config.output}: finished already (metrics.json); for a new run choose another --output")
+                raise SystemExit(0)
+            *earlier, config = unfinished
+            for run in earlier:
+                HubertCLI(Namespace(subcommand="fit", fit=run))
+            seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
+            last = Path(config.output) / "last.ckpt"
+            if last.exists() and not config.ckpt_path:
+                config.ckpt_path = str(last)
         else:
             _settle(config)
-            config.ckpt_path = config.ckpt_path or _newest_checkpoint(Path(config.output))
         self.config[self.subcommand] = config
 
-    def _fit_all_but_last(self, config: Namespace) -> Namespace:
-        *earlier, last = _single_iterations(config)
-        for iteration in earlier:
-            if not _finished(iteration):
-                HubertCLI(Namespace(subcommand="fit", fit=iteration))
-        if _finished(last):
-            print(f"{config.output}: every iteration is finished; see its metrics.json files")
-            raise SystemExit(0)
-        return last
-
-    def _claim(self, config: Namespace) -> None:
-        """Go on with the run that the folder holds if it is the same one.
-
-        Raises:
-            ValueError: The folder holds another run.
-        """
+    def _refuse_another_run(self, config: Namespace) -> None:
+        """Raise `ValueError` if the folder holds what a run with another model, other data or labels left."""
         folder = Path(config.output)
         if not any(folder.glob("*.ckpt")):
-            return  # nothing was trained here; labels know by themselves what they are of
+            return  # nothing was trained here
         if not (folder / "config.yaml").exists():
             raise ValueError(f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output")
-        kept = yaml.safe_load((folder / "config.yaml").read_text())
-        asked = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
-        for key in ("seed_everything", "model", "data"):
-            if difference := next(_differences(kept.get(key), asked.get(key), key), None):
+        kept = _experiment(yaml.safe_load((folder / "config.yaml").read_text()))
+        asked = _experiment(yaml.safe_load(self._parser("fit").dump(config, skip_none=False)))
+        for key in kept:
+            if difference := next(_differences(kept[key], asked[key], key), None):
                 raise ValueError(
                     f"{folder}: already holds another run, which differs in {difference}; "
                     "choose another --output, or remove that folder"
                 )
-        if (folder / "last.ckpt").exists() and not config.ckpt_path:
-            config.ckpt_path = str(folder / "last.ckpt")
 
     def after_test(self) -> None:
         if self.trainer.is_global_zero:
@@ -148,34 +147,32 @@ class HubertCLI(LightningCLI):
         if trainer.is_global_zero:
             _write_metrics(trainer, "metrics.json")
             for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()  # the next iteration is a run of its own
+                if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
+                    logger.experiment.finish()
 
 
 def _single_iterations(config: Namespace) -> Iterator[Namespace]:
     """The fits of one iteration each that a fit of several consists of."""
+    if config.trainer.max_steps != -1:
+        raise ValueError(
+            f"trainer.max_steps is {config.trainer.max_steps}, but each entry of iterations has its own; set it there"
+        )
     for number, iteration in enumerate(config.iterations, start=1):
+        _check_iteration(iteration, number, config.model.init_args.encoder.num_layers)
         one = copy.deepcopy(config)
         one.pop("config", None)
         one.iterations = []
         one.output = str(Path(config.output) / f"iteration{number}")
-        features = iteration.features
-        if features == "previous":
-            if number == 1:
-                raise ValueError("iterations[0].features is 'previous', but nothing precedes it; say 'mfcc' or a path")
-            features = str(Path(config.output) / f"iteration{number - 1}" / "last.ckpt")
+        previous = str(Path(config.output) / f"iteration{number - 1}" / "last.ckpt")
         relabel = {
-            "features": features,
+            "features": previous if iteration.features == "previous" else iteration.features,
             "layer": iteration.layer,
             "clusters": iteration.clusters,
             "max_frames": iteration.max_frames,
             "seed": config.seed_everything,
         }
-        callbacks = one.trainer.callbacks or []
-        one.trainer.callbacks = [
-            *callbacks,
-            Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(relabel)),
-        ]
+        callback = Namespace(class_path=RELABEL, init_args=Namespace(relabel))
+        one.trainer.callbacks = [*_listed(one.trainer.callbacks), callback]
         one.trainer.max_steps = iteration.max_steps
         one.model.init_args.num_clusters = iteration.clusters
         for logger in _loggers(one):
@@ -184,28 +181,67 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
         yield one
 
 
+def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
+    """Raise `ValueError` for what would otherwise be found out when the iterations before it are trained."""
+    name = f"iterations[{number - 1}]"
+    if iteration.features == "previous" and number == 1:
+        raise ValueError(f"{name}.features is 'previous', but nothing precedes it; say 'mfcc' or a path")
+    if (iteration.features == "mfcc") != (iteration.layer is None):
+        raise ValueError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
+    if iteration.features == "previous" and not 1 <= (iteration.layer or 0) <= num_layers:
+        raise ValueError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
+    if iteration.features not in ("mfcc", "previous") and not Path(iteration.features).exists():
+        raise ValueError(f"{name}.features: {iteration.features} does not exist; name a checkpoint that does")
+    if not 2 <= iteration.clusters <= min(iteration.max_frames, 2**16):
+        raise ValueError(
+            f"{name} asks for {iteration.clusters} clusters of {iteration.max_frames} frames; "
+            "it takes at least 2, no more than frames, and no more than 65536"
+        )
+
+
 def _settle(config: Namespace) -> None:
     """Everything that a run writes goes to its folder."""
     config.trainer.default_root_dir = config.output
     config.checkpoint.dirpath = config.output
     for logger in _loggers(config):
-        logger.init_args.save_dir = config.output
+        if "save_dir" in logger.init_args:
+            logger.init_args.save_dir = config.output
+    for callback in _listed(config.trainer.callbacks):
+        if "dirpath" in callback.get("init_args", {}) and callback.init_args.dirpath is None:
+            callback.init_args.dirpath = config.output
 
 
 def _loggers(config: Namespace) -> list[Namespace]:
-    logger = config.trainer.logger
-    loggers = logger if isinstance(logger, list) else [logger]
-    return [logger for logger in loggers if isinstance(logger, Namespace)]
+    return [logger for logger in _listed(config.trainer.logger) if isinstance(logger, Namespace)]
+
+
+def _listed(one_or_several: Any) -> list[Any]:
+    if one_or_several is None:
+        return []
+    return list(one_or_several) if isinstance(one_or_several, list) else [one_or_several]
 
 
 def _finished(config: Namespace) -> bool:
-    return (Path(config.output) / "metrics.json").exists()
+    metrics = Path(config.output) / "metrics.json"
+    return metrics.exists() and 0 < config.trainer.max_steps <= json.loads(metrics.read_text())["steps"]
+
+
+def _experiment(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the one that it is: not where it runs, how fast, or what it logs."""
+    callbacks = config["trainer"]["callbacks"] or []
+    relabel = [callback["init_args"] for callback in callbacks if callback["class_path"].endswith("Relabel")]
+    experiment = {key: config.get(key) for key in ("seed_everything", "model", "data")}
+    return experiment | {"labels": relabel[0] if relabel else None}
 
 
 def _newest_checkpoint(folder: Path) -> str:
     for name in ("best.ckpt", "last.ckpt"):
         if (folder / name).exists():
             return str(folder / name)
+    if iterations := sorted(folder.glob("iteration*/config.yaml")):
+        raise ValueError(
+            f"{folder}: holds several iterations; choose one by its config, as in --config {iterations[-1]}"
+        )
     raise ValueError(f"{folder}: holds no best.ckpt or last.ckpt; fit first, or name a checkpoint with --ckpt_path")
 
 
@@ -233,7 +269,7 @@ def _write_metrics(trainer: Trainer, name: str) -> None:
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:
     if isinstance(kept, dict) and isinstance(asked, dict):
         for name in sorted(kept.keys() | asked.keys()):
-            if name not in ("num_workers", "labels"):
+            if name != "num_workers":
                 yield from _differences(kept.get(name), asked.get(name), f"{key}.{name}")
     elif kept != asked:
         yield f"{key} ({kept} there, {asked} here)"

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -126,7 +125,7 @@ class CTCFinetuning(LightningModule):
     def on_validation_epoch_end(self) -> None:
         table = [list(row.values()) for row in self.rows[:50]]
         for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
+            if hasattr(logger, "log_table") and not self.trainer.sanity_checking:  # W&B
                 logger.log_table("val/transcripts", columns=["id", "reference", "hypothesis"], data=table)
 
     def on_test_epoch_start(self) -> None:

@@ -79,14 +79,21 @@ class HubertPretraining(LightningModule):
         return loss
 
     def on_train_start(self) -> None:
+        self._start_clock()
+
+    def on_validation_end(self) -> None:
+        self._start_clock()
+
+    def _start_clock(self) -> None:
         self._audio_seconds, self._since = 0.0, time.perf_counter()
 
     def on_train_batch_end(self, outputs: object, batch: PretrainingBatch, batch_idx: int) -> None:
         self._audio_seconds += batch.waveform.numel() / SAMPLE_RATE * self.trainer.world_size
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            passed, self._since = time.perf_counter() - self._since, time.perf_counter()
+        done = self.trainer.fit_loop.total_batch_idx + 1
+        if done % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            passed = time.perf_counter() - self._since
             self.log("train/audio_hours_per_second", self._audio_seconds / passed / 3600)
-            self._audio_seconds = 0.0
+            self._start_clock()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]

@@ -37,6 +37,20 @@ def test_every_cut_is_seen_once_per_epoch_whatever_the_number_of_ranks(
     assert len(dealt) - len(set(dealt)) < world_size  # only the last step may repeat a batch
 
 
+@given(frames=lengths, max_frames=st.integers(800, 5000), world_size=st.integers(1, 5))
+def test_validation_counts_every_cut_once_if_there_are_batches_for_all_ranks(
+    frames: list[int], max_frames: int, world_size: int
+) -> None:
+    ranks = [
+        PlannedBatches(frames, max_frames, shuffle=False, rank=k, world_size=world_size) for k in range(world_size)
+    ]
+    assert all(len(rank) == len(list(rank)) > 0 for rank in ranks)
+    seen = [cut for rank in ranks for plan in rank for cut in plan.cuts]
+    assert set(seen) == set(range(len(frames)))
+    if len(PlannedBatches(frames, max_frames)) >= world_size:
+        assert len(seen) == len(frames)
+
+
 @given(frames=lengths, max_frames=st.integers(800, 5000))
 def test_a_batch_fits_its_limit_with_padding(frames: list[int], max_frames: int) -> None:
     for batch in PlannedBatches(frames, max_frames).plan(0):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_finished_iterations_are_not_trained_again(
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={pretraining}"])
     assert stopped.value.code == 0
-    assert "every iteration is finished" in capsys.readouterr().out
+    assert "finished already" in capsys.readouterr().out
     assert (pretraining / "iteration1" / "last.ckpt").stat().st_mtime_ns == before
 
 
@@ -166,8 +167,38 @@ def test_a_fine_tuned_model_moves_without_what_it_was_made_from(finetuning: Path
     config["model"]["init_args"]["pretrained"] = str(tmp_path / "gone.ckpt")
     config["output"] = str(tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    main(["test", "--config", str(tmp_path / "config.yaml"), f"--ckpt_path={finetuning / 'best.ckpt'}"])
+    shutil.copy(finetuning / "best.ckpt", tmp_path)
+    main(["test", "--config", str(tmp_path / "config.yaml")])
     assert (tmp_path / "test.jsonl").read_text() != ""
+
+
+def test_a_run_that_is_given_more_steps_goes_on(finetuning: Path, manifests: Path, tmp_path: Path) -> None:
+    shutil.copytree(finetuning, tmp_path / "run")
+    pretrained = finetuning.parent / "pretraining" / "iteration2" / "last.ckpt"
+    more = [f"--model.init_args.pretrained={pretrained}", f"--output={tmp_path / 'run'}", "--trainer.max_steps=5"]
+    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 5
+    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 5
+    assert kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 5  # not 2 + 5
+
+
+def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path: Path) -> None:
+    command = ["fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", "--checkpoint.every_n_train_steps=1"]
+    iterations = "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 100000}]"
+    process = subprocess.Popen([sys.executable, "-m", "hubert_lightning", *command, iterations])
+    newest = tmp_path / "iteration1" / "last.ckpt"
+    try:
+        while process.poll() is None and not newest.exists():
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    steps = torch.load(newest, weights_only=True)["global_step"]
+    assert steps > 0
+    shorter = iterations.replace("100000", str(steps + 2))
+    main([*command, shorter])
+    assert json.loads((newest.parent / "metrics.json").read_text())["steps"] == steps + 2
 
 
 @needs_recordings
@@ -242,13 +273,11 @@ def test_a_checkpoint_that_is_none(
 
 def test_a_folder_that_holds_another_run(pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture) -> None:
     before = sorted(pretraining.rglob("*"))
-    (pretraining / "iteration2" / "metrics.json").rename(pretraining / "kept.json")
     error = refused(
         capsys,
         *("fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={pretraining}"),
         "--model.init_args.temperature=0.2",
     )
-    (pretraining / "kept.json").rename(pretraining / "iteration2" / "metrics.json")
     assert "already holds another run, which differs in model.init_args.temperature (0.1 there, 0.2 here)" in error
     assert sorted(pretraining.rglob("*")) == before
 
@@ -307,6 +336,49 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
         "--iterations=[{features: previous, layer: 1}]",
     )
     assert "iterations[0].features is 'previous', but nothing precedes it" in error
+
+
+@pytest.mark.parametrize(
+    ("iteration", "sentence"),
+    [
+        ("{features: previous}", r"iterations[1] has layer None; MFCCs have no layers, and a model needs one"),
+        ("{features: previous, layer: 3}", "iterations[1] has layer 3 of an encoder of 2; layers count from 1"),
+        ("{features: no.ckpt, layer: 1}", "iterations[1].features: no.ckpt does not exist"),
+        ("{clusters: 100000}", "asks for 100000 clusters of 300000 frames"),
+    ],
+)
+def test_a_mistake_in_the_second_iteration_is_found_before_the_first(
+    iteration: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    iterations = f"--iterations=[{{clusters: 20, max_steps: 2}},{iteration}]"
+    assert sentence in refused(capsys, "fit", *SMOKE, *speech(manifests), iterations, f"--output={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_that_iterations_would_overrule_are_refused(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", "--trainer.max_steps=9")
+    assert "trainer.max_steps is 9, but each entry of iterations has its own" in error
+
+
+def test_labels_of_trained_checkpoints_are_never_replaced(
+    pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(pretraining, tmp_path / "run")
+    (tmp_path / "run" / "iteration2" / "metrics.json").unlink()
+    before = (tmp_path / "run" / "iteration2" / "kmeans.safetensors").read_bytes()
+    other = TWO_ITERATIONS.replace("layer: 1", "layer: 2")
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), other, f"--output={tmp_path / 'run'}")
+    assert "iteration2: already holds another run, which differs in labels." in error
+    assert (tmp_path / "run" / "iteration2" / "kmeans.safetensors").read_bytes() == before
+
+
+def test_validating_a_walk_asks_which_iteration(
+    pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture
+) -> None:
+    error = refused(capsys, "validate", *SMOKE, *speech(manifests), f"--output={pretraining}")
+    assert "holds several iterations; choose one by its config" in error
 
 
 def test_testing_a_run_that_was_never_fitted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -23,3 +23,7 @@ def test_a_short_demo_leaves_numbers_and_a_picture(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit):
         main(["demo", f"--output={tmp_path}"])
     assert "holds a finished demo" in capsys.readouterr().err
+    (tmp_path / "results.json").unlink()  # as if it had been interrupted at the end
+    main(["demo", f"--output={tmp_path}", "--minutes=1", "--steps=3"])
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert {**again, "seconds": 0} == {**results, "seconds": 0}

@@ -88,6 +88,13 @@ def test_other_settings_make_other_labels(run: Path, manifests: Path, tmp_path: 
     assert first.source.kmeans != second.source.kmeans
 
 
+def test_labels_under_a_checkpoint_are_not_replaced(run: Path, manifests: Path) -> None:
+    before = (run / "kmeans.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="its checkpoints were trained on labels of other features"):
+        relabelled(run, manifests, run, Relabel(clusters=30, max_frames=3000))
+    assert (run / "kmeans.safetensors").read_bytes() == before
+
+
 def test_the_sample_is_uniform_and_of_the_size_asked_for(train_cuts: CutSet) -> None:
     features, _ = extractor("mfcc", None, torch.device("cpu"))
     total = sum(num_frames(cut.num_samples) for cut in train_cuts)

@@ -126,22 +126,31 @@ class PlannedBatches(Sampler[BatchPlan]):
         self._ends.append(len(ascending))
 
     def __len__(self) -> int:
-        return -(-len(self._ends) // self.world_size)
+        if self._repeats:
+            return -(-len(self._ends) // self.world_size)
+        return len(range(self.rank, len(self._ends), self.world_size))
+
+    @property
+    def _repeats(self) -> bool:
+        """In training all ranks need as many batches; in validation none may count twice, but each needs one."""
+        return self.shuffle or len(self._ends) < self.world_size
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = divmod(self.position(), len(self)) if self.shuffle else (0, 0)
         return iter(self.plan(epoch)[done:])
 
     def plan(self, epoch: int) -> list[BatchPlan]:
-        """This rank's batches of one epoch; the last few may repeat the first to give all ranks as many."""
+        """This rank's batches of one epoch; in training the last few may repeat the first to give all ranks as many."""
         rng = np.random.default_rng([self.seed, epoch])
         tie = rng.random(len(self._buckets)) if self.shuffle else np.arange(len(self._buckets))
         order = np.lexsort([tie, self._buckets])
         batches = np.split(order, self._ends[:-1])
         seeds = rng.integers(2**62, size=len(batches))
         turn = rng.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
-        turn = np.resize(turn, len(self) * self.world_size)[self.rank :: self.world_size]
-        return [BatchPlan(tuple(batches[i].tolist()), int(seeds[i])) for i in turn]
+        if self._repeats:
+            turn = np.resize(turn, len(self) * self.world_size)
+        mine = turn[self.rank :: self.world_size]
+        return [BatchPlan(tuple(batches[i].tolist()), int(seeds[i])) for i in mine]
 
 
 class PretrainingBatches(Dataset[PretrainingBatch]):
@@ -199,7 +208,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         cuts = [self.cuts[place] for place in plan.cuts]
         waveforms = [read_waveform(cut) for cut in cuts]
         texts = tuple(transcript(cut) for cut in cuts)
-        tokens = [torch.tensor(self.vocabulary.encode(text)) for text in texts]
+        tokens = [torch.tensor(self.vocabulary.encode(text), dtype=torch.long) for text in texts]
         frames = [num_frames(len(waveform)) for waveform in waveforms]
         mask = channel_mask = None
         if self.mask_prob > 0:

@@ -151,7 +151,7 @@ class TranscribedData(LightningDataModule):
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
         for part in parts:
             paths = self.manifests[part]
-            if paths is None and part == "validation":
+            if paths is None and part == "validation" and stage == "fit":
                 continue
             if paths is None:
                 raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
@@ -159,6 +159,8 @@ class TranscribedData(LightningDataModule):
             check_audio(self.cuts[part])
             if stage != "predict":
                 check_transcripts(self.cuts[part], _model(self).vocabulary)
+            else:
+                self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
 
     def train_dataloader(self) -> DataLoader:
         model = _model(self)
