@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         steps: Of each of the four trainings; for a look at how it runs, without time to learn.
     """
     console = Console()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what it says of devices and tips is not the show
     output = Path(output)
     if (output / "results.json").exists():
         raise ValueError(f"{output}: holds a finished demo (results.json); look at it, or choose another --output")
@@ -139,7 +141,8 @@ def _report(console: Console, results: dict, runs: dict[str, Path]) -> None:
     errors = Table("10 minutes of transcripts", "WER %", "CER %", title="What the model hears, unheard speakers")
     for name in ("scratch", "pretrained"):
         errors.add_row(name, f"{100 * results['wer'][name]:.1f}", f"{100 * results['cer'][name]:.1f}")
-    console.print(clusters, errors)
+    console.print(clusters)
+    console.print(errors)
     rows = {name: [json.loads(line) for line in (run / "test.jsonl").open()] for name, run in runs.items()}
     for scratch, pretrained in list(zip(rows["scratch"], rows["pretrained"], strict=True))[:3]:
         console.print(f"said        {scratch['reference']}", highlight=False)
@@ -166,7 +169,8 @@ def _draw(results: dict, pretraining: Path, path: Path) -> None:
     errors.set(
         title="Errors after 10 minutes of transcripts", ylabel="%", xticks=[0, 1], xticklabels=["words", "letters"]
     )
-    errors.legend(frameon=False)
+    errors.set_ylim(0, 125 * max(*results["wer"].values(), *results["cer"].values()))
+    errors.legend(frameon=False, loc="upper center", ncols=2)
     for axes in (curves, units, errors):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=160)
