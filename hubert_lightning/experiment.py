@@ -148,7 +148,7 @@ class HubertCLI(LightningCLI):
             _write_metrics(trainer, "metrics.json")
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
-                    logger.experiment.finish()
+                    logger.experiment.finish()  # type: ignore[attr-defined]
 
 
 def _single_iterations(config: Namespace) -> Iterator[Namespace]:

@@ -169,7 +169,7 @@ class CTCFinetuning(LightningModule):
         hypotheses = self._decode(log_probs, batch)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
         for error in (self.wer, self.cer):
-            error.update(hypotheses, batch.text)
+            error.update(hypotheses, list(batch.text))
         errors = {f"{part}/wer": self.wer, f"{part}/cer": self.cer}
         self.log_dict(errors, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
         self.rows += [
