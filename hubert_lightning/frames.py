@@ -34,6 +34,7 @@ def frame_centres(num_frames: int) -> Tensor:
 
 
 def seconds_to_samples(seconds: float) -> int:
+    """The number of samples nearest to so many seconds."""
     return round(seconds * SAMPLE_RATE)
 
 

@@ -52,6 +52,8 @@ class Sound(NamedTuple):
 
 
 class Refusal(NamedTuple):
+    """A file that no manifest lists, and why."""
+
     path: Path
     reason: str
 

@@ -273,6 +273,8 @@ class PositionalConvolution(nn.Module):
 
 
 class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each with its norm before or after it and a residual around it."""
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
