@@ -20,7 +20,7 @@ from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
 from hubert_lightning.relabelling import assign_clusters, extractor, phone_quality, sample_frames
 
-MINUTES = 11  # measured on two cores without bfloat16 (docs/results.md)
+MINUTES = 13  # on two cores without bfloat16 (docs/results.md)
 
 
 def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None = None) -> None:
