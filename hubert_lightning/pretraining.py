@@ -67,7 +67,7 @@ class HubertPretraining(LightningModule):
         returns:  (batch, frames, clusters), ()
         """
         local = self.encoder.local_features(waveform)
-        # All frames, not only masked ones: less than 1 % of the step, and its shapes never change.
+        # All frames, not only masked ones: under 1 % of Base's operations, and its shapes never change.
         return self.predictor(self.encoder.contextual(local, mask=mask)), local.float().square().mean()
 
     def training_step(self, batch: PretrainingBatch) -> Tensor:

@@ -142,7 +142,8 @@ def extractor(features: str, layer: int | None, device: torch.device) -> tuple[F
 def sample_frames(features: Features, cuts: Sequence[Cut], max_frames: int, seed: int) -> np.ndarray:
     """A uniform sample of the frames of randomly chosen utterances, four times as much audio as is kept.
 
-    Four times: neighbouring frames are alike, and a frame in four tells nearly as much as all of them.
+    Neighbouring frames are alike, so they come from more utterances than would be enough; not from all, since a large
+    corpus would then be encoded twice.
 
     returns: (about max_frames or all there are, dim) float32
     """

@@ -107,7 +107,7 @@ class PretrainingData(LightningDataModule):
 
 
 class TranscribedData(LightningDataModule):
-    """Audio and its transcripts, for fine-tuning with CTC. Defaults: HuBERT Base on 10 hours (FACTS of wav2vec 2.0).
+    """Audio and its transcripts, for fine-tuning with CTC. Defaults: HuBERT Base on 10 hours (as wav2vec 2.0).
 
     Args:
         train: Manifests to train on.
