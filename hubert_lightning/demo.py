@@ -32,7 +32,8 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         steps: Of each of the four trainings; for a look at how it runs, without time to learn.
     """
     console = Console()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what it says of devices and tips is not the show
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # what they say of devices and tips is not the show
     output = Path(output)
     if (output / "results.json").exists():
         raise ValueError(f"{output}: holds a finished demo (results.json); look at it, or choose another --output")
@@ -47,15 +48,14 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
     manifests = output / "manifests"
     configs = configs_folder()
 
-    def fit(names: list[str], folder: str, *more: str) -> Path:
+    def fit(names: list[str], folder: str, *more: str, last: str = ".") -> Path:
         layers = [f"--config={configs / name}" for name in names]
         short = _shortened(configs / names[0], steps) if steps else []
         try:
             main(["fit", *layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
-        except SystemExit as stopped:
-            if stopped.code:
-                raise
-            # 0: an interrupted demo had finished this part
+        except SystemExit:
+            if not (output / folder / last / "metrics.json").exists():
+                raise  # interrupted; otherwise, an earlier demo had finished this part
         return output / folder
 
     pretraining = fit(
@@ -63,6 +63,7 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         "pretraining",
         f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
         f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        last="iteration2",
     )
     transcribed = [
         f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
@@ -127,7 +128,7 @@ def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
     layer = int(iteration1.source.features.split()[1])
     features, _ = extractor(str(pretraining / "iteration2" / "last.ckpt"), layer, torch.device("cpu"))
     train = list(read_manifest(manifests / "train.jsonl.gz"))
-    centroids = fit_kmeans(sample_frames(features, train, 25_000, seed=0), num_clusters, seed=0)
+    centroids = fit_kmeans(sample_frames(features, train, 20_000, seed=0), num_clusters, seed=0)
     iteration2 = assign_clusters(features, centroids, list(dev))
     labels: dict[str, LabelStore | dict[str, np.ndarray]]
     labels = {"mfcc": mfcc, "iteration1": iteration1, "iteration2": iteration2}

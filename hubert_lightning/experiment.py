@@ -7,6 +7,7 @@ next one takes its labels. What is finished is not done again: the same command 
 
 import copy
 import json
+import secrets
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,8 +61,12 @@ class HubertCLI(LightningCLI):
 
     def __init__(self, args: ArgsType) -> None:
         with warnings.catch_warnings():
-            # `main(args)` passes on what was typed; Lightning warns that somebody typed something
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            for expected in (
+                "LightningCLI's args parameter",  # `main(args)` passes on what was typed
+                "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
+                "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
+            ):
+                warnings.filterwarnings("ignore", message=expected)
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -104,6 +109,7 @@ class HubertCLI(LightningCLI):
             for run in runs:
                 _settle(run)
                 self._refuse_another_run(run)
+                _keep_run_id(run)
             unfinished = [run for run in runs if not _finished(run)]
             if not unfinished:
                 print(f"{config.output}: finished already (metrics.json); for a new run choose another --output")
@@ -176,8 +182,9 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
         one.trainer.max_steps = iteration.max_steps
         one.model.init_args.num_clusters = iteration.clusters
         for logger in _loggers(one):
-            if logger.init_args.get("name"):
-                logger.init_args.name += f"-iteration{number}"
+            for key in ("name", "id"):
+                if logger.init_args.get(key):
+                    logger.init_args[key] += f"-iteration{number}"
         yield one
 
 
@@ -209,6 +216,21 @@ def _settle(config: Namespace) -> None:
     for callback in _listed(config.trainer.callbacks):
         if "dirpath" in callback.get("init_args", {}) and callback.init_args.dirpath is None:
             callback.init_args.dirpath = config.output
+
+
+def _keep_run_id(config: Namespace) -> None:
+    """A run that goes on is the same run in W&B too: the config in its folder knows which."""
+    folder, before = Path(config.output), None
+    if (folder / "last.ckpt").exists() and (folder / "config.yaml").exists():
+        loggers = _listed(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"])
+        before = next((logger["init_args"]["id"] for logger in loggers if _has_id(logger)), None)
+    for logger in _loggers(config):
+        if _has_id(logger) and not logger.init_args.id:
+            logger.init_args.id = before or secrets.token_hex(4)
+
+
+def _has_id(logger: Any) -> bool:
+    return not isinstance(logger, bool) and "id" in logger.get("init_args", {})
 
 
 def _loggers(config: Namespace) -> list[Namespace]:

@@ -72,11 +72,18 @@ class HubertPretraining(LightningModule):
 
     def training_step(self, batch: PretrainingBatch) -> Tensor:
         loss, metrics = self._step(batch)
-        clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
-        metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
-        metrics["masked_fraction"] = batch.mask.float().mean()
-        self._log("train", metrics, batch)
+        if self._logging:
+            clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
+            metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
+            metrics["masked_fraction"] = batch.mask.float().mean()
+            self._log("train", metrics, batch)
         return loss
+
+    @property
+    def _logging(self) -> bool:
+        """Whether the Trainer writes what is logged in this step; if not, logging would be a tenth of a small step."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def on_train_start(self) -> None:
         self._start_clock()
@@ -89,16 +96,17 @@ class HubertPretraining(LightningModule):
 
     def on_train_batch_end(self, outputs: object, batch: PretrainingBatch, batch_idx: int) -> None:
         self._audio_seconds += batch.waveform.numel() / SAMPLE_RATE * self.trainer.world_size
-        done = self.trainer.fit_loop.total_batch_idx + 1
-        if done % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        done, every = self.trainer.fit_loop.total_batch_idx + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and done % every == 0:
             passed = time.perf_counter() - self._since
             self.log("train/audio_hours_per_second", self._audio_seconds / passed / 3600)
             self._start_clock()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        if self._logging:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def on_validation_epoch_start(self) -> None:
         clusters = (2, self.predictor.num_clusters)

@@ -59,12 +59,12 @@ def test_a_config_parses_as_it_stands(path: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=name)
 def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
-    recipe = ROOT / "configs/pretrain" / size.name
-    config = parsed("--config", str(recipe), "--config", str(size)).config.fit
     asked = yaml.safe_load(size.read_text())["model"]["init_args"]
-    encoder = config.model.init_args.encoder
-    assert {key: encoder[key] for key in asked["encoder"]} == asked["encoder"]
-    assert config.model.init_args.final_dim == asked["final_dim"]
+    base, recipe = (str(ROOT / "configs/pretrain" / name) for name in ("base.yaml", size.name))
+    for args in (["--config", base, "--config", str(size)], ["--config", recipe]):  # a recipe has its size in it
+        model = parsed(*args).config.fit.model.init_args
+        assert {key: model.encoder[key] for key in asked["encoder"]} == asked["encoder"]
+        assert model.final_dim == asked["final_dim"]
 
 
 @pytest.mark.parametrize("layer", SCRATCH, ids=name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import fingerprint, prepare_librispeech, read_manifest
-from hubert_lightning.data.synthesis import Espeak, Voice, _word_times, sentences, synthesise_corpus, transcript
+from hubert_lightning.data.synthesis import GRID, Espeak, Voice, _word_times, sentences, synthesise_corpus, transcript
 
 SMALL: dict[str, Any] = {
     "train_minutes": 1.5,
@@ -68,6 +68,7 @@ def test_each_set_lasts_as_long_as_asked_and_utterances_are_of_ordinary_length(s
         durations = [cut.duration for cut in sets[name]]
         assert minutes * 60 <= sum(durations) <= minutes * 60 + 9
         assert 2 < min(durations) < max(durations) < 9
+        assert all(duration % GRID == 0 for duration in durations)
     assert {cut.id for cut in sets["finetune"]} < {cut.id for cut in sets["train"]}
 
 

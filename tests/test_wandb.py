@@ -89,3 +89,17 @@ def test_fine_tuning_shows_references_beside_hypotheses(manifests: Path, tmp_pat
     assert any(key.startswith("val/transcripts") for key in keys(found))
     [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/val/transcripts_*.table.json")
     assert '"columns":["id","reference","hypothesis"]' in table.read_text().replace(" ", "")
+
+
+def test_a_run_that_goes_on_is_the_same_run(manifests: Path, tmp_path: Path) -> None:
+    for steps in (2, 4):
+        main(
+            [
+                *("fit", *layers("configs/pretrain/base.yaml", "smoke.yaml"), f"--output={tmp_path}", WANDB),
+                f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+                f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+                f"--iterations=[{{clusters: 20, max_frames: 2000, max_steps: {steps}}}]",
+            ]
+        )
+    before, after = (run_of(records(path)) for path in tmp_path.glob("iteration1/wandb/offline-run-*/run-*.wandb"))
+    assert before.run_id == after.run_id

@@ -31,10 +31,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
-VERSION = 3  # of the corpus: another number when the same parameters make other audio
+VERSION = 4  # of the corpus: another number when the same parameters make other audio
 SILENCE = "SIL"
 MARKER = "corpus.json"
 SHORTEST, LONGEST = 2.0, 8.0  # seconds of speech in an utterance
+GRID = 0.25  # seconds: recordings last a multiple of it, since a CPU is faster at lengths that recur
 CHAPTER = 25  # utterances
 
 # A symbol becomes one of its lines; {symbol} in a line becomes a line of that symbol. The past tense agrees with any
@@ -433,12 +434,15 @@ def _speak_subset(
             audio, phones = espeak.say(text, voice)
             if not SHORTEST <= len(audio) / espeak.rate <= LONGEST:
                 continue
-            silence = (random.uniform(0.1, 0.4), random.uniform(0.1, 0.4))
-            spoken += len(audio) / espeak.rate + sum(silence)
+            before = random.uniform(0.1, 0.4)
+            duration = GRID * ceil((before + len(audio) / espeak.rate + 0.1) / GRID)
+            spoken += duration
             speaker, (chapter, utterance) = FIRST_SPEAKER[subset] + k, divmod(len(finishing), CHAPTER)
             folder = corpus / subset / str(speaker) / str(chapter + 1)
             path = folder / f"{speaker}-{chapter + 1}-{utterance:04d}.flac"
-            finishing.append(pool.submit(_finish, path, text, audio, espeak.rate, phones, voice, silence, seed))
+            finishing.append(
+                pool.submit(_finish, path, text, audio, espeak.rate, phones, voice, before, duration, seed)
+            )
         cuts = [cut.result() for cut in finishing]
         _write_transcripts(cuts)
         yield from cuts
@@ -451,19 +455,20 @@ def _finish(
     rate: int,
     phones: list[Phone],
     voice: Voice,
-    silence: tuple[float, float],
+    silence: float,
+    duration: float,
     seed: int,
 ) -> MonoCut:
     """What espeak-ng said, in a room: resampled, with silence around it, at the speaker's level, over faint noise."""
     random = np.random.default_rng([seed, *map(int, path.stem.split("-"))])
-    before, after = (seconds_to_samples(seconds) for seconds in silence)
+    before = seconds_to_samples(silence)
     speech = torchaudio.functional.resample(torch.from_numpy(audio.astype(np.float32)), rate, SAMPLE_RATE).numpy()
     speech = speech[: seconds_to_samples(len(audio) / rate)]
     speech = np.convolve(speech, _room(seed, path.parts[-3]))[: len(speech)]
     level = voice.level + random.uniform(-2, 2)
     speech *= 10 ** (level / 20) / np.sqrt(np.mean(speech**2))
     speech *= min(1.0, 0.9 / np.abs(speech).max())
-    waveform = random.normal(0, 10 ** ((level - voice.noise) / 20), before + len(speech) + after)
+    waveform = random.normal(0, 10 ** ((level - voice.noise) / 20), seconds_to_samples(duration))
     waveform[before : before + len(speech)] += speech
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
@@ -472,7 +477,7 @@ def _finish(
         first, last = before + seconds_to_samples(start), before + seconds_to_samples(end)
         return AlignmentItem(symbol, first / SAMPLE_RATE, (last - first) / SAMPLE_RATE)
 
-    duration = len(waveform) / SAMPLE_RATE
+    after = len(waveform) - before - len(speech)
     recording = Recording(
         path.stem, [AudioSource("file", [0], str(path))], SAMPLE_RATE, num_samples=len(waveform), duration=duration
     )
