@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.kmeans import fit_kmeans
+from hubert_lightning.clustering.kmeans import fit_kmeans, load_kmeans
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
@@ -126,9 +126,11 @@ def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
     mfcc, iteration1 = (LabelStore(pretraining / f"iteration{k}" / "labels") for k in (1, 2))
     num_clusters = iteration1.source.clusters
     layer = int(iteration1.source.features.split()[1])
+    settings = load_kmeans(pretraining / "iteration2" / "kmeans.safetensors")[1]
+    max_frames, seed = int(settings["max_frames"]), int(settings["seed"])
     features, _ = extractor(str(pretraining / "iteration2" / "last.ckpt"), layer, torch.device("cpu"))
     train = list(read_manifest(manifests / "train.jsonl.gz"))
-    centroids = fit_kmeans(sample_frames(features, train, 20_000, seed=0), num_clusters, seed=0)
+    centroids = fit_kmeans(sample_frames(features, train, max_frames, seed), num_clusters, seed)
     iteration2 = assign_clusters(features, centroids, list(dev))
     labels: dict[str, LabelStore | dict[str, np.ndarray]]
     labels = {"mfcc": mfcc, "iteration1": iteration1, "iteration2": iteration2}
