@@ -6,19 +6,20 @@ import logging
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
+from lhotse import CutSet
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from hubert_lightning.cli import main
 from hubert_lightning.clustering.kmeans import fit_kmeans, load_kmeans
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
-from hubert_lightning.relabelling import assign_clusters, extractor, phone_quality, sample_frames
+from hubert_lightning.relabelling import Features, assign_clusters, extractor, phone_quality, sample_frames
 
 MINUTES = 13  # on two cores without bfloat16 (docs/results.md)
 
@@ -122,19 +123,29 @@ def _fastest_precision() -> str:
 
 def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
     """PNMI on speakers that no model heard; the clusters of iteration 2 are made as those of iteration 1 were."""
-    dev = read_manifest(manifests / "dev.jsonl.gz")
-    mfcc, iteration1 = (LabelStore(pretraining / f"iteration{k}" / "labels") for k in (1, 2))
-    num_clusters = iteration1.source.clusters
-    layer = int(iteration1.source.features.split()[1])
-    settings = load_kmeans(pretraining / "iteration2" / "kmeans.safetensors")[1]
-    max_frames, seed = int(settings["max_frames"]), int(settings["seed"])
-    features, _ = extractor(str(pretraining / "iteration2" / "last.ckpt"), layer, torch.device("cpu"))
+    heldout = [cut for name in ("dev", "test") for cut in read_manifest(manifests / f"{name}.jsonl.gz")]
+    layer = int(LabelStore(pretraining / "iteration2" / "labels").source.features.split()[1])
+    mfcc, _ = extractor("mfcc", None, torch.device("cpu"))
+    iteration1, iteration2 = (
+        extractor(str(pretraining / f"iteration{number}" / "last.ckpt"), layer, torch.device("cpu"))[0]
+        for number in (1, 2)
+    )
+    of_mfcc, _ = load_kmeans(pretraining / "iteration1" / "kmeans.safetensors")
+    of_iteration1, settings = load_kmeans(pretraining / "iteration2" / "kmeans.safetensors")
+    seed = int(settings["seed"])
     train = list(read_manifest(manifests / "train.jsonl.gz"))
-    centroids = fit_kmeans(sample_frames(features, train, max_frames, seed), num_clusters, seed)
-    iteration2 = assign_clusters(features, centroids, list(dev))
-    labels: dict[str, LabelStore | dict[str, np.ndarray]]
-    labels = {"mfcc": mfcc, "iteration1": iteration1, "iteration2": iteration2}
-    return {name: round(phone_quality(dev, clusters, num_clusters).pnmi, 4) for name, clusters in labels.items()}
+    sample = sample_frames(iteration2, train, int(settings["max_frames"]), seed)
+    of_iteration2 = fit_kmeans(sample, len(of_iteration1), seed)
+
+    def pnmi(features: Features, centroids: Tensor) -> float:
+        clusters = assign_clusters(features, centroids, heldout)
+        return round(phone_quality(CutSet.from_cuts(heldout), clusters, len(centroids)).pnmi, 4)
+
+    return {
+        "mfcc": pnmi(mfcc, of_mfcc),
+        "iteration1": pnmi(iteration1, of_iteration1),
+        "iteration2": pnmi(iteration2, of_iteration2),
+    }
 
 
 def _report(console: Console, results: dict, runs: dict[str, Path]) -> None:

@@ -163,7 +163,7 @@ def synthesise_corpus(
     finetuning_minutes: float = 10.0,
     dev_minutes: float = 4.0,
     test_minutes: float = 4.0,
-    train_speakers: int = 48,
+    train_speakers: int = 240,
     heldout_speakers: int = 8,
     seed: int = 0,
 ) -> Path:
