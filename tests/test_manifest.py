@@ -145,8 +145,25 @@ def test_transcripts_lie_beside_the_audio_or_in_a_list_of_the_folder(tmp_path: P
     }
     assert texts == {"a.wav": ["good morning all"], "b.flac": ["SECOND ONE"], "c.wav": [], "sub/d.wav": ["naïve"]}
     (root / "a.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt: a transcript that is not UTF-8"):
-        prepare_folder(root, tmp_path / "out")
+    (root / "sub" / "sub.trans.txt").write_bytes("e café".encode("latin-1"))
+    speak(root / "sub" / "e.wav")
+    prepare_folder(root, tmp_path / "again")
+    assert set(read_manifest(tmp_path / "again" / "talk.jsonl.gz").ids) == {"b.flac", "c.wav", "sub/d.wav"}
+    reasons = (tmp_path / "again" / "talk.refused.tsv").read_text().splitlines()
+    assert [reason.split("\t")[1].split(" is not UTF-8")[0] for reason in reasons] == [
+        "its transcript, a.txt,",
+        "its transcript is in sub.trans.txt, which",
+    ]
+
+
+def test_a_link_to_a_folder_around_it_is_not_followed_for_ever(tmp_path: Path) -> None:
+    speak(tmp_path / "talk" / "sub" / "a.wav")
+    (tmp_path / "talk" / "sub" / "loop").symlink_to(tmp_path / "talk", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    speak(tmp_path / "elsewhere" / "b.wav")
+    (tmp_path / "talk" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    prepare_folder(tmp_path / "talk", tmp_path / "out")
+    assert set(read_manifest(tmp_path / "out" / "talk.jsonl.gz").ids) == {"linked/b.wav", "sub/a.wav"}
 
 
 @given(

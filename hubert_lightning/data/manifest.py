@@ -41,6 +41,7 @@ class AudioFile(NamedTuple):
     id: str
     speaker: str | None
     text: str | None
+    refused: str | None = None  # the reason, if its transcript cannot be read
 
 
 class Sound(NamedTuple):
@@ -205,15 +206,9 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[P
         raise ValueError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
     root = _inner(audio, "").resolve()
     files = [
-        AudioFile(
-            path,
-            id=path.relative_to(root).as_posix(),
-            speaker=path.parent.name if path.parent != root else None,
-            text=text if (text := _text_beside(path)) is not None else transcripts.get(path.stem),
-        )
+        AudioFile(path, path.relative_to(root).as_posix(), path.parent.name if path.parent != root else None, *spoken)
         for folder, paths in _audio_by_folder(root)
-        for transcripts in [_transcripts(folder)]
-        for path in paths
+        for path, spoken in _transcribed(folder, paths)
     ]
     if not files:
         raise ValueError(
@@ -226,22 +221,27 @@ def _inner(folder: Path, name: str) -> Path:
     """The folder, or the one called `name` inside it."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; give the folder that the corpus was unpacked in")
+        fact = "a file, not a folder" if folder.exists() else "no such folder"
+        raise ValueError(f"{folder}: {fact}; give the folder that the corpus was unpacked in")
     return folder / name if (folder / name).is_dir() else folder
 
 
 def _utterances(folder: Path) -> list[AudioFile]:
     """Audio below a folder that is named as in LibriSpeech: <speaker>-<chapter>-<utterance>."""
     return [
-        AudioFile(path, id=path.stem, speaker=path.stem.split("-")[0], text=transcripts.get(path.stem))
+        AudioFile(path, path.stem, path.stem.split("-")[0], *spoken)
         for chapter, paths in _audio_by_folder(folder)
-        for transcripts in [_transcripts(chapter)]
-        for path in paths
+        for path, spoken in _transcribed(chapter, paths)
     ]
 
 
 def _audio_by_folder(root: Path) -> Iterable[tuple[Path, list[Path]]]:
+    seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:  # a link to a folder around it would never end
+            subfolders.clear()
+            continue
+        seen.add(place)
         subfolders.sort()
         # a leading dot marks what an operating system left there, not audio
         audio = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
@@ -249,21 +249,29 @@ def _audio_by_folder(root: Path) -> Iterable[tuple[Path, list[Path]]]:
             yield Path(folder), [Path(folder, name) for name in audio]
 
 
-def _transcripts(folder: Path) -> dict[str, str]:
-    lines = [line.split(maxsplit=1) for path in folder.glob("*.trans.txt") for line in _read_text(path).splitlines()]
-    return {words[0]: words[1].strip() for words in lines if len(words) == 2}
+def _transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[str | None, str | None]]]:
+    """Each audio file of a folder, its transcript if it has one, and why that cannot be read if so.
 
-
-def _text_beside(path: Path) -> str | None:
-    text = path.with_suffix(".txt")
-    return " ".join(_read_text(text).split()) or None if text.is_file() else None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: a transcript that is not UTF-8 ({error}); convert it, or move it away") from error
+    A transcript lies beside its audio as `<same name>.txt`, or in a `*.trans.txt` of the folder, as in LibriSpeech.
+    """
+    listed: dict[str, str] = {}
+    broken = None
+    for path in sorted(folder.glob("*.trans.txt")):
+        try:
+            lines = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines()]
+        except UnicodeDecodeError:
+            broken = f"its transcript is in {path.name}, which is not UTF-8: convert that"
+            continue
+        listed |= {words[0]: words[1].strip() for words in lines if len(words) == 2}
+    for path in paths:
+        beside = path.with_suffix(".txt")
+        try:
+            text = " ".join(beside.read_text("utf-8-sig").split()) if beside.is_file() else ""
+        except UnicodeDecodeError:
+            yield path, (None, f"its transcript, {beside.name}, is not UTF-8: convert it, or move it away")
+            continue
+        text = text or listed.get(path.stem, "")
+        yield path, (text or None, None if text else broken)
 
 
 def _prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | None = None) -> list[Path]:
@@ -347,9 +355,10 @@ def _cuts(
     by_id: dict[str, AudioFile] = {}
     for file in sorted(files, key=lambda file: (file.id, file.path)):
         sound = sounds[file.path]
-        if isinstance(sound, str):
-            refusals.append(Refusal(file.path, sound))
+        if reason := sound if isinstance(sound, str) else file.refused:
+            refusals.append(Refusal(file.path, reason))
             continue
+        assert isinstance(sound, Sound)
         recording = _recording(file, sound)
         if sound.num_samples == 0:
             refusals.append(Refusal(file.path, "empty"))
