@@ -20,6 +20,10 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from hubert_lightning.parser import SentenceParser
 
 RELABEL = "hubert_lightning.Relabel"
 
@@ -64,6 +68,7 @@ class HubertCLI(LightningCLI):
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
+                "You're resuming from a checkpoint that ended before",  # our sampler goes on with the next batch
                 "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
             ):
                 warnings.filterwarnings("ignore", message=expected)
@@ -76,6 +81,7 @@ class HubertCLI(LightningCLI):
                 seed_everything_default=0,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                parser_class=SentenceParser,
                 parser_kwargs={"prog": "hubert"},
                 args=args,
             )
@@ -105,6 +111,7 @@ class HubertCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
+            _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
             for run in runs:
                 _settle(run)
@@ -141,9 +148,15 @@ class HubertCLI(LightningCLI):
                     "choose another --output, or remove that folder"
                 )
 
+    def before_test(self) -> None:
+        if not is_overridden("test_step", self.model):
+            raise ValueError(
+                f"{type(self.model).__name__} has no error rates to test; use `hubert validate`, or fine-tune it first"
+            )
+
     def after_test(self) -> None:
         if self.trainer.is_global_zero:
-            _write_metrics(self.trainer, "test-metrics.json")
+            _write_metrics(Path(self.trainer.default_root_dir) / "test-metrics.json", self.trainer.callback_metrics)
 
     def after_fit(self) -> None:
         trainer = self.trainer
@@ -151,10 +164,23 @@ class HubertCLI(LightningCLI):
             return
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
         if trainer.is_global_zero:
-            _write_metrics(trainer, "metrics.json")
+            steps = {"steps": torch.tensor(trainer.global_step)}
+            _write_metrics(Path(trainer.default_root_dir) / "metrics.json", trainer.callback_metrics | steps)
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
                     logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+def _check_output(config: Namespace) -> None:
+    """Raise `ValueError` if the run has no end, or if its folder is none or one of the other kind of run."""
+    folder, trainer = Path(config.output), config.trainer
+    if not config.iterations and trainer.max_steps == trainer.max_epochs == -1 and not trainer.max_time:
+        raise ValueError("nothing says when this fit ends; set trainer.max_steps, or the max_steps of iterations")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file, not a folder; choose another --output")
+    other = sorted(folder.glob("*.ckpt" if config.iterations else "iteration*/config.yaml"))
+    if other:
+        raise ValueError(f"{folder}: already holds another run ({other[0]}); choose another --output")
 
 
 def _single_iterations(config: Namespace) -> Iterator[Namespace]:
@@ -282,10 +308,8 @@ def _check_kind(path: Path, class_path: str) -> None:
         )
 
 
-def _write_metrics(trainer: Trainer, name: str) -> None:
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    path = Path(trainer.default_root_dir) / name
-    path.write_text(json.dumps(metrics | {"steps": trainer.global_step}, indent=2) + "\n")
+def _write_metrics(path: Path, metrics: dict[str, Tensor]) -> None:
+    path.write_text(json.dumps({name: value.item() for name, value in metrics.items()}, indent=2) + "\n")
 
 
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
@@ -36,7 +37,7 @@ class CTCFinetuning(LightningModule):
         layer_drop: Chance of a layer to be left out of a step.
         freeze_steps: Steps in which only the linear layer learns.
         freeze_convolutions: Keep the convolutions as they were pre-trained.
-        optimizer: Any torch optimizer; its learning rate is the peak.
+        optimizer: Any torch optimizer; its learning rate is the peak. AdamW for 10 hours if none is named.
         warmup: Share of all steps in which the learning rate rises.
         decay: Share of all steps in which it falls, to a twentieth.
     """
@@ -52,9 +53,7 @@ class CTCFinetuning(LightningModule):
         layer_drop: float = 0.05,
         freeze_steps: int = 10_000,
         freeze_convolutions: bool = True,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(
-            parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0
-        ),
+        optimizer: OptimizerCallable | None = None,
         warmup: float = 0.1,
         decay: float = 0.5,
     ) -> None:
@@ -82,7 +81,8 @@ class CTCFinetuning(LightningModule):
         if weights is not None:
             self.encoder.load_state_dict(weights)
         self.head = nn.Linear(encoder.dim, len(self.vocabulary.tokens))
-        self.freeze_steps, self.optimizer, self.warmup, self.decay = freeze_steps, optimizer, warmup, decay
+        self.optimizer = optimizer or ten_hour_optimizer
+        self.freeze_steps, self.warmup, self.decay = freeze_steps, warmup, decay
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, reference and hypothesis of what was last validated or tested
 
@@ -195,3 +195,8 @@ class CTCFinetuning(LightningModule):
         warmup, decay = round(self.warmup * steps), round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def ten_hour_optimizer(parameters: ParamsT) -> AdamW:
+    """That of 10 hours of transcripts: fairseq wav2vec/config/finetuning/base_10h.yaml."""
+    return AdamW(parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.data.batches import PretrainingBatch
 from hubert_lightning.frames import SAMPLE_RATE
@@ -30,7 +31,7 @@ class HubertPretraining(LightningModule):
         normal_codewords: Draw codewords that point everywhere instead of U(0, 1); small models learn sooner.
         masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
         feature_penalty: Weight of the mean square of the convolutions' output.
-        optimizer: Any torch optimizer; its learning rate is the peak.
+        optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
         warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
     """
 
@@ -43,9 +44,7 @@ class HubertPretraining(LightningModule):
         normal_codewords: bool = False,
         masked_weight: float = 1.0,
         feature_penalty: float = 10.0,
-        optimizer: OptimizerCallable = lambda parameters: AdamW(
-            parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
-        ),
+        optimizer: OptimizerCallable | None = None,
         warmup_steps: int = 32_000,
     ) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class HubertPretraining(LightningModule):
         self.encoder = HubertEncoder(encoder)
         self.predictor = ClusterPredictor(encoder.dim, num_clusters, final_dim, temperature, normal_codewords)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
-        self.optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
         self._audio_seconds, self._since = 0.0, 0.0  # read and trained on since the last log
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,6 +154,11 @@ class HubertPretraining(LightningModule):
         optimizer = self.optimizer(self.parameters())
         rate = linear_warmup_decay(self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def base_optimizer(parameters: ParamsT) -> AdamW:
+    """That of HuBERT Base: fairseq config/pretrain/hubert_base_librispeech.yaml, whose Adam decouples weight decay."""
+    return AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

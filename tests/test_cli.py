@@ -230,11 +230,24 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
     assert "'trian' is no verb of hubert; it is one of demo, prepare, fit" in refused(capsys, "trian")
 
 
-def test_a_misspelt_key(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    error = refused(
-        capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", "--data.init_args.max_durashun=3"
-    )
-    assert "max_durashun" in error
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--data.init_args.max_durashun=3", "data: there is no option max_durashun; did you mean max_duration?"),
+        ("--model.init_args.encoder.dimm=3", "model: there is no option encoder.dimm; did you mean encoder.dim?"),
+        ("--trainer.max_stepss=3", "there is no option trainer.max_stepss; did you mean trainer.max_steps?"),
+        ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
+        ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
+        ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
+        ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_sentence(
+    typed: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", typed)
+    assert sentence in error
+    assert len(error.splitlines()) == 1
     assert not any(tmp_path.iterdir())
 
 
@@ -282,6 +295,33 @@ def test_a_folder_that_holds_another_run(pretraining: Path, manifests: Path, cap
     assert sorted(pretraining.rglob("*")) == before
 
 
+def test_a_folder_that_holds_the_other_kind_of_run(
+    pretraining: Path, finetuning: Path, manifests: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = sorted([*pretraining.rglob("*"), *finetuning.rglob("*")])
+    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={pretraining}")
+    assert f"{pretraining}: already holds another run" in error
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={finetuning}")
+    assert f"{finetuning}: already holds another run" in error
+    assert sorted([*pretraining.rglob("*"), *finetuning.rglob("*")]) == before
+
+
+def test_a_fit_without_an_end(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), "--iterations=[]", f"--output={tmp_path}")
+    assert "nothing says when this fit ends; set trainer.max_steps" in error
+
+
+def test_an_output_that_is_a_file(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "notes").write_text("mine")
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path / 'notes'}")
+    assert "notes: a file, not a folder; choose another --output" in error
+
+
+def test_a_pre_training_has_no_error_rates_to_test(pretraining: Path, capsys: pytest.CaptureFixture) -> None:
+    error = refused(capsys, "test", "--config", str(pretraining / "iteration1" / "config.yaml"))
+    assert "HubertPretraining has no error rates to test; use `hubert validate`" in error
+
+
 def test_a_label_store_cut_short_is_named_and_kept(
     pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -289,7 +329,12 @@ def test_a_label_store_cut_short_is_named_and_kept(
     shutil.copytree(pretraining / "iteration1" / "labels", labels)
     shard = labels / "00000.npy"
     shard.write_bytes(shard.read_bytes()[:-10])
-    more = [f"--data.init_args.labels={labels}", "--iterations=[]", f"--output={tmp_path / 'run'}"]
+    more = [
+        f"--data.init_args.labels={labels}",
+        "--iterations=[]",
+        "--trainer.max_steps=2",
+        f"--output={tmp_path / 'run'}",
+    ]
     error = refused(capsys, "fit", *SMOKE, *speech(manifests), *more)
     assert "00000.npy: cut short or missing" in error
 

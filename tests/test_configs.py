@@ -42,6 +42,13 @@ def parsed(*args: str) -> ParsedOnly:
     return cli
 
 
+def assert_runs_alone(kept: Path) -> None:
+    """The config in a run's folder says all of it, in words that another process understands."""
+    assert "Unable to serialize" not in kept.read_text()
+    given, again = yaml.safe_load(kept.read_text()), parsed("--config", str(kept)).config.fit
+    assert again.model.init_args.encoder.as_dict() == given["model"]["init_args"]["encoder"]
+
+
 def test_every_file_is_one_of_these() -> None:
     assert {*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH} == set((ROOT / "configs").rglob("*.yaml"))
 
@@ -96,6 +103,7 @@ def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp
     assert metrics["steps"] == 2
     assert math.isfinite(metrics["val/loss"])
     assert (tmp_path / "iteration1" / "last.ckpt").exists()
+    assert_runs_alone(tmp_path / "iteration1" / "config.yaml")
 
 
 @pytest.mark.parametrize("path", FINETUNING, ids=name)
@@ -110,3 +118,4 @@ def test_a_fine_tuning_config_takes_real_steps(path: Path, manifests: Path, tmp_
     assert metrics["steps"] == 2
     assert math.isfinite(metrics["val/loss"])
     assert (tmp_path / "best.ckpt").exists()
+    assert_runs_alone(tmp_path / "config.yaml")
