@@ -41,8 +41,9 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
     started = time.perf_counter()
     precision = _fastest_precision()
     console.print(
-        f"Synthetic speech → MFCC clusters → iteration 1 → its own clusters → iteration 2 → CTC on 10 minutes of "
-        f"transcripts, and the same from scratch: about {MINUTES} minutes on two cores, in {precision}, into {output}/"
+        f"Synthetic speech → MFCC clusters → iteration 1 → its own clusters → iteration 2 → CTC on {minutes / 6:.3g} "
+        f"minutes of transcripts, and the same from scratch, in {precision}, into {output}/: "
+        + (f"{steps} steps each, to see it run" if steps else f"about {MINUTES} minutes on two cores")
     )
     heldout = min(4.0, minutes / 6)
     synthesise_corpus(output, minutes, finetuning_minutes=minutes / 6, dev_minutes=heldout, test_minutes=heldout)

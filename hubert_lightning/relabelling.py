@@ -114,6 +114,10 @@ class Relabel(Callback):
         if trainer.strategy.broadcast(there):
             return LabelStore(folder)
         if trainer.is_global_zero:
+            if (folder / "store.json").exists():
+                log.warning(
+                    "%s: labels of %s, not those that are asked for: made anew", folder, LabelStore(folder).source
+                )
             begin_store(folder, source)
         trainer.strategy.barrier("the label store is begun")
         done = finished_shards(folder, source)
