@@ -61,6 +61,8 @@ class CTCFinetuning(LightningModule):
         if warmup + decay > 1:
             raise ValueError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
         weights = None
+        if isinstance(encoder, dict):  # from a checkpoint
+            encoder = EncoderConfig(**encoder)
         if pretrained is not None:
             loaded = load_encoder(pretrained)
             encoder, weights = loaded.config, loaded.state_dict()
@@ -123,7 +125,7 @@ class CTCFinetuning(LightningModule):
         self._score("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        table = [list(row.values()) for row in self.rows[:50]]
+        table = [list(row.values()) for row in self.rows[:: len(self.rows) // 50 + 1]]  # of all lengths
         for logger in self.loggers:
             if hasattr(logger, "log_table") and not self.trainer.sanity_checking:  # W&B
                 logger.log_table("val/transcripts", columns=["id", "reference", "hypothesis"], data=table)

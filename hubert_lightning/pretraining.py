@@ -50,6 +50,8 @@ class HubertPretraining(LightningModule):
         super().__init__()
         if not 0 <= masked_weight <= 1:
             raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
+        if isinstance(encoder, dict):  # from a checkpoint
+            encoder = EncoderConfig(**encoder)
         self.save_hyperparameters(ignore=["optimizer"])
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
@@ -119,7 +121,7 @@ class HubertPretraining(LightningModule):
     def on_validation_epoch_end(self) -> None:
         used = self.trainer.strategy.reduce(self._used, reduce_op="sum")
         labels, predictions = (used > 0).sum(dim=1).float()
-        self.log_dict({"val/label_clusters": labels, "val/predicted_clusters": predictions})
+        self.log_dict({"val/label_clusters": labels, "val/predicted_clusters": predictions}, sync_dist=True)
 
     def _step(self, batch: PretrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits, penalty = self(batch.waveform, batch.mask)
@@ -143,7 +145,7 @@ class HubertPretraining(LightningModule):
     def _log(self, part: str, metrics: dict[str, Tensor], batch: PretrainingBatch) -> None:
         validating = part == "val"
         named = {f"{part}/{name}": value for name, value in metrics.items()}
-        self.log_dict(named, batch_size=len(batch.waveform), sync_dist=validating)
+        self.log_dict(named, batch_size=batch.cluster.numel(), sync_dist=validating)  # a mean over frames, not batches
 
     def _histogram(self, ids: Tensor) -> Tensor:
         ids = ids.flatten()
