@@ -76,7 +76,8 @@ class Relabel(Callback):
         features, name = extractor(self.features, self.layer, trainer.strategy.root_device)
         train = data.train_cuts
         centroids = self._centroids(trainer, folder / "kmeans.safetensors", features, name, train)
-        cuts = CutSet.from_cuts({cut.id: cut for cut in [*train, *data.validation_cuts]}.values())
+        # Sorted, so that a shard holds the same utterances in whatever order the manifests are named
+        cuts = CutSet.from_cuts(sorted([*train, *data.validation_cuts], key=lambda cut: cut.id))
         source = LabelSource(name, kmeans.fingerprint(centroids), fingerprint(cuts), self.clusters)
         data.labels = self._labels(trainer, folder / "labels", features, centroids, source, list(cuts))
 
@@ -95,7 +96,7 @@ class Relabel(Callback):
                     f"({path.name} says which); choose another --output, or remove that folder"
                 )
             sample = sample_frames(features, list(cuts), self.max_frames, self.seed)
-            log.info("K-means: %d clusters of %d frames of %s", self.clusters, len(sample), name)
+            log.warning("K-means: %d clusters of %d frames of %s", self.clusters, len(sample), name)
             kmeans.save_kmeans(path, kmeans.fit_kmeans(sample, self.clusters, self.seed), provenance)
         trainer.strategy.barrier("K-means is fitted")
         return kmeans.load_kmeans(path)[0]

@@ -1,14 +1,23 @@
 """Every YAML in configs/ parses as it stands; with a smoke layer on top, each takes two real steps."""
 
+import inspect
 import json
 import math
 from pathlib import Path
 
 import pytest
+import torch
+import torchaudio
 import yaml
+from torch import nn
 
 from hubert_lightning.cli import main
+from hubert_lightning.data.datamodule import PretrainingData
 from hubert_lightning.experiment import HubertCLI
+from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
+from hubert_lightning.model.prediction import ClusterPredictor
+from hubert_lightning.pretraining import HubertPretraining, base_optimizer
 
 ROOT = Path(__file__).parent.parent
 PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
@@ -72,6 +81,107 @@ def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
         model = parsed(*args).config.fit.model.init_args
         assert {key: model.encoder[key] for key in asked["encoder"]} == asked["encoder"]
         assert model.final_dim == asked["final_dim"]
+
+
+SIZES_OF_TORCHAUDIO = {
+    "base": (torchaudio.models.hubert_pretrain_base, torchaudio.pipelines.HUBERT_BASE),
+    "large": (torchaudio.models.hubert_pretrain_large, torchaudio.pipelines.HUBERT_LARGE),
+    "xlarge": (torchaudio.models.hubert_pretrain_xlarge, torchaudio.pipelines.HUBERT_XLARGE),
+}
+
+
+def built_by_torchaudio(size: str, **options: int) -> nn.Module:
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        # Weights on the meta device have no numbers to draw
+        patch.setattr("torchaudio.models.wav2vec2.model._init_hubert_pretrain_model", lambda module: None)
+        return SIZES_OF_TORCHAUDIO[size][0](**options)
+
+
+@pytest.mark.parametrize("size", SIZES_OF_TORCHAUDIO)
+def test_a_recipe_has_the_size_and_the_dropouts_of_torchaudio(size: str) -> None:
+    reference = built_by_torchaudio(size)
+    convolutions = reference.wav2vec2.feature_extractor.conv_layers
+    encoder = reference.wav2vec2.encoder
+    transformer, layer = encoder.transformer, encoder.transformer.layers[0]
+    positions = transformer.pos_conv_embed.conv
+    group = isinstance(convolutions[0].layer_norm, nn.GroupNorm)
+    expected = EncoderConfig(
+        conv_channels=convolutions[0].conv.out_channels,
+        conv_norm="group" if group else "layer",
+        conv_bias=convolutions[0].conv.bias is not None,
+        dim=layer.attention.embed_dim,
+        num_layers=len(transformer.layers),
+        num_heads=layer.attention.num_heads,
+        ffn_dim=layer.feed_forward.intermediate_dense.out_features,
+        pre_norm=layer.layer_norm_first,
+        pos_kernel=positions.kernel_size[0],
+        pos_groups=positions.groups,
+        normalize_waveform=SIZES_OF_TORCHAUDIO[size][1]._normalize_waveform,  # the model leaves it to its user
+        dropout=transformer.dropout.p,
+        attention_dropout=layer.attention.dropout,
+        activation_dropout=layer.feed_forward.intermediate_dropout.p,
+        input_dropout=encoder.feature_projection.dropout.p,
+        layer_drop=transformer.layer_drop,
+        feature_grad_mult=1.0 if reference.feature_grad_mult is None else reference.feature_grad_mult,
+    )
+    # Where we have one number for several of the reference's
+    assert {layer.dropout.p, layer.feed_forward.output_dropout.p} == {expected.dropout}
+    assert tuple(convolution.conv.kernel_size[0] for convolution in convolutions) == KERNELS
+    assert tuple(convolution.conv.stride[0] for convolution in convolutions) == STRIDES
+    assert [convolution.layer_norm is None for convolution in convolutions] == [False] + 6 * [group]
+
+    model = parsed("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit.model.init_args
+    assert EncoderConfig(**model.encoder.as_dict()) == expected
+    assert model.final_dim == reference.logit_generator.final_proj.out_features
+
+
+@pytest.mark.parametrize("size", SIZES_OF_TORCHAUDIO)
+def test_a_recipe_has_the_head_of_torchaudio(size: str) -> None:
+    """Each iteration's: torchaudio builds the head of Large and XLarge for 500 clusters, that of Base for any."""
+    cli = parsed("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit
+    model = cli.model.init_args
+    for iteration in cli.iterations:
+        head = built_by_torchaudio(
+            size, **({"num_classes": iteration.clusters} if size == "base" else {})
+        ).logit_generator
+        with torch.device("meta"):
+            ours = ClusterPredictor(
+                model.encoder.dim, iteration.clusters, model.final_dim, model.temperature, model.normal_codewords
+            )
+        assert ours.codewords.shape == head.label_embeddings.shape
+        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "clip", "max_tokens"),
+    # optimization.lr, optimization.clip_norm and dataset.max_tokens (samples on each GPU) of fairseq
+    # examples/hubert/config/pretrain/hubert_{base_librispeech,large_librivox,xlarge_librivox}.yaml; torchaudio's models
+    # hold none of these
+    [("base", 5e-4, 10.0, 1_400_000), ("large", 1.5e-3, 1.0, 900_000), ("xlarge", 3e-3, 1.0, 360_000)],
+)
+def test_a_recipe_has_the_optimisation_of_fairseq(size: str, rate: float, clip: float, max_tokens: int) -> None:
+    config = parsed("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit
+    model, named = config.model.init_args, config.model.init_args.optimizer
+    weight = [nn.Parameter(torch.zeros(1))]
+    optimizer = base_optimizer(weight) if named is None else torch.optim.AdamW(weight, **named.init_args.as_dict())
+    assert named is None or named.class_path.split(".")[-1] == "AdamW"
+    assert optimizer.defaults["lr"] == rate
+    assert tuple(optimizer.defaults["betas"]) == (0.9, 0.98)
+    assert (optimizer.defaults["eps"], optimizer.defaults["weight_decay"]) == (1e-6, 0.01)  # the same in all three
+    assert (model.warmup_steps, model.masked_weight, model.temperature, model.feature_penalty) == (32_000, 1, 0.1, 10)
+    assert config.trainer.gradient_clip_val == clip
+    assert config.data.init_args.max_duration == max_tokens / SAMPLE_RATE
+
+
+def test_defaults_are_those_of_fairseq_for_base() -> None:
+    defaults = {name: parameter.default for name, parameter in inspect.signature(PretrainingData).parameters.items()}
+    masks = built_by_torchaudio("base").mask_generator
+    assert (defaults["mask_prob"], defaults["mask_length"]) == (masks.mask_prob, masks.mask_length) == (0.8, 10)
+    # fairseq hubert_base_librispeech.yaml, in samples: dataset.max_tokens, task.max_sample_size, task.min_sample_size
+    samples = [defaults[name] * SAMPLE_RATE for name in ("max_duration", "max_crop", "min_duration")]
+    assert samples == [1_400_000, 250_000, 32_000]
+    optimizer = HubertPretraining().optimizer([nn.Parameter(torch.zeros(1))])
+    assert (optimizer.defaults["eps"], optimizer.defaults["weight_decay"]) == (1e-6, 0.01)  # the same file's optimizer
 
 
 @pytest.mark.parametrize("layer", SCRATCH, ids=name)

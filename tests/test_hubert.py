@@ -235,9 +235,10 @@ def test_base_equals(implementation: Callable[[EncoderConfig], Reference]) -> No
 
 
 @pytest.mark.usefixtures("freed")
-def test_large_equals() -> None:
+@pytest.mark.parametrize("implementation", [Transformers, Torchaudio])
+def test_large_equals(implementation: Callable[[EncoderConfig], Reference]) -> None:
     config = replace(LARGE, **NO_DROPOUT)
-    reference = Torchaudio(config)
+    reference = implementation(config)
     encoder = with_weights_of(reference, config)
     learning = r"convolutions\.0|conv_layers\.0|local_norm|feature_projection\.layer_norm|layers\.(0|23)\."
     for model in (encoder, reference.model):  # the gradients of all would take as much memory again
@@ -247,7 +248,7 @@ def test_large_equals() -> None:
         waveform = 2 + 0.1 * audio(2, 4000)
         samples = [4000, 4000] if length is None else length.tolist()
         rows = [F.layer_norm(row[:count], (count,)) for row, count in zip(waveform, samples, strict=True)]
-        normal = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # torchaudio leaves it to its user
+        normal = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # both leave it to their user
         assert_layers_and_gradients_equal(reference, encoder, normal, waveform, length, learning)
 
 

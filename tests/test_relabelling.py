@@ -8,11 +8,13 @@ from lhotse import CutSet
 from lightning import Trainer
 from test_pretraining import a_model, a_trainer, some_data
 
+from hubert_lightning import relabelling
 from hubert_lightning.clustering.kmeans import assign, load_kmeans
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.datamodule import TranscribedData
 from hubert_lightning.data.labels import LabelStore
+from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import load_encoder
@@ -43,8 +45,8 @@ def test_validation_is_labelled_by_the_same_kmeans(run: Path, dev_cuts: CutSet) 
         np.testing.assert_array_equal(store[cut.id], assign(mfcc(read_waveform(cut))[::2], centroids).numpy())
 
 
-def relabelled(run: Path, manifests: Path, folder: Path, relabel: Relabel) -> LabelStore:
-    data = some_data(manifests, num_workers=0)
+def relabelled(run: Path, manifests: Path, folder: Path, relabel: Relabel, **options: object) -> LabelStore:
+    data = some_data(manifests, num_workers=0, **options)
     trainer = Trainer(default_root_dir=folder, max_steps=0, accelerator="cpu", logger=False, callbacks=[relabel])
     trainer.fit(a_model(), datamodule=data)
     assert data.labels is not None
@@ -72,14 +74,50 @@ def test_labels_that_are_there_are_not_made_again(run: Path, manifests: Path) ->
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_an_interrupted_relabelling_ends_with_the_same_labels(run: Path, manifests: Path, tmp_path: Path) -> None:
+def interrupted(labels: Path, shard: int) -> tuple[LabelStore, dict[Path, int]]:
+    """As if the power failed before this shard was closed: what was there, and when the other shards were written."""
+    whole = LabelStore(labels)
+    (labels / "store.json").unlink()
+    (labels / f"{shard:05d}.json").unlink()
+    written = {path: path.stat().st_mtime_ns for path in labels.glob("[0-9]*") if int(path.stem) != shard}
+    return whole, written
+
+
+def test_an_interrupted_relabelling_makes_only_what_is_missing_and_ends_with_the_same_labels(
+    run: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relabelling, "SHARD", 5)
     relabel = Relabel(clusters=20, max_frames=3000)
-    whole = relabelled(run, manifests, tmp_path, relabel)
-    (tmp_path / "labels" / "store.json").unlink()
-    (tmp_path / "labels" / "00000.json").unlink()  # as if the power failed before the shard was closed
+    relabelled(run, manifests, tmp_path, relabel)
+    whole, written = interrupted(tmp_path / "labels", shard=1)
+    assert len(written) == 2 * (-(-len(whole) // 5) - 1)  # an array and an index for each of the other shards
+    lost = tmp_path / "labels" / "00001.npy"
+    before = lost.stat().st_mtime_ns
     again = relabelled(run, manifests, tmp_path, relabel)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert lost.stat().st_mtime_ns > before
     assert again.source == whole.source
     np.testing.assert_array_equal(again.histogram, whole.histogram)
+    assert len(again) == len(whole) == len(train_cuts) + len(dev_cuts)
+    for cut in (*train_cuts, *dev_cuts):
+        np.testing.assert_array_equal(again[cut.id], whole[cut.id])
+
+
+def test_an_interrupted_relabelling_may_go_on_with_the_manifests_in_another_order(
+    run: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relabelling, "SHARD", 5)
+    parts = [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"]
+    for path, cuts in zip(parts, (list(train_cuts)[:8], list(train_cuts)[8:]), strict=True):
+        write_manifest(cuts, path)
+    relabel = Relabel(clusters=20, max_frames=3000)
+    relabelled(run, manifests, tmp_path, relabel, train=parts)
+    whole, written = interrupted(tmp_path / "labels", shard=1)
+    again = relabelled(run, manifests, tmp_path, relabel, train=parts[::-1])
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(again) == len(whole) == len(train_cuts) + len(dev_cuts)
+    for cut in (*train_cuts, *dev_cuts):
+        np.testing.assert_array_equal(again[cut.id], whole[cut.id])
 
 
 def test_other_settings_make_other_labels(run: Path, manifests: Path, tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""Two processes on the CPU: they share the work, and leave what one process would leave."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from hubert_lightning.clustering.kmeans import assign, load_kmeans
+from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.data.batches import transcript
+from hubert_lightning.data.labels import LabelStore
+from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.frames import num_frames
+from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.relabelling import Features
+
+SHARD = 4
+TESTED = ("test.jsonl.gz", "dev.jsonl.gz", "finetune.jsonl.gz")  # an odd number of cuts
+HUBERT = ("-m", "hubert_lightning")
+# `hubert`, with shards so small that a corpus of two minutes has several, and a note of who wrote each
+SMALL_SHARDS = f"""
+import os
+
+from hubert_lightning import relabelling
+from hubert_lightning.cli import main
+
+write_shard = relabelling.write_shard
+
+
+def write_and_note(folder, shard, clusters):
+    write_shard(folder, shard, clusters)
+    (folder / f"{{shard:05d}}.rank").write_text(os.environ["LOCAL_RANK"])
+
+
+relabelling.SHARD, relabelling.write_shard = {SHARD}, write_and_note
+main()
+"""
+
+
+def two_processes(folder: Path, *command: str) -> None:
+    """Run a command that starts its own second process; neither outlives the test."""
+    threads = {"OMP_NUM_THREADS": "1"}  # two processes, two cores
+    log = folder / "output.txt"
+    with log.open("w") as output:
+        running = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env=os.environ | threads,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        try:
+            code = running.wait(timeout=600)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # both are gone
+                os.killpg(running.pid, signal.SIGKILL)
+    assert code == 0, log.read_text()[-4000:]
+
+
+def on_two(strategy: str) -> list[str]:
+    return ["--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
+
+
+@pytest.fixture(scope="module")
+def pretraining(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two iterations by one command."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "small_shards.py").write_text(SMALL_SHARDS)
+    two_processes(
+        folder,
+        str(folder / "small_shards.py"),
+        "fit",
+        *("--config", str(ROOT / "configs/pretrain/small.yaml")),
+        *("--config", str(ROOT / "tests/smoke.yaml")),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 2},"
+        "{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: 2}]",
+        *on_two("ddp"),
+        "--trainer.accumulate_grad_batches=2",
+        f"--output={folder / 'pretraining'}",
+    )
+    return folder / "pretraining"
+
+
+@pytest.fixture(scope="module")
+def finetuning(pretraining: Path, manifests: Path) -> Path:
+    """Fine-tuned and tested, each by one command."""
+    output = pretraining.parent / "finetuning"
+    two_processes(
+        pretraining.parent,
+        *HUBERT,
+        "fit",
+        *("--config", str(ROOT / "configs/finetune/small.yaml")),
+        *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
+        f"--model.init_args.pretrained={pretraining / 'iteration2' / 'last.ckpt'}",
+        f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--data.init_args.test=[{', '.join(str(manifests / name) for name in TESTED)}]",
+        *on_two("ddp_find_unused_parameters_true"),
+        f"--output={output}",
+    )
+    one_cut_a_batch = "--data.init_args.max_duration=1"
+    two_processes(pretraining.parent, *HUBERT, "test", "--config", str(output / "config.yaml"), one_cut_a_batch)
+    return output
+
+
+def labelled(train_cuts: CutSet, dev_cuts: CutSet) -> list[Cut]:
+    return [*train_cuts, *dev_cuts]
+
+
+def test_both_iterations_take_their_steps(pretraining: Path) -> None:
+    for folder in (pretraining / "iteration1", pretraining / "iteration2"):
+        assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
+        checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 2
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+        assert progress == 4  # batches on this rank: two for each step
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_a_store_has_every_cut_and_a_label_for_every_frame(
+    pretraining: Path, train_cuts: CutSet, dev_cuts: CutSet, iteration: int
+) -> None:
+    store = LabelStore(pretraining / f"iteration{iteration}" / "labels")
+    cuts = labelled(train_cuts, dev_cuts)
+    assert len(store) == len(cuts)
+    assert {cut.id: len(store[cut.id]) for cut in cuts} == {cut.id: num_frames(cut.num_samples) for cut in cuts}
+    assert store.histogram.sum() == sum(num_frames(cut.num_samples) for cut in cuts)
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_the_ranks_take_turns_at_the_shards(
+    pretraining: Path, train_cuts: CutSet, dev_cuts: CutSet, iteration: int
+) -> None:
+    writers = sorted((pretraining / f"iteration{iteration}" / "labels").glob("*.rank"))
+    shards = -(-len(labelled(train_cuts, dev_cuts)) // SHARD)
+    assert shards > 2
+    assert [(path.stem, path.read_text()) for path in writers] == [(f"{i:05d}", str(i % 2)) for i in range(shards)]
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+@torch.no_grad()
+def test_the_labels_are_those_that_one_process_makes(
+    pretraining: Path, train_cuts: CutSet, dev_cuts: CutSet, iteration: int
+) -> None:
+    folder = pretraining / f"iteration{iteration}"
+    store, (centroids, _) = LabelStore(folder / "labels"), load_kmeans(folder / "kmeans.safetensors")
+    features: Features = lambda waveform: mfcc(waveform)[::2]
+    if iteration == 2:
+        encoder = load_encoder(pretraining / "iteration1" / "last.ckpt")
+        features = lambda waveform: encoder.features(waveform[None], layer=1)[0]
+    cuts = labelled(train_cuts, dev_cuts)
+    expected = np.concatenate([assign(features(read_waveform(cut)), centroids).numpy() for cut in cuts])
+    labels = np.concatenate([store[cut.id] for cut in cuts])
+    # Not all: with another number of threads, sums are rounded otherwise, and a frame halfway may go elsewhere
+    assert (labels == expected).mean() > 0.999
+    assert len(np.unique(labels)) > len(centroids) / 2
+
+
+def test_fine_tuning_takes_its_steps(finetuning: Path) -> None:
+    assert json.loads((finetuning / "metrics.json").read_text())["steps"] == 2
+    assert (finetuning / "best.ckpt").exists()
+
+
+def test_a_test_writes_and_counts_every_cut_once(finetuning: Path, manifests: Path) -> None:
+    rows = [json.loads(line) for line in (finetuning / "test.jsonl").read_text().splitlines()]
+    cuts = read_manifest([manifests / name for name in TESTED])
+    assert len(cuts) % 2  # so one process has a batch more than the other
+    assert sorted(row["id"] for row in rows) == sorted(cut.id for cut in cuts)
+    assert {row["id"]: row["reference"] for row in rows} == {cut.id: transcript(cut) for cut in cuts}
+    measured = json.loads((finetuning / "test-metrics.json").read_text())
+    references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
+    assert measured["test/wer"] == pytest.approx(jiwer.wer(references, hypotheses))
+    assert measured["test/cer"] == pytest.approx(jiwer.cer(references, hypotheses))
