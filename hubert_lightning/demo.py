@@ -21,7 +21,7 @@ from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
 from hubert_lightning.relabelling import Features, assign_clusters, extractor, phone_quality, sample_frames
 
-MINUTES = 13  # on two cores without bfloat16 (docs/results.md)
+MINUTES = 12  # on two cores without bfloat16 (docs/results.md)
 
 
 def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None = None) -> None:
@@ -50,14 +50,14 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
     manifests = output / "manifests"
     configs = configs_folder()
 
-    def fit(names: list[str], folder: str, *more: str, last: str = ".") -> Path:
+    def fit(names: list[str], folder: str, *more: str) -> Path:
         layers = [f"--config={configs / name}" for name in names]
         short = _shortened(configs / names[0], steps) if steps else []
         try:
             main(["fit", *layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
-        except SystemExit:
-            if not (output / folder / last / "metrics.json").exists():
-                raise  # interrupted; otherwise, an earlier demo had finished this part
+        except SystemExit as stop:
+            if stop.code:
+                raise  # refused; otherwise, an earlier demo had finished this part
         return output / folder
 
     pretraining = fit(
@@ -65,7 +65,6 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         "pretraining",
         f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
         f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-        last="iteration2",
     )
     transcribed = [
         f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
@@ -87,8 +86,8 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         "seconds": round(time.perf_counter() - started),
     }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    _draw(results, pretraining, output / "results.png")
-    _report(console, results, runs)
+    _draw(results, pretraining, minutes / 6, output / "results.png")
+    _report(console, results, runs, minutes / 6)
     console.print(f"{results['seconds']} s; numbers in {output / 'results.json'}, figure in {output / 'results.png'}")
 
 
@@ -149,11 +148,13 @@ def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
     }
 
 
-def _report(console: Console, results: dict, runs: dict[str, Path]) -> None:
+def _report(console: Console, results: dict, runs: dict[str, Path], minutes: float) -> None:
     clusters = Table("clusters of", "PNMI on unheard speakers", title="What the units know of phones")
     for name, value in results["pnmi"].items():
         clusters.add_row(name, f"{value:.3f}")
-    errors = Table("10 minutes of transcripts", "WER %", "CER %", title="What the model hears, unheard speakers")
+    errors = Table(
+        f"{minutes:.3g} minutes of transcripts", "WER %", "CER %", title="What the model hears, unheard speakers"
+    )
     for name in ("scratch", "pretrained"):
         errors.add_row(name, f"{100 * results['wer'][name]:.1f}", f"{100 * results['cer'][name]:.1f}")
     console.print(clusters)
@@ -165,13 +166,15 @@ def _report(console: Console, results: dict, runs: dict[str, Path]) -> None:
         console.print(f"pretrained  {pretrained['hypothesis']}\n", highlight=False)
 
 
-def _draw(results: dict, pretraining: Path, path: Path) -> None:
+def _draw(results: dict, pretraining: Path, minutes: float, path: Path) -> None:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     curves, units, errors = figure.subplots(1, 3)
     blue, orange, grey = "#2a6f97", "#e07a3f", "#9aa5ad"
     for number, colour in ((1, orange), (2, blue)):
         steps, accuracy = _curve(pretraining / f"iteration{number}", "val/masked_accuracy")
-        curves.plot(steps, [100 * value for value in accuracy], color=colour, label=f"iteration {number}", lw=2)
+        curves.plot(
+            steps, [100 * value for value in accuracy], color=colour, label=f"iteration {number}", lw=2, marker="."
+        )
     curves.set(title="Masked frames predicted", xlabel="step", ylabel="accuracy, %", ylim=(0, None))
     curves.legend(frameon=False)
     bars = units.bar(["MFCC", "iteration 1", "iteration 2"], results["pnmi"].values(), color=[grey, orange, blue])
@@ -182,7 +185,10 @@ def _draw(results: dict, pretraining: Path, path: Path) -> None:
         bars = errors.bar([0 + place, 1 + place], rates, width=0.36, color=colour, label=name)
         errors.bar_label(bars, fmt="%.1f")
     errors.set(
-        title="Errors after 10 minutes of transcripts", ylabel="%", xticks=[0, 1], xticklabels=["words", "letters"]
+        title=f"Errors after {minutes:.3g} minutes of transcripts",
+        ylabel="%",
+        xticks=[0, 1],
+        xticklabels=["words", "letters"],
     )
     errors.set_ylim(0, 125 * max(*results["wer"].values(), *results["cer"].values()))
     errors.legend(frameon=False, loc="upper center", ncols=2)
