@@ -45,6 +45,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if ours is None:
             raise
         _refuse(str(ours))
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        _refuse(f"W&B: {error}; or set WANDB_MODE=offline, or choose another trainer.logger")
 
 
 def _refuse(sentence: str) -> None:

@@ -11,6 +11,7 @@ import secrets
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
 from hubert_lightning.parser import SentenceParser
 
 RELABEL = "hubert_lightning.Relabel"
@@ -53,8 +55,9 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+            run = self.config.clone()
+            run.ckpt_path = None  # a run is the same wherever this start of it went on from
+            self.parser.save(run, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class HubertCLI(LightningCLI):
@@ -118,9 +121,21 @@ class HubertCLI(LightningCLI):
                 self._refuse_another_run(run)
                 _keep_run_id(run)
             unfinished = [run for run in runs if not _finished(run)]
+            for run, following in pairwise(runs):
+                if run in unfinished and any(Path(following.output).glob("*.ckpt")):
+                    raise ValueError(
+                        f"{run.output}: with more steps, its labels would no longer be those of {following.output}; "
+                        "remove that folder, or choose another --output"
+                    )
             if not unfinished:
                 print(f"{config.output}: finished already (metrics.json); for a new run choose another --output")
                 raise SystemExit(0)
+            try:
+                Path(config.output).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"{config.output}: cannot be made ({error.strerror}); choose another --output"
+                ) from error
             *earlier, config = unfinished
             for run in earlier:
                 HubertCLI(Namespace(subcommand="fit", fit=run))
@@ -174,8 +189,17 @@ class HubertCLI(LightningCLI):
 def _check_output(config: Namespace) -> None:
     """Raise `ValueError` if the run has no end, or if its folder is none or one of the other kind of run."""
     folder, trainer = Path(config.output), config.trainer
-    if not config.iterations and trainer.max_steps == trainer.max_epochs == -1 and not trainer.max_time:
+    if not config.iterations and trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1:
         raise ValueError("nothing says when this fit ends; set trainer.max_steps, or the max_steps of iterations")
+    if config.iterations and config.ckpt_path:
+        raise ValueError(
+            f"ckpt_path {config.ckpt_path} would be the start of every iteration; each goes on from its own last.ckpt, "
+            "or name the checkpoint in the features of an iteration"
+        )
+    if config.iterations and (labels := config.data.init_args.get("labels")):
+        raise ValueError(
+            f"data.labels {labels} and iterations, which make labels of their own, are both given; drop one"
+        )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file, not a folder; choose another --output")
     other = sorted(folder.glob("*.ckpt" if config.iterations else "iteration*/config.yaml"))
@@ -223,8 +247,15 @@ def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None
         raise ValueError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
     if iteration.features == "previous" and not 1 <= (iteration.layer or 0) <= num_layers:
         raise ValueError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
-    if iteration.features not in ("mfcc", "previous") and not Path(iteration.features).exists():
-        raise ValueError(f"{name}.features: {iteration.features} does not exist; name a checkpoint that does")
+    if iteration.features not in ("mfcc", "previous"):
+        try:
+            their_layers = encoder_config(iteration.features).num_layers
+        except ValueError as error:
+            raise ValueError(f"{name}.features: {error}") from error
+        if not 1 <= (iteration.layer or 0) <= their_layers:
+            raise ValueError(f"{name} has layer {iteration.layer} of {iteration.features}, which has {their_layers}")
+    if iteration.max_steps < 1:
+        raise ValueError(f"{name}.max_steps is {iteration.max_steps}; take at least one step, or drop the iteration")
     if not 2 <= iteration.clusters <= min(iteration.max_frames, 2**16):
         raise ValueError(
             f"{name} asks for {iteration.clusters} clusters of {iteration.max_frames} frames; "
@@ -277,7 +308,10 @@ def _finished(config: Namespace) -> bool:
 def _experiment(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a run the one that it is: not where it runs, how fast, or what it logs."""
     callbacks = config["trainer"]["callbacks"] or []
-    relabel = [callback["init_args"] for callback in callbacks if callback["class_path"].endswith("Relabel")]
+    relabel = [dict(callback["init_args"]) for callback in callbacks if callback["class_path"].endswith("Relabel")]
+    for labels in relabel:
+        if labels["features"] != "mfcc":
+            labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
     experiment = {key: config.get(key) for key in ("seed_everything", "model", "data")}
     return experiment | {"labels": relabel[0] if relabel else None}
 
@@ -296,11 +330,7 @@ def _newest_checkpoint(folder: Path) -> str:
 def _check_kind(path: Path, class_path: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; correct --ckpt_path")
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read as a checkpoint ({error}); choose another --ckpt_path") from error
-    kind = kept.get("_class_path", class_path)
+    kind = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path", class_path)
     if kind.rsplit(".", 1)[-1] != class_path.rsplit(".", 1)[-1]:
         raise ValueError(
             f"{path}: a checkpoint of {kind}, not of {class_path}; to fine-tune a pre-trained model, name it in "

@@ -38,6 +38,8 @@ class SentenceParser(LightningArgumentParser):
         facts = [fact for fact in facts if fact and not fact.startswith("Problem with given class_path")]
         if unknown := UNKNOWN.search(message) or UNRECOGNIZED.search(message):
             return f"{key or 'command line'}: {self._unknown(unknown.group(unknown.lastgroup or 0), given, key)}"
+        if "codec can't decode" in message:  # it took the path for a file that lists paths
+            return f"{key}: a list of manifests is wanted, and one path was given; put it in brackets: [path]"
         value = re.search(r"Given value: (.*)", message)
         if value and not facts:
             return f"{key}: {value[1]} is no class; give a class_path such as hubert_lightning.HubertPretraining"

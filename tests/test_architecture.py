@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "finetuning": {"frames", "model.*", "schedules", "decoding", "data.batches", "data.text", "lightning"},
     "relabelling": {"frames", "data.*", "clustering.*", "model.pretrained", "lightning", "lhotse"},
     "parser": {"lightning"},
-    "experiment": {"parser", "lightning"},
+    "experiment": {"parser", "model.pretrained", "lightning"},
     "demo": {"data.*", "clustering.*", "relabelling", "cli", "lhotse"},
     "cli": {"experiment", "demo", "data.manifest"},
     "__main__": {"cli"},

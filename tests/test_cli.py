@@ -119,8 +119,6 @@ def test_an_interrupted_walk_goes_on_where_it_stopped(pretraining: Path, manifes
     shutil.copytree(pretraining, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "iteration2")
     first = tmp_path / "run" / "iteration1"
-    config = (first / "config.yaml").read_text()
-    (first / "config.yaml").write_text(config.replace(str(pretraining), str(tmp_path / "run")))
     before = (first / "last.ckpt").stat().st_mtime_ns
     main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"])
     assert (first / "last.ckpt").stat().st_mtime_ns == before
@@ -176,7 +174,10 @@ def test_a_run_that_is_given_more_steps_goes_on(finetuning: Path, manifests: Pat
     shutil.copytree(finetuning, tmp_path / "run")
     pretrained = finetuning.parent / "pretraining" / "iteration2" / "last.ckpt"
     more = [f"--model.init_args.pretrained={pretrained}", f"--output={tmp_path / 'run'}", "--trainer.max_steps=5"]
-    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more])
+    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more, "--trainer.logger.init_args.version=resumed"])
+    steps = [row.split(",")[1] for row in (tmp_path / "run" / "resumed" / "metrics.csv").read_text().splitlines()]
+    assert set(steps) == {"step", "2", "3", "4"}  # counted from 0: the first two are not taken again
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["ckpt_path"] is None  # tests take the best
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 5
     kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 5
@@ -239,6 +240,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
         ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
+        ("--data.init_args.train=/no/list", "data.train:"),
         ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
     ],
 )
@@ -282,6 +284,56 @@ def test_a_checkpoint_that_is_none(
     more = [f"--model.init_args.pretrained={wrong}", f"--output={tmp_path}"]
     error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
     assert "kmeans.safetensors holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt" in error
+
+
+def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
+    finetuning: Path, pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "cut.ckpt").write_bytes((finetuning / "last.ckpt").read_bytes()[:5000])
+    more = [*SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path / 'run'}"]
+    assert "cut.ckpt is damaged" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'cut.ckpt'}")
+    wrong = pretraining / "iteration1" / "kmeans.safetensors"
+    assert "kmeans.safetensors holds no state_dict" in refused(capsys, "fit", *more, f"--ckpt_path={wrong}")
+    assert "gone.ckpt: no such checkpoint" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'gone.ckpt'}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--ckpt_path={run}/iteration1/last.ckpt", "would be the start of every iteration"),
+        ("--data.init_args.labels={run}/iteration1/labels", "and iterations, which make labels of their own, are both"),
+        ("--data.init_args.max_duration=-3", "data.max_duration is -3.0 s, too short for two frames"),
+        ("--data.init_args.max_crop=0.01", "data.max_crop is 0.01 s, too short for two frames"),
+        ("--data.init_args.mask_length=0", "masks of probability 0.8 and length 0"),
+        ("--output=/proc/nowhere", "/proc/nowhere: cannot be made"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_made(
+    typed: str, sentence: str, pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    typed = typed.format(run=pretraining)
+    more = [f"--output={tmp_path / 'run'}", typed]
+    assert sentence in refused(capsys, "fit", *SMOKE, *speech(manifests), *more)
+    assert not list((tmp_path / "run").glob("*/*"))
+
+
+def test_more_steps_for_an_iteration_that_another_was_built_on(
+    pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = sorted(pretraining.rglob("*"))
+    longer = TWO_ITERATIONS.replace("max_steps: 2", "max_steps: 4")
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), longer, f"--output={pretraining}")
+    assert "with more steps, its labels would no longer be those of" in error
+    assert sorted(pretraining.rglob("*")) == before
+
+
+def test_prepare_looks_where_it_will_write_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    soundfile.write(tmp_path / "a.wav", torch.randn(16000).numpy() / 10, 16000)
+    (tmp_path / "taken").write_text("mine")
+    error = refused(capsys, "prepare", "folder", str(tmp_path), str(tmp_path / "taken"))
+    assert "taken: no folder can be made there" in error
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_folder_that_holds_another_run(pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture) -> None:
@@ -389,7 +441,9 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
         ("{features: previous}", r"iterations[1] has layer None; MFCCs have no layers, and a model needs one"),
         ("{features: previous, layer: 3}", "iterations[1] has layer 3 of an encoder of 2; layers count from 1"),
         ("{features: no.ckpt, layer: 1}", "iterations[1].features: no.ckpt does not exist"),
+        ("{features: pyproject.toml, layer: 1}", "iterations[1].features: pyproject.toml is damaged, or no checkpoint"),
         ("{clusters: 100000}", "asks for 100000 clusters of 300000 frames"),
+        ("{max_steps: 0}", "iterations[1].max_steps is 0"),
     ],
 )
 def test_a_mistake_in_the_second_iteration_is_found_before_the_first(

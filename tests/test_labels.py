@@ -113,3 +113,9 @@ def test_labels_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
     nothing = {cut_id: np.zeros_like(labels) for cut_id, labels in some_labels().items()}
     with pytest.raises(ValueError, match="every frame has the same cluster"):
         a_store(tmp_path, labels=nothing).check(CUTS, num_clusters=50)
+
+
+def test_a_damaged_description_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text('{"clusters": 3')
+    with pytest.raises(ValueError, match=r"its store\.json is damaged; remove that folder"):
+        LabelStore(tmp_path)

@@ -169,12 +169,12 @@ def _without(name: str) -> Callable[[Path], None]:
     ("save", "message"),
     [
         (lambda path: None, "does not exist; give a .ckpt"),
-        (lambda path: path.write_bytes(b""), "is not a checkpoint that torch can open"),
-        (lambda path: path.write_text("hello"), "is not a checkpoint that torch can open"),
-        (lambda path: save_file({"centroids": torch.zeros(5, 39)}, path), "is not a checkpoint that torch can open"),
+        (lambda path: path.write_bytes(b""), "is damaged, or no checkpoint"),
+        (lambda path: path.write_text("hello"), "is damaged, or no checkpoint"),
+        (lambda path: save_file({"centroids": torch.zeros(5, 39)}, path), "is damaged, or no checkpoint"),
         (lambda path: torch.save(torch.zeros(3), path), "holds no state_dict"),
         (lambda path: torch.save({"centroids": torch.zeros(5, 39)}, path), "holds no state_dict"),
-        (lambda path: torch.save(torch.nn.Linear(2, 2), path), "is not a checkpoint that torch can open"),
+        (lambda path: torch.save(torch.nn.Linear(2, 2), path), "is damaged, or no checkpoint"),
         (lambda path: torch.save({"state_dict": {}}, path), "does not say how large its encoder is"),
         (
             lambda path: torch.save({"state_dict": {}, "hyper_parameters": {"encoder": {"width": 3, "dim": 5}}}, path),

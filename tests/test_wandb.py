@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import wandb
 from conftest import ROOT
 from wandb.proto import wandb_internal_pb2
 
@@ -103,3 +104,19 @@ def test_a_run_that_goes_on_is_the_same_run(manifests: Path, tmp_path: Path) -> 
         )
     before, after = (run_of(records(path)) for path in tmp_path.glob("iteration1/wandb/offline-run-*/run-*.wandb"))
     assert before.run_id == after.run_id
+
+
+def test_without_an_account_the_way_out_is_named(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for variable in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be kept
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()  # it remembers the mode that another test has set
+    train = f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]"
+    more = [train, "--data.init_args.validation=null", WANDB, f"--output={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *layers("configs/demo.yaml", "smoke.yaml"), *more])
+    assert stopped.value.code == 2
+    assert "set WANDB_MODE=offline, or choose another trainer.logger" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def save_kmeans(path: Path, centroids: Tensor, source: dict[str, str]) -> None:
     """Write centroids and where they come from; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file({"centroids": centroids.detach().float().cpu().contiguous()}, part, metadata=source)
+    part.write_bytes(save({"centroids": centroids.detach().float().cpu().contiguous()}, metadata=source))
     os.replace(part, path)
 
 

@@ -82,6 +82,11 @@ def shortest_of_bucket(bucket: int) -> int:
     return math.ceil(BUCKET**bucket - 1e-9)
 
 
+def padded_frames(frames: int) -> int:
+    """To how many frames a batch is padded in fine-tuning, whose longest utterance has so many."""
+    return shortest_of_bucket(int(bucket_of(np.array(frames))) + 1)
+
+
 class PlannedBatches(Sampler[BatchPlan]):
     """Batches of cuts of similar length, drawn anew each epoch, the same number of them on every rank.
 
@@ -218,8 +223,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             channel_mask = span_mask(channels, self.channel_mask_prob, self.channel_mask_length, rng, min_spans=0)
         waveform = pad_sequence(waveforms, batch_first=True)
         if self.training:  # whose shapes should recur
-            longest = shortest_of_bucket(int(bucket_of(np.array(max(frames)))) + 1)
-            waveform = F.pad(waveform, (0, max(num_samples(longest) - waveform.shape[1], 0)))
+            waveform = F.pad(waveform, (0, max(num_samples(padded_frames(max(frames))) - waveform.shape[1], 0)))
             if mask is not None:
                 mask = F.pad(mask, (0, num_frames(waveform.shape[1]) - mask.shape[1]))
         return TranscribedBatch(

@@ -13,7 +13,13 @@ from lhotse import CutSet
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_lightning.data.batches import PlannedBatches, PretrainingBatches, TranscribedBatches, transcript
+from hubert_lightning.data.batches import (
+    PlannedBatches,
+    PretrainingBatches,
+    TranscribedBatches,
+    padded_frames,
+    transcript,
+)
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.data.text import Vocabulary
@@ -35,7 +41,7 @@ class PretrainingData(LightningDataModule):
         mask_prob: Share of frames that mask spans would cover if they did not overlap.
         mask_length: Frames in a mask span.
         num_workers: Processes that read audio, for each GPU.
-        seed: Of order, crops and masks.
+        seed: Of order, crops and masks; those of validation are the same for every seed.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class PretrainingData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _check_numbers(max_duration=max_duration, max_crop=max_crop)
+        _check_masks(mask_prob, mask_length)
         self.manifests = {"train": train, "validation": validation or []}
         self.labels = LabelStore(labels) if labels else None
         self.max_frames = num_frames(seconds_to_samples(max_duration))
@@ -76,7 +84,9 @@ class PretrainingData(LightningDataModule):
                 f"{self.manifests['train']}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
         if short := len(train) - len(self.train_cuts):
-            log.info("%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration)
+            log.warning(
+                "%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration
+            )
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_cuts, shuffle=True)
@@ -111,7 +121,7 @@ class TranscribedData(LightningDataModule):
 
     Args:
         train: Manifests to train on.
-        validation: Manifests to validate on, in their own order.
+        validation: Manifests to validate on, always in one order.
         test: Manifests that `hubert test` and `hubert predict` read.
         max_duration: Seconds of audio in a batch, padding counted, on each GPU.
         mask_prob: Share of frames that mask spans would cover if they did not overlap.
@@ -136,6 +146,9 @@ class TranscribedData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _check_numbers(max_duration=max_duration)
+        _check_masks(mask_prob, mask_length)
+        _check_masks(channel_mask_prob, channel_mask_length)
         self.manifests = {"train": train, "validation": validation, "test": test}
         self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.masking: dict[str, Any] = {
@@ -184,7 +197,21 @@ class TranscribedData(LightningDataModule):
         return self._loader(part, batches, shuffle=False)
 
     def _loader(self, part: str, batches: TranscribedBatches, shuffle: bool) -> DataLoader:
-        return _loader(self, batches, [num_frames(cut.num_samples) for cut in self.cuts[part]], shuffle)
+        frames = [num_frames(cut.num_samples) for cut in self.cuts[part]]
+        return _loader(self, batches, [padded_frames(count) for count in frames] if shuffle else frames, shuffle)
+
+
+def _check_numbers(**seconds: float) -> None:
+    for name, value in seconds.items():
+        if num_frames(seconds_to_samples(value)) < 2:
+            raise ValueError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
+
+
+def _check_masks(prob: float, length: int) -> None:
+    if not 0 <= prob <= 1 or length < 1:
+        raise ValueError(
+            f"masks of probability {prob} and length {length}: a probability is from 0 to 1, a span has 1 frame or more"
+        )
 
 
 def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
@@ -224,7 +251,7 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int], shuffle: bool) -
     sampler = PlannedBatches(
         frames,
         data.max_frames,
-        seed=data.seed,
+        seed=data.seed if shuffle else 0,
         # restored with the rest of the loop, so a resumed run goes on with the next batch
         position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
         shuffle=shuffle,

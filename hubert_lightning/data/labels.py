@@ -87,14 +87,16 @@ class LabelStore:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        about = _read_json(self.path / "store.json")
-        if about is None:
+        if not (self.path / "store.json").exists():
             raise ValueError(
                 f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
             )
-        self.histogram = np.array(about.pop("histogram"))
-        sizes = about.pop("frames")
-        self.source = LabelSource(**about)
+        try:
+            about = _read_json(self.path / "store.json") or {}
+            self.histogram, sizes = np.array(about.pop("histogram")), about.pop("frames")
+            self.source = LabelSource(**about)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: its store.json is damaged; remove that folder and relabel") from error
         self._shards, self._place = [], {}
         for shard, size in enumerate(sizes):
             file = self.path / f"{shard:05d}.npy"

@@ -277,15 +277,19 @@ def _transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[
 def _prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | None = None) -> list[Path]:
     """The manifests {name: its audio files} → their paths, after a report."""
     out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
     sounds = _decode_all(sorted({file.path for files in found.values() for file in files}))
     manifests: dict[Path, CutSet] = {}
-    refusals: dict[str, Refusal] = {}
+    refusals: dict[Path, list[Refusal]] = {}
     for name, files in found.items():
         path = out / f"{name}.jsonl.gz"
         cuts, refused = _cuts(files, sounds, max_duration)
-        refusals |= {str(refusal.path): refusal for refusal in refused}
-        _write_refusals(refused, out / f"{name}.refused.tsv")
+        refusals[out / f"{name}.refused.tsv"] = refused
         if not cuts:
+            _write_refusals(refused, out / f"{name}.refused.tsv")
             raise ValueError(
                 f"{name}: all {len(files)} audio files are refused, the first because it is {refused[0].reason}; "
                 f"{out / f'{name}.refused.tsv'} lists every reason"
@@ -297,7 +301,9 @@ def _prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float |
         manifests[path] = CutSet(cuts)
     for path, manifest in manifests.items():
         write_manifest(manifest, path)
-    _report(manifests, list(refusals.values()))
+    for path, refused in refusals.items():
+        _write_refusals(refused, path)
+    _report(manifests, list({refusal.path: refusal for refused in refusals.values() for refusal in refused}.values()))
     return list(manifests)
 
 

@@ -25,15 +25,48 @@ def load_encoder(path: Path | str) -> HubertEncoder:
     path: `.ckpt` of pre-training or fine-tuning, or a directory that `save_pretrained` of transformers wrote
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give {WHAT_WE_OPEN}")
-    config, weights = _open_transformers(path) if path.is_dir() else _open_checkpoint(path)
+    config = encoder_config(path)
+    weights = _transformers_weights(path, config) if path.is_dir() else _checkpoint_weights(path)
     with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
         encoder = HubertEncoder(config)
     _check_weights(path, {name: value.shape for name, value in encoder.state_dict().items()}, weights)
     # Copies: a mapped file may be overwritten by the next checkpoint while we live
     encoder.load_state_dict({name: value.float().clone() for name, value in weights.items()}, assign=True)
     return encoder.eval()
+
+
+def encoder_config(path: Path | str) -> EncoderConfig:
+    """The size of the encoder that `load_encoder` would open, without its weights."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give {WHAT_WE_OPEN}")
+    if path.is_dir():
+        for name in ("config.json", "model.safetensors"):
+            if not (path / name).exists():
+                raise ValueError(f"{path} has no {name}; open the model in transformers and save_pretrained() it")
+        return _transformers_config(path)
+    settings = read_checkpoint(path).get("hyper_parameters", {}).get("encoder")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} does not say how large its encoder is; give {WHAT_WE_OPEN}")
+    unknown = settings.keys() - {field.name for field in fields(EncoderConfig)}
+    if unknown:
+        raise ValueError(f"{path} has encoder settings we do not know ({_some(unknown)}); open it with its own version")
+    return EncoderConfig(**settings)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
+
+    Raises:
+        ValueError: The file is damaged, or no checkpoint of a fit.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint that opens safely; give {WHAT_WE_OPEN}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} holds no state_dict, so it is not a checkpoint of a fit; give {WHAT_WE_OPEN}")
+    return checkpoint
 
 
 def encoder_fingerprint(encoder: HubertEncoder) -> str:
@@ -82,30 +115,13 @@ _NAMES = (
 )
 
 
-def _open_checkpoint(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint that torch can open safely; give {WHAT_WE_OPEN}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} holds no state_dict, so it is not a checkpoint of a fit; give {WHAT_WE_OPEN}")
-    settings = checkpoint.get("hyper_parameters", {}).get("encoder")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} does not say how large its encoder is; give {WHAT_WE_OPEN}")
-    unknown = settings.keys() - {field.name for field in fields(EncoderConfig)}
-    if unknown:
-        raise ValueError(f"{path} has encoder settings we do not know ({_some(unknown)}); open it with its own version")
+def _checkpoint_weights(path: Path) -> dict[str, Tensor]:
     prefix = "encoder."
-    state = checkpoint["state_dict"].items()
-    weights = {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
-    return EncoderConfig(**settings), weights
+    state = read_checkpoint(path)["state_dict"].items()
+    return {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
 
 
-def _open_transformers(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    for name in ("config.json", "model.safetensors"):
-        if not (path / name).exists():
-            raise ValueError(f"{path} has no {name}; open the model in transformers and save_pretrained() it")
-    config = _transformers_config(path)
+def _transformers_weights(path: Path, config: EncoderConfig) -> dict[str, Tensor]:
     try:
         state = load_file(path / "model.safetensors")
     except SafetensorError as error:
@@ -114,7 +130,7 @@ def _open_transformers(path: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
     if any(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     # transformers leaves the mask embedding out where a model was configured without masking
-    return config, {"mask_embedding": torch.zeros(config.dim), **from_transformers(state)}
+    return {"mask_embedding": torch.zeros(config.dim), **from_transformers(state)}
 
 
 def _transformers_config(path: Path) -> EncoderConfig:
