@@ -242,7 +242,6 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
         ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
-        ("--data.init_args.train=/no/list", "data.train:"),
         ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
     ],
 )
@@ -426,6 +425,12 @@ def test_audio_that_is_gone(manifests: Path, tmp_path: Path, capsys: pytest.Capt
     )  # fmt: skip
     assert "a.wav" in error
     assert "restore" in error
+
+
+def test_one_manifest_where_a_list_is_wanted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bare = f"--data.init_args.train={manifests / 'train.jsonl.gz'}"
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), bare, f"--output={tmp_path}")
+    assert "data.train: a list of manifests is wanted, and one path was given; put it in brackets" in error
 
 
 def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -58,7 +58,7 @@ class PretrainingData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_numbers(max_duration=max_duration, max_crop=max_crop)
+        _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
         self.manifests = {"train": train, "validation": validation or []}
         self.labels = LabelStore(labels) if labels else None
@@ -146,7 +146,7 @@ class TranscribedData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_numbers(max_duration=max_duration)
+        _check_durations(max_duration=max_duration)
         _check_masks(mask_prob, mask_length)
         _check_masks(channel_mask_prob, channel_mask_length)
         self.manifests = {"train": train, "validation": validation, "test": test}
@@ -201,7 +201,7 @@ class TranscribedData(LightningDataModule):
         return _loader(self, batches, [padded_frames(count) for count in frames] if shuffle else frames, shuffle)
 
 
-def _check_numbers(**seconds: float) -> None:
+def _check_durations(**seconds: float) -> None:
     for name, value in seconds.items():
         if num_frames(seconds_to_samples(value)) < 2:
             raise ValueError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
