@@ -7,12 +7,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
     from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
     from hubert_lightning.finetuning import CTCFinetuning
     from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
     from hubert_lightning.model.pretrained import load_encoder
     from hubert_lightning.pretraining import HubertPretraining
     from hubert_lightning.relabelling import Relabel
+    from hubert_lightning.unit_quality import LayerQuality
 
 __version__ = "0.1.0"
 
@@ -21,8 +23,11 @@ _HOMES = {
     "EncoderConfig": "model.hubert",
     "HubertEncoder": "model.hubert",
     "HubertPretraining": "pretraining",
+    "KMeans": "clustering.kmeans",
+    "LayerQuality": "unit_quality",
     "PretrainingData": "data.datamodule",
     "Relabel": "relabelling",
+    "ScikitKMeans": "clustering.kmeans",
     "TranscribedData": "data.datamodule",
     "load_encoder": "model.pretrained",
 }
@@ -32,8 +37,11 @@ __all__ = [
     "EncoderConfig",
     "HubertEncoder",
     "HubertPretraining",
+    "KMeans",
+    "LayerQuality",
     "PretrainingData",
     "Relabel",
+    "ScikitKMeans",
     "TranscribedData",
     "load_encoder",
 ]

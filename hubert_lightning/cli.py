@@ -15,11 +15,12 @@ USAGE = """usage: hubert VERB ...
 HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune with CTC.
 
   demo       see the whole job on synthetic speech, on any machine
-  prepare    make manifests: prepare librispeech | librilight | folder
+  prepare    make manifests: prepare librispeech | librilight | folder | alignments
   fit        pre-train or fine-tune:  hubert fit --config configs/pretrain/base.yaml
   validate   losses, accuracies or error rates on the validation manifests
   test       word and character error rate on the test manifests, hypotheses to test.jsonl
   predict    transcribe the test manifests, hypotheses to predict.jsonl
+  quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
 Each has its own help: hubert fit --help
 """
@@ -79,17 +80,24 @@ def _lightning(verb: str) -> Callable[[list[str]], None]:
 
 
 def _prepare(args: list[str]) -> None:
-    from hubert_lightning.data import manifest
+    from hubert_lightning.data import alignment, manifest
 
     CLI(
         {
             "librispeech": manifest.prepare_librispeech,
             "librilight": manifest.prepare_librilight,
             "folder": manifest.prepare_folder,
+            "alignments": alignment.prepare_alignments,
         },
         args=args,
         prog="hubert prepare",
     )
+
+
+def _quality(args: list[str]) -> None:
+    from hubert_lightning.unit_quality import quality
+
+    CLI(quality, args=args, prog="hubert quality")
 
 
 def _demo(args: list[str]) -> None:
@@ -101,5 +109,6 @@ def _demo(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
+    "quality": _quality,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -24,6 +24,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
+from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
 from hubert_lightning.parser import SentenceParser
 
@@ -36,16 +38,23 @@ class Iteration:
 
     Args:
         features: "mfcc", "previous" (the model of the iteration before), or a checkpoint.
-        layer: Which Transformer layer of that model is clustered, counted from 1.
-        clusters: Number of K-means clusters.
-        max_frames: Frames that K-means is fitted on.
+        layer: Which Transformer layer of that model is clustered, counted from 1, or "best" (by PNMI, if the utterances
+            to validate on have phones).
+        clusters: Number of K-means clusters; several numbers make an ensemble.
+        parts: Of MFCCs, each clustered on its own (product codes): cepstra, delta, delta_delta.
+        max_frames: Frames that K-means is fitted on; a tenth of 960 hours in the paper.
+        kmeans: How it is fitted: hubert_lightning.KMeans unless named.
+        weights: What training starts from: "fresh" weights, the "previous" iteration's model, or a checkpoint.
         max_steps: Optimiser steps.
     """
 
     features: str = "mfcc"
-    layer: int | None = None
-    clusters: int = 100
-    max_frames: int = 300_000
+    layer: int | Literal["best"] | None = None
+    clusters: int | list[int] = 100
+    parts: list[Part] | None = None
+    max_frames: int = 17_280_000
+    kmeans: KMeans | ScikitKMeans | None = None
+    weights: str = "fresh"
     max_steps: int = 250_000
 
 
@@ -224,13 +233,18 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
             "features": previous if iteration.features == "previous" else iteration.features,
             "layer": iteration.layer,
             "clusters": iteration.clusters,
+            "parts": iteration.parts,
             "max_frames": iteration.max_frames,
+            "kmeans": iteration.kmeans,
             "seed": config.seed_everything,
         }
         callback = Namespace(class_path=RELABEL, init_args=Namespace(relabel))
         one.trainer.callbacks = [*_listed(one.trainer.callbacks), callback]
         one.trainer.max_steps = iteration.max_steps
-        one.model.init_args.num_clusters = iteration.clusters
+        clusters = _listed(iteration.clusters) * len(iteration.parts or [None])
+        one.model.init_args.num_clusters = clusters[0] if len(clusters) == 1 else clusters
+        if iteration.weights != "fresh":
+            one.model.init_args.pretrained = previous if iteration.weights == "previous" else iteration.weights
         for logger in _loggers(one):
             for key in ("name", "id"):
                 if logger.init_args.get(key):
@@ -245,22 +259,35 @@ def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None
         raise ValueError(f"{name}.features is 'previous', but nothing precedes it; say 'mfcc' or a path")
     if (iteration.features == "mfcc") != (iteration.layer is None):
         raise ValueError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
-    if iteration.features == "previous" and not 1 <= (iteration.layer or 0) <= num_layers:
+    if iteration.parts and iteration.features != "mfcc":
+        raise ValueError(f"{name} has parts {', '.join(iteration.parts)}, which only MFCCs have; leave them out")
+    layer = 1 if iteration.layer == "best" else iteration.layer or 0
+    if iteration.features == "previous" and not 1 <= layer <= num_layers:
         raise ValueError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
     if iteration.features not in ("mfcc", "previous"):
         try:
             their_layers = encoder_config(iteration.features).num_layers
         except ValueError as error:
             raise ValueError(f"{name}.features: {error}") from error
-        if not 1 <= (iteration.layer or 0) <= their_layers:
+        if not 1 <= layer <= their_layers:
             raise ValueError(f"{name} has layer {iteration.layer} of {iteration.features}, which has {their_layers}")
     if iteration.max_steps < 1:
         raise ValueError(f"{name}.max_steps is {iteration.max_steps}; take at least one step, or drop the iteration")
-    if not 2 <= iteration.clusters <= min(iteration.max_frames, 2**16):
-        raise ValueError(
-            f"{name} asks for {iteration.clusters} clusters of {iteration.max_frames} frames; "
-            "it takes at least 2, no more than frames, and no more than 65536"
-        )
+    for clusters in _listed(iteration.clusters):
+        if not 2 <= clusters <= min(iteration.max_frames, 2**16):
+            raise ValueError(
+                f"{name} asks for {clusters} clusters of {iteration.max_frames} frames; "
+                "it takes at least 2, no more than frames, and no more than 65536"
+            )
+    if not _listed(iteration.clusters):
+        raise ValueError(f"{name}.clusters is an empty list; give a number of clusters")
+    if iteration.weights == "previous" and number == 1:
+        raise ValueError(f"{name}.weights is 'previous', but nothing precedes it; say 'fresh' or a path")
+    if iteration.weights not in ("fresh", "previous"):
+        try:
+            encoder_config(iteration.weights)
+        except ValueError as error:
+            raise ValueError(f"{name}.weights: {error}") from error
 
 
 def _settle(config: Namespace) -> None:
@@ -312,7 +339,9 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
     for labels in relabel:
         if labels["features"] != "mfcc":
             labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
-    experiment = {key: config.get(key) for key in ("seed_everything", "model", "data")}
+    experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
+    if experiment["model"]["init_args"].get("pretrained"):
+        experiment["model"]["init_args"]["pretrained"] = "a checkpoint"  # as are those of the features, below
     return experiment | {"labels": relabel[0] if relabel else None}
 
 

@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import ParamsT
@@ -17,6 +18,7 @@ from hubert_lightning.data.batches import PretrainingBatch
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
+from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.schedules import linear_warmup_decay
 
 
@@ -25,12 +27,15 @@ class HubertPretraining(LightningModule):
 
     Args:
         encoder: Size and regularisation of the encoder.
-        num_clusters: K-means clusters to choose from; set from the labels where a fit lists iterations.
+        num_clusters: K-means clusters to choose from, of each stream of labels if there are several; set from the
+            labels where a fit lists iterations.
         final_dim: Width of the projection that codewords are compared in.
         temperature: Divides the cosine logits.
         normal_codewords: Draw codewords that point everywhere instead of U(0, 1); small models learn sooner.
         masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
         feature_penalty: Weight of the mean square of the convolutions' output.
+        pretrained: Checkpoint or transformers directory whose encoder training goes on from, under a new head; fresh
+            weights if none.
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
         warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
     """
@@ -38,12 +43,13 @@ class HubertPretraining(LightningModule):
     def __init__(
         self,
         encoder: EncoderConfig = EncoderConfig(),
-        num_clusters: int = 100,
+        num_clusters: int | list[int] = 100,
         final_dim: int = 256,
         temperature: float = 0.1,
         normal_codewords: bool = False,
         masked_weight: float = 1.0,
         feature_penalty: float = 10.0,
+        pretrained: Path | None = None,
         optimizer: OptimizerCallable | None = None,
         warmup_steps: int = 32_000,
     ) -> None:
@@ -52,24 +58,35 @@ class HubertPretraining(LightningModule):
             raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
-        self.save_hyperparameters(ignore=["optimizer"])
+        streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
+        self.save_hyperparameters(ignore=["optimizer", "pretrained"])
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
-        self.predictor = ClusterPredictor(encoder.dim, num_clusters, final_dim, temperature, normal_codewords)
+        if pretrained is not None:
+            self.encoder.load_state_dict(_weights_of(pretrained, encoder))
+        self.predictors = nn.ModuleList(
+            ClusterPredictor(encoder.dim, clusters, final_dim, temperature, normal_codewords) for clusters in streams
+        )
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
         self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
         self._audio_seconds, self._since = 0.0, 0.0  # read and trained on since the last log
 
-    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cluster logits of every frame, and the mean square of the convolutions' output.
+    @property
+    def num_clusters(self) -> list[int]:
+        """Of each stream of labels."""
+        return [predictor.num_clusters for predictor in self.predictors]  # type: ignore[misc]
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Cluster logits of every frame for each stream, and the mean square of the convolutions' output.
 
         waveform: (batch, samples)
         mask:     (batch, frames) bool
-        returns:  (batch, frames, clusters), ()
+        returns:  (batch, frames, clusters) of each stream, ()
         """
         local = self.encoder.local_features(waveform)
         # All frames, not only masked ones: under 1 % of Base's operations, and its shapes never change.
-        return self.predictor(self.encoder.contextual(local, mask=mask)), local.float().square().mean()
+        frames = self.encoder.contextual(local, mask=mask)
+        return [predictor(frames) for predictor in self.predictors], local.float().square().mean()
 
     def training_step(self, batch: PretrainingBatch) -> Tensor:
         loss, metrics = self._step(batch)
@@ -110,8 +127,8 @@ class HubertPretraining(LightningModule):
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def on_validation_epoch_start(self) -> None:
-        clusters = (2, self.predictor.num_clusters)
-        self._used = torch.zeros(clusters, dtype=torch.int64, device=self.device)  # by labels, by predictions
+        counts = (2, len(self.num_clusters), max(self.num_clusters))
+        self._used = torch.zeros(counts, dtype=torch.int64, device=self.device)  # by labels, by predictions
 
     def validation_step(self, batch: PretrainingBatch) -> None:
         _, metrics = self._step(batch)
@@ -120,16 +137,20 @@ class HubertPretraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         used = self.trainer.strategy.reduce(self._used, reduce_op="sum")
-        labels, predictions = (used > 0).sum(dim=1).float()
-        self.log_dict({"val/label_clusters": labels, "val/predicted_clusters": predictions}, sync_dist=True)
+        share = used / used.sum(dim=-1, keepdim=True).clamp(min=1)
+        perplexity = torch.special.entr(share).sum(dim=-1).exp().mean(dim=-1)  # a mean over streams
+        for number, name in enumerate(("label", "predicted")):
+            self.log(f"val/{name}_clusters", used[number].count_nonzero().float(), sync_dist=True)
+            self.log(f"val/{name}_perplexity", perplexity[number], sync_dist=True)
 
     def _step(self, batch: PretrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits, penalty = self(batch.waveform, batch.mask)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.cluster.flatten(), reduction="none").view_as(batch.cluster)
-        predicted = logits.detach().argmax(dim=-1)
-        correct = (predicted == batch.cluster).float()
+        losses = torch.stack([_losses(of, batch.cluster[:, stream]) for stream, of in enumerate(logits)], dim=1)
+        predicted = torch.stack([of.detach().argmax(dim=-1) for of in logits], dim=1)
+        correct = (predicted == batch.cluster).float().mean(dim=1)
         masked, unmasked = batch.mask.float(), (~batch.mask).float()
-        masked_loss, unmasked_loss = _mean(losses, masked), _mean(losses, unmasked)
+        # HuBERT §II-C: the losses of an ensemble's streams add up
+        masked_loss, unmasked_loss = _mean(losses.sum(dim=1), masked), _mean(losses.sum(dim=1), unmasked)
         prediction = self.masked_weight * masked_loss + (1 - self.masked_weight) * unmasked_loss  # eq. 2
         loss = prediction + self.feature_penalty * penalty
         return loss, {
@@ -145,12 +166,13 @@ class HubertPretraining(LightningModule):
     def _log(self, part: str, metrics: dict[str, Tensor], batch: PretrainingBatch) -> None:
         validating = part == "val"
         named = {f"{part}/{name}": value for name, value in metrics.items()}
-        self.log_dict(named, batch_size=batch.cluster.numel(), sync_dist=validating)  # a mean over frames, not batches
+        self.log_dict(named, batch_size=batch.mask.numel(), sync_dist=validating)  # a mean over frames, not batches
 
     def _histogram(self, ids: Tensor) -> Tensor:
-        ids = ids.flatten()
-        counts = torch.zeros(self.predictor.num_clusters, dtype=torch.int64, device=ids.device)
-        return counts.index_add_(0, ids, torch.ones_like(ids))
+        """(batch, streams, frames) → (streams, clusters of the largest stream)"""
+        ids = ids.transpose(0, 1).flatten(1)  # (streams, frames)
+        counts = torch.zeros(len(ids), max(self.num_clusters), dtype=torch.int64, device=ids.device)
+        return counts.scatter_add_(1, ids, torch.ones_like(ids))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())
@@ -161,6 +183,34 @@ class HubertPretraining(LightningModule):
 def base_optimizer(parameters: ParamsT) -> AdamW:
     """That of HuBERT Base: fairseq config/pretrain/hubert_base_librispeech.yaml, whose Adam decouples weight decay."""
     return AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+
+
+def _losses(logits: Tensor, cluster: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), cluster.flatten(), reduction="none").view_as(cluster)
+
+
+def _weights_of(pretrained: Path, config: EncoderConfig) -> dict[str, Tensor]:
+    loaded = load_encoder(pretrained)
+    theirs, ours = asdict(loaded.config), asdict(config)
+    for name in (
+        "conv_channels",
+        "conv_norm",
+        "conv_bias",
+        "dim",
+        "num_layers",
+        "num_heads",
+        "ffn_dim",
+        "pre_norm",
+        "pos_kernel",
+        "pos_groups",
+        "normalize_waveform",
+    ):
+        if theirs[name] != ours[name]:
+            raise ValueError(
+                f"{pretrained}: its encoder has {name} {theirs[name]}, the one to train {ours[name]}; "
+                "change model.init_args.encoder to go on from it"
+            )
+    return loaded.state_dict()
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -2,25 +2,33 @@
 
 Labels are pulled: a fit states what its labels are clusters of, and `Relabel` makes them unless the run's folder holds
 exactly those. No feature is ever written: a bounded sample of frames fits K-means, then every utterance is encoded,
-assigned and forgotten.
+assigned and forgotten. All ranks of the run share both passes.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from lhotse import CutSet
+import torch.distributed as dist
 from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from hubert_lightning.clustering import kmeans
-from hubert_lightning.clustering.mfcc import mfcc
-from hubert_lightning.clustering.quality import Quality, frame_phones, joint_counts
-from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.clustering.kmeans import (
+    KMeans,
+    ScikitKMeans,
+    assign,
+    kmeans_fingerprint,
+    load_kmeans,
+    save_kmeans,
+)
+from hubert_lightning.clustering.mfcc import PARTS, Part
+from hubert_lightning.data.alignment import phones_of
 from hubert_lightning.data.datamodule import PretrainingData
 from hubert_lightning.data.labels import (
     LabelSource,
@@ -28,18 +36,24 @@ from hubert_lightning.data.labels import (
     begin_store,
     finish_store,
     finished_shards,
+    shard_size,
     write_shard,
 )
 from hubert_lightning.data.manifest import fingerprint
+from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.unit_quality import best_layer, phone_quality
 
 log = logging.getLogger(__name__)
 
-SHARD = 1000  # cuts whose labels are written together: what an interruption costs at most
+T = TypeVar("T")
 
-Features = Callable[[Tensor], Tensor]
-"""waveform (samples,) → (frames, dim), one row per 20 ms"""
+
+class Stream(NamedTuple):
+    """One labelling of every frame: K-means with so many clusters of some columns of the features."""
+
+    columns: slice
+    clusters: int
 
 
 class Relabel(Callback):
@@ -47,24 +61,33 @@ class Relabel(Callback):
 
     Args:
         features: "mfcc", or a checkpoint (or transformers directory) whose hidden layer is clustered.
-        layer: Which Transformer layer of the checkpoint, counted from 1; none for "mfcc".
-        clusters: Number of K-means clusters.
+        layer: Which Transformer layer of the checkpoint, counted from 1, or "best": the one whose clusters tell the
+            phones of the validation utterances apart best; none for "mfcc".
+        clusters: Number of K-means clusters; several numbers make an ensemble, a label stream of each.
+        parts: Of MFCCs, which a K-means of their own each makes a product code of: cepstra, delta, delta_delta.
         max_frames: Frames, drawn evenly from the training utterances, that K-means is fitted on.
+        kmeans: How it is fitted.
         seed: Of the sample and of K-means.
     """
 
     def __init__(
         self,
         features: str = "mfcc",
-        layer: int | None = None,
-        clusters: int = 100,
-        max_frames: int = 300_000,
+        layer: int | Literal["best"] | None = None,
+        clusters: int | list[int] = 100,
+        parts: list[Part] | None = None,
+        max_frames: int = 17_280_000,
+        kmeans: KMeans | ScikitKMeans | None = None,
         seed: int = 0,
     ) -> None:
-        self.features, self.layer, self.clusters = features, layer, clusters
-        self.max_frames, self.seed = max_frames, seed
+        self.features, self.layer = features, layer
+        self.clusters = [clusters] if isinstance(clusters, int) else clusters
+        self.parts, self.max_frames, self.seed = parts, max_frames, seed
+        self.kmeans = kmeans or KMeans()
         if (features == "mfcc") != (layer is None):
             raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
+        if parts and features != "mfcc":
+            raise ValueError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
         if features != "mfcc" and not Path(features).exists():
             raise ValueError(f"{features}: no such checkpoint to take features from; correct the path, or say 'mfcc'")
 
@@ -73,134 +96,163 @@ class Relabel(Callback):
         if not isinstance(data, PretrainingData):
             raise ValueError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
         folder = Path(trainer.default_root_dir)
-        features, name = extractor(self.features, self.layer, trainer.strategy.root_device)
-        train = data.train_cuts
-        centroids = self._centroids(trainer, folder / "kmeans.safetensors", features, name, train)
+        extractor = self._extractor(trainer, data)
+        centroids = self._centroids(trainer, data, folder / "kmeans.safetensors", extractor)
         # Sorted, so that a shard holds the same utterances in whatever order the manifests are named
-        cuts = CutSet.from_cuts(sorted([*train, *data.validation_cuts], key=lambda cut: cut.id))
-        source = LabelSource(name, kmeans.fingerprint(centroids), fingerprint(cuts), self.clusters)
-        data.labels = self._labels(trainer, folder / "labels", features, centroids, source, list(cuts))
+        cuts = sorted([*data.train_cuts, *data.validation_cuts], key=lambda cut: cut.id)
+        clusters = tuple(stream.clusters for stream in self.streams)
+        source = LabelSource(extractor.name, kmeans_fingerprint(centroids), fingerprint(cuts), clusters)
+        data.labels = self._labels(trainer, data, folder / "labels", extractor, centroids, source, cuts)
 
-    def _centroids(self, trainer: Trainer, path: Path, features: Features, name: str, cuts: CutSet) -> Tensor:
+    @property
+    def streams(self) -> list[Stream]:
+        parts = [PARTS[part] for part in self.parts] if self.parts else [slice(None)]
+        return [Stream(columns, clusters) for columns, clusters in product(parts, self.clusters)]
+
+    def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
+        if self.features == "mfcc":
+            return mfcc_extractor()
+        assert self.layer is not None
+        device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+        layer = self.layer
+        if layer == "best":
+            layer = int(trainer.strategy.broadcast(together(lambda: self._best_layer(trainer, data))))
+        return layer_extractor(self.features, layer, device, precision)
+
+    def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
+        if not trainer.is_global_zero:
+            return 0  # is told
+        return best_layer(
+            self.features,
+            [*data.validation_cuts] or [*data.train_cuts],
+            self.clusters[0],
+            Path(trainer.default_root_dir) / "layers.json",
+            device=trainer.strategy.root_device,
+            precision=trainer.precision_plugin.forward_context,
+            seed=self.seed,
+        )
+
+    def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
         provenance = {
-            "features": name,
-            "manifest": fingerprint(cuts),
-            "clusters": str(self.clusters),
+            "features": extractor.name,
+            "manifest": fingerprint(data.train_cuts),
+            "clusters": json.dumps(self.clusters),
+            "parts": json.dumps(self.parts),
             "max_frames": str(self.max_frames),
             "seed": str(self.seed),
+            "kmeans": type(self.kmeans).__name__ + json.dumps(vars(self.kmeans), sort_keys=True),
         }
-        if trainer.is_global_zero and not (path.exists() and kmeans.load_kmeans(path)[1] == provenance):
+
+        def there() -> bool:
+            if path.exists() and load_kmeans(path)[1] == provenance:
+                return True
             if path.exists() and any(path.parent.glob("*.ckpt")):
                 raise ValueError(
                     f"{path.parent}: its checkpoints were trained on labels of other features, settings or utterances "
                     f"({path.name} says which); choose another --output, or remove that folder"
                 )
-            sample = sample_frames(features, list(cuts), self.max_frames, self.seed)
-            log.warning("K-means: %d clusters of %d frames of %s", self.clusters, len(sample), name)
-            kmeans.save_kmeans(path, kmeans.fit_kmeans(sample, self.clusters, self.seed), provenance)
+            return False
+
+        if not together(there):
+            rows, index = together(
+                lambda: sample_frames(
+                    extractor,
+                    list(data.train_cuts),
+                    self.max_frames,
+                    self.seed,
+                    batch_frames=data.max_frames,
+                    num_workers=data.num_workers,
+                    rank=trainer.global_rank,
+                    world_size=trainer.world_size,
+                )
+            )
+            device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
+            fitted = []
+            for columns, clusters in self.streams:
+                log.warning("K-means: %d clusters of about %d frames of %s", clusters, self.max_frames, extractor.name)
+                fitted.append(
+                    self.kmeans.fit(rows[:, columns], clusters, self.seed, index=index, group=group, device=device)
+                )
+            if trainer.is_global_zero:
+                save_kmeans(path, fitted, provenance)
         trainer.strategy.barrier("K-means is fitted")
-        return kmeans.load_kmeans(path)[0]
+        return load_kmeans(path)[0]
 
     def _labels(
         self,
         trainer: Trainer,
+        data: PretrainingData,
         folder: Path,
-        features: Features,
-        centroids: Tensor,
+        extractor: Extractor,
+        centroids: list[Tensor],
         source: LabelSource,
         cuts: Sequence[Cut],
     ) -> LabelStore:
-        shards = [cuts[start : start + SHARD] for start in range(0, len(cuts), SHARD)]
-        there = trainer.is_global_zero and (folder / "store.json").exists() and LabelStore(folder).source == source
-        if trainer.strategy.broadcast(there):
-            return LabelStore(folder)
+        size = shard_size(len(cuts))
+        shards = [cuts[start : start + size] for start in range(0, len(cuts), size)]
+        done: set[int] = set()
         if trainer.is_global_zero:
-            if (folder / "store.json").exists():
-                log.warning(
-                    "%s: labels of %s, not those that are asked for: made anew", folder, LabelStore(folder).source
-                )
             begin_store(folder, source)
-        trainer.strategy.barrier("the label store is begun")
-        done = finished_shards(folder, source)
-        for shard in range(trainer.global_rank, len(shards), trainer.world_size):
-            if shard not in done:
-                write_shard(folder, shard, assign_clusters(features, centroids, shards[shard]))
-        trainer.strategy.barrier("every shard is written")
-        if trainer.is_global_zero:
-            finish_store(folder, source, len(shards))
+            done = finished_shards(folder, source)
+        done = trainer.strategy.broadcast(done)
+        missing = [shard for shard in range(len(shards)) if shard not in done]
+        mine = missing[trainer.global_rank :: trainer.world_size]
+        streams = [(stream.columns, of) for stream, of in zip(self.streams, centroids, strict=True)]
+
+        def write() -> None:
+            groups = [shards[shard] for shard in mine]
+            labels = assign_clusters(extractor, streams, groups, data.max_frames, data.num_workers)
+            for shard, clusters in zip(mine, labels, strict=True):
+                write_shard(folder, shard, clusters)
+
+        together(write)
+        if trainer.is_global_zero and (missing or not (folder / "store.json").exists()):
+            self._report(finish_store(folder, source, len(shards)), cuts)
         trainer.strategy.barrier("the label store is finished")
         return LabelStore(folder)
 
-
-def extractor(features: str, layer: int | None, device: torch.device) -> tuple[Features, str]:
-    """The function from a waveform to its features, and a name that only equal functions share."""
-    if features == "mfcc":
-        # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
-        return lambda waveform: mfcc(waveform)[::2], "mfcc"
-    assert layer is not None
-    encoder = load_encoder(features).to(device)
-    name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
-    return lambda waveform: encoder.features(waveform[None].to(device), layer=layer)[0], name
+    def _report(self, store: LabelStore, cuts: Sequence[Cut]) -> None:
+        """Say what the new labels are worth, where phones tell."""
+        if any(phones_of(cut) for cut in cuts):
+            qualities = [phone_quality(cuts, store, of.clusters, number) for number, of in enumerate(self.streams)]
+            for of in qualities:
+                numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
+                log.warning(f"labels of {store.source.features}: {numbers}", *of)
 
 
-@torch.no_grad()
-def sample_frames(features: Features, cuts: Sequence[Cut], max_frames: int, seed: int) -> np.ndarray:
-    """A uniform sample of the frames of randomly chosen utterances, four times as much audio as is kept.
+def assign_clusters(
+    extractor: Extractor,
+    streams: Sequence[tuple[slice, Tensor]],
+    groups: Sequence[Sequence[Cut]],
+    max_frames: int,
+    num_workers: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The cluster of every frame, group of cuts by group: id → (streams, frames) uint16.
 
-    Neighbouring frames are alike, so they come from more utterances than would be enough; not from all, since a large
-    corpus would then be encoded twice.
-
-    returns: (about max_frames or all there are, dim) float32
+    streams: the columns of the features that a stream sees, and its centroids (clusters, dim)
     """
-    rng = np.random.default_rng(seed)
-    cuts = [cuts[place] for place in rng.permutation(len(cuts)).tolist()]
-    ends = np.cumsum([num_frames(cut.num_samples) for cut in cuts])
-    cuts = cuts[: int(np.searchsorted(ends, 4 * max_frames)) + 1]
-    share = max_frames / ends[len(cuts) - 1]
-    rows = []
-    for cut in _hours_done(cuts, "K-means sample"):
-        frames = features(read_waveform(cut)).float().cpu().numpy()
-        rows.append(frames[rng.random(len(frames)) < share])
-    return np.concatenate(rows)
+    for number, pieces in groupby(extract(extractor, groups, max_frames, "labels", num_workers), key=itemgetter(0)):
+        cuts = groups[number]
+        labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
+        for _, piece, features in pieces:
+            for stream, (columns, centroids) in enumerate(streams):
+                clusters = assign(features[:, columns], centroids.to(features.device))
+                labels[cuts[piece.place].id][stream, piece.start : piece.end] = clusters.cpu().numpy()
+        yield labels
 
 
-@torch.no_grad()
-def assign_clusters(features: Features, centroids: Tensor, cuts: Sequence[Cut]) -> dict[str, np.ndarray]:
-    """The cluster of every frame: id → (frames,)."""
-    clusters = {}
-    for cut in _hours_done(cuts, "labels"):
-        rows = features(read_waveform(cut))
-        clusters[cut.id] = kmeans.assign(rows, centroids.to(rows.device)).cpu().numpy()
-    return clusters
-
-
-def phone_quality(cuts: CutSet, clusters: LabelStore | dict[str, np.ndarray], num_clusters: int) -> Quality:
-    """How well clusters tell phones apart, over the cuts that carry a phone alignment.
-
-    Raises:
-        ValueError: No cut has phones.
-    """
-    phones, labels = [], []
-    for cut in cuts:
-        aligned = [phone for segment in cut.supervisions for phone in (segment.alignment or {}).get("phone", [])]
-        if aligned:
-            spans = [(phone.start, phone.duration, phone.symbol) for phone in aligned]
-            named = np.array(frame_phones(spans, num_frames(cut.num_samples)))
-            phones.append(named[named != ""])
-            labels.append(clusters[cut.id][named != ""])
-    if not phones:
-        raise ValueError("no cut has a phone alignment; cluster quality needs one")
-    return Quality.of(joint_counts(np.concatenate(phones), np.concatenate(labels), num_clusters))
-
-
-def _hours_done(cuts: Sequence[Cut], what: str) -> Iterator[Cut]:
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.2f} of {task.total:.2f} h, left:"),
-    ]
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task(what, total=sum(cut.duration for cut in cuts) / 3600)
-        for cut in cuts:
-            yield cut
-            progress.advance(task, cut.duration / 3600)
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns. If it fails on one rank it fails on all, which would otherwise wait for that one."""
+    result, failure = None, None
+    try:
+        result = work()
+    except ValueError as error:
+        failure = error
+    if dist.is_initialized():
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, None if failure is None else str(failure))
+        if failure is None and (first := next(filter(None, failures), None)):
+            raise ValueError(first)
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]

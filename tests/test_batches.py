@@ -108,8 +108,8 @@ def ramps(tmp_path_factory: pytest.TempPathFactory) -> tuple[CutSet, LabelStore]
             SupervisionSegment(str(number), str(number), 0.0, cut.duration, text=f"it is  {'x' * number}")
         ]
         cuts.append(cut)
-        labels[cut.id] = np.arange(num_frames(samples))
-    source = LabelSource("mfcc", "k", "m", clusters=1000)
+        labels[cut.id] = np.arange(num_frames(samples))[None]
+    source = LabelSource("mfcc", "k", "m", clusters=(1000,))
     begin_store(tmp_path / "labels", source)
     write_shard(tmp_path / "labels", 0, labels)
     return CutSet.from_cuts(cuts), finish_store(tmp_path / "labels", source, 1)
@@ -123,15 +123,15 @@ def test_label_k_belongs_to_frame_k(ramps: tuple[CutSet, LabelStore], seed: int)
     batch = batches[BatchPlan((0, 1, 2), seed)]
     assert batch.waveform.shape == (3, num_samples(120))
     first_sample = (batch.waveform[:, ::HOP][:, :120] * 2**17).round().long()
-    torch.testing.assert_close(first_sample, batch.cluster * HOP)
+    torch.testing.assert_close(first_sample, batch.cluster[:, 0] * HOP)
 
 
 def test_a_batch_is_cropped_to_the_bucket_of_its_shortest_utterance(ramps: tuple[CutSet, LabelStore]) -> None:
     cuts, labels = ramps
     batch = PretrainingBatches(cuts, labels, max_crop_frames=780, mask_prob=0.8, mask_length=10)[BatchPlan((0, 2), 0)]
     shortest = num_frames(3 * SAMPLE_RATE)
-    assert batch.cluster.shape == (2, shortest_of_bucket(int(bucket_of(np.array(shortest)))))
-    assert 0.96 * shortest < batch.cluster.shape[1] <= shortest
+    assert batch.cluster.shape == (2, 1, shortest_of_bucket(int(bucket_of(np.array(shortest)))))
+    assert 0.96 * shortest < batch.cluster.shape[2] <= shortest
     counts = batch.mask.sum(dim=1)
     assert counts[0] == counts[1] > 0
 

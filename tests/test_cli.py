@@ -90,10 +90,26 @@ def test_one_command_walks_through_the_iterations(pretraining: Path) -> None:
     assert LabelStore(first / "labels").source.features == "mfcc"
     source = LabelStore(second / "labels").source
     assert source.features.startswith("layer 1 of encoder ")
-    assert source.clusters == 10
-    assert len(load_kmeans(second / "kmeans.safetensors")[0]) == 10
-    codewords = torch.load(second / "last.ckpt", weights_only=True)["state_dict"]["predictor.codewords"]
+    assert source.clusters == (10,)
+    assert [len(of) for of in load_kmeans(second / "kmeans.safetensors")[0]] == [10]
+    codewords = torch.load(second / "last.ckpt", weights_only=True)["state_dict"]["predictors.0.codewords"]
     assert len(codewords) == 10
+
+
+def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifests: Path, tmp_path: Path) -> None:
+    iterations = (
+        "--iterations=[{clusters: [10, 20], max_frames: 2000, max_steps: 2},"
+        "{features: previous, layer: best, clusters: 10, max_frames: 2000, weights: previous, max_steps: 1,"
+        "kmeans: {class_path: hubert_lightning.KMeans, init_args: {restarts: 1, batch_frames: 500}}}]"
+    )
+    main(["fit", *SMOKE, *speech(manifests), iterations, f"--output={tmp_path}", "--model.init_args.warmup_steps=0"])
+    first, second = (torch.load(tmp_path / f"iteration{k}" / "last.ckpt", weights_only=True) for k in (1, 2))
+    weight = "encoder.projection.weight"
+    assert first["state_dict"]["predictors.1.codewords"].shape[0] == 20
+    # One step of AdamW at a rate of 2e-3 moves a weight by no more
+    assert (second["state_dict"][weight] - first["state_dict"][weight]).abs().max() < 3e-3
+    assert json.loads((tmp_path / "iteration2" / "layers.json").read_text())["best_layer"] in (1, 2)
+    assert LabelStore(tmp_path / "iteration1" / "labels").source.clusters == (10, 20)
 
 
 def test_an_iterations_config_would_run_it_alone(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
@@ -230,7 +246,7 @@ def test_prepare_folder_takes_what_it_can(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
-    assert "'trian' is no verb of hubert; it is one of demo, prepare, fit" in refused(capsys, "trian")
+    assert "'trian' is no verb of hubert; it is one of demo, prepare, quality, fit" in refused(capsys, "trian")
 
 
 @pytest.mark.parametrize(
@@ -449,8 +465,11 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
         ("{features: previous, layer: 3}", "iterations[1] has layer 3 of an encoder of 2; layers count from 1"),
         ("{features: no.ckpt, layer: 1}", "iterations[1].features: no.ckpt does not exist"),
         ("{features: pyproject.toml, layer: 1}", "iterations[1].features: pyproject.toml is damaged, or no checkpoint"),
-        ("{clusters: 100000}", "asks for 100000 clusters of 300000 frames"),
+        ("{clusters: 100000}", "asks for 100000 clusters of 17280000 frames"),
         ("{max_steps: 0}", "iterations[1].max_steps is 0"),
+        ("{clusters: []}", "iterations[1].clusters is an empty list"),
+        ("{features: previous, layer: 1, parts: [delta]}", "iterations[1] has parts delta, which only MFCCs have"),
+        ("{weights: no.ckpt}", "iterations[1].weights: no.ckpt does not exist"),
     ],
 )
 def test_a_mistake_in_the_second_iteration_is_found_before_the_first(

@@ -56,7 +56,7 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize("head", ["predictor.codewords", "head.weight"])
+@pytest.mark.parametrize("head", ["predictors.0.codewords", "head.weight"])
 def test_a_checkpoint_of_ours_comes_back(tmp_path: Path, waveform: Tensor, head: str) -> None:
     config = replace(TINY, conv_norm="layer", pre_norm=True, normalize_waveform=True, feature_grad_mult=0.0)
     encoder = HubertEncoder(config).eval()

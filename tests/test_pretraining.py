@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ from hubert_lightning.pretraining import HubertPretraining
 from hubert_lightning.relabelling import Relabel
 
 
-def a_batch(seed: int = 0, frames: int = 40, clusters: int = 20) -> PretrainingBatch:
+def a_batch(seed: int = 0, frames: int = 40, clusters: int = 20, streams: int = 1) -> PretrainingBatch:
     rng = torch.Generator().manual_seed(seed)
     return PretrainingBatch(
         waveform=torch.randn(3, num_samples(frames), generator=rng),
-        cluster=torch.randint(clusters, (3, frames), generator=rng),
+        cluster=torch.randint(clusters, (3, streams, frames), generator=rng),
         mask=torch.rand(3, frames, generator=rng) < 0.5,
     )
 
 
 def a_model(**options: object) -> HubertPretraining:
     seed_everything(0, verbose=False)
-    return HubertPretraining(encoder=TINY, num_clusters=20, final_dim=16, **options).eval()  # type: ignore[arg-type]
+    options = {"num_clusters": 20, "final_dim": 16} | options
+    return HubertPretraining(encoder=TINY, **options).eval()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0])
@@ -41,8 +43,9 @@ def test_the_loss_weighs_masked_and_unmasked_frames_as_the_paper_does(alpha: flo
     loss, metrics = model._step(batch)
     local = model.encoder.local_features(batch.waveform)
     frames = model.encoder.contextual(local, mask=batch.mask)
-    masked = F.cross_entropy(model.predictor(frames[batch.mask]), batch.cluster[batch.mask])
-    unmasked = F.cross_entropy(model.predictor(frames[~batch.mask]), batch.cluster[~batch.mask])
+    [predictor], cluster = model.predictors, batch.cluster[:, 0]
+    masked = F.cross_entropy(predictor(frames[batch.mask]), cluster[batch.mask])
+    unmasked = F.cross_entropy(predictor(frames[~batch.mask]), cluster[~batch.mask])
     expected = alpha * masked + (1 - alpha) * unmasked + 10 * local.square().mean()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["masked_loss"], masked.detach())
@@ -51,13 +54,37 @@ def test_the_loss_weighs_masked_and_unmasked_frames_as_the_paper_does(alpha: flo
 
 def test_accuracies_count_the_frames_they_are_named_for() -> None:
     model, batch = a_model(), a_batch()
-    logits, _ = model(batch.waveform, batch.mask)
-    known = batch._replace(cluster=logits.argmax(dim=-1))  # right at every frame
-    wrong = (known.cluster + 1) % 20
-    half = known._replace(cluster=torch.where(batch.mask, known.cluster, wrong))  # right at masked frames only
+    [logits], _ = model(batch.waveform, batch.mask)
+    known = logits.argmax(dim=-1)
+    half = torch.where(batch.mask, known, (known + 1) % 20)  # right at masked frames only
+    half = batch._replace(cluster=half[:, None])
     _, metrics = model._step(half)
     assert metrics["masked_accuracy"] == 1
     assert metrics["unmasked_accuracy"] == 0
+
+
+def test_the_losses_of_an_ensembles_streams_add_up() -> None:
+    model, batch = a_model(num_clusters=[20, 7], masked_weight=0.5), a_batch(streams=2, clusters=7)
+    local = model.encoder.local_features(batch.waveform)
+    frames = model.encoder.contextual(local, mask=batch.mask)
+    expected = 10 * local.square().mean()
+    for predictor, cluster in zip(model.predictors, batch.cluster.unbind(dim=1), strict=True):
+        for where in (batch.mask, ~batch.mask):
+            expected = expected + 0.5 * F.cross_entropy(predictor(frames[where]), cluster[where])
+    torch.testing.assert_close(model._step(batch)[0], expected)
+    assert model.num_clusters == [20, 7]
+
+
+def test_training_goes_on_from_an_encoder_under_a_new_head(tmp_path: Path) -> None:
+    trained = a_model()
+    path = tmp_path / "trained.ckpt"
+    torch.save({"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}, path)
+    model = HubertPretraining(encoder=TINY, num_clusters=5, final_dim=16, pretrained=path)
+    for name, weight in trained.encoder.state_dict().items():
+        torch.testing.assert_close(model.encoder.state_dict()[name], weight)
+    assert "pretrained" not in model.hparams
+    with pytest.raises(ValueError, match="its encoder has dim 32, the one to train 48"):
+        HubertPretraining(encoder=replace(TINY, dim=48), pretrained=path)
 
 
 def test_a_weight_that_is_no_share_is_refused() -> None:
@@ -73,7 +100,7 @@ def test_defaults_are_the_papers_base_iteration_1() -> None:
     assert isinstance(optimizer, AdamW)
     assert optimizer.defaults["lr"] == 5e-4
     assert optimizer.defaults["betas"] == (0.9, 0.98)
-    assert (model.warmup_steps, model.predictor.temperature, model.feature_penalty) == (32_000, 0.1, 10)
+    assert (model.warmup_steps, model.predictors[0].temperature, model.feature_penalty) == (32_000, 0.1, 10)
 
 
 def a_trainer(folder: Path, steps: int, **options: object) -> Trainer:
@@ -105,14 +132,15 @@ def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Pa
     write_manifest(cuts, tmp_path / "few.jsonl.gz")
     model = a_model(normal_codewords=True, masked_weight=0.5, optimizer=fast_adam, warmup_steps=20)
     data = some_data(manifests, num_workers=0, train=[tmp_path / "few.jsonl.gz"])
-    a_trainer(tmp_path, 200, val_check_interval=200, check_val_every_n_epoch=None).fit(model, datamodule=data)
+    a_trainer(tmp_path, 300, val_check_interval=300, check_val_every_n_epoch=None).fit(model, datamodule=data)
     rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
 
     def last(name: str) -> float:
         values = [float(row[rows[0].index(name)]) for row in rows[1:] if row[rows[0].index(name)]]
         return sum(values[-20:]) / 20
 
-    share = LabelStore(tmp_path / "labels").histogram / LabelStore(tmp_path / "labels").histogram.sum()
+    [histogram] = LabelStore(tmp_path / "labels").histogram
+    share = histogram / histogram.sum()
     entropy = -(share * np.log(share)).sum()  # the loss of knowing how common each cluster is, and no more
     assert last("train/unmasked_accuracy") > 1.5 * share.max()
     assert last("train/unmasked_loss") < entropy / 2
@@ -121,8 +149,8 @@ def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Pa
     parts = {"loss", "masked_loss", "unmasked_loss", "feature_penalty", "masked_accuracy", "unmasked_accuracy"}
     rest = {"masked_fraction", "label_clusters", "predicted_clusters", "learning_rate", "gradient_norm"}
     assert {f"train/{name}" for name in parts | rest | {"audio_hours_per_second"}} <= logged
-    for name in ("loss", "masked_accuracy", "unmasked_accuracy", "label_clusters", "predicted_clusters"):
-        assert f"val/{name}" in logged
+    units = {f"{whose}_{what}" for whose in ("label", "predicted") for what in ("clusters", "perplexity")}
+    assert {f"val/{name}" for name in {"loss", "masked_accuracy", "unmasked_accuracy"} | units} <= logged
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

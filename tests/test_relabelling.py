@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import load_encoder
-from hubert_lightning.relabelling import Relabel, extractor, phone_quality, sample_frames
+from hubert_lightning.relabelling import Relabel
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +33,17 @@ def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mfcc_labels_are_the_nearest_centroids_of_every_other_mfcc_frame(run: Path, train_cuts: CutSet) -> None:
-    store, (centroids, _) = LabelStore(run / "labels"), load_kmeans(run / "kmeans.safetensors")
+    store, ([centroids], _) = LabelStore(run / "labels"), load_kmeans(run / "kmeans.safetensors")
     for cut in train_cuts:
         expected = assign(mfcc(read_waveform(cut))[::2], centroids)
-        np.testing.assert_array_equal(store[cut.id], expected.numpy())
-        assert len(store[cut.id]) == num_frames(cut.num_samples)
+        np.testing.assert_array_equal(store[cut.id], expected.numpy()[None])
+        assert store[cut.id].shape == (1, num_frames(cut.num_samples))
 
 
 def test_validation_is_labelled_by_the_same_kmeans(run: Path, dev_cuts: CutSet) -> None:
-    store, (centroids, _) = LabelStore(run / "labels"), load_kmeans(run / "kmeans.safetensors")
+    store, ([centroids], _) = LabelStore(run / "labels"), load_kmeans(run / "kmeans.safetensors")
     for cut in dev_cuts:
-        np.testing.assert_array_equal(store[cut.id], assign(mfcc(read_waveform(cut))[::2], centroids).numpy())
+        np.testing.assert_array_equal(store[cut.id][0], assign(mfcc(read_waveform(cut))[::2], centroids).numpy())
 
 
 def relabelled(run: Path, manifests: Path, folder: Path, relabel: Relabel, **options: object) -> LabelStore:
@@ -59,12 +60,12 @@ def test_labels_of_a_hidden_layer_are_the_clusters_of_that_layer(
     relabel = Relabel(features=str(run / "last.ckpt"), layer=2, clusters=20, max_frames=2000)
     store = relabelled(run, manifests, tmp_path, relabel)
     encoder = load_encoder(run / "last.ckpt")
-    centroids, source = load_kmeans(tmp_path / "kmeans.safetensors")
+    [centroids], source = load_kmeans(tmp_path / "kmeans.safetensors")
     assert source["features"].startswith("layer 2 of encoder ")
     for cut in dev_cuts:
         with torch.no_grad():
             features = encoder.features(read_waveform(cut)[None], layer=2)[0]
-        np.testing.assert_array_equal(store[cut.id], assign(features, centroids).numpy())
+        np.testing.assert_array_equal(store[cut.id][0], assign(features, centroids).numpy())
 
 
 def test_labels_that_are_there_are_not_made_again(run: Path, manifests: Path) -> None:
@@ -78,15 +79,15 @@ def interrupted(labels: Path, shard: int) -> tuple[LabelStore, dict[Path, int]]:
     """As if the power failed before this shard was closed: what was there, and when the other shards were written."""
     whole = LabelStore(labels)
     (labels / "store.json").unlink()
-    (labels / f"{shard:05d}.json").unlink()
-    written = {path: path.stat().st_mtime_ns for path in labels.glob("[0-9]*") if int(path.stem) != shard}
+    (labels / f"{shard:05d}.index.npy").unlink()
+    written = {path: path.stat().st_mtime_ns for path in labels.glob("[0-9]*") if int(path.name[:5]) != shard}
     return whole, written
 
 
 def test_an_interrupted_relabelling_makes_only_what_is_missing_and_ends_with_the_same_labels(
     run: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relabelling, "SHARD", 5)
+    monkeypatch.setattr(relabelling, "shard_size", lambda count: 5)
     relabel = Relabel(clusters=20, max_frames=3000)
     relabelled(run, manifests, tmp_path, relabel)
     whole, written = interrupted(tmp_path / "labels", shard=1)
@@ -97,7 +98,7 @@ def test_an_interrupted_relabelling_makes_only_what_is_missing_and_ends_with_the
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert lost.stat().st_mtime_ns > before
     assert again.source == whole.source
-    np.testing.assert_array_equal(again.histogram, whole.histogram)
+    np.testing.assert_array_equal(again.histogram[0], whole.histogram[0])
     assert len(again) == len(whole) == len(train_cuts) + len(dev_cuts)
     for cut in (*train_cuts, *dev_cuts):
         np.testing.assert_array_equal(again[cut.id], whole[cut.id])
@@ -106,7 +107,7 @@ def test_an_interrupted_relabelling_makes_only_what_is_missing_and_ends_with_the
 def test_an_interrupted_relabelling_may_go_on_with_the_manifests_in_another_order(
     run: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relabelling, "SHARD", 5)
+    monkeypatch.setattr(relabelling, "shard_size", lambda count: 5)
     parts = [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"]
     for path, cuts in zip(parts, (list(train_cuts)[:8], list(train_cuts)[8:]), strict=True):
         write_manifest(cuts, path)
@@ -133,25 +134,58 @@ def test_labels_under_a_checkpoint_are_not_replaced(run: Path, manifests: Path) 
     assert (run / "kmeans.safetensors").read_bytes() == before
 
 
-def test_the_sample_is_uniform_and_of_the_size_asked_for(train_cuts: CutSet) -> None:
-    features, _ = extractor("mfcc", None, torch.device("cpu"))
-    total = sum(num_frames(cut.num_samples) for cut in train_cuts)
-    sample = sample_frames(features, list(train_cuts), total // 2, seed=0)
-    assert abs(len(sample) - total // 2) < 4 * (total / 4) ** 0.5  # four standard deviations of a binomial
-    assert len(sample_frames(features, list(train_cuts), 10 * total, seed=0)) == total
-
-
-def test_phones_as_clusters_know_everything_and_one_cluster_nothing(dev_cuts: CutSet) -> None:
-    phones: dict[str, int] = {}
-    perfect, nothing = {}, {}
+def test_an_ensemble_and_a_product_code_are_streams_of_their_own(
+    manifests: Path, tmp_path: Path, dev_cuts: CutSet
+) -> None:
+    relabel = Relabel(clusters=[5, 9], parts=["delta", "cepstra"], max_frames=2000)
+    data = some_data(manifests, num_workers=0)
+    trainer = Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False, callbacks=[relabel])
+    trainer.fit(a_model(num_clusters=[5, 9, 5, 9]), datamodule=data)
+    store, (centroids, _) = data.labels, load_kmeans(tmp_path / "kmeans.safetensors")
+    assert store is not None
+    assert store.source.clusters == (5, 9, 5, 9)
+    columns = [slice(13, 26)] * 2 + [slice(0, 13)] * 2
     for cut in dev_cuts:
-        spans = cut.supervisions[0].alignment["phone"]
-        centres = np.arange(num_frames(cut.num_samples)) * 0.02 + 0.0125
-        names = [next((p.symbol for p in spans if p.start <= t < p.end), "") for t in centres]
-        perfect[cut.id] = np.array([phones.setdefault(name, len(phones)) for name in names])
-        nothing[cut.id] = np.zeros(len(names), dtype=int)
-    assert phone_quality(dev_cuts, perfect, 100).pnmi == pytest.approx(1, abs=1e-3)
-    assert phone_quality(dev_cuts, nothing, 100).pnmi == pytest.approx(0, abs=1e-9)
+        features = mfcc(read_waveform(cut))[::2]
+        expected = [assign(features[:, part], of).numpy() for part, of in zip(columns, centroids, strict=True)]
+        np.testing.assert_array_equal(store[cut.id], np.stack(expected))
+
+
+def test_the_best_layer_is_that_of_the_highest_pnmi_and_is_remembered(
+    run: Path, manifests: Path, tmp_path: Path
+) -> None:
+    relabel = Relabel(features=str(run / "last.ckpt"), layer="best", clusters=20, max_frames=2000)
+    relabelled(run, manifests, tmp_path, relabel)
+    kept = json.loads((tmp_path / "layers.json").read_text())
+    assert max((1, 2), key=lambda layer: kept[f"layer {layer}"]["pnmi"]) == kept["best_layer"]
+    _, source = load_kmeans(tmp_path / "kmeans.safetensors")
+    assert source["features"].startswith(f"layer {kept['best_layer']} of encoder ")
+    before = (tmp_path / "layers.json").stat().st_mtime_ns
+    relabelled(run, manifests, tmp_path, relabel)
+    assert (tmp_path / "layers.json").stat().st_mtime_ns == before
+
+
+def test_a_best_layer_needs_phones(run: Path, manifests: Path, tmp_path: Path, dev_cuts: CutSet) -> None:
+    write_manifest([cut.drop_alignments() for cut in dev_cuts], tmp_path / "dev.jsonl.gz")
+    relabel = Relabel(features=str(run / "last.ckpt"), layer="best", clusters=20, max_frames=2000)
+    with pytest.raises(ValueError, match="layer: best compares clusters with phones, but no utterance"):
+        relabelled(run, manifests, tmp_path, relabel, validation=[tmp_path / "dev.jsonl.gz"])
+
+
+def test_a_damaged_shard_alone_is_made_again(
+    run: Path, manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(relabelling, "shard_size", lambda count: 5)
+    relabel = Relabel(clusters=20, max_frames=3000)
+    relabelled(run, manifests, tmp_path, relabel)
+    before = {path: path.read_bytes() for path in (tmp_path / "labels").iterdir()}
+    damaged = tmp_path / "labels" / "00001.npy"
+    damaged.write_bytes(before[damaged][:-1] + bytes([before[damaged][-1] ^ 1]))
+    kept = {path: path.stat().st_mtime_ns for path in before if path.name.startswith("00002")}
+    relabelled(run, manifests, tmp_path, relabel)
+    assert "00001" in caplog.text
+    assert {path: path.read_bytes() for path in (tmp_path / "labels").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @pytest.mark.parametrize(

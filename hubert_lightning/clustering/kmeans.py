@@ -1,50 +1,277 @@
-"""K-means: from a sample of features to centroids, and from features to the nearest of them."""
+"""K-means: from a sample of features to centroids, and from features to the nearest of them.
+
+`KMeans` and `ScikitKMeans` fit the same way: the first on matrix products, on any device, over the rows of all ranks;
+the second is the reference's, on one processor.
+"""
 
 import hashlib
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
+SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
+GROWTH = 4  # each level of a fit sees so many times the rows of the one before
 
-def fit_kmeans(features: np.ndarray | Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Centroids of a sample of features, with the settings of the reference.
 
-    features: (n, dim)
-    returns:  (clusters, dim) float32
+class KMeans:
+    """Lloyd's algorithm from k-means++ seeds, first on few rows, then on more, at last on all.
+
+    The same seed gives the same centroids, but for rounding, however the rows are dealt to ranks. Most rounds are made
+    on a part of the rows, since the first ones hardly depend on how many there are.
+
+    Args:
+        restarts: Seedings that are tried; the one with the lowest inertia goes on.
+        max_rounds: Passes over all rows at most.
+        tolerance: Rounds end when one lowers the inertia by a smaller share than this.
+        batch_frames: Rows that each round draws, for K-means on mini-batches; all of them if none.
+    """
+
+    def __init__(
+        self, restarts: int = 3, max_rounds: int = 20, tolerance: float = 5e-4, batch_frames: int | None = None
+    ) -> None:
+        if restarts < 1 or max_rounds < 1:
+            raise ValueError(f"restarts {restarts}, max_rounds {max_rounds}: K-means needs at least one of each")
+        if tolerance < 0 or (batch_frames is not None and batch_frames < 1):
+            raise ValueError(
+                f"tolerance {tolerance}, batch_frames {batch_frames}: neither may be negative, or no frame"
+            )
+        self.restarts, self.max_rounds, self.tolerance = restarts, max_rounds, tolerance
+        self.batch_frames = batch_frames
+
+    def fit(
+        self,
+        rows: Tensor,
+        num_clusters: int,
+        seed: int,
+        *,
+        index: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Centroids of the rows of all ranks.
+
+        rows:    (n, dim), this rank's, where there is memory for them
+        index:   (n,) int64, the place of each row among those of all ranks; needed if there is a group
+        group:   the ranks that fit together; none if this process is alone
+        device:  that computes, to which rows that lie elsewhere go in chunks; where the rows are if not given
+        returns: (clusters, dim) float32, the same on every rank
+
+        Raises:
+            ValueError: Fewer different rows than clusters, or a row that is not finite. On every rank.
+        """
+        sample = _Sample(rows, index, seed, group, device)
+        sample.check(num_clusters)
+        least, each = SEEDING_ROWS
+        seeding = sample.gather(max(least, each * num_clusters))
+        seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
+        centroids = min(seeded, key=lambda pair: pair[0])[1]
+        if self.batch_frames is not None and self.batch_frames < sample.total:
+            return self._mini_batches(sample, seeding, centroids)
+        size = len(seeding)
+        while size < sample.total:
+            size = min(GROWTH * size, sample.total)
+            centroids = self._lloyd(sample, size, seeding, centroids)
+        return centroids.float()
+
+    def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor]:
+        """Inertia and centroids after Lloyd's algorithm on the seeding rows alone."""
+        centroids = _plus_plus(seeding, num_clusters, seed)
+        alone = _Sample(seeding, None, seed, None, None)
+        centroids = self._lloyd(alone, len(seeding), seeding, centroids)
+        return float(alone.round(centroids, len(seeding))[2]), centroids
+
+    def _lloyd(self, sample: "_Sample", size: int, seeding: Tensor, centroids: Tensor) -> Tensor:
+        before = math.inf
+        for _ in range(self.max_rounds):
+            sums, counts, inertia = sample.round(centroids, size)
+            centroids = _filled(sums / counts.clamp(min=1)[:, None], counts, seeding)
+            if before - inertia < self.tolerance * inertia:
+                break
+            before = float(inertia)
+        return centroids
+
+    def _mini_batches(self, sample: "_Sample", seeding: Tensor, centroids: Tensor) -> Tensor:
+        """Web-scale K-means (Sculley 2010): a centroid is the mean of all rows that were ever assigned to it."""
+        assert self.batch_frames is not None
+        seen = torch.zeros(len(centroids), dtype=torch.float64, device=centroids.device)
+        batches = max(sample.total // self.batch_frames, 1)
+        best = math.inf
+        for _ in range(self.max_rounds):
+            inertias = []
+            for batch in range(batches):
+                sums, counts, inertia = sample.round(centroids, self.batch_frames, batch * self.batch_frames)
+                seen += counts
+                step = (sums - counts[:, None] * centroids) / seen.clamp(min=1)[:, None]
+                centroids = _filled(centroids + step, seen, seeding)
+                inertias.append(float(inertia))
+            if best - sum(inertias) < self.tolerance * sum(inertias):
+                break
+            best = sum(inertias)
+        return centroids.float()
+
+
+class ScikitKMeans:
+    """`MiniBatchKMeans` of scikit-learn with the settings of the reference, on the processor of one rank."""
+
+    def fit(
+        self,
+        rows: Tensor,
+        num_clusters: int,
+        seed: int,
+        *,
+        index: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """As `KMeans.fit`; with a group, the rows of all ranks are gathered first, so they must fit one memory."""
+        sample = _Sample(rows, index, seed, group, device)
+        sample.check(num_clusters)
+        # float64: scikit-learn converts float32 block by block, for every distance, and takes twice as long
+        gathered = sample.gather(sample.total).cpu().double().numpy()
+        kmeans = MiniBatchKMeans(  # fairseq learn_kmeans
+            num_clusters,
+            init="k-means++",
+            max_iter=100,
+            batch_size=10_000,
+            tol=0.0,
+            max_no_improvement=100,
+            n_init=20,
+            reassignment_ratio=0.0,
+            compute_labels=False,
+            random_state=seed,
+        )
+        return torch.from_numpy(kmeans.fit(gathered).cluster_centers_).float()
+
+
+class _Sample:
+    """The rows of all ranks, in an order that is random and does not depend on which rank has which."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        index: Tensor | None,
+        seed: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device | None,
+    ) -> None:
+        self.rows, self.group, self.device = rows.detach(), group, device or rows.device
+        self.total = int(self._sum(torch.tensor(len(rows), device=self.device)))
+        index = torch.arange(len(rows)) if index is None else index
+        order = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))
+        place = torch.empty_like(order)
+        place[order] = torch.arange(self.total)
+        self.places, self.order = place[index.cpu()].sort()  # places of this rank's rows, and the row of each
+
+    def check(self, num_clusters: int) -> None:
+        if self.total < num_clusters:
+            raise ValueError(
+                f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
+            )
+        broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in self.rows.split(2**16))
+        if count := int(self._sum(torch.as_tensor(broken, device=self.device))):
+            raise ValueError(
+                f"{count} of {self.total} frames have features that are NaN or infinite; "
+                "look for broken audio, or for an encoder whose training diverged"
+            )
+
+    def gather(self, size: int) -> Tensor:
+        """The first rows of the order, (size or all there are, dim) float32, on every rank."""
+        mine = slice(0, int(torch.searchsorted(self.places, size)))
+        rows = torch.zeros(min(size, self.total), self.rows.shape[1], device=self.device)
+        found = self.rows[self.order[mine].to(self.rows.device)].float()
+        rows[self.places[mine].to(self.device)] = found.to(self.device)
+        return self._sum(rows)
+
+    def round(self, centroids: Tensor, size: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Assign rows `first` to `first + size` of the order to centroids.
+
+        returns: sums (clusters, dim) and counts (clusters,) of each cluster's rows, inertia (), all float64
+        """
+        centroids = centroids.float()
+        clusters, dim = centroids.shape
+        totals = torch.zeros(clusters, dim + 1, dtype=torch.float64, device=centroids.device)
+        inertia = torch.zeros((), dtype=torch.float64, device=centroids.device)
+        half_norm = centroids.square().sum(dim=1) / 2
+        for x in self._chunks(first, size, max(DISTANCES // clusters, 1)):
+            # ‖x - c‖² / 2 - ‖x‖² / 2 = ‖c‖² / 2 - xc
+            nearest, cluster = torch.addmm(half_norm, x, centroids.T, alpha=-1).min(dim=1)
+            inertia += 2 * nearest.sum(dtype=torch.float64) + torch.dot(x.flatten(), x.flatten())
+            totals[:, :dim] += _sums(x, cluster, clusters)
+            totals[:, dim] += torch.bincount(cluster, minlength=clusters)
+        totals = self._sum(torch.cat([totals.flatten(), inertia[None]]))
+        return totals[:-1].view(clusters, dim + 1)[:, :dim], totals[:-1].view(clusters, dim + 1)[:, dim], totals[-1]
+
+    def _chunks(self, first: int, size: int, rows: int) -> Iterator[Tensor]:
+        if size >= self.total:
+            parts: Iterator[Tensor] = iter(self.rows.split(rows))
+        else:
+            bounds = torch.tensor([first, first + size])
+            start, end = torch.searchsorted(self.places, bounds).tolist()
+            parts = (self.rows[part] for part in self.order[start:end].to(self.rows.device).split(rows))
+        return (part.to(self.device, non_blocking=True).float() for part in parts)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+
+def _sums(x: Tensor, cluster: Tensor, clusters: int) -> Tensor:
+    return torch.zeros(clusters, x.shape[1], device=x.device).index_add_(0, cluster, x)
+
+
+def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor) -> Tensor:
+    """Centroids of empty clusters move to the seeding rows that are farthest from every centroid."""
+    empty = (counts == 0).nonzero()[:, 0]
+    if len(empty):
+        full = centroids[counts > 0].float()
+        farthest = torch.cdist(seeding, full).min(dim=1).values.topk(min(len(empty), len(seeding))).indices
+        centroids[empty[: len(farthest)]] = seeding[farthest].to(centroids.dtype)
+    return centroids
+
+
+def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii 2007), of several candidates the one that lowers the inertia most.
+
+    rows:    (n, dim) float32
+    returns: (clusters, dim) float32
 
     Raises:
-        ValueError: Fewer rows than clusters, or a row that is not finite.
+        ValueError: Fewer different rows than clusters.
     """
-    # float64: scikit-learn converts float32 block by block, for every distance, and takes twice as long
-    rows = torch.as_tensor(features).detach().cpu().double().numpy()
-    if len(rows) < num_clusters:
+    generator = torch.Generator().manual_seed(seed)
+    candidates = 2 + int(math.log(num_clusters))  # as scikit-learn
+    draws = torch.rand(num_clusters, candidates, generator=generator, dtype=torch.float64).to(rows.device)
+    x = rows - rows.mean(dim=0)  # small norms: less rounding
+    norms = x.square().sum(dim=1)
+    chosen = torch.empty(num_clusters, dtype=torch.long, device=rows.device)
+    chosen[0] = torch.randint(len(rows), (), generator=generator)
+    smallest = torch.cdist(x, x[chosen[:1]]).square()[:, 0]
+    for number in range(1, num_clusters):
+        ladder = smallest.double().cumsum(dim=0)
+        drawn = torch.searchsorted(ladder, draws[number] * ladder[-1]).clamp(max=len(rows) - 1)
+        distances = (norms + norms[drawn][:, None] - 2 * (x[drawn] @ x.T)).clamp(min=0)  # (candidates, n)
+        distances[torch.arange(candidates, device=rows.device), drawn] = 0
+        smaller = torch.minimum(smallest, distances)
+        best = smaller.sum(dim=1).argmin()
+        chosen[number], smallest = drawn[best], smaller[best]
+    seeds = rows[chosen]
+    if (different := len(seeds.unique(dim=0))) < num_clusters:
         raise ValueError(
-            f"{len(rows)} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
+            f"only {different} of {num_clusters} clusters found frames of their own among {len(rows)}: the others are "
+            "alike; ask for fewer clusters, or look for silence"
         )
-    if broken := int((~np.isfinite(rows)).any(axis=1).sum()):
-        raise ValueError(
-            f"{broken} of {len(rows)} frames have features that are NaN or infinite; "
-            "look for broken audio, or for an encoder whose training diverged"
-        )
-    kmeans = MiniBatchKMeans(  # fairseq learn_kmeans
-        num_clusters,
-        init="k-means++",
-        max_iter=100,
-        batch_size=10_000,
-        tol=0.0,
-        max_no_improvement=100,
-        n_init=20,
-        reassignment_ratio=0.0,
-        compute_labels=False,
-        random_state=seed,
-    )
-    return torch.from_numpy(kmeans.fit(rows).cluster_centers_).float()
+    return seeds
 
 
 def assign(features: Tensor, centroids: Tensor) -> Tensor:
@@ -60,29 +287,34 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
         return torch.addmm(centroids.square().sum(dim=1), features, centroids.T, alpha=-2).argmin(dim=1)
 
 
-def save_kmeans(path: Path, centroids: Tensor, source: dict[str, str]) -> None:
-    """Write centroids and where they come from; the file appears whole or not at all."""
+def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> None:
+    """Write the centroids of every stream and where they come from; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(save({"centroids": centroids.detach().float().cpu().contiguous()}, metadata=source))
+    tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
+    part.write_bytes(save(tensors, metadata=source))
     os.replace(part, path)
 
 
-def load_kmeans(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """The centroids, (clusters, dim) float32, and where they come from.
+def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
+    """The centroids of every stream, (clusters, dim) float32, and where they come from.
 
     Raises:
         ValueError: The file holds something else.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            if list(file.keys()) == ["centroids"]:
-                return file.get_tensor("centroids"), file.metadata() or {}
+            names = [f"centroids.{stream}" for stream in range(len(file.keys()))]
+            if names and sorted(names) == sorted(file.keys()):
+                return [file.get_tensor(name) for name in names], file.metadata() or {}
     except SafetensorError:
         pass
     raise ValueError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
 
 
-def fingerprint(centroids: Tensor) -> str:
+def kmeans_fingerprint(centroids: list[Tensor]) -> str:
     """A short name that only equal centroids share."""
-    return hashlib.sha256(centroids.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for stream in centroids:
+        digest.update(np.array(stream.shape).tobytes() + stream.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,11 +1,17 @@
 """The features of iteration 1: mel-frequency cepstra and how they move."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.functional import compute_deltas
 
 from hubert_lightning.frames import SAMPLE_RATE
+
+Part = Literal["cepstra", "delta", "delta_delta"]
+PARTS: dict[Part, slice] = {"cepstra": slice(0, 13), "delta": slice(13, 26), "delta_delta": slice(26, 39)}
+"""Columns of what the features are made of: the codebooks of product K-means (HuBERT §IV-E)."""
 
 
 def mfcc(waveform: Tensor) -> Tensor:

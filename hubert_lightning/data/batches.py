@@ -28,7 +28,7 @@ class PretrainingBatch(NamedTuple):
     """Audio cropped to one length, its clusters, and the frames to hide from the model.
 
     waveform: (batch, samples)
-    cluster:  (batch, frames), K-means ids
+    cluster:  (batch, streams, frames), K-means ids; one stream, but for ensembles and product codes
     mask:     (batch, frames) bool, True where the model must predict unseen; as many in every row
     """
 
@@ -180,7 +180,7 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         for cut, available in zip(cuts, frames, strict=True):
             first = int(torch.randint(available - size + 1, (), generator=rng))
             waveforms.append(read_waveform(cut, first * HOP, num_samples(size)))
-            clusters.append(torch.from_numpy(self.labels[cut.id][first : first + size].astype(np.int64)))
+            clusters.append(torch.from_numpy(self.labels[cut.id][:, first : first + size].astype(np.int64)))
         mask = span_mask([size] * len(cuts), self.mask_prob, self.mask_length, rng, same_count=True)
         return PretrainingBatch(torch.stack(waveforms), torch.stack(clusters), mask)
 

@@ -104,7 +104,7 @@ class PretrainingData(LightningDataModule):
             raise ValueError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
             )
-        self.labels.check(cuts, _model(self).predictor.num_clusters)
+        self.labels.check(cuts, _model(self).num_clusters)
         frames = [min(num_frames(cut.num_samples), self.max_crop_frames) for cut in cuts]
         batches = PretrainingBatches(
             cuts,

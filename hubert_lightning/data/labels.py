@@ -1,20 +1,33 @@
 """The cluster of every frame of every cut, memory-mapped, with what a reader must know kept beside it.
 
-A store is a folder. Each shard is an array of clusters (`00000.npy`) and its index (`00000.json`: ids and frames),
-each written under another name and then renamed, the index last, so a shard that has an index is whole.
-`store.json` comes after the last shard: hop, number of clusters, source, fingerprints, and the size of every shard.
+A store is a folder. A shard is an array of clusters (`00000.npy`: streams × frames) and its index (`00000.index.npy`:
+digests of the cuts' ids, frames, and a checksum). Each file is written under another name and then renamed, the index
+last, so a shard that has an index is whole. `index.npy` joins the indexes, sorted by digest, so that a store opens at
+once whatever its size, and `store.json` comes last: hop, clusters, source, fingerprints, sizes and checksums. No file
+tells which process wrote it, or when: an interrupted store ends as the same bytes.
 """
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from io import BytesIO
+from math import ceil
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import numpy as np
-from lhotse import CutSet
+from lhotse.cut import Cut
 
 from hubert_lightning.frames import HOP, num_frames
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+MOST_SHARDS = 512  # each that is read keeps a file open
 
 
 @dataclass(frozen=True)
@@ -25,58 +38,98 @@ class LabelSource:
         features: "mfcc", or the layer and the fingerprint of the encoder it belongs to.
         kmeans: Fingerprint of the centroids.
         manifest: Fingerprint of the labelled cuts.
-        clusters: Number of K-means clusters.
+        clusters: Number of K-means clusters of each stream.
         hop: Samples from one label to the next.
     """
 
     features: str
     kmeans: str
     manifest: str
-    clusters: int
+    clusters: tuple[int, ...]
     hop: int = HOP
 
 
-def finished_shards(folder: Path, source: LabelSource) -> set[int]:
-    """The shards of an interrupted store that need not be made again: those of the same source."""
-    if _read_json(folder / "source.json") != asdict(source):
-        return set()
-    return {int(index.stem) for index in folder.glob("[0-9]*.json")}
+def shard_size(num_cuts: int) -> int:
+    """Cuts whose labels are written together: what an interruption costs each process at most."""
+    return max(100, ceil(num_cuts / MOST_SHARDS))
 
 
 def begin_store(folder: Path, source: LabelSource) -> None:
     """Make room for a store; labels of another source that lie in the folder are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    if _read_json(folder / "source.json") == asdict(source):
+    if _read_json(folder / "source.json") == _described(source):
         return
-    for old in [folder / "store.json", *folder.glob("[0-9]*.json"), *folder.glob("[0-9]*.npy")]:
+    for old in [folder / "store.json", folder / "index.npy", *folder.glob("[0-9]*")]:
         old.unlink(missing_ok=True)
-    _write_json(folder / "source.json", asdict(source))
+    _write(folder / "source.json", json.dumps(_described(source)).encode())
+
+
+def finished_shards(folder: Path, source: LabelSource) -> set[int]:
+    """The shards of an interrupted store that need not be made again: whole ones, of the same source."""
+    if _read_json(folder / "source.json") != _described(source):
+        return set()
+    finished = set()
+    for index in sorted(folder.glob("[0-9]*.index.npy")):
+        shard = int(index.name.split(".")[0])
+        try:
+            _check_shard(folder, shard)
+            finished.add(shard)
+        except ValueError as error:
+            log.warning("%s; it is made again", error)
+            index.unlink()
+            (folder / "store.json").unlink(missing_ok=True)
+    return finished
 
 
 def write_shard(folder: Path, shard: int, clusters: Mapping[str, np.ndarray]) -> None:
-    """Write the labels of some cuts: id → (frames,) integers below 65536."""
+    """Write the labels of some cuts: id → (streams, frames) integers below 65536.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to; what was finished stays.
+    """
+    labels = np.concatenate([np.asarray(of) for of in clusters.values()], axis=1).astype(np.uint16)
+    index = np.zeros((4, len(clusters) + 1), dtype=np.uint64)
+    index[:2, :-1] = np.array([_digest(cut_id) for cut_id in clusters], dtype=np.uint64).T
+    index[2, :-1] = [of.shape[1] for of in clusters.values()]
+    index[:2, -1] = crc32(labels.tobytes()), crc32(index[:, :-1].tobytes())
     name = f"{shard:05d}"
-    part = folder / f"{name}.npy.part"
-    with part.open("wb") as file:
-        np.save(file, np.concatenate([np.asarray(c) for c in clusters.values()]).astype(np.uint16))
-    os.replace(part, folder / f"{name}.npy")
-    _write_json(folder / f"{name}.json", {cut_id: len(c) for cut_id, c in clusters.items()})
+    _write(folder / f"{name}.npy", _npy(labels))
+    _write(folder / f"{name}.index.npy", _npy(index))
 
 
 def finish_store(folder: Path, source: LabelSource, num_shards: int) -> "LabelStore":
     """Close a store of which every shard is written, and open it."""
-    histogram = np.zeros(source.clusters, dtype=np.int64)
-    sizes = []
+    histogram = [np.zeros(clusters, dtype=np.int64) for clusters in source.clusters]
+    parts, sizes, checksums = [], [], []
     for shard in range(num_shards):
-        labels = np.load(folder / f"{shard:05d}.npy", mmap_mode="r")
-        histogram += np.bincount(labels, minlength=source.clusters)
-        sizes.append(len(labels))
-    _write_json(folder / "store.json", asdict(source) | {"frames": sizes, "histogram": histogram.tolist()})
+        labels, index = _shard(folder, shard), np.load(_index_of(folder, shard))
+        for stream, counts in enumerate(histogram):
+            counts += np.bincount(labels[stream], minlength=len(counts))
+        lengths = index[2, :-1].copy()
+        index[2, :-1] = np.cumsum(lengths) - lengths
+        index[3, :-1] = (np.uint64(shard) << np.uint64(32)) | lengths
+        parts.append(index[:, :-1])
+        sizes.append((folder / f"{shard:05d}.npy").stat().st_size)
+        checksums.append(int(index[0, -1]))
+    joined = np.concatenate(parts, axis=1)
+    joined = np.ascontiguousarray(joined[:, np.lexsort((joined[1], joined[0]))])
+    if same := int((joined[:2, 1:] == joined[:2, :-1]).all(axis=0).sum()):
+        raise ValueError(f"{folder}: {same} utterances have the id of another; give each an id of its own and relabel")
+    _write(folder / "index.npy", _npy(joined))
+    about = _described(source) | {
+        "bytes": sizes,
+        "checksums": checksums,
+        "index_checksum": crc32(joined.tobytes()),
+        "histogram": [counts.tolist() for counts in histogram],
+    }
+    _write(folder / "store.json", json.dumps(about).encode())
     return LabelStore(folder)
 
 
 class LabelStore:
-    """Labels by cut id: `store["1272-128104-0000"]` is (frames,) uint16, read from a memory map.
+    """Labels by cut id: `store["1272-128104-0000"]` is (streams, frames) uint16, read from a memory map.
+
+    `source` says what they are, `histogram` how often each stream has each cluster.
 
     Args:
         path: The folder of a finished store.
@@ -93,66 +146,141 @@ class LabelStore:
             )
         try:
             about = _read_json(self.path / "store.json") or {}
-            self.histogram, sizes = np.array(about.pop("histogram")), about.pop("frames")
-            self.source = LabelSource(**about)
+            version, sizes, self._checksums = about.pop("version"), about.pop("bytes"), about.pop("checksums")
+            self._index_checksum = about.pop("index_checksum")
+            self.histogram = [np.array(counts) for counts in about.pop("histogram")]
+            self.source = LabelSource(**about | {"clusters": tuple(about["clusters"])})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: its store.json is damaged; remove that folder and relabel") from error
-        self._shards, self._place = [], {}
+            raise ValueError(
+                f"{path}: its store.json is damaged, or of another version; remove that folder and relabel"
+            ) from error
+        if version != VERSION:
+            raise ValueError(f"{path}: a store of version {version}, not {VERSION}; remove that folder and relabel")
+        self._index = _mapped(self.path / "index.npy", None)
+        self._keys = self._index[0]
         for shard, size in enumerate(sizes):
             file = self.path / f"{shard:05d}.npy"
-            index = _read_json(file.with_suffix(".json")) or {}
-            try:
-                labels = np.load(file, mmap_mode="r")
-            except (OSError, ValueError):
-                labels = np.empty(0)
-            if len(labels) != size or sum(index.values()) != size:
+            if not file.exists() or file.stat().st_size != size:
                 raise ValueError(
-                    f"{file}: cut short or missing ({size} labels were written); remove {path} and relabel"
+                    f"{file}: cut short or missing ({size} bytes were written); relabel: only that shard is made again"
                 )
-            self._shards.append(labels)
-            ends = np.cumsum(list(index.values()))
-            for cut_id, end, frames in zip(index, ends, index.values(), strict=True):
-                self._place[cut_id] = (shard, int(end) - frames, int(end))
+        self._shards: list[np.ndarray | None] = [None] * len(sizes)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return LabelStore, (self.path,)  # another process maps the files itself
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._keys)
 
     def __contains__(self, cut_id: str) -> bool:
-        return cut_id in self._place
+        return self._find(cut_id) >= 0
+
+    def num_frames(self, cut_id: str) -> int:
+        """How many frames of a cut are labelled."""
+        return int(self._index[3, self._found(cut_id)]) & 0xFFFFFFFF
 
     def __getitem__(self, cut_id: str) -> np.ndarray:
-        shard, start, end = self._place[cut_id]
-        return self._shards[shard][start:end]
+        place = self._found(cut_id)
+        start, packed = int(self._index[2, place]), int(self._index[3, place])
+        shard, frames = packed >> 32, packed & 0xFFFFFFFF
+        labels = self._shards[shard]
+        if labels is None:
+            labels = self._shards[shard] = _shard(self.path, shard)
+        return labels[:, start : start + frames]
 
-    def check(self, cuts: CutSet | Iterable, num_clusters: int) -> None:
+    def _found(self, cut_id: str) -> int:
+        place = self._find(cut_id)
+        if place < 0:
+            raise KeyError(cut_id)
+        return place
+
+    def _find(self, cut_id: str) -> int:
+        first, second = _digest(cut_id)
+        # uint64 as the keys are: another type would make numpy convert them all
+        place = int(self._keys.searchsorted(np.uint64(first)))
+        while place < len(self._keys) and int(self._keys[place]) == first:
+            if int(self._index[1, place]) == second:
+                return place
+            place += 1
+        return -1
+
+    def verify(self) -> None:
+        """Read every label.
+
+        Raises:
+            ValueError: A file is not as it was written; the first is named.
+        """
+        for shard in range(len(self._shards)):
+            _check_shard(self.path, shard, self._checksums[shard])
+        if crc32(np.ascontiguousarray(self._index).tobytes()) != self._index_checksum:
+            raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
+
+    def check(self, cuts: Iterable[Cut], num_clusters: Sequence[int]) -> None:
         """Refuse to train on labels that do not belong to these cuts and this model.
 
         Raises:
-            ValueError: Another hop or number of clusters, a cut without labels or with a label count that is not its
-                frame count (the first such cut is named), or labels that are all the same.
+            ValueError: Another hop, number of streams or of clusters, a cut without labels or with a label count that
+                is not its frame count (the first such cut is named), or labels that are all the same.
         """
         if self.source.hop != HOP:
             raise ValueError(
                 f"{self.path}: labels have a hop of {self.source.hop} samples, the encoder {HOP}; relabel at {HOP}"
             )
-        if self.source.clusters != num_clusters:
+        if self.source.clusters != tuple(num_clusters):
+            there, asked = (" + ".join(map(str, counts)) for counts in (self.source.clusters, num_clusters))
             raise ValueError(
-                f"{self.path}: labels of {self.source.clusters} clusters for a model of {num_clusters}; "
-                f"set model.init_args.num_clusters to {self.source.clusters} or relabel"
+                f"{self.path}: labels of {there} clusters for a model of {asked}; "
+                f"set model.init_args.num_clusters to {list(self.source.clusters)} or relabel"
             )
-        if (self.histogram > 0).sum() < 2:
+        if any((counts > 0).sum() < 2 for counts in self.histogram):
             raise ValueError(f"{self.path}: every frame has the same cluster; nothing can be learnt from it, relabel")
         for cut in cuts:
             if cut.id not in self:
                 raise ValueError(
                     f"{cut.id}: no labels in {self.path}, which was made for another manifest; relabel this one"
                 )
-            _, start, end = self._place[cut.id]
-            if end - start != num_frames(cut.num_samples):
+            if self.num_frames(cut.id) != num_frames(cut.num_samples):
                 raise ValueError(
-                    f"{cut.id}: {end - start} labels for {num_frames(cut.num_samples)} frames; "
+                    f"{cut.id}: {self.num_frames(cut.id)} labels for {num_frames(cut.num_samples)} frames; "
                     f"{self.path} was made for other audio, relabel it"
                 )
+
+
+def _digest(cut_id: str) -> tuple[int, int]:
+    digest = blake2b(cut_id.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
+
+
+def _index_of(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.index.npy"
+
+
+def _shard(folder: Path, shard: int) -> np.ndarray:
+    return _mapped(folder / f"{shard:05d}.npy", folder)
+
+
+def _mapped(file: Path, folder: Path | None) -> np.ndarray:
+    try:
+        return np.asarray(np.load(file, mmap_mode="r"))  # a plain array: np.memmap is slow to slice
+    except (OSError, ValueError, EOFError) as error:
+        way = f"remove {file}" if folder else f"remove {file.parent / 'store.json'}"
+        raise ValueError(f"{file}: damaged or missing; {way} and relabel") from error
+
+
+def _check_shard(folder: Path, shard: int, checksum: int | None = None) -> None:
+    labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), folder)
+    if int(index[1, -1]) != crc32(np.ascontiguousarray(index[:, :-1]).tobytes()):
+        raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
+    expected = int(index[0, -1]) if checksum is None else checksum
+    if int(index[0, -1]) != expected or crc32(labels.data) != expected:
+        raise ValueError(
+            f"{folder / f'{shard:05d}.npy'}: damaged (its checksum is another); remove that file and relabel: only "
+            "that shard is made again"
+        )
+
+
+def _described(source: LabelSource) -> dict[str, Any]:
+    return {"version": VERSION} | asdict(source) | {"clusters": list(source.clusters)}
 
 
 def _read_json(path: Path) -> dict | None:
@@ -162,7 +290,24 @@ def _read_json(path: Path) -> dict | None:
         return None
 
 
-def _write_json(path: Path, content: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    os.replace(part, path)
+def _npy(array: np.ndarray) -> memoryview:
+    file = BytesIO()  # np.save into a file does not say why it failed
+    np.save(file, array)
+    return file.getbuffer()
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    """Under another name first, and on the disk before it is renamed: the file appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror}); what was finished before is kept, so make room and run the "
+            "same command again"
+        ) from error

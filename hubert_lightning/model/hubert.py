@@ -135,43 +135,46 @@ class HubertEncoder(nn.Module):
         local = self.local_features(waveform, length)
         return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask)
 
-    def features(self, waveform: Tensor, length: Tensor | None = None, *, layer: int) -> Tensor:
+    def features(self, waveform: Tensor, length: Tensor | None = None, *, layer: int, alone: bool = False) -> Tensor:
         """Output of one Transformer layer, counted from 1; later layers are not computed.
 
         It is the residual stream after the layer: with `pre_norm`, before any norm, for the last layer too.
 
         waveform: (batch, samples)
         length:   (batch,), samples before padding
+        alone:    each utterance has the features that it would have without the others; otherwise the padding counts
+            in the group norm of Base, as in the reference
         returns:  (batch, frames, dim)
         """
         if not 1 <= layer <= len(self.layers):
             raise ValueError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
-        x, attend = self._embed(waveform, length)
+        x, attend = self._embed(waveform, length, alone)
         for block in self.layers[:layer]:
             x = block(x, attend)
         return x
 
-    def all_layers(self, waveform: Tensor, length: Tensor | None = None) -> list[Tensor]:
+    def all_layers(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> list[Tensor]:
         """What `features` returns for layer 1, 2, …, computed once."""
-        x, attend = self._embed(waveform, length)
+        x, attend = self._embed(waveform, length, alone)
         outputs = []
         for block in self.layers:
             x = block(x, attend)
             outputs.append(x)
         return outputs
 
-    def local_features(self, waveform: Tensor, length: Tensor | None = None) -> Tensor:
+    def local_features(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> Tensor:
         """Output of the convolutions, on which the feature penalty is computed.
 
         waveform: (batch, samples)
         length:   (batch,), samples before padding
+        alone:    keep padding out of the group norm
         returns:  (batch, frames, conv_channels)
         """
         _check_length(waveform, length)
         x = _normalize(waveform, length) if self.config.normalize_waveform else waveform
         x = x[:, None]  # (batch, channels, frames) from here
         for convolution in self.convolutions:
-            x = convolution(x)
+            x = convolution(x, length if alone else None)
         x = x.transpose(1, 2)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
@@ -201,9 +204,9 @@ class HubertEncoder(nn.Module):
             x = layer(x, attend) if keep else x
         return self.norm(x) if self.config.pre_norm else x
 
-    def _embed(self, waveform: Tensor, length: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _embed(self, waveform: Tensor, length: Tensor | None, alone: bool) -> tuple[Tensor, Tensor | None]:
         frames = None if length is None else num_frames(length)
-        return self._transformer_input(self.local_features(waveform, length), frames)
+        return self._transformer_input(self.local_features(waveform, length, alone=alone), frames)
 
     def _transformer_input(
         self,
@@ -243,16 +246,25 @@ class Convolution(nn.Module):
         elif index == 0:
             self.norm = nn.GroupNorm(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, frames) → (batch, channels, fewer frames)"""
+    def forward(self, x: Tensor, length: Tensor | None = None) -> Tensor:
+        """(batch, channels, frames) → (batch, channels, fewer frames); with `length` (batch,), of the waveforms, the
+        group norm is over the frames that hear no padding"""
         if not self.over_channels:
-            return F.gelu(self.norm(self.conv(x)))
+            x = self.conv(x)
+            return F.gelu(self.norm(x) if length is None else self._normed_alone(x, length))
         # As an image of height 1, whose channels lie side by side in memory: a norm over channels then moves nothing,
         # which makes the seven three times as fast on a CPU.
         weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x[:, :, None], weight, self.conv.bias, stride=(1, *self.conv.stride))
         x = self.norm(x[:, :, 0].transpose(1, 2))  # (batch, frames, channels)
         return F.gelu(x).transpose(1, 2)
+
+    def _normed_alone(self, x: Tensor, length: Tensor) -> Tensor:
+        if not isinstance(self.norm, nn.GroupNorm):
+            return x
+        frames = ((length - KERNELS[0]) // STRIDES[0] + 1).tolist()
+        rows = [self.norm(row[None, :, :count])[0] for row, count in zip(x, frames, strict=True)]
+        return torch.stack([F.pad(row, (0, x.shape[-1] - row.shape[-1])) for row in rows])
 
 
 class PositionalConvolution(nn.Module):

@@ -1,0 +1,269 @@
+"""Features of many cuts, streamed: batches of similar length, long recordings in windows, nothing kept.
+
+What a cut's features are does not depend on what else is in its batch, nor on how many processes share the work.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+
+LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
+OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
+
+Features = Callable[[Tensor, Tensor], Tensor]
+"""waveform (batch, samples), length (batch,) → (batch, frames, …, dim), one row per 20 ms"""
+
+
+class Piece(NamedTuple):
+    """What is encoded at once: a cut, or a window of a long one.
+
+    place: of the cut in the list
+    first: frame of the cut that the audio begins with
+    start: first frame of the cut whose features are taken from here
+    end:   the frame after the last
+    """
+
+    place: int
+    first: int
+    start: int
+    end: int
+
+
+class Extractor(NamedTuple):
+    """A function from audio to features, its name, which only equal functions share, and the shape of one frame's."""
+
+    features: Features
+    name: str
+    shape: tuple[int, ...]
+
+
+def mfcc_extractor() -> Extractor:
+    """MFCC at the encoder's clock."""
+
+    def features(waveform: Tensor, length: Tensor) -> Tensor:
+        # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
+        rows = [mfcc(row[:samples])[::2] for row, samples in zip(waveform, length.tolist(), strict=True)]
+        return pad_sequence(rows, batch_first=True)
+
+    return Extractor(features, "mfcc", (39,))
+
+
+def layer_extractor(
+    path: Path | str,
+    layer: int,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> Extractor:
+    """One layer, counted from 1, of the encoder in a checkpoint, each utterance as if it were alone."""
+    encoder = load_encoder(path).to(device)
+
+    def features(waveform: Tensor, length: Tensor) -> Tensor:
+        with precision():
+            return encoder.features(waveform.to(device), _padded(length, device), layer=layer, alone=True)
+
+    return Extractor(features, f"layer {layer} of encoder {encoder_fingerprint(encoder)}", (encoder.config.dim,))
+
+
+def all_layers_extractor(
+    encoder: HubertEncoder, precision: Callable[[], AbstractContextManager] = nullcontext
+) -> Extractor:
+    """Every layer of an encoder: (batch, frames, layers, dim)."""
+    device = encoder.mask_embedding.device
+
+    def features(waveform: Tensor, length: Tensor) -> Tensor:
+        with precision():
+            return torch.stack(encoder.all_layers(waveform.to(device), _padded(length, device), alone=True), dim=2)
+
+    shape = (len(encoder.layers), encoder.config.dim)
+    return Extractor(features, f"all layers of encoder {encoder_fingerprint(encoder)}", shape)
+
+
+def _padded(length: Tensor, device: torch.device) -> Tensor | None:
+    return None if bool((length == length[0]).all()) else length.to(device)
+
+
+def windows(frames: int) -> list[tuple[int, int, int]]:
+    """How a recording is cut to be encoded: where each window begins, and which frames are taken from it.
+
+    Every window of a long recording is `LONGEST` frames, the last too, and begins on the frame grid.
+
+    returns: (first frame, start, end) of each window; from start to end they cover every frame once
+    """
+    if frames <= LONGEST:
+        return [(0, 0, frames)]
+    firsts = [*range(0, frames - LONGEST, LONGEST - OVERLAP), frames - LONGEST]
+    joints = [0, *((before + LONGEST + after) // 2 for before, after in pairwise(firsts)), frames]
+    return [(first, start, end) for first, (start, end) in zip(firsts, pairwise(joints), strict=True)]
+
+
+def extract(
+    extractor: Extractor,
+    groups: Sequence[Sequence[Cut]],
+    max_frames: int,
+    what: str,
+    num_workers: int = 0,
+) -> Iterator[tuple[int, Piece, Tensor]]:
+    """Features of groups of cuts, group after group; inside a group in order of length.
+
+    max_frames:  frames of a batch at most, padding counted; a single window may have more
+    what:        the name of the progress bar, which tells hours of audio
+    num_workers: processes that read audio
+    returns:     group, piece, its features from `piece.start` to `piece.end`: (frames, …, dim)
+    """
+    batches = [(number, batch) for number, cuts in enumerate(groups) for batch in _batches(cuts, max_frames)]
+    loader = DataLoader(
+        _Waveforms(groups, batches),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_one_thread if num_workers else None,
+    )
+    hours = sum(cut.duration for cuts in groups for cut in cuts) / 3600
+    with _progress() as progress, torch.no_grad():
+        task = progress.add_task(what, total=hours, began=perf_counter())
+        for (number, pieces), (waveform, length) in zip(batches, loader, strict=True):
+            for piece, rows in zip(pieces, extractor.features(waveform, length), strict=True):
+                yield number, piece, rows[piece.start - piece.first : piece.end - piece.first]
+                progress.advance(task, (piece.end - piece.start) * HOP / SAMPLE_RATE / 3600)
+
+
+def sample_frames(
+    extractor: Extractor,
+    cuts: Sequence[Cut],
+    max_frames: int,
+    seed: int,
+    *,
+    batch_frames: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """A uniform sample of the frames of randomly chosen utterances, four times as much audio as is kept.
+
+    Neighbouring frames are alike, so they come from more utterances than would be enough; not from all, since a large
+    corpus would then be encoded twice. Which frames they are depends on the seed and on the cuts' ids alone.
+
+    returns: (about max_frames / world_size, dim) float32, and the place of each row in the sample of all ranks
+    """
+    cuts, chosen = choose_frames(cuts, max_frames, seed)
+    ends = np.cumsum([len(frames) for frames in chosen])
+    mine = range(rank, len(cuts), world_size)
+    places = [torch.arange(int(ends[place]) - len(chosen[place]), int(ends[place])) for place in mine]
+    rows = chosen_features(
+        extractor, [cuts[place] for place in mine], [chosen[place] for place in mine], batch_frames, num_workers
+    )
+    return rows, torch.cat([torch.empty(0, dtype=torch.long), *places])
+
+
+def choose_frames(cuts: Sequence[Cut], max_frames: int, seed: int) -> tuple[list[Cut], list[np.ndarray]]:
+    """The cuts that `sample_frames` encodes, and which frames of each it keeps."""
+    cuts = sorted(cuts, key=lambda cut: cut.id)
+    drawn = np.random.default_rng(seed).permutation(len(cuts)).tolist()
+    ends = np.cumsum([num_frames(cuts[place].num_samples) for place in drawn])
+    drawn = drawn[: int(np.searchsorted(ends, 4 * max_frames)) + 1]
+    share = max_frames / ends[len(drawn) - 1]
+    cuts = [cuts[place] for place in drawn]
+    return cuts, [_chosen(cut, share, seed) for cut in cuts]
+
+
+def _chosen(cut: Cut, share: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, crc32(cut.id.encode())])
+    return np.flatnonzero(rng.random(num_frames(cut.num_samples)) < share)
+
+
+def chosen_features(
+    extractor: Extractor,
+    cuts: Sequence[Cut],
+    chosen: Sequence[np.ndarray],
+    batch_frames: int,
+    num_workers: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU."""
+    starts = np.cumsum([0, *(len(frames) for frames in chosen)])
+    rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
+    for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
+        frames = chosen[piece.place]
+        first, last = np.searchsorted(frames, [piece.start, piece.end])
+        wanted = torch.from_numpy(frames[first:last] - piece.start).to(features.device)
+        rows[starts[piece.place] + first : starts[piece.place] + last] = features[wanted].to("cpu", dtype)
+    return rows
+
+
+def _batches(cuts: Sequence[Cut], max_frames: int) -> list[list[Piece]]:
+    pieces = [
+        Piece(place, *window) for place, cut in enumerate(cuts) for window in windows(num_frames(cut.num_samples))
+    ]
+    pieces.sort(key=lambda piece: (_frames(cuts, piece), cuts[piece.place].id, piece.first))
+    batches: list[list[Piece]] = []
+    for piece in pieces:
+        if not batches or (len(batches[-1]) + 1) * _frames(cuts, piece) > max_frames:
+            batches.append([])
+        batches[-1].append(piece)
+    return batches
+
+
+def _frames(cuts: Sequence[Cut], piece: Piece) -> int:
+    return min(num_frames(cuts[piece.place].num_samples), LONGEST)
+
+
+class _Waveforms(Dataset[tuple[Tensor, Tensor]]):
+    """Batch number → waveform (batch, samples), zeros after the end, and length (batch,)."""
+
+    def __init__(self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]]) -> None:
+        self.groups, self.batches = groups, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        group, pieces = self.batches[number]
+        waveforms = [self._read(self.groups[group][piece.place], piece) for piece in pieces]
+        length = torch.tensor([len(waveform) for waveform in waveforms])
+        return pad_sequence(waveforms, batch_first=True), length
+
+    def _read(self, cut: Cut, piece: Piece) -> Tensor:
+        last = num_frames(cut.num_samples) == piece.end  # samples after the last frame count in norms over time
+        samples = None if last else num_samples(LONGEST)
+        return read_waveform(cut, piece.first * HOP, samples)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _TimesRealTime(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        passed = perf_counter() - task.fields["began"]
+        return Text(f"{task.completed * 3600 / passed:.0f} × real time")
+
+
+def _progress() -> Progress:
+    hours = TextColumn("{task.completed:.2f} of {task.total:.2f} h")
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        hours,
+        _TimesRealTime(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        transient=True,
+    )

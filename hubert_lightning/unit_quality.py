@@ -1,0 +1,240 @@
+"""How good are the units, and which layer makes the best? Clusters against phones (HuBERT §IV-E).
+
+Every layer is judged in one pass over the audio: its K-means is fitted on every other sampled utterance and judged on
+those between. `hubert quality` shows it, `layer: best` acts on it, and the `LayerQuality` callback logs it while a
+model is trained.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from hubert_lightning.clustering.kmeans import KMeans, assign
+from hubert_lightning.clustering.quality import Quality, frame_phones, joint_counts
+from hubert_lightning.data.alignment import check_alignment, phones_of
+from hubert_lightning.data.labels import LabelStore
+from hubert_lightning.data.manifest import check_audio, read_manifest
+from hubert_lightning.extraction import (
+    Extractor,
+    all_layers_extractor,
+    choose_frames,
+    chosen_features,
+    mfcc_extractor,
+)
+from hubert_lightning.frames import num_frames
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+
+BATCH_FRAMES = 5_000  # 100 s of audio at once
+
+
+def quality(
+    checkpoint: Path,
+    manifests: list[Path],
+    output: Path = Path("quality"),
+    clusters: int = 100,
+    max_frames: int = 100_000,
+    seed: int = 0,
+) -> None:
+    """Judge the clusters of every layer of an encoder, and of MFCCs, by the phones they tell apart.
+
+    Args:
+        checkpoint: Of pre-training or fine-tuning, or a directory saved by transformers.
+        manifests: Utterances, with phone alignments where there are any (`hubert prepare alignments`).
+        output: Folder for quality.json and quality.png.
+        clusters: Number of K-means clusters.
+        max_frames: Frames that K-means is fitted on and judged by, half each.
+        seed: Of the sample and of K-means.
+    """
+    cuts = list(read_manifest(manifests))
+    check_audio(cuts)
+    encoder = load_encoder(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    layers = layer_quality(all_layers_extractor(encoder), cuts, clusters, max_frames, seed)
+    [of_mfcc] = layer_quality(mfcc_extractor(), cuts, clusters, max_frames, seed)
+    results = {"mfcc": of_mfcc} | {f"layer {number}": of for number, of in enumerate(layers, start=1)}
+    best = _best(layers)
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = {name: of._asdict() for name, of in results.items()}
+    (output / "quality.json").write_text(json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2))
+    _draw(results, clusters, output / "quality.png")
+    console = Console()
+    console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
+    if best is None:
+        console.print("no utterance has phones, so nothing tells which layer is best; `hubert prepare alignments`")
+    else:
+        console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
+    console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}")
+
+
+def phone_quality(
+    cuts: Sequence[Cut], labels: Mapping[str, np.ndarray] | LabelStore, num_clusters: int, stream: int = 0
+) -> Quality:
+    """What one stream of labels, id → (streams, frames), is worth, over the cuts that have phones.
+
+    Raises:
+        ValueError: No cut has phones, or some run past their audio.
+    """
+    aligned = [cut for cut in cuts if phones_of(cut)]
+    if not aligned:
+        raise ValueError("no utterance has phones to judge clusters by; add them with `hubert prepare alignments`")
+    for cut in aligned:
+        check_alignment(cut)
+    phone = np.concatenate([_frame_phones(cut) for cut in aligned])
+    cluster = np.concatenate([labels[cut.id][stream] for cut in aligned])
+    return Quality.of(joint_counts(phone[phone != ""], cluster[phone != ""], num_clusters))
+
+
+def layer_quality(
+    extractor: Extractor,
+    cuts: Sequence[Cut],
+    clusters: int,
+    max_frames: int = 100_000,
+    seed: int = 0,
+    num_workers: int = 0,
+) -> list[Quality]:
+    """What clusters of each layer are worth, encoding every utterance once.
+
+    Of a manifest in which some cuts have phones, the others are left out; where none has, what needs phones is NaN.
+
+    Raises:
+        ValueError: Fewer than two utterances, or fewer frames than clusters; phones that run past their audio.
+    """
+    aligned = [cut for cut in cuts if phones_of(cut)]
+    for cut in aligned:
+        check_alignment(cut)
+    cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed)
+    phones = [_frame_phones(cut)[of] for cut, of in zip(cuts, chosen, strict=True)]
+    if aligned:  # pauses that no phone covers say nothing
+        chosen = [of[named != ""] for of, named in zip(chosen, phones, strict=True)]
+    phone = np.concatenate([named[named != ""] if aligned else named for named in phones])
+    fit = np.concatenate([np.full(len(of), place % 2 == 0) for place, of in enumerate(chosen)])
+    rows = chosen_features(extractor, cuts, chosen, BATCH_FRAMES, num_workers, torch.float16)
+    rows = rows[:, None] if rows.ndim == 2 else rows  # (rows, layers, dim)
+    fitted, judged = torch.from_numpy(fit), torch.from_numpy(~fit)
+    results = []
+    for layer in range(rows.shape[1]):
+        centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed)
+        found = assign(rows[judged, layer], centroids).numpy()
+        results.append(_of(phone[~fit], found, clusters))
+    return results
+
+
+def best_layer(
+    path: Path | str,
+    cuts: Sequence[Cut],
+    clusters: int,
+    record: Path,
+    *,
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+    seed: int = 0,
+) -> int:
+    """The layer whose clusters have the highest PNMI; the numbers are kept in `record`, and asked before the audio.
+
+    Raises:
+        ValueError: No cut has phones.
+    """
+    if not any(phones_of(cut) for cut in cuts):
+        raise ValueError(
+            "layer: best compares clusters with phones, but no utterance to validate on has any; add them "
+            "(`hubert prepare alignments`), or name a layer"
+        )
+    encoder = load_encoder(path).to(device)
+    settings = {"encoder": encoder_fingerprint(encoder), "clusters": clusters, "seed": seed}
+    if record.exists():
+        known = json.loads(record.read_text())
+        if known["settings"] == settings:
+            return known["best_layer"]
+    layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
+    Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
+    best = _best(layers)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    part = record.with_suffix(".part")
+    numbers = {f"layer {number}": of._asdict() for number, of in enumerate(layers, start=1)}
+    part.write_text(json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2))
+    os.replace(part, record)
+    assert best is not None
+    return best
+
+
+class LayerQuality(Callback):
+    """Logs what the clusters of each layer are worth whenever a pre-training run validates.
+
+    With phones in the validation manifest: PNMI, purities, perplexity, dead clusters; without, the last two.
+
+    Args:
+        clusters: Number of K-means clusters.
+        max_frames: Frames that K-means is fitted on and judged by, half each.
+        seed: Of the sample and of K-means.
+    """
+
+    def __init__(self, clusters: int = 100, max_frames: int = 50_000, seed: int = 0) -> None:
+        self.clusters, self.max_frames, self.seed = clusters, max_frames, seed
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        cuts = list(trainer.datamodule.validation_cuts)  # type: ignore[attr-defined]
+        encoder = pl_module.encoder
+        assert isinstance(encoder, HubertEncoder)
+        extractor = all_layers_extractor(encoder, trainer.precision_plugin.forward_context)
+        numbers: dict[str, float] = {}
+        for number, of in enumerate(layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed), start=1):
+            known = {name: value for name, value in of._asdict().items() if not math.isnan(value)}
+            numbers |= {f"layer{number}/{name}": float(value) for name, value in known.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+
+
+def _frame_phones(cut: Cut) -> np.ndarray:
+    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples)))
+
+
+def _of(phones: np.ndarray, clusters: np.ndarray, num_clusters: int) -> Quality:
+    whole = Quality.of(joint_counts(phones, clusters, num_clusters))
+    if (phones != "").any():
+        return whole
+    return whole._replace(pnmi=math.nan, phone_purity=math.nan, cluster_purity=math.nan)
+
+
+def _best(layers: Sequence[Quality]) -> int | None:
+    values = [of.pnmi for of in layers]
+    return None if math.isnan(values[0]) else int(np.argmax(values)) + 1
+
+
+def _table(results: dict[str, Quality], title: str) -> Table:
+    table = Table("clusters of", "PNMI", "phone purity", "cluster purity", "perplexity", "dead", title=title)
+    for name, of in results.items():
+        shares = [f"{value:.3f}" for value in (of.pnmi, of.phone_purity, of.cluster_purity)]
+        table.add_row(name, *shares, f"{of.perplexity:.1f}", str(of.dead_clusters))
+    return table
+
+
+def _draw(results: dict[str, Quality], clusters: int, path: Path) -> None:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    shares, usage = figure.subplots(1, 2)
+    names = [name.removeprefix("layer ") for name in results]
+    for value, label, colour in (
+        ("pnmi", "PNMI", "#2a6f97"),
+        ("phone_purity", "phone purity", "#e07a3f"),
+        ("cluster_purity", "cluster purity", "#9aa5ad"),
+    ):
+        shares.plot(names, [getattr(of, value) for of in results.values()], marker=".", color=colour, label=label)
+    shares.set(title="What clusters know of phones", xlabel="layer", ylim=(0, None))
+    shares.legend(frameon=False)
+    usage.plot(names, [of.perplexity for of in results.values()], marker=".", color="#2a6f97")
+    usage.set(title=f"Clusters in use, as if alike, of {clusters}", xlabel="layer", ylim=(0, clusters))
+    for axes in (shares, usage):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=160)
