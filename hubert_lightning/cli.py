@@ -20,6 +20,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   validate   losses, accuracies or error rates on the validation manifests
   test       word and character error rate on the test manifests, hypotheses to test.jsonl
   predict    transcribe the test manifests, hypotheses to predict.jsonl
+  labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
   quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
 Each has its own help: hubert fit --help
@@ -94,6 +95,20 @@ def _prepare(args: list[str]) -> None:
     )
 
 
+def _labels(args: list[str]) -> None:
+    from hubert_lightning.data import label_formats
+
+    CLI(
+        {
+            "check": label_formats.check_labels,
+            "export": label_formats.export_labels,
+            "import": label_formats.import_labels,
+        },
+        args=args,
+        prog="hubert labels",
+    )
+
+
 def _quality(args: list[str]) -> None:
     from hubert_lightning.unit_quality import quality
 
@@ -109,6 +124,7 @@ def _demo(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
+    "labels": _labels,
     "quality": _quality,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

@@ -1,0 +1,134 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lhotse import CutSet
+
+from hubert_lightning.data.label_formats import export_labels, import_labels
+from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.data.manifest import write_manifest
+from hubert_lightning.frames import num_frames
+
+
+@pytest.fixture(scope="module")
+def labels(dev_cuts: CutSet) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {cut.id: rng.integers([[50], [7]], size=(2, num_frames(cut.num_samples))) for cut in dev_cuts}
+
+
+@pytest.fixture
+def store(labels: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    source = LabelSource("mfcc", "k", "m", (50, 7))
+    begin_store(tmp_path / "store", source)
+    write_shard(tmp_path / "store", 0, dict(sorted(labels.items())))
+    finish_store(tmp_path / "store", source, 1)
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("name", ["units.km", "units.txt", "units.jsonl"])
+def test_labels_come_back_from_every_format(
+    name: str, store: Path, manifests: Path, labels: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    manifest = [manifests / "dev.jsonl.gz"]
+    files = export_labels(store, manifest, tmp_path / name)
+    assert len(files) == (1 if name.endswith("jsonl") else 2)
+    again = import_labels(files, manifest, tmp_path / "again", [50, 7])
+    again.verify()
+    for cut_id, expected in labels.items():
+        np.testing.assert_array_equal(again[cut_id], expected)
+    assert again.source.features == "imported"
+
+
+def test_km_is_what_fairseq_reads(
+    store: Path, manifests: Path, labels: dict[str, np.ndarray], dev_cuts: CutSet, tmp_path: Path
+) -> None:
+    first, second = export_labels(store, [manifests / "dev.jsonl.gz"], tmp_path / "dev.km")
+    assert (first.name, second.name) == ("dev.0.km", "dev.1.km")
+    root, *rows = (tmp_path / "dev.tsv").read_text().splitlines()
+    for cut, row, line in zip(dev_cuts, rows, first.read_text().splitlines(), strict=True):
+        path, samples = row.split("\t")
+        assert (Path(root) / path).samefile(cut.recording.sources[0].source)
+        assert int(samples) == cut.num_samples
+        assert [int(word) for word in line.split()] == labels[cut.id][0].tolist()
+
+
+def test_pieces_of_a_recording_have_no_place_in_a_tsv(
+    store: Path, dev_cuts: CutSet, labels: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    first = next(iter(dev_cuts))
+    piece = first.truncate(offset=0.5, preserve_id=True)
+    write_manifest([piece], tmp_path / "pieces.jsonl.gz")
+    source = LabelSource("mfcc", "k", "m", (7,))
+    begin_store(tmp_path / "pieces", source)
+    write_shard(tmp_path / "pieces", 0, {piece.id: np.arange(num_frames(piece.num_samples))[None] % 7})
+    finish_store(tmp_path / "pieces", source, 1)
+    with pytest.raises(ValueError, match=r"a piece of a longer recording, .* export to \.jsonl"):
+        export_labels(tmp_path / "pieces", [tmp_path / "pieces.jsonl.gz"], tmp_path / "pieces.km")
+
+
+def test_of_labels_at_100_a_second_every_other_is_kept(
+    manifests: Path, labels: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    lines = [" ".join([cut_id, *(f"{label} 49" for label in of[0])]) for cut_id, of in labels.items()]
+    (tmp_path / "mfcc.txt").write_text("\n".join(lines) + "\n")
+    store = import_labels([tmp_path / "mfcc.txt"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50], hop=160)
+    for cut_id, of in labels.items():
+        np.testing.assert_array_equal(store[cut_id][0], of[0])
+
+
+def shortened(lines: list[str]) -> list[str]:
+    return [lines[0].rsplit(" ", 1)[0], *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (shortened, r"labels in 1 streams for \d+ frames in 1; .*units.txt was made for other audio"),
+        (lambda lines: lines[1:], "no labels in"),
+        (lambda lines: [*lines, "somebody 1 2"], "somebody is not in the manifest, or here twice"),
+        (lambda lines: [*lines, lines[0]], "is not in the manifest, or here twice"),
+        (lambda lines: [lines[0] + "x", *lines[1:]], "line 1: something that is no cluster"),
+        (lambda lines: [lines[0].rsplit(" ", 1)[0] + " 50", *lines[1:]], "labels from .* to 50 for 50 clusters"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_by_name(
+    change: Callable[[list[str]], list[str]],
+    sentence: str,
+    manifests: Path,
+    labels: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    lines = [" ".join([cut_id, *map(str, of[0])]) for cut_id, of in labels.items()]
+    (tmp_path / "units.txt").write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(ValueError, match=sentence):
+        import_labels([tmp_path / "units.txt"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])
+    with pytest.raises(ValueError, match="no finished label store"):
+        LabelStore(tmp_path / "store")
+
+
+def test_km_of_another_number_of_lines_is_refused(store: Path, manifests: Path, tmp_path: Path) -> None:
+    files = export_labels(store, [manifests / "dev.jsonl.gz"], tmp_path / "dev.km")
+    for file in files:
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"dev\.0\.km: not as many lines as the manifest.s utterances"):
+        import_labels(files, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7])
+
+
+def test_a_damaged_line_of_json_is_named(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "units.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
+    with pytest.raises(ValueError, match=r"units\.jsonl, line 1: no labels \('clusters'\)"):
+        import_labels([tmp_path / "units.jsonl"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])
+
+
+@pytest.mark.parametrize(
+    ("name", "hop", "sentence"),
+    [("a.csv", 320, "no format"), ("a.km", 320, "does not exist"), ("b.km", 441, "hop 441")],
+)
+def test_what_cannot_be_imported_is_refused(
+    name: str, hop: int, sentence: str, manifests: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b.km").write_text("1\n")
+    with pytest.raises(ValueError, match=sentence):
+        import_labels([tmp_path / name], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50], hop)
