@@ -65,7 +65,7 @@ def quality(
     results = {"mfcc": of_mfcc} | {f"layer {number}": of for number, of in enumerate(layers, start=1)}
     best = _best(layers)
     output.mkdir(parents=True, exist_ok=True)
-    numbers = {name: of._asdict() for name, of in results.items()}
+    numbers = {name: _numbers(of) for name, of in results.items()}
     (output / "quality.json").write_text(json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2))
     _draw(results, clusters, output / "quality.png")
     console = Console()
@@ -161,7 +161,7 @@ def best_layer(
     best = _best(layers)
     record.parent.mkdir(parents=True, exist_ok=True)
     part = record.with_suffix(".part")
-    numbers = {f"layer {number}": of._asdict() for number, of in enumerate(layers, start=1)}
+    numbers = {f"layer {number}": _numbers(of) for number, of in enumerate(layers, start=1)}
     part.write_text(json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2))
     os.replace(part, record)
     assert best is not None
@@ -189,10 +189,16 @@ class LayerQuality(Callback):
         encoder = pl_module.encoder
         assert isinstance(encoder, HubertEncoder)
         extractor = all_layers_extractor(encoder, trainer.precision_plugin.forward_context)
-        numbers: dict[str, float] = {}
-        for number, of in enumerate(layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed), start=1):
-            known = {name: value for name, value in of._asdict().items() if not math.isnan(value)}
-            numbers |= {f"layer{number}/{name}": float(value) for name, value in known.items()}
+        training = encoder.training
+        encoder.eval()
+        layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
+        encoder.train(training)
+        numbers = {
+            f"layer{number}/{name}": float(value)
+            for number, of in enumerate(layers, start=1)
+            for name, value in _numbers(of).items()
+            if value is not None
+        }
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
 
@@ -208,6 +214,10 @@ def _of(phones: np.ndarray, clusters: np.ndarray, num_clusters: int) -> Quality:
     return whole._replace(pnmi=math.nan, phone_purity=math.nan, cluster_purity=math.nan)
 
 
+def _numbers(quality: Quality) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in quality._asdict().items()}
+
+
 def _best(layers: Sequence[Quality]) -> int | None:
     values = [of.pnmi for of in layers]
     return None if math.isnan(values[0]) else int(np.argmax(values)) + 1
@@ -216,7 +226,7 @@ def _best(layers: Sequence[Quality]) -> int | None:
 def _table(results: dict[str, Quality], title: str) -> Table:
     table = Table("clusters of", "PNMI", "phone purity", "cluster purity", "perplexity", "dead", title=title)
     for name, of in results.items():
-        shares = [f"{value:.3f}" for value in (of.pnmi, of.phone_purity, of.cluster_purity)]
+        shares = ["–" if math.isnan(of.pnmi) else f"{value:.3f}" for value in of[:3]]
         table.add_row(name, *shares, f"{of.perplexity:.1f}", str(of.dead_clusters))
     return table
 

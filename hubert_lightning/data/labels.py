@@ -9,6 +9,7 @@ tells which process wrote it, or when: an interrupted store ends as the same byt
 
 import json
 import logging
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,7 +157,7 @@ class LabelStore:
             ) from error
         if version != VERSION:
             raise ValueError(f"{path}: a store of version {version}, not {VERSION}; remove that folder and relabel")
-        self._index = _mapped(self.path / "index.npy", None)
+        self._index = _mapped(self.path / "index.npy", self.path / "store.json", at_random=True)
         self._keys = self._index[0]
         for shard, size in enumerate(sizes):
             file = self.path / f"{shard:05d}.npy"
@@ -185,7 +186,7 @@ class LabelStore:
         shard, frames = packed >> 32, packed & 0xFFFFFFFF
         labels = self._shards[shard]
         if labels is None:
-            labels = self._shards[shard] = _shard(self.path, shard)
+            labels = self._shards[shard] = _shard(self.path, shard, at_random=True)
         return labels[:, start : start + frames]
 
     def _found(self, cut_id: str) -> int:
@@ -255,20 +256,23 @@ def _index_of(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.index.npy"
 
 
-def _shard(folder: Path, shard: int) -> np.ndarray:
-    return _mapped(folder / f"{shard:05d}.npy", folder)
+def _shard(folder: Path, shard: int, at_random: bool = False) -> np.ndarray:
+    file = folder / f"{shard:05d}.npy"
+    return _mapped(file, file, at_random)
 
 
-def _mapped(file: Path, folder: Path | None) -> np.ndarray:
+def _mapped(file: Path, remove: Path, at_random: bool = False) -> np.ndarray:
     try:
-        return np.asarray(np.load(file, mmap_mode="r"))  # a plain array: np.memmap is slow to slice
+        array = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        way = f"remove {file}" if folder else f"remove {file.parent / 'store.json'}"
-        raise ValueError(f"{file}: damaged or missing; {way} and relabel") from error
+        raise ValueError(f"{file}: damaged or missing; remove {remove} and relabel") from error
+    if at_random and hasattr(mmap, "MADV_RANDOM"):  # what lies around an utterance is another's: read no more
+        array._mmap.madvise(mmap.MADV_RANDOM)
+    return np.asarray(array)  # a plain array: np.memmap is slow to slice
 
 
 def _check_shard(folder: Path, shard: int, checksum: int | None = None) -> None:
-    labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), folder)
+    labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), _index_of(folder, shard))
     if int(index[1, -1]) != crc32(np.ascontiguousarray(index[:, :-1]).tobytes()):
         raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     expected = int(index[0, -1]) if checksum is None else checksum
