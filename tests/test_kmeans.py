@@ -130,6 +130,8 @@ try:
     torch.save(centroids, f"{folder}/{rank}.pt")
 except ValueError as error:
     print(error)
+dist.barrier()  # gloo aborts a process whose peer leaves before it has read that peer's last answer
+dist.destroy_process_group()
 """
 
 

@@ -1,6 +1,7 @@
 """What a run tells W&B, read back from the file that an offline run leaves."""
 
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,18 @@ from wandb.proto import wandb_internal_pb2
 from hubert_lightning.cli import main
 
 
-def records(path: Path) -> list[wandb_internal_pb2.Record]:
+def records(path: Path, patience: float = 60) -> list[wandb_internal_pb2.Record]:
+    """The records of a finished run, whose last one W&B's service may write a moment after `finish` has returned."""
+    end = time.monotonic() + patience
+    while True:
+        found = parsed(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < end, f"{path}: no exit record after {patience} s"
+        time.sleep(0.1)
+
+
+def parsed(path: Path) -> list[wandb_internal_pb2.Record]:
     """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, fragments) behind seven bytes of W&B's."""
     content, place, found, parts = path.read_bytes(), 7, [], b""
     assert content.startswith(b":W&B")
