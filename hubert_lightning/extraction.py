@@ -3,6 +3,8 @@
 What a cut's features are does not depend on what else is in its batch, nor on how many processes share the work.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -13,6 +15,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lhotse.cut import Cut
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -49,11 +52,13 @@ class Piece(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """A function from audio to features, its name, which only equal functions share, and the shape of one frame's."""
+    """A function from audio to features, its name, which only equal functions share, the shape of one frame's, and
+    the device that computes them."""
 
     features: Features
     name: str
     shape: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
 
 
 def mfcc_extractor() -> Extractor:
@@ -80,7 +85,9 @@ def layer_extractor(
         with precision():
             return encoder.features(waveform.to(device), _padded(length, device), layer=layer, alone=True)
 
-    return Extractor(features, f"layer {layer} of encoder {encoder_fingerprint(encoder)}", (encoder.config.dim,))
+    return Extractor(
+        features, f"layer {layer} of encoder {encoder_fingerprint(encoder)}", (encoder.config.dim,), device
+    )
 
 
 def all_layers_extractor(
@@ -94,7 +101,7 @@ def all_layers_extractor(
             return torch.stack(encoder.all_layers(waveform.to(device), _padded(length, device), alone=True), dim=2)
 
     shape = (len(encoder.layers), encoder.config.dim)
-    return Extractor(features, f"all layers of encoder {encoder_fingerprint(encoder)}", shape)
+    return Extractor(features, f"all layers of encoder {encoder_fingerprint(encoder)}", shape, device)
 
 
 def _padded(length: Tensor, device: torch.device) -> Tensor | None:
@@ -135,6 +142,7 @@ def extract(
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=_one_thread if num_workers else None,
+        generator=torch.Generator(),  # leaves the numbers alone that training draws
     )
     hours = sum(cut.duration for cuts in groups for cut in cuts) / 3600
     with _progress() as progress, torch.no_grad():
@@ -199,6 +207,7 @@ def chosen_features(
 ) -> Tensor:
     """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU."""
     starts = np.cumsum([0, *(len(frames) for frames in chosen)])
+    _check_memory(int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
     rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
     for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
         frames = chosen[piece.place]
@@ -206,6 +215,15 @@ def chosen_features(
         wanted = torch.from_numpy(frames[first:last] - piece.start).to(features.device)
         rows[starts[piece.place] + first : starts[piece.place] + last] = features[wanted].to("cpu", dtype)
     return rows
+
+
+def _check_memory(rows: int, bytes_of_row: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if rows * bytes_of_row > 0.9 * memory:
+        raise ValueError(
+            f"a sample of {rows} frames takes {rows * bytes_of_row / 1e9:.0f} GB, and this machine has "
+            f"{memory / 1e9:.0f}; lower max_frames, or share the work among more processes"
+        )
 
 
 def _batches(cuts: Sequence[Cut], max_frames: int) -> list[list[Piece]]:
@@ -266,4 +284,5 @@ def _progress() -> Progress:
         TextColumn("left:"),
         TimeRemainingColumn(),
         transient=True,
+        disable=dist.is_initialized() and dist.get_rank() > 0,
     )

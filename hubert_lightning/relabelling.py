@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
@@ -114,14 +115,11 @@ class Relabel(Callback):
             return mfcc_extractor()
         assert self.layer is not None
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-        layer = self.layer
-        if layer == "best":
-            layer = int(trainer.strategy.broadcast(together(lambda: self._best_layer(trainer, data))))
+        best = self.layer == "best"
+        layer = on_rank_zero(trainer, lambda: self._best_layer(trainer, data)) if best else int(self.layer)
         return layer_extractor(self.features, layer, device, precision)
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
-        if not trainer.is_global_zero:
-            return 0  # is told
         return best_layer(
             self.features,
             [*data.validation_cuts] or [*data.train_cuts],
@@ -168,14 +166,16 @@ class Relabel(Callback):
             )
             device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
             fitted = []
+            if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
+                rows = rows.to(device)  # otherwise they go there in chunks, each round
             for columns, clusters in self.streams:
-                log.warning("K-means: %d clusters of about %d frames of %s", clusters, self.max_frames, extractor.name)
+                if trainer.is_global_zero:
+                    frames = len(rows) * trainer.world_size
+                    log.warning("K-means: %d clusters of about %d frames of %s", clusters, frames, extractor.name)
                 fitted.append(
                     self.kmeans.fit(rows[:, columns], clusters, self.seed, index=index, group=group, device=device)
                 )
-            if trainer.is_global_zero:
-                save_kmeans(path, fitted, provenance)
-        trainer.strategy.barrier("K-means is fitted")
+            on_rank_zero(trainer, lambda: save_kmeans(path, fitted, provenance))
         return load_kmeans(path)[0]
 
     def _labels(
@@ -190,11 +190,7 @@ class Relabel(Callback):
     ) -> LabelStore:
         size = shard_size(len(cuts))
         shards = [cuts[start : start + size] for start in range(0, len(cuts), size)]
-        done: set[int] = set()
-        if trainer.is_global_zero:
-            begin_store(folder, source)
-            done = finished_shards(folder, source)
-        done = trainer.strategy.broadcast(done)
+        done, finished = on_rank_zero(trainer, lambda: _begun(folder, source))
         missing = [shard for shard in range(len(shards)) if shard not in done]
         mine = missing[trainer.global_rank :: trainer.world_size]
         streams = [(stream.columns, of) for stream, of in zip(self.streams, centroids, strict=True)]
@@ -206,9 +202,8 @@ class Relabel(Callback):
                 write_shard(folder, shard, clusters)
 
         together(write)
-        if trainer.is_global_zero and (missing or not (folder / "store.json").exists()):
-            self._report(finish_store(folder, source, len(shards)), cuts)
-        trainer.strategy.barrier("the label store is finished")
+        if missing or not finished:
+            on_rank_zero(trainer, lambda: self._report(finish_store(folder, source, len(shards)), cuts))
         return LabelStore(folder)
 
     def _report(self, store: LabelStore, cuts: Sequence[Cut]) -> None:
@@ -239,6 +234,18 @@ def assign_clusters(
                 clusters = assign(features[:, columns], centroids.to(features.device))
                 labels[cuts[piece.place].id][stream, piece.start : piece.end] = clusters.cpu().numpy()
         yield labels
+
+
+def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:
+    """Which shards are there, and whether the store is finished."""
+    begin_store(folder, source)
+    return finished_shards(folder, source), (folder / "store.json").exists()
+
+
+def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; the others wait for it, and fail if it fails."""
+    result = together(lambda: work() if trainer.is_global_zero else None)
+    return trainer.strategy.broadcast(result)  # type: ignore[return-value]
 
 
 def together(work: Callable[[], T]) -> T:

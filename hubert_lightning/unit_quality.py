@@ -124,8 +124,8 @@ def layer_quality(
     fitted, judged = torch.from_numpy(fit), torch.from_numpy(~fit)
     results = []
     for layer in range(rows.shape[1]):
-        centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed)
-        found = assign(rows[judged, layer], centroids).numpy()
+        centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed, device=extractor.device)
+        found = assign(rows[judged, layer].to(extractor.device), centroids).cpu().numpy()
         results.append(_of(phone[~fit], found, clusters))
     return results
 

@@ -1,11 +1,13 @@
 """Two processes on the CPU: they share the work, and leave what one process would leave."""
 
 import contextlib
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -19,7 +21,7 @@ from lhotse.cut import Cut
 from hubert_lightning.clustering.kmeans import load_kmeans
 from hubert_lightning.data.batches import transcript
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.extraction import layer_extractor, mfcc_extractor
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.relabelling import assign_clusters
@@ -166,6 +168,33 @@ def test_the_labels_are_those_that_one_process_makes(
     for labels in assign_clusters(extractor, [(slice(None), centroids)], shards, max_frames):
         for cut_id, expected in labels.items():
             np.testing.assert_array_equal(store[cut_id], expected)
+
+
+def test_what_fails_on_one_rank_ends_both_with_its_sentence(
+    manifests: Path, train_cuts: CutSet, tmp_path: Path
+) -> None:
+    cuts = sorted(copy.deepcopy(list(train_cuts)), key=lambda cut: cut.id)
+    [source] = cuts[SHARD].recording.sources  # of the second shard, which the second process labels
+    damaged = tmp_path / Path(source.source).name
+    content = Path(source.source).read_bytes()
+    damaged.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    cuts[SHARD].recording.sources = [replace(source, source=str(damaged))]
+    write_manifest(cuts, tmp_path / "train.jsonl.gz")
+    (tmp_path / "small_shards.py").write_text(SMALL_SHARDS)
+    with pytest.raises(AssertionError, match=rf"hubert: {cuts[SHARD].id}: .*cannot be read|ends at") as ended:
+        two_processes(
+            tmp_path,
+            str(tmp_path / "small_shards.py"),
+            "fit",
+            *("--config", str(ROOT / "configs/pretrain/small.yaml")),
+            *("--config", str(ROOT / "tests/smoke.yaml")),
+            f"--data.init_args.train=[{tmp_path / 'train.jsonl.gz'}]",
+            "--data.init_args.validation=null",
+            "--iterations=[{features: mfcc, clusters: 20, max_frames: 100, max_steps: 2}]",
+            *on_two("ddp"),
+            f"--output={tmp_path / 'run'}",
+        )
+    assert "Traceback" not in str(ended.value)
 
 
 def test_fine_tuning_takes_its_steps(finetuning: Path) -> None:

@@ -120,6 +120,12 @@ def test_the_sample_is_uniform_and_of_the_size_asked_for(train_cuts: CutSet) -> 
     assert len(everything) == total
 
 
+def test_a_sample_that_no_memory_holds_is_refused(train_cuts: CutSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 20}.__getitem__)
+    with pytest.raises(ValueError, match=r"a sample of \d+ frames takes .* lower max_frames"):
+        sample_frames(mfcc_extractor(), list(train_cuts), 10**6, 0, batch_frames=500)
+
+
 def test_the_sample_is_the_same_for_any_number_of_ranks_and_any_order(train_cuts: CutSet) -> None:
     def sample(cuts: list[Cut], world_size: int, batch_frames: int) -> Tensor:
         parts = [
