@@ -13,6 +13,7 @@ from torch import nn
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.datamodule import PretrainingData
+from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.experiment import HubertCLI
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
@@ -30,6 +31,7 @@ SCRATCH = {
     ROOT / "configs/demo-scratch.yaml": FINETUNING[3],
 }
 SIZES = sorted((ROOT / "configs/size").glob("*.yaml"))
+CLUSTERS = sorted((ROOT / "configs/clusters").glob("*.yaml"))
 
 
 def name(path: Path) -> str:
@@ -59,7 +61,7 @@ def assert_runs_alone(kept: Path) -> None:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH} == set((ROOT / "configs").rglob("*.yaml"))
+    assert {*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH, *CLUSTERS} == set((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING], ids=name)
@@ -81,6 +83,29 @@ def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
         model = parsed(*args).config.fit.model.init_args
         assert {key: model.encoder[key] for key in asked["encoder"]} == asked["encoder"]
         assert model.final_dim == asked["final_dim"]
+
+
+@pytest.mark.parametrize("clusters", CLUSTERS, ids=name)
+def test_a_row_of_the_cluster_table_takes_real_steps(clusters: Path, manifests: Path, tmp_path: Path) -> None:
+    [asked] = yaml.safe_load(clusters.read_text())["iterations"]
+    assert asked["max_steps"] == 100_000
+    layers = [ROOT / "configs/pretrain/base.yaml", clusters, ROOT / "tests/smoke.yaml"]
+    iteration = asked | {"max_frames": 5000, "max_steps": 2}
+    main(
+        [
+            "fit",
+            *(f"--config={layer}" for layer in layers),
+            f"--iterations=[{json.dumps(iteration)}]",
+            f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+            f"--output={tmp_path / 'run'}",
+        ]
+    )
+    run = tmp_path / "run" / "iteration1"
+    streams = LabelStore(run / "labels").source.clusters
+    sizes = asked["clusters"] if isinstance(asked["clusters"], list) else [asked["clusters"]]
+    assert list(streams) == sizes * len(asked.get("parts", [None]))
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 2
 
 
 SIZES_OF_TORCHAUDIO = {
