@@ -1,0 +1,154 @@
+"""Relabelling as we do it against dump, fit and apply, as the reference does, with one encoder on the same audio.
+
+    uv run hubert demo --minutes 60 --steps 1 --output demo     # makes an hour of speech
+    uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz
+    uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz --memory 1 20
+
+Prints seconds of each part, the ratio of the wholes, and the bytes of features that came to lie on disk. With
+`--memory`, relabels the manifest so many times over, each in a process of its own, and prints the peak memory.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+
+from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, assign
+from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.data.labels import LabelSource, begin_store, finish_store, shard_size, write_shard
+from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.extraction import Extractor, all_layers_extractor, extract, sample_frames
+from hubert_lightning.frames import num_frames
+from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.relabelling import assign_clusters
+
+SMALL = EncoderConfig(conv_channels=64, dim=128, num_layers=2, num_heads=4, ffn_dim=512, pos_kernel=32)
+BATCH_FRAMES = 1000
+
+
+@contextmanager
+def timed(what: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - start
+
+
+def second_layer(encoder: HubertEncoder) -> Extractor:
+    whole = all_layers_extractor(encoder)
+    return Extractor(lambda *batch: whole.features(*batch)[:, :, 1], "layer 2", (encoder.config.dim,))
+
+
+def ours(encoder: HubertEncoder, cuts: list[Cut], clusters: int, max_frames: int, folder: Path) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    extractor = second_layer(encoder)
+    with timed("sample", seconds):
+        rows, _ = sample_frames(extractor, cuts, max_frames, 0, batch_frames=BATCH_FRAMES)
+    with timed("fit", seconds):
+        centroids = KMeans().fit(rows, clusters, 0)
+    with timed("encode, assign, write", seconds):
+        source = LabelSource("layer 2", "k", "m", (clusters,))
+        size = shard_size(len(cuts))
+        shards = [cuts[start : start + size] for start in range(0, len(cuts), size)]
+        begin_store(folder, source)
+        labels = assign_clusters(extractor, [(slice(None), centroids)], shards, BATCH_FRAMES)
+        for shard, of in enumerate(labels):
+            write_shard(folder, shard, of)
+        finish_store(folder, source, len(shards))
+    return seconds
+
+
+@torch.no_grad()
+def dump_fit_apply(
+    encoder: HubertEncoder, cuts: list[Cut], clusters: int, max_frames: int, folder: Path
+) -> tuple[dict[str, float], int]:
+    """The three programs of the reference, without the time that they take to start."""
+    seconds: dict[str, float] = {}
+    features = folder / "features.npy"
+    lengths = [num_frames(cut.num_samples) for cut in cuts]
+    with timed("dump", seconds):
+        dumped = np.lib.format.open_memmap(features, "w+", np.float32, (sum(lengths), encoder.config.dim))
+        end = 0
+        for cut, length in zip(cuts, lengths, strict=True):
+            dumped[end : end + length] = encoder.features(read_waveform(cut)[None], layer=2)[0].numpy()
+            end += length
+        dumped.flush()
+    with timed("fit", seconds):
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.permutation(len(dumped))[:max_frames])
+        centroids = ScikitKMeans().fit(torch.from_numpy(np.load(features, mmap_mode="r")[chosen]), clusters, 0)
+    with timed("apply", seconds):
+        rows, end = np.load(features, mmap_mode="r"), 0
+        with (folder / "train.km").open("w") as file:
+            for length in lengths:
+                found = assign(torch.from_numpy(np.array(rows[end : end + length])), centroids)
+                file.write(" ".join(map(str, found.tolist())) + "\n")
+                end += length
+    return seconds, features.stat().st_size
+
+
+def cost_of_assigning(encoder: HubertEncoder, cuts: list[Cut], clusters: int) -> float:
+    """Share of the time of encoding that assigning adds to it; the two take turns."""
+    encoding = assigning = 0.0
+    centroids = torch.randn(clusters, encoder.config.dim)
+    start = time.perf_counter()
+    for _, _, features in extract(second_layer(encoder), [cuts], BATCH_FRAMES, "encode"):
+        encoding += time.perf_counter() - start
+        start = time.perf_counter()
+        assign(features, centroids)
+        assigning += time.perf_counter() - start
+        start = time.perf_counter()
+    return assigning / encoding
+
+
+def repeated(cuts: list[Cut], times: int) -> list[Cut]:
+    return [cut.with_id(f"{copy}-{cut.id}") for copy in range(times) for cut in cuts]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--clusters", type=int, default=500)
+    parser.add_argument("--max_frames", type=int, default=100_000)
+    parser.add_argument("--memory", type=int, nargs="*", default=[])
+    parser.add_argument("--times", type=int, default=0, help="only ours, the manifest so many times over")
+    args = parser.parse_args()
+    if args.memory:
+        for times in args.memory:
+            alone = [sys.executable, __file__, "--manifest", str(args.manifest), "--times", str(times)]
+            more = ["--clusters", str(args.clusters), "--max_frames", str(args.max_frames)]
+            subprocess.run([*alone, *more], check=True)
+        return
+    torch.manual_seed(0)
+    encoder, cuts = HubertEncoder(SMALL).eval(), list(read_manifest(args.manifest))
+    settings = (args.clusters, args.max_frames)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if args.times:
+            cuts = repeated(cuts, args.times)
+            hours = sum(cut.duration for cut in cuts) / 3600
+            seconds = sum(ours(encoder, cuts, *settings, folder).values())
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(f"{hours:.1f} h, {len(cuts)} utterances: {seconds:.0f} s, peak memory {peak:.0f} MiB", flush=True)
+            return
+        hours = sum(cut.duration for cut in cuts) / 3600
+        print(f"{hours:.2f} h, {args.clusters} clusters of {args.max_frames} frames, {torch.get_num_threads()} threads")
+        mine = ours(encoder, cuts, *settings, folder / "labels")
+        theirs, size = dump_fit_apply(encoder, cuts, *settings, folder)
+        for name, parts, on_disk in (("ours", mine, 0), ("dump, fit, apply", theirs, size)):
+            words = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in parts.items())
+            print(f"{name}: {sum(parts.values()):.1f} s ({words}), {on_disk / 1e6:.0f} MB of features on disk")
+        print(f"ours is {sum(theirs.values()) / sum(mine.values()):.2f} times as fast")
+        print(f"assigning costs {100 * cost_of_assigning(encoder, cuts[:200], args.clusters):.1f} % of encoding")
+
+
+if __name__ == "__main__":
+    main()
