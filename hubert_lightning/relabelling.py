@@ -151,7 +151,7 @@ class Relabel(Callback):
                 )
             return False
 
-        if not together(there):
+        if not on_rank_zero(trainer, there):
             rows, index = together(
                 lambda: sample_frames(
                     extractor,
@@ -253,11 +253,11 @@ def together(work: Callable[[], T]) -> T:
     result, failure = None, None
     try:
         result = work()
-    except ValueError as error:
+    except Exception as error:  # whatever it is, the other ranks must hear of it
         failure = error
     if dist.is_initialized():
         failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, None if failure is None else str(failure))
+        dist.all_gather_object(failures, None if failure is None else str(failure) or repr(failure))
         if failure is None and (first := next(filter(None, failures), None)):
             raise ValueError(first)
     if failure is not None:

@@ -6,6 +6,7 @@ model is trained.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ from hubert_lightning.extraction import (
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+
+log = logging.getLogger(__name__)
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 
@@ -114,6 +117,10 @@ def layer_quality(
     for cut in aligned:
         check_alignment(cut)
     cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed)
+    if len(cuts) < 2:
+        raise ValueError(
+            "one utterance: K-means is fitted on one half of the utterances and judged on the other; give two"
+        )
     phones = [_frame_phones(cut)[of] for cut, of in zip(cuts, chosen, strict=True)]
     if aligned:  # pauses that no phone covers say nothing
         chosen = [of[named != ""] for of, named in zip(chosen, phones, strict=True)]
@@ -191,8 +198,13 @@ class LayerQuality(Callback):
         extractor = all_layers_extractor(encoder, trainer.precision_plugin.forward_context)
         training = encoder.training
         encoder.eval()
-        layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
-        encoder.train(training)
+        try:
+            layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
+        except ValueError as error:  # too few frames, or features that diverged: no reason to end the run
+            log.warning("no clusters of layers at step %d: %s", trainer.global_step, error)
+            return
+        finally:
+            encoder.train(training)
         numbers = {
             f"layer{number}/{name}": float(value)
             for number, of in enumerate(layers, start=1)

@@ -74,7 +74,7 @@ class KMeans:
         least, each = SEEDING_ROWS
         seeding = sample.gather(max(least, each * num_clusters))
         seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
-        centroids = min(seeded, key=lambda pair: pair[0])[1]
+        centroids = sample.of_first_rank(min(seeded, key=lambda pair: pair[0])[1])
         if self.batch_frames is not None and self.batch_frames < sample.total:
             return self._mini_batches(sample, seeding, centroids)
         size = len(seeding)
@@ -220,6 +220,12 @@ class _Sample:
             parts = (self.rows[part] for part in self.order[start:end].to(self.rows.device).split(rows))
         return (part.to(self.device, non_blocking=True).float() for part in parts)
 
+    def of_first_rank(self, values: Tensor) -> Tensor:
+        """The same on every rank, though sums on their GPUs may be rounded in another order."""
+        if self.group is not None:
+            dist.broadcast(values, group=self.group, group_src=0)
+        return values
+
     def _sum(self, values: Tensor) -> Tensor:
         if self.group is not None:
             dist.all_reduce(values, group=self.group)
@@ -288,12 +294,22 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
 
 
 def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> None:
-    """Write the centroids of every stream and where they come from; the file appears whole or not at all."""
+    """Write the centroids of every stream and where they come from; the file appears whole or not at all.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
-    part.write_bytes(save(tensors, metadata=source))
-    os.replace(part, path)
+    try:
+        part.write_bytes(save(tensors, metadata=source))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror}); make room and run the same command again"
+        ) from error
 
 
 def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
