@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hubert_lightning.frames import HOP, WINDOW, num_frames
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
+from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder, PositionalConvolution
 from hubert_lightning.model.pretrained import from_transformers
 
 NO_DROPOUT: dict[str, Any] = {
@@ -319,6 +319,16 @@ def test_crops_on_the_frame_grid_have_the_frames_of_the_whole(first: int, num_sa
     waveform = audio(1, 8000)
     crop = encoder.local_features(waveform[:, first * HOP :][:, :num_samples])
     assert_close(crop, encoder.local_features(waveform)[:, first : first + crop.shape[1]])
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 8, 12, 16, 48])
+def test_positions_in_bfloat16_are_those_in_float32_but_for_rounding(channels: int) -> None:
+    positions = PositionalConvolution(EncoderConfig(dim=16 * channels, num_heads=1, pos_kernel=32))
+    x = torch.randn(2, 124, 16 * channels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = positions(x).float()
+    exact = positions(x)
+    assert (rounded - exact).norm() < 0.01 * exact.norm()  # bfloat16 keeps 8 bits: 0.4 %
 
 
 def test_each_utterance_is_normalized_over_its_own_samples() -> None:

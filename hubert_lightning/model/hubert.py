@@ -281,7 +281,16 @@ class PositionalConvolution(nn.Module):
         """(batch, frames, dim) → (batch, frames, dim)"""
         frames = x.shape[1]
         # An even kernel makes one frame too many, the last
-        return F.gelu(self.conv(x.transpose(1, 2))[..., :frames].transpose(1, 2))
+        return F.gelu(self._convolved(x.transpose(1, 2))[..., :frames].transpose(1, 2))
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        if x.device.type != "cpu" or conv.in_channels // conv.groups >= 16:
+            return conv(x)
+        # torch 2.13 on processors with AMX: in bfloat16, narrower groups come out as something else altogether
+        with torch.autocast("cpu", enabled=False):
+            weight, bias = conv.weight.float(), conv.bias.float()
+            return F.conv1d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups).type_as(x)
 
 
 class TransformerLayer(nn.Module):
