@@ -3,6 +3,7 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +26,12 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
 
 Each has its own help: hubert fit --help
 """
+
+
+# What torch says of an error that a process which reads audio raised
+FROM_A_WORKER = re.compile(
+    r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)".*\nValueError: (?P<sentence>.+?)\s*', re.DOTALL
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -64,9 +71,10 @@ def _meant_for_the_user(error: BaseException | None) -> BaseException | None:
     Ours name the thing, the fact and the way out; others need their traceback.
     """
     while error is not None:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        if isinstance(error, ValueError) and Path(last.filename).is_relative_to(Path(__file__).parent):
-            return error
+        raised = FROM_A_WORKER.fullmatch(str(error))
+        file = raised["file"] if raised else traceback.extract_tb(error.__traceback__)[-1].filename
+        if isinstance(error, ValueError) and Path(file).is_relative_to(Path(__file__).parent):
+            return ValueError(raised["sentence"]) if raised else error
         error = error.__cause__ or error.__context__
     return None
 

@@ -26,8 +26,10 @@ from torch import Tensor
 
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.clustering.mfcc import Part
+from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
 from hubert_lightning.parser import SentenceParser
+from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
 
@@ -222,6 +224,9 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
         raise ValueError(
             f"trainer.max_steps is {config.trainer.max_steps}, but each entry of iterations has its own; set it there"
         )
+    if any(iteration.layer == "best" for iteration in config.iterations):
+        data = config.data.init_args
+        check_phones(read_manifest(data.validation or data.train))
     for number, iteration in enumerate(config.iterations, start=1):
         _check_iteration(iteration, number, config.model.init_args.encoder.num_layers)
         one = copy.deepcopy(config)

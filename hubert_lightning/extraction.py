@@ -52,8 +52,8 @@ class Piece(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """A function from audio to features, its name, which only equal functions share, the shape of one frame's, and
-    the device that computes them."""
+    """A function from audio to features, what labels made of them are said to come from, the shape of one frame's,
+    and the device that computes them."""
 
     features: Features
     name: str
@@ -101,7 +101,7 @@ def all_layers_extractor(
             return torch.stack(encoder.all_layers(waveform.to(device), _padded(length, device), alone=True), dim=2)
 
     shape = (len(encoder.layers), encoder.config.dim)
-    return Extractor(features, f"all layers of encoder {encoder_fingerprint(encoder)}", shape, device)
+    return Extractor(features, "all layers of an encoder", shape, device)
 
 
 def _padded(length: Tensor, device: torch.device) -> Tensor | None:
@@ -145,10 +145,14 @@ def extract(
         generator=torch.Generator(),  # leaves the numbers alone that training draws
     )
     hours = sum(cut.duration for cuts in groups for cut in cuts) / 3600
-    with _progress() as progress, torch.no_grad():
+    with _progress() as progress:
         task = progress.add_task(what, total=hours, began=perf_counter())
-        for (number, pieces), (waveform, length) in zip(batches, loader, strict=True):
-            for piece, rows in zip(pieces, extractor.features(waveform, length), strict=True):
+        for (number, pieces), read in zip(batches, loader, strict=True):
+            if isinstance(read, ValueError):
+                raise read
+            with torch.no_grad():
+                features = extractor.features(*read)
+            for piece, rows in zip(pieces, features, strict=True):
                 yield number, piece, rows[piece.start - piece.first : piece.end - piece.first]
                 progress.advance(task, (piece.end - piece.start) * HOP / SAMPLE_RATE / 3600)
 
@@ -163,20 +167,30 @@ def sample_frames(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    local_ranks: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """A uniform sample of the frames of randomly chosen utterances, four times as much audio as is kept.
 
     Neighbouring frames are alike, so they come from more utterances than would be enough; not from all, since a large
-    corpus would then be encoded twice. Which frames they are depends on the seed and on the cuts' ids alone.
+    corpus would then be encoded twice. Which frames they are depends on the seed, the cuts and how many are asked for.
 
-    returns: (about max_frames / world_size, dim) float32, and the place of each row in the sample of all ranks
+    local_ranks: how many ranks share this machine's memory
+    returns:     (about max_frames / world_size, dim) float32, and the place of each row in the sample of all ranks
+
+    Raises:
+        ValueError: More than this machine's memory holds.
     """
     cuts, chosen = choose_frames(cuts, max_frames, seed)
     ends = np.cumsum([len(frames) for frames in chosen])
     mine = range(rank, len(cuts), world_size)
     places = [torch.arange(int(ends[place]) - len(chosen[place]), int(ends[place])) for place in mine]
     rows = chosen_features(
-        extractor, [cuts[place] for place in mine], [chosen[place] for place in mine], batch_frames, num_workers
+        extractor,
+        [cuts[place] for place in mine],
+        [chosen[place] for place in mine],
+        batch_frames,
+        num_workers,
+        local_ranks=local_ranks,
     )
     return rows, torch.cat([torch.empty(0, dtype=torch.long), *places])
 
@@ -204,10 +218,15 @@ def chosen_features(
     batch_frames: int,
     num_workers: int = 0,
     dtype: torch.dtype = torch.float32,
+    local_ranks: int = 1,
 ) -> Tensor:
-    """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU."""
+    """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU.
+
+    Raises:
+        ValueError: More than the machine's memory holds, of which each of `local_ranks` takes as much.
+    """
     starts = np.cumsum([0, *(len(frames) for frames in chosen)])
-    _check_memory(int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
+    _check_memory(local_ranks * int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
     rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
     for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
         frames = chosen[piece.place]
@@ -222,7 +241,7 @@ def _check_memory(rows: int, bytes_of_row: int) -> None:
     if rows * bytes_of_row > 0.9 * memory:
         raise ValueError(
             f"a sample of {rows} frames takes {rows * bytes_of_row / 1e9:.0f} GB, and this machine has "
-            f"{memory / 1e9:.0f}; lower max_frames, or share the work among more processes"
+            f"{memory / 1e9:.0f}; lower max_frames, or share the work among more machines"
         )
 
 
@@ -243,8 +262,9 @@ def _frames(cuts: Sequence[Cut], piece: Piece) -> int:
     return min(num_frames(cuts[piece.place].num_samples), LONGEST)
 
 
-class _Waveforms(Dataset[tuple[Tensor, Tensor]]):
-    """Batch number → waveform (batch, samples), zeros after the end, and length (batch,)."""
+class _Waveforms(Dataset[tuple[Tensor, Tensor] | ValueError]):
+    """Batch number → waveform (batch, samples), zeros after the end, and length (batch,); or what was wrong, since an
+    error that a worker raises arrives as its traceback."""
 
     def __init__(self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]]) -> None:
         self.groups, self.batches = groups, batches
@@ -252,9 +272,12 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | ValueError:
         group, pieces = self.batches[number]
-        waveforms = [self._read(self.groups[group][piece.place], piece) for piece in pieces]
+        try:
+            waveforms = [self._read(self.groups[group][piece.place], piece) for piece in pieces]
+        except ValueError as error:
+            return ValueError(str(error))
         length = torch.tensor([len(waveform) for waveform in waveforms])
         return pad_sequence(waveforms, batch_first=True), length
 

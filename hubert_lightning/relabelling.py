@@ -8,7 +8,7 @@ assigned and forgotten. All ranks of the run share both passes.
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby, product
+from itertools import groupby, islice, product
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from hubert_lightning.clustering.kmeans import (
     save_kmeans,
 )
 from hubert_lightning.clustering.mfcc import PARTS, Part
-from hubert_lightning.data.alignment import phones_of
+from hubert_lightning.data.alignment import check_alignment, phones_of
 from hubert_lightning.data.datamodule import PretrainingData
 from hubert_lightning.data.labels import (
     LabelSource,
@@ -85,6 +85,8 @@ class Relabel(Callback):
         self.clusters = [clusters] if isinstance(clusters, int) else clusters
         self.parts, self.max_frames, self.seed = parts, max_frames, seed
         self.kmeans = kmeans or KMeans()
+        if not self.clusters or not all(2 <= number <= 2**16 for number in self.clusters):
+            raise ValueError(f"clusters {self.clusters}: each K-means has from 2 to 65536; change clusters")
         if (features == "mfcc") != (layer is None):
             raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
         if parts and features != "mfcc":
@@ -97,6 +99,8 @@ class Relabel(Callback):
         if not isinstance(data, PretrainingData):
             raise ValueError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
         folder = Path(trainer.default_root_dir)
+        for cut in _judged(data):
+            check_alignment(cut)
         extractor = self._extractor(trainer, data)
         centroids = self._centroids(trainer, data, folder / "kmeans.safetensors", extractor)
         # Sorted, so that a shard holds the same utterances in whatever order the manifests are named
@@ -117,7 +121,7 @@ class Relabel(Callback):
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         best = self.layer == "best"
         layer = on_rank_zero(trainer, lambda: self._best_layer(trainer, data)) if best else int(self.layer)
-        return layer_extractor(self.features, layer, device, precision)
+        return together(lambda: layer_extractor(self.features, layer, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
         return best_layer(
@@ -162,6 +166,7 @@ class Relabel(Callback):
                     num_workers=data.num_workers,
                     rank=trainer.global_rank,
                     world_size=trainer.world_size,
+                    local_ranks=trainer.num_devices,
                 )
             )
             device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
@@ -203,16 +208,15 @@ class Relabel(Callback):
 
         together(write)
         if missing or not finished:
-            on_rank_zero(trainer, lambda: self._report(finish_store(folder, source, len(shards)), cuts))
+            on_rank_zero(trainer, lambda: self._report(finish_store(folder, source, len(shards)), _judged(data)))
         return LabelStore(folder)
 
-    def _report(self, store: LabelStore, cuts: Sequence[Cut]) -> None:
+    def _report(self, store: LabelStore, judged: Sequence[Cut]) -> None:
         """Say what the new labels are worth, where phones tell."""
-        if any(phones_of(cut) for cut in cuts):
-            qualities = [phone_quality(cuts, store, of.clusters, number) for number, of in enumerate(self.streams)]
-            for of in qualities:
-                numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
-                log.warning(f"labels of {store.source.features}: {numbers}", *of)
+        for number, stream in enumerate(self.streams if judged else []):
+            numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
+            quality = phone_quality(judged, store, stream.clusters, number)
+            log.warning(f"labels of {store.source.features}, {stream.clusters} clusters: {numbers}", *quality)
 
 
 def assign_clusters(
@@ -226,14 +230,21 @@ def assign_clusters(
 
     streams: the columns of the features that a stream sees, and its centroids (clusters, dim)
     """
+    streams = [(columns, centroids.to(extractor.device)) for columns, centroids in streams]
     for number, pieces in groupby(extract(extractor, groups, max_frames, "labels", num_workers), key=itemgetter(0)):
         cuts = groups[number]
         labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
         for _, piece, features in pieces:
             for stream, (columns, centroids) in enumerate(streams):
-                clusters = assign(features[:, columns], centroids.to(features.device))
+                clusters = assign(features[:, columns], centroids)
                 labels[cuts[piece.place].id][stream, piece.start : piece.end] = clusters.cpu().numpy()
         yield labels
+
+
+def _judged(data: PretrainingData) -> list[Cut]:
+    """Utterances whose phones tell what labels are worth: those to validate on, or some to train on."""
+    judged = [cut for cut in data.validation_cuts if phones_of(cut)]
+    return judged or list(islice((cut for cut in data.train_cuts if phones_of(cut)), 1000))
 
 
 def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:

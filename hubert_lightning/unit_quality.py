@@ -5,11 +5,10 @@ those between. `hubert quality` shows it, `layer: best` acts on it, and the `Lay
 model is trained.
 """
 
+import hashlib
 import json
-import logging
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from rich.table import Table
 from hubert_lightning.clustering.kmeans import KMeans, assign
 from hubert_lightning.clustering.quality import Quality, frame_phones, joint_counts
 from hubert_lightning.data.alignment import check_alignment, phones_of
+from hubert_lightning.data.datamodule import PretrainingData
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.extraction import (
@@ -33,11 +33,10 @@ from hubert_lightning.extraction import (
     chosen_features,
     mfcc_extractor,
 )
+from hubert_lightning.files import write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
-
-log = logging.getLogger(__name__)
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 
@@ -67,9 +66,9 @@ def quality(
     [of_mfcc] = layer_quality(mfcc_extractor(), cuts, clusters, max_frames, seed)
     results = {"mfcc": of_mfcc} | {f"layer {number}": of for number, of in enumerate(layers, start=1)}
     best = _best(layers)
-    output.mkdir(parents=True, exist_ok=True)
     numbers = {name: _numbers(of) for name, of in results.items()}
-    (output / "quality.json").write_text(json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2))
+    kept = json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2)
+    write_whole(output / "quality.json", kept.encode())
     _draw(results, clusters, output / "quality.png")
     console = Console()
     console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
@@ -113,28 +112,37 @@ def layer_quality(
     Raises:
         ValueError: Fewer than two utterances, or fewer frames than clusters; phones that run past their audio.
     """
-    aligned = [cut for cut in cuts if phones_of(cut)]
-    for cut in aligned:
-        check_alignment(cut)
-    cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed)
-    if len(cuts) < 2:
-        raise ValueError(
-            "one utterance: K-means is fitted on one half of the utterances and judged on the other; give two"
-        )
-    phones = [_frame_phones(cut)[of] for cut, of in zip(cuts, chosen, strict=True)]
-    if aligned:  # pauses that no phone covers say nothing
-        chosen = [of[named != ""] for of, named in zip(chosen, phones, strict=True)]
-    phone = np.concatenate([named[named != ""] if aligned else named for named in phones])
-    fit = np.concatenate([np.full(len(of), place % 2 == 0) for place, of in enumerate(chosen)])
+    cuts, chosen, phone, fit = _sample(cuts, clusters, max_frames, seed)
     rows = chosen_features(extractor, cuts, chosen, BATCH_FRAMES, num_workers, torch.float16)
     rows = rows[:, None] if rows.ndim == 2 else rows  # (rows, layers, dim)
     fitted, judged = torch.from_numpy(fit), torch.from_numpy(~fit)
     results = []
     for layer in range(rows.shape[1]):
         centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed, device=extractor.device)
-        found = assign(rows[judged, layer].to(extractor.device), centroids).cpu().numpy()
+        found = assign(rows[judged, layer].to(centroids.device), centroids).cpu().numpy()
         results.append(_of(phone[~fit], found, clusters))
     return results
+
+
+def _sample(
+    cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int
+) -> tuple[list[Cut], list[np.ndarray], np.ndarray, np.ndarray]:
+    """The cuts that are judged, which frames of each, and of all these frames the phone and whether K-means sees it."""
+    aligned = [cut for cut in cuts if phones_of(cut)]
+    for cut in aligned:
+        check_alignment(cut)
+    cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed)
+    phones = [_frame_phones(cut)[of] for cut, of in zip(cuts, chosen, strict=True)]
+    if aligned:  # pauses that no phone covers say nothing
+        chosen = [of[named != ""] for of, named in zip(chosen, phones, strict=True)]
+    phone = np.concatenate([named[named != ""] if aligned else named for named in phones])
+    fit = np.concatenate([np.full(len(of), place % 2 == 0) for place, of in enumerate(chosen)])
+    if fit.sum() < clusters or fit.all():
+        raise ValueError(
+            f"{len(cuts)} utterances to judge layers by, with {fit.sum()} frames to fit {clusters} clusters on and "
+            f"{(~fit).sum()} to judge them by; give more utterances, ask for fewer clusters, or leave LayerQuality out"
+        )
+    return cuts, chosen, phone, fit
 
 
 def best_layer(
@@ -152,13 +160,10 @@ def best_layer(
     Raises:
         ValueError: No cut has phones.
     """
-    if not any(phones_of(cut) for cut in cuts):
-        raise ValueError(
-            "layer: best compares clusters with phones, but no utterance to validate on has any; add them "
-            "(`hubert prepare alignments`), or name a layer"
-        )
+    check_phones(cuts)
     encoder = load_encoder(path).to(device)
-    settings = {"encoder": encoder_fingerprint(encoder), "clusters": clusters, "seed": seed}
+    phones = hashlib.sha256(json.dumps([(cut.id, phones_of(cut)) for cut in cuts]).encode()).hexdigest()[:16]
+    settings = {"encoder": encoder_fingerprint(encoder), "phones": phones, "clusters": clusters, "seed": seed}
     if record.exists():
         known = json.loads(record.read_text())
         if known["settings"] == settings:
@@ -166,13 +171,23 @@ def best_layer(
     layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
     Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
     best = _best(layers)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    part = record.with_suffix(".part")
     numbers = {f"layer {number}": _numbers(of) for number, of in enumerate(layers, start=1)}
-    part.write_text(json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2))
-    os.replace(part, record)
+    write_whole(record, json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2).encode())
     assert best is not None
     return best
+
+
+def check_phones(cuts: Iterable[Cut]) -> None:
+    """Refuse to choose the best layer where nothing tells which it is.
+
+    Raises:
+        ValueError: No cut has phones.
+    """
+    if not any(phones_of(cut) for cut in cuts):
+        raise ValueError(
+            "layer: best compares clusters with phones, but no utterance to validate on has any; add them "
+            "(`hubert prepare alignments`), or name a layer"
+        )
 
 
 class LayerQuality(Callback):
@@ -189,6 +204,13 @@ class LayerQuality(Callback):
     def __init__(self, clusters: int = 100, max_frames: int = 50_000, seed: int = 0) -> None:
         self.clusters, self.max_frames, self.seed = clusters, max_frames, seed
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PretrainingData):
+            raise ValueError("LayerQuality judges a model while it is pre-trained; remove it from trainer.callbacks")
+        if len(data.validation_cuts):  # what would fail at the first validation fails now
+            _sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -198,15 +220,10 @@ class LayerQuality(Callback):
         extractor = all_layers_extractor(encoder, trainer.precision_plugin.forward_context)
         training = encoder.training
         encoder.eval()
-        try:
-            layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
-        except ValueError as error:  # too few frames, or features that diverged: no reason to end the run
-            log.warning("no clusters of layers at step %d: %s", trainer.global_step, error)
-            return
-        finally:
-            encoder.train(training)
+        layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
+        encoder.train(training)
         numbers = {
-            f"layer{number}/{name}": float(value)
+            f"val/layer{number}_{name}": float(value)
             for number, of in enumerate(layers, start=1)
             for name, value in _numbers(of).items()
             if value is not None

@@ -101,10 +101,12 @@ def test_fit_is_the_same_for_the_same_seed(kmeans):
     assert torch.equal(kmeans.fit(features, 5, seed=3), kmeans.fit(features, 5, seed=3))
 
 
-def test_rows_in_half_precision_on_another_device_are_taken_in_chunks():
-    features = torch.from_numpy(rows(3000))
-    half = KMeans().fit(features.half(), 20, seed=0, device=torch.device("cpu"))
-    torch.testing.assert_close(half, KMeans().fit(features.half().float(), 20, seed=0))
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_in_half_precision_are_taken_in_chunks(monkeypatch, device):
+    monkeypatch.setattr("hubert_lightning.clustering.kmeans.DISTANCES", 20 * 300)
+    features = torch.from_numpy(rows(20_000, 8))
+    half = KMeans().fit(features.half(), 20, seed=0, device=torch.device(device))
+    torch.testing.assert_close(half.cpu(), KMeans().fit(features.half().float(), 20, seed=0))
 
 
 def test_an_empty_cluster_moves_to_where_no_centroid_is_near():
@@ -124,7 +126,7 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 rows = torch.load(f"{folder}/rows.pt")
 index = torch.arange(len(rows))
-index = index[index % 3 % 2 == rank]
+index = index[index % 3 % 2 == rank] if sys.argv[4:] != ["one"] else index[: len(index) * (rank == 0)]
 try:
     centroids = KMeans(**eval(sys.argv[3])).fit(rows[index], 50, 0, index=index, group=dist.group.WORLD)
     torch.save(centroids, f"{folder}/{rank}.pt")
@@ -135,11 +137,11 @@ dist.destroy_process_group()
 """
 
 
-def fitted_on_two(folder: Path, features: Tensor, options: str = "{}") -> list[str]:
+def fitted_on_two(folder: Path, features: Tensor, options: str = "{}", dealt: str = "unevenly") -> list[str]:
     torch.save(features, folder / "rows.pt")
     command = [sys.executable, "-c", FIT_ON_TWO]
     processes = [
-        subprocess.Popen([*command, str(rank), str(folder), options], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), str(folder), options, dealt], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     said = [process.communicate(timeout=120)[0] for process in processes]
@@ -147,10 +149,12 @@ def fitted_on_two(folder: Path, features: Tensor, options: str = "{}") -> list[s
     return said
 
 
-@pytest.mark.parametrize("options", ["{}", "{'batch_frames': 500}"])
-def test_two_ranks_find_the_centroids_that_one_finds(tmp_path, options):
-    features = torch.from_numpy(make_blobs(5000, 16, centers=60, cluster_std=1.0, random_state=0)[0]).float()
-    fitted_on_two(tmp_path, features, options)
+@pytest.mark.parametrize("dealt", ["unevenly", "one"])
+@pytest.mark.parametrize("options", ["{}", "{'batch_frames': 5000}"])
+def test_two_ranks_find_the_centroids_that_one_finds(tmp_path, options, dealt):
+    # More rows than the seeds are chosen from, so that the ranks' sums are added up
+    features = torch.from_numpy(make_blobs(20_000, 16, centers=60, cluster_std=1.0, random_state=0)[0]).float()
+    fitted_on_two(tmp_path, features, options, dealt)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, KMeans(**ast.literal_eval(options)).fit(features, 50, 0))
@@ -168,9 +172,22 @@ def test_fit_refuses_fewer_frames_than_clusters(kmeans):
         kmeans.fit(torch.from_numpy(rows(4)), 5, seed=0)
 
 
-def test_fit_refuses_fewer_different_frames_than_clusters():
+@named
+def test_fit_refuses_fewer_different_frames_than_clusters(kmeans):
     with pytest.raises(ValueError, match="only 4 of 5 clusters found frames of their own among 80"):
-        KMeans().fit(torch.from_numpy(rows(4)).repeat(20, 1), 5, seed=0)
+        kmeans.fit(torch.from_numpy(rows(4)).repeat(20, 1), 5, seed=0)
+
+
+def test_fit_finds_the_frames_among_much_silence():
+    features = torch.cat([torch.zeros(100_000, 4), torch.from_numpy(rows(1000, 4))])
+    centroids = KMeans().fit(features, 200, seed=0)
+    assert len(assign(features, centroids).unique()) > 190
+
+
+def test_small_mini_batches_keep_the_seeds_that_they_have_not_met():
+    features = torch.from_numpy(make_blobs(12_000, 16, centers=300, cluster_std=1.5, random_state=0)[0]).float()
+    seeds_alone = inertia(features, KMeans(max_rounds=1).fit(features[:8192], 300, seed=0))
+    assert inertia(features, KMeans(batch_frames=300).fit(features, 300, seed=0)) < seeds_alone
 
 
 @named

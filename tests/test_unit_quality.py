@@ -133,28 +133,27 @@ def test_validation_logs_every_layer(manifests: Path, dev_cuts: CutSet, tmp_path
     trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0, validation=[validation]))
     header, *rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     for layer in (1, 2):
-        assert (f"layer{layer}/pnmi" in header) == aligned
-        values = [row[header.index(f"layer{layer}/perplexity")] for row in rows]
+        assert (f"val/layer{layer}_pnmi" in header) == aligned
+        values = [row[header.index(f"val/layer{layer}_perplexity")] for row in rows]
         assert sum(value != "" for value in values) == 2
 
 
-def test_one_utterance_is_refused(encoder: HubertEncoder, dev_cuts: CutSet) -> None:
-    with pytest.raises(ValueError, match="one utterance: K-means is fitted on one half"):
+def test_too_few_utterances_or_frames_are_refused(encoder: HubertEncoder, dev_cuts: CutSet) -> None:
+    with pytest.raises(ValueError, match=r"1 utterances to judge layers by, with .* and 0 to judge them by"):
         layer_quality(all_layers_extractor(encoder), list(dev_cuts)[:1], 10)
+    with pytest.raises(ValueError, match="frames to fit 50000 clusters on"):
+        layer_quality(all_layers_extractor(encoder), list(dev_cuts), 50_000)
 
 
-def test_validation_goes_on_where_there_are_too_few_frames(
-    manifests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_validation_could_not_judge_is_refused_before_the_first_step(manifests: Path, tmp_path: Path) -> None:
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_steps=2,
-        val_check_interval=1,
         accelerator="cpu",
         logger=False,
         callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=50_000)],
         enable_progress_bar=False,
     )
-    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
-    assert trainer.global_step == 2
-    assert "no clusters of layers at step 2" in caplog.text
+    with pytest.raises(ValueError, match="frames to fit 50000 clusters on"):
+        trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+    assert trainer.global_step == 0

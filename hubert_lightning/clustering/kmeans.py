@@ -6,7 +6,6 @@ the second is the reference's, on one processor.
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
+
+from hubert_lightning.files import write_whole
 
 DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
 SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
@@ -71,8 +72,7 @@ class KMeans:
         """
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
-        least, each = SEEDING_ROWS
-        seeding = sample.gather(max(least, each * num_clusters))
+        seeding = _seeding_rows(sample, num_clusters)
         seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
         centroids = sample.of_first_rank(min(seeded, key=lambda pair: pair[0])[1])
         if self.batch_frames is not None and self.batch_frames < sample.total:
@@ -104,7 +104,7 @@ class KMeans:
         """Web-scale K-means (Sculley 2010): a centroid is the mean of all rows that were ever assigned to it."""
         assert self.batch_frames is not None
         seen = torch.zeros(len(centroids), dtype=torch.float64, device=centroids.device)
-        batches = max(sample.total // self.batch_frames, 1)
+        batches = math.ceil(sample.total / self.batch_frames)
         best = math.inf
         for _ in range(self.max_rounds):
             inertias = []
@@ -112,8 +112,9 @@ class KMeans:
                 sums, counts, inertia = sample.round(centroids, self.batch_frames, batch * self.batch_frames)
                 seen += counts
                 step = (sums - counts[:, None] * centroids) / seen.clamp(min=1)[:, None]
-                centroids = _filled(centroids + step, seen, seeding)
+                centroids = centroids + step
                 inertias.append(float(inertia))
+            centroids = _filled(centroids, seen, seeding)
             if best - sum(inertias) < self.tolerance * sum(inertias):
                 break
             best = sum(inertias)
@@ -121,7 +122,7 @@ class KMeans:
 
 
 class ScikitKMeans:
-    """`MiniBatchKMeans` of scikit-learn with the settings of the reference, on the processor of one rank."""
+    """`MiniBatchKMeans` of scikit-learn with the settings of the reference, on the processor of the first rank."""
 
     def fit(
         self,
@@ -133,11 +134,20 @@ class ScikitKMeans:
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """As `KMeans.fit`; with a group, the rows of all ranks are gathered first, so they must fit one memory."""
+        """As `KMeans.fit`; with a group, each rank gathers the rows of all, so they must fit one memory."""
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
         # float64: scikit-learn converts float32 block by block, for every distance, and takes twice as long
-        gathered = sample.gather(sample.total).cpu().double().numpy()
+        gathered = sample.gather(sample.total)
+        centroids = gathered.new_zeros(num_clusters, gathered.shape[1])
+        if group is None or dist.get_rank(group) == 0:
+            centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
+        sample.of_first_rank(centroids)
+        if (different := len(centroids.unique(dim=0))) < num_clusters:
+            raise ValueError(_too_few(different, num_clusters, sample.total))
+        return centroids
+
+    def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int) -> Tensor:
         kmeans = MiniBatchKMeans(  # fairseq learn_kmeans
             num_clusters,
             init="k-means++",
@@ -150,7 +160,7 @@ class ScikitKMeans:
             compute_labels=False,
             random_state=seed,
         )
-        return torch.from_numpy(kmeans.fit(gathered).cluster_centers_).float()
+        return torch.from_numpy(kmeans.fit(rows).cluster_centers_)
 
 
 class _Sample:
@@ -165,6 +175,8 @@ class _Sample:
         device: torch.device | None,
     ) -> None:
         self.rows, self.group, self.device = rows.detach(), group, device or rows.device
+        if self.device.type == "mps":  # has no float64
+            self.rows, self.device = self.rows.cpu(), torch.device("cpu")
         self.total = int(self._sum(torch.tensor(len(rows), device=self.device)))
         index = torch.arange(len(rows)) if index is None else index
         order = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))
@@ -246,38 +258,50 @@ def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor) -> Tensor:
     return centroids
 
 
+def _seeding_rows(sample: _Sample, num_clusters: int) -> Tensor:
+    """Enough of the sample for the seeds to be chosen from: (rows, dim) float32, the same on every rank."""
+    least, each = SEEDING_ROWS
+    size = max(least, each * num_clusters)
+    while True:
+        rows = sample.gather(size)
+        different = len(rows.unique(dim=0))
+        if different >= num_clusters:
+            return rows
+        if size >= sample.total:
+            raise ValueError(_too_few(different, num_clusters, sample.total))
+        size *= GROWTH
+
+
+def _too_few(different: int, num_clusters: int, total: int) -> str:
+    return (
+        f"only {different} of {num_clusters} clusters found frames of their own among {total}: the others are alike; "
+        "ask for fewer clusters, or look for silence"
+    )
+
+
 def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii 2007), of several candidates the one that lowers the inertia most.
 
-    rows:    (n, dim) float32
+    rows:    (n, dim) float32, no fewer different ones than clusters
     returns: (clusters, dim) float32
-
-    Raises:
-        ValueError: Fewer different rows than clusters.
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = 2 + int(math.log(num_clusters))  # as scikit-learn
-    draws = torch.rand(num_clusters, candidates, generator=generator, dtype=torch.float64).to(rows.device)
+    draws = torch.rand(num_clusters, candidates, generator=generator, dtype=torch.float64)
     x = rows - rows.mean(dim=0)  # small norms: less rounding
     norms = x.square().sum(dim=1)
     chosen = torch.empty(num_clusters, dtype=torch.long, device=rows.device)
     chosen[0] = torch.randint(len(rows), (), generator=generator)
     smallest = torch.cdist(x, x[chosen[:1]]).square()[:, 0]
     for number in range(1, num_clusters):
-        ladder = smallest.double().cumsum(dim=0)
-        drawn = torch.searchsorted(ladder, draws[number] * ladder[-1]).clamp(max=len(rows) - 1)
+        ladder = smallest.cpu().double().cumsum(dim=0)  # on a GPU, its rounding is another each time
+        drawn = torch.searchsorted(ladder, draws[number] * ladder[-1]).clamp(max=len(rows) - 1).to(rows.device)
         distances = (norms + norms[drawn][:, None] - 2 * (x[drawn] @ x.T)).clamp(min=0)  # (candidates, n)
         distances[torch.arange(candidates, device=rows.device), drawn] = 0
         smaller = torch.minimum(smallest, distances)
         best = smaller.sum(dim=1).argmin()
         chosen[number], smallest = drawn[best], smaller[best]
-    seeds = rows[chosen]
-    if (different := len(seeds.unique(dim=0))) < num_clusters:
-        raise ValueError(
-            f"only {different} of {num_clusters} clusters found frames of their own among {len(rows)}: the others are "
-            "alike; ask for fewer clusters, or look for silence"
-        )
-    return seeds
+    return rows[chosen]
 
 
 def assign(features: Tensor, centroids: Tensor) -> Tensor:
@@ -299,17 +323,8 @@ def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> 
     Raises:
         ValueError: The disk is full, or cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
-    try:
-        part.write_bytes(save(tensors, metadata=source))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); make room and run the same command again"
-        ) from error
+    write_whole(path, save(tensors, metadata=source))
 
 
 def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:

@@ -72,6 +72,8 @@ class PretrainingData(LightningDataModule):
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
             return
+        if self.labels is not None:
+            self.labels.verify()
         train = read_manifest(self.manifests["train"])
         if self.manifests["validation"]:
             self.validation_cuts = read_manifest(self.manifests["validation"])

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import fingerprint, read_manifest
+from hubert_lightning.files import replacing, write_whole
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 
 SUFFIXES = (".km", ".txt", ".jsonl")
@@ -36,23 +37,24 @@ def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
     _check_suffix(out)
     labels, cuts = LabelStore(store), list(read_manifest(manifest))
     labels.check(cuts, labels.source.clusters)
-    out.parent.mkdir(parents=True, exist_ok=True)
     streams = len(labels.source.clusters)
     paths = [out]
     if out.suffix != ".jsonl" and streams > 1:
         paths = [out.with_suffix(f".{stream}{out.suffix}") for stream in range(streams)]
     if out.suffix == ".km":
         _write_tsv(cuts, out.with_suffix(".tsv"))
+    if out.suffix == ".txt" and (spaced := next((cut.id for cut in cuts if len(cut.id.split()) != 1), None)):
+        raise ValueError(f"{spaced}: Kaldi's text cannot hold an id with spaces; export to .jsonl")
     with ExitStack() as files:
-        opened = [files.enter_context(path.open("w")) for path in paths]
+        opened = [files.enter_context(replacing(path)) for path in paths]
         for cut in cuts:
             clusters = labels[cut.id].tolist()
             if out.suffix == ".jsonl":
-                opened[0].write(json.dumps({"id": cut.id, "clusters": clusters}) + "\n")
+                opened[0].write((json.dumps({"id": cut.id, "clusters": clusters}) + "\n").encode())
                 continue
             for file, ids in zip(opened, clusters, strict=True):
                 words = map(str, ids if out.suffix == ".km" else [cut.id, *ids])
-                file.write(" ".join(words) + "\n")
+                file.write((" ".join(words) + "\n").encode())
     return paths
 
 
@@ -90,6 +92,10 @@ def import_labels(
         clusters: Number of clusters of each stream.
         hop: Samples from one label to the next: 160 for labels of MFCCs at 100 a second, every other of which is kept.
     """
+    if not labels or (len(labels) > 1 and any(path.suffix == ".jsonl" for path in labels)):
+        raise ValueError(
+            f"{len(labels)} files of labels: give one .jsonl, which has all streams, or a .km or .txt for each stream"
+        )
     for path in labels:
         _check_suffix(path)
         if not path.is_file():
@@ -141,19 +147,25 @@ def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """id → (streams, labels) of every utterance."""
-    with path.open() as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-                yield row["id"], np.array(row["clusters"], dtype=np.int64)
+                name, clusters = row["id"], np.array(row["clusters"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: no labels ({error}); correct or remove it") from error
+            if clusters.ndim != 2 or clusters.dtype.kind != "i":
+                raise ValueError(
+                    f'{path}, line {number}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; '
+                    "correct it"
+                )
+            yield name, clusters
 
 
 def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut]) -> Iterator[tuple[str, np.ndarray]]:
     """id → (streams, labels) of every utterance, in the order of the files, of which each has one stream."""
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open()) for path in paths]
+        files = [stack.enter_context(path.open(encoding="utf-8", errors="replace")) for path in paths]
         places = zip_longest(cuts, *files) if paths[0].suffix == ".km" else zip_longest(*files)
         for number, lines in enumerate(places, start=1):
             if None in lines:
@@ -179,13 +191,14 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut]) -> Iterator[tuple[str
 def _write_tsv(cuts: Sequence[Cut], path: Path) -> None:
     rows = ["/"]
     for cut in cuts:
-        [source] = cut.recording.sources
-        if cut.start or cut.duration != cut.recording.duration or source.type != "file":
+        source, *others = cut.recording.sources
+        if others or cut.start or cut.duration != cut.recording.duration or source.type != "file":
             raise ValueError(
-                f"{cut.id}: a piece of a longer recording, which fairseq's manifest cannot say; export to .jsonl"
+                f"{cut.id}: a piece of a longer recording, or none of one file, which fairseq's manifest cannot say; "
+                "export to .jsonl"
             )
         rows.append(f"{Path(source.source).resolve().relative_to('/')}\t{cut.num_samples}")
-    path.write_text("\n".join(rows) + "\n")
+    write_whole(path, ("\n".join(rows) + "\n").encode())
 
 
 def _check_suffix(path: Path) -> None:

@@ -10,7 +10,7 @@ tells which process wrote it, or when: an interrupted store ends as the same byt
 import json
 import logging
 import mmap
-import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -23,11 +23,13 @@ from zlib import crc32
 import numpy as np
 from lhotse.cut import Cut
 
+from hubert_lightning.files import write_whole
 from hubert_lightning.frames import HOP, num_frames
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
+SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy(\.part)?")
 MOST_SHARDS = 512  # each that is read keeps a file open
 
 
@@ -56,13 +58,25 @@ def shard_size(num_cuts: int) -> int:
 
 
 def begin_store(folder: Path, source: LabelSource) -> None:
-    """Make room for a store; labels of another source that lie in the folder are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make room for a store; labels of another source that lie in the folder are removed.
+
+    Raises:
+        ValueError: The folder holds something else, more clusters than 16 bits can name, or a disk that is full.
+    """
+    if not source.clusters or not all(2 <= clusters <= 2**16 for clusters in source.clusters):
+        raise ValueError(
+            f"labels of {list(source.clusters)} clusters: each stream has from 2 to 65536; change clusters"
+        )
     if _read_json(folder / "source.json") == _described(source):
         return
-    for old in [folder / "store.json", folder / "index.npy", *folder.glob("[0-9]*")]:
-        old.unlink(missing_ok=True)
-    _write(folder / "source.json", json.dumps(_described(source)).encode())
+    if folder.exists():
+        there = list(folder.iterdir()) if folder.is_dir() else [folder]
+        if not (folder / "source.json").exists() and not all(file.suffix == ".part" for file in there):
+            raise ValueError(f"{folder}: holds something else than labels; choose another folder")
+        shards = [file for file in there if SHARD_FILE.fullmatch(file.name)]
+        for old in [folder / "store.json", folder / "index.npy", *shards]:
+            old.unlink(missing_ok=True)
+    write_whole(folder / "source.json", json.dumps(_described(source)).encode())
 
 
 def finished_shards(folder: Path, source: LabelSource) -> set[int]:
@@ -79,6 +93,12 @@ def finished_shards(folder: Path, source: LabelSource) -> set[int]:
             log.warning("%s; it is made again", error)
             index.unlink()
             (folder / "store.json").unlink(missing_ok=True)
+    if (folder / "store.json").exists():
+        try:
+            LabelStore(folder).verify_index()
+        except ValueError as error:
+            log.warning("%s; it is closed again", error)
+            (folder / "store.json").unlink()
     return finished
 
 
@@ -94,8 +114,8 @@ def write_shard(folder: Path, shard: int, clusters: Mapping[str, np.ndarray]) ->
     index[2, :-1] = [of.shape[1] for of in clusters.values()]
     index[:2, -1] = crc32(labels.tobytes()), crc32(index[:, :-1].tobytes())
     name = f"{shard:05d}"
-    _write(folder / f"{name}.npy", _npy(labels))
-    _write(folder / f"{name}.index.npy", _npy(index))
+    write_whole(folder / f"{name}.npy", _npy(labels))
+    write_whole(folder / f"{name}.index.npy", _npy(index))
 
 
 def finish_store(folder: Path, source: LabelSource, num_shards: int) -> "LabelStore":
@@ -116,14 +136,14 @@ def finish_store(folder: Path, source: LabelSource, num_shards: int) -> "LabelSt
     joined = np.ascontiguousarray(joined[:, np.lexsort((joined[1], joined[0]))])
     if same := int((joined[:2, 1:] == joined[:2, :-1]).all(axis=0).sum()):
         raise ValueError(f"{folder}: {same} utterances have the id of another; give each an id of its own and relabel")
-    _write(folder / "index.npy", _npy(joined))
+    write_whole(folder / "index.npy", _npy(joined))
     about = _described(source) | {
         "bytes": sizes,
         "checksums": checksums,
         "index_checksum": crc32(joined.tobytes()),
         "histogram": [counts.tolist() for counts in histogram],
     }
-    _write(folder / "store.json", json.dumps(about).encode())
+    write_whole(folder / "store.json", json.dumps(about).encode())
     return LabelStore(folder)
 
 
@@ -213,6 +233,10 @@ class LabelStore:
         """
         for shard in range(len(self._shards)):
             _check_shard(self.path, shard, self._checksums[shard])
+        self.verify_index()
+
+    def verify_index(self) -> None:
+        """Read where every utterance's labels are; raises as `verify` does."""
         if crc32(np.ascontiguousarray(self._index).tobytes()) != self._index_checksum:
             raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
 
@@ -298,20 +322,3 @@ def _npy(array: np.ndarray) -> memoryview:
     file = BytesIO()  # np.save into a file does not say why it failed
     np.save(file, array)
     return file.getbuffer()
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    """Under another name first, and on the disk before it is renamed: the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); what was finished before is kept, so make room and run the "
-            "same command again"
-        ) from error
