@@ -55,7 +55,7 @@ def main() -> None:
         store = LabelStore(folder)
         opened = time.perf_counter() - start
         ids = [str(number) for number in np.random.default_rng(0).integers(args.utterances, size=args.reads)]
-        for round_ in ("cold", "warm"):
+        for round_ in ("first", "second"):
             start = time.perf_counter()
             for cut_id in ids:
                 labels = store[cut_id][0]

@@ -1,6 +1,8 @@
 """What a user types, from the first command to a word error rate, and what they see when something is wrong."""
 
+import copy
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,11 +15,12 @@ import soundfile
 import torch
 import yaml
 from conftest import RECORDINGS, ROOT, needs_recordings
+from lhotse import CutSet
 
 from hubert_lightning.cli import main
 from hubert_lightning.clustering.kmeans import load_kmeans
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.manifest import read_manifest, write_manifest
 
 SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
 SMOKE_FINETUNE = [
@@ -218,6 +221,43 @@ def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path:
     shorter = iterations.replace("100000", str(steps + 2))
     main([*command, shorter])
     assert json.loads((newest.parent / "metrics.json").read_text())["steps"] == steps + 2
+
+
+# `hubert fit` with shards of two utterances, each written after a moment
+SLOW_SHARDS = """
+import time
+from hubert_lightning import relabelling
+from hubert_lightning.cli import main
+write_shard = relabelling.write_shard
+def write_slowly(folder, shard, clusters):
+    write_shard(folder, shard, clusters)
+    time.sleep(1)
+relabelling.shard_size, relabelling.write_shard = lambda cuts: 2, write_slowly
+main()
+"""
+
+
+def test_labels_whose_making_was_killed_end_as_the_same_bytes(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["fit", *SMOKE, *speech(manifests)]
+    killed, whole = (tmp_path / name for name in ("killed", "whole"))
+    labels = killed / "iteration1" / "labels"
+    process = subprocess.Popen([sys.executable, "-c", SLOW_SHARDS, *command, f"--output={killed}"])
+    try:
+        while process.poll() is None and not (labels / "00001.index.npy").exists():
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (labels / "store.json").exists()
+    kept = (labels / "00000.npy").stat().st_mtime_ns
+    monkeypatch.setattr("hubert_lightning.relabelling.shard_size", lambda cuts: 2)
+    for output in (killed, whole):
+        main([*command, f"--output={output}"])
+    assert (labels / "00000.npy").stat().st_mtime_ns == kept
+    files = {path.name: path.read_bytes() for path in labels.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (whole / "iteration1" / "labels").iterdir()}
 
 
 @needs_recordings
@@ -509,3 +549,37 @@ def test_validating_a_walk_asks_which_iteration(
 def test_testing_a_run_that_was_never_fitted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     error = refused(capsys, "test", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path}")
     assert "holds no best.ckpt or last.ckpt; fit first" in error
+
+
+def test_the_best_of_layers_without_phones_is_refused_before_anything_is_trained(
+    manifests: Path, dev_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_manifest([cut.drop_alignments() for cut in dev_cuts], tmp_path / "dev.jsonl.gz")
+    said = refused(
+        capsys,
+        *("fit", *SMOKE, f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]"),
+        f"--data.init_args.validation=[{tmp_path / 'dev.jsonl.gz'}]",
+        f"--output={tmp_path / 'run'}",
+        "--iterations=[{clusters: 20, max_steps: 2}, {features: previous, layer: best, clusters: 20, max_steps: 2}]",
+    )
+    assert "layer: best compares clusters with phones, but no utterance to validate on has any" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_process_that_reads_audio_says_is_one_sentence(
+    pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cut, *others = copy.deepcopy(list(train_cuts))
+    [source] = cut.recording.sources
+    (tmp_path / "damaged.flac").write_bytes(Path(source.source).read_bytes()[:2000])
+    cut.recording.sources = [dataclasses.replace(source, source=str(tmp_path / "damaged.flac"))]
+    write_manifest([cut, *others], tmp_path / "train.jsonl.gz")
+    said = refused(
+        capsys,
+        *("fit", *SMOKE, f"--data.init_args.train=[{tmp_path / 'train.jsonl.gz'}]", "--iterations=[]"),
+        *("--data.init_args.validation=null", f"--data.init_args.labels={pretraining / 'iteration1' / 'labels'}"),
+        *("--model.init_args.num_clusters=20", "--trainer.max_steps=50", "--trainer.limit_val_batches=0"),
+        *("--trainer.val_check_interval=null", "--data.init_args.num_workers=1", f"--output={tmp_path / 'run'}"),
+    )
+    assert said.startswith(f"hubert: {cut.id}: ")
+    assert "Traceback" not in said

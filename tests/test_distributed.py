@@ -190,6 +190,7 @@ def test_what_fails_on_one_rank_ends_both_with_its_sentence(
             *("--config", str(ROOT / "tests/smoke.yaml")),
             f"--data.init_args.train=[{tmp_path / 'train.jsonl.gz'}]",
             "--data.init_args.validation=null",
+            "--data.init_args.num_workers=1",
             "--iterations=[{features: mfcc, clusters: 20, max_frames: 100, max_steps: 2}]",
             *on_two("ddp"),
             f"--output={tmp_path / 'run'}",

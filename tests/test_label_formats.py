@@ -116,6 +116,40 @@ def test_km_of_another_number_of_lines_is_refused(store: Path, manifests: Path, 
         import_labels(files, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7])
 
 
+@pytest.mark.parametrize("clusters", [[1, 2], [[1.5, 2.0]], [["a"]], 3])
+def test_json_that_lists_no_streams_of_integers_is_named(clusters: object, manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "units.jsonl").write_text(json.dumps({"id": "x", "clusters": clusters}) + "\n")
+    with pytest.raises(ValueError, match=r'units\.jsonl, line 1: "clusters" is not a list of integers for each stream'):
+        import_labels([tmp_path / "units.jsonl"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])
+
+
+def test_import_leaves_a_folder_alone_that_holds_something_else(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "units.km").write_text("1\n")
+    (tmp_path / "10h.jsonl.gz").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else than labels; choose another folder"):
+        import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path, [50])
+    assert (tmp_path / "10h.jsonl.gz").read_text() == "mine"
+
+
+def test_more_clusters_than_16_bits_name_are_refused(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "units.km").write_text("1\n")
+    with pytest.raises(ValueError, match=r"labels of \[70000\] clusters: each stream has from 2 to 65536"):
+        import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [70_000])
+
+
+def test_kaldi_has_no_ids_with_spaces(labels: dict[str, np.ndarray], dev_cuts: CutSet, tmp_path: Path) -> None:
+    [cut, *_] = dev_cuts
+    source = LabelSource("mfcc", "k", "m", (50, 7))
+    begin_store(tmp_path / "store", source)
+    write_shard(tmp_path / "store", 0, {"my talk.wav": labels[cut.id]})
+    finish_store(tmp_path / "store", source, 1)
+    write_manifest([cut.with_id("my talk.wav")], tmp_path / "talks.jsonl.gz")
+    with pytest.raises(
+        ValueError, match=r"my talk\.wav: Kaldi's text cannot hold an id with spaces; export to \.jsonl"
+    ):
+        export_labels(tmp_path / "store", [tmp_path / "talks.jsonl.gz"], tmp_path / "units.txt")
+
+
 def test_a_damaged_line_of_json_is_named(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "units.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
     with pytest.raises(ValueError, match=r"units\.jsonl, line 1: no labels \('clusters'\)"):

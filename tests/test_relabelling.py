@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from lhotse import CutSet
+from lhotse import CutSet, SupervisionSegment
 from lightning import Trainer
 from test_pretraining import a_model, a_trainer, some_data
 
@@ -206,3 +207,48 @@ def test_relabel_is_refused_in_a_fine_tuning_run(manifests: Path, tmp_path: Path
     data = TranscribedData(train=[manifests / "finetune.jsonl.gz"])
     with pytest.raises(ValueError, match="Relabel makes labels for PretrainingData"):
         trainer.fit(CTCFinetuning(encoder=TINY), datamodule=data)
+
+
+def test_a_damaged_index_is_made_again(
+    run: Path, manifests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relabel = Relabel(clusters=20, max_frames=3000)
+    relabelled(run, manifests, tmp_path, relabel)
+    index = tmp_path / "labels" / "index.npy"
+    before = index.read_bytes()
+    index.write_bytes(before[:-60] + bytes([before[-60] ^ 1]) + before[-59:])
+    relabelled(run, manifests, tmp_path, relabel)
+    assert "it is closed again" in caplog.text
+    assert index.read_bytes() == before
+
+
+def test_labels_that_were_damaged_are_not_trained_on(run: Path, manifests: Path, tmp_path: Path) -> None:
+    relabelled(run, manifests, tmp_path, Relabel(clusters=20, max_frames=3000))
+    shard = tmp_path / "labels" / "00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\xff\xff")
+    data = some_data(manifests, num_workers=0, labels=tmp_path / "labels")
+    trainer = Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False)
+    with pytest.raises(ValueError, match=r"00000\.npy: damaged"):
+        trainer.fit(a_model(num_clusters=20), datamodule=data)
+
+
+def test_phones_past_the_audio_are_refused_before_labels_are_made(
+    run: Path, manifests: Path, tmp_path: Path, dev_cuts: CutSet
+) -> None:
+    def stretched(segment: SupervisionSegment) -> SupervisionSegment:
+        phones = (segment.alignment or {})["phone"]
+        return segment.with_alignment("phone", [phone._replace(start=phone.start * 2) for phone in phones])
+
+    cuts = copy.deepcopy(list(dev_cuts))  # lhotse changes an alignment in place
+    write_manifest([cut.map_supervisions(stretched) for cut in cuts], tmp_path / "dev.jsonl.gz")
+    with pytest.raises(ValueError, match="phones end at"):
+        relabelled(
+            run, manifests, tmp_path, Relabel(clusters=20, max_frames=2000), validation=[tmp_path / "dev.jsonl.gz"]
+        )
+    assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize("clusters", [[], 1, [50, 70_000]])
+def test_numbers_of_clusters_that_cannot_be_are_refused(clusters: int | list[int]) -> None:
+    with pytest.raises(ValueError, match="each K-means has from 2 to 65536"):
+        Relabel(clusters=clusters)

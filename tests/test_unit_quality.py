@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_phones_as_clusters_know_everything_and_one_cluster_nothing(dev_cuts: Cu
 
 
 def test_phones_that_run_past_the_audio_are_refused(encoder: HubertEncoder, dev_cuts: CutSet) -> None:
-    cuts = list(dev_cuts)
+    cuts = copy.deepcopy(list(dev_cuts))  # lhotse changes an alignment in place
     long = cuts[0].map_supervisions(lambda segment: segment.with_alignment("phone", stretched(segment)))
     with pytest.raises(ValueError, match=rf"{cuts[0].id}: phones end at"):
         layer_quality(all_layers_extractor(encoder), [long, *cuts[1:]], 10)
