@@ -8,8 +8,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from jsonargparse import CLI
+from jsonargparse import CLI, ArgumentParser
 
 USAGE = """usage: hubert VERB ...
 
@@ -32,6 +33,17 @@ Each has its own help: hubert fit --help
 FROM_A_WORKER = re.compile(
     r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)".*\nValueError: (?P<sentence>.+?)\s*', re.DOTALL
 )
+
+
+class VerbParser(ArgumentParser):
+    """Tells whoever gives one thing where several are wanted to put it in brackets."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        listed = re.search(r'Parser key "(?P<key>[^"]+)"', message)
+        if listed and ("codec can't decode" in message or "Expected a <class 'list'>" in message):
+            _refuse(f"{listed['key']}: a list is wanted, in brackets: '[{listed['key']}]'")
+        super().error(message, ex)
+        raise AssertionError("error does not return")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -60,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _refuse(f"W&B: {error}; or set WANDB_MODE=offline, or choose another trainer.logger")
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str) -> NoReturn:
     print(f"hubert: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -100,6 +112,7 @@ def _prepare(args: list[str]) -> None:
         },
         args=args,
         prog="hubert prepare",
+        parser_class=VerbParser,
     )
 
 
@@ -114,13 +127,14 @@ def _labels(args: list[str]) -> None:
         },
         args=args,
         prog="hubert labels",
+        parser_class=VerbParser,
     )
 
 
 def _quality(args: list[str]) -> None:
     from hubert_lightning.unit_quality import quality
 
-    CLI(quality, args=args, prog="hubert quality")
+    CLI(quality, args=args, prog="hubert quality", parser_class=VerbParser)
 
 
 def _demo(args: list[str]) -> None:

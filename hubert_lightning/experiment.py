@@ -275,7 +275,10 @@ def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None
         except ValueError as error:
             raise ValueError(f"{name}.features: {error}") from error
         if not 1 <= layer <= their_layers:
-            raise ValueError(f"{name} has layer {iteration.layer} of {iteration.features}, which has {their_layers}")
+            raise ValueError(
+                f"{name} has layer {iteration.layer} of {iteration.features}, "
+                f"which has {their_layers}; name one of those"
+            )
     if iteration.max_steps < 1:
         raise ValueError(f"{name}.max_steps is {iteration.max_steps}; take at least one step, or drop the iteration")
     for clusters in _listed(iteration.clusters):

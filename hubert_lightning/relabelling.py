@@ -7,11 +7,11 @@ assigned and forgotten. All ranks of the run share both passes.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,18 +43,21 @@ from hubert_lightning.data.labels import (
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
+from hubert_lightning.ranks import on_rank_zero, together
 from hubert_lightning.unit_quality import best_layer, phone_quality
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Stream(NamedTuple):
     """One labelling of every frame: K-means with so many clusters of some columns of the features."""
 
-    columns: slice
+    part: Part | None
     clusters: int
+
+    @property
+    def columns(self) -> slice:
+        return PARTS[self.part] if self.part else slice(None)
 
 
 class Relabel(Callback):
@@ -111,8 +114,8 @@ class Relabel(Callback):
 
     @property
     def streams(self) -> list[Stream]:
-        parts = [PARTS[part] for part in self.parts] if self.parts else [slice(None)]
-        return [Stream(columns, clusters) for columns, clusters in product(parts, self.clusters)]
+        parts: Sequence[Part | None] = self.parts or [None]
+        return [Stream(part, clusters) for part, clusters in product(parts, self.clusters)]
 
     def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
         if self.features == "mfcc":
@@ -173,13 +176,13 @@ class Relabel(Callback):
             fitted = []
             if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
                 rows = rows.to(device)  # otherwise they go there in chunks, each round
-            for columns, clusters in self.streams:
+            for stream in self.streams:
                 if trainer.is_global_zero:
                     frames = len(rows) * trainer.world_size
-                    log.warning("K-means: %d clusters of about %d frames of %s", clusters, frames, extractor.name)
-                fitted.append(
-                    self.kmeans.fit(rows[:, columns], clusters, self.seed, index=index, group=group, device=device)
-                )
+                    of = stream.part or extractor.name
+                    log.warning("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, of)
+                sample, clusters = rows[:, stream.columns], stream.clusters
+                fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
             on_rank_zero(trainer, lambda: save_kmeans(path, fitted, provenance))
         return load_kmeans(path)[0]
 
@@ -216,7 +219,8 @@ class Relabel(Callback):
         for number, stream in enumerate(self.streams if judged else []):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
-            log.warning(f"labels of {store.source.features}, {stream.clusters} clusters: {numbers}", *quality)
+            of = stream.part or store.source.features
+            log.warning(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
 
 
 def assign_clusters(
@@ -251,26 +255,3 @@ def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:
     """Which shards are there, and whether the store is finished."""
     begin_store(folder, source)
     return finished_shards(folder, source), (folder / "store.json").exists()
-
-
-def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; the others wait for it, and fail if it fails."""
-    result = together(lambda: work() if trainer.is_global_zero else None)
-    return trainer.strategy.broadcast(result)  # type: ignore[return-value]
-
-
-def together(work: Callable[[], T]) -> T:
-    """What `work` returns. If it fails on one rank it fails on all, which would otherwise wait for that one."""
-    result, failure = None, None
-    try:
-        result = work()
-    except Exception as error:  # whatever it is, the other ranks must hear of it
-        failure = error
-    if dist.is_initialized():
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, None if failure is None else str(failure) or repr(failure))
-        if failure is None and (first := next(filter(None, failures), None)):
-            raise ValueError(first)
-    if failure is not None:
-        raise failure
-    return result  # type: ignore[return-value]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,11 @@ from hubert_lightning.extraction import (
     chosen_features,
     mfcc_extractor,
 )
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import replacing, write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.ranks import together
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 
@@ -61,6 +62,7 @@ def quality(
     """
     cuts = list(read_manifest(manifests))
     check_audio(cuts)
+    _sample(cuts, clusters, max_frames, seed)  # what would fail after encoding fails now
     encoder = load_encoder(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     layers = layer_quality(all_layers_extractor(encoder), cuts, clusters, max_frames, seed)
     [of_mfcc] = layer_quality(mfcc_extractor(), cuts, clusters, max_frames, seed)
@@ -69,13 +71,13 @@ def quality(
     numbers = {name: _numbers(of) for name, of in results.items()}
     kept = json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2)
     write_whole(output / "quality.json", kept.encode())
-    _draw(results, clusters, output / "quality.png")
     console = Console()
     console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
     if best is None:
         console.print("no utterance has phones, so nothing tells which layer is best; `hubert prepare alignments`")
     else:
         console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
+    _draw(results, clusters, output / "quality.png")
     console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}")
 
 
@@ -128,6 +130,8 @@ def _sample(
     cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int
 ) -> tuple[list[Cut], list[np.ndarray], np.ndarray, np.ndarray]:
     """The cuts that are judged, which frames of each, and of all these frames the phone and whether K-means sees it."""
+    if not 2 <= clusters <= max_frames:
+        raise ValueError(f"{clusters} clusters of {max_frames} frames: it takes at least 2, and no more than frames")
     aligned = [cut for cut in cuts if phones_of(cut)]
     for cut in aligned:
         check_alignment(cut)
@@ -139,8 +143,8 @@ def _sample(
     fit = np.concatenate([np.full(len(of), place % 2 == 0) for place, of in enumerate(chosen)])
     if fit.sum() < clusters or fit.all():
         raise ValueError(
-            f"{len(cuts)} utterances to judge layers by, with {fit.sum()} frames to fit {clusters} clusters on and "
-            f"{(~fit).sum()} to judge them by; give more utterances, ask for fewer clusters, or leave LayerQuality out"
+            f"layers cannot be judged by {len(cuts)} of the utterances: {fit.sum()} frames to fit {clusters} clusters "
+            f"on, {(~fit).sum()} to judge them by; give more utterances (or max_frames), or ask for fewer clusters"
         )
     return cuts, chosen, phone, fit
 
@@ -165,9 +169,10 @@ def best_layer(
     phones = hashlib.sha256(json.dumps([(cut.id, phones_of(cut)) for cut in cuts]).encode()).hexdigest()[:16]
     settings = {"encoder": encoder_fingerprint(encoder), "phones": phones, "clusters": clusters, "seed": seed}
     if record.exists():
-        known = json.loads(record.read_text())
-        if known["settings"] == settings:
-            return known["best_layer"]
+        with suppress(json.JSONDecodeError, KeyError):  # damaged: judged again
+            known = json.loads(record.read_text())
+            if known["settings"] == settings:
+                return known["best_layer"]
     layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
     Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
     best = _best(layers)
@@ -212,8 +217,10 @@ class LayerQuality(Callback):
             _sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
+        if not trainer.sanity_checking:
+            together(lambda: self._log(trainer, pl_module) if trainer.is_global_zero else None)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         cuts = list(trainer.datamodule.validation_cuts)  # type: ignore[attr-defined]
         encoder = pl_module.encoder
         assert isinstance(encoder, HubertEncoder)
@@ -276,4 +283,5 @@ def _draw(results: dict[str, Quality], clusters: int, path: Path) -> None:
     usage.set(title=f"Clusters in use, as if alike, of {clusters}", xlabel="layer", ylim=(0, clusters))
     for axes in (shares, usage):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=160)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=160)

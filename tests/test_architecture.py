@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "hubert_lightning"
 MAY_IMPORT = {
     "frames": set(),
     "files": set(),
+    "ranks": {"lightning"},
     "data.*": {"frames", "files", "data.*", "lhotse"},
     "data.datamodule": {"frames", "data.*", "lhotse", "lightning"},
     "model.*": {"frames", "model.*"},
@@ -20,8 +21,18 @@ MAY_IMPORT = {
     "pretraining": {"frames", "model.*", "schedules", "data.batches", "lightning"},
     "finetuning": {"frames", "model.*", "schedules", "decoding", "data.batches", "data.text", "lightning"},
     "extraction": {"frames", "data.audio", "clustering.mfcc", "model.*", "lhotse"},
-    "unit_quality": {"frames", "files", "data.*", "clustering.*", "extraction", "model.*", "lightning", "lhotse"},
-    "relabelling": {"frames", "data.*", "clustering.*", "extraction", "unit_quality", "lightning", "lhotse"},
+    "unit_quality": {
+        "frames",
+        "files",
+        "ranks",
+        "data.*",
+        "clustering.*",
+        "extraction",
+        "model.*",
+        "lightning",
+        "lhotse",
+    },
+    "relabelling": {"frames", "ranks", "data.*", "clustering.*", "extraction", "unit_quality", "lightning", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
         "parser",

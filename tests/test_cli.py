@@ -135,6 +135,22 @@ def test_finished_iterations_are_not_trained_again(
     assert (pretraining / "iteration1" / "last.ckpt").stat().st_mtime_ns == before
 
 
+def test_a_damaged_shard_of_a_finished_run_is_made_again_as_the_sentence_says(
+    pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "iteration1"
+    shutil.copytree(pretraining / "iteration1", run)
+    shard = run / "labels" / "00000.npy"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-2] + b"\xff\xff")
+    said = refused(capsys, "labels", "check", str(run / "labels"))
+    assert f"remove it, also {run / 'metrics.json'}, if the run is finished, and `hubert fit --config" in said
+    shard.unlink()
+    (run / "metrics.json").unlink()
+    main(["fit", "--config", str(run / "config.yaml"), f"--output={run}"])
+    assert shard.read_bytes() == before
+
+
 def test_an_interrupted_walk_goes_on_where_it_stopped(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
     shutil.copytree(pretraining, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "iteration2")

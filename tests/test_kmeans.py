@@ -206,7 +206,10 @@ def test_settings_that_fit_nothing_are_refused(options):
 
 
 def test_a_saved_kmeans_comes_back_with_its_source_and_no_other_file_stays(tmp_path):
-    centroids, source = [torch.from_numpy(rows(10)), torch.from_numpy(rows(4, 13))], {"features": "mfcc", "seed": "0"}
+    centroids, source = (
+        [torch.from_numpy(rows(10)), torch.from_numpy(rows(4, 13))],
+        {"seed": "0", "features": "mfcc", "kmeans": "KMeans"},
+    )
     path = tmp_path / "run" / "kmeans.safetensors"
     save_kmeans(path, [torch.zeros(3, 2)], {})
     save_kmeans(path, centroids, source)
@@ -215,6 +218,9 @@ def test_a_saved_kmeans_comes_back_with_its_source_and_no_other_file_stays(tmp_p
     assert loaded_source == source
     assert kmeans_fingerprint(loaded) == kmeans_fingerprint(centroids)
     assert list(path.parent.iterdir()) == [path]
+    before = path.read_bytes()
+    save_kmeans(path, centroids, dict(reversed(source.items())))
+    assert path.read_bytes() == before
 
 
 def test_a_fingerprint_tells_centroids_apart():

@@ -90,6 +90,7 @@ def shortened(lines: list[str]) -> list[str]:
         (lambda lines: [*lines, "somebody 1 2"], "somebody is not in the manifest, or here twice"),
         (lambda lines: [*lines, lines[0]], "is not in the manifest, or here twice"),
         (lambda lines: [lines[0] + "x", *lines[1:]], "line 1: something that is no cluster"),
+        (lambda lines: [lines[0] + "9" * 30, *lines[1:]], "line 1: something that is no cluster"),
         (lambda lines: [lines[0].rsplit(" ", 1)[0] + " 50", *lines[1:]], "labels from .* to 50 for 50 clusters"),
     ],
 )
@@ -135,6 +136,28 @@ def test_more_clusters_than_16_bits_name_are_refused(manifests: Path, tmp_path: 
     (tmp_path / "units.km").write_text("1\n")
     with pytest.raises(ValueError, match=r"labels of \[70000\] clusters: each stream has from 2 to 65536"):
         import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [70_000])
+
+
+def test_damaged_labels_are_not_exported(store: Path, manifests: Path, tmp_path: Path) -> None:
+    shard = store / "00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\xff\xff")
+    with pytest.raises(ValueError, match=r"00000\.npy: damaged"):
+        export_labels(store, [manifests / "dev.jsonl.gz"], tmp_path / "units.jsonl")
+    assert not (tmp_path / "units.jsonl").exists()
+
+
+def test_utterances_without_labels_are_left_out_and_counted(
+    store: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    both = [manifests / "train.jsonl.gz", manifests / "dev.jsonl.gz"]
+    export_labels(store, both, tmp_path / "units.km")
+    export_labels(store, both[1:], tmp_path / "dev.km")
+    for stream in range(2):
+        assert (tmp_path / f"units.{stream}.km").read_text() == (tmp_path / f"dev.{stream}.km").read_text()
+    assert (tmp_path / "units.tsv").read_text() == (tmp_path / "dev.tsv").read_text()
+    assert "utterances have no labels in" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="made for another manifest"):
+        export_labels(store, both[:1], tmp_path / "train.km")
 
 
 def test_kaldi_has_no_ids_with_spaces(labels: dict[str, np.ndarray], dev_cuts: CutSet, tmp_path: Path) -> None:

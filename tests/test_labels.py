@@ -210,7 +210,7 @@ def test_a_changed_byte_is_found_and_only_its_shard_made_again(
     before = files(tmp_path)
     damaged = tmp_path / "00001.npy"
     damaged.write_bytes(before["00001.npy"][:-1] + bytes([before["00001.npy"][-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"00001\.npy: damaged .* only that shard is made again"):
+    with pytest.raises(ValueError, match=r"00001\.npy: damaged .* remove it, and make the labels again"):
         store.verify()
     assert finished_shards(tmp_path, SOURCE) == {0}
     assert "00001.npy: damaged" in caplog.text

@@ -140,10 +140,10 @@ def test_validation_logs_every_layer(manifests: Path, dev_cuts: CutSet, tmp_path
 
 
 def test_too_few_utterances_or_frames_are_refused(encoder: HubertEncoder, dev_cuts: CutSet) -> None:
-    with pytest.raises(ValueError, match=r"1 utterances to judge layers by, with .* and 0 to judge them by"):
+    with pytest.raises(ValueError, match=r"judged by 1 of the utterances: .*, 0 to judge them by"):
         layer_quality(all_layers_extractor(encoder), list(dev_cuts)[:1], 10)
-    with pytest.raises(ValueError, match="frames to fit 50000 clusters on"):
-        layer_quality(all_layers_extractor(encoder), list(dev_cuts), 50_000)
+    with pytest.raises(ValueError, match="frames to fit 5000 clusters on"):
+        layer_quality(all_layers_extractor(encoder), list(dev_cuts), 5_000)
 
 
 def test_what_validation_could_not_judge_is_refused_before_the_first_step(manifests: Path, tmp_path: Path) -> None:
@@ -152,9 +152,28 @@ def test_what_validation_could_not_judge_is_refused_before_the_first_step(manife
         max_steps=2,
         accelerator="cpu",
         logger=False,
-        callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=50_000)],
+        callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=5_000)],
         enable_progress_bar=False,
     )
-    with pytest.raises(ValueError, match="frames to fit 50000 clusters on"):
+    with pytest.raises(ValueError, match="frames to fit 5000 clusters on"):
         trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
     assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize("option", ["--clusters=1", "--clusters=0", "--max_frames=0"])
+def test_clusters_that_tell_nothing_apart_are_refused(
+    encoder: HubertEncoder, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture, option: str
+) -> None:
+    checkpoint = a_checkpoint(encoder, tmp_path / "a.ckpt")
+    with pytest.raises(SystemExit):
+        main(["quality", str(checkpoint), f"[{manifests / 'dev.jsonl.gz'}]", option, f"--output={tmp_path / 'out'}"])
+    assert "it takes at least 2, and no more than frames" in capsys.readouterr().err
+
+
+def test_a_manifest_without_brackets_is_told_to_be_a_list(
+    encoder: HubertEncoder, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint = a_checkpoint(encoder, tmp_path / "a.ckpt")
+    with pytest.raises(SystemExit):
+        main(["quality", str(checkpoint), str(manifests / "dev.jsonl.gz")])
+    assert capsys.readouterr().err == "hubert: manifests: a list is wanted, in brackets: '[manifests]'\n"

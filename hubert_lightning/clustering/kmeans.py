@@ -5,6 +5,7 @@ the second is the reference's, on one processor.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,7 +325,8 @@ def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> 
         ValueError: The disk is full, or cannot be written to.
     """
     tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
-    write_whole(path, save(tensors, metadata=source))
+    # One key: of several, safetensors writes the order at random
+    write_whole(path, save(tensors, metadata={"source": json.dumps(source, sort_keys=True)}))
 
 
 def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
@@ -337,8 +339,8 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             names = [f"centroids.{stream}" for stream in range(len(file.keys()))]
             if names and sorted(names) == sorted(file.keys()):
-                return [file.get_tensor(name) for name in names], file.metadata() or {}
-    except SafetensorError:
+                return [file.get_tensor(name) for name in names], json.loads((file.metadata() or {})["source"])
+    except (SafetensorError, KeyError):
         pass
     raise ValueError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
 

@@ -29,14 +29,17 @@ SUFFIXES = (".km", ".txt", ".jsonl")
 def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
     """Write the labels of a manifest's utterances as text; the suffix of `out` is the format.
 
+    What has no labels, such as utterances shorter than the `min_duration` of a fit, is left out, and counted.
+
     Args:
         store: Folder of a finished label store.
         manifest: Manifests whose utterances are written, in their order.
         out: A .km (fairseq), .txt (Kaldi) or .jsonl file.
     """
     _check_suffix(out)
-    labels, cuts = LabelStore(store), list(read_manifest(manifest))
-    labels.check(cuts, labels.source.clusters)
+    labels = LabelStore(store)
+    labels.verify()
+    cuts = _labelled(labels, list(read_manifest(manifest)))
     streams = len(labels.source.clusters)
     paths = [out]
     if out.suffix != ".jsonl" and streams > 1:
@@ -68,7 +71,7 @@ def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
     labels = LabelStore(store)
     labels.verify()
     if manifest:
-        labels.check(read_manifest(manifest), labels.source.clusters)
+        _labelled(labels, list(read_manifest(manifest)))
     console = Console()
     source = labels.source
     console.print(f"{store}: {len(labels)} utterances, clusters of {source.features} (K-means {source.kmeans})")
@@ -129,6 +132,20 @@ def import_labels(
     return finish_store(out, source, -(-len(cuts) // size))
 
 
+def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:
+    """The cuts that have labels, which must be right for them; says how many have none."""
+    found = [cut for cut in cuts if cut.id in labels]
+    labels.check(found or cuts, labels.source.clusters)
+    if without := [cut.id for cut in cuts if cut.id not in labels]:
+        Console(stderr=True).print(
+            f"{len(without)} of {len(cuts)} utterances have no labels in {labels.path}, the first is {without[0]}; "
+            "a fit labels none that is shorter than its data.min_duration",
+            markup=False,
+            soft_wrap=True,
+        )
+    return found
+
+
 def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> np.ndarray:
     frames = num_frames(cut.num_samples)
     if ids.shape != (len(clusters), frames):
@@ -152,7 +169,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             try:
                 row = json.loads(line)
                 name, clusters = row["id"], np.array(row["clusters"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise ValueError(f"{path}, line {number}: no labels ({error}); correct or remove it") from error
             if clusters.ndim != 2 or clusters.dtype.kind != "i":
                 raise ValueError(
@@ -182,7 +199,7 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut]) -> Iterator[tuple[str
                 )
             try:
                 yield names.pop(), np.array([line[1:] for line in words], dtype=np.int64)
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise ValueError(
                     f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
                 ) from error

@@ -301,9 +301,11 @@ def _check_shard(folder: Path, shard: int, checksum: int | None = None) -> None:
         raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     expected = int(index[0, -1]) if checksum is None else checksum
     if int(index[0, -1]) != expected or crc32(labels.data) != expected:
+        config, metrics = folder.parent / "config.yaml", folder.parent / "metrics.json"
+        way = f"also {metrics}, if the run is finished, and `hubert fit --config {config}` makes only that shard again"
         raise ValueError(
-            f"{folder / f'{shard:05d}.npy'}: damaged (its checksum is another); remove that file and relabel: only "
-            "that shard is made again"
+            f"{folder / f'{shard:05d}.npy'}: damaged (its checksum is another); remove it, "
+            + (way if config.exists() else "and make the labels again")
         )
 
 

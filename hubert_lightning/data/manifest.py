@@ -92,13 +92,21 @@ def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
 
 
 def write_manifest(cuts: Iterable[Cut], path: Path) -> None:
-    """Write a manifest whole or not at all."""
+    """Write a manifest whole or not at all.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # lhotse compresses by the suffix
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         CutSet(list(cuts)).to_jsonl(unfinished)
         os.replace(unfinished, path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror}); make room, or choose another folder"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

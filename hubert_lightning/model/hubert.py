@@ -285,7 +285,8 @@ class PositionalConvolution(nn.Module):
 
     def _convolved(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if x.device.type != "cpu" or conv.in_channels // conv.groups >= 16:
+        reduced = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
+        if x.device.type != "cpu" or not reduced or conv.in_channels // conv.groups >= 16:
             return conv(x)
         # torch 2.13 on processors with AMX: in bfloat16, narrower groups come out as something else altogether
         with torch.autocast("cpu", enabled=False):
