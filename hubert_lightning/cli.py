@@ -101,13 +101,13 @@ def _lightning(verb: str) -> Callable[[list[str]], None]:
 
 
 def _prepare(args: list[str]) -> None:
-    from hubert_lightning.data import alignment, manifest
+    from hubert_lightning.data import alignment, preparation
 
     CLI(
         {
-            "librispeech": manifest.prepare_librispeech,
-            "librilight": manifest.prepare_librilight,
-            "folder": manifest.prepare_folder,
+            "librispeech": preparation.prepare_librispeech,
+            "librilight": preparation.prepare_librilight,
+            "folder": preparation.prepare_folder,
             "alignments": alignment.prepare_alignments,
         },
         args=args,

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "experiment",
         "demo",
         "unit_quality",
-        "data.manifest",
+        "data.preparation",
         "data.alignment",
         "data.label_formats",
         "data.labels",

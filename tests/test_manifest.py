@@ -14,15 +14,8 @@ from lhotse import CutSet, MonoCut, Recording, RecordingSet
 from lhotse.audio import AudioSource
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.manifest import (
-    check_audio,
-    fingerprint,
-    prepare_folder,
-    prepare_librilight,
-    prepare_librispeech,
-    read_manifest,
-    write_manifest,
-)
+from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifest, write_manifest
+from hubert_lightning.data.preparation import prepare_folder, prepare_librilight, prepare_librispeech
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data"

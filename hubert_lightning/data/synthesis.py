@@ -4,21 +4,14 @@ It is laid out as LibriSpeech is, and its manifests know more than LibriSpeech's
 On one machine the same seed makes the same files, sample by sample.
 """
 
-import ctypes
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, NamedTuple
 
-import espeakng_loader
 import numpy as np
 import soundfile
 import torch
@@ -28,101 +21,17 @@ from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from hubert_lightning.data.espeak import SILENCE, Espeak, Phone, Voice
+from hubert_lightning.data.grammar import sentences, transcript
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 VERSION = 5  # of the corpus: another number when the same parameters make other audio
-SILENCE = "SIL"
 MARKER = "corpus.json"
 SHORTEST, LONGEST = 2.0, 8.0  # seconds of speech in an utterance
 GRID = 0.25  # seconds: recordings last a multiple of it, since a CPU is faster at lengths that recur
 CHAPTER = 25  # utterances
-
-# A symbol becomes one of its lines; {symbol} in a line becomes a line of that symbol. The past tense agrees with any
-# subject. Commas are pauses, and no part of the transcript.
-GRAMMAR = """
-sentence: {clause} | {clause} | {clause} {time} | {clause}, {and} {clause} | {clause}, {and} {clause}
-sentence: {clause} {because} {clause} | {clause} {because} {clause} | {when} {clause}, {clause} | {time}, {clause}
-sentence: {people} {said} that {clause} | {they} {said} {clause}, {and} {clause} | {question} | {question}
-sentence: there was {a_thing} {where}, {and} {clause} | it {was} {adjective}, {and} {clause}
-sentence: {clause}, which {was} {very} {adjective} | if {clause}, {they} {would} {go} {to}
-clause: {people} {did} {things} | {people} {did} {things} | {people} {did} {things} {where} | {they} {did} {things}
-clause: {people} {went} {to} | {they} {went} {to} {how} | {people} {how} {went} {to} | {they} {would} {go} {to}
-clause: {people} {would} {do} {things} | {they} {would} {do} {things} | {they} {would} {do} {things} {where}
-clause: {people} had {ever} {done} {things} | {they} had {ever} been {adjective} | {they} {would} be {adjective}
-clause: the {thing} {was} {very} {adjective} | the {thing} {was} {adjective} and {adjective}
-clause: the {thing} {lay} {where} | {people} gave {things} to {people} | {they} took {things} from {people}
-clause: {people} {felt} {adjective} | the {thing} {was} as {adjective} as the {thing}
-clause: the {person}'s {thing} {lay} {where} | nobody {did} {things} | {they} {went} {number} {measures} {to}
-clause: {people} {lived} {where} | {people} {lived} {where} {how}
-question: why {didnt} {people} {do} {things} | where {didnt} {they} {do} {things} | {didnt} {people} {go} {to}
-question: how {didnt} {they} {do} {things} {where} | when {didnt} {people} {go} {to} | who {did} {things} {where}
-people: the {person} | {this} {person} | the {adjective} {person} | a {person} | {whose} {person} | the {person}s
-people: the {person} and the {person} | {number} {person}s | {some} {adjective} {person}s | the {person}'s {person}
-things: the {thing} | {this} {thing} | a {thing} | {whose} {thing} | the {adjective} {thing} | a {adjective} {thing}
-things: {number} {thing}s | {some} {thing}s | the {person}'s {thing} | the {thing} of {people} | {whose} {thing}s
-a_thing: a {thing} | a {adjective} {thing} | a {thing} and a {thing} | a {adjective} {adjective} {thing}
-where: in the {place} | near the {place} | behind the {place} | under the {thing} | beside {people} | on the {place}
-where: in {whose} {place} | between the {place} and the {place} | at the end of the {place}
-where: in the {adjective} {place}
-to: to the {place} | to the {place} | towards the {place} | across the {place} | through the {adjective} {place}
-to: past the {place} | away from the {place} | into the {place} | with {people} to the {place} | back to {people}
-they: i | you | he | she | we | they | it | she | he | they | everyone
-whose: my | your | his | her | our | their | its
-this: this | that | another | every | the
-some: some | many | all the | most | few | these | those | both | no | several
-number: two | three | four | five | six | seven | eight | nine | ten | eleven | twelve | twenty | thirty | a hundred
-measures: miles | times | steps | days | weeks | nights
-and: and | and | but | and then | so | or | yet
-because: because | while | until | before | after | since | though | as | where
-when: when | if | once | after | before | although | as soon as | because
-said: said | knew | thought | believed | heard | told us | hoped | wrote | agreed | dreamed | was sure | remembered
-was: was | was | wasn't | became | seemed | looked | would be | could be | must be
-very: very | too | so | rather | quite | almost | never | still | always | not
-ever: never | often | always | once | already | just | hardly | only
-would: would | could | should | must | might | will | can | didn't | couldn't | wouldn't | won't | can't
-didnt: did | didn't | could | would | should | couldn't | must | will
-lay: lay | stood | fell | was lost | had been | was hidden | was found | burned | stayed
-felt: felt | was | looked | seemed | grew | became | were never | slept until it was
-lived: lived | worked | slept | waited | sat | danced | sang | played | rested | laughed | prayed | stopped | talked
-how: slowly | quickly | quietly | alone | again | at last | with care | in silence | in haste | together | by chance
-how: gladly | without a word | for a long time | once more | as usual
-time: in the morning | at night | yesterday | last winter | every day | long ago | after dinner | at noon | one day
-time: this evening | in the spring | all summer | on sunday | before dawn | next year | every autumn | that afternoon
-go: go | walk | run | ride | travel | hurry | return | climb | sail | fly | march | creep | come | wander | jump
-went: went | walked | ran | rode | travelled | hurried | returned | climbed | sailed | flew | marched | crept | came
-went: wandered | jumped | turned | moved
-do: find | see | take | bring | carry | break | build | buy | sell | lose | leave | keep | watch | follow | open
-do: close | choose | draw | drop | hold | hide | love | hate | make | need | pull | push | read | share | show | steal
-do: throw | touch | use | want | wash | paint | catch | cut | forget | join | move | shake | give | lift | burn
-do: cover
-did: found | saw | took | brought | carried | broke | built | bought | sold | lost | left | kept | watched | followed
-did: opened | closed | chose | drew | dropped | held | hid | loved | hated | made | needed | pulled | pushed | shared
-did: showed | stole | threw | touched | used | wanted | washed | painted | caught | cut | forgot | joined | moved
-did: shook
-done: found | seen | taken | brought | carried | broken | built | sold | lost | kept | followed | opened | chosen
-done: held | drawn | hidden | loved | made | needed | shared | shown | stolen | touched | used | wanted | caught
-done: forgotten
-person: son | king | queen | friend | girl | boy | mother | father | sister | brother | doctor | teacher | farmer
-person: soldier | captain | judge | lawyer | sailor | painter | poet | stranger | neighbour | uncle | cousin | hunter
-person: baker | driver | singer | writer | student | merchant | servant | priest | prince | giant | aunt | dog | horse
-person: bird | bear | lion | tiger | cat | cow | rabbit | eagle | lady | guest
-thing: book | letter | table | chair | window | door | lamp | ring | coat | hat | shoe | cup | plate | bottle | basket
-thing: boat | ship | wagon | wheel | rope | sail | net | sword | shield | coin | crown | jewel | key | box | clock
-thing: bell | apple | orange | cake | egg | flower | tree | branch | root | seed | stone | cloud | star | song | story
-thing: treasure | picture | name | word | question | answer | dream | secret | promise | plan | game | voice | machine
-thing: engine | tool | hammer | needle | mirror | candle | pillow | blanket | drum | violin | garden | idea | thought
-place: house | garden | street | village | city | river | forest | mountain | valley | island | harbour | bridge
-place: church | school | market | kitchen | hall | tower | castle | field | farm | road | shore | beach | lake
-place: desert | station | museum | library | square | hospital | cellar | camp | cave | ocean | north | south | east
-place: west | world | hill
-adjective: old | young | small | large | great | tall | short | long | dark | bright | black | white | red | green
-adjective: blue | yellow | cold | warm | heavy | light | quiet | loud | strange | happy | sad | angry | clever
-adjective: foolish | brave | poor | rich | kind | cruel | gentle | strong | weak | thin | thick | sharp | soft | hard
-adjective: wet | dry | clean | fresh | sweet | bitter | broken | golden | silver | wooden | empty | full | open
-adjective: hungry | thirsty | tired | useless | pleasant | ancient | modern | famous | beautiful | ordinary
-adjective: dangerous | curious | careful | proud
-"""
+ONSETS = {"the": "D", "a": "@", "an": "@", "been": "b", "was": "w", "were": "w", "have": "h", "it": "I", "many": "m"}
 
 DIALECTS = ["en-us", "en", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland"]
 # espeak-ng's descriptions of throats, by subset: none is in two of them
@@ -135,26 +44,6 @@ THROATS = {
     "test-clean": "m5 f5 pablo shelby boris victor",
 }
 FIRST_SPEAKER = {"train-clean-100": 1001, "dev-clean": 2001, "test-clean": 3001}
-
-
-class Voice(NamedTuple):
-    """A speaker."""
-
-    name: str  # espeak-ng's: dialect+throat
-    rate: int  # words a minute
-    pitch: int  # of espeak-ng's 0 to 99
-    pitch_range: int  # of espeak-ng's 0 to 99
-    level: float  # dB of full scale, root mean square
-    noise: float  # dB below the speech
-
-
-class Phone(NamedTuple):
-    """A phone in what espeak has just said."""
-
-    symbol: str
-    start: float  # seconds
-    end: float
-    position: int  # in the text: the first character of its word
 
 
 def synthesise_corpus(
@@ -231,144 +120,6 @@ def synthesise_corpus(
         write_manifest(listed, out / "manifests" / f"{name}.jsonl.gz")
     _mark(out, parameters, complete=True)
     return out / "manifests"
-
-
-def sentences(seed: int = 0) -> Iterator[str]:
-    """English without end, no sentence twice: lower case, with a comma where a speaker would pause."""
-    lines: dict[str, list[str]] = {}
-    for rule in GRAMMAR.strip().splitlines():
-        symbol, _, choices = rule.partition(": ")
-        lines.setdefault(symbol, []).extend(choices.split(" | "))
-    random = Random(seed)
-    said = set()
-    while True:
-        text = "{sentence}"
-        while "{" in text:
-            text = re.sub(r"{(\w+)}", lambda symbol: random.choice(lines[symbol[1]]), text)
-        text = re.sub(r"\ba (?=[aeiou])", "an ", text)
-        text = re.sub(r"(?<=[^aeiou])ys\b", "ies", text)  # stories
-        text = re.sub(r"xs\b", "xes", text)
-        if text not in said:
-            said.add(text)
-            yield text
-
-
-def transcript(text: str) -> str:
-    """As LibriSpeech writes it: upper-case words, without punctuation."""
-    return " ".join(re.findall(r"[a-z']+", text)).upper()
-
-
-class Espeak:
-    """The espeak-ng library, alone: a copy of it that nobody else in this process has used.
-
-    Its state is global and outlives a voice, so the same text sounds different the second time. Only a copy that is
-    loaded afresh says the same things the same way.
-    """
-
-    def __init__(self) -> None:
-        # espeak-ng truncates paths of more than about 150 characters: it finds its data beside the copy of itself.
-        self.folder = TemporaryDirectory(prefix="espeak", ignore_cleanup_errors=True)
-        self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), self.folder.name))
-        _link(Path(espeakng_loader.get_data_path()), Path(self.folder.name, "espeak-ng-data"))
-        self.rate = self.library.espeak_Initialize(
-            AUDIO_SYNCHRONOUS, 0, os.fsencode(self.folder.name), PHONEME_EVENTS | DO_NOT_EXIT
-        )
-        self.audio: list[np.ndarray] = []
-        self.events: list[tuple[str, int, int]] = []  # phone, sample, position in the text
-        self.callback = _Callback(self._hear)  # the library keeps no reference that Python would count
-        self.library.espeak_SetSynthCallback(self.callback)
-
-    def __enter__(self) -> "Espeak":
-        return self
-
-    def __exit__(
-        self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.library.espeak_Terminate()
-        self.folder.cleanup()
-
-    def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[Phone]]:
-        """16-bit samples at `self.rate`, and the phones that fill them without a gap."""
-        if self.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise ValueError(
-                f"espeak-ng has no voice {voice.name}; install the espeakng-loader that the project asks for"
-            )
-        for parameter, value in [(RATE, voice.rate), (PITCH, voice.pitch), (PITCH_RANGE, voice.pitch_range)]:
-            self.library.espeak_SetParameter(parameter, value, 0)
-        self.library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # of breath
-        self.audio, self.events = [], []
-        characters = text.encode()
-        self.library.espeak_Synth(
-            ctypes.c_char_p(characters), ctypes.c_size_t(len(characters) + 1), 0, BY_CHARACTER, 0, UTF8, None, None
-        )
-        audio = np.concatenate(self.audio)
-        return audio, _phones(self.events, len(audio), self.rate)
-
-    def _hear(self, samples: Any, num_samples: int, events: Any) -> int:
-        if samples and num_samples:
-            self.audio.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-        for event in events:  # an array of unknown length
-            if event.type == LAST_EVENT:
-                break
-            if event.type == PHONEME:
-                self.events.append((event.name.decode("utf-8", "replace"), event.sample, event.text_position))
-        return 0
-
-
-# espeak-ng/speak_lib.h
-AUDIO_SYNCHRONOUS, PHONEME_EVENTS, DO_NOT_EXIT = 2, 0x0001, 0x8000
-RATE, PITCH, PITCH_RANGE = 1, 3, 4
-BY_CHARACTER, UTF8 = 1, 1
-LAST_EVENT, PHONEME = 0, 7
-ONSETS = {"the": "D", "a": "@", "an": "@", "been": "b", "was": "w", "were": "w", "have": "h", "it": "I", "many": "m"}
-RARE_PHONES = {"a#": "@", "VR": "3", "IR": "3"}  # the last vowel of "letter", and vowels of "bird" in Scotland
-
-
-class _Event(ctypes.Structure):
-    """espeak_EVENT, for phonemes: the union at its end is a name of up to eight bytes."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 8),
-    ]
-
-
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-
-
-def _link(data: Path, there: Path) -> None:
-    try:
-        there.symlink_to(data, target_is_directory=True)
-    except OSError:  # Windows reserves links for administrators
-        shutil.copytree(data, there)
-
-
-def _phones(events: list[tuple[str, int, int]], num_samples: int, rate: int) -> list[Phone]:
-    """Each phone lasts until the next; links between words have no sound of their own and lengthen what they follow."""
-    phones = [Phone(SILENCE, 0.0, 0.0, 0)]
-    ends = [sample for _, sample, _ in events[1:]] + [num_samples]
-    for (name, _, position), end in zip(events, ends, strict=True):
-        symbol = _symbol(name)
-        last = phones[-1]
-        if symbol == "" or symbol == last.symbol == SILENCE:
-            phones[-1] = last._replace(end=end / rate)
-        else:
-            phones.append(Phone(symbol, last.end, end / rate, position))
-    return [phone for phone in phones if phone.end > phone.start]
-
-
-def _symbol(name: str) -> str:
-    """espeak-ng's mnemonic of a phone without stress, length and variant; empty for what is no phone."""
-    if name.startswith("_"):
-        return SILENCE
-    name = name.strip("',%=;|")
-    return RARE_PHONES.get(name) or re.sub(r"(?<=.)[-#:0-9]+$", "", name)
 
 
 def _word_times(text: str, phones: list[Phone]) -> list[tuple[str, float, float]]:

@@ -1,0 +1,147 @@
+"""The espeak-ng library: text → speech, and where each phone of it lies."""
+
+import ctypes
+import os
+import re
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import espeakng_loader
+import numpy as np
+
+SILENCE = "SIL"
+
+
+class Voice(NamedTuple):
+    """A speaker."""
+
+    name: str  # espeak-ng's: dialect+throat
+    rate: int  # words a minute
+    pitch: int  # of espeak-ng's 0 to 99
+    pitch_range: int  # of espeak-ng's 0 to 99
+    level: float  # dB of full scale, root mean square
+    noise: float  # dB below the speech
+
+
+class Phone(NamedTuple):
+    """A phone in what espeak has just said."""
+
+    symbol: str
+    start: float  # seconds
+    end: float
+    position: int  # in the text: the first character of its word
+
+
+class Espeak:
+    """The espeak-ng library, alone: a copy of it that nobody else in this process has used.
+
+    Its state is global and outlives a voice, so the same text sounds different the second time. Only a copy that is
+    loaded afresh says the same things the same way.
+    """
+
+    def __init__(self) -> None:
+        # espeak-ng truncates paths of more than about 150 characters: it finds its data beside the copy of itself.
+        self.folder = TemporaryDirectory(prefix="espeak", ignore_cleanup_errors=True)
+        self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), self.folder.name))
+        _link(Path(espeakng_loader.get_data_path()), Path(self.folder.name, "espeak-ng-data"))
+        self.rate = self.library.espeak_Initialize(
+            AUDIO_SYNCHRONOUS, 0, os.fsencode(self.folder.name), PHONEME_EVENTS | DO_NOT_EXIT
+        )
+        self.audio: list[np.ndarray] = []
+        self.events: list[tuple[str, int, int]] = []  # phone, sample, position in the text
+        self.callback = _Callback(self._hear)  # the library keeps no reference that Python would count
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def __enter__(self) -> "Espeak":
+        return self
+
+    def __exit__(
+        self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.library.espeak_Terminate()
+        self.folder.cleanup()
+
+    def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[Phone]]:
+        """16-bit samples at `self.rate`, and the phones that fill them without a gap."""
+        if self.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+            raise ValueError(
+                f"espeak-ng has no voice {voice.name}; install the espeakng-loader that the project asks for"
+            )
+        for parameter, value in [(RATE, voice.rate), (PITCH, voice.pitch), (PITCH_RANGE, voice.pitch_range)]:
+            self.library.espeak_SetParameter(parameter, value, 0)
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # of breath
+        self.audio, self.events = [], []
+        characters = text.encode()
+        self.library.espeak_Synth(
+            ctypes.c_char_p(characters), ctypes.c_size_t(len(characters) + 1), 0, BY_CHARACTER, 0, UTF8, None, None
+        )
+        audio = np.concatenate(self.audio)
+        return audio, _phones(self.events, len(audio), self.rate)
+
+    def _hear(self, samples: Any, num_samples: int, events: Any) -> int:
+        if samples and num_samples:
+            self.audio.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
+        for event in events:  # an array of unknown length
+            if event.type == LAST_EVENT:
+                break
+            if event.type == PHONEME:
+                self.events.append((event.name.decode("utf-8", "replace"), event.sample, event.text_position))
+        return 0
+
+
+# espeak-ng/speak_lib.h
+AUDIO_SYNCHRONOUS, PHONEME_EVENTS, DO_NOT_EXIT = 2, 0x0001, 0x8000
+RATE, PITCH, PITCH_RANGE = 1, 3, 4
+BY_CHARACTER, UTF8 = 1, 1
+LAST_EVENT, PHONEME = 0, 7
+RARE_PHONES = {"a#": "@", "VR": "3", "IR": "3"}  # the last vowel of "letter", and vowels of "bird" in Scotland
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT, for phonemes: the union at its end is a name of up to eight bytes."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    ]
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+def _link(data: Path, there: Path) -> None:
+    try:
+        there.symlink_to(data, target_is_directory=True)
+    except OSError:  # Windows reserves links for administrators
+        shutil.copytree(data, there)
+
+
+def _phones(events: list[tuple[str, int, int]], num_samples: int, rate: int) -> list[Phone]:
+    """Each phone lasts until the next; links between words have no sound of their own and lengthen what they follow."""
+    phones = [Phone(SILENCE, 0.0, 0.0, 0)]
+    ends = [sample for _, sample, _ in events[1:]] + [num_samples]
+    for (name, _, position), end in zip(events, ends, strict=True):
+        symbol = _symbol(name)
+        last = phones[-1]
+        if symbol == "" or symbol == last.symbol == SILENCE:
+            phones[-1] = last._replace(end=end / rate)
+        else:
+            phones.append(Phone(symbol, last.end, end / rate, position))
+    return [phone for phone in phones if phone.end > phone.start]
+
+
+def _symbol(name: str) -> str:
+    """espeak-ng's mnemonic of a phone without stress, length and variant; empty for what is no phone."""
+    if name.startswith("_"):
+        return SILENCE
+    name = name.strip("',%=;|")
+    return RARE_PHONES.get(name) or re.sub(r"(?<=.)[-#:0-9]+$", "", name)

@@ -1,0 +1,369 @@
+"""Audio on disk → manifests.
+
+Each `prepare_*` scans a corpus, decodes every file once to know that it can be read, writes a manifest of those that
+can, and lists those that cannot with the reason. What training reads later has been read before.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil, gcd
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from lhotse.cut import Cut
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
+from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
+
+# what libsndfile decodes
+SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".sph"}
+LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
+REFUSALS_SHOWN = 20
+
+
+class AudioFile(NamedTuple):
+    """What a scan finds."""
+
+    path: Path
+    id: str
+    speaker: str | None
+    text: str | None
+    refused: str | None = None  # the reason, if its transcript cannot be read
+
+
+class Sound(NamedTuple):
+    """What decoding an audio file to its end finds."""
+
+    sampling_rate: int
+    num_channels: int
+    num_samples: int  # at the file's own sampling rate
+
+
+class Refusal(NamedTuple):
+    """A file that no manifest lists, and why."""
+
+    path: Path
+    reason: str
+
+
+def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None = None) -> list[Path]:
+    """LibriSpeech → `OUT/train-clean-100.jsonl.gz` and so on, with transcripts where they are.
+
+    Args:
+        corpus: the folder that holds train-clean-100, dev-clean, …, or the folder around it
+        out: where the manifests go
+        subsets: which ones; all that are there if not given
+    """
+    corpus = _inner(corpus, "LibriSpeech")
+    there = [folder.name for folder in sorted(corpus.iterdir()) if folder.is_dir() and any(folder.glob("*/*/*.flac"))]
+    if missing := sorted(set(subsets or ()) - set(there)):
+        raise ValueError(
+            f"{corpus}: no {', '.join(missing)} with audio in it, only {', '.join(there) or 'other things'}; "
+            "name subsets that are there, or unpack the missing ones"
+        )
+    if not there:
+        raise ValueError(
+            f"{corpus}: no subset such as train-clean-100/19/198/19-198-0000.flac in it; give the folder that holds "
+            "the subsets, or use `hubert prepare folder` for another layout"
+        )
+    found = {subset: _utterances(corpus / subset) for subset in subsets or there}
+    return _prepare(found, out)
+
+
+def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
+    """Libri-light's limited supervision → `OUT/10min.jsonl.gz`, `1h.jsonl.gz` and `10h.jsonl.gz`.
+
+    10min is 1h/0; 1h is all of 1h; 10h is 1h and 9h together. A part that is not there is left out.
+
+    Args:
+        corpus: librispeech_finetuning, which holds 1h and 9h, or the folder around it
+        out: where the manifests go
+    """
+    corpus = _inner(corpus, "librispeech_finetuning")
+    ten_minutes = _utterances(corpus / "1h" / "0")
+    one_hour = _utterances(corpus / "1h")
+    nine_hours = _utterances(corpus / "9h")
+    found = {"10min": ten_minutes, "1h": one_hour, "10h": one_hour + nine_hours if nine_hours else []}
+    found = {name: files for name, files in found.items() if files}
+    if not found:
+        raise ValueError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
+    return _prepare(found, out)
+
+
+def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[Path]:
+    """Any tree of audio files → `OUT/<its name>.jsonl.gz`.
+
+    An utterance is named by its path in the tree. Its speaker is the folder it lies in; its transcript, if there is
+    one, lies beside it as `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech.
+
+    Args:
+        audio: the folder; wav, flac, ogg, mp3 and whatever else libsndfile reads, at any rate, with any channels
+        out: where the manifest goes
+        max_duration: seconds; a longer recording is cut into equal pieces, without its transcript
+    """
+    if seconds_to_samples(max_duration) < 2 * WINDOW:
+        raise ValueError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
+    root = _inner(audio, "").resolve()
+    files = [
+        AudioFile(path, path.relative_to(root).as_posix(), path.parent.name if path.parent != root else None, *spoken)
+        for folder, paths in _audio_by_folder(root)
+        for path, spoken in _transcribed(folder, paths)
+    ]
+    if not files:
+        raise ValueError(
+            f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
+        )
+    return _prepare({root.name: files}, out, max_duration)
+
+
+def _inner(folder: Path, name: str) -> Path:
+    """The folder, or the one called `name` inside it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        fact = "a file, not a folder" if folder.exists() else "no such folder"
+        raise ValueError(f"{folder}: {fact}; give the folder that the corpus was unpacked in")
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _utterances(folder: Path) -> list[AudioFile]:
+    """Audio below a folder that is named as in LibriSpeech: <speaker>-<chapter>-<utterance>."""
+    return [
+        AudioFile(path, path.stem, path.stem.split("-")[0], *spoken)
+        for chapter, paths in _audio_by_folder(folder)
+        for path, spoken in _transcribed(chapter, paths)
+    ]
+
+
+def _audio_by_folder(root: Path) -> Iterable[tuple[Path, list[Path]]]:
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:  # a link to a folder around it would never end
+            subfolders.clear()
+            continue
+        seen.add(place)
+        subfolders.sort()
+        # a leading dot marks what an operating system left there, not audio
+        audio = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
+        if audio:
+            yield Path(folder), [Path(folder, name) for name in audio]
+
+
+def _transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[str | None, str | None]]]:
+    """Each audio file of a folder, its transcript if it has one, and why that cannot be read if so.
+
+    A transcript lies beside its audio as `<same name>.txt`, or in a `*.trans.txt` of the folder, as in LibriSpeech.
+    """
+    listed: dict[str, str] = {}
+    broken = None
+    for path in sorted(folder.glob("*.trans.txt")):
+        try:
+            lines = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines()]
+        except UnicodeDecodeError:
+            broken = f"its transcript is in {path.name}, which is not UTF-8: convert that"
+            continue
+        listed |= {words[0]: words[1].strip() for words in lines if len(words) == 2}
+    for path in paths:
+        beside = path.with_suffix(".txt")
+        try:
+            text = " ".join(beside.read_text("utf-8-sig").split()) if beside.is_file() else ""
+        except UnicodeDecodeError:
+            yield path, (None, f"its transcript, {beside.name}, is not UTF-8: convert it, or move it away")
+            continue
+        text = text or listed.get(path.stem, "")
+        yield path, (text or None, None if text else broken)
+
+
+def _prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | None = None) -> list[Path]:
+    """The manifests {name: its audio files} → their paths, after a report."""
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
+    sounds = _decode_all(sorted({file.path for files in found.values() for file in files}))
+    manifests: dict[Path, CutSet] = {}
+    refusals: dict[Path, list[Refusal]] = {}
+    for name, files in found.items():
+        path = out / f"{name}.jsonl.gz"
+        cuts, refused = _cuts(files, sounds, max_duration)
+        refusals[out / f"{name}.refused.tsv"] = refused
+        if not cuts:
+            _write_refusals(refused, out / f"{name}.refused.tsv")
+            raise ValueError(
+                f"{name}: all {len(files)} audio files are refused, the first because it is {refused[0].reason}; "
+                f"{out / f'{name}.refused.tsv'} lists every reason"
+            )
+        if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
+            raise ValueError(
+                f"{path}: is there already and lists other audio; remove it, or choose another folder for the manifests"
+            )
+        manifests[path] = CutSet(cuts)
+    for path, manifest in manifests.items():
+        write_manifest(manifest, path)
+    for path, refused in refusals.items():
+        _write_refusals(refused, path)
+    _report(manifests, list({refusal.path: refusal for refused in refusals.values() for refusal in refused}.values()))
+    return list(manifests)
+
+
+def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
+    """Each file decoded to its end, or the reason why it is refused."""
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
+    columns = [
+        TextColumn("checking audio"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[hours]:.2f} h"),
+        TimeRemainingColumn(),
+    ]
+    sounds: dict[Path, Sound | str] = {}
+    hours = 0.0
+    # Threads suffice: soundfile holds no interpreter lock while it reads and decodes.
+    with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
+        task = progress.add_task("checking audio", total=sum(sizes), hours=0.0)
+        for path, size, sound in zip(paths, sizes, pool.map(_decode, paths), strict=True):
+            sounds[path] = sound
+            if isinstance(sound, Sound):
+                hours += sound.num_samples / sound.sampling_rate / 3600
+            progress.update(task, advance=size, hours=hours)
+    return sounds
+
+
+def _decode(path: Path) -> Sound | str:
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate < LOWEST_RATE:
+                return f"sampled at {file.samplerate} Hz, too low for speech"
+            if gcd(file.samplerate, SAMPLE_RATE) < 8:
+                # the polyphase filter has one phase for every sample of the common period: gigabytes at worst
+                return f"sampled at {file.samplerate} Hz, no simple ratio to 16 kHz: convert it to a usual rate"
+            num_samples = 0
+            # not `file.blocks`: where a file ends early it fills the block with whatever lay in memory
+            while len(block := file.read(60 * file.samplerate, dtype="float32")):
+                if not np.isfinite(block).all():
+                    return "corrupt: samples that are not numbers"
+                num_samples += len(block)
+            # FLAC that was written to a pipe states no length, which libsndfile reports as a huge one
+            stated = file.frames if file.frames < 2**62 else num_samples
+            if num_samples < stated or "(should be" in file.extra_info:  # libsndfile's remark on a data chunk cut short
+                return f"truncated: only the first {num_samples / file.samplerate:.2f} s can be read"
+            return Sound(file.samplerate, file.channels, num_samples)
+    except (OSError, soundfile.SoundFileError) as error:
+        return f"unreadable: {getattr(error, 'error_string', None) or error}".strip()
+
+
+def _cuts(
+    files: list[AudioFile], sounds: dict[Path, Sound | str], max_duration: float | None
+) -> tuple[list[Cut], list[Refusal]]:
+    cuts: list[Cut] = []
+    refusals: list[Refusal] = []
+    by_id: dict[str, AudioFile] = {}
+    for file in sorted(files, key=lambda file: (file.id, file.path)):
+        sound = sounds[file.path]
+        if reason := sound if isinstance(sound, str) else file.refused:
+            refusals.append(Refusal(file.path, reason))
+            continue
+        assert isinstance(sound, Sound)
+        recording = _recording(file, sound)
+        if sound.num_samples == 0:
+            refusals.append(Refusal(file.path, "empty"))
+        elif recording.num_samples < WINDOW:
+            reason = f"too short: {recording.num_samples} samples at 16 kHz, and one frame takes {WINDOW}"
+            refusals.append(Refusal(file.path, reason))
+        elif file.id in by_id:
+            refusals.append(Refusal(file.path, f"named as another file, {by_id[file.id].path}"))
+        else:
+            by_id[file.id] = file
+            cuts += _pieces(recording, file, max_duration)
+    return cuts, refusals
+
+
+def _recording(file: AudioFile, sound: Sound) -> Recording:
+    path = os.path.abspath(file.path)
+    return Recording(
+        id=file.id,
+        sources=[AudioSource(type="file", channels=list(range(sound.num_channels)), source=path)],
+        sampling_rate=sound.sampling_rate,
+        num_samples=sound.num_samples,
+        duration=sound.num_samples / sound.sampling_rate,
+    ).resample(SAMPLE_RATE)
+
+
+def _pieces(recording: Recording, file: AudioFile, max_duration: float | None) -> list[Cut]:
+    """One cut, or as many equal ones (but for one sample) as keep each within `max_duration`."""
+    whole = recording.to_cut()
+    longest = seconds_to_samples(max_duration) if max_duration else recording.num_samples
+    count = ceil(recording.num_samples / longest)
+    bounds = [k * recording.num_samples // count for k in range(count + 1)]
+    pieces = []
+    for k, (begin, end) in enumerate(pairwise(bounds)):
+        piece_id = file.id if count == 1 else f"{file.id}-{k:03d}"
+        text = file.text if count == 1 else None
+        duration = (end - begin) / SAMPLE_RATE
+        supervision = SupervisionSegment(
+            id=piece_id,
+            recording_id=recording.id,
+            start=0.0,
+            duration=duration,
+            channel=whole.channel,
+            text=text,
+            speaker=file.speaker,
+        )
+        supervisions = [supervision] if text or file.speaker else []
+        pieces.append(
+            replace(
+                whole,
+                id=piece_id,
+                start=begin / SAMPLE_RATE,
+                duration=duration,
+                supervisions=supervisions,
+                custom={"bytes": file.path.stat().st_size},
+            )
+        )
+    return pieces
+
+
+def _write_refusals(refusals: list[Refusal], path: Path) -> None:
+    if not refusals:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{refusal.path}\t{refusal.reason}\n" for refusal in refusals), "utf-8")
+
+
+def _report(manifests: dict[Path, CutSet], refusals: list[Refusal]) -> None:
+    table = Table(title=f"in {next(iter(manifests)).parent}", title_justify="left")
+    table.add_column("manifest", no_wrap=True)
+    for heading in ["utterances", "hours", "speakers", "shortest", "longest", "texts"]:
+        table.add_column(heading, justify="right")
+    for path, cuts in manifests.items():
+        durations = [cut.duration for cut in cuts]
+        supervisions = [supervision for cut in cuts for supervision in cut.supervisions]
+        table.add_row(
+            path.name.removesuffix(".jsonl.gz"),
+            str(len(durations)),
+            f"{sum(durations) / 3600:.2f}",
+            str(len({supervision.speaker for supervision in supervisions if supervision.speaker})),
+            f"{min(durations):.2f} s",
+            f"{max(durations):.2f} s",
+            str(sum(bool(supervision.text) for supervision in supervisions)),
+        )
+    console = Console()
+    console.print(table)
+    if refusals:
+        console.print(f"{len(refusals)} audio files refused (all of them in *.refused.tsv beside the manifests):")
+        for refusal in refusals[:REFUSALS_SHOWN]:
+            console.print(f"  {escape(str(refusal.path))}: {escape(refusal.reason)}", soft_wrap=True)
+        if len(refusals) > REFUSALS_SHOWN:
+            console.print(f"  and {len(refusals) - REFUSALS_SHOWN} more")
