@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,10 +63,10 @@ def quality(
     """
     cuts = list(read_manifest(manifests))
     check_audio(cuts)
-    _sample(cuts, clusters, max_frames, seed)  # what would fail after encoding fails now
+    sample = _sample(cuts, clusters, max_frames, seed)
     encoder = load_encoder(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-    layers = layer_quality(all_layers_extractor(encoder), cuts, clusters, max_frames, seed)
-    [of_mfcc] = layer_quality(mfcc_extractor(), cuts, clusters, max_frames, seed)
+    layers = _judged(all_layers_extractor(encoder), sample, clusters, seed)
+    [of_mfcc] = _judged(mfcc_extractor(), sample, clusters, seed)
     results = {"mfcc": of_mfcc} | {f"layer {number}": of for number, of in enumerate(layers, start=1)}
     best = _best(layers)
     numbers = {name: _numbers(of) for name, of in results.items()}
@@ -105,7 +106,6 @@ def layer_quality(
     clusters: int,
     max_frames: int = 100_000,
     seed: int = 0,
-    num_workers: int = 0,
 ) -> list[Quality]:
     """What clusters of each layer are worth, encoding every utterance once.
 
@@ -114,22 +114,35 @@ def layer_quality(
     Raises:
         ValueError: Fewer than two utterances, or fewer frames than clusters; phones that run past their audio.
     """
-    cuts, chosen, phone, fit = _sample(cuts, clusters, max_frames, seed)
-    rows = chosen_features(extractor, cuts, chosen, BATCH_FRAMES, num_workers, torch.float16)
+    return _judged(extractor, _sample(cuts, clusters, max_frames, seed), clusters, seed)
+
+
+def _judged(extractor: Extractor, sample: "_Sample", clusters: int, seed: int) -> list[Quality]:
+    rows = chosen_features(extractor, sample.cuts, sample.frames, BATCH_FRAMES, dtype=torch.float16)
     rows = rows[:, None] if rows.ndim == 2 else rows  # (rows, layers, dim)
-    fitted, judged = torch.from_numpy(fit), torch.from_numpy(~fit)
+    fitted, judged = torch.from_numpy(sample.fit), torch.from_numpy(~sample.fit)
     results = []
     for layer in range(rows.shape[1]):
         centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed, device=extractor.device)
         found = assign(rows[judged, layer].to(centroids.device), centroids).cpu().numpy()
-        results.append(_of(phone[~fit], found, clusters))
+        results.append(_of(sample.phone[~sample.fit], found, clusters))
     return results
 
 
-def _sample(
-    cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int
-) -> tuple[list[Cut], list[np.ndarray], np.ndarray, np.ndarray]:
-    """The cuts that are judged, which frames of each, and of all these frames the phone and whether K-means sees it."""
+class _Sample(NamedTuple):
+    """What layers are judged by.
+
+    cuts, frames: the utterances, and which frames of each
+    phone, fit:   of all these frames, in one row, the phone and whether K-means sees the frame
+    """
+
+    cuts: list[Cut]
+    frames: list[np.ndarray]
+    phone: np.ndarray
+    fit: np.ndarray
+
+
+def _sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int) -> _Sample:
     if not 2 <= clusters <= max_frames:
         raise ValueError(f"{clusters} clusters of {max_frames} frames: it takes at least 2, and no more than frames")
     aligned = [cut for cut in cuts if phones_of(cut)]
@@ -146,7 +159,7 @@ def _sample(
             f"layers cannot be judged by {len(cuts)} of the utterances: {fit.sum()} frames to fit {clusters} clusters "
             f"on, {(~fit).sum()} to judge them by; give more utterances (or max_frames), or ask for fewer clusters"
         )
-    return cuts, chosen, phone, fit
+    return _Sample(cuts, chosen, phone, fit)
 
 
 def best_layer(
@@ -162,7 +175,7 @@ def best_layer(
     """The layer whose clusters have the highest PNMI; the numbers are kept in `record`, and asked before the audio.
 
     Raises:
-        ValueError: No cut has phones.
+        ValueError: No cut has phones, or all have the same one.
     """
     check_phones(cuts)
     encoder = load_encoder(path).to(device)
@@ -176,9 +189,10 @@ def best_layer(
     layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
     Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
     best = _best(layers)
+    if best is None:
+        raise ValueError("layer: best needs utterances in which phones differ, and these have but one; name a layer")
     numbers = {f"layer {number}": _numbers(of) for number, of in enumerate(layers, start=1)}
     write_whole(record, json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2).encode())
-    assert best is not None
     return best
 
 

@@ -126,6 +126,14 @@ def test_a_sample_that_no_memory_holds_is_refused(train_cuts: CutSet, monkeypatc
         sample_frames(mfcc_extractor(), list(train_cuts), 10**6, 0, batch_frames=500)
 
 
+def test_ranks_of_one_machine_share_its_memory(train_cuts: CutSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sample_frames(mfcc_extractor(), list(train_cuts), 1000, 0, batch_frames=500)[0].nbytes
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * size}.__getitem__)
+    sample_frames(mfcc_extractor(), list(train_cuts), 1000, 0, batch_frames=500)
+    with pytest.raises(ValueError, match="lower max_frames"):
+        sample_frames(mfcc_extractor(), list(train_cuts), 1000, 0, batch_frames=500, local_ranks=2)
+
+
 def test_the_sample_is_the_same_for_any_number_of_ranks_and_any_order(train_cuts: CutSet) -> None:
     def sample(cuts: list[Cut], world_size: int, batch_frames: int) -> Tensor:
         parts = [
