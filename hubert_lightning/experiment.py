@@ -19,16 +19,20 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from hubert_lightning.checkpoints import Ranks, WholeCheckpoints, newest_checkpoint
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
 from hubert_lightning.parser import SentenceParser
+from hubert_lightning.preemption import Preemption
+from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
@@ -91,7 +95,10 @@ class HubertCLI(LightningCLI):
                 LightningDataModule,
                 save_config_callback=SaveRunConfig,
                 save_config_kwargs={"save_to_log_dir": False},
-                trainer_defaults={"use_distributed_sampler": False},  # our batches are dealt to ranks already
+                trainer_defaults={
+                    "use_distributed_sampler": False,  # our batches are dealt to ranks already
+                    "callbacks": [Ranks(), Preemption(), Throughput()],
+                },
                 seed_everything_default=0,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
@@ -117,10 +124,22 @@ class HubertCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         config.weights_only = True  # a checkpoint is data, never code
+        if config.ckpt_path == "last":
+            config.ckpt_path = None  # which is what we take
         if self.config.subcommand != "fit":
             config.ckpt_path = config.ckpt_path or _newest_checkpoint(Path(config.output))
         if config.ckpt_path:
             _check_kind(Path(config.ckpt_path), config.model.class_path)
+
+    def _parse_ckpt_path(self) -> None:
+        if self.config.subcommand != "fit":  # whose model is what the config says: _check_same_model
+            super()._parse_ckpt_path()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        plugins = _listed(self._get(self.config_init, "trainer").get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpoints())
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -151,9 +170,8 @@ class HubertCLI(LightningCLI):
             for run in earlier:
                 HubertCLI(Namespace(subcommand="fit", fit=run))
             seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
-            last = Path(config.output) / "last.ckpt"
-            if last.exists() and not config.ckpt_path:
-                config.ckpt_path = str(last)
+            if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
+                config.ckpt_path = str(newest)
         else:
             _settle(config)
         self.config[self.subcommand] = config
@@ -173,6 +191,18 @@ class HubertCLI(LightningCLI):
                     f"{folder}: already holds another run, which differs in {difference}; "
                     "choose another --output, or remove that folder"
                 )
+
+    def before_fit(self) -> None:
+        """Raise `ValueError` if the checkpoint to go on from is one of a model of another size."""
+        if path := self.config_init[self.subcommand].ckpt_path:
+            ours = self.model.state_dict()
+            for name, theirs in read_checkpoint(Path(path))["state_dict"].items():
+                if name not in ours or theirs.shape != ours[name].shape:
+                    here = tuple(ours[name].shape) if name in ours else "not there"
+                    raise ValueError(
+                        f"{path}: its {name} is {tuple(theirs.shape)}, that of the model to train {here}; give both "
+                        "the same encoder, or start from its encoder alone by model.init_args.pretrained"
+                    )
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):

@@ -1,6 +1,7 @@
 """A pre-trained encoder learns to spell: CTC over letters (HuBERT §II-F, §IV-D)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
 from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary
 from hubert_lightning.decoding import greedy
 from hubert_lightning.frames import num_frames
+from hubert_lightning.global_batch import GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.schedules import tri_stage
 
@@ -40,6 +43,7 @@ class CTCFinetuning(LightningModule):
         optimizer: Any torch optimizer; its learning rate is the peak. AdamW for 10 hours if none is named.
         warmup: Share of all steps in which the learning rate rises.
         decay: Share of all steps in which it falls, to a twentieth.
+        max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class CTCFinetuning(LightningModule):
         optimizer: OptimizerCallable | None = None,
         warmup: float = 0.1,
         decay: float = 0.5,
+        max_skipped: int = 10,
     ) -> None:
         super().__init__()
         if warmup + decay > 1:
@@ -85,6 +90,7 @@ class CTCFinetuning(LightningModule):
         self.head = nn.Linear(encoder.dim, len(self.vocabulary.tokens))
         self.optimizer = optimizer or ten_hour_optimizer
         self.freeze_steps, self.warmup, self.decay = freeze_steps, warmup, decay
+        self.global_batch = GlobalBatch(max_skipped)
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, reference and hypothesis of what was last validated or tested
 
@@ -94,6 +100,7 @@ class CTCFinetuning(LightningModule):
         length: Tensor,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
+        kept: Sequence[bool] | None = None,
     ) -> Tensor:
         """Log-probabilities of the letters.
 
@@ -101,22 +108,37 @@ class CTCFinetuning(LightningModule):
         length:       (batch,), samples before padding
         mask:         (batch, frames) bool, frames to hide
         channel_mask: (batch, dim) bool, channels to hide
+        kept:         (layers,), whether each layer is computed; drawn anew in training if not given
         returns:      (batch, frames, tokens) float32
         """
         frozen = self.training and self.trainer.global_step < self.freeze_steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            frames = self.encoder(waveform, length, mask, channel_mask)
+            frames = self.encoder(waveform, length, mask, channel_mask, kept)
         return self.head(frames).float().log_softmax(dim=-1)
 
     def training_step(self, batch: TranscribedBatch) -> Tensor:
-        loss = self._loss(self(batch.waveform, batch.length, batch.mask, batch.channel_mask), batch)
+        torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
+        kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
+        loss = self._loss(self(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept), batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
-        return loss
+        return self.global_batch.add(loss, len(batch.waveform), batch.id)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self.log("train/skipped_steps", self.global_batch.skipped)
+
+    def operations(self, batch: TranscribedBatch) -> int:
+        """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
+        rows, samples = batch.waveform.shape
+        spelling = 3 * 2 * num_frames(samples) * self.encoder.config.dim * len(self.vocabulary.tokens)
+        return rows * (encoder_operations(self.encoder.config, samples) + spelling)
 
     def on_validation_epoch_start(self) -> None:
         self.rows = []
@@ -201,4 +223,4 @@ class CTCFinetuning(LightningModule):
 
 def ten_hour_optimizer(parameters: ParamsT) -> AdamW:
     """That of 10 hours of transcripts: fairseq wav2vec/config/finetuning/base_10h.yaml."""
-    return AdamW(parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
+    return AdamW(parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)

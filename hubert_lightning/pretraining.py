@@ -1,6 +1,6 @@
 """Masked prediction: batch in, loss out, log (HuBERT §II)."""
 
-import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.global_batch import GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.schedules import linear_warmup_decay
@@ -38,6 +39,7 @@ class HubertPretraining(LightningModule):
             weights if none.
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
         warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
+        max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class HubertPretraining(LightningModule):
         pretrained: Path | None = None,
         optimizer: OptimizerCallable | None = None,
         warmup_steps: int = 32_000,
+        max_skipped: int = 10,
     ) -> None:
         super().__init__()
         if not 0 <= masked_weight <= 1:
@@ -69,7 +72,7 @@ class HubertPretraining(LightningModule):
         )
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
         self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
-        self._audio_seconds, self._since = 0.0, 0.0  # read and trained on since the last log
+        self.global_batch = GlobalBatch(max_skipped)
 
     @property
     def num_clusters(self) -> list[int]:
@@ -83,19 +86,22 @@ class HubertPretraining(LightningModule):
         mask:     (batch, frames) bool
         returns:  (batch, frames, clusters) of each stream, ()
         """
-        local = self.encoder.local_features(waveform)
-        # All frames, not only masked ones: under 1 % of Base's operations, and its shapes never change.
-        frames = self.encoder.contextual(local, mask=mask)
-        return [predictor(frames) for predictor in self.predictors], local.float().square().mean()
+        frames, penalty = self._encode(waveform, mask)
+        return [predictor(frames) for predictor in self.predictors], penalty
 
     def training_step(self, batch: PretrainingBatch) -> Tensor:
-        loss, metrics = self._step(batch)
-        if self._logging:
+        torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
+        agreed = torch.Generator().manual_seed(batch.step_seed)
+        kept = self.encoder.draw_kept(agreed)
+        logging = self._logging
+        loss, metrics = self._step(batch, kept, every_frame=logging)
+        if logging:
             clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
             metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
             metrics["masked_fraction"] = batch.mask.float().mean()
+            metrics["cropped_away"] = torch.tensor(1 - batch.mask.numel() / batch.offered)
             self._log("train", metrics, batch)
-        return loss
+        return self.global_batch.add(loss, self._weight(batch), batch.id)
 
     @property
     def _logging(self) -> bool:
@@ -103,35 +109,31 @@ class HubertPretraining(LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
-    def on_train_start(self) -> None:
-        self._start_clock()
-
-    def on_validation_end(self) -> None:
-        self._start_clock()
-
-    def _start_clock(self) -> None:
-        self._audio_seconds, self._since = 0.0, time.perf_counter()
-
-    def on_train_batch_end(self, outputs: object, batch: PretrainingBatch, batch_idx: int) -> None:
-        self._audio_seconds += batch.waveform.numel() / SAMPLE_RATE * self.trainer.world_size
-        done, every = self.trainer.fit_loop.total_batch_idx + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every > 0 and done % every == 0:
-            passed = time.perf_counter() - self._since
-            self.log("train/audio_hours_per_second", self._audio_seconds / passed / 3600)
-            self._start_clock()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self._logging:
-            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("train/gradient_norm", norm)
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            self.log("train/skipped_steps", self.global_batch.skipped)
+
+    def operations(self, batch: PretrainingBatch) -> int:
+        """Floating-point operations of a training step on this batch."""
+        rows, frames = batch.mask.shape
+        predicted = batch.num_masked if self.masked_weight == 1 else frames
+        head = head_operations(self.encoder.config.dim, self.hparams["final_dim"], self.num_clusters, predicted)
+        return rows * (encoder_operations(self.encoder.config, batch.waveform.shape[1]) + head)
 
     def on_validation_epoch_start(self) -> None:
         counts = (2, len(self.num_clusters), max(self.num_clusters))
         self._used = torch.zeros(counts, dtype=torch.int64, device=self.device)  # by labels, by predictions
 
     def validation_step(self, batch: PretrainingBatch) -> None:
-        _, metrics = self._step(batch)
+        _, metrics = self._step(batch, every_frame=True)
         self._used += torch.stack([self._histogram(batch.cluster), self._histogram(metrics.pop("predicted"))])
         self._log("val", metrics, batch)
 
@@ -143,25 +145,49 @@ class HubertPretraining(LightningModule):
             self.log(f"val/{name}_clusters", used[number].count_nonzero().float(), sync_dist=True)
             self.log(f"val/{name}_perplexity", perplexity[number], sync_dist=True)
 
-    def _step(self, batch: PretrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, penalty = self(batch.waveform, batch.mask)
-        losses = torch.stack([_losses(of, batch.cluster[:, stream]) for stream, of in enumerate(logits)], dim=1)
-        predicted = torch.stack([of.detach().argmax(dim=-1) for of in logits], dim=1)
-        correct = (predicted == batch.cluster).float().mean(dim=1)
-        masked, unmasked = batch.mask.float(), (~batch.mask).float()
-        # HuBERT §II-C: the losses of an ensemble's streams add up
-        masked_loss, unmasked_loss = _mean(losses.sum(dim=1), masked), _mean(losses.sum(dim=1), unmasked)
-        prediction = self.masked_weight * masked_loss + (1 - self.masked_weight) * unmasked_loss  # eq. 2
-        loss = prediction + self.feature_penalty * penalty
-        return loss, {
-            "loss": loss.detach(),
-            "masked_loss": masked_loss.detach(),
-            "unmasked_loss": unmasked_loss.detach(),
-            "feature_penalty": penalty.detach(),
-            "masked_accuracy": _mean(correct, masked),
-            "unmasked_accuracy": _mean(correct, unmasked),
-            "predicted": predicted,
+    def _encode(self, waveform: Tensor, mask: Tensor, kept: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
+        local = self.encoder.local_features(waveform)
+        return self.encoder.contextual(local, mask=mask, kept=kept), local.float().square().mean()
+
+    def _step(
+        self, batch: PretrainingBatch, kept: Sequence[bool] | None = None, *, every_frame: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, and with `every_frame` what there is to tell of it, also of frames that do not count."""
+        frames, penalty = self._encode(batch.waveform, batch.mask, kept)
+        # Masked frames first; every row has as many, so that nothing has to wait to hear how many there are
+        order = (~batch.mask).byte().argsort(dim=1, stable=True)
+        parts = {
+            "masked": (order[:, : batch.num_masked], self.masked_weight),
+            "unmasked": (order[:, batch.num_masked :], 1 - self.masked_weight),
         }
+        loss, metrics, predicted = self.feature_penalty * penalty, {"feature_penalty": penalty.detach()}, []
+        for name, (places, weight) in parts.items():
+            if not weight and not every_frame:
+                continue
+            with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+                logits, cluster = self._predict(frames, places), _at(batch.cluster, places)
+                # HuBERT §II-C: the losses of an ensemble's streams add up
+                losses = sum(_cross_entropy(of, cluster[:, stream]) for stream, of in enumerate(logits))
+            assert isinstance(losses, Tensor)
+            loss = loss + losses.sum() * (weight / self._weight(batch))  # eq. 2
+            if every_frame:
+                found = torch.stack([of.detach().argmax(dim=-1) for of in logits], dim=1)  # (batch, streams, places)
+                metrics[f"{name}_loss"] = losses.detach().mean()
+                metrics[f"{name}_accuracy"] = (found == cluster).float().mean()
+                predicted.append(found)
+        if every_frame:
+            metrics |= {"loss": loss.detach(), "predicted": torch.cat(predicted, dim=-1)}
+        return loss, metrics
+
+    def _weight(self, batch: PretrainingBatch) -> float:
+        """How many frames a batch counts for: masked ones α, the others 1 - α (fairseq criterions/hubert_criterion)."""
+        masked = len(batch.mask) * batch.num_masked
+        return self.masked_weight * masked + (1 - self.masked_weight) * (batch.mask.numel() - masked)
+
+    def _predict(self, frames: Tensor, places: Tensor) -> list[Tensor]:
+        """Logits of each stream at some frames, (batch, places, clusters)."""
+        there = frames.gather(1, places[..., None].expand(-1, -1, frames.shape[-1]))
+        return [predictor(there) for predictor in self.predictors]
 
     def _log(self, part: str, metrics: dict[str, Tensor], batch: PretrainingBatch) -> None:
         validating = part == "val"
@@ -182,11 +208,15 @@ class HubertPretraining(LightningModule):
 
 def base_optimizer(parameters: ParamsT) -> AdamW:
     """That of HuBERT Base: fairseq config/pretrain/hubert_base_librispeech.yaml, whose Adam decouples weight decay."""
-    return AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    return AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True)
 
 
-def _losses(logits: Tensor, cluster: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), cluster.flatten(), reduction="none").view_as(cluster)
+def _at(cluster: Tensor, places: Tensor) -> Tensor:
+    return cluster.gather(2, places[:, None].expand(-1, cluster.shape[1], -1))
+
+
+def _cross_entropy(logits: Tensor, cluster: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), cluster.flatten(), reduction="none")
 
 
 def _weights_of(pretrained: Path, config: EncoderConfig) -> dict[str, Tensor]:
@@ -211,7 +241,3 @@ def _weights_of(pretrained: Path, config: EncoderConfig) -> dict[str, Tensor]:
                 "change model.init_args.encoder to go on from it"
             )
     return loaded.state_dict()
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum().clamp(min=1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import ROOT
 from lhotse import CutSet
@@ -23,7 +24,7 @@ from hubert_lightning.data.batches import transcript
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.extraction import layer_extractor, mfcc_extractor
-from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
 from hubert_lightning.relabelling import assign_clusters
 
 SHARD = 4
@@ -116,6 +117,81 @@ def finetuning(pretraining: Path, manifests: Path) -> Path:
     one_cut_a_batch = "--data.init_args.max_duration=1"
     two_processes(pretraining.parent, *HUBERT, "test", "--config", str(output / "config.yaml"), one_cut_a_batch)
     return output
+
+
+def train(pretraining: Path, manifests: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
+    """Weights after some steps on the labels of the first iteration, with dropout and layer drop."""
+    output = pretraining.parent / name
+    two_processes(
+        pretraining.parent,
+        *HUBERT,
+        "fit",
+        *("--config", str(ROOT / "configs/pretrain/small.yaml")),
+        *("--config", str(ROOT / "tests/smoke.yaml")),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--data.init_args.labels={pretraining / 'iteration1' / 'labels'}",
+        "--data.init_args.max_duration=6",
+        "--data.init_args.min_duration=0.5",
+        "--iterations=[]",
+        "--model.init_args.num_clusters=20",
+        "--model.init_args.encoder.dropout=0.1",
+        "--model.init_args.encoder.attention_dropout=0.1",
+        "--model.init_args.encoder.layer_drop=0.3",
+        # Adam divides a gradient that is 0 but for rounding (a key's bias) by itself
+        "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1}}",
+        "--trainer.max_steps=20",
+        f"--output={output}",
+        *more,
+    )
+    return torch.load(output / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def accumulated(pretraining: Path, manifests: Path) -> dict[str, torch.Tensor]:
+    seventh = "{class_path: ModelCheckpoint, init_args: {filename: seventh, every_n_train_steps: 7, save_top_k: -1}}"
+    more = f"--trainer.callbacks=[{seventh}]"
+    return train(pretraining, manifests, "accumulated", "--trainer.accumulate_grad_batches=2", more)
+
+
+def test_two_ranks_take_the_steps_of_one_that_accumulates_two_batches(
+    pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
+) -> None:
+    dealt = train(pretraining, manifests, "dealt", *on_two("ddp"))
+    for name, value in accumulated.items():
+        torch.testing.assert_close(dealt[name], value, msg=name)  # sums in another order, over 20 steps
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(
+    pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
+) -> None:
+    seventh = pretraining.parent / "accumulated" / "seventh.ckpt"
+    assert torch.load(seventh, weights_only=True)["ranks"] == 1
+    regrouped = train(pretraining, manifests, "regrouped", *on_two("ddp"), f"--ckpt_path={seventh}")
+    for name, value in accumulated.items():
+        torch.testing.assert_close(regrouped[name], value, msg=name)
+
+
+def test_what_is_not_finite_on_one_rank_is_left_out_on_both(
+    pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path
+) -> None:
+    cuts = copy.deepcopy(list(train_cuts))
+    broken = max(cuts, key=lambda cut: cut.num_samples)
+    soundfile.write(tmp_path / "nan.wav", np.full(broken.num_samples, np.nan), SAMPLE_RATE, subtype="FLOAT")
+    [source] = broken.recording.sources
+    broken.recording.sources = [replace(source, source=str(tmp_path / "nan.wav"))]
+    broken.custom = None  # how many bytes its file has
+    write_manifest(cuts, tmp_path / "train.jsonl.gz")
+    manifest = f"--data.init_args.train=[{tmp_path / 'train.jsonl.gz'}]"
+    weights = train(pretraining, manifests, "broken", *on_two("ddp"), manifest)
+    assert all(value.isfinite().all() for value in weights.values())
+    skipped = json.loads((pretraining.parent / "broken" / "metrics.json").read_text())["train/skipped_steps"]
+    assert 1 <= skipped < 20
+    with pytest.raises(
+        AssertionError, match=rf"1 steps in a row were left out because the loss \(at last on rank .*{broken.id}"
+    ) as ended:
+        train(pretraining, manifests, "refused", *on_two("ddp"), manifest, "--model.init_args.max_skipped=1")
+    assert "Traceback" not in str(ended.value)
 
 
 def labelled(train_cuts: CutSet, dev_cuts: CutSet) -> list[Cut]:

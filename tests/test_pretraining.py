@@ -22,12 +22,15 @@ from hubert_lightning.pretraining import HubertPretraining
 from hubert_lightning.relabelling import Relabel
 
 
-def a_batch(seed: int = 0, frames: int = 40, clusters: int = 20, streams: int = 1) -> PretrainingBatch:
+def a_batch(
+    seed: int = 0, frames: int = 40, clusters: int = 20, streams: int = 1, masked: int = 23
+) -> PretrainingBatch:
     rng = torch.Generator().manual_seed(seed)
     return PretrainingBatch(
         waveform=torch.randn(3, num_samples(frames), generator=rng),
         cluster=torch.randint(clusters, (3, streams, frames), generator=rng),
-        mask=torch.rand(3, frames, generator=rng) < 0.5,
+        mask=torch.rand(3, frames, generator=rng).argsort(dim=1) < masked,
+        num_masked=masked,
     )
 
 
@@ -38,16 +41,18 @@ def a_model(**options: object) -> HubertPretraining:
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0])
-def test_the_loss_weighs_masked_and_unmasked_frames_as_the_paper_does(alpha: float) -> None:
+def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha: float) -> None:
     model, batch = a_model(masked_weight=alpha), a_batch()
-    loss, metrics = model._step(batch)
+    loss, metrics = model._step(batch, every_frame=True)
     local = model.encoder.local_features(batch.waveform)
     frames = model.encoder.contextual(local, mask=batch.mask)
     [predictor], cluster = model.predictors, batch.cluster[:, 0]
     masked = F.cross_entropy(predictor(frames[batch.mask]), cluster[batch.mask])
     unmasked = F.cross_entropy(predictor(frames[~batch.mask]), cluster[~batch.mask])
-    expected = alpha * masked + (1 - alpha) * unmasked + 10 * local.square().mean()
+    weighted = alpha * 23 * masked + (1 - alpha) * 17 * unmasked  # of 40 frames
+    expected = weighted / (alpha * 23 + (1 - alpha) * 17) + 10 * local.square().mean()
     torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(model._step(batch, every_frame=False)[0], expected)
     torch.testing.assert_close(metrics["masked_loss"], masked.detach())
     torch.testing.assert_close(metrics["unmasked_loss"], unmasked.detach())
 
@@ -58,7 +63,7 @@ def test_accuracies_count_the_frames_they_are_named_for() -> None:
     known = logits.argmax(dim=-1)
     half = torch.where(batch.mask, known, (known + 1) % 20)  # right at masked frames only
     half = batch._replace(cluster=half[:, None])
-    _, metrics = model._step(half)
+    _, metrics = model._step(half, every_frame=True)
     assert metrics["masked_accuracy"] == 1
     assert metrics["unmasked_accuracy"] == 0
 
@@ -69,9 +74,8 @@ def test_the_losses_of_an_ensembles_streams_add_up() -> None:
     frames = model.encoder.contextual(local, mask=batch.mask)
     expected = 10 * local.square().mean()
     for predictor, cluster in zip(model.predictors, batch.cluster.unbind(dim=1), strict=True):
-        for where in (batch.mask, ~batch.mask):
-            expected = expected + 0.5 * F.cross_entropy(predictor(frames[where]), cluster[where])
-    torch.testing.assert_close(model._step(batch)[0], expected)
+        expected = expected + F.cross_entropy(predictor(frames).flatten(0, 1), cluster.flatten())
+    torch.testing.assert_close(model._step(batch, every_frame=False)[0], expected)
     assert model.num_clusters == [20, 7]
 
 
@@ -148,7 +152,9 @@ def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Pa
     logged = set(rows[0])
     parts = {"loss", "masked_loss", "unmasked_loss", "feature_penalty", "masked_accuracy", "unmasked_accuracy"}
     rest = {"masked_fraction", "label_clusters", "predicted_clusters", "learning_rate", "gradient_norm"}
-    assert {f"train/{name}" for name in parts | rest | {"audio_hours_per_second"}} <= logged
+    assert {f"train/{name}" for name in parts | rest | {"skipped_steps", "cropped_away"}} <= logged
+    assert last("train/skipped_steps") == 0
+    assert 0 <= last("train/cropped_away") < 0.1  # eight utterances hardly fill buckets
     units = {f"{whose}_{what}" for whose in ("label", "predicted") for what in ("clusters", "perplexity")}
     assert {f"val/{name}" for name in {"loss", "masked_accuracy", "unmasked_accuracy"} | units} <= logged
 

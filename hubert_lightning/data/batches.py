@@ -1,7 +1,7 @@
 """From cuts to batches: load, crop on the frame grid, pad, mask.
 
-Everything random about a batch (crops, masks) is drawn from its plan's seed, so a batch is a function of its plan:
-the same whichever worker makes it, and the same again after a restart.
+Everything random about a batch (crops, masks, and the dropout of the step that trains on it) is drawn from its plan's
+seed, so a batch is a function of its plan: the same whichever worker makes it, and the same again after a restart.
 """
 
 import math
@@ -30,11 +30,21 @@ class PretrainingBatch(NamedTuple):
     waveform: (batch, samples)
     cluster:  (batch, streams, frames), K-means ids; one stream, but for ensembles and product codes
     mask:     (batch, frames) bool, True where the model must predict unseen; as many in every row
+    num_masked: of each row
+    id:       cut ids
+    offered:  frames that the cuts have, each counted up to the longest crop; those of the batch are no more
+    seed:     of dropout
+    step_seed: of what all batches of an optimiser step must agree on: which layers are dropped
     """
 
     waveform: Tensor
     cluster: Tensor
     mask: Tensor
+    num_masked: int
+    id: tuple[str, ...] = ()
+    offered: int = 1
+    seed: int = 0
+    step_seed: int = 0
 
 
 class TranscribedBatch(NamedTuple):
@@ -48,6 +58,8 @@ class TranscribedBatch(NamedTuple):
     channel_mask: (batch, dim) bool, or None
     text:         transcripts as in the manifest, normalised
     id:           cut ids
+    seed:         of dropout
+    step_seed:    of what all batches of an optimiser step must agree on: which layers are dropped
     """
 
     waveform: Tensor
@@ -58,13 +70,17 @@ class TranscribedBatch(NamedTuple):
     channel_mask: Tensor | None
     text: tuple[str, ...]
     id: tuple[str, ...]
+    seed: int = 0
+    step_seed: int = 0
 
 
 class BatchPlan(NamedTuple):
-    """Which cuts make a batch (their places in the manifest), and the seed of all that is random about it."""
+    """Which cuts make a batch (their places in the manifest), the seed of all that is random about it, and the seed
+    that it shares with the other batches of its optimiser step."""
 
     cuts: tuple[int, ...]
     seed: int
+    step_seed: int = 0
 
 
 BUCKET = 1.04
@@ -94,6 +110,9 @@ class PlannedBatches(Sampler[BatchPlan]):
     dealt into batches of at most `max_frames`, and the batches shuffled. So an epoch has every cut once, and each
     epoch has the same number of batches.
 
+    Optimiser step s trains on the next `world_size * accumulate` batches of the epoch, whichever rank gets them: eight
+    ranks take the steps that one takes which accumulates eight. Repeating a few batches fills the epoch's last step.
+
     Args:
         frames: Frames that each cut contributes.
         max_frames: Frames of a batch at most, padding counted.
@@ -102,6 +121,7 @@ class PlannedBatches(Sampler[BatchPlan]):
         shuffle: False keeps one order and one seed per batch for good, so that validations compare.
         rank: Which part of the batches to give.
         world_size: Number of such parts.
+        accumulate: Batches on each rank that make one optimiser step.
     """
 
     def __init__(
@@ -114,9 +134,11 @@ class PlannedBatches(Sampler[BatchPlan]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
     ) -> None:
         self.seed, self.position, self.shuffle = seed, position, shuffle
         self.rank, self.world_size = rank, world_size
+        self.step_size = world_size * accumulate if shuffle else world_size
         sizes = np.asarray(frames)
         buckets = bucket_of(sizes)
         longest = {bucket: int(sizes[buckets == bucket].max()) for bucket in np.unique(buckets)}
@@ -132,7 +154,7 @@ class PlannedBatches(Sampler[BatchPlan]):
 
     def __len__(self) -> int:
         if self._repeats:
-            return -(-len(self._ends) // self.world_size)
+            return -(-len(self._ends) // self.step_size) * self.step_size // self.world_size
         return len(range(self.rank, len(self._ends), self.world_size))
 
     @property
@@ -145,7 +167,7 @@ class PlannedBatches(Sampler[BatchPlan]):
         return iter(self.plan(epoch)[done:])
 
     def plan(self, epoch: int) -> list[BatchPlan]:
-        """This rank's batches of one epoch; in training the last few may repeat the first to give all ranks as many."""
+        """This rank's batches of one epoch; in training the last few may repeat the first to fill the last step."""
         rng = np.random.default_rng([self.seed, epoch])
         tie = rng.random(len(self._buckets)) if self.shuffle else np.arange(len(self._buckets))
         order = np.lexsort([tie, self._buckets])
@@ -154,8 +176,12 @@ class PlannedBatches(Sampler[BatchPlan]):
         turn = rng.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
         if self._repeats:
             turn = np.resize(turn, len(self) * self.world_size)
-        mine = turn[self.rank :: self.world_size]
-        return [BatchPlan(tuple(batches[i].tolist()), int(seeds[i])) for i in mine]
+        mine = range(self.rank, len(turn), self.world_size)
+        first = [turn[place - place % self.step_size] for place in mine]  # batch of the step that each belongs to
+        return [
+            BatchPlan(tuple(batches[turn[place]].tolist()), int(seeds[turn[place]]), int(seeds[of_step]))
+            for place, of_step in zip(mine, first, strict=True)
+        ]
 
 
 class PretrainingBatches(Dataset[PretrainingBatch]):
@@ -182,7 +208,16 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
             waveforms.append(read_waveform(cut, first * HOP, num_samples(size)))
             clusters.append(torch.from_numpy(self.labels[cut.id][:, first : first + size].astype(np.int64)))
         mask = span_mask([size] * len(cuts), self.mask_prob, self.mask_length, rng, same_count=True)
-        return PretrainingBatch(torch.stack(waveforms), torch.stack(clusters), mask)
+        return PretrainingBatch(
+            waveform=torch.stack(waveforms),
+            cluster=torch.stack(clusters),
+            mask=mask,
+            num_masked=int(mask[0].sum()),
+            id=tuple(cut.id for cut in cuts),
+            offered=sum(min(available, self.max_crop_frames) for available in frames),
+            seed=plan.seed,
+            step_seed=plan.step_seed,
+        )
 
 
 class TranscribedBatches(Dataset[TranscribedBatch]):
@@ -235,6 +270,8 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             channel_mask=channel_mask,
             text=texts,
             id=tuple(cut.id for cut in cuts),
+            seed=plan.seed,
+            step_seed=plan.step_seed,
         )
 
 

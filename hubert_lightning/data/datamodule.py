@@ -259,6 +259,7 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int], shuffle: bool) -
         shuffle=shuffle,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
+        accumulate=trainer.accumulate_grad_batches,
     )
     return DataLoader(
         batches,

@@ -3,8 +3,9 @@
 Values, gradients and initialisation are those of the reference code (tests/test_hubert.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,7 @@ class HubertEncoder(nn.Module):
         length: Tensor | None = None,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
+        kept: Sequence[bool] | None = None,
     ) -> Tensor:
         """Features of the last layer.
 
@@ -130,10 +132,11 @@ class HubertEncoder(nn.Module):
         length:       (batch,), samples before padding; none if nothing is padded, which is faster
         mask:         (batch, frames) bool, frames to replace by the mask embedding
         channel_mask: (batch, dim) bool, channels to zero in all frames
+        kept:         (layers,), whether each layer is computed; drawn anew in training if not given
         returns:      (batch, frames, dim); of frames that are padding, of no meaning
         """
         local = self.local_features(waveform, length)
-        return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask)
+        return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask, kept)
 
     def features(self, waveform: Tensor, length: Tensor | None = None, *, layer: int, alone: bool = False) -> Tensor:
         """Output of one Transformer layer, counted from 1; later layers are not computed.
@@ -187,6 +190,7 @@ class HubertEncoder(nn.Module):
         num_frames: Tensor | None = None,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
+        kept: Sequence[bool] | None = None,
     ) -> Tensor:
         """Output of the last layer for the output of the convolutions.
 
@@ -194,15 +198,19 @@ class HubertEncoder(nn.Module):
         num_frames:   (batch,), frames before padding; none if nothing is padded
         mask:         (batch, frames) bool, frames to replace by the mask embedding
         channel_mask: (batch, dim) bool, channels to zero in all frames
+        kept:         (layers,), whether each layer is computed; drawn anew in training if not given
         returns:      (batch, frames, dim)
         """
         x, attend = self._transformer_input(local, num_frames, mask, channel_mask)
+        for layer, keep in zip(self.layers, self.draw_kept() if kept is None else kept, strict=True):
+            x = layer(x, attend) if keep else _without_effect(x, layer)
+        return self.norm(x) if self.config.pre_norm else x
+
+    def draw_kept(self, generator: torch.Generator | None = None) -> list[bool]:
+        """Which layers a step computes, (layers,): in training, each is dropped with the chance `layer_drop`."""
         dropped = self.config.layer_drop if self.training else 0.0
         # On the CPU, where reading the draw does not wait for a GPU
-        kept = (torch.rand(len(self.layers)) >= dropped).tolist()
-        for layer, keep in zip(self.layers, kept, strict=True):
-            x = layer(x, attend) if keep else x
-        return self.norm(x) if self.config.pre_norm else x
+        return (torch.rand(len(self.layers), generator=generator) >= dropped).tolist()
 
     def _embed(self, waveform: Tensor, length: Tensor | None, alone: bool) -> tuple[Tensor, Tensor | None]:
         frames = None if length is None else num_frames(length)
@@ -327,6 +335,23 @@ class TransformerLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(self.activation_dropout(F.gelu(self.ffn_input(x)))))
+
+
+def _without_effect(x: Tensor, module: nn.Module) -> Tensor:
+    """x itself, as if the module had added 0: it gets a gradient, as other ranks and the optimiser expect of it."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return _Identity.apply(x, *parameters) if torch.is_grad_enabled() and parameters else x
+
+
+class _Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *without_effect: Tensor) -> Tensor:
+        ctx.save_for_backward(*without_effect)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return (*gradients, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
 
 
 def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:

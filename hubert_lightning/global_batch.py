@@ -1,0 +1,124 @@
+"""One optimiser step is one mean over the global batch, however that is split into ranks and accumulated batches.
+
+Each batch adds a sum of losses; the gradient is divided by the number of terms once all of them are known. So every
+masked frame (or utterance) of a step weighs the same, whichever rank or accumulated batch it came in, which averaging
+means does not give. The same pass over the gradients clips them, and leaves a step out on all ranks if one of them has
+a loss or a gradient that is not finite.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+UNIT = 2.0**-10
+"""Sums of losses are told in these, so that float16 has room for them; a power of two rounds nothing."""
+
+
+class GlobalBatch:
+    """What the batches of an optimiser step add up to. One for each training task, which hands it every loss and leaves
+    `configure_gradient_clipping` to it.
+
+    Args:
+        max_skipped: Steps in a row that may be left out because they are not finite, before training stops.
+    """
+
+    def __init__(self, max_skipped: int) -> None:
+        if max_skipped < 1:
+            raise ValueError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
+        self.max_skipped = max_skipped
+        self.skipped = torch.zeros(())
+        """Steps left out since training started here, (), float32."""
+        self._in_a_row = torch.zeros(())
+        self._weight = 0.0
+        self._batches: list[tuple[Sequence[str], Tensor]] = []  # of this step: ids, and whether the loss is finite
+        self._last: deque[list[tuple[Sequence[str], Tensor]]] = deque(maxlen=max_skipped)
+        self._steps = 0
+
+    def add(self, loss: Tensor, weight: float, ids: Sequence[str]) -> Tensor:
+        """What `training_step` returns for one batch.
+
+        loss:   (), mean over the batch
+        weight: how many terms it is the mean of
+        ids:    of the utterances, for the message if it is not finite
+        """
+        self._weight += weight
+        self._batches.append((ids, loss.detach().isfinite()))
+        return loss * (weight * UNIT)
+
+    def finish(
+        self, module: LightningModule, optimizer: Optimizer, clip: float | None, algorithm: str | None
+    ) -> Tensor:
+        """Turn the gradients of sums into those of the mean, clip them, and leave the step out if they are not finite.
+
+        clip:    largest norm (or value, by `algorithm`) of the gradient; none to leave it as it is
+        returns: (), norm of the gradient before it was clipped
+
+        Raises:
+            ValueError: It was not finite `max_skipped` times in a row.
+        """
+        trainer = module.trainer
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        norm = _norm(trainer.strategy, gradients).float()
+        shared = torch.stack([torch.full_like(norm, self._weight), (~norm.isfinite()).float()])
+        if trainer.world_size > 1:
+            dist.all_reduce(shared)
+        weight, broken = shared[0], shared[1].clamp(max=1)
+        # Lightning divides by the batches that it accumulates, and ranks average
+        scale = trainer.world_size * trainer.accumulate_grad_batches / (weight * UNIT)
+        norm = norm * scale
+        if clip and algorithm != "value":
+            scale = scale * (clip / (norm + 1e-6)).clamp(max=1)  # torch.nn.utils.clip_grad_norm_
+        torch._foreach_mul_(gradients, scale)
+        if clip and algorithm == "value":
+            torch.nn.utils.clip_grad_value_(module.parameters(), clip)
+        self._leave_out(optimizer, broken)
+        self._last.append(self._batches)
+        self._weight, self._batches = 0.0, []
+        self._count(broken)
+        return norm
+
+    def _leave_out(self, optimizer: Optimizer, broken: Tensor) -> None:
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused kernels read it; nobody waits for a GPU
+        elif broken:
+            optimizer.zero_grad(set_to_none=True)  # which leaves out every parameter
+
+    def _count(self, broken: Tensor) -> None:
+        self.skipped = self.skipped.to(broken.device) + broken
+        self._in_a_row = (self._in_a_row.to(broken.device) + 1) * broken
+        self._steps += 1
+        # Looking at a GPU's number waits for it: once in a while will do
+        if (broken.device.type == "cpu" or self._steps % self.max_skipped == 0) and self._in_a_row >= self.max_skipped:
+            raise ValueError(self._sentence())
+
+    def _sentence(self) -> str:
+        steps = [[(list(ids), bool(finite)) for ids, finite in step] for step in self._last]
+        everyone = [steps]
+        if dist.is_initialized():
+            everyone = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everyone, steps)
+        guilty = [(rank, ids) for rank, of in enumerate(everyone) for step in of for ids, finite in step if not finite]
+        if guilty:
+            rank, ids = guilty[-1]
+            where = f"the loss (at last on rank {rank}, of {', '.join(ids)})"
+            out = "listen to these utterances, leave them out if they are damaged, or lower the learning rate"
+        else:
+            where = f"the gradient (at last of {', '.join(everyone[0][-1][-1][0])})"
+            out = "lower the learning rate or gradient_clip_val, or train in float32 or bfloat16"
+        return (
+            f"{self.max_skipped} steps in a row were left out because {where} was not finite; {out}, and run the same "
+            "command again: it goes on from the last checkpoint, whose weights are sound"
+        )
+
+
+def _norm(strategy: object, gradients: list[Tensor]) -> Tensor:
+    if isinstance(strategy, FSDPStrategy):
+        # Each rank has a part of every gradient; this adds them up, and clips nothing
+        return strategy.model.clip_grad_norm_(torch.inf)  # type: ignore[union-attr,operator]
+    return torch.nn.utils.get_total_norm(gradients)

@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.operations import encoder_operations, head_operations
+from hubert_lightning.model.prediction import ClusterPredictor
+
+SMALL = EncoderConfig(
+    conv_channels=64, dim=96, num_layers=2, num_heads=4, ffn_dim=160, pos_kernel=16, pos_groups=1, layer_drop=0.0
+)  # torch's counter forgets about groups in the gradient of a convolution's weights
+
+
+def counted(module: nn.Module, x: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        module(x).float().square().mean().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"conv_norm": "layer", "pre_norm": True}, {"pos_kernel": 15}, {"feature_grad_mult": 0.0}],
+    ids=["base", "large", "odd kernel", "frozen"],
+)
+def test_the_operations_of_a_step_are_those_that_torch_counts(change: dict) -> None:
+    config = replace(SMALL, **change)
+    encoder = HubertEncoder(config)
+    encoder.mask_embedding.requires_grad_(False)
+    samples = num_samples(60)
+    assert counted(encoder, torch.randn(3, samples)) == 3 * encoder_operations(config, samples)
+
+
+def test_the_operations_of_the_head_are_those_that_torch_counts() -> None:
+    x = torch.randn(40, 96, requires_grad=True)
+    assert counted(ClusterPredictor(96, 50, 24), x) == head_operations(96, 24, [50], 40)
+
+
+def test_groups_of_the_positional_convolution_are_counted_apart() -> None:
+    grouped, samples = replace(SMALL, pos_groups=4), num_samples(60)
+    whole = encoder_operations(SMALL, samples) - encoder_operations(grouped, samples)
+    with FlopCounterMode(display=False) as counter:
+        HubertEncoder(grouped).positions(torch.randn(1, 60, 96))
+    assert whole == 3 * 3 * counter.get_total_flops()  # three passes; three quarters and one quarter
+
+
+def test_base_takes_43_billion_operations_for_a_second_of_audio() -> None:
+    seconds = 5
+    samples = seconds * SAMPLE_RATE
+    assert encoder_operations(EncoderConfig(), samples) / seconds == pytest.approx(43e9, rel=0.01)
+    share = head_operations(768, 256, [100], num_frames(samples)) / encoder_operations(EncoderConfig(), samples)
+    assert share < 0.01
