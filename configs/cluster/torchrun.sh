@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Fit on several hosts without SLURM: torchrun starts one process per GPU, and Lightning takes rank and address from it.
+# Before: `uv sync` in a folder that all hosts share; then, from there, on the first host,
+#   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 uv run configs/cluster/torchrun.sh
+#   and on the second the same with NODE_RANK=1, and so on. Arguments go to `hubert fit`.
+# NODES: number of hosts. NODE_RANK: which of them this one is, from 0; the others look for host 0.
+# MASTER_ADDR, MASTER_PORT: address of host 0 that the others reach, and a port that is free there.
+# DEVICES: GPUs of each host, 8 unless set; trainer.devices and trainer.num_nodes follow from it and NODES.
+# CONFIG: what is trained, configs/pretrain/base.yaml unless set.
+# PET_LOCAL_ADDR: this host's own address, where hosts do not find each other by name.
+# A process that dies is started again, and with it all others, from the last checkpoint in the run's folder.
+set -euo pipefail
+
+: "${NODES:?is not set; give the number of hosts}"
+: "${NODE_RANK:?is not set; give the number of this host, from 0 to NODES - 1}"
+: "${MASTER_ADDR:?is not set; give the address of host 0 that the others reach}"
+: "${MASTER_PORT:?is not set; give a port that is free on host 0, such as 29500}"
+if ((NODE_RANK >= NODES)); then
+  echo "torchrun.sh: NODE_RANK $NODE_RANK is none of $NODES hosts; they count from 0" >&2
+  exit 2
+fi
+devices=${DEVICES:-8}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Each start meets at a port of its own: at a shared one, processes would find the addresses of those that died.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+exec torchrun --nnodes "$NODES" --nproc-per-node "$devices" --max-restarts 3 \
+  --rdzv-backend c10d --rdzv-id hubert --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
+  --rdzv-conf "is_host=$((NODE_RANK == 0))" \
+  -m hubert_lightning fit --config "${CONFIG:-configs/pretrain/base.yaml}" "$@" \
+  --trainer.num_nodes "$NODES" --trainer.devices "$devices"
