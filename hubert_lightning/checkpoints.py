@@ -59,26 +59,29 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-class Ranks(Callback):
-    """Lets a run go on with another number of ranks.
+class WholeSteps(Callback):
+    """Lets a checkpoint be one of whole optimiser steps, from which any number of ranks can go on.
 
-    The Trainer counts batches of one rank. The checkpoint says of how many, and its counts are converted, so that the
-    sampler goes on behind the batches that all ranks together have trained on.
+    The Trainer counts the batches of one rank, and saves in the middle of accumulating, too, where gradients are lost.
+    A checkpoint says of how many ranks its counts are, and counts the batches of finished steps alone, so that the
+    sampler goes on behind those that all ranks together have trained on.
     """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["ranks"] = trainer.world_size
+        _count_whole_steps(checkpoint, trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        before, ranks = checkpoint.get("ranks", trainer.world_size), trainer.world_size
-        if before == ranks:
-            return
-        accumulate = trainer.accumulate_grad_batches
-        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for part in ("total", "current"):
-            # A multiple of what makes a step: all of them, unless the global batch has another size, too
-            done = counts[part]["processed"] * before // ranks // accumulate * accumulate
-            behind = counts[part]["completed"] - counts[part]["processed"]  # 1 if saved at the end of a batch
-            for name in ("ready", "started", "processed"):
-                counts[part][name] = done
-            counts[part]["completed"] = done + behind
+        before = checkpoint.get("ranks", trainer.world_size)
+        # If the global batch has another size, too, there may be a rest, which is trained on again
+        _count_whole_steps(checkpoint, trainer.accumulate_grad_batches, before / trainer.world_size)
+
+
+def _count_whole_steps(checkpoint: dict[str, Any], accumulate: int, factor: float = 1.0) -> None:
+    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for count in (counts["total"], counts["current"]):
+        done = round(count["processed"] * factor)
+        rest = done % accumulate
+        ended = rest or count["completed"] == count["processed"]  # or saved at the end of the step's last batch
+        count["ready"] = count["started"] = count["processed"] = done - rest
+        count["completed"] = done - rest - (not ended)

@@ -25,7 +25,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from hubert_lightning.checkpoints import Ranks, WholeCheckpoints, newest_checkpoint
+from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.data.manifest import read_manifest
@@ -97,7 +97,7 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [Ranks(), Preemption(), Throughput()],
+                    "callbacks": [WholeSteps(), Preemption(), Throughput()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,

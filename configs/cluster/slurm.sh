@@ -18,9 +18,9 @@
 #SBATCH --open-mode=append
 # A requeued job, here after a node failed, goes on from the last checkpoint in the run's folder.
 #SBATCH --requeue
-# So does one that runs out of time: 180 s before, SLURM signals this shell ("B:"), which requeues the job. Without "B:"
-# the signal goes to all processes but this shell: it kills those that are still making labels, where Lightning has no
-# handler yet; later, ranks and readers of audio save in a handler, each at another point, and may hang.
+# So does one that runs out of time: 180 s before, SLURM signals this shell ("B:"), which requeues the job, upon which all
+# processes get SIGTERM and save after the step. Without "B:" the signal would go to them and not to this shell, and they
+# do not know what to do with it while labels are being made.
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
