@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
@@ -136,25 +137,43 @@ def extract(
     num_workers: processes that read audio
     returns:     group, piece, its features from `piece.start` to `piece.end`: (frames, …, dim)
     """
-    batches = [(number, batch) for number, cuts in enumerate(groups) for batch in _batches(cuts, max_frames)]
-    loader = DataLoader(
-        _Waveforms(groups, batches),
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=_one_thread if num_workers else None,
-        generator=torch.Generator(),  # leaves the numbers alone that training draws
-    )
-    hours = sum(cut.duration for cuts in groups for cut in cuts) / 3600
+    hours = sum(int(_samples(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     with _progress() as progress:
         task = progress.add_task(what, total=hours, began=perf_counter())
-        for (number, pieces), read in zip(batches, loader, strict=True):
-            if isinstance(read, ValueError):
-                raise read
-            with torch.no_grad():
-                features = extractor.features(*read)
-            for piece, rows in zip(pieces, features, strict=True):
-                yield number, piece, rows[piece.start - piece.first : piece.end - piece.first]
-                progress.advance(task, (piece.end - piece.start) * HOP / SAMPLE_RATE / 3600)
+        for some in _planned_together(groups):
+            batches = [(number, batch) for number in some for batch in _batches(groups[number], max_frames)]
+            loader = DataLoader(
+                _Waveforms(groups, batches),
+                batch_size=None,
+                num_workers=num_workers,
+                worker_init_fn=_one_thread if num_workers else None,
+                generator=torch.Generator(),  # leaves the numbers alone that training draws
+            )
+            for (number, pieces), read in zip(batches, loader, strict=True):
+                if isinstance(read, ValueError):
+                    raise read
+                with torch.no_grad():
+                    features = extractor.features(*read)
+                for piece, rows in zip(pieces, features, strict=True):
+                    yield number, piece, rows[piece.start - piece.first : piece.end - piece.first]
+                    progress.advance(task, (piece.end - piece.start) * HOP / SAMPLE_RATE / 3600)
+
+
+def _planned_together(groups: Sequence[Sequence[Cut]], most: int = 100_000) -> Iterator[list[int]]:
+    """Numbers of groups that have about so many cuts together: of all of a large corpus, plans would fill memory."""
+    some: list[int] = []
+    cuts = 0
+    for number, group in enumerate(groups):
+        some.append(number)
+        cuts += len(group)
+        if cuts >= most:
+            yield some
+            some, cuts = [], 0
+    yield some
+
+
+def _samples(cuts: Sequence[Cut]) -> np.ndarray:
+    return cuts.num_samples if isinstance(cuts, Corpora) else np.array([cut.num_samples for cut in cuts], np.int64)
 
 
 def sample_frames(
@@ -197,13 +216,13 @@ def sample_frames(
 
 def choose_frames(cuts: Sequence[Cut], max_frames: int, seed: int) -> tuple[list[Cut], list[np.ndarray]]:
     """The cuts that `sample_frames` encodes, and which frames of each it keeps."""
-    cuts = sorted(cuts, key=lambda cut: cut.id)
-    drawn = np.random.default_rng(seed).permutation(len(cuts)).tolist()
-    ends = np.cumsum([num_frames(cuts[place].num_samples) for place in drawn])
+    cuts = cuts.by_id() if isinstance(cuts, Corpora) else sorted(cuts, key=lambda cut: cut.id)
+    drawn = np.random.default_rng(seed).permutation(len(cuts))
+    ends = np.cumsum(num_frames(_samples(cuts)[drawn]))
     drawn = drawn[: int(np.searchsorted(ends, 4 * max_frames)) + 1]
     share = max_frames / ends[len(drawn) - 1]
-    cuts = [cuts[place] for place in drawn]
-    return cuts, [_chosen(cut, share, seed) for cut in cuts]
+    some = [cuts[place] for place in drawn.tolist()]
+    return some, [_chosen(cut, share, seed) for cut in some]
 
 
 def _chosen(cut: Cut, share: float, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ covers the same samples as a frame of the encoder, whatever the length of the re
 
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,13 @@ SAMPLE_RATE = 16_000
 WINDOW = 400  # samples: 25 ms
 HOP = 320  # samples: 20 ms
 
-Count = TypeVar("Count", int, Tensor)
+Count = TypeVar("Count", int, Tensor, np.ndarray)
 
 
 def num_frames(num_samples: Count) -> Count:
     """Frames that the encoder makes of so many samples; 0 for audio shorter than one window."""
     frames = (num_samples - WINDOW) // HOP + 1
-    return frames.clamp(min=0) if isinstance(frames, Tensor) else max(frames, 0)
+    return max(frames, 0) if isinstance(frames, int) else frames.clip(min=0)
 
 
 def num_samples(num_frames: int) -> int:

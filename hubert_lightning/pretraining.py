@@ -99,7 +99,6 @@ class HubertPretraining(LightningModule):
             clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
             metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
             metrics["masked_fraction"] = batch.mask.float().mean()
-            metrics["cropped_away"] = torch.tensor(1 - batch.mask.numel() / batch.offered)
             self._log("train", metrics, batch)
         return self.global_batch.add(loss, self._weight(batch), batch.id)
 

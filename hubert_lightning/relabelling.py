@@ -30,6 +30,7 @@ from hubert_lightning.clustering.kmeans import (
 )
 from hubert_lightning.clustering.mfcc import PARTS, Part
 from hubert_lightning.data.alignment import check_alignment, phones_of
+from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.data.datamodule import PretrainingData
 from hubert_lightning.data.labels import (
     LabelSource,
@@ -40,7 +41,6 @@ from hubert_lightning.data.labels import (
     shard_size,
     write_shard,
 )
-from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
 from hubert_lightning.ranks import on_rank_zero, together
@@ -107,9 +107,9 @@ class Relabel(Callback):
         extractor = self._extractor(trainer, data)
         centroids = self._centroids(trainer, data, folder / "kmeans.safetensors", extractor)
         # Sorted, so that a shard holds the same utterances in whatever order the manifests are named
-        cuts = sorted([*data.train_cuts, *data.validation_cuts], key=lambda cut: cut.id)
+        cuts = Corpora([*data.train_cuts.parts, *data.validation_cuts.parts]).by_id()
         clusters = tuple(stream.clusters for stream in self.streams)
-        source = LabelSource(extractor.name, kmeans_fingerprint(centroids), fingerprint(cuts), clusters)
+        source = LabelSource(extractor.name, kmeans_fingerprint(centroids), cuts.fingerprint, clusters)
         data.labels = self._labels(trainer, data, folder / "labels", extractor, centroids, source, cuts)
 
     @property
@@ -129,7 +129,7 @@ class Relabel(Callback):
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
         return best_layer(
             self.features,
-            [*data.validation_cuts] or [*data.train_cuts],
+            [*data.validation_cuts] or _some(data.train_cuts),
             self.clusters[0],
             Path(trainer.default_root_dir) / "layers.json",
             device=trainer.strategy.root_device,
@@ -140,7 +140,7 @@ class Relabel(Callback):
     def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
         provenance = {
             "features": extractor.name,
-            "manifest": fingerprint(data.train_cuts),
+            "manifest": data.train_cuts.fingerprint,
             "clusters": json.dumps(self.clusters),
             "parts": json.dumps(self.parts),
             "max_frames": str(self.max_frames),
@@ -162,7 +162,7 @@ class Relabel(Callback):
             rows, index = together(
                 lambda: sample_frames(
                     extractor,
-                    list(data.train_cuts),
+                    data.train_cuts,
                     self.max_frames,
                     self.seed,
                     batch_frames=data.max_frames,
@@ -248,7 +248,12 @@ def assign_clusters(
 def _judged(data: PretrainingData) -> list[Cut]:
     """Utterances whose phones tell what labels are worth: those to validate on, or some to train on."""
     judged = [cut for cut in data.validation_cuts if phones_of(cut)]
-    return judged or list(islice((cut for cut in data.train_cuts if phones_of(cut)), 1000))
+    return judged or list(islice((cut for cut in _some(data.train_cuts) if phones_of(cut)), 1000))
+
+
+def _some(cuts: Corpora) -> list[Cut]:
+    """All cuts, but for a corpus on disk, whose cuts have no phones."""
+    return [cut for part in cuts.parts if isinstance(part, list) for cut in part]
 
 
 def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:

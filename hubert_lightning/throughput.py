@@ -14,6 +14,7 @@ class Throughput(Callback):
     """Logs, of the steps since it last did:
 
     train/audio_seconds_per_second  audio that all ranks together trained on
+    train/waste                     share of the audio that was cropped away (pre-training) or added as padding
     train/data_wait                 share of the time in which this rank had no batch to train on
     train/mfu                       model FLOPs utilisation: operations of the model (`operations` of the task) a second
                                     as a share of what the device can do: by its maker's numbers, or on a processor that
@@ -36,18 +37,21 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._asked = time.perf_counter()
-        self._seconds += batch.waveform.numel() / SAMPLE_RATE
+        seconds = batch.waveform.numel() / SAMPLE_RATE
+        self._seconds += seconds
+        self._wasted += seconds * batch.waste
         self._operations += pl_module.operations(batch)  # type: ignore[operator]
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every > 0 and trainer.global_step != self._step and trainer.global_step % every == 0:
             passed = self._asked - self._since
             pl_module.log("train/audio_seconds_per_second", self._seconds * trainer.world_size / passed)
+            pl_module.log("train/waste", self._wasted / self._seconds)
             pl_module.log("train/data_wait", self._waited / passed)
             pl_module.log("train/mfu", self._operations / passed / self._peak)
             self._start(trainer)
 
     def _start(self, trainer: Trainer) -> None:
-        self._seconds, self._operations, self._waited = 0.0, 0, 0.0
+        self._seconds, self._wasted, self._operations, self._waited = 0.0, 0.0, 0, 0.0
         self._since = self._asked = time.perf_counter()
         self._step = trainer.global_step
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
         "data.text",
         "lightning",
     },
-    "extraction": {"frames", "data.audio", "clustering.mfcc", "model.*", "lhotse"},
+    "extraction": {"frames", "data.audio", "data.corpora", "clustering.mfcc", "model.*", "lhotse"},
     "unit_quality": {
         "frames",
         "files",
@@ -65,6 +65,7 @@ MAY_IMPORT = {
         "demo",
         "unit_quality",
         "data.preparation",
+        "data.shar",
         "data.alignment",
         "data.label_formats",
         "data.labels",

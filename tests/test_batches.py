@@ -23,11 +23,18 @@ from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 lengths = st.lists(st.integers(1, 800), min_size=1, max_size=200)
 
 
-@given(frames=lengths, max_frames=st.integers(800, 5000), world_size=st.integers(1, 5), epoch=st.integers(0, 3))
+@given(
+    frames=lengths,
+    max_frames=st.integers(800, 5000),
+    world_size=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+    block_cuts=st.sampled_from([7, 50, 1000]),
+)
 def test_every_cut_is_seen_once_per_epoch_whatever_the_number_of_ranks(
-    frames: list[int], max_frames: int, world_size: int, epoch: int
+    frames: list[int], max_frames: int, world_size: int, epoch: int, block_cuts: int
 ) -> None:
-    ranks = [PlannedBatches(frames, max_frames, rank=rank, world_size=world_size) for rank in range(world_size)]
+    options = {"world_size": world_size, "block_cuts": block_cuts}
+    ranks = [PlannedBatches(frames, max_frames, rank=rank, **options) for rank in range(world_size)]
     plans = [rank.plan(epoch) for rank in ranks]
     assert len({len(plan) for plan in plans}) == 1
     assert len(plans[0]) == len(ranks[0])
@@ -35,6 +42,55 @@ def test_every_cut_is_seen_once_per_epoch_whatever_the_number_of_ranks(
     seen = Counter(cut for cuts in dict.fromkeys(dealt) for cut in cuts)
     assert seen == Counter(range(len(frames)))
     assert len(dealt) - len(set(dealt)) < world_size  # only the last step may repeat a batch
+
+
+@given(
+    frames=lengths,
+    max_frames=st.integers(800, 5000),
+    shape=st.sampled_from([(1, 6), (2, 3), (3, 2), (6, 1)]),
+    block_cuts=st.sampled_from([7, 1000]),
+)
+def test_a_step_has_the_same_batches_however_ranks_and_accumulation_share_them(
+    frames: list[int], max_frames: int, shape: tuple[int, int], block_cuts: int
+) -> None:
+    def steps(world_size: int, accumulate: int) -> list[list[BatchPlan]]:
+        options = {"world_size": world_size, "accumulate": accumulate, "block_cuts": block_cuts}
+        ranks = [PlannedBatches(frames, max_frames, rank=rank, **options).plan(1) for rank in range(world_size)]
+        assert all(len(of) == len(ranks[0]) and len(of) % accumulate == 0 for of in ranks)
+        starts = range(0, len(ranks[0]), accumulate)
+        return [sorted(batch for of in ranks for batch in of[start : start + accumulate]) for start in starts]
+
+    alone = steps(1, 6)
+    assert steps(*shape) == alone
+    assert all(len({batch.step_seed for batch in step}) == 1 for step in alone)
+
+
+@given(
+    sizes=st.lists(st.integers(30, 300), min_size=2, max_size=3),
+    weights=st.lists(st.floats(0.2, 3), min_size=3, max_size=3),
+    block_cuts=st.sampled_from([90, 1000]),
+)
+def test_corpora_are_mixed_by_their_weights(sizes: list[int], weights: list[float], block_cuts: int) -> None:
+    frames = np.random.default_rng(0).integers(100, 780, size=sum(sizes))
+    weights = weights[: len(sizes)]
+    batches = PlannedBatches(frames, 4000, corpora=sizes, weights=weights, block_cuts=block_cuts)
+    corpus = np.repeat(np.arange(len(sizes)), sizes)
+    for epoch in range(2):
+        plans = batches.plan(epoch)
+        assert len(plans) == len(batches)
+        seen = np.array([cut for plan in plans for cut in plan.cuts])
+        shares = np.bincount(corpus[seen], frames[seen], len(sizes)) / frames[seen].sum()
+        np.testing.assert_allclose(shares, np.array(weights) / sum(weights), atol=0.04)
+        assert frames[seen].sum() == pytest.approx(frames.sum(), rel=0.05)
+
+
+def test_of_a_corpus_with_too_many_cuts_each_epoch_has_others_and_of_one_with_too_few_all_several_times() -> None:
+    batches = PlannedBatches([100] * 500, 1000, corpora=[400, 100], weights=[1, 1])
+    first, second = (Counter(cut for plan in batches.plan(epoch) for cut in plan.cuts) for epoch in (0, 1))
+    assert sum(of for cut, of in first.items() if cut < 400) == 250
+    assert {cut for cut in first if cut < 400} != {cut for cut in second if cut < 400}
+    assert {of for cut, of in first.items() if cut >= 400} == {2, 3}
+    assert set(range(400, 500)) <= set(first)
 
 
 @given(frames=lengths, max_frames=st.integers(800, 5000), world_size=st.integers(1, 5))
@@ -85,6 +141,15 @@ def test_a_resumed_sampler_goes_on_with_the_very_next_batch() -> None:
     stream = [plan for epoch in range(3) for plan in whole.plan(epoch)]
     resumed = PlannedBatches(frames, 500, position=lambda: 17)
     assert list(resumed) == stream[17 : 2 * len(whole)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("done", range(12))
+def test_a_sampler_of_blocks_resumes_in_the_middle_of_any(rank: int, done: int) -> None:
+    frames = np.random.default_rng(0).integers(100, 780, size=300)
+    options = {"block_cuts": 60, "rank": rank, "world_size": 2, "accumulate": 3}
+    whole = PlannedBatches(frames, 4000, **options).plan(0)
+    assert list(PlannedBatches(frames, 4000, position=lambda: done, **options)) == whole[done:]
 
 
 def test_validation_keeps_one_order_and_one_seed_per_batch() -> None:

@@ -38,7 +38,7 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
     clock = Clock()
     monkeypatch.setattr("hubert_lightning.throughput.time.perf_counter", lambda: clock.now)
     monkeypatch.setattr("hubert_lightning.throughput._peak", lambda trainer: 1e9)
-    model, batches = a_model(), [a_batch(seed, frames=40 + seed) for seed in range(8)]
+    model, batches = a_model(), [a_batch(k, frames=40 + k)._replace(waste=k / 100) for k in range(8)]
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,
@@ -60,6 +60,8 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
         assert float(row["train/audio_seconds_per_second"]) == pytest.approx(seconds / 16)
         assert float(row["train/mfu"]) == pytest.approx(sum(map(model.operations, since)) / 16 / 1e9)
         assert float(row["train/data_wait"]) == 0.75
+        wasted = sum(batch.waveform.numel() * batch.waste for batch in since) / SAMPLE_RATE
+        assert float(row["train/waste"]) == pytest.approx(wasted / seconds)
 
 
 def test_a_processor_without_numbers_of_its_maker_is_measured() -> None:

@@ -101,6 +101,11 @@ def _readable(source: AudioSource) -> str | BytesIO:
         return BytesIO(source.source)
     if source.type == "file" and isinstance(source.source, str):
         return source.source
+    if source.type == "shar" and isinstance(source.source, str) and source.source:
+        archive, offset, size = source.source.rsplit(":", 2)
+        with open(archive, "rb") as file:
+            file.seek(int(offset))
+            return BytesIO(file.read(int(size)))
     raise OSError(f"audio of type {source.type!r} is not read here, only files and Shar archives")
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lhotse import CutSet
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,7 @@ from hubert_lightning.data.batches import (
     padded_frames,
     transcript,
 )
+from hubert_lightning.data.corpora import Corpora, read_corpora
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.data.text import Vocabulary
@@ -27,12 +29,17 @@ from hubert_lightning.frames import num_frames, seconds_to_samples
 
 log = logging.getLogger(__name__)
 
+SHAR_BLOCK = 100_000
+"""Cuts that are shuffled among one another, of a corpus that stays on disk: some hundred archives."""
+
 
 class PretrainingData(LightningDataModule):
     """Untranscribed audio and the cluster of each of its frames. Defaults: HuBERT Base on LibriSpeech.
 
     Args:
         train: Manifests (of `hubert prepare`) to train on.
+        weights: Share of each of these manifests in an epoch, which has as many seconds as all together: smaller ones
+            come several times, of larger ones other parts in each epoch. Every utterance comes once if not given.
         validation: Manifests to validate on, with fixed crops and masks.
         labels: Folder of a finished label store; left out where the Relabel callback makes the labels.
         max_duration: Seconds of audio in a batch, on each GPU.
@@ -47,6 +54,7 @@ class PretrainingData(LightningDataModule):
     def __init__(
         self,
         train: list[Path],
+        weights: list[float] | None = None,
         validation: list[Path] | None = None,
         labels: Path | None = None,
         max_duration: float = 87.5,
@@ -60,30 +68,33 @@ class PretrainingData(LightningDataModule):
         super().__init__()
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
-        self.manifests = {"train": train, "validation": validation or []}
+        if weights is not None and (len(weights) != len(train) or min(weights) <= 0):
+            raise ValueError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
+        self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
         self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
         self.min_duration = min_duration
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.num_workers, self.seed = num_workers, seed
-        self.train_cuts = self.validation_cuts = CutSet()
+        self.train_cuts = self.validation_cuts = Corpora()
 
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
             return
         if self.labels is not None:
             self.labels.verify()
-        train = read_manifest(self.manifests["train"])
+        train = read_corpora(self.manifests["train"])
         if self.manifests["validation"]:
-            self.validation_cuts = read_manifest(self.manifests["validation"])
-        if both := {cut.id for cut in train} & {cut.id for cut in self.validation_cuts}:
-            raise ValueError(f"{min(both)}: among the training and the validation utterances; keep them apart")
-        check_audio([*train, *self.validation_cuts])
-        self.train_cuts = train.filter(lambda cut: cut.duration >= self.min_duration).to_eager()
-        if not len(self.train_cuts):
+            self.validation_cuts = read_corpora(self.manifests["validation"])
+        validated = set(self.validation_cuts.ids())
+        if both := next((cut_id for cut_id in train.ids() if cut_id in validated), None):
+            raise ValueError(f"{both}: among the training and the validation utterances; keep them apart")
+        self.train_cuts = train.chosen(train.num_samples >= seconds_to_samples(self.min_duration))
+        if not len(self.train_cuts) or (self.weights and not all(self.train_cuts.sizes)):
+            empty = [str(path) for path, size in zip(self.manifests["train"], self.train_cuts.sizes) if not size]
             raise ValueError(
-                f"{self.manifests['train']}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
+                f"{', '.join(empty)}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
         if short := len(train) - len(self.train_cuts):
             log.warning(
@@ -101,13 +112,12 @@ class PretrainingData(LightningDataModule):
             "a pre-trained model has no transcripts to predict; fine-tune it, or use load_encoder().features"
         )
 
-    def _loader(self, cuts: CutSet, shuffle: bool) -> DataLoader:
+    def _loader(self, cuts: Corpora, shuffle: bool) -> DataLoader:
         if self.labels is None:
             raise ValueError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
             )
         self.labels.check(cuts, _model(self).num_clusters)
-        frames = [min(num_frames(cut.num_samples), self.max_crop_frames) for cut in cuts]
         batches = PretrainingBatches(
             cuts,
             self.labels,
@@ -115,7 +125,10 @@ class PretrainingData(LightningDataModule):
             mask_prob=self.mask_prob,
             mask_length=self.mask_length,
         )
-        return _loader(self, batches, frames, shuffle)
+        frames = np.minimum(num_frames(cuts.num_samples), self.max_crop_frames)
+        weights = self.weights if shuffle else None
+        blocks = {"block_cuts": SHAR_BLOCK} if cuts.on_disk else {}
+        return _loader(self, batches, frames, shuffle, corpora=cuts.sizes, weights=weights, **blocks)
 
 
 class TranscribedData(LightningDataModule):
@@ -248,7 +261,7 @@ def _model(data: LightningDataModule) -> Any:
     return data.trainer.lightning_module
 
 
-def _loader(data: Any, batches: Dataset, frames: Sequence[int], shuffle: bool) -> DataLoader:
+def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shuffle: bool, **how: Any) -> DataLoader:
     trainer = data.trainer
     sampler = PlannedBatches(
         frames,
@@ -260,6 +273,7 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int], shuffle: bool) -
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         accumulate=trainer.accumulate_grad_batches,
+        **how,
     )
     return DataLoader(
         batches,

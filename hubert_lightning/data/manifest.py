@@ -15,10 +15,22 @@ from hubert_lightning.frames import SAMPLE_RATE
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
-    """All cuts of one or several manifests, in memory, in their order."""
-    cuts: list[Cut] = []
+    """All cuts of one or several manifests, in memory, in their order; raises as `read_manifests` does."""
+    parts = read_manifests([Path(paths)] if isinstance(paths, (str, Path)) else paths)
+    if not parts:
+        raise ValueError("no manifest is named; make one with `hubert prepare` and give its path")
+    return CutSet([cut for part in parts for cut in part])
+
+
+def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
+    """The cuts of each manifest.
+
+    Raises:
+        ValueError: A file is no manifest or empty, or an utterance is in two of them.
+    """
+    parts: list[list[Cut]] = []
     found_in: dict[str, Path] = {}
-    for path in [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]:
+    for path in map(Path, paths):
         if not path.is_file():
             raise ValueError(f"{path}: no such manifest; make it with `hubert prepare`")
         try:
@@ -40,10 +52,8 @@ def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
                     "again with `hubert prepare`, from folders that share no utterance"
                 )
             found_in[cut.id] = path
-        cuts += items
-    if not cuts:
-        raise ValueError("no manifest is named; make one with `hubert prepare` and give its path")
-    return CutSet(cuts)
+        parts.append(items)
+    return parts
 
 
 def write_manifest(cuts: Iterable[Cut], path: Path) -> None:
