@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hubert_lightning.model.pretrained import load_encoder
     from hubert_lightning.pretraining import HubertPretraining
     from hubert_lightning.relabelling import Relabel
+    from hubert_lightning.sharding import LayerwiseFSDP
     from hubert_lightning.unit_quality import LayerQuality
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOMES = {
     "HubertPretraining": "pretraining",
     "KMeans": "clustering.kmeans",
     "LayerQuality": "unit_quality",
+    "LayerwiseFSDP": "sharding",
     "PretrainingData": "data.datamodule",
     "Relabel": "relabelling",
     "ScikitKMeans": "clustering.kmeans",
@@ -39,6 +41,7 @@ __all__ = [
     "HubertPretraining",
     "KMeans",
     "LayerQuality",
+    "LayerwiseFSDP",
     "PretrainingData",
     "Relabel",
     "ScikitKMeans",

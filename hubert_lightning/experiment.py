@@ -29,6 +29,7 @@ from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_ch
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
 from hubert_lightning.parser import SentenceParser
 from hubert_lightning.preemption import Preemption
@@ -88,6 +89,7 @@ class HubertCLI(LightningCLI):
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
                 "You're resuming from a checkpoint that ended before",  # our sampler goes on with the next batch
                 "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
+                "FSDP2-wrapped module .* returned a view",  # on which nobody works in place
             ):
                 warnings.filterwarnings("ignore", message=expected)
             super().__init__(
@@ -169,6 +171,7 @@ class HubertCLI(LightningCLI):
             *earlier, config = unfinished
             for run in earlier:
                 HubertCLI(Namespace(subcommand="fit", fit=run))
+            config.trainer.precision = config.trainer.precision or _default_precision(config.trainer)
             seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
             if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
                 config.ckpt_path = str(newest)
@@ -225,6 +228,12 @@ class HubertCLI(LightningCLI):
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
                     logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+def _default_precision(trainer: Namespace) -> str | None:
+    """bfloat16 where there is a GPU that computes in it."""
+    gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 
 def _check_output(config: Namespace) -> None:
@@ -378,6 +387,8 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
         if labels["features"] != "mfcc":
             labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
+    for option in HOW_NOT_WHAT:
+        experiment["model"]["init_args"].pop(option, None)
     if experiment["model"]["init_args"].get("pretrained"):
         experiment["model"]["init_args"]["pretrained"] = "a checkpoint"  # as are those of the features, below
     return experiment | {"labels": relabel[0] if relabel else None}

@@ -20,11 +20,12 @@ from hubert_lightning.data.batches import TranscribedBatch
 from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary
 from hubert_lightning.decoding import greedy
 from hubert_lightning.frames import num_frames
-from hubert_lightning.global_batch import GlobalBatch
+from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.schedules import tri_stage
+from hubert_lightning.sharding import shard
 
 
 class CTCFinetuning(LightningModule):
@@ -44,6 +45,8 @@ class CTCFinetuning(LightningModule):
         warmup: Share of all steps in which the learning rate rises.
         decay: Share of all steps in which it falls, to a twentieth.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
+        compile: Let torch compile the encoder: slow to start, then faster.
+        activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class CTCFinetuning(LightningModule):
         warmup: float = 0.1,
         decay: float = 0.5,
         max_skipped: int = 10,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if warmup + decay > 1:
@@ -80,7 +85,7 @@ class CTCFinetuning(LightningModule):
             layer_drop=layer_drop,
             feature_grad_mult=0.0 if freeze_convolutions else 1.0,
         )
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT])
         # What a checkpoint needs to be rebuilt without the one it came from
         self.hparams.update(encoder=asdict(encoder), pretrained=None)
         self.vocabulary = Vocabulary(LETTERS)
@@ -91,6 +96,8 @@ class CTCFinetuning(LightningModule):
         self.optimizer = optimizer or ten_hour_optimizer
         self.freeze_steps, self.warmup, self.decay = freeze_steps, warmup, decay
         self.global_batch = GlobalBatch(max_skipped)
+        self.encoder.checkpointing = activation_checkpointing
+        self.compiling = compile
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, reference and hypothesis of what was last validated or tested
 
@@ -212,6 +219,11 @@ class CTCFinetuning(LightningModule):
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / name).open("w") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def configure_model(self) -> None:
+        if self.compiling:
+            self.encoder.compile_parts()
+        shard(self, self.encoder, [self.head])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())

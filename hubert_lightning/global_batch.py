@@ -12,9 +12,12 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from lightning import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing")
+"""Options of both tasks that say how a step is computed and not what: another run may have others."""
 
 UNIT = 2.0**-10
 """Sums of losses are told in these, so that float16 has room for them; a power of two rounds nothing."""
@@ -64,7 +67,11 @@ class GlobalBatch:
         """
         trainer = module.trainer
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        norm = _norm(trainer.strategy, gradients).float()
+        norm = torch.nn.utils.get_total_norm(gradients).float()
+        sharded = isinstance(norm, DTensor)
+        if isinstance(norm, DTensor):  # each rank has a part of every gradient
+            norm = norm.full_tensor()
+            gradients = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
         shared = torch.stack([torch.full_like(norm, self._weight), (~norm.isfinite()).float()])
         if trainer.world_size > 1:
             dist.all_reduce(shared)
@@ -77,14 +84,14 @@ class GlobalBatch:
         torch._foreach_mul_(gradients, scale)
         if clip and algorithm == "value":
             torch.nn.utils.clip_grad_value_(module.parameters(), clip)
-        self._leave_out(optimizer, broken)
+        self._leave_out(optimizer, broken, sharded)
         self._last.append(self._batches)
         self._weight, self._batches = 0.0, []
         self._count(broken)
         return norm
 
-    def _leave_out(self, optimizer: Optimizer, broken: Tensor) -> None:
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
+    def _leave_out(self, optimizer: Optimizer, broken: Tensor, sharded: bool) -> None:
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and not sharded:
             optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused kernels read it; nobody waits for a GPU
         elif broken:
             optimizer.zero_grad(set_to_none=True)  # which leaves out every parameter
@@ -115,10 +122,3 @@ class GlobalBatch:
             f"{self.max_skipped} steps in a row were left out because {where} was not finite; {out}, and run the same "
             "command again: it goes on from the last checkpoint, whose weights are sound"
         )
-
-
-def _norm(strategy: object, gradients: list[Tensor]) -> Tensor:
-    if isinstance(strategy, FSDPStrategy):
-        # Each rank has a part of every gradient; this adds them up, and clips nothing
-        return strategy.model.clip_grad_norm_(torch.inf)  # type: ignore[union-attr,operator]
-    return torch.nn.utils.get_total_norm(gradients)

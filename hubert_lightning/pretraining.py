@@ -15,12 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.global_batch import GlobalBatch
+from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.schedules import linear_warmup_decay
+from hubert_lightning.sharding import shard
 
 
 class HubertPretraining(LightningModule):
@@ -40,6 +41,8 @@ class HubertPretraining(LightningModule):
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
         warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
+        compile: Let torch compile the encoder: slow to start, then faster.
+        activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class HubertPretraining(LightningModule):
         optimizer: OptimizerCallable | None = None,
         warmup_steps: int = 32_000,
         max_skipped: int = 10,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= masked_weight <= 1:
@@ -62,7 +67,7 @@ class HubertPretraining(LightningModule):
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
-        self.save_hyperparameters(ignore=["optimizer", "pretrained"])
+        self.save_hyperparameters(ignore=["optimizer", "pretrained", *HOW_NOT_WHAT])
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
         if pretrained is not None:
@@ -73,6 +78,8 @@ class HubertPretraining(LightningModule):
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
         self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
         self.global_batch = GlobalBatch(max_skipped)
+        self.encoder.checkpointing = activation_checkpointing
+        self.compiling = compile
 
     @property
     def num_clusters(self) -> list[int]:
@@ -198,6 +205,11 @@ class HubertPretraining(LightningModule):
         ids = ids.transpose(0, 1).flatten(1)  # (streams, frames)
         counts = torch.zeros(len(ids), max(self.num_clusters), dtype=torch.int64, device=ids.device)
         return counts.scatter_add_(1, ids, torch.ones_like(ids))
+
+    def configure_model(self) -> None:
+        if self.compiling:
+            self.encoder.compile_parts()
+        shard(self, self.encoder, self.predictors)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())

@@ -139,7 +139,7 @@ def train(pretraining: Path, manifests: Path, name: str, *more: str) -> dict[str
         "--model.init_args.encoder.attention_dropout=0.1",
         "--model.init_args.encoder.layer_drop=0.3",
         # Adam divides a gradient that is 0 but for rounding (a key's bias) by itself
-        "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1}}",
+        "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.1, fused: false}}",
         "--trainer.max_steps=20",
         f"--output={output}",
         *more,
@@ -170,6 +170,15 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     regrouped = train(pretraining, manifests, "regrouped", *on_two("ddp"), f"--ckpt_path={seventh}")
     for name, value in accumulated.items():
         torch.testing.assert_close(regrouped[name], value, msg=name)
+
+
+def test_sharding_the_model_changes_no_weight(
+    pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
+) -> None:
+    clipped = "--trainer.gradient_clip_val=1.0"
+    sharded = train(pretraining, manifests, "sharded", *on_two("{class_path: hubert_lightning.LayerwiseFSDP}"), clipped)
+    for name, value in accumulated.items():
+        torch.testing.assert_close(sharded[name], value, msg=name)
 
 
 def test_what_is_not_finite_on_one_rank_is_left_out_on_both(

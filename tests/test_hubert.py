@@ -478,3 +478,55 @@ def test_a_batch_that_is_too_short_or_too_long_is_refused() -> None:
 def test_settings_that_make_no_encoder_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EncoderConfig(**change)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_a_layer_that_is_computed_again_gives_the_same_gradients_dropout_included(pre_norm: bool) -> None:
+    config = replace(SMALL, pre_norm=pre_norm, dropout=0.3, attention_dropout=0.2, activation_dropout=0.1)
+    encoder, waveform = HubertEncoder(config), audio(2, 4000)
+    gradients = []
+    for checkpointing in (False, True):
+        encoder.checkpointing = checkpointing
+        encoder.zero_grad()
+        torch.manual_seed(0)
+        encoder(waveform, kept=[True, False, True]).square().mean().backward()
+        gradients.append({name: value.grad for name, value in encoder.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
+def test_a_dropped_layer_changes_nothing_and_has_a_gradient_of_zero() -> None:
+    encoder, waveform = HubertEncoder(replace(SMALL, dropout=0.0, attention_dropout=0.0)), audio(2, 4000)
+    encoder(waveform, kept=[True, False, True]).square().mean().backward()
+    for name, value in encoder.layers[1].named_parameters():
+        assert value.grad is not None, name
+        assert not value.grad.any(), name
+    without = HubertEncoder(replace(SMALL, num_layers=2, dropout=0.0, attention_dropout=0.0))
+    state = {
+        name.replace("layers.2", "layers.1"): value
+        for name, value in encoder.state_dict().items()
+        if "layers.1" not in name
+    }
+    without.load_state_dict(state)
+    without(waveform).square().mean().backward()
+    assert_close(without.eval()(waveform), encoder(waveform, kept=[True, False, True]))
+    for ours, theirs in zip(without.layers[1].parameters(), encoder.layers[2].parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, conv_norm="layer", pre_norm=True, normalize_waveform=True)])
+def test_a_compiled_encoder_computes_the_same_for_every_length(config: EncoderConfig) -> None:
+    config = replace(config, dropout=0.0, attention_dropout=0.0, input_dropout=0.0)
+    encoder, compiled = HubertEncoder(config), HubertEncoder(config)
+    compiled.load_state_dict(encoder.state_dict())
+    compiled.compile_parts()
+    assert compiled.state_dict().keys() == encoder.state_dict().keys()
+    for samples in (4000, 5200):
+        waveform, mask = audio(2, samples), torch.rand(2, num_frames(samples)) < 0.5
+        results = []
+        for which in (encoder, compiled):
+            which.zero_grad()
+            output = which(waveform, mask=mask, kept=[True, True, False])
+            output.square().mean().backward()
+            results.append((output, {name: value.grad for name, value in which.named_parameters()}))
+        assert_close(results[1], results[0])

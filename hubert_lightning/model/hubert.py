@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hubert_lightning.frames import WINDOW, num_frames, padding_mask
 
@@ -82,7 +83,7 @@ class HubertEncoder(nn.Module):
     def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:
         super().__init__()
         self.config = config
-        self.convolutions = nn.ModuleList(Convolution(config, index) for index in range(len(KERNELS)))
+        self.convolutions = Convolutions(Convolution(config, index) for index in range(len(KERNELS)))
         self.local_norm = nn.LayerNorm(config.conv_channels)
         self.projection = nn.Linear(config.conv_channels, config.dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
@@ -91,6 +92,8 @@ class HubertEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.checkpointing = False
+        """Whether a step computes each layer again in its backward pass, instead of keeping what it needs in memory."""
         self.initialize()
         if config.feature_grad_mult == 0:
             self.convolutions.requires_grad_(False)
@@ -175,10 +178,7 @@ class HubertEncoder(nn.Module):
         """
         _check_length(waveform, length)
         x = _normalize(waveform, length) if self.config.normalize_waveform else waveform
-        x = x[:, None]  # (batch, channels, frames) from here
-        for convolution in self.convolutions:
-            x = convolution(x, length if alone else None)
-        x = x.transpose(1, 2)
+        x = self.convolutions(x, length if alone else None)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
             x.register_hook(lambda gradient: gradient * scale)
@@ -203,8 +203,18 @@ class HubertEncoder(nn.Module):
         """
         x, attend = self._transformer_input(local, num_frames, mask, channel_mask)
         for layer, keep in zip(self.layers, self.draw_kept() if kept is None else kept, strict=True):
-            x = layer(x, attend) if keep else _without_effect(x, layer)
+            if not keep:
+                x = _without_effect(x, layer)
+            elif self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, attend, use_reentrant=False)
+            else:
+                x = layer(x, attend)
         return self.norm(x) if self.config.pre_norm else x
+
+    def compile_parts(self) -> None:
+        """Let torch compile the convolutions and one layer, whose code the others share; takes a minute or so."""
+        for part in (self.convolutions, self.positions, *self.layers):
+            part.compile()
 
     def draw_kept(self, generator: torch.Generator | None = None) -> list[bool]:
         """Which layers a step computes, (layers,): in training, each is dropped with the chance `layer_drop`."""
@@ -236,6 +246,17 @@ class HubertEncoder(nn.Module):
             attend = ~padding[:, None, None]
         x = x + self.positions(x)
         return self.dropout(x if self.config.pre_norm else self.norm(x)), attend
+
+
+class Convolutions(nn.ModuleList):
+    """The seven, one after the other."""
+
+    def forward(self, waveform: Tensor, length: Tensor | None = None) -> Tensor:
+        """(batch, samples) → (batch, frames, channels); with `length` (batch,) the group norm leaves out padding"""
+        x = waveform[:, None]  # (batch, channels, frames)
+        for convolution in self:
+            x = convolution(x, length)
+        return x.transpose(1, 2)
 
 
 class Convolution(nn.Module):

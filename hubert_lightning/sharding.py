@@ -1,0 +1,49 @@
+"""Models that one GPU does not hold: parameters, gradients and optimiser states are shared by all ranks (FSDP)."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from hubert_lightning.model.hubert import HubertEncoder
+
+
+class LayerwiseFSDP(ModelParallelStrategy):
+    """Fully sharded data parallel training: each Transformer layer is gathered while it is computed.
+
+    Checkpoints are whole, as those of other strategies.
+
+    Args:
+        timeout_minutes: How long ranks wait for one another.
+    """
+
+    def __init__(self, timeout_minutes: float = 30) -> None:
+        super().__init__(save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes))
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+
+def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Module]) -> None:
+    """Share the parameters of a task among the ranks, if that is the Trainer's strategy.
+
+    Gradients are added up in float32. The layers are gathered in the precision that they are computed in; what lies
+    before and after them in float32, since the cosines of the heads need it.
+    """
+    if not isinstance(task.trainer.strategy, LayerwiseFSDP):
+        return
+    assert task.device_mesh is not None
+    mesh = task.device_mesh["data_parallel"]
+    reduced = torch.bfloat16 if "bf16" in str(task.trainer.precision) else None
+    policy = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in encoder.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for whole in (encoder, *heads):
+        fully_shard(whole, mesh=mesh)
+    for method in ("local_features", "contextual"):  # what a step calls
+        register_fsdp_forward_method(encoder, method)
