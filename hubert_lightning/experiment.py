@@ -28,6 +28,7 @@ from torch import Tensor
 from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.clustering.mfcc import Part
+from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
@@ -99,7 +100,7 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [WholeSteps(), Preemption(), Throughput()],
+                    "callbacks": [WholeSteps(), Preemption(), Throughput(), CollapseWatch()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,

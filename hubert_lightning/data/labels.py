@@ -29,6 +29,9 @@ from hubert_lightning.frames import HOP, num_frames
 log = logging.getLogger(__name__)
 
 VERSION = 1
+LARGEST_SHARE = (
+    0.9  # of all frames, that one cluster may have: fairseq issue 4521 is of a run whose labels were all one
+)
 SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy(\.part)?")
 MOST_SHARDS = 512  # each that is read keeps a file open
 
@@ -245,7 +248,7 @@ class LabelStore:
 
         Raises:
             ValueError: Another hop, number of streams or of clusters, a cut without labels or with a label count that
-                is not its frame count (the first such cut is named), or labels that are all the same.
+                is not its frame count (the first such cut is named), or labels that are nearly all the same.
         """
         if self.source.hop != HOP:
             raise ValueError(
@@ -257,8 +260,12 @@ class LabelStore:
                 f"{self.path}: labels of {there} clusters for a model of {asked}; "
                 f"set model.init_args.num_clusters to {list(self.source.clusters)} or relabel"
             )
-        if any((counts > 0).sum() < 2 for counts in self.histogram):
-            raise ValueError(f"{self.path}: every frame has the same cluster; nothing can be learnt from it, relabel")
+        for counts in self.histogram:
+            if (largest := counts.max() / counts.sum()) > LARGEST_SHARE:
+                raise ValueError(
+                    f"{self.path}: {largest:.0%} of all frames have the same cluster ({counts.argmax()}), which "
+                    "teaches nothing; leave silent recordings out, or relabel with other features or more clusters"
+                )
         for cut in cuts:
             if cut.id not in self:
                 raise ValueError(

@@ -1,0 +1,92 @@
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hubert_lightning.collapse import WINDOW, CollapseWatch
+from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
+
+HEALTHY = {
+    "masked_loss": 2.0,
+    "masked_accuracy": 0.4,
+    "unmasked_accuracy": 0.6,
+    "label_clusters": 90.0,
+    "predicted_clusters": 80.0,
+}
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    """A hundred clusters, all as frequent: an entropy of 4.605 nats."""
+    folder = tmp_path_factory.mktemp("labels")
+    source = LabelSource("mfcc", "k", "m", clusters=(100,))
+    begin_store(folder, source)
+    write_shard(folder, 0, {"a": np.arange(1000)[None] % 100})
+    return finish_store(folder, source, 1)
+
+
+def told(labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is said of a run that logged these values, every tenth step, after 100 steps of warm-up."""
+    alerts: list[str] = []
+    experiment = SimpleNamespace(alert=lambda title, text: alerts.append(text))
+    trainer: Any = SimpleNamespace(
+        datamodule=SimpleNamespace(labels=labels),
+        is_global_zero=True,
+        global_step=0,
+        log_every_n_steps=10,
+        callback_metrics={},
+        loggers=[SimpleNamespace(log_table=None, experiment=experiment)],
+    )
+    task: Any = SimpleNamespace(warmup_steps=100)
+    watch = CollapseWatch()
+    watch.on_train_start(trainer, task)
+    for values in [HEALTHY | {"masked_loss": 9.0}] * 10 + logged:
+        trainer.global_step += 10
+        trainer.callback_metrics = {f"train/{name}": value for name, value in values.items()}
+        watch.on_train_batch_end(trainer, task, None, None, 0)
+    assert [record.getMessage() for record in caplog.records] == alerts
+    return alerts
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"masked_loss": 4.6}, "the masked loss is 4.60, and 4.61 is what guessing"),
+        (
+            {"masked_accuracy": 0.99, "unmasked_accuracy": 1.0, "masked_loss": 0.01},
+            "the cluster of 99% of masked frames",
+        ),
+        ({"masked_accuracy": 0.7}, r"predicted better \(0.700\) than frames that can be seen \(0.600\)"),
+        ({"predicted_clusters": 2.0}, "2 clusters are predicted where 90 occur"),
+    ],
+)
+def test_a_way_to_fail_is_told_once(
+    change: dict[str, float], sentence: str, labels: LabelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = told(labels, [HEALTHY | change] * (3 * WINDOW), caplog)
+    assert len(said) == 1
+    assert re.search(sentence, said[0])
+
+
+def test_a_loss_that_rises_is_told(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    logged = [HEALTHY] * WINDOW + [HEALTHY | {"masked_loss": 2.8}] * WINDOW
+    [said] = told(labels, logged, caplog)
+    assert "risen from 2.00 to 2.5" in said
+
+
+def test_a_healthy_run_is_left_alone(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    falling = [HEALTHY | {"masked_loss": 4.5 - 0.02 * step} for step in range(100)]
+    assert told(labels, falling, caplog) == []
+
+
+def test_nothing_is_said_before_enough_was_seen(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    assert told(labels, [HEALTHY | {"masked_loss": 4.6}] * (WINDOW - 1), caplog) == []
+
+
+def test_other_tasks_are_not_watched() -> None:
+    watch = CollapseWatch()
+    trainer: Any = SimpleNamespace(datamodule=None, is_global_zero=True, global_step=0, log_every_n_steps=1)
+    watch.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    watch.on_train_batch_end(trainer, SimpleNamespace(), None, None, 0)  # type: ignore[arg-type]
