@@ -5,8 +5,8 @@
     uv run python benchmarks/loader.py --manifest demo/manifests/train.jsonl.gz --workers 2
 
 Bare is soundfile.read of every file from its beginning to its end. Ours is an epoch of batches: planned, read (from
-files and from Shar archives), cropped at random, masked, with their labels. The three take turns; medians. Also the time
-that it takes to plan an epoch of 281 241 utterances, as many as LibriSpeech has, and of 20 million in blocks.
+files and from Shar archives), cropped at random, masked, with their labels. The three take turns; medians. Also
+the time that it takes to plan an epoch of 281 241 utterances, as many as LibriSpeech has, and of 20 million in blocks.
 """
 
 import argparse

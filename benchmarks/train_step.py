@@ -34,21 +34,19 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
 from hubert_lightning.data.batches import PretrainingBatch
 from hubert_lightning.data.masking import span_mask
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.hubert import EncoderConfig
+from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.model.pretrained import _SETTINGS, from_transformers
 from hubert_lightning.pretraining import HubertPretraining
 
 RECIPES = Path(__file__).parent.parent / "configs" / "pretrain"
 PRODUCTS = ((2048, 768, 3072), (2048, 2048, 2048))  # rows, inner and columns; the first as in Base's feed-forward
-CHECKPOINTING = "activation_checkpointing"  # an option here once the encoder has a setting of that name
 HEAD = {"logit_generator.label_embeddings": "predictors.0.codewords"}
 HEAD |= {"logit_generator.final_proj.": "predictors.0.projection."}
 
@@ -76,7 +74,7 @@ class Contestant(NamedTuple):
 def ours(size: Size) -> Contestant:
     model = HubertPretraining(size.config, size.clusters, size.final_dim)
     # training_step without the Trainer that it logs to
-    return Contestant(model, lambda batch: model._step(batch)[0], compile={})
+    return Contestant(model, lambda batch: model._step(batch, every_frame=False)[0])
 
 
 def of_torchaudio(size: Size) -> Contestant:
@@ -173,15 +171,16 @@ def random_batch(args: argparse.Namespace) -> PretrainingBatch:
     waveform = F.layer_norm(torch.randn(args.batch, samples, generator=generator), (samples,))
     cluster = torch.randint(args.clusters, (args.batch, 1, frames), generator=generator)
     mask = span_mask([frames] * args.batch, 0.8, 10, generator, same_count=True)
-    return PretrainingBatch(waveform.to(args.device), cluster.to(args.device), mask.to(args.device))
+    return PretrainingBatch(
+        waveform.to(args.device), cluster.to(args.device), mask.to(args.device), num_masked=int(mask[0].sum())
+    )
 
 
-def count_operations(contestant: Contestant, batch: PretrainingBatch) -> int:
-    """Of a forward and backward pass: three times those of a forward pass, though the first convolution needs no
-    gradient of the waveform (0.1 %). The counter's own backward takes grouped convolutions for full ones."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        contestant.loss(batch)
-    return 3 * counter.get_total_flops()
+def batch_operations(args: argparse.Namespace, batch: PretrainingBatch) -> int:
+    """Of a forward and backward pass, counted once for all, the head at masked frames only."""
+    size = size_of(args)
+    head = head_operations(size.config.dim, size.final_dim, [size.clusters], batch.num_masked)
+    return len(batch.mask) * (encoder_operations(size.config, batch.waveform.shape[1]) + head)
 
 
 def step(
@@ -260,17 +259,18 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="on a CPU: the peak of each, and no times")
     parser.add_argument("--minimal_hubert", type=Path, help="a checkout of minimal-hubert")
     parser.add_argument("--json", type=Path, help="write all times to this file")
-    if CHECKPOINTING in EncoderConfig.__dataclass_fields__:
-        parser.add_argument(f"--{CHECKPOINTING}", action="store_true", help="of ours")
+    parser.add_argument("--activation_checkpointing", action="store_true", help="in ours")
     return parser.parse_args()
 
 
-def build(args: argparse.Namespace) -> dict[str, Contestant]:
+def size_of(args: argparse.Namespace) -> Size:
     recipe = yaml.safe_load((RECIPES / f"{args.size}.yaml").read_text())["model"]["init_args"]
-    settings = recipe.get("encoder", {}) | {"layer_drop": 0.0}
-    if getattr(args, CHECKPOINTING, False):
-        settings[CHECKPOINTING] = True
-    size = Size(args.size, EncoderConfig(**settings), recipe.get("final_dim", 256), args.clusters)
+    config = EncoderConfig(**recipe.get("encoder", {}) | {"layer_drop": 0.0})
+    return Size(args.size, config, recipe.get("final_dim", 256), args.clusters)
+
+
+def build(args: argparse.Namespace) -> dict[str, Contestant]:
+    size = size_of(args)
     if args.minimal_hubert is not None:
         sys.path.insert(0, str(args.minimal_hubert / "src"))
     built = {}
@@ -281,6 +281,8 @@ def build(args: argparse.Namespace) -> dict[str, Contestant]:
             print(f"{name} is left out ({error}); it needs --minimal_hubert, Python 3.12 and what it requires")
             continue
         built[name].model.to(args.device).train()
+    if "ours" in built:
+        built["ours"].model.encoder.checkpointing = args.activation_checkpointing
     return built
 
 
@@ -342,9 +344,11 @@ def main() -> None:
     if "ours" in contestants:
         for name in [name for name in contestants if name != "ours"]:
             check_loss(contestants["ours"], name, contestants[name], batch)
-    operations = count_operations(next(iter(contestants.values())), batch)
-    for of in contestants.values():
-        if args.compile and of.compile is not None:
+    operations = batch_operations(args, batch)
+    for name, of in contestants.items():
+        if args.compile and name == "ours":
+            of.model.encoder.compile_parts()
+        elif args.compile and of.compile is not None:
             of.model.compile(**of.compile)
 
     products = {(p, str(shape)): product(shape, p, args.device) for p in args.precision for shape in PRODUCTS}

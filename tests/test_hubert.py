@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hubert_lightning.frames import HOP, WINDOW, num_frames
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder, PositionalConvolution
+from hubert_lightning.model.hubert import (
+    KERNELS,
+    STRIDES,
+    Dropout,
+    EncoderConfig,
+    HubertEncoder,
+    PositionalConvolution,
+    _attend,
+)
 from hubert_lightning.model.pretrained import from_transformers
 
 NO_DROPOUT: dict[str, Any] = {
@@ -530,3 +538,30 @@ def test_a_compiled_encoder_computes_the_same_for_every_length(config: EncoderCo
             output.square().mean().backward()
             results.append((output, {name: value.grad for name, value in which.named_parameters()}))
         assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    dropout, x = Dropout(p), torch.ones(999, 1001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(0)
+    once = dropout(x)
+    torch.manual_seed(0)
+    assert_close(dropout(x), once, rtol=0, atol=0)
+    dropped = (once == 0).float()
+    assert dropped.mean().item() == pytest.approx(p, abs=1e-3)  # three standard deviations and more
+    assert dropped.mean(dim=0).std().item() == pytest.approx((p * (1 - p) / 999) ** 0.5, rel=0.1)  # independent
+    assert_close(once[once != 0], torch.full_like(once[once != 0], 1 / (1 - p)), rtol=1e-2, atol=0)
+    once.sum().backward()
+    assert_close(x.grad, once.detach())
+    assert dropout.eval()(x) is x
+
+
+def test_attention_with_dropout_is_torchs_but_for_what_is_dropped() -> None:
+    query, key, value = torch.randn(3, 2, 4, 50, 16)
+    attend = torch.arange(50) < torch.tensor([50, 30])[:, None, None, None]
+    for mask in (None, attend):
+        exact = F.scaled_dot_product_attention(query, key, value, mask)
+        assert_close(_attend(query, key, value, mask, 1e-9), exact)  # too seldom to be drawn
+        many = torch.stack([_attend(query, key, value, mask, 0.2) for _ in range(2000)])
+        assert_close(many.mean(dim=0), exact, rtol=0, atol=0.1)
