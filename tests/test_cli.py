@@ -599,3 +599,22 @@ def test_what_a_process_that_reads_audio_says_is_one_sentence(
     )
     assert said.startswith(f"hubert: {cut.id}: ")
     assert "Traceback" not in said
+
+
+def test_a_checkpoint_of_a_model_of_another_size(
+    pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first = pretraining / "iteration1"
+    alone = ["--config", str(first / "config.yaml"), f"--output={tmp_path / 'run'}", "--trainer.max_steps=3"]
+    wider = "--model.init_args.encoder.ffn_dim=48"
+    error = refused(capsys, "fit", *alone, wider, f"--ckpt_path={first / 'last.ckpt'}")
+    assert "its encoder.layers.0.ffn_input.weight is (64, 32), that of the model to train (48, 32)" in error
+    assert "model.init_args.pretrained" in error
+
+
+def test_the_last_checkpoint_is_asked_for_by_name_too(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
+    shutil.copytree(pretraining / "iteration1", tmp_path / "run")
+    alone = ["--config", str(tmp_path / "run" / "config.yaml"), f"--output={tmp_path / 'run'}"]
+    main(["fit", *alone, "--trainer.max_steps=3", "--ckpt_path=last"])
+    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 3  # not 3 anew
