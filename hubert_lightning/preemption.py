@@ -22,10 +22,8 @@ class Preemption(Callback):
     minutes before the time is up, upon which the job is also put back into the queue (`scontrol requeue`).
 
     Lightning's own handlers save in the middle of whatever the process is doing, on each rank at another point. Here
-    the ranks agree, every `EVERY` steps, whether one of them has been told, and save after the same step.
+    the ranks agree, every ten batches, whether one of them has been told, and save after the same step.
     """
-
-    EVERY = 10
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._told = 0
@@ -42,7 +40,8 @@ class Preemption(Callback):
         self._step = trainer.global_step
         told = self._told
         if trainer.world_size > 1:
-            told = self._anyone_told(trainer) if self._step % self.EVERY == 0 else 0
+            every = max(10 // trainer.accumulate_grad_batches, 1)  # asking waits for the GPU
+            told = self._anyone_told(trainer) if self._step % every == 0 else 0
         if told:
             trainer.save_checkpoint(os.path.join(trainer.default_root_dir, LAST))
             if trainer.is_global_zero:

@@ -24,11 +24,18 @@
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
-trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
+trap 'told=1; scontrol requeue "$SLURM_JOB_ID"' USR1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch
 
 srun --kill-on-bad-exit=1 hubert fit --config "${CONFIG:-configs/pretrain/base.yaml}" "$@" \
   --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" &
 wait $! # until srun ends, or the signal comes
-wait $! # for what srun returns
+code=$?
+while [[ ${told:-} ]]; do # then until srun ends
+  told=
+  wait $!
+  again=$?
+  ((again == 127)) || code=$again # 127: it had ended
+done
+exit "$code"
