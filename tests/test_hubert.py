@@ -3,6 +3,7 @@
 import gc
 import re
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -565,3 +566,15 @@ def test_attention_with_dropout_is_torchs_but_for_what_is_dropped() -> None:
         assert_close(_attend(query, key, value, mask, 1e-9), exact)  # too seldom to be drawn
         many = torch.stack([_attend(query, key, value, mask, 0.2) for _ in range(2000)])
         assert_close(many.mean(dim=0), exact, rtol=0, atol=0.1)
+
+
+def test_the_first_norm_is_torchs_for_quiet_audio_with_an_offset() -> None:
+    [first, *_] = HubertEncoder(SMALL).convolutions
+    nn.init.normal_(first.norm.weight)
+    nn.init.normal_(first.norm.bias)
+    waveform = 0.5 + audio(3, 8000) / 1000
+    exact = deepcopy(first).double()
+    expected = F.gelu(exact.norm(exact.conv(waveform.double()[:, None])))
+    assert_close(first(waveform[:, None]), expected.float(), rtol=1e-4, atol=1e-4)
+    silent = torch.zeros(1, 8000)
+    assert_close(first(silent[:, None]), F.gelu(first.norm(first.conv(silent[:, None]))))
