@@ -197,3 +197,21 @@ def test_an_utterance_in_train_and_validation_is_refused(manifests: Path) -> Non
     both = [manifests / "train.jsonl.gz"]
     with pytest.raises(ValueError, match="among the training and the validation utterances"):
         PretrainingData(train=both, validation=both).setup("fit")
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0]])
+def test_weights_that_do_not_fit_the_manifests_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"data\.weights .* for 2 manifests in data\.train; give each one above 0"):
+        PretrainingData(train=[Path("a.jsonl.gz"), Path("b.jsonl.gz")], weights=weights)
+
+
+def test_a_fit_mixes_its_corpora_by_weight(manifests: Path, tmp_path: Path) -> None:
+    both = [manifests / "train.jsonl.gz", manifests / "dev.jsonl.gz"]
+    data = some_data(manifests, num_workers=0, train=both, validation=None, weights=[1, 3], min_duration=0.5)
+    trainer = a_trainer(tmp_path, 1)
+    trainer.fit(a_model(), datamodule=data)
+    sampler = data.train_dataloader().sampler
+    drawn = np.array([cut for plan in sampler.plan(0) for cut in plan.cuts])
+    samples = data.train_cuts.num_samples
+    share = samples[drawn[drawn >= data.train_cuts.sizes[0]]].sum() / samples[drawn].sum()
+    assert share == pytest.approx(0.75, abs=0.1)  # a long utterance is a tenth of so small a corpus
