@@ -26,7 +26,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Raises `ValueError` if the disk is full; what was saved before stays."""
         path = Path(path)
         with replacing(path) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # which torch makes another of, as when the disk is full
+                    raise error.__context__ from None
+                raise
             if path.name == LAST and path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
 
@@ -68,20 +73,33 @@ class WholeSteps(Callback):
     """
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ranks"] = trainer.world_size
-        _count_whole_steps(checkpoint, trainer.accumulate_grad_batches)
+        checkpoint["ranks"], checkpoint["accumulate"] = trainer.world_size, trainer.accumulate_grad_batches
+        _count_whole_steps(checkpoint, trainer.accumulate_grad_batches, trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        before = checkpoint.get("ranks", trainer.world_size)
-        # If the global batch has another size, too, there may be a rest, which is trained on again
-        _count_whole_steps(checkpoint, trainer.accumulate_grad_batches, before / trainer.world_size)
+        ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+        before = checkpoint.get("ranks", ranks), checkpoint.get("accumulate", accumulate)
+        if before[0] * before[1] != ranks * accumulate:
+            raise ValueError(
+                f"the checkpoint is of steps of {before[0]} ranks x {before[1]} batches, not {ranks} x {accumulate}; "
+                "keep the product by trainer.accumulate_grad_batches, or start another run from its encoder "
+                "(model.init_args.pretrained)"
+            )
+        _count_whole_steps(checkpoint, before[1], accumulate)
 
 
-def _count_whole_steps(checkpoint: dict[str, Any], accumulate: int, factor: float = 1.0) -> None:
-    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for count in (counts["total"], counts["current"]):
-        done = round(count["processed"] * factor)
-        rest = done % accumulate
-        ended = rest or count["completed"] == count["processed"]  # or saved at the end of the step's last batch
-        count["ready"] = count["started"] = count["processed"] = done - rest
-        count["completed"] = done - rest - (not ended)
+def _count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int) -> None:
+    """Count the batches of finished steps, of so many batches each; then of so many."""
+    loops = checkpoint["loops"]["fit_loop"]
+    counts = loops["epoch_loop.batch_progress"]
+    total = counts["total"]
+    rest = total["processed"] % before
+    at_step_end = not rest and total["completed"] < total["processed"]
+    if not rest and not at_step_end and counts["is_last_batch"]:
+        # At the end of an epoch, the Trainer would go on in it; after its last batch, it begins the next
+        at_step_end = True
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    for count in (total, counts["current"]):
+        done = count["processed"] // before * accumulate
+        count["ready"] = count["started"] = count["processed"] = done
+        count["completed"] = done - at_step_end

@@ -130,7 +130,7 @@ class HubertCLI(LightningCLI):
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
         if self.config.subcommand != "fit":
-            config.ckpt_path = config.ckpt_path or _newest_checkpoint(Path(config.output))
+            config.ckpt_path = config.ckpt_path or _checkpoint_to_judge(Path(config.output))
         if config.ckpt_path:
             _check_kind(Path(config.ckpt_path), config.model.class_path)
 
@@ -353,7 +353,7 @@ def _settle(config: Namespace) -> None:
 def _keep_run_id(config: Namespace) -> None:
     """A run that goes on is the same run in W&B too: the config in its folder knows which."""
     folder, before = Path(config.output), None
-    if (folder / "last.ckpt").exists() and (folder / "config.yaml").exists():
+    if any(folder.glob("*.ckpt")) and (folder / "config.yaml").exists():
         loggers = _listed(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"])
         before = next((logger["init_args"]["id"] for logger in loggers if _has_id(logger)), None)
     for logger in _loggers(config):
@@ -395,10 +395,10 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
     return experiment | {"labels": relabel[0] if relabel else None}
 
 
-def _newest_checkpoint(folder: Path) -> str:
-    for name in ("best.ckpt", "last.ckpt"):
-        if (folder / name).exists():
-            return str(folder / name)
+def _checkpoint_to_judge(folder: Path) -> str:
+    best = folder / "best.ckpt"
+    if found := best if best.exists() else newest_checkpoint(folder):
+        return str(found)
     if iterations := sorted(folder.glob("iteration*/config.yaml")):
         raise ValueError(
             f"{folder}: holds several iterations; choose one by its config, as in --config {iterations[-1]}"

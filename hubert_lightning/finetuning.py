@@ -227,6 +227,7 @@ class CTCFinetuning(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer(self.parameters())
+        self.global_batch.check(self, optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup, decay = round(self.warmup * steps), round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)

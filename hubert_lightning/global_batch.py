@@ -37,11 +37,20 @@ class GlobalBatch:
         self.max_skipped = max_skipped
         self.skipped = torch.zeros(())
         """Steps left out since training started here, (), float32."""
-        self._in_a_row = torch.zeros(())
+        self._in_a_row, self._longest = torch.zeros(()), torch.zeros(())
         self._weight = 0.0
         self._batches: list[tuple[Sequence[str], Tensor]] = []  # of this step: ids, and whether the loss is finite
-        self._last: deque[list[tuple[Sequence[str], Tensor]]] = deque(maxlen=max_skipped)
+        self._last: deque[list[tuple[Sequence[str], Tensor]]] = deque(maxlen=2 * max_skipped)
         self._steps = 0
+
+    def check(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Raise `ValueError` for an optimizer whose gradients come here multiplied by what float16 needs."""
+        scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError(
+                f"precision {module.trainer.precision} with a fused {type(optimizer).__name__}: its gradients cannot "
+                "be clipped; give the optimizer `fused: false`, or train with precision bf16-mixed"
+            )
 
     def add(self, loss: Tensor, weight: float, ids: Sequence[str]) -> Tensor:
         """What `training_step` returns for one batch.
@@ -99,9 +108,10 @@ class GlobalBatch:
     def _count(self, broken: Tensor) -> None:
         self.skipped = self.skipped.to(broken.device) + broken
         self._in_a_row = (self._in_a_row.to(broken.device) + 1) * broken
+        self._longest = torch.maximum(self._longest.to(broken.device), self._in_a_row)
         self._steps += 1
         # Looking at a GPU's number waits for it: once in a while will do
-        if (broken.device.type == "cpu" or self._steps % self.max_skipped == 0) and self._in_a_row >= self.max_skipped:
+        if (broken.device.type == "cpu" or self._steps % self.max_skipped == 0) and self._longest >= self.max_skipped:
             raise ValueError(self._sentence())
 
     def _sentence(self) -> str:

@@ -18,8 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Preemption(Callback):
     """Saves `last.ckpt` and ends the process when it is told to end; the same command goes on from there.
 
-    SIGTERM is what SLURM and others send before they kill; SIGUSR1 is what `sbatch --signal=USR1@180` sends three
-    minutes before the time is up, upon which the job is also put back into the queue (`scontrol requeue`).
+    SIGTERM is what SLURM and others send before they kill; on SIGUSR1, the job is also put back into the queue
+    (`scontrol requeue`). Told twice, it ends at once. A validation is finished first.
 
     Lightning's own handlers save in the middle of whatever the process is doing, on each rank at another point. Here
     the ranks agree, every ten batches, whether one of them has been told, and save after the same step.
@@ -57,6 +57,10 @@ class Preemption(Callback):
         self._restore()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self._told:  # again: whoever says so does not want to wait for the step
+            self._restore()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self._told = number
 
     def _anyone_told(self, trainer: Trainer) -> int:

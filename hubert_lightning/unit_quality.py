@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -227,6 +228,11 @@ class LayerQuality(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
             raise ValueError("LayerQuality judges a model while it is pre-trained; remove it from trainer.callbacks")
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "LayerQuality encodes on one rank, which has but a part of a sharded model; remove it from "
+                "trainer.callbacks, or take strategy ddp"
+            )
         if len(data.validation_cuts):  # what would fail at the first validation fails now
             _sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed)
 

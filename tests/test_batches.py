@@ -84,6 +84,18 @@ def test_corpora_are_mixed_by_their_weights(sizes: list[int], weights: list[floa
         assert frames[seen].sum() == pytest.approx(frames.sum(), rel=0.05)
 
 
+def test_a_corpus_of_fewer_cuts_than_blocks_is_mixed_too() -> None:
+    batches = PlannedBatches([100] * 305, 1000, corpora=[300, 5], weights=[1, 1], block_cuts=10)
+    seen = Counter(cut for plan in batches.plan(0) for cut in plan.cuts)
+    assert len(batches.plan(0)) == len(batches)
+    assert set(range(300, 305)) <= set(seen)
+
+
+def test_validation_gives_ranks_that_compute_together_as_many_batches() -> None:
+    ranks = [PlannedBatches([100] * 5, 100, shuffle=False, even=True, rank=k, world_size=2) for k in range(2)]
+    assert [len(list(rank)) for rank in ranks] == [len(rank) for rank in ranks] == [3, 3]
+
+
 def test_of_a_corpus_with_too_many_cuts_each_epoch_has_others_and_of_one_with_too_few_all_several_times() -> None:
     batches = PlannedBatches([100] * 500, 1000, corpora=[400, 100], weights=[1, 1])
     first, second = (Counter(cut for plan in batches.plan(epoch) for cut in plan.cuts) for epoch in (0, 1))

@@ -20,7 +20,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from hubert_lightning.clustering.kmeans import load_kmeans
-from hubert_lightning.data.batches import transcript
+from hubert_lightning.data.batches import PlannedBatches, transcript
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.extraction import layer_extractor, mfcc_extractor
@@ -173,10 +173,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 
 
 def test_sharding_the_model_changes_no_weight(
-    pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
+    pretraining: Path, manifests: Path, dev_cuts: CutSet, accumulated: dict[str, torch.Tensor]
 ) -> None:
-    clipped = "--trainer.gradient_clip_val=1.0"
-    sharded = train(pretraining, manifests, "sharded", *on_two("{class_path: hubert_lightning.LayerwiseFSDP}"), clipped)
+    frames = [num_frames(cut.num_samples) for cut in dev_cuts]
+    assert len(PlannedBatches(frames, num_frames(seconds_to_samples(6)), shuffle=False)) % 2  # to validate on
+    more = ["--trainer.gradient_clip_val=1.0", "--trainer.limit_val_batches=1.0"]
+    sharded = train(pretraining, manifests, "sharded", *on_two("{class_path: hubert_lightning.LayerwiseFSDP}"), *more)
     for name, value in accumulated.items():
         torch.testing.assert_close(sharded[name], value, msg=name)
 

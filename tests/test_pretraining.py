@@ -128,7 +128,7 @@ def fast_adam(parameters: object) -> AdamW:
 
 def some_data(manifests: Path, **options: object) -> PretrainingData:
     defaults: dict[str, Any] = {"train": [manifests / "train.jsonl.gz"], "validation": [manifests / "dev.jsonl.gz"]}
-    return PretrainingData(max_duration=12, max_crop=3, **defaults | options)
+    return PretrainingData(**{"max_duration": 12, "max_crop": 3} | defaults | options)
 
 
 def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Path, tmp_path: Path) -> None:

@@ -14,9 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from lightning import Trainer
+from test_global_batch import plain_adam
+from test_pretraining import a_model, a_trainer, some_data
 
-from hubert_lightning.checkpoints import WholeCheckpoints, is_whole, newest_checkpoint
+from hubert_lightning.checkpoints import WholeSteps, is_whole, newest_checkpoint
 from hubert_lightning.cli import main
+from hubert_lightning.data.datamodule import PretrainingData
+from hubert_lightning.pretraining import HubertPretraining
 
 STEPS = 8
 # `hubert`, which kills itself at the n-th call of a function, after what it calls if "after" is asked for
@@ -161,18 +166,76 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_anew(
     assert f"{folder / 'last.ckpt'}: damaged, and no other checkpoint of this run is whole" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    WholeCheckpoints().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from hubert_lightning.checkpoints import WholeCheckpoints
+path = Path(sys.argv[1])
+WholeCheckpoints().save_checkpoint({"step": 1}, path)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    WholeCheckpoints().save_checkpoint({"step": 2, "weight": torch.zeros(10_000)}, path)
+except ValueError as error:
+    print(error)
+"""
 
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hubert_lightning.files.os.fsync", full)
-    with pytest.raises(ValueError, match="cannot be written"):
-        WholeCheckpoints().save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    typed = [sys.executable, "-c", FULL_DISK, str(tmp_path / "last.ckpt")]
+    said = subprocess.run(typed, capture_output=True, text=True, check=True).stdout
+    assert f"{tmp_path / 'last.ckpt'}: cannot be written" in said
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert torch.load(newest, weights_only=True) == {"step": 1}
+
+
+def constant_rate() -> HubertPretraining:
+    model = a_model()
+    model.configure_optimizers = lambda: plain_adam(model.parameters())  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(beyond: int, manifests: Path, tmp_path: Path) -> None:
+    def trainer(steps: int) -> Trainer:
+        made = a_trainer(tmp_path, steps, accumulate_grad_batches=2, val_check_interval=3, check_val_every_n_epoch=None)
+        made.callbacks.append(WholeSteps())
+        return made
+
+    def data() -> PretrainingData:
+        return some_data(manifests, num_workers=0, max_duration=6, min_duration=0.5)
+
+    measured = trainer(1)
+    measured.fit(constant_rate(), datamodule=data())
+    epoch = int(measured.num_training_batches) // 2  # steps
+    assert epoch > 2
+    whole = constant_rate()
+    trainer(epoch + 4).fit(whole, datamodule=data())
+    ended = trainer(epoch + beyond)
+    ended.fit(constant_rate(), datamodule=data())
+    ended.save_checkpoint(tmp_path / "ended.ckpt")
+    rest, model = trainer(epoch + 4), constant_rate()
+    rest.fit(model, datamodule=data(), ckpt_path=tmp_path / "ended.ckpt", weights_only=True)
+    for (name, there), here in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(here, there, rtol=0, atol=0, msg=name)
+
+
+def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> None:
+    first = a_trainer(tmp_path, 2, accumulate_grad_batches=2)
+    first.callbacks.append(WholeSteps())
+    first.fit(constant_rate(), datamodule=some_data(manifests, num_workers=0))
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    other = a_trainer(tmp_path, 4, accumulate_grad_batches=3)
+    other.callbacks.append(WholeSteps())
+    with pytest.raises(ValueError, match="steps of 1 ranks x 2 batches, not 1 x 3; keep the product"):
+        other.fit(
+            constant_rate(),
+            datamodule=some_data(manifests, num_workers=0),
+            ckpt_path=tmp_path / "two.ckpt",
+            weights_only=True,
+        )
 
 
 @pytest.mark.parametrize(("told", "processes"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 1)])

@@ -250,7 +250,7 @@ def test_slurm_is_asked_for_a_process_per_gpu_before_the_first_command() -> None
 def test_a_job_that_runs_out_of_time_is_requeued_and_ends_as_its_tasks_do(tmp_path: Path) -> None:
     stand_in = put_on_path(
         tmp_path,
-        srun="#!/usr/bin/env bash\nkill -USR1 $PPID && exit 7\n",
+        srun='#!/usr/bin/env bash\ntrap "" TERM\nkill -USR1 $PPID && exit 7\n',
         scontrol=f'#!/usr/bin/env bash\necho "$@" >> {tmp_path / "asked.txt"}\n',
     )
     ended = subprocess.run([SLURM], env=JOB | stand_in, capture_output=True, text=True, timeout=60)

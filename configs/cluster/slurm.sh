@@ -18,24 +18,30 @@
 #SBATCH --open-mode=append
 # A requeued job, here after a node failed, goes on from the last checkpoint in the run's folder.
 #SBATCH --requeue
-# So does one that runs out of time: 180 s before, SLURM signals this shell ("B:"), which requeues the job, upon which all
-# processes get SIGTERM and save after the step. Without "B:" the signal would go to them and not to this shell, and they
-# do not know what to do with it while labels are being made.
+# So does one that runs out of time: 180 s before, SLURM signals this shell ("B:"). Without "B:" the signal would go to
+# the processes, which do not know what to do with it while labels are being made.
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
-trap 'told=1; scontrol requeue "$SLURM_JOB_ID"' USR1
+requeue() { scontrol requeue "$SLURM_JOB_ID"; }
+# The processes save after the step and end, upon which the job is requeued; without them, if that takes too long
+trap 'told=1; kill -TERM "${srun:-}" 2>/dev/null; (sleep 150 >&- 2>&- && requeue) & watch=$!' USR1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch
 
 srun --kill-on-bad-exit=1 hubert fit --config "${CONFIG:-configs/pretrain/base.yaml}" "$@" \
   --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" &
-wait $! # until srun ends, or the signal comes
+srun=$!
+wait "$srun" # until srun ends, or the signal comes
 code=$?
 while [[ ${told:-} ]]; do # then until srun ends
   told=
-  wait $!
+  wait "$srun"
   again=$?
   ((again == 127)) || code=$again # 127: it had ended
 done
+if [[ ${watch:-} ]]; then
+  kill "$watch" 2>/dev/null
+  requeue
+fi
 exit "$code"

@@ -131,6 +131,7 @@ class PlannedBatches(Sampler[BatchPlan]):
         rank: Which part of the batches to give.
         world_size: Number of such parts.
         accumulate: Batches on each rank that make one optimiser step.
+        even: Whether all ranks need as many batches without shuffling too, for which the first are repeated.
         block_cuts: Cuts of a block, about.
     """
 
@@ -147,11 +148,13 @@ class PlannedBatches(Sampler[BatchPlan]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        even: bool = False,
         block_cuts: int = 1_000_000,
     ) -> None:
         self.seed, self.position, self.shuffle = seed, position, shuffle
         self.rank, self.world_size = rank, world_size
         self.step_size = world_size * accumulate if shuffle else world_size
+        self.even = even or shuffle
         frames, corpora = np.asarray(frames), corpora or [len(frames)]
         starts = np.cumsum([0, *corpora])
         times = [1.0] * len(corpora)
@@ -175,7 +178,7 @@ class PlannedBatches(Sampler[BatchPlan]):
     @property
     def _repeats(self) -> bool:
         """In training all ranks need as many batches; in validation none may count twice, but each needs one."""
-        return self.shuffle or self._batches < self.world_size
+        return self.even or self._batches < self.world_size
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = divmod(self.position(), len(self)) if self.shuffle else (0, 0)
@@ -241,7 +244,7 @@ class _Block:
         drawn = []
         for part, times in zip(self.parts, self.times, strict=True):
             cuts = np.arange(part.start, part.stop)
-            if times != 1:
+            if times != 1 and len(cuts):
                 buckets = bucket_of(self.frames[part])
                 cuts = cuts[np.lexsort([rng.random(len(cuts)), buckets])]
                 counts = np.unique(buckets, return_counts=True)[1]

@@ -2,7 +2,8 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import overload
 
@@ -74,16 +75,25 @@ class Corpora(Sequence[Cut]):
     def __getitem__(self, place: int | slice) -> "Cut | Corpora":
         if isinstance(place, slice):
             first, end, _ = place.indices(len(self))
+            reached = zip(self.parts, pairwise(self._starts), strict=True)
             return Corpora(
                 [
-                    part[max(first - start, 0) : max(end - start, 0)]
-                    for part, start in zip(self.parts, self._starts, strict=False)
+                    part[max(first - start, 0) : end - start]
+                    for part, (start, stop) in reached
+                    if start < end and first < stop
                 ]
             )
         if not 0 <= place < len(self):
             raise IndexError(place)
         part = bisect_right(self._starts, place) - 1
         return self.parts[part][place - self._starts[part]]
+
+
+def ids_and_samples(cuts: Iterable[Cut]) -> Iterator[tuple[str, int]]:
+    """Of every cut; without making the cuts of a corpus on disk."""
+    if isinstance(cuts, Corpora):
+        return zip(cuts.ids(), cuts.num_samples.tolist(), strict=True)
+    return ((cut.id, cut.num_samples) for cut in cuts)
 
 
 def read_corpora(paths: Sequence[Path]) -> Corpora:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from lhotse import CutSet
 from lightning import LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from hubert_lightning.data.batches import (
@@ -21,11 +22,11 @@ from hubert_lightning.data.batches import (
     padded_frames,
     transcript,
 )
-from hubert_lightning.data.corpora import Corpora, read_corpora
+from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,11 @@ class PretrainingData(LightningDataModule):
         validated = set(self.validation_cuts.ids())
         if both := next((cut_id for cut_id in train.ids() if cut_id in validated), None):
             raise ValueError(f"{both}: among the training and the validation utterances; keep them apart")
-        self.train_cuts = train.chosen(train.num_samples >= seconds_to_samples(self.min_duration))
+        for cut_id, samples in ids_and_samples(self.validation_cuts):
+            if num_frames(samples) < 2:
+                raise ValueError(f"{cut_id}: too short to validate on, less than two frames; leave it out")
+        shortest = max(seconds_to_samples(self.min_duration), num_samples(2))
+        self.train_cuts = train.chosen(train.num_samples >= shortest)
         if not len(self.train_cuts) or (self.weights and not all(self.train_cuts.sizes)):
             empty = [str(path) for path, size in zip(self.manifests["train"], self.train_cuts.sizes) if not size]
             raise ValueError(
@@ -273,6 +278,7 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shu
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         accumulate=trainer.accumulate_grad_batches,
+        even=isinstance(trainer.strategy, ModelParallelStrategy),  # whose ranks compute every layer together
         **how,
     )
     return DataLoader(

@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 from lhotse.cut import Cut
 
+from hubert_lightning.data.corpora import ids_and_samples
 from hubert_lightning.files import write_whole
 from hubert_lightning.frames import HOP, num_frames
 
@@ -266,14 +267,14 @@ class LabelStore:
                     f"{self.path}: {largest:.0%} of all frames have the same cluster ({counts.argmax()}), which "
                     "teaches nothing; leave silent recordings out, or relabel with other features or more clusters"
                 )
-        for cut in cuts:
-            if cut.id not in self:
+        for cut_id, samples in ids_and_samples(cuts):
+            if cut_id not in self:
                 raise ValueError(
-                    f"{cut.id}: no labels in {self.path}, which was made for another manifest; relabel this one"
+                    f"{cut_id}: no labels in {self.path}, which was made for another manifest; relabel this one"
                 )
-            if self.num_frames(cut.id) != num_frames(cut.num_samples):
+            if self.num_frames(cut_id) != num_frames(samples):
                 raise ValueError(
-                    f"{cut.id}: {self.num_frames(cut.id)} labels for {num_frames(cut.num_samples)} frames; "
+                    f"{cut_id}: {self.num_frames(cut_id)} labels for {num_frames(samples)} frames; "
                     f"{self.path} was made for other audio, relabel it"
                 )
 

@@ -31,6 +31,8 @@ def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
     parts: list[list[Cut]] = []
     found_in: dict[str, Path] = {}
     for path in map(Path, paths):
+        if path.suffix == ".shar" and path.is_dir():
+            raise ValueError(f"{path}: a Shar corpus, which has neither words nor phones; give a manifest here")
         if not path.is_file():
             raise ValueError(f"{path}: no such manifest; make it with `hubert prepare`")
         try:

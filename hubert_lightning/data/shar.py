@@ -1,6 +1,6 @@
 """Corpora too large to be listed in memory: lhotse Shar, audio in tar archives, and a table of where each cut lies.
 
-`hubert prepare shar` reads the archives' headers once and writes the table, 100 bytes or so a cut. It is mapped from
+`hubert prepare shar` reads the archives' headers once and writes the table, 40 bytes or so a cut. It is mapped from
 the disk, so a process holds the cuts that it is reading and no others, however many there are; the audio of a cut is
 one read of one archive.
 """
@@ -10,6 +10,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import overload
 
@@ -88,8 +89,10 @@ class SharCuts(Sequence[Cut]):
             self.archives, self._bytes = about["archives"], about["bytes"]
             self._fingerprint = about["fingerprint"]
             self._table = np.load(self.path / "table.npy", mmap_mode="r")
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: no table of a Shar corpus; make it with `hubert prepare shar`") from error
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror}); mend that, and try again") from error
 
     def __reduce__(self) -> tuple[type, tuple[Path, np.ndarray | None]]:
         return SharCuts, (self.path, self.places)  # another process maps the table itself
@@ -118,12 +121,16 @@ class SharCuts(Sequence[Cut]):
         return np.asarray(samples if self.places is None else samples[self.places])
 
     def ids(self) -> Iterator[str]:
-        for place in range(len(self)):
-            yield self._row(place)["id"].decode()
+        for start in range(0, len(self), 100_000):
+            part = slice(start, start + 100_000)
+            ids = self._table["id"][part if self.places is None else self.places[part]]
+            yield from (cut_id.decode() for cut_id in ids.tolist())
 
     def chosen(self, places: np.ndarray) -> "SharCuts":
         """Some of the cuts, by their places among these."""
-        return SharCuts(self.path, places if self.places is None else self.places[places])
+        some = copy(self)  # of the same table, which is mapped once
+        some.places = places if self.places is None else self.places[places]
+        return some
 
     def __len__(self) -> int:
         return len(self._table) if self.places is None else len(self.places)
