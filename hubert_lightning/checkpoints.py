@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.files import replacing
 
@@ -86,6 +87,15 @@ class WholeSteps(Callback):
                 "(model.init_args.pretrained)"
             )
         _count_whole_steps(checkpoint, before[1], accumulate)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the learning rate of the schedule, which has changed where a run is given more steps."""
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, LambdaLR):
+                groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, peak, factor in groups:
+                    group["lr"] = peak * factor(schedule.last_epoch)
 
 
 def _count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int) -> None:

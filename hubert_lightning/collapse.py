@@ -12,6 +12,8 @@ from hubert_lightning.data.labels import LabelStore
 
 log = logging.getLogger(__name__)
 
+EARLIEST = 500
+"""Steps after which something is said at all."""
 WINDOW = 20
 """So many logged values are averaged before anything is said."""
 METRICS = ("masked_loss", "masked_accuracy", "unmasked_accuracy", "label_clusters", "predicted_clusters")
@@ -41,7 +43,7 @@ class CollapseWatch(Callback):
             return
         self._step = step
         logged = trainer.callback_metrics  # those of the time before
-        if step <= int(pl_module.warmup_steps) or not all(  # type: ignore[arg-type]
+        if step <= max(int(pl_module.warmup_steps), EARLIEST) or not all(  # type: ignore[arg-type]
             f"train/{name}" in logged for name in METRICS
         ):
             return

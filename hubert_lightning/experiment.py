@@ -90,6 +90,8 @@ class HubertCLI(LightningCLI):
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
                 "You're resuming from a checkpoint that ended before",  # our sampler goes on with the next batch
                 "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
+                "Total length of .* across ranks is zero",  # of the validation that nobody asked for
+                "The dirpath has changed from",  # a run's folder may be moved
                 "FSDP2-wrapped module .* returned a view",  # on which nobody works in place
             ):
                 warnings.filterwarnings("ignore", message=expected)
@@ -242,6 +244,12 @@ def _check_output(config: Namespace) -> None:
     folder, trainer = Path(config.output), config.trainer
     if not config.iterations and trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1:
         raise ValueError("nothing says when this fit ends; set trainer.max_steps, or the max_steps of iterations")
+    if (clip := trainer.gradient_clip_val) is not None and clip < 0:
+        raise ValueError(
+            f"trainer.gradient_clip_val is {clip}; it is the largest gradient to be allowed, 0 or null for any"
+        )
+    if trainer.gradient_clip_algorithm not in (None, "norm", "value"):
+        raise ValueError(f"trainer.gradient_clip_algorithm is {trainer.gradient_clip_algorithm}; choose norm or value")
     if config.iterations and config.ckpt_path:
         raise ValueError(
             f"ckpt_path {config.ckpt_path} would be the start of every iteration; each goes on from its own last.ckpt, "
@@ -376,8 +384,11 @@ def _listed(one_or_several: Any) -> list[Any]:
 
 
 def _finished(config: Namespace) -> bool:
-    metrics = Path(config.output) / "metrics.json"
-    return metrics.exists() and 0 < config.trainer.max_steps <= json.loads(metrics.read_text())["steps"]
+    try:
+        steps = json.loads((Path(config.output) / "metrics.json").read_text())["steps"]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):  # or cut short: the checkpoint tells
+        return False
+    return 0 < config.trainer.max_steps <= steps
 
 
 def _experiment(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -123,6 +124,16 @@ class CTCFinetuning(LightningModule):
             frames = self.encoder(waveform, length, mask, channel_mask, kept)
         return self.head(frames).float().log_softmax(dim=-1)
 
+    def setup(self, stage: str) -> None:
+        strategy = self.trainer.strategy
+        if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
+            return
+        if self.trainer.world_size > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
+                "take trainer.strategy ddp_find_unused_parameters_true, or freeze_steps 0"
+            )
+
     def training_step(self, batch: TranscribedBatch) -> Tensor:
         torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
         kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
@@ -226,8 +237,7 @@ class CTCFinetuning(LightningModule):
         shard(self, self.encoder, [self.head])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(self.parameters())
-        self.global_batch.check(self, optimizer)
+        optimizer = self.global_batch.made(self, self.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup, decay = round(self.warmup * steps), round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)

@@ -7,14 +7,16 @@ a loss or a gradient that is not finite.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing")
 """Options of both tasks that say how a step is computed and not what: another run may have others."""
@@ -43,10 +45,28 @@ class GlobalBatch:
         self._last: deque[list[tuple[Sequence[str], Tensor]]] = deque(maxlen=2 * max_skipped)
         self._steps = 0
 
-    def check(self, module: LightningModule, optimizer: Optimizer) -> None:
-        """Raise `ValueError` for an optimizer whose gradients come here multiplied by what float16 needs."""
+    def made(self, module: LightningModule, make: Callable[[ParamsT], Optimizer]) -> Optimizer:
+        """The optimizer of a task.
+
+        Raises:
+            ValueError: It cannot be made, not be sharded, or gets gradients multiplied by what float16 needs.
+        """
+        try:
+            optimizer = make(module.parameters())
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
+        self._check(module, optimizer)
+        return optimizer
+
+    def _check(self, module: LightningModule, optimizer: Optimizer) -> None:
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        sharded = isinstance(module.trainer.strategy, ModelParallelStrategy)
+        if fused and sharded and not isinstance(optimizer, (Adam, AdamW)):
+            raise ValueError(
+                f"a fused {type(optimizer).__name__} cannot work on a sharded model; give the optimizer `fused: false`"
+            )
         scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
-        if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if scaled and fused:
             raise ValueError(
                 f"precision {module.trainer.precision} with a fused {type(optimizer).__name__}: its gradients cannot "
                 "be clipped; give the optimizer `fused: false`, or train with precision bf16-mixed"

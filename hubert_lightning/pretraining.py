@@ -212,8 +212,7 @@ class HubertPretraining(LightningModule):
         shard(self, self.encoder, self.predictors)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(self.parameters())
-        self.global_batch.check(self, optimizer)
+        optimizer = self.global_batch.made(self, self.optimizer)
         rate = linear_warmup_decay(self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 

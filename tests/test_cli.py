@@ -314,6 +314,9 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
         ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
+        ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
+        ("--data.init_args.weights=[.inf]", "data.weights [inf] for 1 manifests in data.train; give each one above 0"),
         ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
     ],
 )
@@ -618,3 +621,20 @@ def test_the_last_checkpoint_is_asked_for_by_name_too(pretraining: Path, manifes
     main(["fit", *alone, "--trainer.max_steps=3", "--ckpt_path=last"])
     kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 3  # not 3 anew
+
+
+def test_an_optimizer_that_cannot_be_made(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    both = "--model.init_args.optimizer={class_path: torch.optim.AdamW, init_args: {fused: true, foreach: true}}"
+    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", both)
+    assert "the optimizer cannot be made (`fused` and `foreach` cannot be `True` together" in error
+
+
+def test_a_run_that_is_given_more_steps_takes_the_rates_of_the_longer_schedule(
+    pretraining: Path, manifests: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pretraining / "iteration1", tmp_path / "run")
+    alone = ["--config", str(tmp_path / "run" / "config.yaml"), f"--output={tmp_path / 'run'}"]
+    main(["fit", *alone, "--trainer.max_steps=6", "--trainer.logger.init_args.version=longer"])
+    with (tmp_path / "run" / "longer" / "metrics.csv").open() as log:
+        rates = [float(row["train/learning_rate"]) for row in csv.DictReader(log) if row["train/learning_rate"]]
+    assert rates == pytest.approx([2e-3 * (6 - step) / 5 for step in range(2, 6)])  # after one step of warm-up

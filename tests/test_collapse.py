@@ -28,22 +28,22 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 
 
 def told(labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is said of a run that logged these values, every tenth step, after 100 steps of warm-up."""
+    """What is said of a run that logged these values, every 60 steps, after 600 steps of warm-up."""
     alerts: list[str] = []
     experiment = SimpleNamespace(alert=lambda title, text: alerts.append(text))
     trainer: Any = SimpleNamespace(
         datamodule=SimpleNamespace(labels=labels),
         is_global_zero=True,
         global_step=0,
-        log_every_n_steps=10,
+        log_every_n_steps=60,
         callback_metrics={},
         loggers=[SimpleNamespace(log_table=None, experiment=experiment)],
     )
-    task: Any = SimpleNamespace(warmup_steps=100)
+    task: Any = SimpleNamespace(warmup_steps=600)
     watch = CollapseWatch()
     watch.on_train_start(trainer, task)
     for values in [HEALTHY | {"masked_loss": 9.0}] * 10 + logged:
-        trainer.global_step += 10
+        trainer.global_step += 60
         trainer.callback_metrics = {f"train/{name}": value for name, value in values.items()}
         watch.on_train_batch_end(trainer, task, None, None, 0)
     assert [record.getMessage() for record in caplog.records] == alerts

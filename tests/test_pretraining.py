@@ -199,7 +199,7 @@ def test_an_utterance_in_train_and_validation_is_refused(manifests: Path) -> Non
         PretrainingData(train=both, validation=both).setup("fit")
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0]])
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, np.inf], [np.nan, 1.0]])
 def test_weights_that_do_not_fit_the_manifests_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match=r"data\.weights .* for 2 manifests in data\.train; give each one above 0"):
         PretrainingData(train=[Path("a.jsonl.gz"), Path("b.jsonl.gz")], weights=weights)

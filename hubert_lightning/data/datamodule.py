@@ -4,6 +4,7 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -69,7 +70,7 @@ class PretrainingData(LightningDataModule):
         super().__init__()
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
-        if weights is not None and (len(weights) != len(train) or min(weights) <= 0):
+        if weights is not None and (len(weights) != len(train) or not all(0 < of < math.inf for of in weights)):
             raise ValueError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None

@@ -33,6 +33,8 @@ def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
     for path in map(Path, paths):
         if path.suffix == ".shar" and path.is_dir():
             raise ValueError(f"{path}: a Shar corpus, which has neither words nor phones; give a manifest here")
+        if path.is_dir() and any(path.glob("cuts.*.jsonl*")):
+            raise ValueError(f"{path}: a folder of Shar archives; run `hubert prepare shar` and give what it writes")
         if not path.is_file():
             raise ValueError(f"{path}: no such manifest; make it with `hubert prepare`")
         try:

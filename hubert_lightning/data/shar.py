@@ -100,8 +100,11 @@ class SharCuts(Sequence[Cut]):
     def check(self) -> None:
         """Raise `ValueError` if an archive is gone, or not as long as it was when `hubert prepare` read it."""
         for archive, expected in zip(self.archives, self._bytes, strict=True):
-            found = Path(archive).stat().st_size if Path(archive).is_file() else 0
-            if found != expected:
+            if not Path(archive).is_file():
+                raise ValueError(
+                    f"{archive}: not there; mount or restore it, or `hubert prepare shar` again into the same folder"
+                )
+            if (found := Path(archive).stat().st_size) != expected:
                 raise ValueError(
                     f"{archive}: {found} bytes, {expected} when it was prepared; mount or restore it, or run `hubert "
                     "prepare shar` again"
