@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.files import replacing
@@ -78,6 +79,8 @@ class WholeSteps(Callback):
         _count_whole_steps(checkpoint, trainer.accumulate_grad_batches, trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
         before = checkpoint.get("ranks", ranks), checkpoint.get("accumulate", accumulate)
         if before[0] * before[1] != ranks * accumulate:
