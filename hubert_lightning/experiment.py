@@ -137,7 +137,7 @@ class HubertCLI(LightningCLI):
             _check_kind(Path(config.ckpt_path), config.model.class_path)
 
     def _parse_ckpt_path(self) -> None:
-        if self.config.subcommand != "fit":  # whose model is what the config says: _check_same_model
+        if self.config.subcommand != "fit":  # whose model is what the config says: before_fit
             super()._parse_ckpt_path()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
