@@ -275,5 +275,6 @@ def test_a_run_that_is_told_to_end_saves_after_the_step_and_goes_on(
     assert saved["global_step"] == int(said[1]) > 0
     assert "Traceback" not in log.read_text()
     assert (tmp_path / "requeued").exists() == (told == signal.SIGUSR1)
-    main([*command(manifests, output), many.replace("100000", str(saved["global_step"] + 1))])
+    alone = f"--trainer.accumulate_grad_batches={2 * processes}"  # steps of as many batches
+    main([*command(manifests, output), many.replace("100000", str(saved["global_step"] + 1)), alone])
     assert json.loads((output / "iteration1" / "metrics.json").read_text())["steps"] == saved["global_step"] + 1

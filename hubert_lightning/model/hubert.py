@@ -284,11 +284,15 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, length: Tensor | None = None) -> Tensor:
         """(batch, channels, frames) → (batch, channels, fewer frames); with `length` (batch,), of the waveforms, the
         group norm is over the frames that hear no padding"""
+        if not isinstance(self.norm, nn.GroupNorm) and not self.over_channels:
+            return F.gelu(self.conv(x))
         if not self.over_channels:
-            if isinstance(self.norm, nn.GroupNorm) and length is None and self.conv.bias is None:
-                return F.gelu(self._normed(x[:, 0]))
-            x = self.conv(x)
-            return F.gelu(self.norm(x) if length is None else self._normed_alone(x, length))
+            if length is None:
+                return F.gelu(self._normed_over_time(x))
+            rows = zip(x, length.tolist(), strict=True)
+            alone = [self._normed_over_time(row[None, :, :samples])[0] for row, samples in rows]
+            longest = (x.shape[-1] - KERNELS[0]) // STRIDES[0] + 1
+            return F.gelu(torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in alone]))
         # As an image of height 1, whose channels lie side by side in memory: a norm over channels then moves nothing,
         # which makes the seven three times as fast on a CPU.
         weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
@@ -296,14 +300,16 @@ class Convolution(nn.Module):
         x = x[:, :, 0].transpose(1, 2)  # (batch, frames, channels)
         return self.layer_norm_gelu(x, self.norm.weight, self.norm.bias).transpose(1, 2)
 
-    def _normed(self, waveform: Tensor) -> Tensor:
-        """The convolution of a waveform, normalised over time, (batch, samples) → (batch, channels, frames).
+    def _normed_over_time(self, x: Tensor) -> Tensor:
+        """The convolution of waveforms, normalised over time: (batch, 1, samples) → (batch, channels, frames).
 
         The mean and variance of each channel follow from those of the windows, so that weights are scaled instead of
         what comes out of them, which is 50 times as much: half of the time of convolution, norm and GELU.
         """
-        norm, dtype = self.norm, waveform.dtype
+        norm, waveform, dtype = self.norm, x[:, 0], x.dtype
         assert isinstance(norm, nn.GroupNorm)
+        if self.conv.bias is not None:
+            return norm(self.conv(x))
         centred = waveform - waveform.mean(dim=1, keepdim=True)  # as the norm would do with what comes out
         windows = centred.unfold(1, KERNELS[0], STRIDES[0])  # (batch, frames, kernel)
         # Variances are differences, here of few numbers; float64 is also what autocast leaves alone
@@ -315,13 +321,6 @@ class Convolution(nn.Module):
         scale = norm.weight * (variance + norm.eps).rsqrt()  # (batch, channels)
         weight, shift = weight * scale[:, :, None], norm.bias - scale * (mean @ weight.T)
         return torch.baddbmm(shift[:, :, None].to(dtype), weight.to(dtype), windows.transpose(1, 2))
-
-    def _normed_alone(self, x: Tensor, length: Tensor) -> Tensor:
-        if not isinstance(self.norm, nn.GroupNorm):
-            return x
-        frames = ((length - KERNELS[0]) // STRIDES[0] + 1).tolist()
-        rows = [self.norm(row[None, :, :count])[0] for row, count in zip(x, frames, strict=True)]
-        return torch.stack([F.pad(row, (0, x.shape[-1] - row.shape[-1])) for row in rows])
 
 
 def _layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
