@@ -68,7 +68,7 @@ class CollapseWatch(Callback):
             yield (
                 "trivial",
                 f"the cluster of {masked:.0%} of masked frames is predicted: labels this easy teach nothing; look at "
-                "their histogram (`hubert labels check`), and at how much the masks hide",
+                "val/label_perplexity, and at how much the masks hide",
             )
         if masked > unmasked + 0.02:
             yield (

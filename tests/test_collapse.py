@@ -85,8 +85,13 @@ def test_nothing_is_said_before_enough_was_seen(labels: LabelStore, caplog: pyte
     assert told(labels, [HEALTHY | {"masked_loss": 4.6}] * (WINDOW - 1), caplog) == []
 
 
-def test_other_tasks_are_not_watched() -> None:
-    watch = CollapseWatch()
-    trainer: Any = SimpleNamespace(datamodule=None, is_global_zero=True, global_step=0, log_every_n_steps=1)
-    watch.on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
-    watch.on_train_batch_end(trainer, SimpleNamespace(), None, None, 0)  # type: ignore[arg-type]
+def test_other_tasks_are_not_watched(caplog: pytest.LogCaptureFixture) -> None:
+    watch, task = CollapseWatch(), SimpleNamespace(warmup_steps=0)
+    metrics = {f"train/{name}": value for name, value in (HEALTHY | {"masked_accuracy": 0.99}).items()}
+    trainer: Any = SimpleNamespace(
+        datamodule=None, is_global_zero=True, global_step=0, log_every_n_steps=1, callback_metrics=metrics, loggers=[]
+    )
+    watch.on_train_start(trainer, task)  # type: ignore[arg-type]
+    for trainer.global_step in range(1000):
+        watch.on_train_batch_end(trainer, task, None, None, 0)  # type: ignore[arg-type]
+    assert caplog.records == []

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,3 +126,12 @@ def test_one_broken_batch_of_an_accumulated_step_leaves_out_the_whole_step(tmp_p
 def test_at_least_one_step_may_fail() -> None:
     with pytest.raises(ValueError, match="max_skipped is 0"):
         GlobalBatch(0)
+
+
+def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> None:
+    model = a_model()
+    precision = SimpleNamespace(scaler=object())
+    model.trainer = SimpleNamespace(strategy=None, precision_plugin=precision, precision="16-mixed")  # type: ignore
+    with pytest.raises(ValueError, match="precision 16-mixed with a fused AdamW: its gradients cannot be clipped"):
+        model.global_batch.made(model, fused_adam)
+    assert isinstance(model.global_batch.made(model, plain_adam), AdamW)

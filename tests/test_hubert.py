@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hubert_lightning.frames import HOP, WINDOW, num_frames
+from hubert_lightning.model.dropout import Dropout, attend_to
 from hubert_lightning.model.hubert import (
     KERNELS,
     STRIDES,
-    Dropout,
     EncoderConfig,
     HubertEncoder,
     PositionalConvolution,
-    _attend,
 )
 from hubert_lightning.model.pretrained import from_transformers
 
@@ -563,8 +562,8 @@ def test_attention_with_dropout_is_torchs_but_for_what_is_dropped() -> None:
     attend = torch.arange(50) < torch.tensor([50, 30])[:, None, None, None]
     for mask in (None, attend):
         exact = F.scaled_dot_product_attention(query, key, value, mask)
-        assert_close(_attend(query, key, value, mask, 1e-9), exact)  # too seldom to be drawn
-        many = torch.stack([_attend(query, key, value, mask, 0.2) for _ in range(2000)])
+        assert_close(attend_to(query, key, value, mask, 1e-9), exact)  # too seldom to be drawn
+        many = torch.stack([attend_to(query, key, value, mask, 0.2) for _ in range(2000)])
         assert_close(many.mean(dim=0), exact, rtol=0, atol=0.1)
 
 

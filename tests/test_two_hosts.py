@@ -174,7 +174,8 @@ def put_on_path(folder: Path, **scripts: str) -> dict[str, str]:
 def test_two_hosts_end_in_the_weights_of_one(
     hosts: list[Host], of_one_host: dict[str, Tensor], manifests: Path, tmp_path: Path
 ) -> None:
-    on_two_hosts(hosts, tmp_path, arguments(manifests, tmp_path / "run"), {})
+    first, second = on_two_hosts(hosts, tmp_path, arguments(manifests, tmp_path / "run"), {})
+    assert [printed.count("Initializing distributed") for printed in (first, second)] == [1, 1]
     same_to_the_bit(weights(tmp_path / "run"), of_one_host)
 
 
@@ -256,8 +257,3 @@ def test_a_job_that_runs_out_of_time_is_requeued_and_ends_as_its_tasks_do(tmp_pa
     ended = subprocess.run([SLURM], env=JOB | stand_in, capture_output=True, text=True, timeout=60)
     assert (tmp_path / "asked.txt").read_text() == f"requeue {JOB['SLURM_JOB_ID']}\n"
     assert ended.returncode == 7
-
-
-@pytest.mark.parametrize("script", [TORCHRUN, SLURM])
-def test_a_script_is_one_that_bash_reads(script: str) -> None:
-    subprocess.run(["bash", "-n", script], check=True, timeout=60)

@@ -5,7 +5,7 @@ Values, gradients and initialisation are those of the reference code (tests/test
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hubert_lightning.frames import WINDOW, num_frames, padding_mask
+from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # together they see WINDOW samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an option
@@ -204,7 +205,7 @@ class HubertEncoder(nn.Module):
         x, attend = self._transformer_input(local, num_frames, mask, channel_mask)
         for layer, keep in zip(self.layers, self.draw_kept() if kept is None else kept, strict=True):
             if not keep:
-                x = _without_effect(x, layer)
+                x = without_effect(x, layer)
             elif self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, attend, use_reentrant=False)
             else:
@@ -386,58 +387,11 @@ class TransformerLayer(nn.Module):
     def attention(self, x: Tensor, attend: Tensor | None) -> Tensor:
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (batch, frames, 3, heads, head dim)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, frames, head dim)
-        x = _attend(query, key, value, attend, self.attention_dropout if self.training else 0.0)
+        x = attend_to(query, key, value, attend, self.attention_dropout if self.training else 0.0)
         return self.dropout(self.attention_output(x.transpose(1, 2).flatten(2)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(self.activation_dropout(F.gelu(self.ffn_input(x)))))
-
-
-class Dropout(nn.Dropout):
-    """torch's, but for how it is drawn on a CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…) → (…)"""
-        return _dropout(x, self.p) if self.training else x
-
-
-def _dropout(x: Tensor, p: float) -> Tensor:
-    if p == 0 or x.device.type != "cpu":
-        return F.dropout(x, p)
-    # On a CPU, torch draws one element after the other: a tenth of a step in bfloat16. Four of 16 bits come from one
-    # word, which takes a quarter of the time; p is rounded to a multiple of 2⁻¹⁶.
-    dropped = round(p * 2**16)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
-    return x * kept.to(x.dtype).mul_(1 / (1 - dropped / 2**16))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, dropout: float) -> Tensor:
-    """(batch, heads, frames, head dim) of each → (batch, heads, frames, head dim)"""
-    if dropout == 0 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attend, dropout)
-    # On a CPU, torch has no kernel of its own for attention with dropout, and what it does instead draws slowly
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if attend is not None:
-        scores = scores.masked_fill(~attend, -torch.inf)
-    return _dropout(scores.softmax(dim=-1).type_as(value), dropout) @ value
-
-
-def _without_effect(x: Tensor, module: nn.Module) -> Tensor:
-    """x itself, as if the module had added 0: it gets a gradient, as other ranks and the optimiser expect of it."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return _Identity.apply(x, *parameters) if torch.is_grad_enabled() and parameters else x
-
-
-class _Identity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *without_effect: Tensor) -> Tensor:
-        ctx.save_for_backward(*without_effect)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return (*gradients, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
 
 
 def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
