@@ -22,6 +22,11 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   validate   losses, accuracies or error rates on the validation manifests
   test       word and character error rate on the test manifests, hypotheses to test.jsonl
   predict    transcribe the test manifests, hypotheses to predict.jsonl
+  vocabulary the letters of transcripts, in any language, for a model to spell with
+  ngram      a language model and a lexicon of your own text; lexicon: of a list of words, or of a language model
+  tune-decoder  the weights of a beam search, on transcribed utterances
+  transcribe recordings of any format and length, as text, JSON, subtitles or CTM
+  align      when each word of a known text was said
   labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
   quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
@@ -50,7 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command line; with `args` as if they had been typed after `hubert`.
 
     Raises:
-        SystemExit: Help was asked for (0), or the user gave something that cannot be used (2).
+        SystemExit: Help was asked for (0), some of several files failed (1), or the user gave something that cannot be
+            used (2).
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -138,6 +144,44 @@ def _quality(args: list[str]) -> None:
     CLI(quality, args=args, prog="hubert quality", parser_class=VerbParser)
 
 
+def _spelling(verb: str) -> Callable[[list[str]], None]:
+    def run(args: list[str]) -> None:
+        from hubert_lightning import spelling
+
+        CLI(getattr(spelling, verb), args=args, prog=f"hubert {verb}", parser_class=VerbParser)
+
+    return run
+
+
+def _ngram(args: list[str]) -> None:
+    from hubert_lightning.language_model import ngram
+
+    CLI(ngram, args=args, prog="hubert ngram", parser_class=VerbParser)
+
+
+def _tune_decoder(args: list[str]) -> None:
+    from hubert_lightning.tuning import tune_decoder
+
+    CLI(tune_decoder, args=args, prog="hubert tune-decoder", parser_class=VerbParser)
+
+
+def _of_files(verb: str) -> Callable[[list[str]], None]:
+    """A verb that takes a model and any number of files, and says how many of them failed."""
+
+    def run(args: list[str]) -> None:
+        from hubert_lightning import transcription
+
+        function = getattr(transcription, verb)
+        parser = VerbParser(prog=f"hubert {verb}", description=function.__doc__.split("\n")[0])
+        parser.add_argument("model", type=Path, help="a fine-tuned checkpoint, or a transformers directory")
+        parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of them")
+        parser.add_function_arguments(function, skip={"model", "files"})
+        if function(**parser.parse_args(args).as_dict()):
+            raise SystemExit(1)
+
+    return run
+
+
 def _demo(args: list[str]) -> None:
     from hubert_lightning.demo import demo
 
@@ -148,6 +192,12 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
     "labels": _labels,
+    "vocabulary": _spelling("vocabulary"),
+    "lexicon": _spelling("lexicon"),
+    "ngram": _ngram,
+    "tune-decoder": _tune_decoder,
+    "transcribe": _of_files("transcribe"),
+    "align": _of_files("align"),
     "quality": _quality,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lhotse.cut import Cut
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
@@ -32,6 +33,14 @@ from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
 
 LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
 OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
+
+
+class Windows(NamedTuple):
+    """How long recordings are cut to be encoded, in frames: what is encoded at once, and shared by neighbours."""
+
+    longest: int = LONGEST
+    overlap: int = OVERLAP
+
 
 Features = Callable[[Tensor, Tensor], Tensor]
 """waveform (batch, samples), length (batch,) → (batch, frames, …, dim), one row per 20 ms"""
@@ -109,17 +118,17 @@ def _padded(length: Tensor, device: torch.device) -> Tensor | None:
     return None if bool((length == length[0]).all()) else length.to(device)
 
 
-def windows(frames: int) -> list[tuple[int, int, int]]:
+def windows(frames: int, of: Windows = Windows()) -> list[tuple[int, int, int]]:
     """How a recording is cut to be encoded: where each window begins, and which frames are taken from it.
 
-    Every window of a long recording is `LONGEST` frames, the last too, and begins on the frame grid.
+    Every window of a long recording is `of.longest` frames, the last too, and begins on the frame grid.
 
     returns: (first frame, start, end) of each window; from start to end they cover every frame once
     """
-    if frames <= LONGEST:
+    if frames <= of.longest:
         return [(0, 0, frames)]
-    firsts = [*range(0, frames - LONGEST, LONGEST - OVERLAP), frames - LONGEST]
-    joints = [0, *((before + LONGEST + after) // 2 for before, after in pairwise(firsts)), frames]
+    firsts = [*range(0, frames - of.longest, of.longest - of.overlap), frames - of.longest]
+    joints = [0, *((before + of.longest + after) // 2 for before, after in pairwise(firsts)), frames]
     return [(first, start, end) for first, (start, end) in zip(firsts, pairwise(joints), strict=True)]
 
 
@@ -129,21 +138,23 @@ def extract(
     max_frames: int,
     what: str,
     num_workers: int = 0,
+    windows_of: Windows = Windows(),
 ) -> Iterator[tuple[int, Piece, Tensor]]:
     """Features of groups of cuts, group after group; inside a group in order of length.
 
     max_frames:  frames of a batch at most, padding counted; a single window may have more
     what:        the name of the progress bar, which tells hours of audio
     num_workers: processes that read audio
+    windows_of:  how long recordings are cut
     returns:     group, piece, its features from `piece.start` to `piece.end`: (frames, …, dim)
     """
     hours = sum(int(_samples(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     with _progress() as progress:
         task = progress.add_task(what, total=hours, began=perf_counter())
         for some in _planned_together(groups):
-            batches = [(number, batch) for number in some for batch in _batches(groups[number], max_frames)]
+            batches = [(number, batch) for number in some for batch in _batches(groups[number], max_frames, windows_of)]
             loader = DataLoader(
-                _Waveforms(groups, batches),
+                _Waveforms(groups, batches, windows_of.longest),
                 batch_size=None,
                 num_workers=num_workers,
                 worker_init_fn=_one_thread if num_workers else None,
@@ -264,29 +275,28 @@ def _check_memory(rows: int, bytes_of_row: int) -> None:
         )
 
 
-def _batches(cuts: Sequence[Cut], max_frames: int) -> list[list[Piece]]:
+def _batches(cuts: Sequence[Cut], max_frames: int, of: Windows) -> list[list[Piece]]:
     pieces = [
-        Piece(place, *window) for place, cut in enumerate(cuts) for window in windows(num_frames(cut.num_samples))
+        Piece(place, *window) for place, cut in enumerate(cuts) for window in windows(num_frames(cut.num_samples), of)
     ]
-    pieces.sort(key=lambda piece: (_frames(cuts, piece), cuts[piece.place].id, piece.first))
+    frames = {piece: min(num_frames(cuts[piece.place].num_samples), of.longest) for piece in pieces}
+    pieces.sort(key=lambda piece: (frames[piece], cuts[piece.place].id, piece.first))
     batches: list[list[Piece]] = []
     for piece in pieces:
-        if not batches or (len(batches[-1]) + 1) * _frames(cuts, piece) > max_frames:
+        if not batches or (len(batches[-1]) + 1) * frames[piece] > max_frames:
             batches.append([])
         batches[-1].append(piece)
     return batches
-
-
-def _frames(cuts: Sequence[Cut], piece: Piece) -> int:
-    return min(num_frames(cuts[piece.place].num_samples), LONGEST)
 
 
 class _Waveforms(Dataset[tuple[Tensor, Tensor] | ValueError]):
     """Batch number → waveform (batch, samples), zeros after the end, and length (batch,); or what was wrong, since an
     error that a worker raises arrives as its traceback."""
 
-    def __init__(self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]]) -> None:
-        self.groups, self.batches = groups, batches
+    def __init__(
+        self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]], longest: int
+    ) -> None:
+        self.groups, self.batches, self.longest = groups, batches, longest
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -302,7 +312,7 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor] | ValueError]):
 
     def _read(self, cut: Cut, piece: Piece) -> Tensor:
         last = num_frames(cut.num_samples) == piece.end  # samples after the last frame count in norms over time
-        samples = None if last else num_samples(LONGEST)
+        samples = None if last else num_samples(self.longest)
         return read_waveform(cut, piece.first * HOP, samples)
 
 
@@ -325,6 +335,7 @@ def _progress() -> Progress:
         _TimesRealTime(),
         TextColumn("left:"),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
         transient=True,
         disable=dist.is_initialized() and dist.get_rank() > 0,
     )

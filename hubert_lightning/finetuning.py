@@ -1,7 +1,7 @@
 """A pre-trained encoder learns to spell: CTC over letters (HuBERT §II-F, §IV-D)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
-from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary
-from hubert_lightning.decoding import greedy
+from hubert_lightning.data.text import BLANK, Vocabulary, read_vocabulary
+from hubert_lightning.decoding import DecoderSettings, greedy, search_with
 from hubert_lightning.frames import num_frames
 from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.recognition import load_ctc
 from hubert_lightning.schedules import tri_stage
 from hubert_lightning.sharding import shard
 
@@ -34,6 +35,8 @@ class CTCFinetuning(LightningModule):
 
     Args:
         pretrained: Checkpoint of a pre-training run, or a transformers directory; none to learn from scratch.
+        vocabulary: The letters to spell with, a file of `hubert vocabulary`; LibriSpeech's 28 if not given.
+        keep_head: Go on from the letters' head of `pretrained`, too, which somebody fine-tuned; its vocabulary is kept.
         encoder: Size of the encoder when nothing is pre-trained; otherwise read from the checkpoint.
         dropout: Of the Transformer while fine-tuning.
         attention_dropout: Of the attention weights.
@@ -45,6 +48,8 @@ class CTCFinetuning(LightningModule):
         optimizer: Any torch optimizer; its learning rate is the peak. AdamW for 10 hours if none is named.
         warmup: Share of all steps in which the learning rate rises.
         decay: Share of all steps in which it falls, to a twentieth.
+        decoder: How `hubert test` and `predict` search for words, a file of `hubert tune-decoder`; each frame's best
+            letter if not given, as in validation.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
         compile: Let torch compile the encoder: slow to start, then faster.
         activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
@@ -53,6 +58,8 @@ class CTCFinetuning(LightningModule):
     def __init__(
         self,
         pretrained: Path | None = None,
+        vocabulary: Path | Vocabulary | None = None,
+        keep_head: bool = False,
         encoder: EncoderConfig = EncoderConfig(),
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -64,6 +71,7 @@ class CTCFinetuning(LightningModule):
         optimizer: OptimizerCallable | None = None,
         warmup: float = 0.1,
         decay: float = 0.5,
+        decoder: Path | DecoderSettings | None = None,
         max_skipped: int = 10,
         compile: bool = False,
         activation_checkpointing: bool = False,
@@ -71,12 +79,17 @@ class CTCFinetuning(LightningModule):
         super().__init__()
         if warmup + decay > 1:
             raise ValueError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
-        weights = None
+        weights = head = None
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
+        given = Vocabulary(**vocabulary) if isinstance(vocabulary, dict) else vocabulary
+        spelling = read_vocabulary(Path(given)) if isinstance(given, (str, Path)) else given
         if pretrained is not None:
             loaded = load_encoder(pretrained)
             encoder, weights = loaded.config, loaded.state_dict()
+        if keep_head:
+            head, spelling = _kept_head(pretrained, spelling)
+        spelling = spelling or Vocabulary()
         encoder = replace(
             encoder,
             dropout=dropout,
@@ -88,19 +101,23 @@ class CTCFinetuning(LightningModule):
         )
         self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT])
         # What a checkpoint needs to be rebuilt without the one it came from
-        self.hparams.update(encoder=asdict(encoder), pretrained=None)
-        self.vocabulary = Vocabulary(LETTERS)
+        kept = asdict(spelling) | {"tokens": list(spelling.tokens)}
+        self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=kept, keep_head=False)
+        self.vocabulary = spelling
         self.encoder = HubertEncoder(encoder)
         if weights is not None:
             self.encoder.load_state_dict(weights)
-        self.head = nn.Linear(encoder.dim, len(self.vocabulary.tokens))
+        self.head = nn.Linear(encoder.dim, len(spelling))
+        if head is not None:
+            self.head.load_state_dict(head)
         self.optimizer = optimizer or ten_hour_optimizer
         self.freeze_steps, self.warmup, self.decay = freeze_steps, warmup, decay
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
+        self.search = search_with(decoder, spelling) if decoder else greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
-        self.rows: list[dict[str, str]] = []  # id, reference and hypothesis of what was last validated or tested
+        self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
 
     def forward(
         self,
@@ -162,19 +179,20 @@ class CTCFinetuning(LightningModule):
         self.rows = []
 
     def validation_step(self, batch: TranscribedBatch) -> None:
-        self._score("val", batch)
+        self._score("val", batch, greedy)
 
     def on_validation_epoch_end(self) -> None:
-        table = [list(row.values()) for row in self.rows[:: len(self.rows) // 50 + 1]]  # of all lengths
+        names = ["id", "reference", "hypothesis"]
+        table = [[row[name] for name in names] for row in self.rows[:: len(self.rows) // 50 + 1]]  # of all lengths
         for logger in self.loggers:
             if hasattr(logger, "log_table") and not self.trainer.sanity_checking:  # W&B
-                logger.log_table("val/transcripts", columns=["id", "reference", "hypothesis"], data=table)
+                logger.log_table("val/transcripts", columns=names, data=table)
 
     def on_test_epoch_start(self) -> None:
         self.rows = []
 
     def test_step(self, batch: TranscribedBatch) -> None:
-        self._score("test", batch)
+        self._score("test", batch, self.search)
 
     def on_test_epoch_end(self) -> None:
         self._write("test.jsonl")
@@ -184,7 +202,7 @@ class CTCFinetuning(LightningModule):
 
     def predict_step(self, batch: TranscribedBatch) -> list[str]:
         """The words of a batch; every hypothesis also goes to predict.jsonl in the run's folder."""
-        hypotheses = self._decode(self(batch.waveform, batch.length), batch)
+        hypotheses = self.search(self(batch.waveform, batch.length), num_frames(batch.length), self.vocabulary)
         self.rows += [{"id": i, "hypothesis": words} for i, words in zip(batch.id, hypotheses, strict=True)]
         return hypotheses
 
@@ -203,20 +221,17 @@ class CTCFinetuning(LightningModule):
             zero_infinity=True,
         ) / len(batch.waveform)
 
-    def _decode(self, log_probs: Tensor, batch: TranscribedBatch) -> list[str]:
-        return greedy(log_probs, num_frames(batch.length), self.vocabulary)
-
-    def _score(self, part: str, batch: TranscribedBatch) -> None:
+    def _score(self, part: str, batch: TranscribedBatch, search: Callable[..., list[str]]) -> None:
         log_probs = self(batch.waveform, batch.length)
-        hypotheses = self._decode(log_probs, batch)
+        hypotheses = search(log_probs, num_frames(batch.length), self.vocabulary)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
         for error in (self.wer, self.cer):
             error.update(hypotheses, list(batch.text))
         errors = {f"{part}/wer": self.wer, f"{part}/cer": self.cer}
         self.log_dict(errors, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
         self.rows += [
-            {"id": i, "reference": reference, "hypothesis": hypothesis}
-            for i, reference, hypothesis in zip(batch.id, batch.text, hypotheses, strict=True)
+            {"id": i, "speaker": speaker, "reference": reference, "hypothesis": hypothesis}
+            for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, batch.text, hypotheses, strict=True)
         ]
 
     def _write(self, name: str) -> None:
@@ -242,6 +257,19 @@ class CTCFinetuning(LightningModule):
         warmup, decay = round(self.warmup * steps), round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def _kept_head(pretrained: Path | None, vocabulary: Vocabulary | None) -> tuple[dict[str, Tensor], Vocabulary]:
+    """The weights of a fine-tuned model's head, and the letters that they spell."""
+    if pretrained is None:
+        raise ValueError("keep_head, but nothing is pretrained; name a fine-tuned model in model.init_args.pretrained")
+    model = load_ctc(pretrained)
+    if vocabulary is not None and vocabulary != model.vocabulary:
+        raise ValueError(
+            f"{pretrained}: its head spells with another vocabulary than the one given; leave out "
+            "model.init_args.vocabulary, or keep_head to learn to spell anew"
+        )
+    return model.head.state_dict(), model.vocabulary
 
 
 def ten_hour_optimizer(parameters: ParamsT) -> AdamW:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
-HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing")
+HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing", "decoder")
 """Options of both tasks that say how a step is computed and not what: another run may have others."""
 
 UNIT = 2.0**-10

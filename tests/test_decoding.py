@@ -1,16 +1,41 @@
+"""Decoding gives the words that other systems give for the same numbers, and refuses files that it cannot use."""
+
 import json
-from itertools import groupby
+import shutil
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
 
+import flashlight.lib.text.decoder as fl
+import flashlight.lib.text.dictionary as fl_dictionary
+import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from flashlight.lib.text.decoder.kenlm import KenLM
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
 from torch.nn.functional import one_hot
-from transformers import Wav2Vec2CTCTokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
-from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary, normalise
-from hubert_lightning.decoding import greedy
+from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary
+from hubert_lightning.decoding import (
+    BeamSearch,
+    DecoderSettings,
+    Hypothesis,
+    greedy,
+    read_settings,
+    search_with,
+    write_settings,
+)
+from hubert_lightning.language_model import ngram
+from hubert_lightning.rescoring import CausalLM
 
-letters = Vocabulary(LETTERS)
+letters = Vocabulary()
+normalise = letters.normalise
 paths = st.lists(st.integers(0, len(LETTERS) - 1), min_size=1, max_size=40)
 
 
@@ -60,3 +85,219 @@ def test_padding_says_nothing(batch):
 def test_blanks_alone_are_no_words():
     assert greedy(certain([BLANK, BLANK]), torch.tensor([2]), letters) == [""]
     assert greedy(certain([2]), torch.tensor([0]), letters) == [""]
+
+
+WORDS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """digits.arpa with digits.lexicon, of words, and letters.arpa, of letters."""
+    folder = tmp_path_factory.mktemp("language")
+    rng = np.random.default_rng(0)
+    sentences = [" ".join(rng.choice(WORDS, size=rng.integers(1, 6))) for _ in range(60)]
+    (folder / "text.txt").write_text("\n".join(sentences))
+    ngram(folder / "text.txt", folder / "digits.arpa", order=3)
+    ngram(folder / "text.txt", folder / "letters.arpa", order=4, letters=True)
+    return folder
+
+
+def heard(utterances: int = 4, frames: int = 80, seed: int = 0) -> list[Tensor]:
+    """Log-probabilities of somebody mumbling."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(utterances, frames, len(LETTERS), generator=rng)
+    logits[..., :2] += 2
+    return list(logits.log_softmax(dim=-1))
+
+
+def settings_of(files: Path, **other: Any) -> DecoderSettings:
+    return DecoderSettings(**{"lm": str(files / "digits.arpa"), "lexicon": str(files / "digits.lexicon"), **other})
+
+
+def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float) -> list[tuple[list[str], float]]:
+    """The same search written with flashlight's classes alone."""
+    spellings = fl_dictionary.load_words(str(files / "digits.lexicon"))
+    words, tokens = fl_dictionary.create_word_dict(spellings), fl_dictionary.Dictionary(list(LETTERS))
+    lm = KenLM(str(files / "digits.arpa"), words)
+    trie, start = fl.Trie(len(LETTERS), tokens.get_index("|")), lm.start(False)
+    for word, ways in spellings.items():
+        for letters_of_word in ways:
+            index = words.get_index(word)
+            spelled = [tokens.get_index(letter) for letter in letters_of_word]
+            trie.insert(spelled, index, lm.score(start, index)[1])
+    trie.smear(fl.SmearingMode.MAX)
+    options = fl.LexiconDecoderOptions(
+        beam_size=20,
+        beam_size_token=len(LETTERS),
+        beam_threshold=50.0,
+        unk_score=-float("inf"),
+        log_add=False,
+        criterion_type=fl.CriterionType.CTC,
+        **weights,
+    )
+    decoder = fl.LexiconDecoder(options, trie, lm, tokens.get_index("|"), 0, words.get_index("<unk>"), [], False)
+    found = decoder.decode(log_probs.data_ptr(), *log_probs.shape)[:nbest]
+    return [([words.get_entry(word) for word in one.words if word >= 0], one.score) for one in found]
+
+
+@pytest.mark.parametrize("weights", [(2.0, -1.0, 0.0), (0.7, 1.5, -0.4)])
+def test_the_search_is_flashlights(files: Path, weights: tuple[float, float, float]) -> None:
+    lm, word, silence = weights
+    settings = settings_of(
+        files, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
+    )
+    search = BeamSearch(settings, letters)
+    for log_probs, found in zip(heard(), search.nbest_of(heard()), strict=True):
+        own = flashlights_own(files, log_probs, 5, lm_weight=lm, word_score=word, sil_score=silence)
+        assert [one.text.split() for one in found] == [words for words, _ in own]
+        assert [one.score for one in found] == [score for _, score in own]
+        assert len(found) > 1
+
+
+@given(paths)
+@settings(max_examples=25)
+def test_a_search_for_nothing_in_particular_finds_the_certain_path(path: list[int]) -> None:
+    search = BeamSearch(DecoderSettings(beam_size=5, num_workers=0), letters)
+    log_probs = certain(path).clamp(min=-30)
+    assert search(log_probs, torch.tensor([len(path)])) == [spell(path)]
+
+
+def test_a_lexicon_lets_only_its_words_be_said(files: Path) -> None:
+    said = BeamSearch(settings_of(files, lm=None), letters).nbest_of(heard(8))
+    assert {word for [best] in said for word in best.text.split()} <= set(WORDS)
+    assert any(best.text for [best] in said)
+
+
+def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
+    lm = str(files / "letters.arpa")
+    plain, weighed = (
+        BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest_of(heard(8))
+        for weight in (0.0, 3.0)
+    )
+    pairs = {a + b for word in WORDS for a, b in pairwise(f" {word} ")}
+
+    def share(found: list[list[Hypothesis]]) -> float:
+        seen = [a + b for [best] in found for a, b in pairwise(best.text)]
+        return sum(pair in pairs for pair in seen) / len(seen)
+
+    assert share(weighed) > share(plain) + 0.3
+
+
+def test_several_processes_find_what_one_finds(files: Path) -> None:
+    alone, together = (BeamSearch(settings_of(files, nbest=3, num_workers=n), letters) for n in (0, 3))
+    assert together.nbest_of(heard(7)) == alone.nbest_of(heard(7))
+    together.close()
+
+
+def test_other_weights_on_a_model_that_is_read_already_are_those_of_a_new_search(files: Path) -> None:
+    weights = {"lm_weight": 0.3, "word_score": 2.0, "silence_score": -1.0, "num_workers": 0}
+    anew = BeamSearch(settings_of(files, **weights), letters).nbest_of(heard())
+    assert BeamSearch(settings_of(files), letters).with_weights(**weights).nbest_of(heard()) == anew
+
+
+def test_padding_says_nothing_to_a_search_either(files: Path) -> None:
+    search = BeamSearch(settings_of(files, num_workers=0), letters)
+    batch, length = torch.stack(heard()), torch.tensor([80, 33, 0, 61])
+    found = search(batch, length)
+    alone = [best.text for [best] in search.nbest_of([row[:n] for row, n in zip(batch, length, strict=True)])]
+    assert found == alone
+    assert found[2] == ""
+
+
+@pytest.fixture(scope="module")
+def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 of random weights that reads words."""
+    folder = tmp_path_factory.mktemp("gpt")
+    words = {word.lower(): place for place, word in enumerate(["</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(words), n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> None:
+    model, texts = CausalLM(causal_lm, batch_size=2), ["one two", "", "nine nine nine eight zero"]
+    for text, score in zip(texts, model(texts), strict=True):
+        tokens = torch.tensor([[0, *model.tokenizer(text)["input_ids"], 0]])
+        loss = model.model(input_ids=tokens, labels=tokens).loss.item()  # the mean over all but the first
+        assert score == pytest.approx(-loss * (tokens.shape[1] - 1), rel=1e-5)
+
+
+def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Path, causal_lm: Path) -> None:
+    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest_of(heard())
+    settings = settings_of(files, nbest=10, rescorer=str(causal_lm), rescorer_weight=1.5)
+    rescored = BeamSearch(settings, letters).nbest_of(heard())
+    model = CausalLM(causal_lm)
+    for before, after in zip(plain, rescored, strict=True):
+        scores = model([one.text.lower() for one in before])
+        expected = {one.text: one.score + 1.5 * score for one, score in zip(before, scores, strict=True)}
+        assert {one.text: one.score for one in after} == pytest.approx(expected)
+        assert [one.score for one in after] == sorted((one.score for one in after), reverse=True)
+    assert [few[0].text for few in plain] != [few[0].text for few in rescored]
+
+
+def test_settings_move_with_the_folder_that_holds_their_files(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files, tmp_path / "a")
+    settings = settings_of(tmp_path / "a", lm_weight=1.25, rescorer="elsewhere")
+    write_settings(settings, tmp_path / "a" / "decoder.json")
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = read_settings(tmp_path / "b" / "decoder.json")
+    assert Path(moved.lm or "") == tmp_path / "b" / "digits.arpa"
+    assert moved.lm_weight == 1.25
+    assert moved.rescorer == str(Path("elsewhere").resolve())
+    assert search_with(tmp_path / "b" / "decoder.json", letters, rescorer=None).settings.lm == moved.lm
+
+
+def with_file(name: str, content: str | None, **other: str) -> Any:
+    def make(files: Path, folder: Path) -> DecoderSettings:
+        if content is not None:
+            (folder / name).write_text(content)
+        return settings_of(files, **({"lm" if name.endswith("arpa") else "lexicon": str(folder / name)} | other))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (with_file("absent.arpa", None), "absent.arpa: no such file"),
+        (with_file("absent.lexicon", None), "absent.lexicon: no such file"),
+        (with_file("text.arpa", "ONE TWO THREE\n"), r"text.arpa: no n-gram language model that KenLM reads \(.*data"),
+        (with_file("cut.arpa", "\\data\\\nngram 1=5\n"), "cut.arpa: no n-gram language model that KenLM reads"),
+        (with_file("a.lexicon", "ONE\tO N E |\nÜBEL\tÜ B E L |\n"), r"a.lexicon, line 2: 'ÜBEL' .* \['Ü'\]"),
+        (with_file("a.lexicon", "ONE\tO N E |\nTWO\n"), "a.lexicon, line 2: 'TWO' has no spelling"),
+        (with_file("a.lexicon", "\n"), "a.lexicon: an empty lexicon"),
+        (
+            with_file("a.lexicon", "RED\tR E D |\nBLUE\tB L U E |\nRUST\tR U S T |\n"),
+            "knows none of the words",
+        ),
+        (lambda files, folder: settings_of(files, lexicon=None), "knows words such as 'EIGHT', not letters; give the"),
+        (lambda files, folder: settings_of(files, rescorer=str(folder / "no")), "rescorer .*no: no such directory"),
+        (lambda files, folder: settings_of(files, rescorer=str(folder)), "rescorer .*: no causal language model"),
+    ],
+)
+def test_what_a_search_cannot_use_is_refused_by_name(files: Path, tmp_path: Path, make: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        BeamSearch(make(files, tmp_path), letters)
+
+
+def test_a_binary_lexicon_is_refused(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.lexicon").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"a\.lexicon: no lexicon, which is UTF-8 text"):
+        BeamSearch(settings_of(files, lexicon=str(tmp_path / "a.lexicon")), letters)
+
+
+@pytest.mark.parametrize("content", [None, "[1]", "{", '{"lm_wait": 1}'])
+def test_what_are_no_settings_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "decoder.json").write_text(content)
+    with pytest.raises(ValueError, match=r"decoder\.json: no s.*make it with `hubert tune-decoder`"):
+        read_settings(tmp_path / "decoder.json")
+
+
+def test_settings_that_search_for_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="beam_size 0, nbest 1"):
+        DecoderSettings(beam_size=0)

@@ -23,6 +23,7 @@ from hubert_lightning.clustering.kmeans import load_kmeans
 from hubert_lightning.data.batches import PlannedBatches, transcript
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
+from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.extraction import layer_extractor, mfcc_extractor
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
 from hubert_lightning.relabelling import assign_clusters
@@ -295,7 +296,7 @@ def test_a_test_writes_and_counts_every_cut_once(finetuning: Path, manifests: Pa
     cuts = read_manifest([manifests / name for name in TESTED])
     assert len(cuts) % 2  # so one process has a batch more than the other
     assert sorted(row["id"] for row in rows) == sorted(cut.id for cut in cuts)
-    assert {row["id"]: row["reference"] for row in rows} == {cut.id: transcript(cut) for cut in cuts}
+    assert {row["id"]: row["reference"] for row in rows} == {cut.id: transcript(cut, Vocabulary()) for cut in cuts}
     measured = json.loads((finetuning / "test-metrics.json").read_text())
     references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
     assert measured["test/wer"] == pytest.approx(jiwer.wer(references, hypotheses))

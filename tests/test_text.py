@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.pipelines import HUBERT_ASR_LARGE
 
-from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary, normalise
+from hubert_lightning.data.text import BLANK, BOUNDARY, LETTERS, Vocabulary, read_vocabulary, vocabulary_of
 
-letters = Vocabulary(LETTERS)
+letters = Vocabulary()
 
 
 def test_there_are_torchaudio_s_29_tokens_with_the_blank_first():
@@ -23,14 +23,64 @@ def test_what_is_encoded_decodes_to_itself(text):
     assert BLANK not in letters.encode(text)
 
 
-@given(st.text())
-def test_normalising_twice_changes_nothing_more(text):
+@given(st.text(), st.sampled_from(["upper", "lower", "as_written"]), st.sampled_from(["refuse", "space"]))
+def test_normalising_twice_changes_nothing_more(text, case, punctuation):
+    normalise = Vocabulary(case=case, punctuation=punctuation).normalise
     assert normalise(normalise(text)) == normalise(text)
 
 
 def test_normalised_text_is_upper_case_with_single_spaces():
-    assert normalise("  it's\ta\n\nsmall  world ") == "IT'S A SMALL WORLD"
-    assert normalise(" ") == ""
+    assert letters.normalise("  it’s\ta\n\nsmall\u200b  world ") == "IT'S A SMALL WORLD"
+    assert letters.normalise(" ") == ""
+
+
+@given(st.lists(st.text(), min_size=1), st.sampled_from(["upper", "lower", "as_written"]))
+def test_a_vocabulary_spells_the_texts_that_it_was_made_of(texts, case):
+    vocabulary, counts, left_out = vocabulary_of(texts, case)
+    for text in texts:
+        spelled = vocabulary.normalise(text)
+        assert vocabulary.decode(vocabulary.encode(spelled)) == spelled
+    assert set(vocabulary.tokens[2:]) == set(counts)
+    assert not set(counts) & set(left_out)
+
+
+def test_a_vocabulary_has_the_letters_of_its_language_and_says_what_it_leaves_out():
+    said = ["Où est-ce, l’œuvre nº 12 ?", "Ça coûte 5 €", "हिन्दी में"]
+    vocabulary, counts, left_out = vocabulary_of(said)
+    assert vocabulary.normalise(said[0]) == "où est ce l'œuvre nº 12"
+    assert vocabulary.tokens[:2] == ("<blank>", BOUNDARY)
+    assert {"ù", "œ", "ç", "û", "'", "5", "ह", "ि", "्"} <= set(vocabulary.tokens)
+    assert counts["5"] == 1
+    assert left_out == {"-": 1, ",": 1, "?": 1, "€": 1}
+    assert "-" in vocabulary_of(said, kept="'-")[0].tokens
+
+
+def test_decomposed_letters_are_the_composed_ones():
+    assert letters.normalise("é") == letters.normalise("e\u0301") == "É"
+
+
+def test_a_vocabulary_is_read_as_it_was_written(tmp_path):
+    vocabulary, _, _ = vocabulary_of(["Übung macht den Meister!"])
+    vocabulary.write(tmp_path / "new" / "vocabulary.json")
+    assert read_vocabulary(tmp_path / "new" / "vocabulary.json") == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no such vocabulary; make it with"),
+        ("[1, 2", "no vocabulary .*; make one with"),
+        ('{"letters": []}', "no vocabulary .*letters"),
+        ('{"tokens": ["-", "|", "a", "a"]}', r"the tokens \['a'\] are there more than once"),
+        ('{"tokens": ["-", "|"], "case": "Upper"}', "case 'Upper' and"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused(tmp_path, content, sentence):
+    path = tmp_path / "v.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=f"v.json: {sentence}"):
+        read_vocabulary(path)
 
 
 def test_tokens_are_places_in_the_vocabulary():

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.masking import span_mask
-from hubert_lightning.data.text import Vocabulary, normalise
+from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.frames import HOP, num_frames, num_samples
 
 
@@ -57,8 +57,9 @@ class TranscribedBatch(NamedTuple):
     num_tokens:   (batch,)
     mask:         (batch, frames) bool, or None where nothing is to be hidden
     channel_mask: (batch, dim) bool, or None
-    text:         transcripts as in the manifest, normalised
+    text:         transcripts as the vocabulary spells them
     id:           cut ids
+    speaker:      of each cut; empty where the manifest does not say
     waste:        share of the waveforms that is padding
     seed:         of dropout
     step_seed:    of what all batches of an optimiser step must agree on: which layers are dropped
@@ -72,6 +73,7 @@ class TranscribedBatch(NamedTuple):
     channel_mask: Tensor | None
     text: tuple[str, ...]
     id: tuple[str, ...]
+    speaker: tuple[str, ...]
     waste: float = 0.0
     seed: int = 0
     step_seed: int = 0
@@ -329,7 +331,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         rng = torch.Generator().manual_seed(plan.seed)
         cuts = [self.cuts[place] for place in plan.cuts]
         waveforms = [read_waveform(cut) for cut in cuts]
-        texts = tuple(transcript(cut) for cut in cuts)
+        texts = tuple(transcript(cut, self.vocabulary) for cut in cuts)
         tokens = [torch.tensor(self.vocabulary.encode(text), dtype=torch.long) for text in texts]
         frames = [num_frames(len(waveform)) for waveform in waveforms]
         mask = channel_mask = None
@@ -353,12 +355,17 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             channel_mask=channel_mask,
             text=texts,
             id=tuple(cut.id for cut in cuts),
+            speaker=tuple(_speaker(cut) for cut in cuts),
             waste=1 - int(length.sum()) / waveform.numel(),
             seed=plan.seed,
             step_seed=plan.step_seed,
         )
 
 
-def transcript(cut: Cut) -> str:
-    """The normalised words of a cut; empty where the manifest has none."""
-    return normalise(" ".join(segment.text or "" for segment in cut.supervisions))
+def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
+    """The words of a cut as a vocabulary spells them; empty where the manifest has none."""
+    return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
+
+
+def _speaker(cut: Cut) -> str:
+    return next((segment.speaker for segment in cut.supervisions if segment.speaker), "")

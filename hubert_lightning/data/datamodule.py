@@ -5,6 +5,7 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -241,17 +242,22 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
     Raises:
         ValueError: A cut without words, with characters that are no token, or with more tokens than frames.
     """
-    for cut in cuts:
-        text = transcript(cut)
-        if not text:
-            raise ValueError(
-                f"{cut.id}: no transcript in the manifest; prepare it with its transcripts or leave it out"
-            )
-        if unknown := vocabulary.unknown_characters(text):
-            raise ValueError(
-                f"{cut.id}: the transcript {text[:40]!r} has {sorted(unknown)}, which are not among the model's "
-                "letters; spell them out or remove them, then prepare the manifest again"
-            )
+    texts = [(cut, transcript(cut, vocabulary)) for cut in cuts]
+    if without := [cut.id for cut, text in texts if not text]:
+        raise ValueError(
+            f"{without[0]}: no transcript in the manifest{_and_others(without)}; prepare it with its transcripts or "
+            "leave it out"
+        )
+    written = Counter(character for _, text in texts for character in text)
+    if unknown := vocabulary.unknown_characters("".join(written)):
+        having = [(cut.id, text) for cut, text in texts if vocabulary.unknown_characters(text)]
+        counts = ", ".join(f"{character!r} {written[character]} times" for character in sorted(unknown))
+        raise ValueError(
+            f"{having[0][0]}: the transcript {having[0][1][:40]!r} has characters that are not among the model's "
+            f"letters{_and_others(having)} (in all {counts}); spell them out or remove them and prepare the manifest "
+            "again, or train a model with a vocabulary of its own (`hubert vocabulary`)"
+        )
+    for cut, text in texts:
         tokens = vocabulary.encode(text)
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
@@ -259,6 +265,10 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
                 f"{cut.id}: {len(tokens)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
                 "align; the transcript belongs to other audio, correct or remove it"
             )
+
+
+def _and_others(ids: Sequence[Any]) -> str:
+    return f", as of {len(ids) - 1} others" if len(ids) > 1 else ""
 
 
 def _model(data: LightningDataModule) -> Any:

@@ -48,6 +48,7 @@ class Sound(NamedTuple):
     sampling_rate: int
     num_channels: int
     num_samples: int  # at the file's own sampling rate
+    silent: bool = False  # every sample is 0
 
 
 class Refusal(NamedTuple):
@@ -118,13 +119,22 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[P
     files = [
         AudioFile(path, path.relative_to(root).as_posix(), path.parent.name if path.parent != root else None, *spoken)
         for folder, paths in _audio_by_folder(root)
-        for path, spoken in _transcribed(folder, paths)
+        for path, spoken in transcribed(folder, paths)
     ]
     if not files:
         raise ValueError(
             f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
         )
     return _prepare({root.name: files}, out, max_duration)
+
+
+def examine(paths: Sequence[Path]) -> tuple[list[Cut], list[Refusal], dict[str, Sound]]:
+    """Each audio file as one cut, whose id is its path; those that cannot be used, and why; and what each cut was."""
+    files = [AudioFile(path, str(path), None, None) for path in paths]
+    sounds = _decode_all(sorted(set(paths)))
+    cuts, refused = _cuts(files, sounds, None)
+    heard = {str(path): sound for path, sound in sounds.items() if isinstance(sound, Sound)}
+    return cuts, refused, heard
 
 
 def _inner(folder: Path, name: str) -> Path:
@@ -141,7 +151,7 @@ def _utterances(folder: Path) -> list[AudioFile]:
     return [
         AudioFile(path, path.stem, path.stem.split("-")[0], *spoken)
         for chapter, paths in _audio_by_folder(folder)
-        for path, spoken in _transcribed(chapter, paths)
+        for path, spoken in transcribed(chapter, paths)
     ]
 
 
@@ -159,7 +169,7 @@ def _audio_by_folder(root: Path) -> Iterable[tuple[Path, list[Path]]]:
             yield Path(folder), [Path(folder, name) for name in audio]
 
 
-def _transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[str | None, str | None]]]:
+def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[str | None, str | None]]]:
     """Each audio file of a folder, its transcript if it has one, and why that cannot be read if so.
 
     A transcript lies beside its audio as `<same name>.txt`, or in a `*.trans.txt` of the folder, as in LibriSpeech.
@@ -230,7 +240,7 @@ def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     sounds: dict[Path, Sound | str] = {}
     hours = 0.0
     # Threads suffice: soundfile holds no interpreter lock while it reads and decodes.
-    with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
+    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor() as pool:
         task = progress.add_task("checking audio", total=sum(sizes), hours=0.0)
         for path, size, sound in zip(paths, sizes, pool.map(_decode, paths), strict=True):
             sounds[path] = sound
@@ -248,17 +258,18 @@ def _decode(path: Path) -> Sound | str:
             if gcd(file.samplerate, SAMPLE_RATE) < 8:
                 # the polyphase filter has one phase for every sample of the common period: gigabytes at worst
                 return f"sampled at {file.samplerate} Hz, no simple ratio to 16 kHz: convert it to a usual rate"
-            num_samples = 0
+            num_samples, silent = 0, True
             # not `file.blocks`: where a file ends early it fills the block with whatever lay in memory
             while len(block := file.read(60 * file.samplerate, dtype="float32")):
                 if not np.isfinite(block).all():
                     return "corrupt: samples that are not numbers"
                 num_samples += len(block)
+                silent = silent and not block.any()
             # FLAC that was written to a pipe states no length, which libsndfile reports as a huge one
             stated = file.frames if file.frames < 2**62 else num_samples
             if num_samples < stated or "(should be" in file.extra_info:  # libsndfile's remark on a data chunk cut short
                 return f"truncated: only the first {num_samples / file.samplerate:.2f} s can be read"
-            return Sound(file.samplerate, file.channels, num_samples)
+            return Sound(file.samplerate, file.channels, num_samples, silent)
     except (OSError, soundfile.SoundFileError) as error:
         return f"unreadable: {getattr(error, 'error_string', None) or error}".strip()
 

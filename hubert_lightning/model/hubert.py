@@ -129,6 +129,8 @@ class HubertEncoder(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
         kept: Sequence[bool] | None = None,
+        *,
+        alone: bool = False,
     ) -> Tensor:
         """Features of the last layer.
 
@@ -137,9 +139,10 @@ class HubertEncoder(nn.Module):
         mask:         (batch, frames) bool, frames to replace by the mask embedding
         channel_mask: (batch, dim) bool, channels to zero in all frames
         kept:         (layers,), whether each layer is computed; drawn anew in training if not given
+        alone:        keep padding out of the group norm of Base, where it counts in the reference
         returns:      (batch, frames, dim); of frames that are padding, of no meaning
         """
-        local = self.local_features(waveform, length)
+        local = self.local_features(waveform, length, alone=alone)
         return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask, kept)
 
     def features(self, waveform: Tensor, length: Tensor | None = None, *, layer: int, alone: bool = False) -> Tensor:

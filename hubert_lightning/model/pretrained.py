@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
 
@@ -52,6 +52,25 @@ def encoder_config(path: Path | str) -> EncoderConfig:
     if unknown:
         raise ValueError(f"{path} has encoder settings we do not know ({_some(unknown)}); open it with its own version")
     return EncoderConfig(**settings)
+
+
+def load_head(path: Path | str) -> nn.Linear:
+    """The linear layer that spells, of a fine-tuned model; its rows are in the order of the model's own tokens.
+
+    path: `.ckpt` of fine-tuning, or a directory in which transformers saved a HubertForCTC
+
+    Raises:
+        ValueError: The model has none, since it was not fine-tuned.
+    """
+    path = Path(path)
+    state = _safetensors(path) if path.is_dir() else read_checkpoint(path)["state_dict"]
+    prefix = "lm_head" if path.is_dir() else "head"
+    if f"{prefix}.weight" not in state or f"{prefix}.bias" not in state:
+        raise ValueError(f"{path} has no head that spells letters; give a model that was fine-tuned with CTC")
+    weight, bias = (state[f"{prefix}.{part}"].float().clone() for part in ("weight", "bias"))
+    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+    return head.eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -121,11 +140,15 @@ def _checkpoint_weights(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
 
 
-def _transformers_weights(path: Path, config: EncoderConfig) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        state = load_file(path / "model.safetensors")
+        return load_file(path / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{path / 'model.safetensors'} is damaged ({error}); copy or download it again") from error
+
+
+def _transformers_weights(path: Path, config: EncoderConfig) -> dict[str, Tensor]:
+    state = _safetensors(path)
     prefix = "hubert."  # of the encoder in HubertForCTC, next to its head
     if any(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -135,7 +158,7 @@ def _transformers_weights(path: Path, config: EncoderConfig) -> dict[str, Tensor
 
 def _transformers_config(path: Path) -> EncoderConfig:
     file = path / "config.json"
-    theirs = _read_json(file)
+    theirs = read_json(file)
     if theirs.get("model_type") != "hubert":
         raise ValueError(f"{file} describes a model of type {theirs.get('model_type')!r}, not 'hubert'; give a HuBERT")
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *_SETTINGS.values()]
@@ -153,7 +176,7 @@ def _transformers_config(path: Path) -> EncoderConfig:
     if norm not in ("group", "layer"):
         raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
     preprocessor = path / "preprocessor_config.json"
-    normalize = _read_json(preprocessor).get("do_normalize") if preprocessor.exists() else None
+    normalize = read_json(preprocessor).get("do_normalize") if preprocessor.exists() else None
     return EncoderConfig(
         conv_channels=channels,
         conv_norm=norm,
@@ -190,7 +213,8 @@ _FIXED = {
 }
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The settings in a file of a transformers directory."""
     try:
         content = json.loads(file.read_text())
     except ValueError as error:

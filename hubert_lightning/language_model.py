@@ -1,0 +1,80 @@
+"""An n-gram language model of somebody's own text, and the lexicon of its words.
+
+The n-grams are estimated by kaldingram (of the Next-gen Kaldi team; Kneser-Ney as SRILM does it), since it is the one
+maintained estimator that installs everywhere as a Python package: KenLM's lmplz is better and faster, but has to be
+compiled, and KenLM's Python package reads models without making any. What lmplz writes can be used in the same way.
+"""
+
+import contextlib
+import io
+from collections import Counter
+from pathlib import Path
+
+from kaldingram.train import NgramCounts
+
+from hubert_lightning.data.text import BOUNDARY
+from hubert_lightning.files import write_whole
+from hubert_lightning.spelling import MARKS, lines_of, model_vocabulary, write_lexicon
+
+
+def ngram(
+    text: Path,
+    out: Path,
+    order: int = 4,
+    vocabulary: Path | None = None,
+    letters: bool = False,
+    min_counts: list[int] | None = None,
+) -> None:
+    """A text → an n-gram language model in ARPA format, and beside it the lexicon of its words, `<its name>.lexicon`.
+
+    Args:
+        text: a sentence on each line; it is normalised as transcripts are
+        out: where the language model goes, a .arpa file
+        order: words (or letters) that are looked at together, 2 to 5
+        vocabulary: of the model, a file of `hubert vocabulary` or a fine-tuned checkpoint; LibriSpeech's if not given
+        letters: n-grams of letters, for a search without lexicon, in place of words
+        min_counts: for each order, how often an n-gram must occur to be kept, as in [0, 0, 2]; all are if not given
+    """
+    spelled_with = model_vocabulary(vocabulary)
+    if not 2 <= order <= 5:
+        raise ValueError(f"order {order}: choose 2 to 5")
+    if min_counts is not None and len(min_counts) != order:
+        raise ValueError(f"min_counts {min_counts} for n-grams of order {order}; give one number for each order")
+    counts, words, unknown, lines = NgramCounts(order), Counter[str](), Counter[str](), 0
+    for line in lines_of(Path(text)):
+        sentence = spelled_with.normalise(line)
+        if not sentence:
+            continue
+        lines += 1
+        unknown.update(character for character in sentence if spelled_with.unknown_characters(character))
+        said = [word if not spelled_with.unknown_characters(word) else "<unk>" for word in sentence.split()]
+        words.update(said)
+        if letters:
+            said = [letter for word in said for letter in (*(word if word != "<unk>" else [word]), BOUNDARY)]
+        counts.add_raw_counts_from_line(" ".join(said))
+    known = set(words) - MARKS
+    if not known:
+        raise ValueError(f"{text}: no sentences that the vocabulary spells; give a text in the language of the model")
+    write_whole(Path(out), _estimate(counts, min_counts).encode())
+    print(f"{out}: {'letters' if letters else 'words'}, order {order}, of {lines} sentences")
+    if unknown:
+        print(
+            f"{words['<unk>']} of {words.total()} words cannot be spelled and are unknown to the model, because of "
+            + ", ".join(f"{character!r} ({count})" for character, count in unknown.most_common(20))
+        )
+    if not letters:
+        write_lexicon(words, Path(out).with_suffix(".lexicon"), spelled_with, str(text))
+
+
+def _estimate(counts: NgramCounts, min_counts: list[int] | None) -> str:
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each of many short steps
+        if min_counts:
+            counts.apply_count_cutoffs(min_counts)
+        counts.cal_discounting_constants()
+        # Where no n-gram occurs twice, nothing would be left of those that occur once; what lmplz falls back to
+        counts.d = [discount if discount < 1 else 0.5 for discount in counts.d]
+        counts.cal_f()
+        counts.cal_bow()
+        arpa = io.StringIO()
+        counts.print_as_arpa(arpa)
+    return arpa.getvalue()

@@ -1,0 +1,143 @@
+"""A fine-tuned model as a function: audio in, log-probabilities of letters out. It needs no Lightning."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse.cut import Cut
+from torch import Tensor, nn
+
+from hubert_lightning.data.text import BOUNDARY, Vocabulary
+from hubert_lightning.extraction import Extractor, Windows, extract
+from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.pretrained import load_encoder, load_head, read_checkpoint, read_json
+
+WINDOWS = Windows(longest=1_500, overlap=250)
+"""30 s that overlap by 5 s: what fine-tuned models heard in training lasts no longer, and memory stays small."""
+
+
+class CTCModel(nn.Module):
+    """An encoder, its linear layer, and the letters that it spells with."""
+
+    def __init__(self, encoder: HubertEncoder, head: nn.Linear, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.encoder, self.head, self.vocabulary = encoder, head, vocabulary
+
+    def forward(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> Tensor:
+        """Log-probabilities of the letters.
+
+        waveform: (batch, samples), 16 kHz
+        length:   (batch,), samples before padding; none if nothing is padded
+        alone:    keep padding out of the group norm of Base, where it counts in the reference
+        returns:  (batch, frames, tokens) float32
+        """
+        return self.head(self.encoder(waveform, length, alone=alone)).float().log_softmax(dim=-1)
+
+
+def load_ctc(path: Path | str) -> CTCModel:
+    """A fine-tuned model in eval mode, on the CPU; the blank is its first token.
+
+    path: `.ckpt` of fine-tuning, or a directory in which transformers saved a HubertForCTC and its tokenizer
+
+    Raises:
+        ValueError: It is damaged, not fine-tuned, or does not say what letters it spells with.
+    """
+    path = Path(path)
+    encoder, head = load_encoder(path), load_head(path)
+    if path.is_dir():
+        order, vocabulary = _transformers_vocabulary(path, len(head.weight))
+        head.load_state_dict({"weight": head.weight[order], "bias": head.bias[order]}, assign=True)
+        head.requires_grad_(True)
+    else:
+        # Checkpoints from before there was a choice spell with LibriSpeech's letters
+        vocabulary = Vocabulary(**read_checkpoint(path)["hyper_parameters"].get("vocabulary") or {})
+    if len(vocabulary) != len(head.weight):
+        raise ValueError(
+            f"{path} has a head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of them "
+            "is another model's"
+        )
+    return CTCModel(encoder, head, vocabulary).eval()
+
+
+def log_probabilities(
+    model: CTCModel,
+    groups: Sequence[Sequence[Cut]],
+    *,
+    batch_duration: float,
+    what: str,
+    num_workers: int = 0,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[list[Tensor]]:
+    """Those of each cut of each group, whatever its length: long ones are encoded in windows, of which the middles
+    follow one another without a gap.
+
+    batch_duration: seconds that are encoded at once, padding counted; a window may have more
+    what:           the name of the progress bar
+    returns:        group after group, in the order of its cuts: (frames, tokens) float32, on the CPU
+
+    Raises:
+        ValueError: Audio that cannot be read.
+    """
+    device = model.head.weight.device
+
+    def spell(waveform: Tensor, length: Tensor) -> Tensor:
+        padded = None if bool((length == length[0]).all()) else length.to(device)
+        with precision():
+            return model(waveform.to(device), padded, alone=True).cpu()
+
+    tokens = len(model.vocabulary)
+    extractor = Extractor(spell, "letters", (tokens,), device)
+    of_group: list[Tensor] = []
+    missing = 0  # frames
+    batch_frames = num_frames(seconds_to_samples(batch_duration))
+    for number, piece, rows in extract(extractor, groups, batch_frames, what, num_workers, windows_of=WINDOWS):
+        if not of_group:
+            of_group = [torch.empty(num_frames(cut.num_samples), tokens) for cut in groups[number]]
+            missing = sum(map(len, of_group))
+        of_group[piece.place][piece.start : piece.end] = rows
+        missing -= len(rows)
+        if not missing:  # told at once: reading the next group may fail
+            yield of_group
+            of_group = []
+
+
+def _transformers_vocabulary(path: Path, rows: int) -> tuple[list[int], Vocabulary]:
+    """Which of its rows is the blank's, the next token's, …, and these tokens."""
+    if not (path / "vocab.json").exists():
+        raise ValueError(f"{path} has no vocab.json; save its tokenizer or processor there, too")
+    ids = read_json(path / "vocab.json")
+    settings = _settings(path)
+    if not all(isinstance(place, int) for place in ids.values()):
+        raise ValueError(
+            f"{path / 'vocab.json'} holds several languages; save the model with the tokenizer of one of them"
+        )
+    if (path / "added_tokens.json").exists():
+        ids |= read_json(path / "added_tokens.json")
+    tokens = [f"<{place}>" for place in range(rows)]
+    for token, place in ids.items():
+        if place < rows:
+            tokens[place] = BOUNDARY if token == settings["word_delimiter_token"] else token
+    if settings["pad_token"] not in tokens:
+        raise ValueError(f"{path / 'vocab.json'} has no {settings['pad_token']!r}, the blank; save its tokenizer again")
+    blank = tokens.index(settings["pad_token"])
+    order = [blank, *(place for place in range(rows) if place != blank)]
+    letters = "".join(token for token in tokens if len(token) == 1)
+    case = "as_written"
+    if letters.upper() != letters.lower():
+        case = {letters.upper(): "upper", letters.lower(): "lower"}.get(letters, case)
+    return order, Vocabulary(tuple(tokens[place] for place in order), case, "space")  # type: ignore[arg-type]
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The special tokens of a transformers tokenizer."""
+    settings: dict[str, Any] = {"pad_token": "<pad>", "word_delimiter_token": "|"}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (path / name).exists():
+            theirs = read_json(path / name)
+            for key in settings:
+                value = theirs.get(key) or settings[key]
+                settings[key] = value["content"] if isinstance(value, dict) else value
+    return settings

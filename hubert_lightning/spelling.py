@@ -1,0 +1,112 @@
+"""What a model spells with: the letters of transcripts, and the words that a search may choose from."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.text import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
+from hubert_lightning.files import write_whole
+
+MARKS = {"<s>", "</s>", "<unk>"}
+"""What an n-gram model has besides words: a sentence's start, its end, and any word that it does not know."""
+
+
+def vocabulary(
+    manifests: list[Path], out: Path, case: Literal["lower", "upper", "as_written"] = "lower", kept: str = "'"
+) -> None:
+    """The letters of the transcripts in manifests → a file for `hubert fit`, and a table of their counts.
+
+    Args:
+        manifests: those that will be trained on; letters that only others have are no tokens
+        out: where the vocabulary goes, a .json file
+        case: into which letters are turned
+        kept: punctuation and symbols that are spelled too; spaces take the place of others
+    """
+    texts = [" ".join(segment.text or "" for segment in cut.supervisions) for cut in read_manifest(manifests)]
+    made, counts, left_out = vocabulary_of(texts, case, kept)
+    if not counts:
+        raise ValueError(f"{', '.join(map(str, manifests))}: no transcripts; prepare them with their transcripts")
+    made.write(Path(out))
+    table = Table(title=f"{len(counts)} characters in {sum(bool(text) for text in texts)} transcripts")
+    table.add_column("character")
+    table.add_column("times", justify="right")
+    for character, count in counts.most_common():
+        table.add_row(_shown(character), str(count))
+    Console().print(table)
+    if left_out:
+        print("spaces take the place of " + ", ".join(f"{c!r} ({n})" for c, n in left_out.most_common()))
+    if digits := sorted(character for character in counts if character.isdigit()):
+        print(f"{''.join(digits)} are spelled as digits; a model learns better from numbers written out as words")
+    print(f"{out}: {len(made)} tokens, with the blank and the space between words")
+
+
+def lexicon(words: Path, out: Path, vocabulary: Path | None = None) -> None:
+    """The letters of every word → a lexicon for the beam search: `word<TAB>w o r d |` on each line.
+
+    Args:
+        words: an ARPA language model, or a text of which every word is taken
+        out: where the lexicon goes
+        vocabulary: of the model, a file of `hubert vocabulary` or a fine-tuned checkpoint; LibriSpeech's if not given
+    """
+    spelled_with = model_vocabulary(vocabulary)
+    found = Counter(_words_of(Path(words)))
+    write_lexicon(found, Path(out), spelled_with, str(words))
+
+
+def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: str) -> None:
+    spelled = sorted(word for word in set(words) - MARKS if not vocabulary.unknown_characters(word))
+    if not spelled:
+        raise ValueError(
+            f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case"
+        )
+    write_whole(out, "".join(f"{word}\t{' '.join(word)} {BOUNDARY}\n" for word in spelled).encode())
+    left_out = len(set(words) - MARKS) - len(spelled)
+    print(f"{out}: {len(spelled)} words" + (f", without {left_out} that cannot be spelled" if left_out else ""))
+
+
+def _words_of(path: Path) -> Iterator[str]:
+    """Those of an ARPA file as they are; those of a text."""
+    lines = lines_of(path)
+    first = next(lines, "")
+    while first and not first.strip():
+        first = next(lines, "")
+    if first.strip() != "\\data\\":
+        yield from first.split()
+        for line in lines:
+            yield from line.split()
+        return
+    for line in lines:
+        if line.startswith("\\2-grams"):
+            return
+        parts = line.split("\t")
+        if len(parts) > 1:
+            yield parts[1].strip()
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8; convert it") from error
+
+
+def model_vocabulary(path: Path | None) -> Vocabulary:
+    if path is None:
+        return Vocabulary()
+    if Path(path).suffix == ".json":
+        return read_vocabulary(Path(path))
+    from hubert_lightning.recognition import load_ctc
+
+    return load_ctc(path).vocabulary
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else f"U+{ord(character):04X}"

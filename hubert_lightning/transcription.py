@@ -1,0 +1,254 @@
+"""Recordings of any format and length → their words, as text, JSON, subtitles or CTM."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import audioread
+import numpy as np
+import soundfile
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from hubert_lightning.data.preparation import SUFFIXES, Refusal, examine, transcribed
+from hubert_lightning.data.text import Vocabulary
+from hubert_lightning.decoding import BeamSearch, greedy, search_with
+from hubert_lightning.recognition import CTCModel, load_ctc, log_probabilities
+from hubert_lightning.transcripts import Format, Transcript, write_all
+from hubert_lightning.word_times import Word, parts, word_times
+
+GROUP = 3_600.0
+"""Seconds of audio whose files are in memory together, as log-probabilities, so that short ones fill a batch."""
+
+
+def transcribe(
+    model: Path,
+    files: Sequence[Path],
+    format: Format = "text",
+    output: Path | None = None,
+    decoder: Path | None = None,
+    batch_duration: float = 60.0,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    num_workers: int = 0,
+) -> int:
+    """Write down what is said in recordings.
+
+    Args:
+        model: a fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer
+        files: audio of any format, rate, number of channels and length, or folders of it
+        format: text; json with the time and confidence of every word; srt subtitles; ctm, as NIST's tools read it
+        output: folder for one file for each recording; standard output if not given
+        decoder: how to search for words, a file of `hubert tune-decoder`; each frame's best letter if not given
+        batch_duration: seconds of audio that are encoded at once
+        precision: that the encoder computes in
+        num_workers: processes that read audio, besides this one
+    returns: how many files failed
+    """
+    recogniser = load_ctc(model)
+    search = search_with(decoder, recogniser.vocabulary) if decoder else None
+    timed = format != "text"
+
+    def write_down(cut: Cut, log_probs: Tensor) -> Transcript:
+        return Transcript(cut.id, cut.duration, *_words(log_probs, recogniser.vocabulary, search, timed))
+
+    paths = _listed(files)
+    job = partial(_for_each, recogniser, paths, write_down, batch_duration, precision, num_workers)
+    return write_all(job(), len(paths), format, output, paths)
+
+
+def align(
+    model: Path,
+    files: Sequence[Path],
+    text: str | None = None,
+    format: Literal["json", "srt", "ctm"] = "ctm",
+    output: Path | None = None,
+    batch_duration: float = 60.0,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    num_workers: int = 0,
+) -> int:
+    """Find when each word of a known text was said.
+
+    Args:
+        model: a fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer
+        files: audio, each with its words beside it in `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech
+        text: the words, if there is one file only
+        format: ctm, as NIST's tools read it; json with confidences; srt subtitles
+        output: folder for one file for each recording; standard output if not given
+        batch_duration: seconds of audio that are encoded at once
+        precision: that the encoder computes in
+        num_workers: processes that read audio, besides this one
+    returns: how many files failed
+    """
+    paths = _listed(files)
+    if text is not None and len(paths) != 1:
+        raise ValueError(f"one text for {len(paths)} files; leave text out, and put each file's beside it")
+    recogniser = load_ctc(model)
+    vocabulary = recogniser.vocabulary
+    said = {str(paths[0]): text} if text is not None else _texts_beside(paths)
+
+    def find(cut: Cut, log_probs: Tensor) -> Transcript:
+        words = vocabulary.normalise(said.get(cut.id) or "")
+        if not words:
+            raise ValueError("no words: put them beside it in a .txt file of the same name")
+        if unknown := vocabulary.unknown_characters(words):
+            raise ValueError(f"its words have {sorted(unknown)}, which the model cannot spell: spell them out")
+        return Transcript(cut.id, cut.duration, words, word_times(log_probs, words, vocabulary))
+
+    return write_all(
+        _for_each(recogniser, paths, find, batch_duration, precision, num_workers), len(paths), format, output, paths
+    )
+
+
+def _words(log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None, timed: bool) -> tuple[str, list[Word]]:
+    """The text of a recording of any length, and its words with their times if they are asked for."""
+    pieces = parts(log_probs, vocabulary)
+    rows = [log_probs[piece.start : piece.end] for piece in pieces]
+    if search is None:
+        texts = [text for row in rows for text in greedy(row[None], torch.tensor([len(row)]), vocabulary)]
+    else:
+        texts = [few[0].text if few else "" for few in search.nbest_of(rows)]
+    joined, words = "", list[Word]()
+    for piece, row, text in zip(pieces, rows, texts, strict=True):
+        whole_words = piece.new_word or (search is not None and search.settings.lexicon is not None)
+        found = word_times(row, text, vocabulary, piece.start) if timed else []
+        if not whole_words and joined and text and found:  # a word that lasts on
+            before, after = words.pop(), found.pop(0)
+            confidence = min(before.confidence, after.confidence)
+            words.append(Word(before.text + after.text, before.start, after.end, confidence))
+        joined = " ".join(filter(None, [joined, text])) if whole_words else joined + text
+        words += found
+    return joined, words
+
+
+def _listed(files: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders as the audio in them; each once."""
+    found: dict[Path, None] = {}
+    for file in map(Path, files):
+        if file.is_dir():
+            inside = [path for path in sorted(file.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+            if not inside:
+                raise ValueError(f"{file}: no audio in this folder; name files, or another folder")
+            found |= dict.fromkeys(inside)
+        else:
+            found[file] = None
+    return list(found)
+
+
+def _for_each(
+    model: CTCModel,
+    paths: Sequence[Path],
+    what: Callable[[Cut, Tensor], Transcript],
+    batch_duration: float,
+    precision: str,
+    num_workers: int,
+) -> Iterator[Transcript | Refusal]:
+    """What is made of each recording's log-probabilities, or why nothing was, in whatever order they are ready."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    with TemporaryDirectory() as folder:
+        cuts, refused = _examined(paths, Path(folder))
+        yield from refused
+        remaining = _grouped(cuts)
+        while remaining:
+            results = log_probabilities(
+                model,
+                remaining,
+                batch_duration=batch_duration,
+                what="transcribing",
+                num_workers=num_workers,
+                precision=partial(_autocast, device, precision),
+            )
+            done = 0
+            try:
+                for log_probs in results:
+                    for cut, rows in zip(remaining[done], log_probs, strict=True):
+                        yield _made(what, cut, rows)
+                    done += 1
+                remaining = []
+            except ValueError as error:  # a file that was sound when it was examined; the others of its group are
+                group, *others = remaining[done:]
+                if len(group) == 1:
+                    yield Refusal(Path(group[0].id), str(error))
+                    remaining = others
+                else:
+                    remaining = [*([cut] for cut in group), *others]
+
+
+def _made(what: Callable[[Cut, Tensor], Transcript], cut: Cut, log_probs: Tensor) -> Transcript | Refusal:
+    try:
+        return what(cut, log_probs)
+    except ValueError as error:
+        return Refusal(Path(cut.id), str(error))
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _grouped(cuts: Sequence[Cut]) -> list[list[Cut]]:
+    groups: list[list[Cut]] = []
+    seconds = 0.0
+    for cut in cuts:
+        if not groups or seconds + cut.duration > GROUP:
+            groups.append([])
+            seconds = 0.0
+        groups[-1].append(cut)
+        seconds += cut.duration
+    return groups
+
+
+def _examined(paths: Sequence[Path], folder: Path) -> tuple[list[Cut], list[Refusal]]:
+    """The recordings that can be read; what libsndfile does not know is decoded into the folder first."""
+    failed = [Refusal(path, "no such file; correct its name") for path in paths if not path.exists()]
+    cuts, refused, heard = examine([path for path in paths if path.exists()])
+    for refusal in refused:
+        if not refusal.reason.startswith("unreadable"):
+            failed.append(refusal)
+            continue
+        wav = folder / f"{len(list(folder.iterdir()))}.wav"
+        if reason := _decoded(refusal.path, wav):
+            failed.append(Refusal(refusal.path, f"{refusal.reason}; {reason}"))
+            continue
+        converted, broken, sounds = examine([wav])
+        failed += [Refusal(refusal.path, one.reason) for one in broken]
+        cuts += [cut.with_id(str(refusal.path)) for cut in converted]
+        heard |= {str(refusal.path): sound for sound in sounds.values()}
+    for cut in cuts:
+        sound = heard[cut.id]
+        if sound.silent:
+            print(f"hubert: {cut.id}: silent, every sample is 0; its transcript is empty", file=sys.stderr)
+        elif sound.sampling_rate < 16_000:
+            print(
+                f"hubert: {cut.id}: recorded at {sound.sampling_rate} Hz; a model that learnt from 16 kHz errs more",
+                file=sys.stderr,
+            )
+    return cuts, failed
+
+
+def _decoded(path: Path, wav: Path) -> str | None:
+    """Write any audio that ffmpeg or the system decodes as a WAV file; what is missing if that fails."""
+    try:
+        with (
+            audioread.audio_open(path) as audio,
+            soundfile.SoundFile(wav, "w", audio.samplerate, audio.channels, "PCM_16") as file,
+        ):
+            for block in audio:
+                file.write(np.frombuffer(block, dtype="<i2").reshape(-1, audio.channels))
+    except audioread.NoBackendError:
+        return "install ffmpeg, which reads other formats, or convert it to wav or flac"
+    except (audioread.DecodeError, OSError, EOFError) as error:
+        return f"ffmpeg cannot read it either ({str(error).strip() or type(error).__name__})"
+    return None
+
+
+def _texts_beside(paths: Sequence[Path]) -> dict[str, str]:
+    found = {}
+    for folder in sorted({path.parent for path in paths}):
+        for path, (text, _) in transcribed(folder, [path for path in paths if path.parent == folder]):
+            found[str(path)] = text or ""
+    return found

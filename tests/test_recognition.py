@@ -1,0 +1,197 @@
+"""A fine-tuned model opened for use computes what it was trained to, whoever saved it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import TINY
+from lhotse import CutSet, MonoCut, Recording
+from soundfile import write
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.testing import assert_close
+
+from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.data.text import LETTERS, Vocabulary, vocabulary_of
+from hubert_lightning.decoding import greedy
+from hubert_lightning.extraction import windows
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.recognition import WINDOWS, CTCModel, load_ctc, log_probabilities
+
+RELEASED = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # as of hubert-large-ls960-ft
+
+
+def save_ctc(path: Path, vocabulary: Vocabulary | None = Vocabulary(), seed: int = 0, spread: float = 1.0) -> CTCModel:
+    """A checkpoint of random weights as fine-tuning writes it; with `spread`, letters of more than one kind win."""
+    torch.manual_seed(seed)
+    known = vocabulary or Vocabulary()
+    model = CTCModel(HubertEncoder(TINY), nn.Linear(TINY.dim, len(known)), known).eval()
+    nn.init.normal_(model.head.weight, std=spread)
+    settings: dict[str, Any] = {"encoder": asdict(TINY)}
+    if vocabulary is not None:
+        settings["vocabulary"] = asdict(vocabulary) | {"tokens": list(vocabulary.tokens)}
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": settings}, path)
+    return model
+
+
+def save_transformers(path: Path, tokens: list[str], blank: str, norm: str = "group") -> Any:
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        conv_dim=(64,) * 7,  # norms over fewer channels magnify rounding
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        feat_extract_norm=norm,
+        do_stable_layer_norm=norm == "layer",
+        vocab_size=len(tokens),
+        pad_token_id=tokens.index(blank),
+    )
+    model = transformers.HubertForCTC(config).eval()
+    nn.init.normal_(model.lm_head.weight, std=0.1)
+    model.save_pretrained(path)
+    (path / "given.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
+    special = {"bos_token": None, "eos_token": None} if "<s>" not in tokens else {}
+    unknown = next(token for token in tokens if token in ("<unk>", "[UNK]"))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(
+        path / "given.json", pad_token=blank, unk_token=unknown, word_delimiter_token="|", **special
+    )
+    features = transformers.Wav2Vec2FeatureExtractor(do_normalize=norm == "layer")
+    features.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return model, tokenizer, features
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize(
+    ("tokens", "blank"), [(RELEASED, "<pad>"), (["|", "a", "b", "é", "'", "[UNK]", "[PAD]"], "[PAD]")]
+)
+def test_a_model_of_transformers_has_their_log_probabilities_and_transcripts(
+    tmp_path: Path, tokens: list[str], blank: str, norm: str
+) -> None:
+    theirs, tokenizer, features = save_transformers(tmp_path, tokens, blank, norm)
+    ours = load_ctc(tmp_path)
+    assert ours.vocabulary.tokens == (blank, *(token for token in tokens if token != blank))
+    audio = [torch.randn(samples).numpy() for samples in (16_000, 9_000, 12_345)]
+    order = [tokens.index(token) for token in ours.vocabulary.tokens]
+    for waveform in audio:
+        inputs = features(waveform, sampling_rate=16_000, return_tensors="pt")
+        logits = theirs(inputs.input_values).logits
+        log_probs = ours(torch.from_numpy(waveform)[None])
+        assert_close(log_probs, logits.log_softmax(dim=-1)[..., order], rtol=0, atol=1e-5)
+        frames = torch.tensor([log_probs.shape[1]])
+        [said] = tokenizer.batch_decode(logits.argmax(dim=-1))
+        assert greedy(log_probs, frames, ours.vocabulary) == [" ".join(said.split())]
+        assert len(said) > 5
+    if norm == "layer":  # Base's group norm counts padding, ours at choice
+        inputs = features(audio, sampling_rate=16_000, return_tensors="pt", padding=True, return_attention_mask=True)
+        logits = theirs(inputs.input_values, attention_mask=inputs.attention_mask).logits
+        length = torch.tensor([len(waveform) for waveform in audio])
+        log_probs = ours(pad_sequence([torch.from_numpy(waveform) for waveform in audio], batch_first=True), length)
+        for mine, of_theirs, frames in zip(log_probs, logits.log_softmax(-1), num_frames(length), strict=True):
+            assert_close(mine[:frames], of_theirs[:frames, order], rtol=0, atol=1e-5)
+
+
+def test_the_case_of_a_foreign_vocabulary_is_that_of_its_letters(tmp_path: Path) -> None:
+    save_transformers(tmp_path, RELEASED, "<pad>")
+    assert load_ctc(tmp_path).vocabulary.normalise("it’s – fine") == "IT'S FINE"
+
+
+def test_a_checkpoint_of_ours_comes_back_with_its_letters(tmp_path: Path) -> None:
+    vocabulary, _, _ = vocabulary_of(["Grüße", "12"])
+    model = save_ctc(tmp_path / "best.ckpt", vocabulary)
+    loaded, waveform = load_ctc(tmp_path / "best.ckpt"), torch.randn(1, 5000)
+    assert loaded.vocabulary == vocabulary
+    assert not loaded.training
+    assert_close(loaded(waveform), model(waveform), rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_a_vocabulary_spells_as_librispeech(tmp_path: Path) -> None:
+    save_ctc(tmp_path / "old.ckpt", None)
+    assert load_ctc(tmp_path / "old.ckpt").vocabulary.tokens == LETTERS
+
+
+def no_head(folder: Path) -> Path:
+    model = save_ctc(folder / "a.ckpt")
+    state = {name: value for name, value in model.state_dict().items() if name.startswith("encoder")}
+    torch.save({"state_dict": state, "hyper_parameters": {"encoder": asdict(TINY)}}, folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+def other_letters(folder: Path) -> Path:
+    model = save_ctc(folder / "a.ckpt")
+    settings = {"encoder": asdict(TINY), "vocabulary": {"tokens": ["-", "|", "A"], "case": "upper"}}
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": settings}, folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+def no_tokenizer(folder: Path) -> Path:
+    save_transformers(folder, RELEASED, "<pad>")
+    (folder / "vocab.json").unlink()
+    return folder
+
+
+def several_languages(folder: Path) -> Path:
+    save_transformers(folder, RELEASED, "<pad>")
+    (folder / "vocab.json").write_text(json.dumps({"eng": {"a": 0}, "fra": {"b": 0}}))
+    return folder
+
+
+def no_blank(folder: Path) -> Path:
+    save_transformers(folder, RELEASED, "<pad>")
+    (folder / "vocab.json").write_text(json.dumps({"a": 0, "|": 1}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (no_head, "has no head that spells letters; give a model that was fine-tuned"),
+        (other_letters, "has a head for 29 tokens, and its vocabulary has 3"),
+        (no_tokenizer, "has no vocab.json; save its tokenizer"),
+        (several_languages, "holds several languages"),
+        (no_blank, "has no '<pad>', the blank"),
+    ],
+)
+def test_what_cannot_spell_is_refused_by_name(tmp_path: Path, make: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path}.* {sentence}"):
+        load_ctc(make(tmp_path))
+
+
+def a_cut(path: Path, waveform: Tensor) -> MonoCut:
+    write(path, waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    return Recording.from_file(path).to_cut()
+
+
+def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: Path, train_cuts: CutSet) -> None:
+    model, cuts = save_ctc(tmp_path / "a.ckpt"), list(train_cuts)[:5]
+    groups = [cuts[:3], cuts[3:]]
+    found = list(log_probabilities(model, groups, batch_duration=20, what="test"))
+    assert [len(group) for group in found] == [3, 2]
+    for cut, rows in zip(cuts, [rows for group in found for rows in group], strict=True):
+        assert_close(rows, model(read_waveform(cut)[None])[0])
+
+
+def test_a_long_recording_has_the_middles_of_its_windows(tmp_path: Path) -> None:
+    model = save_ctc(tmp_path / "a.ckpt")
+    waveform = 0.1 * torch.randn(70 * SAMPLE_RATE + 123)
+    [[rows]] = log_probabilities(model, [[a_cut(tmp_path / "a.wav", waveform)]], batch_duration=60, what="test")
+    frames = num_frames(len(waveform))
+    assert len(rows) == frames
+    ends = []
+    for first, start, end in windows(frames, WINDOWS):
+        last = end == frames
+        samples = (
+            waveform[first * HOP :] if last else waveform[first * HOP : first * HOP + num_samples(WINDOWS.longest)]
+        )
+        assert_close(rows[start:end], model(samples[None])[0, start - first : end - first])
+        assert min(start - first, first + WINDOWS.longest - end) >= WINDOWS.overlap // 2 or first == 0 or last
+        ends.append(end)
+    assert len(ends) == 3

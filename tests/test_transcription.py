@@ -1,0 +1,254 @@
+"""A list of recordings becomes transcripts: of any format and length, and whatever is wrong with some of them."""
+
+import json
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet
+from test_recognition import save_ctc
+from torch import Tensor
+
+from hubert_lightning.cli import main
+from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.decoding import greedy
+from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.recognition import CTCModel, load_ctc
+from hubert_lightning.transcripts import FORMATS, Transcript
+from hubert_lightning.word_times import Word
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It says something else at almost every frame, which whoever loses or doubles a frame gets wrong."""
+    path = tmp_path_factory.mktemp("model") / "best.ckpt"
+    save_ctc(path, spread=3.0)
+    return path
+
+
+@pytest.fixture
+def speech(tmp_path: Path, train_cuts: CutSet) -> list[Path]:
+    """Three short recordings: a.wav, b.flac and c.ogg."""
+    paths = [tmp_path / name for name in ("a.wav", "b.flac", "c.ogg")]
+    for path, cut in zip(paths, train_cuts, strict=False):
+        soundfile.write(path, read_waveform(cut).numpy(), SAMPLE_RATE)
+    return paths
+
+
+def said(model: Path | CTCModel, waveform: Tensor) -> str:
+    loaded = load_ctc(model) if isinstance(model, Path) else model
+    log_probs = loaded(waveform[None])
+    [text] = greedy(log_probs, torch.tensor([log_probs.shape[1]]), loaded.vocabulary)
+    return text
+
+
+def samples(path: Path) -> Tensor:
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+
+
+def run(*args: object) -> int:
+    try:
+        main([str(arg) for arg in args])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_each_file_has_the_words_that_the_model_says_alone(
+    model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("transcribe", model, *speech) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[str(path), said(model, samples(path))] for path in speech]
+    assert all(len(text) > 20 for _, text in lines)
+    assert run("transcribe", model, speech[0]) == 0
+    assert capsys.readouterr().out == said(model, samples(speech[0])) + "\n"
+
+
+def test_a_folder_is_the_audio_in_it(model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (speech[0].parent / "notes.txt").write_text("no audio")
+    assert run("transcribe", model, speech[0].parent, speech[1]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in speech]
+
+
+def test_whatever_is_wrong_with_some_files_the_others_are_done(
+    model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = speech[0].read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.mp3").write_text("no audio")
+    soundfile.write(tmp_path / "blink.wav", np.zeros(100), SAMPLE_RATE)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(2 * SAMPLE_RATE), SAMPLE_RATE)
+    bad = [tmp_path / name for name in ("cut.wav", "empty.wav", "text.mp3", "blink.wav", "absent.wav")]
+    out = tmp_path / "out"
+    assert run("transcribe", model, speech[0], *bad, *speech[1:], tmp_path / "silent.wav", "--output", out) == 1
+    assert {path.name for path in out.iterdir()} == {"a.txt", "b.txt", "c.txt", "silent.txt"}
+    assert [(out / f"{path.stem}.txt").read_text() for path in speech] == [
+        said(model, samples(path)) + "\n" for path in speech
+    ]
+    told = capfd.readouterr().err
+    for name, reason in (
+        ("cut.wav", "truncated: only the first"),
+        ("empty.wav", "unreadable"),
+        ("text.mp3", "unreadable"),
+        ("blink.wav", "too short: 100 samples"),
+        ("absent.wav", "no such file; correct its name"),
+    ):
+        assert re.search(rf"^hubert: {tmp_path / name}: {reason}", told, re.MULTILINE)
+    assert f"hubert: {tmp_path / 'silent.wav'}: silent, every sample is 0" in told
+    assert "hubert: 5 of 9 files failed" in told
+    assert "Traceback" not in told
+
+
+def test_a_file_that_breaks_after_it_was_examined_fails_alone(
+    model: Path, speech: list[Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hubert_lightning import transcription
+
+    examine = transcription.examine
+
+    def then_remove(paths):  # type: ignore[no-untyped-def]
+        found = examine(paths)
+        speech[1].unlink()
+        return found
+
+    monkeypatch.setattr(transcription, "examine", then_remove)
+    assert run("transcribe", model, *speech) == 1
+    told = capfd.readouterr()
+    assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(speech[0]), str(speech[2])]
+    assert "hubert: 1 of 3 files failed" in told.err
+
+
+def test_a_telephone_recording_in_stereo_is_heard_and_told(
+    model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = samples(speech[0])[::2].numpy()
+    soundfile.write(tmp_path / "call.wav", np.stack([left, 0.5 * left], axis=1), 8_000)
+    assert run("transcribe", model, tmp_path / "call.wav") == 0
+    told = capfd.readouterr()
+    assert len(told.out) > 20
+    assert "call.wav: recorded at 8000 Hz; a model that learnt from 16 kHz errs more" in told.err
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_what_only_ffmpeg_reads_is_read_through_it(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["ffmpeg", "-v", "error", "-i", speech[0], "-c:a", "alac", tmp_path / "a.m4a"], check=True)
+    assert run("transcribe", model, tmp_path / "a.m4a") == 0
+    assert capsys.readouterr().out == said(model, samples(speech[0])) + "\n"
+
+
+def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
+    tmp_path: Path, train_cuts: CutSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last word of each window stands where the whole recording's log-probabilities have it."""
+    model = save_ctc(tmp_path / "best.ckpt", spread=3.0)
+    for layer in model.encoder.layers:  # without attention, a frame hears what is near it, and no more
+        torch.nn.init.zeros_(layer.attention_output.weight)
+        torch.nn.init.zeros_(layer.attention_output.bias)
+    for convolution in model.encoder.convolutions:
+        convolution.norm = torch.nn.Identity()  # nor the loudness of a window
+    torch.nn.init.zeros_(model.encoder.positions.conv.bias)
+    pieces = [read_waveform(cut) for cut in list(train_cuts)[:40]]
+    waveform = torch.cat(pieces)[: 75 * SAMPLE_RATE]
+    assert len(waveform) == 75 * SAMPLE_RATE
+    soundfile.write(tmp_path / "long.wav", waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    from hubert_lightning.data.preparation import examine
+    from hubert_lightning.recognition import log_probabilities
+
+    cuts, _, _ = examine([tmp_path / "long.wav"])
+    [[rows]] = log_probabilities(model, [cuts], batch_duration=60, what="test")
+    at_once = model(waveform[None])[0]
+    torch.testing.assert_close(rows, at_once, rtol=1e-4, atol=1e-4)
+
+
+def test_every_format_tells_the_same_words_and_times(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for format in FORMATS:
+        assert run("transcribe", model, *speech, "--format", format, "--output", tmp_path / "out") == 0
+    for path in speech:
+        text = (tmp_path / "out" / f"{path.stem}.txt").read_text().strip()
+        content = json.loads((tmp_path / "out" / f"{path.stem}.json").read_text())
+        ctm = [line.split() for line in (tmp_path / "out" / f"{path.stem}.ctm").read_text().splitlines()]
+        srt = (tmp_path / "out" / f"{path.stem}.srt").read_text()
+        assert content["text"] == text
+        assert content["file"] == str(path)
+        words = content["words"]
+        assert [word["word"] for word in words] == text.split()
+        assert all(a["start"] < a["end"] <= b["start"] for a, b in pairwise(words))
+        assert 0 <= words[0]["start"] < words[-1]["end"] <= content["duration"] + 0.02
+        assert all(0 < word["confidence"] <= 1 for word in words)
+        assert [(w, float(s), float(s) + float(d)) for _, _, s, d, w, _ in ctm] == [
+            (word["word"], pytest.approx(word["start"]), pytest.approx(word["end"])) for word in words
+        ]
+        captions = [block.split("\n") for block in srt.strip().split("\n\n")]
+        assert [caption[0] for caption in captions] == [str(n + 1) for n in range(len(captions))]
+        assert " ".join(caption[2] for caption in captions).split() == text.split()
+
+
+def test_a_known_text_is_aligned_where_it_was_said(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("transcribe", model, *speech, "--format", "ctm")
+    expected = capsys.readouterr().out
+    for path in speech:
+        path.with_suffix(".txt").write_text(said(model, samples(path)).lower())
+    assert run("align", model, *speech) == 0
+    assert capsys.readouterr().out == expected
+    speech[1].with_suffix(".txt").unlink()
+    speech[2].with_suffix(".txt").write_text("5 words")
+    assert run("align", model, *speech) == 1
+    told = capsys.readouterr()
+    assert f"{speech[1]}: no words: put them beside it in a .txt file" in told.err
+    assert f"{speech[2]}: its words have ['5'], which the model cannot spell" in told.err
+    assert told.out
+    assert expected.startswith(told.out)
+    assert run("align", model, speech[0], "--text", "A B " * 500) == 1
+    assert "too few for them; give the text of this recording" in capsys.readouterr().err
+
+
+def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
+    words = [Word("WORD", 0.5 * n, 0.5 * n + 0.4, 1.0) for n in range(20)] + [Word("LATE", 3599.9996, 3600.5, 1.0)]
+    captions = [block.split("\n") for block in FORMATS["srt"](Transcript("a", 3601, "", words)).strip().split("\n\n")]
+    assert captions[0] == ["1", "00:00:00,000 --> 00:00:05,900", " ".join(["WORD"] * 12)]
+    assert captions[1][1] == "00:00:06,000 --> 00:00:09,900"
+    assert captions[2] == ["3", "01:00:00,000 --> 01:00:00,500", "LATE"]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["a.wav", "other/a.flac", "--output", "out"], "a.wav: another of the files has this name"),
+        (["a.wav", "b.flac", "--format", "srt"], "srt for 2 files needs a folder"),
+        (["empty"], "empty: no audio in this folder"),
+        (["a.wav", "--decoder", "no.json"], "no.json: no such decoder"),
+        (["a.wav", "--format", "docx"], "docx"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_work_starts(
+    model: Path,
+    speech: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    sentence: str,
+) -> None:
+    folder = speech[0].parent
+    monkeypatch.chdir(folder)
+    (folder / "other").mkdir()
+    (folder / "empty").mkdir()
+    shutil.copy("b.flac", "other/a.flac")
+    assert run("transcribe", model, *args) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert told.out == ""
+    assert run("align", model, "a.wav", "b.flac", "--text", "A") == 2

@@ -1,0 +1,98 @@
+"""Words get the times of the most likely path, and recordings are parted without losing or doubling anything."""
+
+from itertools import groupby, pairwise, product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hubert_lightning.data.text import BLANK, Vocabulary
+from hubert_lightning.decoding import greedy
+from hubert_lightning.word_times import LARGEST, parts, word_times
+
+letters = Vocabulary()
+small = Vocabulary(("-", "|", "A", "B"))
+
+
+def certain(path: str, vocabulary: Vocabulary = letters) -> Tensor:
+    """Log-probabilities of a path written with a character for each frame: "-" for the blank, "|" between words."""
+    tokens = torch.tensor([vocabulary.tokens.index(character) for character in path])
+    return torch.full((len(path), len(vocabulary)), -8.0).scatter(1, tokens[:, None], 0.0).log_softmax(dim=-1)
+
+
+def test_a_word_lasts_from_its_first_letter_to_its_last() -> None:
+    #                    0.02 s a frame
+    found = word_times(certain("---HHE-Y--||--Y-OU--"), "HEY YOU", letters)
+    assert [word.text for word in found] == ["HEY", "YOU"]
+    assert [(word.start, word.end) for word in found] == [(0.06, 0.16), (0.28, pytest.approx(0.36))]
+    assert all(word.confidence == pytest.approx(torch.exp(certain("H")[0].max()).item()) for word in found)
+    later = word_times(certain("---HHE-Y--||--Y-OU--"), "HEY YOU", letters, first_frame=100)
+    assert [word.start for word in later] == [pytest.approx(2.06), pytest.approx(2.28)]
+
+
+@pytest.mark.parametrize("text", ["A", "AB", "A B", "AA", "BA A"])
+def test_the_path_is_the_likeliest_of_all_that_spell_the_text(text: str) -> None:
+    log_probs = torch.randn(7, 4, generator=torch.Generator().manual_seed(3)).log_softmax(dim=-1)
+    tokens = small.encode(text)
+    best = max(
+        (path for path in product(range(4), repeat=7) if [t for t, _ in groupby(path) if t != BLANK] == tokens),
+        key=lambda path: sum(log_probs[frame, token].item() for frame, token in enumerate(path)),
+    )
+    written = [small.tokens[token] for token in best]
+    expected, of_word = [], []
+    for frame, character in enumerate(written):
+        if character == "|":
+            expected += [of_word] if of_word else []
+            of_word = []
+        elif character != "-":
+            of_word.append(frame)
+    spans = [(of[0] * 0.02, (of[-1] + 1) * 0.02) for of in [*expected, of_word]]
+    found = word_times(log_probs, text, small)
+    assert [(word.start, word.end) for word in found] == [(pytest.approx(a), pytest.approx(b)) for a, b in spans]
+
+
+def test_no_words_have_no_times() -> None:
+    assert word_times(certain("----"), "", letters) == []
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "text", "sentence"),
+    [
+        (certain("AB"), "ABC", "'ABC' has 3 letters, and the audio 2 frames"),
+        (certain("AAA"), "AAB", "has 3 letters, and the audio 3 frames"),  # and a blank between the equal ones
+        (certain("ABC"), "AÉ", r"has \['É'\], which are not among"),
+        (torch.zeros(1, 29).expand(60_000, 29), "A " * 10_000, "too much to be aligned at once"),
+    ],
+)
+def test_a_text_that_the_audio_cannot_hold_is_refused(log_probs: Tensor, text: str, sentence: str) -> None:
+    assert LARGEST < 60_000 * 20_000
+    with pytest.raises(ValueError, match=sentence):
+        word_times(log_probs, text, letters)
+
+
+@given(st.lists(st.tuples(st.sampled_from("--||AB"), st.integers(1, 30)), max_size=30), st.integers(4, 40))
+def test_parts_follow_one_another_and_spell_what_the_whole_spells(runs: list[tuple[str, int]], longest: int) -> None:
+    path = "".join(character * frames for character, frames in runs)
+    log_probs = certain(path, small) if path else torch.zeros(0, 4)
+    found = parts(log_probs, small, longest)
+    assert found[0].start == 0
+    assert found[-1].end == len(path)
+    assert all(before.end == after.start < after.end for before, after in pairwise(found))
+    assert all(part.end - part.start <= longest for part in found)
+    if any(len(list(run)) >= longest for quiet, run in groupby(path, key=lambda c: c in "-|") if not quiet):
+        return  # letters in every frame of a part: it has to be cut somewhere
+    text = ""
+    for part in found:
+        rows = log_probs[part.start : part.end]
+        [said] = greedy(rows[None], torch.tensor([len(rows)]), small) if len(rows) else [""]
+        text = " ".join(filter(None, [text, said])) if part.new_word else text + said
+    assert [text] == (greedy(log_probs[None], torch.tensor([len(path)]), small) if path else [""])
+
+
+def test_a_recording_is_parted_in_the_longest_pause_between_words() -> None:
+    path = "AAAA|AAAA" + "A-----B" + "AB" + "----|----" + "AB|AB|ABAB"
+    [first, *_] = parts(certain(path, small), small, longest=34)
+    assert path[: first.end] == "AAAA|AAAAA-----BAB----"
+    assert first.new_word
