@@ -22,6 +22,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   validate   losses, accuracies or error rates on the validation manifests
   test       word and character error rate on the test manifests, hypotheses to test.jsonl
   predict    transcribe the test manifests, hypotheses to predict.jsonl
+  score      error rates of test.jsonl with confidence intervals, by speaker; the worst utterances; two systems
   labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
   quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
@@ -138,6 +139,12 @@ def _quality(args: list[str]) -> None:
     CLI(quality, args=args, prog="hubert quality", parser_class=VerbParser)
 
 
+def _score(args: list[str]) -> None:
+    from hubert_lightning.scoring import score_file
+
+    CLI(score_file, args=args, prog="hubert score", parser_class=VerbParser)
+
+
 def _demo(args: list[str]) -> None:
     from hubert_lightning.demo import demo
 
@@ -149,5 +156,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "labels": _labels,
     "quality": _quality,
+    "score": _score,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

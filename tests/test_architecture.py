@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "clustering.*": {"frames", "files", "clustering.*", "sklearn"},
     "schedules": set(),
     "decoding": {"data.text"},
+    "scoring": {"files"},
     "pretraining": {"global_batch", "model.*", "schedules", "sharding", "data.batches", "lightning"},
     "finetuning": {
         "frames",
@@ -69,6 +70,7 @@ MAY_IMPORT = {
         "experiment",
         "demo",
         "unit_quality",
+        "scoring",
         "data.preparation",
         "data.shar",
         "data.alignment",
