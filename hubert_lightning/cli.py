@@ -27,6 +27,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   tune-decoder  the weights of a beam search, on transcribed utterances
   transcribe recordings of any format and length, as text, JSON, subtitles or CTM
   align      when each word of a known text was said
+  score      error rates of test.jsonl with confidence intervals, by speaker; the worst utterances; two systems
   labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
   quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
@@ -182,6 +183,12 @@ def _of_files(verb: str) -> Callable[[list[str]], None]:
     return run
 
 
+def _score(args: list[str]) -> None:
+    from hubert_lightning.scoring import score_file
+
+    CLI(score_file, args=args, prog="hubert score", parser_class=VerbParser)
+
+
 def _demo(args: list[str]) -> None:
     from hubert_lightning.demo import demo
 
@@ -199,5 +206,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "transcribe": _of_files("transcribe"),
     "align": _of_files("align"),
     "quality": _quality,
+    "score": _score,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

@@ -40,6 +40,8 @@ MAY_IMPORT = {
         "lhotse",
     },
     "tuning": {"data.batches", "data.manifest", "decoding", "recognition", "rescoring"},
+    "decoding": {"data.text"},
+    "scoring": {"files"},
     "pretraining": {"global_batch", "model.*", "schedules", "sharding", "data.batches", "lightning"},
     "finetuning": {
         "frames",
@@ -90,6 +92,7 @@ MAY_IMPORT = {
         "language_model",
         "tuning",
         "transcription",
+        "scoring",
         "data.preparation",
         "data.shar",
         "data.alignment",
