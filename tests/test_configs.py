@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,14 +23,16 @@ from hubert_lightning.pretraining import HubertPretraining, base_optimizer
 
 ROOT = Path(__file__).parent.parent
 PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
+SPLITS = ("10min", "1h", "10h", "100h", "960h")
 FINETUNING = [
-    *(ROOT / f"configs/finetune/{name}.yaml" for name in ("10h", "100h", "small")),
+    *(ROOT / f"configs/finetune/{name}.yaml" for name in (*SPLITS, "small")),
     ROOT / "configs/demo-finetune.yaml",
 ]
 SCRATCH = {
-    ROOT / "configs/finetune/small-scratch.yaml": FINETUNING[2],
-    ROOT / "configs/demo-scratch.yaml": FINETUNING[3],
+    ROOT / "configs/finetune/small-scratch.yaml": FINETUNING[-2],
+    ROOT / "configs/demo-scratch.yaml": FINETUNING[-1],
 }
+LARGER = [ROOT / f"configs/finetune/{size}/{split}.yaml" for size in ("large", "xlarge") for split in SPLITS]
 SIZES = sorted((ROOT / "configs/size").glob("*.yaml"))
 CLUSTERS = sorted((ROOT / "configs/clusters").glob("*.yaml"))
 
@@ -61,7 +64,7 @@ def assert_runs_alone(kept: Path) -> None:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH, *CLUSTERS} == set((ROOT / "configs").rglob("*.yaml"))
+    assert {*PRETRAINING, *FINETUNING, *LARGER, *SIZES, *SCRATCH, *CLUSTERS} == set((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING], ids=name)
@@ -224,7 +227,106 @@ def test_scratch_is_a_layer_that_forgets_what_was_pre_trained(layer: Path) -> No
         assert model.encoder[size] == encoder[size]
 
 
-@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING, *SIZES, *SCRATCH], ids=name)
+class Cell(NamedTuple):
+    """Fine-tuning of one size on one split."""
+
+    max_steps: int
+    lr: float
+    mask_prob: float
+    channel_mask_prob: float
+    layer_drop: float
+    freeze_steps: int
+    max_tokens: int  # samples of a batch
+    batches: int  # of a step: GPUs times update_freq
+
+
+# fairseq examples/wav2vec/config/finetuning/base_{10m,1h,10h,100h,960h}.yaml and vox_*.yaml, for Large; X-Large has
+# Large's in batches of half the length (HuBERT §IV-D: 200, 80 and 40 s on each GPU)
+BASE_CELLS = {
+    "10min": Cell(13_000, 5e-5, 0.65, 0.25, 0.1, 10_000, 3_200_000, 2 * 4),
+    "1h": Cell(13_000, 5e-5, 0.65, 0.25, 0.1, 10_000, 3_200_000, 2 * 4),
+    "10h": Cell(20_000, 5e-5, 0.65, 0.5, 0.05, 10_000, 3_200_000, 2 * 4),
+    "100h": Cell(80_000, 3e-5, 0.65, 0.5, 0.1, 0, 3_200_000, 2 * 4),
+    "960h": Cell(320_000, 1e-4, 0.5, 0.1, 0.1, 0, 3_200_000, 8),
+}
+LARGE_CELLS = {
+    "10min": Cell(13_000, 1e-4, 0.65, 0.25, 0.1, 10_000, 1_280_000, 4 * 5),
+    "1h": Cell(13_000, 3e-4, 0.75, 0.25, 0.1, 10_000, 1_280_000, 4 * 5),
+    "10h": Cell(20_000, 1e-4, 0.75, 0.25, 0.1, 10_000, 1_280_000, 4 * 5),
+    "100h": Cell(80_000, 3e-5, 0.5, 0.5, 0.1, 10_000, 1_280_000, 4 * 5),
+    "960h": Cell(320_000, 3e-5, 0.5, 0.25, 0.1, 10_000, 1_280_000, 24),
+}
+CELLS = {
+    "base": BASE_CELLS,
+    "large": LARGE_CELLS,
+    "xlarge": {
+        split: cell._replace(max_tokens=cell.max_tokens // 2, batches=cell.batches * 2)
+        for split, cell in LARGE_CELLS.items()
+    },
+}
+
+
+def layers(size: str, split: str) -> list[str]:
+    """The options by which a cell is fitted: Base's config, Large's over it, X-Large's over that."""
+    folders = {"base": [""], "large": ["", "large"], "xlarge": ["", "large", "xlarge"]}[size]
+    return [f"--config={ROOT / 'configs/finetune' / folder / split}.yaml" for folder in folders]
+
+
+@pytest.mark.parametrize("size", CELLS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_fine_tuning_config_has_the_values_of_wav2vec_2(size: str, split: str) -> None:
+    config = parsed(*layers(size, split)).config.fit
+    model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
+    cell, rate = CELLS[size][split], model.optimizer.init_args
+    assert (
+        Cell(
+            trainer.max_steps,
+            rate.lr,
+            data.mask_prob,
+            data.channel_mask_prob,
+            model.layer_drop,
+            model.freeze_steps,
+            round(data.max_duration * SAMPLE_RATE),
+            trainer.devices * trainer.accumulate_grad_batches,
+        )
+        == cell
+    )
+    step = data.max_duration * trainer.accumulate_grad_batches * trainer.devices
+    assert step == (1920 if split == "960h" and size != "base" else 1600)  # seconds
+
+    # The same in all of fairseq's: Adam without weight decay, tri-stage .1/.4/.5, dropout of activations alone
+    assert model.optimizer.class_path.endswith("AdamW")
+    assert (tuple(rate.betas), rate.eps, rate.weight_decay) == ((0.9, 0.98), 1e-8, 0)
+    assert (model.warmup, model.decay) == (0.1, 0.5)
+    assert (data.mask_length, data.channel_mask_length) == (10, 64)
+    assert (model.dropout, model.attention_dropout, model.input_dropout, model.activation_dropout) == (0, 0, 0, 0.1)
+    assert model.freeze_convolutions
+
+
+@pytest.mark.parametrize("size", CELLS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_fine_tuning_config_says_what_it_learns_from_and_where_it_goes(size: str, split: str) -> None:
+    config = parsed(*layers(size, split)).config.fit
+    data, trainer = config.data.init_args, config.trainer
+    train = {"100h": ["train-clean-100"], "960h": ["train-clean-100", "train-clean-360", "train-other-500"]}
+    assert [str(path) for path in data.train] == [f"manifests/{of}.jsonl.gz" for of in train.get(split, [split])]
+    assert [str(path) for path in data.validation] == ["manifests/dev-other.jsonl.gz"]
+    encoder = "base/iteration2" if size == "base" else f"{size}/iteration1"
+    assert str(config.model.init_args.pretrained) == f"checkpoints/{encoder}/last.ckpt"
+    assert config.output == f"checkpoints/{size}-{split}"
+    logger = trainer.logger.init_args
+    assert (logger.project, logger.group, logger.name) == ("hubert_lightning", size, f"{size}-{split}")
+    assert len(trainer.callbacks) == 1  # the layers leave it alone
+
+    # On several GPUs: DDP looks for parameters without gradients if, and only if, there will be some
+    frozen = config.model.init_args.freeze_steps > 0
+    assert trainer.strategy == ("ddp_find_unused_parameters_true" if frozen else "auto")
+    steps, rest = divmod(trainer.val_check_interval, trainer.accumulate_grad_batches)
+    assert not rest  # validated after a step
+    assert trainer.max_steps / steps >= 13
+
+
+@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING, *LARGER, *SIZES, *SCRATCH], ids=name)
 def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
@@ -244,10 +346,19 @@ def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp
     assert_runs_alone(tmp_path / "iteration1" / "config.yaml")
 
 
-@pytest.mark.parametrize("path", FINETUNING, ids=name)
-def test_a_fine_tuning_config_takes_real_steps(path: Path, manifests: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "configs",
+    [
+        *([f"--config={path}"] for path in FINETUNING),
+        # Of the larger sizes one split each; the others differ in numbers that are compared above
+        layers("large", "100h"),
+        layers("xlarge", "960h"),
+    ],
+    ids=lambda configs: "+".join(name(Path(config.removeprefix("--config="))) for config in configs),
+)
+def test_a_fine_tuning_config_takes_real_steps(configs: list[str], manifests: Path, tmp_path: Path) -> None:
     main(
-        ["fit", "--config", str(path), "--config", str(ROOT / "tests/smoke-finetune.yaml")]
+        ["fit", *configs, "--config", str(ROOT / "tests/smoke-finetune.yaml")]
         + [f"--output={tmp_path}"]
         + [f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]"]
         + [f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]"]
