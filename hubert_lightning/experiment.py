@@ -23,6 +23,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
 from torch import Tensor
 
 from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
@@ -34,6 +35,7 @@ from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
 from hubert_lightning.parser import SentenceParser
 from hubert_lightning.preemption import Preemption
+from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
@@ -199,10 +201,16 @@ class HubertCLI(LightningCLI):
                 )
 
     def before_fit(self) -> None:
-        """Raise `ValueError` if the checkpoint to go on from is one of a model of another size."""
+        """Raise `ValueError` if the checkpoint to go on from is one of a model of another size or other letters."""
         if path := self.config_init[self.subcommand].ckpt_path:
-            ours = self.model.state_dict()
-            for name, theirs in read_checkpoint(Path(path))["state_dict"].items():
+            ours, checkpoint = self.model.state_dict(), read_checkpoint(Path(path))
+            spelled = checkpoint.get("hyper_parameters", {}).get("vocabulary")
+            if spelled and spelled != self.model.hparams.vocabulary:
+                raise ValueError(
+                    f"{path}: spells with another vocabulary than the model to train; give both the same "
+                    "model.init_args.vocabulary, or start from its encoder alone by model.init_args.pretrained"
+                )
+            for name, theirs in checkpoint["state_dict"].items():
                 if name not in ours or theirs.shape != ours[name].shape:
                     here = tuple(ours[name].shape) if name in ours else "not there"
                     raise ValueError(
@@ -217,8 +225,13 @@ class HubertCLI(LightningCLI):
             )
 
     def after_test(self) -> None:
-        if self.trainer.is_global_zero:
-            _write_metrics(Path(self.trainer.default_root_dir) / "test-metrics.json", self.trainer.callback_metrics)
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.default_root_dir)
+        _write_metrics(folder / "test-metrics.json", self.trainer.callback_metrics)
+        scores = score(read_results(folder / "test.jsonl"))
+        write_scores(folder / "scores.json", scores)
+        report(scores, Console())
 
     def after_fit(self) -> None:
         trainer = self.trainer

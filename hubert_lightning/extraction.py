@@ -34,31 +34,30 @@ from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
 LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
 OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
 
-
-class Windows(NamedTuple):
-    """How long recordings are cut to be encoded, in frames: what is encoded at once, and shared by neighbours."""
-
-    longest: int = LONGEST
-    overlap: int = OVERLAP
-
-
 Features = Callable[[Tensor, Tensor], Tensor]
 """waveform (batch, samples), length (batch,) → (batch, frames, …, dim), one row per 20 ms"""
 
 
-class Piece(NamedTuple):
-    """What is encoded at once: a cut, or a window of a long one.
+class Window(NamedTuple):
+    """Frames of a recording that are encoded at once.
 
-    place: of the cut in the list
-    first: frame of the cut that the audio begins with
-    start: first frame of the cut whose features are taken from here
-    end:   the frame after the last
+    first: frame that the audio begins with
+    last:  the one after the last that it has
+    start: first frame whose features are taken from here, which others around it may hear
+    end:   the one after the last whose features are taken
     """
 
-    place: int
     first: int
+    last: int
     start: int
     end: int
+
+
+class Piece(NamedTuple):
+    """What is encoded at once, and of which cut in the list."""
+
+    place: int
+    window: Window
 
 
 class Extractor(NamedTuple):
@@ -118,18 +117,16 @@ def _padded(length: Tensor, device: torch.device) -> Tensor | None:
     return None if bool((length == length[0]).all()) else length.to(device)
 
 
-def windows(frames: int, of: Windows = Windows()) -> list[tuple[int, int, int]]:
-    """How a recording is cut to be encoded: where each window begins, and which frames are taken from it.
+def windows(frames: int) -> list[Window]:
+    """How a recording is cut to be encoded: from start to end, its windows cover every frame once.
 
-    Every window of a long recording is `of.longest` frames, the last too, and begins on the frame grid.
-
-    returns: (first frame, start, end) of each window; from start to end they cover every frame once
+    Every window of a long recording is `LONGEST` frames, the last too, and begins on the frame grid.
     """
-    if frames <= of.longest:
-        return [(0, 0, frames)]
-    firsts = [*range(0, frames - of.longest, of.longest - of.overlap), frames - of.longest]
-    joints = [0, *((before + of.longest + after) // 2 for before, after in pairwise(firsts)), frames]
-    return [(first, start, end) for first, (start, end) in zip(firsts, pairwise(joints), strict=True)]
+    if frames <= LONGEST:
+        return [Window(0, frames, 0, frames)]
+    firsts = [*range(0, frames - LONGEST, LONGEST - OVERLAP), frames - LONGEST]
+    joints = [0, *((before + LONGEST + after) // 2 for before, after in pairwise(firsts)), frames]
+    return [Window(first, first + LONGEST, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
 
 
 def extract(
@@ -138,23 +135,23 @@ def extract(
     max_frames: int,
     what: str,
     num_workers: int = 0,
-    windows_of: Windows = Windows(),
+    windows_of: Callable[[Cut], list[Window]] | None = None,
 ) -> Iterator[tuple[int, Piece, Tensor]]:
     """Features of groups of cuts, group after group; inside a group in order of length.
 
     max_frames:  frames of a batch at most, padding counted; a single window may have more
     what:        the name of the progress bar, which tells hours of audio
     num_workers: processes that read audio
-    windows_of:  how long recordings are cut
-    returns:     group, piece, its features from `piece.start` to `piece.end`: (frames, …, dim)
+    windows_of:  how each recording is cut, if it takes looking at it; groups are then looked at one after the other
+    returns:     group, piece, features from its window's start to its end: (frames, …, dim)
     """
     hours = sum(int(_samples(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     with _progress() as progress:
         task = progress.add_task(what, total=hours, began=perf_counter())
-        for some in _planned_together(groups):
+        for some in _planned_together(groups, most=1 if windows_of else 100_000):
             batches = [(number, batch) for number in some for batch in _batches(groups[number], max_frames, windows_of)]
             loader = DataLoader(
-                _Waveforms(groups, batches, windows_of.longest),
+                _Waveforms(groups, batches),
                 batch_size=None,
                 num_workers=num_workers,
                 worker_init_fn=_one_thread if num_workers else None,
@@ -166,11 +163,12 @@ def extract(
                 with torch.no_grad():
                     features = extractor.features(*read)
                 for piece, rows in zip(pieces, features, strict=True):
-                    yield number, piece, rows[piece.start - piece.first : piece.end - piece.first]
-                    progress.advance(task, (piece.end - piece.start) * HOP / SAMPLE_RATE / 3600)
+                    first, _, start, end = piece.window
+                    yield number, piece, rows[start - first : end - first]
+                    progress.advance(task, (end - start) * HOP / SAMPLE_RATE / 3600)
 
 
-def _planned_together(groups: Sequence[Sequence[Cut]], most: int = 100_000) -> Iterator[list[int]]:
+def _planned_together(groups: Sequence[Sequence[Cut]], most: int) -> Iterator[list[int]]:
     """Numbers of groups that have about so many cuts together: of all of a large corpus, plans would fill memory."""
     some: list[int] = []
     cuts = 0
@@ -260,8 +258,9 @@ def chosen_features(
     rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
     for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
         frames = chosen[piece.place]
-        first, last = np.searchsorted(frames, [piece.start, piece.end])
-        wanted = torch.from_numpy(frames[first:last] - piece.start).to(features.device)
+        start, end = piece.window.start, piece.window.end
+        first, last = np.searchsorted(frames, [start, end])
+        wanted = torch.from_numpy(frames[first:last] - start).to(features.device)
         rows[starts[piece.place] + first : starts[piece.place] + last] = features[wanted].to("cpu", dtype)
     return rows
 
@@ -275,28 +274,30 @@ def _check_memory(rows: int, bytes_of_row: int) -> None:
         )
 
 
-def _batches(cuts: Sequence[Cut], max_frames: int, of: Windows) -> list[list[Piece]]:
-    pieces = [
-        Piece(place, *window) for place, cut in enumerate(cuts) for window in windows(num_frames(cut.num_samples), of)
-    ]
-    frames = {piece: min(num_frames(cuts[piece.place].num_samples), of.longest) for piece in pieces}
-    pieces.sort(key=lambda piece: (frames[piece], cuts[piece.place].id, piece.first))
+def _batches(
+    cuts: Sequence[Cut], max_frames: int, windows_of: Callable[[Cut], list[Window]] | None
+) -> list[list[Piece]]:
+    cut_up = windows_of or (lambda cut: windows(num_frames(cut.num_samples)))
+    pieces = [Piece(place, window) for place, cut in enumerate(cuts) for window in cut_up(cut)]
+    pieces.sort(key=lambda piece: (_frames(piece), cuts[piece.place].id, piece.window.first))
     batches: list[list[Piece]] = []
     for piece in pieces:
-        if not batches or (len(batches[-1]) + 1) * frames[piece] > max_frames:
+        if not batches or (len(batches[-1]) + 1) * _frames(piece) > max_frames:
             batches.append([])
         batches[-1].append(piece)
     return batches
+
+
+def _frames(piece: Piece) -> int:
+    return piece.window.last - piece.window.first
 
 
 class _Waveforms(Dataset[tuple[Tensor, Tensor] | ValueError]):
     """Batch number → waveform (batch, samples), zeros after the end, and length (batch,); or what was wrong, since an
     error that a worker raises arrives as its traceback."""
 
-    def __init__(
-        self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]], longest: int
-    ) -> None:
-        self.groups, self.batches, self.longest = groups, batches, longest
+    def __init__(self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]]) -> None:
+        self.groups, self.batches = groups, batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -311,9 +312,9 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor] | ValueError]):
         return pad_sequence(waveforms, batch_first=True), length
 
     def _read(self, cut: Cut, piece: Piece) -> Tensor:
-        last = num_frames(cut.num_samples) == piece.end  # samples after the last frame count in norms over time
-        samples = None if last else num_samples(self.longest)
-        return read_waveform(cut, piece.first * HOP, samples)
+        first, last, _, _ = piece.window
+        whole = num_frames(cut.num_samples) == last  # samples after the last frame count in norms over time
+        return read_waveform(cut, first * HOP, None if whole else num_samples(last - first))
 
 
 def _one_thread(worker: int) -> None:

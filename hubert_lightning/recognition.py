@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 
 from hubert_lightning.data.text import BOUNDARY, Vocabulary
-from hubert_lightning.extraction import Extractor, Windows, extract
+from hubert_lightning.extraction import Extractor, extract
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import load_encoder, load_head, read_checkpoint, read_json
+from hubert_lightning.pauses import quiet_windows
 
-WINDOWS = Windows(longest=1_500, overlap=250)
-"""30 s that overlap by 5 s: what fine-tuned models heard in training lasts no longer, and memory stays small."""
+LONGEST = 1_500
+"""Frames, 30 s, that are encoded at once: models heard nothing longer in training, and memory stays small."""
 
 
 class CTCModel(nn.Module):
@@ -66,16 +68,19 @@ def log_probabilities(
     model: CTCModel,
     groups: Sequence[Sequence[Cut]],
     *,
-    batch_duration: float,
+    batch_duration: float | None = None,
     what: str,
+    longest: int = LONGEST,
     num_workers: int = 0,
     precision: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Iterator[list[Tensor]]:
-    """Those of each cut of each group, whatever its length: long ones are encoded in windows, of which the middles
-    follow one another without a gap.
+    """Those of each cut of each group, whatever its length: long ones are encoded in windows that are cut in pauses
+    and hear a little beyond them, so that nothing is lost or doubled.
 
-    batch_duration: seconds that are encoded at once, padding counted; a window may have more
+    batch_duration: seconds that are encoded at once, padding counted; if not given, one recording at a time on a CPU,
+        where more together take longer, and four minutes on a GPU
     what:           the name of the progress bar
+    longest:        frames of a recording that are encoded at once
     returns:        group after group, in the order of its cuts: (frames, tokens) float32, on the CPU
 
     Raises:
@@ -92,12 +97,16 @@ def log_probabilities(
     extractor = Extractor(spell, "letters", (tokens,), device)
     of_group: list[Tensor] = []
     missing = 0  # frames
+    if batch_duration is None:
+        batch_duration = 0.0 if device.type == "cpu" else 240.0
     batch_frames = num_frames(seconds_to_samples(batch_duration))
-    for number, piece, rows in extract(extractor, groups, batch_frames, what, num_workers, windows_of=WINDOWS):
+    for number, piece, rows in extract(
+        extractor, groups, batch_frames, what, num_workers, windows_of=partial(quiet_windows, longest=longest)
+    ):
         if not of_group:
             of_group = [torch.empty(num_frames(cut.num_samples), tokens) for cut in groups[number]]
             missing = sum(map(len, of_group))
-        of_group[piece.place][piece.start : piece.end] = rows
+        of_group[piece.place][piece.window.start : piece.window.end] = rows
         missing -= len(rows)
         if not missing:  # told at once: reading the next group may fail
             yield of_group

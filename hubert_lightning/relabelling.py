@@ -241,7 +241,7 @@ def assign_clusters(
         for _, piece, features in pieces:
             for stream, (columns, centroids) in enumerate(streams):
                 clusters = assign(features[:, columns], centroids)
-                labels[cuts[piece.place].id][stream, piece.start : piece.end] = clusters.cpu().numpy()
+                labels[cuts[piece.place].id][stream, piece.window.start : piece.window.end] = clusters.cpu().numpy()
         yield labels
 
 

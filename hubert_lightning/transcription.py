@@ -32,7 +32,7 @@ def transcribe(
     format: Format = "text",
     output: Path | None = None,
     decoder: Path | None = None,
-    batch_duration: float = 60.0,
+    batch_duration: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     num_workers: int = 0,
 ) -> int:
@@ -44,7 +44,7 @@ def transcribe(
         format: text; json with the time and confidence of every word; srt subtitles; ctm, as NIST's tools read it
         output: folder for one file for each recording; standard output if not given
         decoder: how to search for words, a file of `hubert tune-decoder`; each frame's best letter if not given
-        batch_duration: seconds of audio that are encoded at once
+        batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
     returns: how many files failed
@@ -67,7 +67,7 @@ def align(
     text: str | None = None,
     format: Literal["json", "srt", "ctm"] = "ctm",
     output: Path | None = None,
-    batch_duration: float = 60.0,
+    batch_duration: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     num_workers: int = 0,
 ) -> int:
@@ -79,7 +79,7 @@ def align(
         text: the words, if there is one file only
         format: ctm, as NIST's tools read it; json with confidences; srt subtitles
         output: folder for one file for each recording; standard output if not given
-        batch_duration: seconds of audio that are encoded at once
+        batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
     returns: how many files failed
@@ -106,7 +106,8 @@ def align(
 
 def _words(log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None, timed: bool) -> tuple[str, list[Word]]:
     """The text of a recording of any length, and its words with their times if they are asked for."""
-    pieces = parts(log_probs, vocabulary)
+    # A search with a language model should not forget in every pause what was said before
+    pieces = parts(log_probs, vocabulary, every_pause=search is None)
     rows = [log_probs[piece.start : piece.end] for piece in pieces]
     if search is None:
         texts = [text for row in rows for text in greedy(row[None], torch.tensor([len(row)]), vocabulary)]
@@ -143,7 +144,7 @@ def _for_each(
     model: CTCModel,
     paths: Sequence[Path],
     what: Callable[[Cut, Tensor], Transcript],
-    batch_duration: float,
+    batch_duration: float | None,
     precision: str,
     num_workers: int,
 ) -> Iterator[Transcript | Refusal]:

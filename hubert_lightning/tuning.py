@@ -36,7 +36,7 @@ def tune_decoder(
     rescorer: Path | None = None,
     nbest: int = 20,
     seed: int = 0,
-    batch_duration: float = 60.0,
+    batch_duration: float | None = None,
 ) -> None:
     """Search the weights of language model, words and silence that make the fewest word errors.
 
@@ -52,7 +52,7 @@ def tune_decoder(
         rescorer: directory of a causal language model of transformers, whose weight is searched afterwards
         nbest: hypotheses that it chooses from
         seed: of the search
-        batch_duration: seconds of audio that are encoded at once
+        batch_duration: seconds of audio that are encoded at once; as fits the device if not given
     """
     if trials < 1:
         raise ValueError(f"trials is {trials}; try one at least")

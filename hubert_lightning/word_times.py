@@ -1,5 +1,7 @@
 """When each word was said: the most likely path of CTC that spells a text, and where long recordings can be parted."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import forced_align, merge_tokens
 
-from hubert_lightning.data.text import BLANK, BOUNDARY, Vocabulary
+from hubert_lightning.data.text import BLANK, Vocabulary
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 
 LARGEST = 2**29
@@ -52,11 +54,10 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
         )
     path, scores = forced_align(log_probs[None].contiguous(), tokens, blank=BLANK)
     spans = merge_tokens(path[0], scores[0].exp(), blank=BLANK)
-    boundary = vocabulary.tokens.index(BOUNDARY)
     times: list[Word] = []
     of_word: list = []
     for span in [*spans, None]:
-        if span is not None and span.token != boundary:
+        if span is not None and span.token != vocabulary.boundary:
             of_word.append(span)
         elif of_word:
             frames = sum(len(letter) for letter in of_word)
@@ -72,6 +73,10 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
     return times
 
 
+PAUSE = 25
+"""Frames, half a second, without a letter after which a word begins, even where the model says no boundary."""
+
+
 class Part(NamedTuple):
     """Frames of a recording, `start` to `end`, that are decoded at once, and whether a word begins with them."""
 
@@ -80,23 +85,33 @@ class Part(NamedTuple):
     new_word: bool
 
 
-def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500) -> list[Part]:
+def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500, every_pause: bool = False) -> list[Part]:
     """Where a long recording can be parted without cutting a word: between words, in the longest pause if there are
     several; where there is none for long, between letters.
 
-    log_probs: (frames, tokens)
-    longest:   frames of a part; one ends in its second half if possible
+    log_probs:   (frames, tokens)
+    longest:     frames of a part; one ends in its second half if possible
+    every_pause: part it in every pause, too
     """
     best = log_probs.argmax(dim=-1).numpy()
-    boundary = vocabulary.tokens.index(BOUNDARY)
-    quiet = (best == BLANK) | (best == boundary)
+    quiet = (best == BLANK) | (best == vocabulary.boundary)
     # First frame of every run of frames without a letter, and the one after its last
     runs = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
-    between_words = np.array([bool((best[first:last] == boundary).any()) for first, last in runs], dtype=bool)
-    found: list[Part] = []
-    start, new_word = 0, True
-    while len(best) - start > longest:
-        end, following = start + longest, False  # if there are letters in every frame
+    paused = runs[:, 1] - runs[:, 0] >= PAUSE
+    bounded = np.array([(best[first:last] == vocabulary.boundary).any() for first, last in runs], dtype=bool)
+    between_words = bounded | paused
+    pauses = runs[paused].sum(axis=1) // 2 if every_pause else []
+    return [
+        part
+        for start, end in pairwise([0, *(int(frame) for frame in pauses if 0 < frame < len(best)), len(best)])
+        for part in _parted(start, end, longest, runs, between_words)
+    ]
+
+
+def _parted(start: int, end: int, longest: int, runs: np.ndarray, between_words: np.ndarray) -> Iterator[Part]:
+    new_word = True
+    while end - start > longest:
+        cut, following = start + longest, False  # if there are letters in every frame
         for earliest in (start + longest // 2, start + 1):
             first, last = np.maximum(runs[:, 0], earliest), np.minimum(runs[:, 1], start + longest)
             near = np.flatnonzero(first < last)
@@ -104,9 +119,9 @@ def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500) -> li
                 words = near[between_words[near]]
                 choice = words if len(words) else near
                 pause = choice[np.argmax(runs[choice, 1] - runs[choice, 0])]
-                end = int(np.clip(runs[pause].sum() // 2, first[pause], last[pause]))
+                cut = int(np.clip(runs[pause].sum() // 2, first[pause], last[pause]))
                 following = bool(between_words[pause])
                 break
-        found.append(Part(start, end, new_word))
-        start, new_word = end, following
-    return [*found, Part(start, len(best), new_word)]
+        yield Part(start, cut, new_word)
+        start, new_word = cut, following
+    yield Part(start, end, new_word)

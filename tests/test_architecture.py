@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "decoding": {"files", "data.text", "rescoring"},
     "spelling": {"files", "data.manifest", "data.text", "recognition"},
     "language_model": {"files", "data.text", "spelling"},
-    "recognition": {"frames", "data.text", "extraction", "model.*", "lhotse"},
+    "pauses": {"frames", "data.audio", "extraction", "lhotse"},
+    "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
     "transcripts": {"files", "data.preparation", "word_times"},
     "transcription": {
@@ -40,7 +41,6 @@ MAY_IMPORT = {
         "lhotse",
     },
     "tuning": {"data.batches", "data.manifest", "decoding", "recognition", "rescoring"},
-    "decoding": {"data.text"},
     "scoring": {"files"},
     "pretraining": {"global_batch", "model.*", "schedules", "sharding", "data.batches", "lightning"},
     "finetuning": {
@@ -80,6 +80,7 @@ MAY_IMPORT = {
         "clustering.kmeans",
         "clustering.mfcc",
         "model.pretrained",
+        "scoring",
         "unit_quality",
         "lightning",
     },

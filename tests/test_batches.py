@@ -233,8 +233,8 @@ def test_transcribed_batches_pad_and_spell(ramps: tuple[CutSet, LabelStore]) -> 
     assert batch.waveform[1, 3 * SAMPLE_RATE :].abs().max() == 0
     assert batch.text == ("IT IS XX", "IT IS")
     assert batch.id == (cuts[2].id, cuts[0].id)
-    for row, text in enumerate(batch.text):
-        assert vocabulary.decode(batch.token[row, : batch.num_tokens[row]].tolist()) == text
+    for row, text in enumerate(batch.text):  # each ended by a word boundary, which decodes to a space
+        assert vocabulary.decode(batch.token[row, : batch.num_tokens[row]].tolist()) == f"{text} "
     assert batch.mask is None
     assert batch.channel_mask is None
 

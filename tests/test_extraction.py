@@ -34,11 +34,11 @@ from hubert_lightning.model.pretrained import load_encoder
 def test_windows_cover_every_frame_once_and_are_all_of_one_length(frames: int) -> None:
     found = windows(frames)
     size = min(frames, LONGEST)
-    assert [(start, end) for _, start, end in found] == [*pairwise([0, *(end for _, _, end in found)])]
-    assert found[-1][2] == frames
-    for number, (first, start, end) in enumerate(found):
+    assert [(window.start, window.end) for window in found] == [*pairwise([0, *(window.end for window in found)])]
+    assert found[-1].end == frames
+    for number, (first, last, start, end) in enumerate(found):
         assert first >= 0
-        assert first + size <= frames
+        assert first + size == last <= frames
         before, after = start - first, first + size - end
         assert before >= (OVERLAP // 2 if number else 0)
         assert after >= (OVERLAP // 2 if number < len(found) - 1 else 0)
@@ -47,7 +47,7 @@ def test_windows_cover_every_frame_once_and_are_all_of_one_length(frames: int) -
 def features_of(extractor: Extractor, cuts: list[Cut], max_frames: int = 500) -> list[Tensor]:
     rows = [torch.full((num_frames(cut.num_samples), *extractor.shape), torch.nan) for cut in cuts]
     for _, piece, features in extract(extractor, [cuts], max_frames, "test"):
-        rows[piece.place][piece.start : piece.end] = features
+        rows[piece.place][piece.window.start : piece.window.end] = features
     return rows
 
 
@@ -106,7 +106,7 @@ def test_a_frame_of_a_long_recording_has_the_features_of_its_window(
     [features] = features_of(layer_extractor(checkpoints[size], 2, torch.device("cpu")), [cut])
     waveform, encoder = read_waveform(cut), load_encoder(checkpoints[size])
     frames = num_frames(len(waveform))
-    for first, start, end in windows(frames):
+    for first, _, start, end in windows(frames):
         last = None if end == frames else first * HOP + num_samples(1000)
         expected = encoder.features(waveform[None, first * HOP : last], layer=2)[0]
         torch.testing.assert_close(features[start:end], expected[start - first : end - first], atol=2e-5, rtol=0)

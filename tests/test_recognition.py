@@ -9,19 +9,19 @@ import pytest
 import torch
 import transformers
 from conftest import TINY
-from lhotse import CutSet, MonoCut, Recording
-from soundfile import write
-from torch import Tensor, nn
+from lhotse import CutSet
+from test_pauses import a_cut, speech
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.text import LETTERS, Vocabulary, vocabulary_of
 from hubert_lightning.decoding import greedy
-from hubert_lightning.extraction import windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.recognition import WINDOWS, CTCModel, load_ctc, log_probabilities
+from hubert_lightning.pauses import quiet_windows
+from hubert_lightning.recognition import LONGEST, CTCModel, load_ctc, log_probabilities
 
 RELEASED = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # as of hubert-large-ls960-ft
 
@@ -165,11 +165,6 @@ def test_what_cannot_spell_is_refused_by_name(tmp_path: Path, make: Any, sentenc
         load_ctc(make(tmp_path))
 
 
-def a_cut(path: Path, waveform: Tensor) -> MonoCut:
-    write(path, waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
-    return Recording.from_file(path).to_cut()
-
-
 def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: Path, train_cuts: CutSet) -> None:
     model, cuts = save_ctc(tmp_path / "a.ckpt"), list(train_cuts)[:5]
     groups = [cuts[:3], cuts[3:]]
@@ -179,19 +174,25 @@ def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: 
         assert_close(rows, model(read_waveform(cut)[None])[0])
 
 
-def test_a_long_recording_has_the_middles_of_its_windows(tmp_path: Path) -> None:
+def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
     model = save_ctc(tmp_path / "a.ckpt")
-    waveform = 0.1 * torch.randn(70 * SAMPLE_RATE + 123)
-    [[rows]] = log_probabilities(model, [[a_cut(tmp_path / "a.wav", waveform)]], batch_duration=60, what="test")
+    cut = a_cut(tmp_path / "a.wav", waveform := 0.1 * torch.randn(70 * SAMPLE_RATE + 123))
+    [[rows]] = log_probabilities(model, [[cut]], what="test")
     frames = num_frames(len(waveform))
     assert len(rows) == frames
-    ends = []
-    for first, start, end in windows(frames, WINDOWS):
-        last = end == frames
-        samples = (
-            waveform[first * HOP :] if last else waveform[first * HOP : first * HOP + num_samples(WINDOWS.longest)]
-        )
-        assert_close(rows[start:end], model(samples[None])[0, start - first : end - first])
-        assert min(start - first, first + WINDOWS.longest - end) >= WINDOWS.overlap // 2 or first == 0 or last
-        ends.append(end)
-    assert len(ends) == 3
+    found = quiet_windows(cut, LONGEST)
+    for first, last, start, end in found:
+        heard = waveform[first * HOP :]
+        heard = heard if last == frames else heard[: num_samples(last - first)]
+        assert_close(rows[start:end], model(heard[None])[0, start - first : end - first])
+    assert len(found) > 2
+
+
+def test_a_part_of_a_long_recording_has_the_numbers_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:
+    model, waveform = save_ctc(tmp_path / "a.ckpt"), speech(180)
+    whole = a_cut(tmp_path / "whole.wav", waveform)
+    part = a_cut(tmp_path / "part.wav", waveform[1_234 * HOP : 8_000 * HOP])
+    [[of_whole, of_part]] = log_probabilities(model, [[whole, part]], what="test")
+    inside = slice(1_234 + LONGEST, 8_000 - LONGEST)
+    assert_close(of_part[LONGEST : 8_000 - LONGEST - 1_234], of_whole[inside])
+    assert of_whole[inside].shape[0] > 3_000

@@ -4,13 +4,13 @@ from itertools import groupby, pairwise, product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hubert_lightning.data.text import BLANK, Vocabulary
 from hubert_lightning.decoding import greedy
-from hubert_lightning.word_times import LARGEST, parts, word_times
+from hubert_lightning.word_times import LARGEST, PAUSE, parts, word_times
 
 letters = Vocabulary()
 small = Vocabulary(("-", "|", "A", "B"))
@@ -72,9 +72,10 @@ def test_a_text_that_the_audio_cannot_hold_is_refused(log_probs: Tensor, text: s
         word_times(log_probs, text, letters)
 
 
-@given(st.lists(st.tuples(st.sampled_from("--||AB"), st.integers(1, 30)), max_size=30), st.integers(4, 40))
+@given(st.lists(st.tuples(st.sampled_from("--||AB"), st.integers(1, 24)), max_size=30), st.integers(4, 40))
 def test_parts_follow_one_another_and_spell_what_the_whole_spells(runs: list[tuple[str, int]], longest: int) -> None:
     path = "".join(character * frames for character, frames in runs)
+    assume("-" * PAUSE not in path)  # which parts words, and which greedy decoding does not
     log_probs = certain(path, small) if path else torch.zeros(0, 4)
     found = parts(log_probs, small, longest)
     assert found[0].start == 0
@@ -96,3 +97,13 @@ def test_a_recording_is_parted_in_the_longest_pause_between_words() -> None:
     [first, *_] = parts(certain(path, small), small, longest=34)
     assert path[: first.end] == "AAAA|AAAAA-----BAB----"
     assert first.new_word
+
+
+def test_a_word_begins_after_half_a_second_without_a_letter() -> None:
+    path = "A" + "-" * (PAUSE - 1) + "B" + "-" * PAUSE + "AB"
+    assert [part.end for part in parts(certain(path, small), small)] == [len(path)]
+    found = parts(certain(path, small), small, every_pause=True)
+    assert [(path[part.start : part.end].strip("-"), part.new_word) for part in found] == [
+        ("A" + "-" * (PAUSE - 1) + "B", True),
+        ("AB", True),
+    ]

@@ -53,7 +53,7 @@ class TranscribedBatch(NamedTuple):
 
     waveform:     (batch, samples), zeros after the end
     length:       (batch,), samples before padding
-    token:        (batch, tokens), blank after the end
+    token:        (batch, tokens), each row ended by a word boundary, blank after the end
     num_tokens:   (batch,)
     mask:         (batch, frames) bool, or None where nothing is to be hidden
     channel_mask: (batch, dim) bool, or None
@@ -332,7 +332,8 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         cuts = [self.cuts[place] for place in plan.cuts]
         waveforms = [read_waveform(cut) for cut in cuts]
         texts = tuple(transcript(cut, self.vocabulary) for cut in cuts)
-        tokens = [torch.tensor(self.vocabulary.encode(text), dtype=torch.long) for text in texts]
+        # Ended as a word inside is (fairseq libri_labels): models then part words at any pause of a long recording
+        tokens = [torch.tensor([*self.vocabulary.encode(text), self.vocabulary.boundary]) for text in texts]
         frames = [num_frames(len(waveform)) for waveform in waveforms]
         mask = channel_mask = None
         if self.mask_prob > 0:

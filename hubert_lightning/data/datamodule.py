@@ -258,11 +258,11 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
             "again, or train a model with a vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
-        tokens = vocabulary.encode(text)
+        tokens = [*vocabulary.encode(text), vocabulary.boundary]
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
             raise ValueError(
-                f"{cut.id}: {len(tokens)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
+                f"{cut.id}: {len(text)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
                 "align; the transcript belongs to other audio, correct or remove it"
             )
 

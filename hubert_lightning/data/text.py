@@ -79,6 +79,11 @@ class Vocabulary:
             )
         return [self._ids[character] for character in text]
 
+    @property
+    def boundary(self) -> int:
+        """The token between words."""
+        return self.tokens.index(BOUNDARY)
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text that tokens spell, one character each: nothing is collapsed, and a blank shows as it is written."""
         return "".join(self.tokens[token] for token in tokens).replace(BOUNDARY, " ")

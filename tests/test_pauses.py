@@ -1,0 +1,65 @@
+"""Long recordings are cut in their pauses, wherever they begin."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import MonoCut, Recording
+from soundfile import write
+from torch import Tensor
+
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
+from hubert_lightning.pauses import quiet_windows
+
+
+def a_cut(path: Path, waveform: Tensor) -> MonoCut:
+    write(path, waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    return Recording.from_file(path).to_cut()
+
+
+def speech(seconds: int, seed: int = 0) -> Tensor:
+    """Noise whose loudness changes every quarter of a second, with a pause of half a second now and then."""
+    rng = torch.Generator().manual_seed(seed)
+    loudness = torch.rand(4 * seconds, generator=rng) + 0.1
+    for first in torch.randint(4 * seconds - 2, (seconds // 4,), generator=rng).tolist():
+        loudness[first : first + 2] = 1e-3
+    noise = torch.randn(4 * seconds, SAMPLE_RATE // 4, generator=rng)
+    return (0.1 * loudness[:, None] * noise).flatten()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.0, 1e-3, 0.3])), min_size=1, max_size=20),
+    st.integers(40, 400),
+)
+def test_windows_cover_every_frame_once_and_none_is_longer_than_allowed(
+    tmp_path_factory: pytest.TempPathFactory, tenths: list[tuple[int, float]], longest: int
+) -> None:
+    waveform = torch.cat([torch.full((tenth * SAMPLE_RATE // 10,), level) for tenth, level in tenths])
+    found = quiet_windows(a_cut(tmp_path_factory.mktemp("audio") / "a.wav", waveform), longest)
+    frames = num_frames(len(waveform))
+    assert [found[0].start, *(window.end for window in found)] == [*(window.start for window in found), frames]
+    assert all(window.start < window.end for window in found)
+    assert all(0 <= window.first <= window.start < window.end <= window.last <= frames for window in found)
+    assert all(window.last - window.first <= longest for window in found)
+
+
+def test_cuts_fall_into_pauses(tmp_path: Path) -> None:
+    waveform = speech(300)
+    found = quiet_windows(a_cut(tmp_path / "a.wav", waveform), 1_500)
+    levels = [waveform[(w.end - 5) * HOP : (w.end + 5) * HOP].abs().mean().item() for w in found[:-1]]
+    assert len(levels) > 10
+    assert max(levels) < 0.02
+    assert waveform.abs().mean() > 0.03
+
+
+def test_a_part_of_a_recording_is_cut_where_the_whole_is(tmp_path: Path) -> None:
+    waveform = speech(400)
+    whole = quiet_windows(a_cut(tmp_path / "whole.wav", waveform), 1_500)
+    first = 3_333  # frames
+    part = quiet_windows(a_cut(tmp_path / "part.wav", waveform[first * HOP : 18_000 * HOP]), 1_500)
+    joints, theirs = {window.end for window in whole}, {window.end + first for window in part}
+    inside = range(first + 1_500, 18_000 - 1_500)
+    assert {joint for joint in joints if joint in inside} == {joint for joint in theirs if joint in inside}
+    assert len([joint for joint in joints if joint in inside]) > 10
