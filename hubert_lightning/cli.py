@@ -23,6 +23,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   test       word and character error rate on the test manifests, hypotheses to test.jsonl
   predict    transcribe the test manifests, hypotheses to predict.jsonl
   labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
+  average    one checkpoint whose weights are the mean of several
   quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
 Each has its own help: hubert fit --help
@@ -138,6 +139,12 @@ def _quality(args: list[str]) -> None:
     CLI(quality, args=args, prog="hubert quality", parser_class=VerbParser)
 
 
+def _average(args: list[str]) -> None:
+    from hubert_lightning.averaging import average
+
+    CLI(average, args=args, prog="hubert average", parser_class=VerbParser)
+
+
 def _demo(args: list[str]) -> None:
     from hubert_lightning.demo import demo
 
@@ -149,5 +156,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "labels": _labels,
     "quality": _quality,
+    "average": _average,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

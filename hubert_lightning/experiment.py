@@ -74,6 +74,9 @@ class SaveRunConfig(SaveConfigCallback):
             folder = Path(trainer.default_root_dir)
             run = self.config.clone()
             run.ckpt_path = None  # a run is the same wherever this start of it went on from
+            for callback in _listed(run.trainer.callbacks):
+                if callback.get("init_args", {}).get("dirpath") == run.output:
+                    callback.init_args.dirpath = None  # nor where it was begun: its folder may be moved
             self.parser.save(run, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
@@ -201,8 +204,13 @@ class HubertCLI(LightningCLI):
     def before_fit(self) -> None:
         """Raise `ValueError` if the checkpoint to go on from is one of a model of another size."""
         if path := self.config_init[self.subcommand].ckpt_path:
-            ours = self.model.state_dict()
-            for name, theirs in read_checkpoint(Path(path))["state_dict"].items():
+            ours, checkpoint = self.model.state_dict(), read_checkpoint(Path(path))
+            if "optimizer_states" not in checkpoint:
+                raise ValueError(
+                    f"{path}: weights alone, such as a mean, from which no run goes on; start another from its encoder "
+                    "(model.init_args.pretrained)"
+                )
+            for name, theirs in checkpoint["state_dict"].items():
                 if name not in ours or theirs.shape != ours[name].shape:
                     here = tuple(ours[name].shape) if name in ours else "not there"
                     raise ValueError(

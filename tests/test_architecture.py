@@ -13,7 +13,8 @@ MAY_IMPORT = {
     "files": set(),
     "ranks": {"lightning"},
     "global_batch": {"lightning"},
-    "checkpoints": {"files", "lightning"},
+    "averaging": {"files", "model.pretrained"},
+    "checkpoints": {"averaging", "files", "ranks", "lightning"},
     "preemption": {"checkpoints", "lightning"},
     "throughput": {"frames", "lightning"},
     "sharding": {"model.*", "lightning"},
@@ -68,6 +69,7 @@ MAY_IMPORT = {
     "cli": {
         "experiment",
         "demo",
+        "averaging",
         "unit_quality",
         "data.preparation",
         "data.shar",
@@ -77,6 +79,7 @@ MAY_IMPORT = {
     },
     "__main__": {"cli"},
     "__init__": {
+        "checkpoints",
         "clustering.kmeans",
         "data.datamodule",
         "finetuning",
