@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hubert_lightning.checkpoints import BestCheckpoints
     from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
     from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
     from hubert_lightning.finetuning import CTCFinetuning
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BestCheckpoints": "checkpoints",
     "CTCFinetuning": "finetuning",
     "EncoderConfig": "model.hubert",
     "HubertEncoder": "model.hubert",
@@ -35,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BestCheckpoints",
     "CTCFinetuning",
     "EncoderConfig",
     "HubertEncoder",

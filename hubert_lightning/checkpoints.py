@@ -2,21 +2,27 @@
 
 import logging
 import os
+import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from hubert_lightning.files import replacing
+from hubert_lightning.averaging import write_average
+from hubert_lightning.files import replacing, save_tensors
+from hubert_lightning.ranks import on_rank_zero
 
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+BEST, AVERAGE = "best.ckpt", "average.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -28,12 +34,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Raises `ValueError` if the disk is full; what was saved before stays."""
         path = Path(path)
         with replacing(path) as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # which torch makes another of, as when the disk is full
-                    raise error.__context__ from None
-                raise
+            save_tensors(checkpoint, file)
             if path.name == LAST and path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
 
@@ -116,3 +117,120 @@ def _count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int)
         done = count["processed"] // before * accumulate
         count["ready"] = count["started"] = count["processed"] = done
         count["completed"] = done - at_step_end
+
+
+class BestCheckpoints(ModelCheckpoint):
+    """Keeps the best few checkpoints of a run by what validation finds, and in the end the mean of their weights.
+
+    They are called `best-<step>.ckpt`; `best.ckpt` is at every moment the best of them, and takes no room of its own.
+    When the fit ends, their mean is `average.ckpt`: for `hubert test --ckpt_path`, or to fine-tune from. Where what is
+    monitored is not finite, nothing is kept.
+
+    Args:
+        keep: How many.
+        monitor: A metric of validation.
+        mode: Whether the smallest or the largest is the best.
+        dirpath: Where they go; the run's folder if not given.
+    """
+
+    def __init__(
+        self,
+        keep: int = 5,
+        monitor: str = "val/wer",
+        mode: Literal["min", "max"] = "min",
+        dirpath: Path | None = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"BestCheckpoints: keep is {keep}; keep one or more, or leave the callback out")
+        super().__init__(
+            dirpath=None if dirpath is None else str(dirpath),
+            filename="best-{step}",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=keep,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The files are looked for where the run's folder is, which may be moved."""
+        paths = ("best_model_path", "kth_best_model_path")
+        moved: dict[str, Any] = {name: self._here(state_dict[name]) for name in paths}
+        moved["best_k_models"] = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._take_stock(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not `on_train_end`, which does not come where nothing was left to train."""
+        self._take_stock(trainer)
+        if not self.best_k_models:
+            return
+        kept = [Path(path) for path in self.best_k_models]
+        out = Path(self._here(AVERAGE))
+        on_rank_zero(trainer, lambda: write_average(kept, out))
+        scores = ", ".join(f"{path.name} ({float(self.best_k_models[str(path)]):.4f})" for path in kept)
+        rank_zero_info(f"{out}: the mean of the best by {self.monitor}, {scores}")
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        if current is None:
+            return False
+        if not trainer.strategy.reduce_boolean_decision(bool(current.isfinite())):
+            rank_zero_warn(f"step {trainer.global_step}: {self.monitor} is {float(current)}; this model is not kept")
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.monitor not in monitor_candidates:
+            there = ", ".join(name for name in monitor_candidates if name.startswith("val/")) or "nothing"
+            raise ValueError(f"BestCheckpoints: validation finds {there}, but no {self.monitor}; correct its monitor")
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        # Of a step that is validated again, after a restart: it must not push out another
+        self.best_k_models.pop(self.format_checkpoint_name(monitor_candidates), None)
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if filepath == self.best_model_path:
+            self._name_best(trainer)
+
+    def _take_stock(self, trainer: Trainer) -> None:
+        """Know what is there: files may have been removed, or fewer are to be kept, since the state was saved."""
+        there = on_rank_zero(trainer, lambda: [path for path in self.best_k_models if os.path.isfile(path)])
+        there.sort(key=lambda path: float(self.best_k_models[path]), reverse=self.mode == "max")
+        kept, others = there[: self.save_top_k], there[self.save_top_k :]
+        self.best_k_models = {path: self.best_k_models[path] for path in kept}
+        self.best_model_path, self.kth_best_model_path = (kept[0], kept[-1]) if kept else ("", "")
+        self.best_model_score = self.best_k_models.get(self.best_model_path)
+        if kept:
+            self.kth_value = self.best_k_models[self.kth_best_model_path]
+            self._name_best(trainer)
+        for path in others:
+            self._remove_checkpoint(trainer, path)
+
+    def _name_best(self, trainer: Trainer) -> None:
+        best, name = Path(self.best_model_path), Path(self._here(BEST))
+        on_rank_zero(trainer, lambda: _name_too(best, name))
+
+    def _here(self, path: str) -> str:
+        return os.path.join(self.dirpath or "", os.path.basename(path)) if path else ""
+
+
+def _name_too(path: Path, name: Path) -> None:
+    """Let a file have another name, too, at once: by a link, or as a copy where the disk knows none."""
+    if name.exists() and name.samefile(path):
+        return
+    link = name.with_name(name.name + ".link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        with path.open("rb") as source, replacing(name) as file:
+            shutil.copyfileobj(source, file)
+    else:
+        os.replace(link, name)

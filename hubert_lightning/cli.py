@@ -29,6 +29,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   align      when each word of a known text was said
   score      error rates of test.jsonl with confidence intervals, by speaker; the worst utterances; two systems
   labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
+  average    one checkpoint whose weights are the mean of several
   quality    PNMI and purities of every layer's clusters; which layer to cluster next
 
 Each has its own help: hubert fit --help
@@ -189,6 +190,12 @@ def _score(args: list[str]) -> None:
     CLI(score_file, args=args, prog="hubert score", parser_class=VerbParser)
 
 
+def _average(args: list[str]) -> None:
+    from hubert_lightning.averaging import average
+
+    CLI(average, args=args, prog="hubert average", parser_class=VerbParser)
+
+
 def _demo(args: list[str]) -> None:
     from hubert_lightning.demo import demo
 
@@ -207,5 +214,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "align": _of_files("align"),
     "quality": _quality,
     "score": _score,
+    "average": _average,
     **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }

@@ -76,6 +76,9 @@ class SaveRunConfig(SaveConfigCallback):
             folder = Path(trainer.default_root_dir)
             run = self.config.clone()
             run.ckpt_path = None  # a run is the same wherever this start of it went on from
+            for callback in _listed(run.trainer.callbacks):
+                if callback.get("init_args", {}).get("dirpath") == run.output:
+                    callback.init_args.dirpath = None  # nor where it was begun: its folder may be moved
             self.parser.save(run, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
@@ -209,6 +212,11 @@ class HubertCLI(LightningCLI):
                 raise ValueError(
                     f"{path}: spells with another vocabulary than the model to train; give both the same "
                     "model.init_args.vocabulary, or start from its encoder alone by model.init_args.pretrained"
+                )
+            if "optimizer_states" not in checkpoint:
+                raise ValueError(
+                    f"{path}: weights alone, such as a mean, from which no run goes on; start another from its encoder "
+                    "(model.init_args.pretrained)"
                 )
             for name, theirs in checkpoint["state_dict"].items():
                 if name not in ours or theirs.shape != ours[name].shape:

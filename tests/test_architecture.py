@@ -13,7 +13,8 @@ MAY_IMPORT = {
     "files": set(),
     "ranks": {"lightning"},
     "global_batch": {"lightning"},
-    "checkpoints": {"files", "lightning"},
+    "averaging": {"files", "model.pretrained"},
+    "checkpoints": {"averaging", "files", "ranks", "lightning"},
     "preemption": {"checkpoints", "lightning"},
     "throughput": {"frames", "lightning"},
     "sharding": {"model.*", "lightning"},
@@ -88,6 +89,7 @@ MAY_IMPORT = {
     "cli": {
         "experiment",
         "demo",
+        "averaging",
         "unit_quality",
         "spelling",
         "language_model",
@@ -102,6 +104,7 @@ MAY_IMPORT = {
     },
     "__main__": {"cli"},
     "__init__": {
+        "checkpoints",
         "clustering.kmeans",
         "data.datamodule",
         "finetuning",

@@ -288,7 +288,10 @@ def test_what_fails_on_one_rank_ends_both_with_its_sentence(
 
 def test_fine_tuning_takes_its_steps(finetuning: Path) -> None:
     assert json.loads((finetuning / "metrics.json").read_text())["steps"] == 2
-    assert (finetuning / "best.ckpt").exists()
+    [kept] = finetuning.glob("best-*.ckpt")
+    assert kept.samefile(finetuning / "best.ckpt")
+    mean, best = (torch.load(finetuning / f"{name}.ckpt", weights_only=True) for name in ("average", "best"))
+    torch.testing.assert_close(mean["state_dict"], best["state_dict"], rtol=0, atol=0)
 
 
 def test_a_test_writes_and_counts_every_cut_once(finetuning: Path, manifests: Path) -> None:

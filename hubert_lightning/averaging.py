@@ -1,0 +1,69 @@
+"""The mean of several checkpoints' weights: one model, often a little better than each of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hubert_lightning.files import replacing, save_tensors
+from hubert_lightning.model.pretrained import read_checkpoint
+
+OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
+"""What a checkpoint holds for its run to go on, which no run does from a mean."""
+
+
+def average(checkpoints: list[Path], out: Path) -> None:
+    """Write a checkpoint whose weights are the mean of those of several, for `hubert test` and as a pre-trained model.
+
+    Args:
+        checkpoints: of one model, as those of different steps of a run; the first gives all that is not averaged
+        out: the .ckpt to write
+    """
+    if Path(out).exists():
+        raise ValueError(f"{out}: is there already; remove it, or choose another OUT")
+    write_average(checkpoints, out)
+    print(f"{out}: the mean of {', '.join(map(str, checkpoints))}")
+
+
+def write_average(checkpoints: Sequence[Path], out: Path) -> None:
+    """Write the mean of some checkpoints whole or not at all.
+
+    Raises:
+        ValueError: None is named, one is damaged, or they are of different models; or the disk is full.
+    """
+    mean = averaged(checkpoints)
+    with replacing(Path(out)) as file:
+        save_tensors(mean, file)
+
+
+def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
+    """The first checkpoint, with the mean of all for weights; counts (integer buffers) are those of the first.
+
+    Raises:
+        ValueError: None is named, one is damaged, or they are of different models.
+    """
+    if not checkpoints:
+        raise ValueError("no checkpoint is named to be averaged; give one or more in brackets: '[a.ckpt, b.ckpt]'")
+    first, *others = (read_checkpoint(Path(path)) for path in checkpoints)
+    states: list[dict[str, Tensor]] = [first["state_dict"], *(other["state_dict"] for other in others)]
+    for path, state in zip(checkpoints[1:], states[1:], strict=True):
+        for name in states[0] | state:
+            here, there = (tuple(of[name].shape) if name in of else "not there" for of in (state, states[0]))
+            if here != there:
+                raise ValueError(
+                    f"{path}: its {name} is {here}, that of {checkpoints[0]} {there}; average checkpoints of one model"
+                )
+    weights = {name: _mean([state[name] for state in states]) for name in states[0]}
+    rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
+    return rest | {"state_dict": weights, "averaged": [str(path) for path in checkpoints]}
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    if not values[0].is_floating_point():
+        return values[0]
+    total = torch.zeros(values[0].shape, dtype=torch.float64)
+    for value in values:
+        total += value
+    return (total / len(values)).to(values[0].dtype)
