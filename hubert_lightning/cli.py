@@ -17,7 +17,7 @@ USAGE = """usage: hubert VERB ...
 HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune with CTC.
 
   demo       see the whole job on synthetic speech, on any machine
-  prepare    make manifests: prepare librispeech | librilight | folder | shar | alignments
+  prepare    make manifests: prepare librispeech | librilight | folder | csv | shar | alignments
   fit        pre-train or fine-tune:  hubert fit --config configs/pretrain/base.yaml
   validate   losses, accuracies or error rates on the validation manifests
   test       word and character error rate on the test manifests, hypotheses to test.jsonl
@@ -109,13 +109,14 @@ def _lightning(verb: str) -> Callable[[list[str]], None]:
 
 
 def _prepare(args: list[str]) -> None:
-    from hubert_lightning.data import alignment, preparation, shar
+    from hubert_lightning.data import alignment, preparation, shar, tables
 
     CLI(
         {
             "librispeech": preparation.prepare_librispeech,
             "librilight": preparation.prepare_librilight,
             "folder": preparation.prepare_folder,
+            "csv": tables.prepare_csv,
             "alignments": alignment.prepare_alignments,
             "shar": shar.prepare_shar,
         },

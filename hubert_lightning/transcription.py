@@ -205,8 +205,8 @@ def _grouped(cuts: Sequence[Cut]) -> list[list[Cut]]:
 
 def _examined(paths: Sequence[Path], folder: Path) -> tuple[list[Cut], list[Refusal]]:
     """The recordings that can be read; what libsndfile does not know is decoded into the folder first."""
-    failed = [Refusal(path, "no such file; correct its name") for path in paths if not path.exists()]
-    cuts, refused, heard = examine([path for path in paths if path.exists()])
+    failed: list[Refusal] = []
+    cuts, refused, heard = examine(paths)
     for refusal in refused:
         if not refusal.reason.startswith("unreadable"):
             failed.append(refusal)

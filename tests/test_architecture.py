@@ -98,6 +98,7 @@ MAY_IMPORT = {
         "scoring",
         "data.preparation",
         "data.shar",
+        "data.tables",
         "data.alignment",
         "data.label_formats",
         "data.labels",

@@ -101,7 +101,7 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
         ("empty.wav", "unreadable"),
         ("text.mp3", "unreadable"),
         ("blink.wav", "too short: 100 samples"),
-        ("absent.wav", "no such file; correct its name"),
+        ("absent.wav", "not there: correct its path"),
     ):
         assert re.search(rf"^hubert: {tmp_path / name}: {reason}", told, re.MULTILINE)
     assert f"hubert: {tmp_path / 'silent.wav'}: silent, every sample is 0" in told

@@ -79,7 +79,7 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
             "the subsets, or use `hubert prepare folder` for another layout"
         )
     found = {subset: _utterances(corpus / subset) for subset in subsets or there}
-    return _prepare(found, out)
+    return prepare(found, out)
 
 
 def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
@@ -99,7 +99,7 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise ValueError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
-    return _prepare(found, out)
+    return prepare(found, out)
 
 
 def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[Path]:
@@ -125,7 +125,7 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[P
         raise ValueError(
             f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
         )
-    return _prepare({root.name: files}, out, max_duration)
+    return prepare({root.name: files}, out, max_duration)
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Cut], list[Refusal], dict[str, Sound]]:
@@ -194,7 +194,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
         yield path, (text or None, None if text else broken)
 
 
-def _prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | None = None) -> list[Path]:
+def prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | None = None) -> list[Path]:
     """The manifests {name: its audio files} → their paths, after a report."""
     out = Path(out)
     try:
@@ -251,6 +251,8 @@ def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
 
 
 def _decode(path: Path) -> Sound | str:
+    if not path.is_file():
+        return "not there: correct its path"
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate < LOWEST_RATE:
@@ -282,7 +284,7 @@ def _cuts(
     by_id: dict[str, AudioFile] = {}
     for file in sorted(files, key=lambda file: (file.id, file.path)):
         sound = sounds[file.path]
-        if reason := sound if isinstance(sound, str) else file.refused:
+        if reason := file.refused or (sound if isinstance(sound, str) else None):
             refusals.append(Refusal(file.path, reason))
             continue
         assert isinstance(sound, Sound)
