@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
 SPLITS = ("10min", "1h", "10h", "100h", "960h")
 FINETUNING = [
-    *(ROOT / f"configs/finetune/{name}.yaml" for name in (*SPLITS, "small")),
+    *(ROOT / f"configs/finetune/{name}.yaml" for name in (*SPLITS, "own", "small")),
     ROOT / "configs/demo-finetune.yaml",
 ]
 SCRATCH = {
