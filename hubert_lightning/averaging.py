@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from hubert_lightning.files import replacing, save_tensors
+from hubert_lightning.files import replacing
 from hubert_lightning.model.pretrained import read_checkpoint
 
 OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
@@ -67,3 +67,13 @@ def _mean(values: list[Tensor]) -> Tensor:
     for value in values:
         total += value
     return (total / len(values)).to(values[0].dtype)
+
+
+def save_tensors(content: Any, file: BinaryIO) -> None:
+    """`torch.save`, which says of a full disk that it is full."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # which torch makes another of
+            raise error.__context__ from None
+        raise

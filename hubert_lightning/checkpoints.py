@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from hubert_lightning.averaging import write_average
-from hubert_lightning.files import replacing, save_tensors
+from hubert_lightning.averaging import save_tensors, write_average
+from hubert_lightning.files import replacing
 from hubert_lightning.ranks import on_rank_zero
 
 log = logging.getLogger(__name__)

@@ -4,19 +4,32 @@ The search itself is flashlight's, as torchaudio builds it; here are its setting
 processes, and a second look at the best few hypotheses by a neural language model.
 """
 
+import copy
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
+from flashlight.lib.text.decoder import (
+    CriterionType,
+    LexiconDecoder,
+    LexiconDecoderOptions,
+    LexiconFreeDecoder,
+    LexiconFreeDecoderOptions,
+    SmearingMode,
+    Trie,
+)
+from flashlight.lib.text.dictionary import load_words
 from torch import Tensor
 from torchaudio.models.decoder import CTCDecoder, ctc_decoder
 
@@ -37,6 +50,9 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
         tokens = torch.unique_consecutive(path[:length])
         texts.append(" ".join(vocabulary.decode(tokens[tokens != BLANK].tolist()).split()))
     return texts
+
+
+WEIGHTS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,14 @@ class DecoderSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in WEIGHTS}
+        counts = {"beam_size": self.beam_size, "nbest": self.nbest, "num_workers": self.num_workers or 0}
+        wrong = [name for name, value in numbers.items() if not isinstance(value, (int, float))]
+        wrong += [name for name, value in counts.items() if not isinstance(value, int)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}; it is a number")
+        if self.rescorer_case not in ("lower", "upper", "as_written"):
+            raise ValueError(f"rescorer_case is {self.rescorer_case!r}; choose lower, upper or as_written")
         if self.beam_size < 1 or self.nbest < 1 or self.beam_threshold <= 0:
             raise ValueError(
                 f"beam_size {self.beam_size}, nbest {self.nbest}, beam_threshold {self.beam_threshold}; each is above 0"
@@ -96,14 +120,14 @@ def read_settings(path: Path) -> DecoderSettings:
         ValueError: It is not there, or holds something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         for key in ("lm", "lexicon", "rescorer"):
             if content.get(key):
                 content[key] = str(path.parent / content[key])
         return DecoderSettings(**content)
     except OSError as error:
         raise ValueError(f"{path}: no such decoder; make it with `hubert tune-decoder`") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:  # no JSON, or other settings
         raise ValueError(f"{path}: no settings of a decoder ({error}); make it with `hubert tune-decoder`") from error
 
 
@@ -120,25 +144,25 @@ class BeamSearch:
     Args:
         settings: What for.
         vocabulary: What the tokens of the log-probabilities are.
-        like: Another search with the same files, whose language models are taken instead of read again.
+        ranks: Processes on this machine that search besides this one, and want cores too, this one counted.
+        device: Of the rescorer; the CPU if not given.
 
     Raises:
         ValueError: A file is missing, or is not what its name says, or does not fit the vocabulary.
     """
 
-    def __init__(self, settings: DecoderSettings, vocabulary: Vocabulary, like: "BeamSearch | None" = None) -> None:
+    def __init__(
+        self, settings: DecoderSettings, vocabulary: Vocabulary, ranks: int = 1, device: torch.device | None = None
+    ) -> None:
         self.settings, self.vocabulary = settings, vocabulary
-        if like is None:
-            _check_files(settings, vocabulary)
-        self._decoder: CTCDecoder = _flashlight(
-            settings, vocabulary, like._decoder.lm if like and settings.lm else settings.lm
-        )
-        if like is None and settings.lm and settings.lexicon:
+        _check_files(settings, vocabulary)
+        self._decoder = _flashlight(settings, vocabulary)
+        if settings.lm and settings.lexicon:
             _check_words(self._decoder, settings)
-        self.rescorer: CausalLM | None = CausalLM(settings.rescorer) if settings.rescorer and not like else None
-        if like is not None:
-            self.rescorer = like.rescorer
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._trie: Trie | None = None
+        self.rescorer = CausalLM(settings.rescorer, device=device) if settings.rescorer else None
+        # Elsewhere, forking a process that has threads is not safe
+        cores = len(os.sched_getaffinity(0)) // ranks if sys.platform == "linux" else 0
         self._num_workers = cores if settings.num_workers is None else settings.num_workers
         self._pool: ProcessPoolExecutor | None = None
 
@@ -167,7 +191,7 @@ class BeamSearch:
 
     def searched(self, utterances: Sequence[Tensor]) -> Iterator[list[Hypothesis]]:
         """What the search finds, before it is rescored."""
-        if self._num_workers < 2 or "fork" not in get_all_start_methods():
+        if self._num_workers < 2:
             return (_search(self._decoder, utterance) for utterance in utterances)
         if self._pool is None:  # forked, so that the language model is in memory once
             self._pool = ProcessPoolExecutor(
@@ -176,8 +200,16 @@ class BeamSearch:
         return self._pool.map(_search_inherited, [utterance.numpy() for utterance in utterances])
 
     def with_weights(self, **changed: Any) -> "BeamSearch":
-        """The same search with other weights, beam or n-best; language models are not read again."""
-        return BeamSearch(replace(self.settings, **changed), self.vocabulary, like=self)
+        """The same search with other weights, beam or n-best; nothing is read again."""
+        if self.settings.lexicon and self._trie is None:
+            self._trie = _spellings(self._decoder, self.settings.lexicon)
+        other = copy.copy(self)
+        other.settings = replace(self.settings, **changed)
+        other._decoder = _reweighted(self._decoder, self._trie, other.settings)
+        if other.settings.num_workers is not None:
+            other._num_workers = other.settings.num_workers
+        other._pool = None
+        return other
 
     def close(self) -> None:
         """End its processes."""
@@ -210,13 +242,15 @@ def _search(decoder: CTCDecoder, log_probs: Tensor) -> list[Hypothesis]:
     [found] = decoder(log_probs[None].contiguous())
     few = []
     for one in found:
-        # With a lexicon there are words, without there are letters
-        text = " ".join(one.words) or "".join(decoder.idxs_to_tokens(one.tokens)).replace(BOUNDARY, " ")
+        if isinstance(decoder.decoder, LexiconDecoder):  # a narrow beam may end in the middle of a word
+            text = " ".join(one.words)
+        else:
+            text = "".join(decoder.idxs_to_tokens(one.tokens)).replace(BOUNDARY, " ")
         few.append(Hypothesis(" ".join(text.split()), float(one.score)))
     return few
 
 
-def _flashlight(settings: DecoderSettings, vocabulary: Vocabulary, lm: Any) -> CTCDecoder:
+def _flashlight(settings: DecoderSettings, vocabulary: Vocabulary) -> CTCDecoder:
     with _quiet(), TemporaryDirectory() as folder:
         order = None
         if settings.lm and not settings.lexicon:
@@ -227,7 +261,7 @@ def _flashlight(settings: DecoderSettings, vocabulary: Vocabulary, lm: Any) -> C
             return ctc_decoder(
                 lexicon=settings.lexicon,
                 tokens=list(vocabulary.tokens),
-                lm=lm,
+                lm=settings.lm,
                 lm_dict=order,
                 nbest=settings.nbest,
                 beam_size=settings.beam_size,
@@ -245,21 +279,60 @@ def _flashlight(settings: DecoderSettings, vocabulary: Vocabulary, lm: Any) -> C
             ) from error
 
 
+def _spellings(decoder: CTCDecoder, lexicon: str) -> Trie:
+    """What the letters of a lexicon can become, as torchaudio builds it, too."""
+    silence = decoder.tokens_dict.get_index(BOUNDARY)
+    trie, start = Trie(decoder.tokens_dict.index_size(), silence), decoder.lm.start(False)
+    for word, spellings in load_words(lexicon).items():
+        place = decoder.word_dict.get_index(word)
+        _, score = decoder.lm.score(start, place)
+        for spelling in spellings:
+            trie.insert([decoder.tokens_dict.get_index(token) for token in spelling], place, score)
+    trie.smear(SmearingMode.MAX)
+    return trie
+
+
+def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSettings) -> CTCDecoder:
+    """A decoder that shares all but its options with another."""
+    other = copy.copy(decoder)
+    other.nbest = settings.nbest
+    options = {
+        "beam_size": settings.beam_size,
+        "beam_size_token": decoder.tokens_dict.index_size(),
+        "beam_threshold": settings.beam_threshold,
+        "lm_weight": settings.lm_weight,
+        "sil_score": settings.silence_score,
+        "log_add": False,
+        "criterion_type": CriterionType.CTC,
+    }
+    silence = decoder.tokens_dict.get_index(BOUNDARY)
+    if trie is None:
+        free = LexiconFreeDecoderOptions(**options)
+        other.decoder = LexiconFreeDecoder(free, decoder.lm, silence, decoder.blank, [])
+    else:
+        words = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **options)
+        unknown = decoder.word_dict.get_index("<unk>")
+        other.decoder = LexiconDecoder(words, trie, decoder.lm, silence, decoder.blank, unknown, [], False)
+    return other
+
+
 def _check_files(settings: DecoderSettings, vocabulary: Vocabulary) -> None:
     for file in (settings.lm, settings.lexicon):
         if file and not Path(file).is_file():
             raise ValueError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
     if settings.lexicon:
         _check_lexicon(Path(settings.lexicon), vocabulary)
-    elif settings.lm and (words := _unigrams(Path(settings.lm))) and not words & set(vocabulary.tokens):
-        raise ValueError(
-            f"{settings.lm}: knows words such as {sorted(words)[0]!r}, not letters; give the lexicon that spells them "
-            "(`hubert lexicon`), or make a model of letters with `hubert ngram --letters true`"
-        )
+    elif settings.lm and (words := _unigrams(Path(settings.lm))):
+        unknown = sorted(words - set(vocabulary.tokens))
+        if len(unknown) > len(words) / 2:  # "a" is a word and a letter
+            raise ValueError(
+                f"{settings.lm}: knows words such as {unknown[0]!r}, not letters; give the lexicon that spells them "
+                "(`hubert lexicon`), or make a model of letters with `hubert ngram --letters true`"
+            )
 
 
 def _check_lexicon(path: Path, vocabulary: Vocabulary) -> None:
-    known, empty = set(vocabulary.tokens), True
+    known, empty = set(vocabulary.tokens[1:]), True
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -279,14 +352,15 @@ def _check_lexicon(path: Path, vocabulary: Vocabulary) -> None:
 
 
 def _check_words(decoder: CTCDecoder, settings: DecoderSettings) -> None:
-    """Refuse a language model that gives all of many words of the lexicon one score: that of an unknown word."""
-    start = decoder.lm.start(False)
-    words = range(min(decoder.word_dict.index_size(), 10_000))
-    scores = {decoder.lm.score(start, word)[1] for word in words}
-    if len(scores) == 1 and len(words) > 2:
+    """Refuse a language model that knows hardly any word of the lexicon."""
+    start, most = decoder.lm.start(False), 10_000
+    _, of_unknown = decoder.lm.score(start, decoder.word_dict.get_index("<unk>"))
+    words = [word for word in list(load_words(str(settings.lexicon)))[:most] if word != "<unk>"]
+    known = sum(decoder.lm.score(start, decoder.word_dict.get_index(word))[1] != of_unknown for word in words)
+    if known <= 0.1 * len(words):
         raise ValueError(
-            f"{settings.lm}: knows none of the words of {settings.lexicon}; make both of the same text with "
-            "`hubert ngram`, in the same case"
+            f"{settings.lm}: knows {known} of {len(words)} words of {settings.lexicon}; make both of the same text "
+            "with `hubert ngram`, in the same case"
         )
 
 
@@ -296,6 +370,7 @@ def _unigrams(path: Path, most: int = 10_000) -> set[str]:
     with path.open(encoding="utf-8", errors="ignore") as file:
         if not re.match(r"\s*\\data\\", file.read(100)):
             return words
+        file.seek(0)
         for line in file:
             parts = line.rstrip("\n").split("\t")
             if line.startswith("\\2-grams") or len(words) > most:
@@ -319,8 +394,10 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def search_with(settings: DecoderSettings | Path | str, vocabulary: Vocabulary, **changed: Any) -> BeamSearch:
+def search_with(
+    settings: DecoderSettings | Path | str, vocabulary: Vocabulary, ranks: int = 1, device: torch.device | None = None
+) -> BeamSearch:
     """The search that settings, or a file of them, describe."""
     if not isinstance(settings, DecoderSettings):
         settings = read_settings(Path(settings))
-    return BeamSearch(replace(settings, **changed), vocabulary)
+    return BeamSearch(settings, vocabulary, ranks, device)

@@ -337,6 +337,7 @@ def _progress() -> Progress:
         TextColumn("left:"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        redirect_stdout=False,  # where results go, which others may read
         transient=True,
         disable=dist.is_initialized() and dist.get_rank() > 0,
     )

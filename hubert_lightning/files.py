@@ -4,9 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import BinaryIO
 
 
 @contextmanager
@@ -38,13 +36,3 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
-
-
-def save_tensors(content: Any, file: BinaryIO) -> None:
-    """`torch.save`, which says of a full disk that it is full."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # which torch makes another of
-            raise error.__context__ from None
-        raise

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -19,7 +20,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
 from hubert_lightning.data.text import BLANK, Vocabulary, read_vocabulary
-from hubert_lightning.decoding import DecoderSettings, greedy, search_with
+from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
 from hubert_lightning.frames import num_frames
 from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
@@ -115,7 +116,8 @@ class CTCFinetuning(LightningModule):
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
-        self.search = search_with(decoder, spelling) if decoder else greedy
+        self.decoder = decoder
+        self.search: Callable[..., list[str]] = greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
 
@@ -143,6 +145,8 @@ class CTCFinetuning(LightningModule):
 
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
+        if stage in ("test", "predict") and self.decoder:
+            self.search = search_with(self.decoder, self.vocabulary, self.trainer.num_devices, strategy.root_device)
         if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
             return
         if self.trainer.world_size > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
@@ -150,6 +154,26 @@ class CTCFinetuning(LightningModule):
                 f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
                 "take trainer.strategy ddp_find_unused_parameters_true, or freeze_steps 0"
             )
+
+    def teardown(self, stage: str) -> None:
+        if isinstance(self.search, BeamSearch):
+            self.search.close()
+        self.search = greedy
+
+    def on_fit_start(self) -> None:
+        rank_zero_info(self._account())
+
+    def _account(self) -> str:
+        """Which parameters learn, and from when."""
+        convolutions, head = (_count(part) for part in (self.encoder.convolutions, self.head))
+        transformer = _count(self.encoder) - convolutions
+        later = f"learn from step {self.freeze_steps} on" if self.freeze_steps else "learn from the start"
+        kept = not any(parameter.requires_grad for parameter in self.encoder.convolutions.parameters())
+        return (
+            f"{_count(self) / 1e6:.2f} M parameters: {convolutions / 1e6:.2f} M of the convolutions "
+            f"{'stay as they are' if kept else later}, {transformer / 1e6:.2f} M of the Transformer {later}, "
+            f"{head / 1e3:.1f} k of the head that spells from the start"
+        )
 
     def training_step(self, batch: TranscribedBatch) -> Tensor:
         torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
@@ -243,7 +267,7 @@ class CTCFinetuning(LightningModule):
         if self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / name).open("w") as file:
+            with (folder / name).open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def configure_model(self) -> None:
@@ -257,6 +281,10 @@ class CTCFinetuning(LightningModule):
         warmup, decay = round(self.warmup * steps), round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _kept_head(pretrained: Path | None, vocabulary: Vocabulary | None) -> tuple[dict[str, Tensor], Vocabulary]:

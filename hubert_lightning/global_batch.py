@@ -19,7 +19,8 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
 HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing", "decoder")
-"""Options of both tasks that say how a step is computed and not what: another run may have others."""
+"""Options of the tasks that say how a step is computed, or a test decoded, and not what is learnt: a run that goes on
+may have others."""
 
 UNIT = 2.0**-10
 """Sums of losses are told in these, so that float16 has room for them; a power of two rounds nothing."""

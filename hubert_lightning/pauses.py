@@ -17,7 +17,8 @@ from hubert_lightning.extraction import Window
 from hubert_lightning.frames import HOP, num_frames, num_samples
 
 PAUSE = 25  # frames, half a second, over which loudness is averaged
-MARGIN = 100  # frames, 2 s, that a window hears on either side of what is taken from it
+MARGIN = 100  # frames, 2 s, that a window hears on either side of what is taken from it, or some more
+ROUND = 100  # frames: windows have a multiple of these where they can, since kernels are made for each length
 AT_ONCE = 30_000  # frames, ten minutes, whose loudness is measured at once
 
 
@@ -31,7 +32,13 @@ def quiet_windows(cut: Cut, longest: int) -> list[Window]:
         return [Window(0, frames, 0, frames)]
     margin = min(MARGIN, longest // 4)
     joints = _joints(_loudness(cut, frames), longest - 2 * margin)
-    return [Window(max(start - margin, 0), min(end + margin, frames), start, end) for start, end in pairwise(joints)]
+    found = []
+    for start, end in pairwise(joints):
+        size = min(-(-(end - start + 2 * margin) // ROUND) * ROUND, longest)
+        first = max(start - margin, 0)
+        last = min(first + size, frames)
+        found.append(Window(first, last, start, end))
+    return found
 
 
 def _joints(loudness: np.ndarray, longest: int) -> list[int]:

@@ -1,5 +1,6 @@
 """A fine-tuned model as a function: audio in, log-probabilities of letters out. It needs no Lightning."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -87,6 +88,8 @@ def log_probabilities(
         ValueError: Audio that cannot be read.
     """
     device = model.head.weight.device
+    # Each length of audio has kernels of its own; oneDNN would keep a thousand of them, of Base in gigabytes
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
     def spell(waveform: Tensor, length: Tensor) -> Tensor:
         padded = None if bool((length == length[0]).all()) else length.to(device)

@@ -15,7 +15,7 @@ class CausalLM:
         ValueError: It is not there, or no such model, or transformers is not installed.
     """
 
-    def __init__(self, path: str | Path, batch_size: int = 32) -> None:
+    def __init__(self, path: str | Path, batch_size: int = 32, device: torch.device | None = None) -> None:
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
@@ -35,7 +35,7 @@ class CausalLM:
             ) from error
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); give it one, save it")
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(device or "cpu")
         self.batch_size = batch_size
 
     @torch.no_grad()

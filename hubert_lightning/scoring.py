@@ -302,14 +302,19 @@ def _p_value(differences: np.ndarray) -> float:
     return float(test.pvalue)
 
 
+SPEAKERS_SHOWN = 20
+
+
 def report(scores: Scores, console: Console, worst: int = 5) -> None:
     """Print the rates, those of each speaker, and the utterances with most errors, aligned."""
     table = _table("", "", "%", "95 % interval", "sub", "ins", "del", "of", "utterances")
-    for name, part in [("all", scores), *scores.speakers.items()]:
+    for name, part in [("all", scores), *list(scores.speakers.items())[:SPEAKERS_SHOWN]]:
         for rate, of in (("WER", part.words), ("CER", part.letters)):
             counts = (of.substitutions, of.insertions, of.deletions, of.total, len(part.utterances))
             table.add_row(Text(name), rate, _percent(of.rate), _range(of.low, of.high), *map(str, counts))
     console.print(table)
+    if len(scores.speakers) > SPEAKERS_SHOWN:
+        console.print(f"and {len(scores.speakers) - SPEAKERS_SHOWN} speakers with fewer errors\n")
     most_errors = sorted(scores.utterances, key=lambda of: (-of.words.errors, -of.letters.errors))
     for utterance in most_errors[:worst]:
         if utterance.letters.errors:

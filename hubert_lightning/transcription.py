@@ -1,8 +1,10 @@
 """Recordings of any format and length → their words, as text, JSON, subtitles or CTM."""
 
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,15 +17,17 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.preparation import SUFFIXES, Refusal, examine, transcribed
+from hubert_lightning.data.preparation import SUFFIXES, Refusal, Sound, examine, transcribed
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.decoding import BeamSearch, greedy, search_with
+from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.recognition import CTCModel, load_ctc, log_probabilities
 from hubert_lightning.transcripts import Format, Transcript, write_all
 from hubert_lightning.word_times import Word, parts, word_times
 
-GROUP = 3_600.0
-"""Seconds of audio whose files are in memory together, as log-probabilities, so that short ones fill a batch."""
+GROUP = 5_000_000
+"""Numbers, of log-probabilities, of files that are in memory together: an hour of 28 letters."""
+ONLY_FFMPEG = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".mkv", ".mov", ".avi", ".amr", ".3gp", ".wv", ".ape"}
 
 
 def transcribe(
@@ -57,8 +61,12 @@ def transcribe(
         return Transcript(cut.id, cut.duration, *_words(log_probs, recogniser.vocabulary, search, timed))
 
     paths = _listed(files)
-    job = partial(_for_each, recogniser, paths, write_down, batch_duration, precision, num_workers)
-    return write_all(job(), len(paths), format, output, paths)
+    results = _for_each(recogniser, paths, write_down, batch_duration, precision, num_workers)
+    try:
+        return write_all(results, format, output, paths)
+    finally:
+        if search:
+            search.close()
 
 
 def align(
@@ -88,7 +96,7 @@ def align(
     if text is not None and len(paths) != 1:
         raise ValueError(f"one text for {len(paths)} files; leave text out, and put each file's beside it")
     recogniser = load_ctc(model)
-    vocabulary = recogniser.vocabulary
+    vocabulary = replace(recogniser.vocabulary, punctuation="space")  # which nobody says
     said = {str(paths[0]): text} if text is not None else _texts_beside(paths)
 
     def find(cut: Cut, log_probs: Tensor) -> Transcript:
@@ -99,9 +107,8 @@ def align(
             raise ValueError(f"its words have {sorted(unknown)}, which the model cannot spell: spell them out")
         return Transcript(cut.id, cut.duration, words, word_times(log_probs, words, vocabulary))
 
-    return write_all(
-        _for_each(recogniser, paths, find, batch_duration, precision, num_workers), len(paths), format, output, paths
-    )
+    results = _for_each(recogniser, paths, find, batch_duration, precision, num_workers)
+    return write_all(results, format, output, paths)
 
 
 def _words(log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None, timed: bool) -> tuple[str, list[Word]]:
@@ -131,7 +138,10 @@ def _listed(files: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for file in map(Path, files):
         if file.is_dir():
-            inside = [path for path in sorted(file.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+            known = SUFFIXES | ONLY_FFMPEG
+            inside = [path for path in sorted(file.rglob("*")) if path.suffix.lower() in known and path.is_file()]
+            # a leading dot marks what an operating system left there, not audio
+            inside = [path for path in inside if not path.name.startswith(".")]
             if not inside:
                 raise ValueError(f"{file}: no audio in this folder; name files, or another folder")
             found |= dict.fromkeys(inside)
@@ -151,33 +161,65 @@ def _for_each(
     """What is made of each recording's log-probabilities, or why nothing was, in whatever order they are ready."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    with TemporaryDirectory() as folder:
-        cuts, refused = _examined(paths, Path(folder))
-        yield from refused
-        remaining = _grouped(cuts)
-        while remaining:
-            results = log_probabilities(
-                model,
-                remaining,
-                batch_duration=batch_duration,
-                what="transcribing",
-                num_workers=num_workers,
-                precision=partial(_autocast, device, precision),
-            )
-            done = 0
-            try:
-                for log_probs in results:
-                    for cut, rows in zip(remaining[done], log_probs, strict=True):
-                        yield _made(what, cut, rows)
-                    done += 1
-                remaining = []
-            except ValueError as error:  # a file that was sound when it was examined; the others of its group are
-                group, *others = remaining[done:]
-                if len(group) == 1:
-                    yield Refusal(Path(group[0].id), str(error))
-                    remaining = others
-                else:
-                    remaining = [*([cut] for cut in group), *others]
+    spelled = partial(
+        log_probabilities,
+        model,
+        batch_duration=batch_duration,
+        what="encoding",
+        num_workers=num_workers,
+        precision=partial(_autocast, device, precision),
+    )
+    cuts, refused, heard = examine(paths)
+    _tell(cuts, heard)
+    yield from _of_groups(spelled, _grouped(cuts, len(model.vocabulary)), what)
+    for refusal in refused:
+        if refusal.reason.startswith("unreadable"):  # by libsndfile; one at a time, so that they do not fill the disk
+            with TemporaryDirectory() as folder:
+                yield from _of_converted(refusal, Path(folder) / "audio.w64", spelled, what)
+        else:
+            yield refusal
+
+
+def _of_groups(
+    spelled: Callable[..., Iterator[list[Tensor]]],
+    remaining: list[list[Cut]],
+    what: Callable[[Cut, Tensor], Transcript],
+) -> Iterator[Transcript | Refusal]:
+    while remaining:
+        done, results = 0, spelled(remaining)
+        try:
+            for log_probs in results:
+                for cut, rows in zip(remaining[done], log_probs, strict=True):
+                    yield _made(what, cut, rows)
+                done += 1
+            remaining = []
+        except ValueError as error:  # a file that was sound when it was examined; the others of its group are
+            group, *others = remaining[done:]
+            if len(group) == 1:
+                yield Refusal(Path(group[0].id), str(error))
+                remaining = others
+            else:
+                remaining = [*([cut] for cut in group), *others]
+
+
+def _of_converted(
+    refusal: Refusal,
+    converted: Path,
+    spelled: Callable[..., Iterator[list[Tensor]]],
+    what: Callable[[Cut, Tensor], Transcript],
+) -> Iterator[Transcript | Refusal]:
+    """The same of a file that libsndfile cannot read, decoded by ffmpeg or the system."""
+    if reason := _decoded(refusal.path, converted):
+        yield Refusal(refusal.path, f"{refusal.reason}; {reason}")
+        return
+    cuts, broken, heard = examine([converted])
+    if broken:
+        yield Refusal(refusal.path, broken[0].reason)
+        return
+    name = str(refusal.path)
+    cut = cuts[0].with_id(name)
+    _tell([cut], {name: heard[str(converted)]})
+    yield from _of_groups(spelled, [[cut]], what)
 
 
 def _made(what: Callable[[Cut, Tensor], Transcript], cut: Cut, log_probs: Tensor) -> Transcript | Refusal:
@@ -191,59 +233,47 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _grouped(cuts: Sequence[Cut]) -> list[list[Cut]]:
+def _grouped(cuts: Sequence[Cut], tokens: int) -> list[list[Cut]]:
+    """Files whose log-probabilities fit in memory together, so that short ones can fill a batch."""
     groups: list[list[Cut]] = []
-    seconds = 0.0
+    numbers = 0
     for cut in cuts:
-        if not groups or seconds + cut.duration > GROUP:
+        of_cut = num_frames(cut.num_samples) * tokens
+        if not groups or numbers + of_cut > GROUP:
             groups.append([])
-            seconds = 0.0
+            numbers = 0
         groups[-1].append(cut)
-        seconds += cut.duration
+        numbers += of_cut
     return groups
 
 
-def _examined(paths: Sequence[Path], folder: Path) -> tuple[list[Cut], list[Refusal]]:
-    """The recordings that can be read; what libsndfile does not know is decoded into the folder first."""
-    failed: list[Refusal] = []
-    cuts, refused, heard = examine(paths)
-    for refusal in refused:
-        if not refusal.reason.startswith("unreadable"):
-            failed.append(refusal)
-            continue
-        wav = folder / f"{len(list(folder.iterdir()))}.wav"
-        if reason := _decoded(refusal.path, wav):
-            failed.append(Refusal(refusal.path, f"{refusal.reason}; {reason}"))
-            continue
-        converted, broken, sounds = examine([wav])
-        failed += [Refusal(refusal.path, one.reason) for one in broken]
-        cuts += [cut.with_id(str(refusal.path)) for cut in converted]
-        heard |= {str(refusal.path): sound for sound in sounds.values()}
+def _tell(cuts: Sequence[Cut], heard: Mapping[str, Sound]) -> None:
     for cut in cuts:
         sound = heard[cut.id]
         if sound.silent:
             print(f"hubert: {cut.id}: silent, every sample is 0; its transcript is empty", file=sys.stderr)
-        elif sound.sampling_rate < 16_000:
+        elif sound.sampling_rate < SAMPLE_RATE:
             print(
                 f"hubert: {cut.id}: recorded at {sound.sampling_rate} Hz; a model that learnt from 16 kHz errs more",
                 file=sys.stderr,
             )
-    return cuts, failed
 
 
-def _decoded(path: Path, wav: Path) -> str | None:
-    """Write any audio that ffmpeg or the system decodes as a WAV file; what is missing if that fails."""
+def _decoded(path: Path, converted: Path) -> str | None:
+    """Write audio that ffmpeg or the system decodes as a file that libsndfile reads; what is missing if that fails."""
     try:
         with (
             audioread.audio_open(path) as audio,
-            soundfile.SoundFile(wav, "w", audio.samplerate, audio.channels, "PCM_16") as file,
+            soundfile.SoundFile(converted, "w", audio.samplerate, audio.channels, "PCM_16", format="W64") as file,
         ):
             for block in audio:
                 file.write(np.frombuffer(block, dtype="<i2").reshape(-1, audio.channels))
-    except audioread.NoBackendError:
+    except audioread.DecodeError:
+        if shutil.which("ffmpeg"):
+            return "ffmpeg cannot read it either; record or copy it again"
         return "install ffmpeg, which reads other formats, or convert it to wav or flac"
-    except (audioread.DecodeError, OSError, EOFError) as error:
-        return f"ffmpeg cannot read it either ({str(error).strip() or type(error).__name__})"
+    except (OSError, EOFError, soundfile.SoundFileError) as error:
+        return f"it could not be converted to {converted} ({error}); make room there"
     return None
 
 

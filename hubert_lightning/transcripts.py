@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,11 +25,14 @@ class Transcript(NamedTuple):
 
 
 def write_all(
-    results: Iterator[Transcript | Refusal], number: int, format: Format, output: Path | None, paths: Sequence[Path]
+    results: Iterator[Transcript | Refusal], format: Format, output: Path | None, paths: Sequence[Path]
 ) -> int:
     """Write each result where it belongs, tell what failed, and return how many did."""
+    number = len(paths)
     if output is not None:
         output = Path(output)
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output}: a file, not a folder; choose another --output")
         names = [path.with_suffix(SUFFIX[format]).name for path in paths]
         if twice := next((path for path in paths if names.count(path.with_suffix(SUFFIX[format]).name) > 1), None):
             raise ValueError(
@@ -92,9 +96,13 @@ def _srt(result: Transcript, longest: float = 6.0, letters: int = 84, pause: flo
             captions.append([])
         captions[-1].append(word)
     return "".join(
-        f"{number}\n{_clock(words[0].start)} --> {_clock(words[-1].end)}\n{' '.join(word.text for word in words)}\n\n"
+        f"{number}\n{_clock(words[0].start)} --> {_clock(words[-1].end)}\n{_in_lines(words)}\n\n"
         for number, words in enumerate(captions, start=1)
     )
+
+
+def _in_lines(words: Sequence[Word]) -> str:
+    return textwrap.fill(" ".join(word.text for word in words), 42, break_long_words=False, break_on_hyphens=False)
 
 
 def _clock(seconds: float) -> str:

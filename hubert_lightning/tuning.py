@@ -56,6 +56,8 @@ def tune_decoder(
     """
     if trials < 1:
         raise ValueError(f"trials is {trials}; try one at least")
+    if Path(out).is_dir():
+        raise ValueError(f"{out}: a folder; name the .json file that the settings go to")
     recogniser = load_ctc(model).to("cuda" if torch.cuda.is_available() else "cpu")
     first = DecoderSettings(
         lm=str(lm) if lm else None,
@@ -64,6 +66,7 @@ def tune_decoder(
         beam_threshold=beam_threshold,
     )
     search = BeamSearch(first, recogniser.vocabulary)
+    neural = CausalLM(rescorer, device=recogniser.head.weight.device) if rescorer else None
     cuts = list(read_manifest(manifests))
     check_audio(cuts)
     references = [transcript(cut, recogniser.vocabulary) for cut in cuts]
@@ -76,16 +79,15 @@ def tune_decoder(
     )
     plain = [greedy(rows[None], torch.tensor([len(rows)]), recogniser.vocabulary)[0] for rows in log_probs]
     study, search = tune(search, log_probs, references, trials, seed)
-    best = study.best_value
-    if rescorer is not None:
-        search, best = _tune_rescorer(search, CausalLM(rescorer), log_probs, references, nbest)
-    write_settings(replace(search.settings, num_workers=None), Path(out))
+    settings, best = search.settings, study.best_value
+    if neural is not None:
+        settings, best = _tune_rescorer(search, neural, log_probs, references, nbest)
+    write_settings(settings, Path(out))
     without = jiwer.wer(references, plain)
     figure = Path(out).with_suffix(".png")
     _draw(study, without, figure)
-    tuned = {name: getattr(search.settings, name) for name in study.best_params}
-    if rescorer is not None:
-        tuned["rescorer_weight"] = search.settings.rescorer_weight
+    names = [*study.best_params, *(["rescorer_weight"] if neural else [])]
+    tuned = {name: getattr(settings, name) for name in names}
     print(
         f"WER {100 * without:.2f} % with each frame's best letter, {100 * study.trials[0].values[0]:.2f} % with the "
         f"usual weights, {100 * best:.2f} % with {', '.join(f'{name} {value:.2f}' for name, value in tuned.items())}: "
@@ -109,7 +111,7 @@ def tune(
     study.enqueue_trial({name: getattr(search.settings, name) for name in names})
     columns = [TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}")]
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=console, redirect_stdout=False, transient=True) as progress:
         task = progress.add_task("tuning", total=trials, best="")
 
         def errors(trial: optuna.Trial) -> float:
@@ -132,7 +134,7 @@ def _tune_rescorer(
     log_probs: Sequence[Tensor],
     references: Sequence[str],
     nbest: int,
-) -> tuple[BeamSearch, float]:
+) -> tuple[DecoderSettings, float]:
     """The weight of the neural model's scores, which are computed once for all hypotheses, and its word error rate."""
     several = search.with_weights(nbest=nbest)
     found = list(several.searched(log_probs))
@@ -150,7 +152,7 @@ def _tune_rescorer(
     rates = [wer(float(weight)) for weight in weights]
     best = int(np.argmin(rates))
     settings = replace(several.settings, rescorer=rescorer.path, rescorer_weight=float(weights[best]))
-    return BeamSearch(settings, search.vocabulary), rates[best]
+    return settings, rates[best]
 
 
 def _draw(study: optuna.Study, without: float, path: Path) -> None:

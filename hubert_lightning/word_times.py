@@ -26,7 +26,7 @@ class Word(NamedTuple):
 
 
 def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame: int = 0) -> list[Word]:
-    """The words of a normalised text on the most likely path that spells it.
+    """The words of a text on the most likely path that spells it.
 
     A word lasts from the first frame of its first letter to the last of its last one; CTC spells a letter when it is
     sure of it, which may be some frames after it began.
@@ -40,7 +40,9 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
     words = text.split()
     if not words:
         return []
-    tokens = torch.tensor([vocabulary.encode(" ".join(words))], dtype=torch.int32)
+    # The words of a lexicon may be written otherwise than the model spells them
+    spelled = [vocabulary.normalise(word).replace(" ", "") or word for word in words]
+    tokens = torch.tensor([vocabulary.encode(" ".join(spelled))], dtype=torch.int32)
     needed = tokens.shape[1] + int((tokens[0, 1:] == tokens[0, :-1]).sum())  # a blank parts equal ones
     if needed > len(log_probs):
         raise ValueError(

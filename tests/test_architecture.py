@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "word_times": {"frames", "data.text"},
     "transcripts": {"files", "data.preparation", "word_times"},
     "transcription": {
+        "frames",
         "data.preparation",
         "data.text",
         "decoding",

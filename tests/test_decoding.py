@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,7 @@ def test_settings_move_with_the_folder_that_holds_their_files(files: Path, tmp_p
     assert Path(moved.lm or "") == tmp_path / "b" / "digits.arpa"
     assert moved.lm_weight == 1.25
     assert moved.rescorer == str(Path("elsewhere").resolve())
-    assert search_with(tmp_path / "b" / "decoder.json", letters, rescorer=None).settings.lm == moved.lm
+    assert search_with(replace(moved, rescorer=None), letters).settings.lm == moved.lm
 
 
 def with_file(name: str, content: str | None, **other: str) -> Any:
@@ -272,7 +273,7 @@ def with_file(name: str, content: str | None, **other: str) -> Any:
         (with_file("a.lexicon", "\n"), "a.lexicon: an empty lexicon"),
         (
             with_file("a.lexicon", "RED\tR E D |\nBLUE\tB L U E |\nRUST\tR U S T |\n"),
-            "knows none of the words",
+            "knows 0 of 3 words of .*in the same case",
         ),
         (lambda files, folder: settings_of(files, lexicon=None), "knows words such as 'EIGHT', not letters; give the"),
         (lambda files, folder: settings_of(files, rescorer=str(folder / "no")), "rescorer .*no: no such directory"),
@@ -301,3 +302,30 @@ def test_what_are_no_settings_is_refused(tmp_path: Path, content: str | None) ->
 def test_settings_that_search_for_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="beam_size 0, nbest 1"):
         DecoderSettings(beam_size=0)
+
+
+def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A CAT AND I SAT\nI SAW A DOG AND A CAT\n")
+    ngram(tmp_path / "text.txt", tmp_path / "words.arpa", order=2)
+    ngram(tmp_path / "text.txt", tmp_path / "letters.arpa", order=3, letters=True)
+    with pytest.raises(ValueError, match="knows words such as 'AND', not letters"):
+        BeamSearch(DecoderSettings(lm=str(tmp_path / "words.arpa")), letters)
+    BeamSearch(DecoderSettings(lm=str(tmp_path / "letters.arpa")), letters)
+    (tmp_path / "long.lexicon").write_text("".join(f"{word}\t{' '.join(word)} |\n" for word in WORDS))
+    mixed = DecoderSettings(lm=str(tmp_path / "letters.arpa"), lexicon=str(tmp_path / "long.lexicon"))
+    with pytest.raises(ValueError, match="knows 0 of 8 words"):
+        BeamSearch(mixed, letters)
+
+
+def test_a_narrow_beam_says_no_half_words(files: Path) -> None:
+    search = BeamSearch(settings_of(files, lm=None, beam_size=1, num_workers=0), letters)
+    assert {word for [best] in search.nbest_of(heard(8)) for word in best.text.split()} <= set(WORDS)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lm_weight": "x"}, {"nbest": 1.5}, {"num_workers": "a"}, {"rescorer_case": "title"}]
+)
+def test_settings_of_another_kind_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (tmp_path / "decoder.json").write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match=r"decoder\.json: no settings of a decoder \(.*; (it is a num|choose low)"):
+        read_settings(tmp_path / "decoder.json")

@@ -1,6 +1,9 @@
+import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import pytest
@@ -14,10 +17,13 @@ from test_pretraining import a_model
 from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
 from hubert_lightning.data.datamodule import TranscribedData, check_transcripts
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.data.text import LETTERS, Vocabulary
+from hubert_lightning.data.text import LETTERS, Vocabulary, vocabulary_of
+from hubert_lightning.decoding import DecoderSettings
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.recognition import load_ctc
+from hubert_lightning.spelling import lexicon
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +186,72 @@ def test_a_frozen_encoder_under_ddp_that_waits_for_it_is_refused(manifests: Path
     with pytest.raises(ValueError, match="freeze_steps 2: the encoder has no gradients at first, which DDP waits for"):
         model.setup("fit")
     model.setup("test")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"freeze_steps": 7},
+            "of the convolutions stay as they are, .* of the Transformer learn from step 7 on, 1.0 k of",
+        ),
+        (
+            {"freeze_steps": 0},
+            "of the convolutions stay as they are, .* of the Transformer learn from the start, 1.0 k",
+        ),
+        (
+            {"freeze_steps": 3, "freeze_convolutions": False},
+            "of the convolutions learn from step 3 on, .* of the Transformer learn from step 3 on",
+        ),
+    ],
+)
+def test_a_fit_tells_what_learns_and_from_when(options: dict[str, Any], sentence: str) -> None:
+    model = CTCFinetuning(encoder=TINY, **options)
+    assert re.search(sentence, model._account())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert model._account().startswith(f"{total / 1e6:.2f} M parameters")
+
+
+def test_what_only_the_validation_says_is_told_and_counts_as_errors(
+    manifests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuts = with_text(copy.deepcopy(read_manifest(manifests / "test.jsonl.gz")), "ONE É TWO")
+    check_transcripts(cuts, Vocabulary(), training=False)
+    assert "has characters that the model cannot spell (in all 'É' 1 times): they count as errors" in caplog.text
+    batch = TranscribedBatches(cuts, Vocabulary())[BatchPlan((0,), 0)]
+    assert batch.text == ("ONE É TWO",)
+    assert Vocabulary().decode(batch.token[0].tolist()) == "ONE TWO "
+
+
+def test_a_model_spells_with_the_vocabulary_that_it_is_given(manifests: Path, tmp_path: Path) -> None:
+    vocabulary, _, _ = vocabulary_of(["grün, blau 5"])
+    vocabulary.write(tmp_path / "v.json")
+    model = CTCFinetuning(encoder=TINY, vocabulary=tmp_path / "v.json")
+    assert model.head.out_features == len(vocabulary)
+    trainer = a_trainer(tmp_path, 0)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "ctc.ckpt", weights_only=True)
+    (tmp_path / "v.json").unlink()
+    assert load_ctc(tmp_path / "ctc.ckpt").vocabulary == vocabulary
+    again = CTCFinetuning(pretrained=tmp_path / "ctc.ckpt", keep_head=True)
+    assert again.vocabulary == vocabulary
+    torch.testing.assert_close(again.head.weight, model.head.weight)
+    with pytest.raises(ValueError, match=r"ctc\.ckpt: its head spells with another vocabulary than the one given"):
+        CTCFinetuning(pretrained=tmp_path / "ctc.ckpt", keep_head=True, vocabulary=Vocabulary())
+    with pytest.raises(ValueError, match="keep_head, but nothing is pretrained"):
+        CTCFinetuning(encoder=TINY, keep_head=True)
+
+
+def test_testing_searches_with_the_decoder_that_is_named(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("ONE TWO\n")
+    lexicon(tmp_path / "words.txt", tmp_path / "words.lexicon")
+    decoder = DecoderSettings(lexicon=str(tmp_path / "words.lexicon"), beam_size=10)
+    model = CTCFinetuning(encoder=TINY, decoder=decoder)
+    data = TranscribedData(
+        validation=[manifests / "test.jsonl.gz"], test=[manifests / "test.jsonl.gz"], max_duration=12, num_workers=0
+    )
+    a_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
+    said = " ".join(json.loads(line)["hypothesis"] for line in (tmp_path / "test.jsonl").open())
+    assert set(said.split()) <= {"ONE", "TWO"}
+    a_trainer(tmp_path, 1).validate(model, datamodule=data, verbose=False)
+    assert not set(" ".join(row["hypothesis"] for row in model.rows).split()) <= {"ONE", "TWO"}

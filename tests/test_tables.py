@@ -45,14 +45,14 @@ def test_speakers_are_held_out_whole_where_there_are_many(tmp_path: Path) -> Non
     train, dev = (read_manifest(path) for path in prepare_csv(tmp_path / "validated.tsv", tmp_path / "out"))
     speakers = [{cut.supervisions[0].speaker for cut in cuts} for cuts in (train, dev)]
     assert not speakers[0] & speakers[1]
-    assert len(dev) == 4
+    assert len(dev) == 2
 
 
 def test_nothing_is_held_out_if_not_asked(tmp_path: Path) -> None:
     [name] = clips(tmp_path / "audio", 1)
-    (tmp_path / "table.csv").write_text(f"wav;transcript\n{name};one; two\n")
+    (tmp_path / "table.csv").write_text(f'wav; transcript\r\n{name}; "one; two"\r\n')
     [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0, audio=tmp_path / "audio")
-    assert [cut.supervisions[0].text for cut in read_manifest(train)] == ["one"]  # a sentence in need of quotes
+    assert [cut.supervisions[0].text for cut in read_manifest(train)] == ["one; two"]
 
 
 def test_rows_that_cannot_be_used_are_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +65,9 @@ def test_rows_that_cannot_be_used_are_told_and_left_out(tmp_path: Path, capsys: 
         "gone.wav,gone",
         f"{names[0]},twice",
         ",nameless",
+        f"{names[3]},hello, world",
+        'x.wav,"begun',
+        'y.wav,not ended"',
     ]
     (tmp_path / "table.csv").write_text("\n".join(["file,text", *rows]))
     main(["prepare", "csv", str(tmp_path / "table.csv"), str(tmp_path / "out"), "--heldout=0"])
@@ -76,9 +79,11 @@ def test_rows_that_cannot_be_used_are_told_and_left_out(tmp_path: Path, capsys: 
         "gone.wav\tnot there: correct its path",
         "00.wav\tnamed as another file",
         "\tno path in its row",
+        "03.wav\tits row has more columns than the first line",
+        "x.wav\tseveral lines in its row",
     ):
         assert reason in refused
-    assert "5 audio files refused" in capsys.readouterr().out
+    assert "7 audio files refused" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -99,3 +104,19 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, content: bytes | None, 
         (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
         prepare_csv(tmp_path / "table.csv", tmp_path / "out", **options)
+
+
+def test_quotes_are_letters_between_tabs(tmp_path: Path) -> None:
+    names = clips(tmp_path, 2)
+    (tmp_path / "t.tsv").write_text(f'path\tsentence\n{names[0]}\t"Yes, he said\n{names[1]}\tno\n')
+    [train] = prepare_csv(tmp_path / "t.tsv", tmp_path / "out", heldout=0)
+    assert [cut.supervisions[0].text for cut in read_manifest(train)] == ['"Yes, he said', "no"]
+
+
+def test_a_speaker_who_says_most_is_not_held_out(tmp_path: Path) -> None:
+    names = clips(tmp_path, 30)
+    for salt in range(5):
+        rows = [f"{name},one,{salt}-{max(0, number - 19)}" for number, name in enumerate(names)]  # 20 of one speaker
+        (tmp_path / "t.csv").write_text("\n".join(["path,text,speaker", *rows]))
+        _, dev = prepare_csv(tmp_path / "t.csv", tmp_path / f"out{salt}")
+        assert len(read_manifest(dev)) == 3

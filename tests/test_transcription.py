@@ -1,9 +1,13 @@
 """A list of recordings becomes transcripts: of any format and length, and whatever is wrong with some of them."""
 
 import json
+import os
+import pty
 import re
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,12 +22,13 @@ from torch import Tensor
 from hubert_lightning.cli import main
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.preparation import examine
+from hubert_lightning.data.text import LETTERS, Vocabulary
 from hubert_lightning.decoding import greedy
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_samples
 from hubert_lightning.pauses import quiet_windows
 from hubert_lightning.recognition import LONGEST, CTCModel, load_ctc
 from hubert_lightning.transcripts import FORMATS, Transcript
-from hubert_lightning.word_times import Word
+from hubert_lightning.word_times import Word, word_times
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +195,8 @@ def test_every_format_tells_the_same_words_and_times(
         ]
         captions = [block.split("\n") for block in srt.strip().split("\n\n")]
         assert [caption[0] for caption in captions] == [str(n + 1) for n in range(len(captions))]
-        assert " ".join(caption[2] for caption in captions).split() == text.split()
+        assert [word for caption in captions for line in caption[2:] for word in line.split()] == text.split()
+        assert all(len(line) <= 42 or " " not in line for caption in captions for line in caption[2:])
 
 
 def test_a_known_text_is_aligned_where_it_was_said(
@@ -217,7 +223,8 @@ def test_a_known_text_is_aligned_where_it_was_said(
 def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
     words = [Word("WORD", 0.5 * n, 0.5 * n + 0.4, 1.0) for n in range(20)] + [Word("LATE", 3599.9996, 3600.5, 1.0)]
     captions = [block.split("\n") for block in FORMATS["srt"](Transcript("a", 3601, "", words)).strip().split("\n\n")]
-    assert captions[0] == ["1", "00:00:00,000 --> 00:00:05,900", " ".join(["WORD"] * 12)]
+    lines = [" ".join(["WORD"] * 8), " ".join(["WORD"] * 4)]  # of 42 letters at most
+    assert captions[0] == ["1", "00:00:00,000 --> 00:00:05,900", *lines]
     assert captions[1][1] == "00:00:06,000 --> 00:00:09,900"
     assert captions[2] == ["3", "01:00:00,000 --> 01:00:00,500", "LATE"]
 
@@ -250,3 +257,21 @@ def test_what_cannot_be_done_is_said_before_work_starts(
     assert sentence in told.err
     assert told.out == ""
     assert run("align", model, "a.wav", "b.flac", "--text", "A") == 2
+
+
+def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path, speech: list[Path]) -> None:
+    folder = speech[0].parent
+    command = [sys.executable, "-m", "hubert_lightning", "transcribe", model, *speech]
+    master, terminal = pty.openpty()
+    with (folder / "out.txt").open("w") as out:
+        subprocess.run(command, stdout=out, stderr=terminal, check=True)
+    os.close(terminal)
+    os.close(master)
+    lines = [line.split("\t") for line in (folder / "out.txt").read_text().splitlines()]
+    assert lines == [[str(path), said(model, samples(path))] for path in speech]
+
+
+def test_words_that_are_written_otherwise_than_spelled_have_times() -> None:
+    log_probs = torch.randn(30, len(LETTERS)).log_softmax(dim=-1)
+    found = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
+    assert [word.text for word in found] == ["two", "well-known"]

@@ -193,7 +193,7 @@ class TranscribedData(LightningDataModule):
             self.cuts[part] = read_manifest(paths)
             check_audio(self.cuts[part])
             if stage != "predict":
-                check_transcripts(self.cuts[part], _model(self).vocabulary)
+                check_transcripts(self.cuts[part], _model(self).vocabulary, training=part == "train")
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
 
@@ -236,8 +236,9 @@ def _check_masks(prob: float, length: int) -> None:
         )
 
 
-def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
-    """Refuse transcripts that CTC cannot learn.
+def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = True) -> None:
+    """Refuse transcripts that CTC cannot learn; where nothing is learnt, unknown characters are told, and count as
+    errors.
 
     Raises:
         ValueError: A cut without words, with characters that are no token, or with more tokens than frames.
@@ -252,13 +253,21 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary) -> None:
     if unknown := vocabulary.unknown_characters("".join(written)):
         having = [(cut.id, text) for cut, text in texts if vocabulary.unknown_characters(text)]
         counts = ", ".join(f"{character!r} {written[character]} times" for character in sorted(unknown))
+        if not training:
+            log.warning(
+                "%s: the transcript has characters that the model cannot spell%s (in all %s): they count as errors",
+                having[0][0],
+                _and_others(having),
+                counts,
+            )
+    if unknown and training:
         raise ValueError(
             f"{having[0][0]}: the transcript {having[0][1][:40]!r} has characters that are not among the model's "
             f"letters{_and_others(having)} (in all {counts}); spell them out or remove them and prepare the manifest "
             "again, or train a model with a vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
-        tokens = [*vocabulary.encode(text), vocabulary.boundary]
+        tokens = [*vocabulary.encode(vocabulary.known(text)), vocabulary.boundary]
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
             raise ValueError(

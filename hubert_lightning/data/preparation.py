@@ -240,7 +240,10 @@ def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     sounds: dict[Path, Sound | str] = {}
     hours = 0.0
     # Threads suffice: soundfile holds no interpreter lock while it reads and decodes.
-    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor() as pool:
+    with (
+        Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress,
+        ThreadPoolExecutor() as pool,
+    ):
         task = progress.add_task("checking audio", total=sum(sizes), hours=0.0)
         for path, size, sound in zip(paths, sizes, pool.map(_decode, paths), strict=True):
             sounds[path] = sound

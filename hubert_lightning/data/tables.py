@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from hubert_lightning.data.preparation import AudioFile, prepare
@@ -13,6 +14,7 @@ PATH, TEXT, SPEAKER = (
     ("speaker", "client_id", "speaker_id"),
 )
 """What columns are called in the tables that people have, Common Voice's among them."""
+TOO_LONG = "has more columns than the first line"
 MANY_SPEAKERS = 10
 """With so many, those held out can be others than those trained on."""
 
@@ -46,7 +48,7 @@ def prepare_csv(
     speaker_of = _column(table, columns, speaker_column, SPEAKER, "speaker", needed=speaker_column is not None)
     root = Path(audio) if audio else Path(table).parent
     files = [
-        _file(root, row[path_of] or "", row[text_of] or "", (row[speaker_of] or None) if speaker_of else None)
+        _file(root, row.get(path_of, ""), row.get(text_of, ""), row.get(speaker_of) or None, row[TOO_LONG])
         for row in rows
     ]
     if not files:
@@ -56,15 +58,19 @@ def prepare_csv(
     return prepare({name: of for name, of in found.items() if of}, Path(out))
 
 
-def _read(table: Path) -> tuple[list[dict[str, str | None]], list[str]]:
+def _read(table: Path) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
             # Sentences have commas and semicolons too, so that the first line alone tells which parts columns
             delimiter = max("\t;,", key=first.count)
-            reader = csv.DictReader(file, delimiter=delimiter, restkey="further")
-            return list(reader), [name.strip() for name in reader.fieldnames or []]
+            # Quotes are letters like others between tabs, as in Common Voice's tables
+            how = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
+            lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, **how)  # type: ignore[arg-type]
+            names = [name.strip() for name in next(lines, [])]
+            rows = [dict(zip(names, line, strict=False)) | {TOO_LONG: len(line) > len(names)} for line in lines if line]
+            return rows, names
     except OSError as error:
         raise ValueError(f"{table}: cannot be read ({error.strerror}); give a CSV or TSV file") from error
     except UnicodeDecodeError as error:
@@ -85,12 +91,16 @@ def _column(
     return name
 
 
-def _file(root: Path, path: str, text: str, speaker: str | None) -> AudioFile:
+def _file(root: Path, path: str, text: str, speaker: str | None, too_long: bool) -> AudioFile:
     place = root / path.strip()
     words = " ".join(text.split())
     refused = None
     if not path.strip():
         refused = "no path in its row of the table"
+    elif too_long:
+        refused = "its row has more columns than the first line: put a sentence with commas in quotes"
+    elif "\n" in text.strip():
+        refused = "several lines in its row of the table: close the quotes of the sentence before"
     elif not words:
         refused = "no sentence in its row of the table"
     return AudioFile(place, Path(path.strip()).as_posix(), speaker, words or None, refused)
@@ -103,8 +113,10 @@ def _heldout(files: Sequence[AudioFile], share: float) -> set[AudioFile]:
     for file in files:
         groups.setdefault((file.speaker if together else None) or file.id, []).append(file)
     chosen: set[AudioFile] = set()
+    wanted = round(share * len(files))
     for name in sorted(groups, key=lambda name: (crc32(name.encode()), name)):
-        if len(chosen) >= share * len(files) or len(chosen) + len(groups[name]) >= len(files):
-            break
-        chosen.update(groups[name])
+        if len(chosen) + len(groups[name]) <= wanted:  # a speaker who says a lot is rather trained on
+            chosen.update(groups[name])
+    if share and not chosen and len(groups) > 1:
+        chosen.update(groups[min(groups, key=lambda name: len(groups[name]))])
     return chosen

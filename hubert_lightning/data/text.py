@@ -10,6 +10,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Literal
 
+from hubert_lightning.files import write_whole
+
 BLANK = 0  # the token of CTC that stands for no character
 BOUNDARY = "|"  # between words
 APOSTROPHES = str.maketrans({"’": "'", "ʼ": "'", "＇": "'"})  # typographic ones are one letter with the plain one
@@ -79,6 +81,10 @@ class Vocabulary:
             )
         return [self._ids[character] for character in text]
 
+    def known(self, text: str) -> str:
+        """A normalised text without the characters that are no token."""
+        return " ".join("".join(character for character in text if character in self._ids).split())
+
     @property
     def boundary(self) -> int:
         """The token between words."""
@@ -100,8 +106,7 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, which `read_vocabulary` reads."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", "utf-8")
+        write_whole(path, (json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

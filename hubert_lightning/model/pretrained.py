@@ -216,7 +216,7 @@ _FIXED = {
 def read_json(file: Path) -> dict[str, Any]:
     """The settings in a file of a transformers directory."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
