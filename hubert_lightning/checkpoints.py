@@ -91,6 +91,10 @@ class WholeSteps(Callback):
                 "(model.init_args.pretrained)"
             )
         _count_whole_steps(checkpoint, before[1], accumulate)
+        for stopping in trainer.early_stopping_callbacks:
+            if state := checkpoint.get("callbacks", {}).get(stopping.state_key):
+                # Whoever goes on from where it stopped has asked for more, and may be more patient
+                state |= {"patience": stopping.patience, "stopping_reason_message": None}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the learning rate of the schedule, which has changed where a run is given more steps."""

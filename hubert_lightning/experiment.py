@@ -23,6 +23,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from torch import Tensor
 
@@ -168,7 +169,7 @@ class HubertCLI(LightningCLI):
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
-                print(f"{config.output}: finished already (metrics.json); for a new run choose another --output")
+                print(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
             try:
                 Path(config.output).mkdir(parents=True, exist_ok=True)
@@ -247,8 +248,11 @@ class HubertCLI(LightningCLI):
             return
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
         if trainer.is_global_zero:
-            steps = {"steps": torch.tensor(trainer.global_step)}
-            _write_metrics(Path(trainer.default_root_dir) / "metrics.json", trainer.callback_metrics | steps)
+            facts: dict[str, Any] = {"steps": trainer.global_step}
+            if reason := _stopped_early(trainer):
+                rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
+                facts |= {"stopped_early": reason, "max_steps": trainer.max_steps}
+            _write_metrics(Path(trainer.default_root_dir) / "metrics.json", trainer.callback_metrics, facts)
             for logger in trainer.loggers:
                 if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
                     logger.experiment.finish()  # type: ignore[attr-defined]
@@ -405,11 +409,38 @@ def _listed(one_or_several: Any) -> list[Any]:
 
 
 def _finished(config: Namespace) -> bool:
+    """Whether all steps are done, or as many were asked for as when the run stopped early."""
+    metrics = _final_metrics(Path(config.output))
+    if "stopped_early" in metrics:
+        before, asked = metrics["max_steps"], config.trainer.max_steps
+        return before < 1 or 0 < asked <= before
+    return 0 < config.trainer.max_steps <= metrics.get("steps", 0)
+
+
+def _finished_already(config: Namespace, output: Path) -> str:
+    if reason := _final_metrics(Path(config.output)).get("stopped_early"):
+        return (
+            f"{output}: finished already, stopped early ({reason}); to go on, raise max_steps, and the patience of "
+            "EarlyStopping or leave it out; for a new run choose another --output"
+        )
+    return f"{output}: finished already (metrics.json); for a new run choose another --output"
+
+
+def _final_metrics(folder: Path) -> dict[str, Any]:
     try:
-        steps = json.loads((Path(config.output) / "metrics.json").read_text())["steps"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):  # or cut short: the checkpoint tells
-        return False
-    return 0 < config.trainer.max_steps <= steps
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # or cut short: the checkpoint tells
+        return {}
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def _stopped_early(trainer: Trainer) -> str | None:
+    """What EarlyStopping says why it ended the run, if it did."""
+    done = 0 < trainer.max_steps <= trainer.global_step
+    if done or not trainer.should_stop:
+        return None
+    reasons = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
+    return next((" ".join(reason.split()) for reason in reasons if reason), None)
 
 
 def _experiment(config: dict[str, Any]) -> dict[str, Any]:
@@ -449,8 +480,9 @@ def _check_kind(path: Path, class_path: str) -> None:
         )
 
 
-def _write_metrics(path: Path, metrics: dict[str, Tensor]) -> None:
-    path.write_text(json.dumps({name: value.item() for name, value in metrics.items()}, indent=2) + "\n")
+def _write_metrics(path: Path, metrics: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
+    values = {name: value.item() for name, value in metrics.items()} | (facts or {})
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:
