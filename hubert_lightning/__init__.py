@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hubert_lightning.finetuning import CTCFinetuning
     from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
     from hubert_lightning.model.pretrained import load_encoder
+    from hubert_lightning.peak_rate import PeakRateFinder
     from hubert_lightning.pretraining import HubertPretraining
     from hubert_lightning.relabelling import Relabel
     from hubert_lightning.sharding import LayerwiseFSDP
@@ -29,6 +30,7 @@ _HOMES = {
     "KMeans": "clustering.kmeans",
     "LayerQuality": "unit_quality",
     "LayerwiseFSDP": "sharding",
+    "PeakRateFinder": "peak_rate",
     "PretrainingData": "data.datamodule",
     "Relabel": "relabelling",
     "ScikitKMeans": "clustering.kmeans",
@@ -45,6 +47,7 @@ __all__ = [
     "KMeans",
     "LayerQuality",
     "LayerwiseFSDP",
+    "PeakRateFinder",
     "PretrainingData",
     "Relabel",
     "ScikitKMeans",

@@ -1,0 +1,82 @@
+"""The rate that is found is the schedule's peak, and looking for it leaves nothing behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from test_finetuning import quick
+from torch import Tensor
+
+from hubert_lightning.data.datamodule import TranscribedData
+from hubert_lightning.finetuning import CTCFinetuning
+from hubert_lightning.peak_rate import PeakRateFinder, _steepest
+
+
+class Watch(Callback):
+    """Weights and batch before the first step, and every step's rate."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.ids: tuple[str, ...] = ()
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:  # type: ignore[no-untyped-def]
+        if not self.weights:
+            self.weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            self.ids = batch.id
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fitted(manifests: Path, folder: Path, *finders: Callback, steps: int = 10) -> tuple[Trainer, Watch]:
+    seed_everything(0, verbose=False)
+    model = CTCFinetuning(
+        encoder=TINY, freeze_steps=0, freeze_convolutions=False, optimizer=quick, warmup=0.2, decay=0.5
+    )
+    watch = Watch()
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*finders, watch],
+        use_distributed_sampler=False,
+    )
+    trainer.fit(
+        model, datamodule=TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
+    )
+    return trainer, watch
+
+
+def test_the_rate_that_is_found_is_the_peak_and_the_rest_is_as_without(manifests: Path, tmp_path: Path) -> None:
+    finder = PeakRateFinder(lowest=1e-5, highest=1.0, steps=40)
+    trainer, found = fitted(manifests, tmp_path, finder)
+    _, without = fitted(manifests, tmp_path)
+    assert finder.optimal_lr is not None
+    peak = max(found.rates)
+    assert 1e-5 < peak < 1.0
+    assert peak == pytest.approx(_steepest(finder.optimal_lr.results))
+    assert found.ids == without.ids
+    for name, value in without.weights.items():
+        torch.testing.assert_close(found.weights[name], value, rtol=0, atol=0)
+    assert trainer.global_step == 10
+    assert found.rates == pytest.approx([rate * peak / 2e-3 for rate in without.rates])
+    assert not list(tmp_path.glob(".lr_find*"))
+
+
+def test_rates_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"PeakRateFinder: lowest 0\.1, highest 0\.01, steps 100; try 20 steps"):
+        PeakRateFinder(lowest=0.1, highest=0.01)
+
+
+def test_the_peak_is_where_the_loss_falls_fastest_by_the_logarithm_of_the_rate() -> None:
+    rates = np.logspace(-6, -1, 100)
+    losses = 5 - 2 / (1 + np.exp(-4 * np.log10(rates / 1e-3)))  # falls around 1e-3
+    assert _steepest({"lr": rates, "loss": losses}) == pytest.approx(1e-3, rel=0.2)
+    assert _steepest({"lr": rates[:12], "loss": losses[:12]}) is None
