@@ -16,21 +16,22 @@ USAGE = """usage: hubert VERB ...
 
 HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune with CTC.
 
-  demo       see the whole job on synthetic speech, on any machine
-  prepare    make manifests: prepare librispeech | librilight | folder | csv | shar | alignments
-  fit        pre-train or fine-tune:  hubert fit --config configs/pretrain/base.yaml
-  validate   losses, accuracies or error rates on the validation manifests
-  test       word and character error rate on the test manifests, hypotheses to test.jsonl
-  predict    transcribe the test manifests, hypotheses to predict.jsonl
-  vocabulary the letters of transcripts, in any language, for a model to spell with
-  ngram      a language model and a lexicon of your own text; lexicon: of a list of words, or of a language model
+  demo          see the whole job on synthetic speech, on any machine
+  prepare       make manifests: prepare librispeech | librilight | folder | csv | shar | alignments
+  vocabulary    the letters of transcripts, in any language, for a model to spell with
+  fit           pre-train or fine-tune:  hubert fit --config configs/pretrain/base.yaml
+  validate      losses, accuracies or error rates on the validation manifests
+  test          word and character error rate on the test manifests, hypotheses to test.jsonl
+  predict       transcribe the test manifests, hypotheses to predict.jsonl
+  score         error rates of test.jsonl with confidence intervals, by speaker; the worst utterances; two systems
+  average       one checkpoint whose weights are the mean of several
+  ngram         a language model, and a lexicon, of your own text
+  lexicon       the letters of every word of a list or a language model, for a beam search
   tune-decoder  the weights of a beam search, on transcribed utterances
-  transcribe recordings of any format and length, as text, JSON, subtitles or CTM
-  align      when each word of a known text was said
-  score      error rates of test.jsonl with confidence intervals, by speaker; the worst utterances; two systems
-  labels     of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
-  average    one checkpoint whose weights are the mean of several
-  quality    PNMI and purities of every layer's clusters; which layer to cluster next
+  transcribe    recordings of any format and length, as text, JSON, subtitles or CTM
+  align         when each word of a known text was said
+  labels        of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
+  quality       PNMI and purities of every layer's clusters; which layer to cluster next
 
 Each has its own help: hubert fit --help
 """
@@ -206,15 +207,15 @@ def _demo(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
-    "labels": _labels,
     "vocabulary": _spelling("vocabulary"),
-    "lexicon": _spelling("lexicon"),
+    **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
+    "score": _score,
+    "average": _average,
     "ngram": _ngram,
+    "lexicon": _spelling("lexicon"),
     "tune-decoder": _tune_decoder,
     "transcribe": _of_files("transcribe"),
     "align": _of_files("align"),
+    "labels": _labels,
     "quality": _quality,
-    "score": _score,
-    "average": _average,
-    **{verb: _lightning(verb) for verb in ("fit", "validate", "test", "predict")},
 }
