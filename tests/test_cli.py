@@ -303,9 +303,7 @@ def test_prepare_folder_takes_what_it_can(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
-    assert "'trian' is no verb of hubert; it is one of demo, prepare, vocabulary, fit" in refused(
-        capsys, "trian"
-    )
+    assert "'trian' is no verb of hubert; it is one of demo, prepare, vocabulary, fit" in refused(capsys, "trian")
 
 
 @pytest.mark.parametrize(
