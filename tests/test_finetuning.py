@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from conftest import TINY
 from lhotse import CutSet
 from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from test_pretraining import a_model
 
+from hubert_lightning.checkpoints import WholeSteps
 from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
 from hubert_lightning.data.datamodule import TranscribedData, check_transcripts
 from hubert_lightning.data.manifest import read_manifest, write_manifest
@@ -255,3 +257,41 @@ def test_testing_searches_with_the_decoder_that_is_named(manifests: Path, tmp_pa
     assert set(said.split()) <= {"ONE", "TWO"}
     a_trainer(tmp_path, 1).validate(model, datamodule=data, verbose=False)
     assert not set(" ".join(row["hypothesis"] for row in model.rows).split()) <= {"ONE", "TWO"}
+
+
+@pytest.mark.parametrize("stopped", [2, 4, 6, 7])
+def test_a_run_that_goes_on_while_or_when_the_encoder_was_frozen_ends_in_the_same_weights(
+    stopped: int, pretrained: Path, manifests: Path, tmp_path: Path
+) -> None:
+    """The encoder is frozen for four steps of two batches."""
+
+    def fit(folder: Path, checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
+        seed_everything(0, verbose=False)
+        model = CTCFinetuning(pretrained=pretrained, freeze_steps=4, optimizer=quick, layer_drop=0.3, dropout=0.1)
+        data = TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=6, num_workers=0)
+        trainer = Trainer(
+            default_root_dir=folder,
+            max_steps=8,
+            max_epochs=-1,
+            accelerator="cpu",
+            logger=False,
+            accumulate_grad_batches=2,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[
+                WholeSteps(),
+                ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False),
+            ],
+        )
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return model.state_dict()
+
+    whole = fit(tmp_path / "whole")
+    then = torch.load(tmp_path / "whole" / f"{stopped}.ckpt", weights_only=True)
+    weight = "projection.weight"  # which no step leaves out
+    learnt = not torch.equal(then["state_dict"][f"encoder.{weight}"], load_encoder(pretrained).state_dict()[weight])
+    assert learnt == (stopped > 4)
+    rest = fit(tmp_path / "rest", tmp_path / "whole" / f"{stopped}.ckpt")
+    for name, value in whole.items():
+        torch.testing.assert_close(rest[name], value, rtol=0, atol=0, msg=name)
+    assert not (tmp_path / "rest" / f"{stopped - 1}.ckpt").exists()  # no step is taken again
