@@ -22,7 +22,7 @@ from hubert_lightning.data.batches import TranscribedBatch
 from hubert_lightning.data.text import BLANK, Vocabulary, read_vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
 from hubert_lightning.frames import num_frames
-from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
+from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
@@ -138,7 +138,8 @@ class CTCFinetuning(LightningModule):
         kept:         (layers,), whether each layer is computed; drawn anew in training if not given
         returns:      (batch, frames, tokens) float32
         """
-        frozen = self.training and self.trainer.global_step < self.freeze_steps
+        # Where rates are tried, it is not: one that suits the head alone would be far too high for the encoder
+        frozen = self.training and self.trainer.global_step < self.freeze_steps and not tries_rates(self.trainer)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             frames = self.encoder(waveform, length, mask, channel_mask, kept)
         return self.head(frames).float().log_softmax(dim=-1)

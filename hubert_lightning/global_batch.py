@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.tuner.lr_finder import _LRCallback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
@@ -115,9 +116,10 @@ class GlobalBatch:
         if clip and algorithm == "value":
             torch.nn.utils.clip_grad_value_(module.parameters(), clip)
         self._leave_out(optimizer, broken, sharded)
-        self._last.append(self._batches)
+        if not tries_rates(trainer):  # of which the highest are to be too high
+            self._last.append(self._batches)
+            self._count(broken)
         self._weight, self._batches = 0.0, []
-        self._count(broken)
         return norm
 
     def _leave_out(self, optimizer: Optimizer, broken: Tensor, sharded: bool) -> None:
@@ -153,3 +155,8 @@ class GlobalBatch:
             f"{self.max_skipped} steps in a row were left out because {where} was not finite; {out}, and run the same "
             "command again: it goes on from the last checkpoint, whose weights are sound"
         )
+
+
+def tries_rates(trainer: Trainer) -> bool:
+    """Whether these steps are those of a learning rate finder, which are undone afterwards."""
+    return any(isinstance(callback, _LRCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ class PeakRateFinder(LearningRateFinder):
     """Lightning's learning rate finder for our tasks, whose rate is the peak of a schedule.
 
     Before the first step, a hundred steps at rising rates are tried and undone; where the loss falls fastest is the
-    peak. A run that goes on keeps the peak that it has. A frozen encoder says nothing of its rate: look without
-    freeze_steps.
+    peak. They are tried on all that is ever trained, also where the encoder is frozen at first; the highest may be far
+    too high, so that losses which are not finite do not count. A run that goes on keeps the peak that it has.
 
     Args:
         lowest: Rate to begin with.

@@ -1,5 +1,6 @@
 """The rate that is found is the schedule's peak, and looking for it leaves nothing behind."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from test_finetuning import quick
 from torch import Tensor
 
+from hubert_lightning.data.batches import TranscribedBatch
 from hubert_lightning.data.datamodule import TranscribedData
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.peak_rate import PeakRateFinder, _steepest
@@ -30,10 +32,31 @@ class Watch(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def fitted(manifests: Path, folder: Path, *finders: Callback, steps: int = 10) -> tuple[Trainer, Watch]:
+class Diverging(CTCFinetuning):
+    """Whose loss is not finite once the rate is too high."""
+
+    def training_step(self, batch: TranscribedBatch) -> Tensor:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return super().training_step(batch) * (math.nan if rate > 1e-2 else 1)
+
+
+def fitted(
+    manifests: Path,
+    folder: Path,
+    *finders: Callback,
+    steps: int = 10,
+    kind: type[CTCFinetuning] = CTCFinetuning,
+    freeze_steps: int = 0,
+) -> tuple[Trainer, Watch]:
     seed_everything(0, verbose=False)
-    model = CTCFinetuning(
-        encoder=TINY, freeze_steps=0, freeze_convolutions=False, optimizer=quick, warmup=0.2, decay=0.5
+    model = kind(
+        encoder=TINY,
+        freeze_steps=freeze_steps,
+        freeze_convolutions=False,
+        optimizer=quick,
+        warmup=0.2,
+        decay=0.5,
+        max_skipped=1,
     )
     watch = Watch()
     trainer = Trainer(
@@ -68,6 +91,25 @@ def test_the_rate_that_is_found_is_the_peak_and_the_rest_is_as_without(manifests
     assert trainer.global_step == 10
     assert found.rates == pytest.approx([rate * peak / 2e-3 for rate in without.rates])
     assert not list(tmp_path.glob(".lr_find*"))
+
+
+def test_rates_are_tried_on_the_whole_model_also_where_it_is_frozen_at_first(manifests: Path, tmp_path: Path) -> None:
+    tried = []
+    for freeze_steps in (0, 1000):
+        finder = PeakRateFinder(lowest=1e-5, highest=1e-1, steps=30)
+        fitted(manifests, tmp_path, finder, freeze_steps=freeze_steps)
+        assert finder.optimal_lr is not None
+        tried.append(finder.optimal_lr.results)
+    assert tried[0] == tried[1]
+
+
+def test_rates_that_are_too_high_do_not_end_the_run(manifests: Path, tmp_path: Path) -> None:
+    finder = PeakRateFinder(lowest=1e-5, highest=1.0, steps=40)
+    trainer, found = fitted(manifests, tmp_path, finder, kind=Diverging)
+    assert finder.optimal_lr is not None
+    assert not np.isfinite(finder.optimal_lr.results["loss"]).all()
+    assert max(found.rates) <= 1e-2
+    assert trainer.lightning_module.global_batch.skipped == 0
 
 
 def test_rates_that_are_none_are_refused() -> None:
