@@ -48,6 +48,17 @@ def test_speakers_are_held_out_whole_where_there_are_many(tmp_path: Path) -> Non
     assert len(dev) == 2
 
 
+def test_no_recording_is_both_trained_on_and_held_out(tmp_path: Path) -> None:
+    names = clips(tmp_path, 24)
+    rows = [f"{name},one,{number % 12}" for number, name in enumerate(names)]
+    rows += [f"{name},two,{(number + 1) % 12}" for number, name in enumerate(names)]  # as somebody else's
+    (tmp_path / "table.csv").write_text("\n".join(["path,text,speaker", *rows]))
+    train, dev = (read_manifest(path) for path in prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0.3))
+    assert not {cut.id for cut in train} & {cut.id for cut in dev}
+    assert {cut.supervisions[0].text for cut in [*train, *dev]} == {"one"}
+    assert len(train) + len(dev) == 24
+
+
 def test_nothing_is_held_out_if_not_asked(tmp_path: Path) -> None:
     [name] = clips(tmp_path / "audio", 1)
     (tmp_path / "table.csv").write_text(f'wav; transcript\r\n{name}; "one; two"\r\n')

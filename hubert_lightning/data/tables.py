@@ -1,7 +1,7 @@
 """A table of paths and sentences → manifests."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -53,6 +53,7 @@ def prepare_csv(
     ]
     if not files:
         raise ValueError(f"{table}: no rows below its first line, which names the columns; fill it in")
+    files = list(_named_once(files))
     dev = _heldout(files, heldout)
     found = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
     return prepare({name: of for name, of in found.items() if of}, Path(out))
@@ -104,6 +105,18 @@ def _file(root: Path, path: str, text: str, speaker: str | None, too_long: bool)
     elif not words:
         refused = "no sentence in its row of the table"
     return AudioFile(place, Path(path.strip()).as_posix(), speaker, words or None, refused)
+
+
+def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
+    """A path counts in its first row alone: with another speaker, it would be held out and trained on at once."""
+    seen: set[str] = set()
+    for file in files:
+        if file.refused is None and file.id in seen:
+            yield file._replace(refused="named as another file: an earlier row of the table has the same path")
+        else:
+            yield file
+        if file.refused is None:
+            seen.add(file.id)
 
 
 def _heldout(files: Sequence[AudioFile], share: float) -> set[AudioFile]:
