@@ -3,6 +3,7 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -180,7 +181,17 @@ def _of_files(verb: str) -> Callable[[list[str]], None]:
         parser.add_argument("model", type=Path, help="a fine-tuned checkpoint, or a transformers directory")
         parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of them")
         parser.add_function_arguments(function, skip={"model", "files"})
-        if function(**parser.parse_args(args).as_dict()):
+        given = parser.parse_args(args).as_dict()
+        try:
+            failed = function(**given)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print("hubert: interrupted; what was written is whole", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:  # whoever read has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        if failed:
             raise SystemExit(1)
 
     return run

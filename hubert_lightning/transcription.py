@@ -102,7 +102,7 @@ def align(
     def find(cut: Cut, log_probs: Tensor) -> Transcript:
         words = vocabulary.normalise(said.get(cut.id) or "")
         if not words:
-            raise ValueError("no words: put them beside it in a .txt file of the same name")
+            raise ValueError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
         if unknown := vocabulary.unknown_characters(words):
             raise ValueError(f"its words have {sorted(unknown)}, which the model cannot spell: spell them out")
         return Transcript(cut.id, cut.duration, words, word_times(log_probs, words, vocabulary))

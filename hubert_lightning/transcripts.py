@@ -29,6 +29,12 @@ def write_all(
 ) -> int:
     """Write each result where it belongs, tell what failed, and return how many did."""
     number = len(paths)
+    names = [path.stem for path in paths]
+    if format == "ctm" and (twice := next((path for path in paths if names.count(path.stem) > 1), None)):
+        raise ValueError(
+            f"{twice}: another of the files has this name, too, and ctm would take both for one recording; transcribe "
+            "them one after the other, or rename one"
+        )
     if output is not None:
         output = Path(output)
         if output.exists() and not output.is_dir():

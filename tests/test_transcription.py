@@ -212,7 +212,7 @@ def test_a_known_text_is_aligned_where_it_was_said(
     speech[2].with_suffix(".txt").write_text("5 words")
     assert run("align", model, *speech) == 1
     told = capsys.readouterr()
-    assert f"{speech[1]}: no words: put them beside it in a .txt file" in told.err
+    assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in told.err
     assert f"{speech[2]}: its words have ['5'], which the model cannot spell" in told.err
     assert told.out
     assert expected.startswith(told.out)
@@ -233,6 +233,7 @@ def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
     ("args", "sentence"),
     [
         (["a.wav", "other/a.flac", "--output", "out"], "a.wav: another of the files has this name"),
+        (["a.wav", "other/a.flac", "--format", "ctm"], "a.wav: another of the files has this name"),
         (["a.wav", "b.flac", "--format", "srt"], "srt for 2 files needs a folder"),
         (["empty"], "empty: no audio in this folder"),
         (["a.wav", "--decoder", "no.json"], "no.json: no such decoder"),
@@ -275,3 +276,10 @@ def test_words_that_are_written_otherwise_than_spelled_have_times() -> None:
     log_probs = torch.randn(30, len(LETTERS)).log_softmax(dim=-1)
     found = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
     assert [word.text for word in found] == ["two", "well-known"]
+
+
+def test_who_has_read_enough_ends_it_without_a_traceback(model: Path, speech: list[Path]) -> None:
+    command = f"{sys.executable} -m hubert_lightning transcribe {model} {' '.join(map(str, speech))} | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert len(done.stdout) == 1
+    assert "Traceback" not in done.stderr

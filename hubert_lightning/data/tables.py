@@ -83,7 +83,8 @@ def _read(table: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _column(
     table: Path, there: Sequence[str], given: str | None, usual: Sequence[str], what: str, needed: bool = True
 ) -> str:
-    name = next((name for name in ([given] if given else usual) if name in there), "")
+    wanted = [given] if given else usual
+    name = next((name for want in wanted for name in there if name.lower() == want.lower()), "")
     if not name and needed:
         raise ValueError(
             f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there) or 'an empty first line'}; name "
