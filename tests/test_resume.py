@@ -53,7 +53,7 @@ KILLS = [
     # in the middle of a step: one of its two batches is accumulated
     "hubert_lightning.pretraining HubertPretraining.training_step 10 after",
     # while a checkpoint is written
-    "hubert_lightning.checkpoints torch.save 2 after",
+    "hubert_lightning.averaging torch.save 2 after",
     # when the checkpoint before has lost its name, and the new one has none yet
     "hubert_lightning.checkpoints os.replace 3 before",
     # iteration 2: after K-means, before the first label; then once more in a step
