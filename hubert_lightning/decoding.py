@@ -52,7 +52,7 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
     return texts
 
 
-WEIGHTS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
+NUMBERS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class DecoderSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in WEIGHTS}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
         counts = {"beam_size": self.beam_size, "nbest": self.nbest, "num_workers": self.num_workers or 0}
         wrong = [name for name, value in numbers.items() if not isinstance(value, (int, float))]
         wrong += [name for name, value in counts.items() if not isinstance(value, int)]
@@ -144,7 +144,7 @@ class BeamSearch:
     Args:
         settings: What for.
         vocabulary: What the tokens of the log-probabilities are.
-        ranks: Processes on this machine that search besides this one, and want cores too, this one counted.
+        ranks: How many processes on this machine search, each with its share of the cores.
         device: Of the rescorer; the CPU if not given.
 
     Raises:

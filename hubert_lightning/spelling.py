@@ -59,6 +59,11 @@ def lexicon(words: Path, out: Path, vocabulary: Path | None = None) -> None:
 
 
 def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: str) -> None:
+    """Write the lexicon of words, sorted, each once; those that cannot be spelled are told and left out.
+
+    Raises:
+        ValueError: None of what `source` holds can be spelled, or the file cannot be written.
+    """
     spelled = sorted(word for word in set(words) - MARKS if not vocabulary.unknown_characters(word))
     if not spelled:
         raise ValueError(
@@ -89,6 +94,11 @@ def _words_of(path: Path) -> Iterator[str]:
 
 
 def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text, read as they are asked for.
+
+    Raises:
+        ValueError: It cannot be read, or is not UTF-8.
+    """
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from file
@@ -99,6 +109,7 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def model_vocabulary(path: Path | None) -> Vocabulary:
+    """The vocabulary in a file of `hubert vocabulary`, or of a fine-tuned model; LibriSpeech's if none is named."""
     if path is None:
         return Vocabulary()
     if Path(path).suffix == ".json":

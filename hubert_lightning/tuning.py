@@ -8,6 +8,7 @@ import jiwer
 import numpy as np
 import optuna
 import torch
+from lhotse.cut import Cut
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hubert_lightning.data.batches import transcript
 from hubert_lightning.data.manifest import check_audio, read_manifest
+from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, write_settings
 from hubert_lightning.recognition import load_ctc, log_probabilities
 from hubert_lightning.rescoring import CausalLM
@@ -67,16 +69,8 @@ def tune_decoder(
     )
     search = BeamSearch(first, recogniser.vocabulary)
     neural = CausalLM(rescorer, device=recogniser.head.weight.device) if rescorer else None
-    cuts = list(read_manifest(manifests))
-    check_audio(cuts)
-    references = [transcript(cut, recogniser.vocabulary) for cut in cuts]
-    if not any(references):
-        raise ValueError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
-    heard = [(cut, text) for cut, text in zip(cuts, references, strict=True) if text]
-    references = [text for _, text in heard]
-    [log_probs] = log_probabilities(
-        recogniser, [[cut for cut, _ in heard]], batch_duration=batch_duration, what="encoding"
-    )
+    cuts, references = _transcribed(manifests, recogniser.vocabulary)
+    [log_probs] = log_probabilities(recogniser, [cuts], batch_duration=batch_duration, what="encoding")
     plain = [greedy(rows[None], torch.tensor([len(rows)]), recogniser.vocabulary)[0] for rows in log_probs]
     study, search = tune(search, log_probs, references, trials, seed)
     settings, best = search.settings, study.best_value
@@ -93,6 +87,16 @@ def tune_decoder(
         f"usual weights, {100 * best:.2f} % with {', '.join(f'{name} {value:.2f}' for name, value in tuned.items())}: "
         f"{out}, {figure}"
     )
+
+
+def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[list[Cut], list[str]]:
+    """The utterances that have transcripts, and these."""
+    cuts = read_manifest(manifests)
+    check_audio(cuts)
+    said = [(cut, text) for cut in cuts if (text := transcript(cut, vocabulary))]
+    if not said:
+        raise ValueError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
+    return [cut for cut, _ in said], [text for _, text in said]
 
 
 def tune(

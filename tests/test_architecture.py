@@ -43,7 +43,7 @@ MAY_IMPORT = {
         "word_times",
         "lhotse",
     },
-    "tuning": {"data.batches", "data.manifest", "decoding", "recognition", "rescoring"},
+    "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
     "scoring": {"files"},
     "pretraining": {"global_batch", "model.*", "schedules", "sharding", "data.batches", "lightning"},
     "finetuning": {

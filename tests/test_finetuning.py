@@ -37,7 +37,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def a_trainer(folder: Path, steps: int) -> Trainer:
+def a_trainer(folder: Path, steps: int, **options: Any) -> Trainer:
     return Trainer(
         default_root_dir=folder,
         max_steps=steps,
@@ -47,6 +47,7 @@ def a_trainer(folder: Path, steps: int) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from test_finetuning import quick
+from test_finetuning import a_trainer, quick
 from torch import Tensor
 
 from hubert_lightning.data.batches import TranscribedBatch
@@ -59,18 +59,7 @@ def fitted(
         max_skipped=1,
     )
     watch = Watch()
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*finders, watch],
-        use_distributed_sampler=False,
-    )
+    trainer = a_trainer(folder, steps, callbacks=[*finders, watch], use_distributed_sampler=False)
     trainer.fit(
         model, datamodule=TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
     )
