@@ -23,25 +23,21 @@
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
-requeue() { scontrol requeue "$SLURM_JOB_ID"; }
-# The processes save after the step and end, upon which the job is requeued; without them, if that takes too long
-trap 'told=1; kill -TERM "${srun:-}" 2>/dev/null; (sleep 150 >&- 2>&- && requeue) & watch=$!' USR1
+trap 'told=${told:-$SECONDS}' USR1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch
 
 srun --kill-on-bad-exit=1 hubert fit --config "${CONFIG:-configs/pretrain/base.yaml}" "$@" \
   --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" &
 srun=$!
-wait "$srun" # until srun ends, or the signal comes
-code=$?
-while [[ ${told:-} ]]; do # then until srun ends
-  told=
-  wait "$srun"
-  again=$?
-  ((again == 127)) || code=$again # 127: it had ended
+# Looked for, since bash's `wait` can miss an end that comes together with a signal
+while kill -0 "$srun" 2>/dev/null; do
+  if [[ ${told:-} ]]; then
+    [[ ${asked:=} ]] || kill -TERM "$srun" # the processes save after the step and end, upon which the job is requeued
+    asked=1
+    ((SECONDS - told < 150)) || break # without them, if that takes too long
+  fi
+  sleep 1
 done
-if [[ ${watch:-} ]]; then
-  kill "$watch" 2>/dev/null
-  requeue
-fi
-exit "$code"
+[[ ${told:-} ]] && scontrol requeue "$SLURM_JOB_ID"
+wait "$srun"
