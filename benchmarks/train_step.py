@@ -39,10 +39,11 @@ from torchaudio.models.wav2vec2.components import LogitGenerator
 from hubert_lightning.data.batches import PretrainingBatch
 from hubert_lightning.data.masking import span_mask
 from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.model.formats.transformers import DIALECT, SETTINGS
 from hubert_lightning.model.hubert import EncoderConfig
 from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.model.pretrained import _SETTINGS, from_transformers
+from hubert_lightning.model.trained import to_ours
 from hubert_lightning.pretraining import HubertPretraining
 
 RECIPES = Path(__file__).parent.parent / "configs" / "pretrain"
@@ -109,7 +110,7 @@ class GivenMask(nn.Module):
 
 def of_transformers(size: Size) -> Contestant:
     """It has no recipe for pre-training: our dropout and head, and our loss at masked frames only."""
-    settings = {theirs: getattr(size.config, ours) for ours, theirs in _SETTINGS.items()}
+    settings = {theirs: getattr(size.config, ours) for ours, theirs in SETTINGS.items()}
     settings |= {"feat_extract_norm": size.config.conv_norm, "conv_dim": (size.config.conv_channels,) * 7}
     encoder = transformers.HubertModel(transformers.HubertConfig(**settings))
     predictor = ClusterPredictor(size.config.dim, size.clusters, size.final_dim)
@@ -152,7 +153,7 @@ def check_loss(mine: Contestant, name: str, peer: Contestant, batch: Pretraining
         for theirs, renamed in peer.names.items():
             parameter = parameter.replace(theirs, renamed)
         state[parameter] = value
-    state = {n if n.startswith("predictors.") else f"encoder.{n}": v for n, v in from_transformers(state).items()}
+    state = {n if n.startswith("predictors.") else f"encoder.{n}": v for n, v in to_ours(state, DIALECT).items()}
     mine.model.load_state_dict(state)
     mine.model.feature_penalty = float(batch.mask.sum()) if peer.penalty is None else peer.penalty
     mine.model.eval(), peer.model.eval()

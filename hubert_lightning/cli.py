@@ -33,6 +33,8 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   align         when each word of a known text was said
   labels        of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
   quality       PNMI and purities of every layer's clusters; which layer to cluster next
+  import        a checkpoint of ours from one of fairseq, transformers, torchaudio or s3prl, heads and all
+  export        a model for transformers, torchaudio, fairseq and s3prl, or ONNX
 
 Each has its own help: hubert fit --help
 """
@@ -197,6 +199,18 @@ def _of_files(verb: str) -> Callable[[list[str]], None]:
     return run
 
 
+def _import(args: list[str]) -> None:
+    from hubert_lightning.exchange import import_model
+
+    CLI(import_model, args=args, prog="hubert import", parser_class=VerbParser)
+
+
+def _export(args: list[str]) -> None:
+    from hubert_lightning.exchange import export_model
+
+    CLI(export_model, args=args, prog="hubert export", parser_class=VerbParser)
+
+
 def _score(args: list[str]) -> None:
     from hubert_lightning.scoring import score_file
 
@@ -229,4 +243,6 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "align": _of_files("align"),
     "labels": _labels,
     "quality": _quality,
+    "import": _import,
+    "export": _export,
 }

@@ -19,7 +19,8 @@ from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.model.pretrained import read_trained
+from hubert_lightning.model.trained import Trained, encoder_of, predictors_of
 from hubert_lightning.schedules import linear_warmup_decay
 from hubert_lightning.sharding import shard
 
@@ -36,8 +37,9 @@ class HubertPretraining(LightningModule):
         normal_codewords: Draw codewords that point everywhere instead of U(0, 1); small models learn sooner.
         masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
         feature_penalty: Weight of the mean square of the convolutions' output.
-        pretrained: Checkpoint or transformers directory whose encoder training goes on from, under a new head; fresh
-            weights if none.
+        pretrained: Checkpoint, of ours or of another system, whose encoder training goes on from, under a new head;
+            fresh weights if none.
+        keep_head: Go on from the head of `pretrained`, too, whose clusters the labels then must be of.
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
         warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
@@ -55,6 +57,7 @@ class HubertPretraining(LightningModule):
         masked_weight: float = 1.0,
         feature_penalty: float = 10.0,
         pretrained: Path | None = None,
+        keep_head: bool = False,
         optimizer: OptimizerCallable | None = None,
         warmup_steps: int = 32_000,
         max_skipped: int = 10,
@@ -67,19 +70,39 @@ class HubertPretraining(LightningModule):
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
-        self.save_hyperparameters(ignore=["optimizer", "pretrained", *HOW_NOT_WHAT])
+        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT])
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
-        if pretrained is not None:
-            self.encoder.load_state_dict(_weights_of(pretrained, encoder))
+        trained = None if pretrained is None else read_trained(pretrained)
+        if pretrained is not None and trained is not None:
+            self.encoder.load_state_dict(_weights_of(pretrained, trained, encoder))
         self.predictors = nn.ModuleList(
             ClusterPredictor(encoder.dim, clusters, final_dim, temperature, normal_codewords) for clusters in streams
         )
+        if keep_head:
+            self._keep_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
         self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
+
+    def _keep_head(self, pretrained: Path | None, trained: Trained | None) -> None:
+        if pretrained is None or trained is None or not trained.predictors:
+            raise ValueError(
+                f"keep_head, but {pretrained or 'nothing'} has a head of pre-training; name a model that has in "
+                "model.init_args.pretrained, or leave keep_head out"
+            )
+        theirs, ours = predictors_of(trained, pretrained), list(self.predictors)
+        shapes = [[tuple(of.codewords.shape) for of in heads] for heads in (theirs, ours)]  # type: ignore[union-attr]
+        if shapes[0] != shapes[1] or trained.temperature != self.hparams["temperature"]:
+            raise ValueError(
+                f"{pretrained}: its head has codewords of {shapes[0]} at temperature {trained.temperature}, the one to "
+                f"train {shapes[1]} at {self.hparams['temperature']}; change clusters, final_dim or temperature, or "
+                "leave keep_head out"
+            )
+        for mine, their in zip(ours, theirs, strict=True):
+            mine.load_state_dict(their.state_dict())
 
     @property
     def num_clusters(self) -> list[int]:
@@ -230,8 +253,8 @@ def _cross_entropy(logits: Tensor, cluster: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), cluster.flatten(), reduction="none")
 
 
-def _weights_of(pretrained: Path, config: EncoderConfig) -> dict[str, Tensor]:
-    loaded = load_encoder(pretrained)
+def _weights_of(pretrained: Path, trained: Trained, config: EncoderConfig) -> dict[str, Tensor]:
+    loaded = encoder_of(trained, pretrained)
     theirs, ours = asdict(loaded.config), asdict(config)
     for name in (
         "conv_channels",

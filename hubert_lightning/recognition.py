@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
-from hubert_lightning.data.text import BOUNDARY, Vocabulary
+from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.extraction import Extractor, extract
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import load_encoder, load_head, read_checkpoint, read_json
+from hubert_lightning.model.pretrained import head_of, read_trained
+from hubert_lightning.model.trained import encoder_of, linear_of
 from hubert_lightning.pauses import quiet_windows
 
 LONGEST = 1_500
@@ -43,20 +43,19 @@ class CTCModel(nn.Module):
 def load_ctc(path: Path | str) -> CTCModel:
     """A fine-tuned model in eval mode, on the CPU; the blank is its first token.
 
-    path: `.ckpt` of fine-tuning, or a directory in which transformers saved a HubertForCTC and its tokenizer
+    path: whatever `model.pretrained.read_trained` opens, with a layer that spells
 
     Raises:
         ValueError: It is damaged, not fine-tuned, or does not say what letters it spells with.
     """
-    path = Path(path)
-    encoder, head = load_encoder(path), load_head(path)
-    if path.is_dir():
-        order, vocabulary = _transformers_vocabulary(path, len(head.weight))
-        head.load_state_dict({"weight": head.weight[order], "bias": head.bias[order]}, assign=True)
-        head.requires_grad_(True)
-    else:
-        # Checkpoints from before there was a choice spell with LibriSpeech's letters
-        vocabulary = Vocabulary(**read_checkpoint(path)["hyper_parameters"].get("vocabulary") or {})
+    path, trained = Path(path), read_trained(path)
+    encoder, head = encoder_of(trained, path), linear_of(head_of(trained, path), path)
+    if trained.vocabulary is None:
+        raise ValueError(
+            f"{path} does not say what its {len(head.weight)} tokens are; put its tokenizer's vocab.json into the "
+            "directory, fairseq's dict.ltr.txt beside it, or say so: `hubert import` with --vocabulary"
+        )
+    vocabulary = Vocabulary(**trained.vocabulary)
     if len(vocabulary) != len(head.weight):
         raise ValueError(
             f"{path} has a head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of them "
@@ -114,42 +113,3 @@ def log_probabilities(
         if not missing:  # told at once: reading the next group may fail
             yield of_group
             of_group = []
-
-
-def _transformers_vocabulary(path: Path, rows: int) -> tuple[list[int], Vocabulary]:
-    """Which of its rows is the blank's, the next token's, …, and these tokens."""
-    if not (path / "vocab.json").exists():
-        raise ValueError(f"{path} has no vocab.json; save its tokenizer or processor there, too")
-    ids = read_json(path / "vocab.json")
-    settings = _settings(path)
-    if not all(isinstance(place, int) for place in ids.values()):
-        raise ValueError(
-            f"{path / 'vocab.json'} holds several languages; save the model with the tokenizer of one of them"
-        )
-    if (path / "added_tokens.json").exists():
-        ids |= read_json(path / "added_tokens.json")
-    tokens = [f"<{place}>" for place in range(rows)]
-    for token, place in ids.items():
-        if place < rows:
-            tokens[place] = BOUNDARY if token == settings["word_delimiter_token"] else token
-    if settings["pad_token"] not in tokens:
-        raise ValueError(f"{path / 'vocab.json'} has no {settings['pad_token']!r}, the blank; save its tokenizer again")
-    blank = tokens.index(settings["pad_token"])
-    order = [blank, *(place for place in range(rows) if place != blank)]
-    letters = "".join(token for token in tokens if len(token) == 1)
-    case = "as_written"
-    if letters.upper() != letters.lower():
-        case = {letters.upper(): "upper", letters.lower(): "lower"}.get(letters, case)
-    return order, Vocabulary(tuple(tokens[place] for place in order), case, "space")  # type: ignore[arg-type]
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The special tokens of a transformers tokenizer."""
-    settings: dict[str, Any] = {"pad_token": "<pad>", "word_delimiter_token": "|"}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (path / name).exists():
-            theirs = read_json(path / name)
-            for key in settings:
-                value = theirs.get(key) or settings[key]
-                settings[key] = value["content"] if isinstance(value, dict) else value
-    return settings

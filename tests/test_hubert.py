@@ -2,7 +2,7 @@
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,8 @@ from torch.testing import assert_close
 
 from hubert_lightning.frames import HOP, WINDOW, num_frames
 from hubert_lightning.model.dropout import Dropout, attend_to
+from hubert_lightning.model.formats import torchaudio as torchaudio_format
+from hubert_lightning.model.formats import transformers as transformers_format
 from hubert_lightning.model.hubert import (
     KERNELS,
     STRIDES,
@@ -27,7 +29,7 @@ from hubert_lightning.model.hubert import (
     HubertEncoder,
     PositionalConvolution,
 )
-from hubert_lightning.model.pretrained import from_transformers
+from hubert_lightning.model.trained import to_ours
 
 NO_DROPOUT: dict[str, Any] = {
     "dropout": 0,
@@ -87,7 +89,7 @@ class Reference:
 class Transformers(Reference):
     def __init__(self, config: EncoderConfig) -> None:
         model = transformers.HubertModel(transformers_config(config))
-        super().__init__(model, model.encoder.layers, from_transformers)
+        super().__init__(model, model.encoder.layers, partial(to_ours, dialect=transformers_format.DIALECT))
 
     def run(self, waveform: Tensor, length: Tensor | None, **kwargs: Tensor) -> Tensor:
         valid = None if length is None else (torch.arange(waveform.shape[1]) < length[:, None]).long()
@@ -114,7 +116,7 @@ class Torchaudio(Reference):
             encoder_layer_drop=config.layer_drop,
             aux_num_out=None,
         )
-        super().__init__(model, model.encoder.transformer.layers, from_torchaudio)
+        super().__init__(model, model.encoder.transformer.layers, partial(to_ours, dialect=torchaudio_format.DIALECT))
 
     def run(self, waveform: Tensor, length: Tensor | None) -> Tensor:
         return self.model(waveform, length)[0]
@@ -146,13 +148,6 @@ def transformers_config(config: EncoderConfig) -> transformers.HubertConfig:
         num_conv_pos_embedding_groups=config.pos_groups,
         do_stable_layer_norm=config.pre_norm,
     )
-
-
-def from_torchaudio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    def to_transformers(name: str) -> str:
-        return name.replace("encoder.feature_projection.", "feature_projection.").replace(".transformer.", ".")
-
-    return from_transformers({to_transformers(name): value for name, value in state.items()})
 
 
 def with_weights_of(reference: Reference, config: EncoderConfig) -> HubertEncoder:

@@ -155,7 +155,7 @@ def no_blank(folder: Path) -> Path:
     [
         (no_head, "has no head that spells letters; give a model that was fine-tuned"),
         (other_letters, "has a head for 29 tokens, and its vocabulary has 3"),
-        (no_tokenizer, "has no vocab.json; save its tokenizer"),
+        (no_tokenizer, "does not say what its 32 tokens are; put its tokenizer's vocab.json into the directory"),
         (several_languages, "holds several languages"),
         (no_blank, "has no '<pad>', the blank"),
     ],

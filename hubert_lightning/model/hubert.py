@@ -413,7 +413,7 @@ def _check_length(waveform: Tensor, length: Tensor | None) -> None:
     longest = waveform.shape[1]
     if longest < WINDOW:
         raise ValueError(f"{longest} samples are shorter than one frame of {WINDOW}; leave such utterances out")
-    if length is None or length.device.type != "cpu":  # reading a GPU's numbers would wait for it
+    if length is None or length.device.type != "cpu" or torch.compiler.is_exporting():  # a GPU's would be waited for
         return
     for row, samples in enumerate(length.tolist()):
         if not WINDOW <= samples <= longest:

@@ -1,76 +1,115 @@
-"""Weights that somebody trained: `load_encoder` opens our checkpoints and directories of transformers."""
+"""Weights that somebody trained, in any format: `load_encoder` tells which by looking."""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
+from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
+from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.torch_files import read_torch
+from hubert_lightning.model.trained import Trained, encoder_of
 
-WHAT_WE_OPEN = "a .ckpt of `hubert fit`, or a directory in which transformers saved a HubertModel or HubertForCTC"
+WHAT_WE_OPEN = (
+    "a .ckpt of `hubert fit`, a folder of `hubert export`, a directory or hub name of transformers, a checkpoint of "
+    "fairseq or s3prl, or a state dict of torchaudio"
+)
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+REST = "hubert_lightning.safetensors"
+"""In a folder of another system's format: what that format has no place for."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def load_encoder(path: Path | str) -> HubertEncoder:
     """A trained encoder in eval mode, on the CPU.
 
-    path: `.ckpt` of pre-training or fine-tuning, or a directory that `save_pretrained` of transformers wrote
+    path: whatever `read_trained` opens
+
+    Raises:
+        ValueError: There is no such file, or it is damaged, unsafe, or no HuBERT.
     """
-    path = Path(path)
-    config = encoder_config(path)
-    weights = _transformers_weights(path, config) if path.is_dir() else _checkpoint_weights(path)
-    with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
-        encoder = HubertEncoder(config)
-    _check_weights(path, {name: value.shape for name, value in encoder.state_dict().items()}, weights)
-    # Copies: a mapped file may be overwritten by the next checkpoint while we live
-    encoder.load_state_dict({name: value.float().clone() for name, value in weights.items()}, assign=True)
-    return encoder.eval()
+    return encoder_of(read_trained(path), Path(path))
 
 
-def encoder_config(path: Path | str) -> EncoderConfig:
-    """The size of the encoder that `load_encoder` would open, without its weights."""
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; give {WHAT_WE_OPEN}")
-    if path.is_dir():
-        for name in ("config.json", "model.safetensors"):
-            if not (path / name).exists():
-                raise ValueError(f"{path} has no {name}; open the model in transformers and save_pretrained() it")
-        return _transformers_config(path)
-    settings = read_checkpoint(path).get("hyper_parameters", {}).get("encoder")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} does not say how large its encoder is; give {WHAT_WE_OPEN}")
-    unknown = settings.keys() - {field.name for field in fields(EncoderConfig)}
-    if unknown:
-        raise ValueError(f"{path} has encoder settings we do not know ({_some(unknown)}); open it with its own version")
-    return EncoderConfig(**settings)
-
-
-def load_head(path: Path | str) -> nn.Linear:
-    """The linear layer that spells, of a fine-tuned model; its rows are in the order of the model's own tokens.
-
-    path: `.ckpt` of fine-tuning, or a directory in which transformers saved a HubertForCTC
+def head_of(trained: Trained, path: Path | str) -> dict[str, Tensor]:
+    """The state of the layer that spells, of a fine-tuned model.
 
     Raises:
         ValueError: The model has none, since it was not fine-tuned.
     """
-    path = Path(path)
-    state = _safetensors(path) if path.is_dir() else read_checkpoint(path)["state_dict"]
-    prefix = "lm_head" if path.is_dir() else "head"
-    if f"{prefix}.weight" not in state or f"{prefix}.bias" not in state:
+    if trained.head is None or trained.head.keys() != {"weight", "bias"}:
         raise ValueError(f"{path} has no head that spells letters; give a model that was fine-tuned with CTC")
-    weight, bias = (state[f"{prefix}.{part}"].float().clone() for part in ("weight", "bias"))
-    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-    return head.eval()
+    return trained.head
+
+
+def encoder_config(path: Path | str) -> EncoderConfig:
+    """The size of the encoder that `load_encoder` would open."""
+    found = located(path)
+    if found.is_dir() and (found / transformers.CONFIG).exists():
+        return transformers.read_config(found)
+    return read_trained(found).config
+
+
+def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
+    """An encoder and its heads, in whichever format they are.
+
+    path:      `.ckpt` of pre-training or fine-tuning, `.safetensors` or a folder of `hubert export`; a directory that
+               transformers saved, or its name on the Hugging Face hub; a checkpoint of fairseq, or one that s3prl
+               converted; a state dict of torchaudio or a checkpoint of its recipes
+    num_heads: that attend, where a format does not say and it is not a released size
+
+    Raises:
+        ValueError: There is no such file, or it is damaged, unsafe, or no HuBERT.
+    """
+    found = located(path)
+    if found.is_dir():
+        return _of_folder(found, num_heads)
+    tensors: Mapping[str, Any]
+    if found.suffix == ".safetensors":
+        tensors, metadata = checkpoint.read_safetensors(found)
+        if checkpoint.KEY in metadata:
+            return checkpoint.of_safetensors(found, tensors, metadata)
+    else:
+        content = read_torch(found)
+        if checkpoint.is_of_fit(content):
+            return checkpoint.of_fit(found, content)
+        if fairseq.is_fairseq(content):
+            return fairseq.read(found, content)
+        if fairseq.is_s3prl(content):
+            return fairseq.read_s3prl(found, content)
+        tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return _of_state(found, tensors, num_heads)
+
+
+def located(path: Path | str) -> Path:
+    """Where a model is on this machine; one on the Hugging Face hub is downloaded, unless it was before.
+
+    Raises:
+        ValueError: It is nowhere.
+    """
+    if Path(path).exists():
+        return Path(path)
+    if not HUB_NAME.fullmatch(str(path)):
+        raise ValueError(f"{path} does not exist; give {WHAT_WE_OPEN}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    settings, new, old = ["*.json"], ["model*.safetensors"], ["pytorch_model*.bin"]
+    try:
+        folder = Path(snapshot_download(str(path), allow_patterns=settings + new))
+        if not [*folder.glob("*.safetensors")]:
+            folder = Path(snapshot_download(str(path), allow_patterns=settings + old))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} does not exist here, nor could it be had from the Hugging Face hub ({reason}); give {WHAT_WE_OPEN}"
+        ) from error
+    return folder
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -79,13 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is damaged, or no checkpoint of a fit.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint that opens safely; give {WHAT_WE_OPEN}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} holds no state_dict, so it is not a checkpoint of a fit; give {WHAT_WE_OPEN}")
-    return checkpoint
+    return checkpoint.read_fit(path)
 
 
 def encoder_fingerprint(encoder: HubertEncoder) -> str:
@@ -100,145 +133,54 @@ def encoder_fingerprint(encoder: HubertEncoder) -> str:
     return digest.hexdigest()[:16]
 
 
-def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a transformers HubertModel under our names."""
-    renamed = {}
-    for name, value in state.items():
-        for pattern, ours in _NAMES:
-            name = re.sub(pattern, ours, name)
-        renamed[name] = value
-    for query in [name for name in renamed if ".attention.q_proj." in name]:
-        parts = [query, query.replace("q_proj", "k_proj"), query.replace("q_proj", "v_proj")]
-        if all(part in renamed for part in parts):  # one that is missing is reported under its own name
-            joined = torch.cat([renamed.pop(part) for part in parts])
-            renamed[query.replace("attention.q_proj", "query_key_value")] = joined
-    return renamed
-
-
-_NAMES = (
-    (r"^masked_spec_embed$", "mask_embedding"),
-    (r"^feature_extractor\.conv_layers\.(\d)\.layer_norm\.", r"convolutions.\1.norm."),
-    (r"^feature_extractor\.conv_layers\.", "convolutions."),
-    (r"^feature_projection\.layer_norm\.", "local_norm."),
-    (r"^feature_projection\.projection\.", "projection."),
-    (r"^encoder\.pos_conv_embed\.", "positions."),
-    (r"^positions\.conv\.weight_g$", "positions.conv.parametrizations.weight.original0"),  # torch before 2.0
-    (r"^positions\.conv\.weight_v$", "positions.conv.parametrizations.weight.original1"),
-    (r"^encoder\.layer_norm\.", "norm."),
-    (r"^encoder\.layers\.(\d+)\.layer_norm\.", r"layers.\1.attention_norm."),
-    (r"^encoder\.layers\.(\d+)\.attention\.out_proj\.", r"layers.\1.attention_output."),
-    (r"^encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.", r"layers.\1.ffn_input."),
-    (r"^encoder\.layers\.(\d+)\.feed_forward\.output_dense\.", r"layers.\1.ffn_output."),
-    (r"^encoder\.layers\.(\d+)\.final_layer_norm\.", r"layers.\1.ffn_norm."),
-    (r"^encoder\.layers\.", "layers."),
-)
-
-
-def _checkpoint_weights(path: Path) -> dict[str, Tensor]:
-    prefix = "encoder."
-    state = read_checkpoint(path)["state_dict"].items()
-    return {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{path / 'model.safetensors'} is damaged ({error}); copy or download it again") from error
-
-
-def _transformers_weights(path: Path, config: EncoderConfig) -> dict[str, Tensor]:
-    state = _safetensors(path)
-    prefix = "hubert."  # of the encoder in HubertForCTC, next to its head
-    if any(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    # transformers leaves the mask embedding out where a model was configured without masking
-    return {"mask_embedding": torch.zeros(config.dim), **from_transformers(state)}
-
-
-def _transformers_config(path: Path) -> EncoderConfig:
-    file = path / "config.json"
-    theirs = read_json(file)
-    if theirs.get("model_type") != "hubert":
-        raise ValueError(f"{file} describes a model of type {theirs.get('model_type')!r}, not 'hubert'; give a HuBERT")
-    required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *_SETTINGS.values()]
-    absent = [name for name in required if name not in theirs]
-    if absent:
-        raise ValueError(f"{file} lacks {_some(absent)}; open the model in transformers and save_pretrained() it")
-    channels = theirs["conv_dim"][0]
-    supported = {"conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "conv_dim": [channels] * len(KERNELS)}
-    for name, value in (supported | _FIXED).items():
-        if theirs.get(name, value) != value:
+def _of_folder(folder: Path, num_heads: int | None) -> Trained:
+    rest = None
+    if (folder / REST).exists():
+        rest = checkpoint.of_safetensors(folder / REST, *checkpoint.read_safetensors(folder / REST))
+    if (folder / transformers.CONFIG).exists():
+        theirs = transformers.read(folder)
+    else:
+        inside = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.name != REST]
+        if len(inside) != 1:
             raise ValueError(
-                f"{file} sets {name} to {theirs[name]}; this encoder only knows {value}, so it cannot be used"
+                f"{folder} has no {transformers.CONFIG}, and {len(inside)} files of weights; give one of those, or "
+                f"{WHAT_WE_OPEN}"
             )
-    norm = theirs["feat_extract_norm"]
-    if norm not in ("group", "layer"):
-        raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
-    preprocessor = path / "preprocessor_config.json"
-    normalize = read_json(preprocessor).get("do_normalize") if preprocessor.exists() else None
-    return EncoderConfig(
-        conv_channels=channels,
-        conv_norm=norm,
-        normalize_waveform=norm == "layer" if normalize is None else normalize,
-        feature_grad_mult=0.1
-        if norm == "group"
-        else 1.0,  # not in their files: what fairseq trained Base and Large with
-        **{ours: theirs[name] for ours, name in _SETTINGS.items()},
-    )
+        theirs = read_trained(inside[0], rest.config.num_heads if rest else num_heads)
+    return theirs if rest is None else _completed(theirs, rest)
 
 
-_SETTINGS = {
-    "conv_bias": "conv_bias",
-    "dim": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "ffn_dim": "intermediate_size",
-    "pre_norm": "do_stable_layer_norm",
-    "pos_kernel": "num_conv_pos_embeddings",
-    "pos_groups": "num_conv_pos_embedding_groups",
-    "dropout": "hidden_dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "input_dropout": "feat_proj_dropout",
-    "layer_drop": "layerdrop",
-}
-_FIXED = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
-    "layer_norm_eps": 1e-5,
-    "conv_pos_batch_norm": False,
-    "adapter_attn_dim": None,
-}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The settings in a file of a transformers directory."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no settings; copy or download it again")
-    return content
-
-
-def _check_weights(path: Path, expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> None:
-    if missing := expected.keys() - weights.keys():
-        raise ValueError(f"{path} lacks weights of the encoder ({_some(missing)}); give {WHAT_WE_OPEN}")
-    if unexpected := weights.keys() - expected.keys():
+def _of_state(path: Path, state: Mapping[str, Any], num_heads: int | None) -> Trained:
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if torchaudio.is_state(tensors):
+        return torchaudio.read(path, tensors, num_heads)
+    if any(name.endswith("post_extract_proj.weight") for name in tensors):
+        return fairseq.of_state(path, tensors, num_heads)
+    if any(name.endswith(f"{transformers.DIALECT.positions}.bias") for name in tensors):
         raise ValueError(
-            f"{path} has weights that this encoder has no place for ({_some(unexpected)}); give a plain HuBERT"
+            f"{path} holds weights of transformers without settings; give a directory with its config.json"
         )
-    for name, shape in expected.items():
-        if weights[name].shape != shape:
-            found, wanted = tuple(weights[name].shape), tuple(shape)
-            raise ValueError(
-                f"{path}: {name} has shape {found}, but its settings ask for {wanted}; one of the two is wrong"
-            )
+    raise ValueError(f"{path} holds no HuBERT; give {WHAT_WE_OPEN}")
 
 
-def _some(names: Any) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first
+def _completed(theirs: Trained, rest: Trained) -> Trained:
+    """What a folder's own format holds, which may have been trained on since, and the rest of what was exported."""
+    encoder = theirs.encoder | rest.encoder
+    head, vocabulary = theirs.head, theirs.vocabulary
+    if head is not None and rest.vocabulary is not None:
+        tokens = rest.vocabulary["tokens"]
+        of_theirs = tokens if vocabulary is None else vocabulary["tokens"]
+        if fairseq.has_three_more(of_theirs, tokens):
+            head, of_theirs = fairseq.without_three_more(head), tokens
+        if [*of_theirs[1:]] == [*tokens[1:]] and len(head["weight"]) == len(tokens):
+            vocabulary = rest.vocabulary
+    return theirs._replace(
+        config=rest.config,
+        encoder=encoder,
+        predictors=theirs.predictors or rest.predictors,
+        temperature=rest.temperature,
+        head=head,
+        vocabulary=vocabulary,
+        special=theirs.special or rest.special,
+        source=rest.source,
+    )

@@ -1,0 +1,177 @@
+"""State dicts of torchaudio: Wav2Vec2Model with or without its `aux` layer, HuBERTPretrainModel, its recipes'
+checkpoints.
+
+They hold weights alone. What the weights do not tell is taken from the released models, or has to be given: heads of 64
+channels (80 where there are 1280), norms before attention where every convolution has a norm, a waveform that was
+normalised there, and for 29 or 32 letters their order in torchaudio.pipelines.
+"""
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
+from hubert_lightning.model.trained import Dialect, Trained, from_ours, shapes_of, spelling, to_ours
+
+FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
+HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width; torchaudio.models.hubert_{base, large, xlarge}
+LETTERS = tuple("-|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # torchaudio.pipelines.HUBERT_ASR_LARGE.get_labels()
+FAIRSEQ_LETTERS = (LETTERS[0], "<pad>", "</s>", "<unk>", *LETTERS[1:])  # with the rows that its bundles leave out
+WRAPPED = "wav2vec2."
+
+DIALECT = Dialect(
+    conv="feature_extractor.conv_layers.{}.conv",
+    conv_norm="feature_extractor.conv_layers.{}.layer_norm",
+    local_norm="encoder.feature_projection.layer_norm",
+    projection="encoder.feature_projection.projection",
+    positions="encoder.transformer.pos_conv_embed.conv",
+    norm="encoder.transformer.layer_norm",
+    attention="encoder.transformer.layers.{}.attention.{}_proj",
+    attention_output="encoder.transformer.layers.{}.attention.out_proj",
+    attention_norm="encoder.transformer.layers.{}.layer_norm",
+    ffn_input="encoder.transformer.layers.{}.feed_forward.intermediate_dense",
+    ffn_output="encoder.transformer.layers.{}.feed_forward.output_dense",
+    ffn_norm="encoder.transformer.layers.{}.final_layer_norm",
+    mask_embedding="mask_generator.mask_embedding",
+)
+ARGUMENTS = {
+    "extractor_conv_bias": "conv_bias",
+    "encoder_embed_dim": "dim",
+    "encoder_projection_dropout": "input_dropout",
+    "encoder_pos_conv_kernel": "pos_kernel",
+    "encoder_pos_conv_groups": "pos_groups",
+    "encoder_num_layers": "num_layers",
+    "encoder_num_heads": "num_heads",
+    "encoder_attention_dropout": "attention_dropout",
+    "encoder_ff_interm_features": "ffn_dim",
+    "encoder_ff_interm_dropout": "activation_dropout",
+    "encoder_dropout": "dropout",
+    "encoder_layer_norm_first": "pre_norm",
+    "encoder_layer_drop": "layer_drop",
+}
+"""Of torchaudio.models.wav2vec2_model: what they are called here."""
+
+
+def is_state(state: Mapping[str, Any]) -> bool:
+    return any(name == FIRST_CONV or name.endswith(f".{FIRST_CONV}") for name in state) and any(
+        ".transformer.layers." in name for name in state
+    )
+
+
+def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) -> Trained:
+    """A state dict, also inside of another module's.
+
+    num_heads: of the attention; that of the released model of this width if not given
+
+    Raises:
+        ValueError: It lacks weights, or the number of heads cannot be known.
+    """
+    first = min((name for name in state if name.endswith(FIRST_CONV)), key=len)
+    outer = first.removesuffix(FIRST_CONV).removesuffix(WRAPPED)  # "" but for modules that hold the model
+    inside = {name.removeprefix(outer): value for name, value in state.items() if name.startswith(outer)}
+    # The layer that spells lies in Wav2Vec2Model, or beside it in the recipe's module
+    head = {
+        part: state[f"{at}aux.{part}"]
+        for at in ("", outer)
+        for part in ("weight", "bias")
+        if f"{at}aux.{part}" in state
+    }
+    named = {name.removeprefix(WRAPPED): value for name, value in inside.items() if not name.startswith("aux.")}
+    try:
+        ours = to_ours(named, DIALECT)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; copy or download it again") from error
+    codewords, weight, bias = (
+        ours.pop(f"logit_generator.{name}", None)
+        for name in ("label_embeddings", "final_proj.weight", "final_proj.bias")
+    )
+    known = shapes_of(ours, path)
+    if num_heads is None and known["dim"] not in HEADS:
+        raise ValueError(
+            f"{path} has a width of {known['dim']}, and does not tell how many heads attend; say so: "
+            f"hubert import {path} DEST --num_heads N"
+        )
+    over_channels = known["conv_norm"] == "layer"
+    try:
+        config = EncoderConfig(
+            **known,
+            num_heads=num_heads or HEADS[known["dim"]],
+            pre_norm=over_channels,
+            normalize_waveform=over_channels,
+            feature_grad_mult=1.0 if over_channels else 0.1,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} describes no encoder: {error}") from error
+    ours = {"mask_embedding": torch.zeros(config.dim)} | ours  # Wav2Vec2Model has none
+    predictors = []
+    if codewords is not None and weight is not None and bias is not None:
+        predictors = [{"codewords": codewords, "projection.weight": weight, "projection.bias": bias}]
+    letters = {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(len(head["weight"])) if head else None
+    return Trained(
+        config,
+        ours,
+        predictors,
+        head=head if len(head) == 2 else None,
+        vocabulary=None if letters is None else spelling(letters),
+    )
+
+
+def write(trained: Trained) -> dict[str, bytes]:
+    """The files of a folder: the state dict, and the function of torchaudio.models and its arguments that it fits.
+
+    Raises:
+        ValueError: There are several streams of labels, for which torchaudio has no model.
+    """
+    config = trained.config
+    state = from_ours(trained.encoder, DIALECT)
+    mask_embedding = state.pop(DIALECT.mask_embedding)
+    arguments: dict[str, Any] = {
+        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "group_norm",
+        "extractor_conv_layer_config": [
+            [config.conv_channels, kernel, stride] for kernel, stride in zip(KERNELS, STRIDES, strict=True)
+        ],
+        **{theirs: getattr(config, ours) for theirs, ours in ARGUMENTS.items()},
+    }
+    function = "wav2vec2_model"
+    if trained.head is not None:
+        state |= {f"aux.{part}": value.clone() for part, value in trained.head.items()}
+        arguments["aux_num_out"] = len(trained.head["weight"])
+    elif trained.predictors:
+        if len(trained.predictors) > 1:
+            raise ValueError(
+                f"this model predicts {len(trained.predictors)} streams of clusters, torchaudio's one; export it to "
+                "fairseq, or to transformers, which keeps the encoder"
+            )
+        [predictor] = trained.predictors
+        function = "hubert_pretrain_model"
+        state = {WRAPPED + name: value for name, value in state.items()} | {
+            DIALECT.mask_embedding: mask_embedding,
+            "logit_generator.label_embeddings": predictor["codewords"],
+            "logit_generator.final_proj.weight": predictor["projection.weight"],
+            "logit_generator.final_proj.bias": predictor["projection.bias"],
+        }
+        clusters, final_dim = predictor["codewords"].shape
+        # torchaudio.models.hubert_pretrain_base
+        arguments |= {"mask_prob": 0.8, "mask_selection": "static", "mask_other": 0.0, "mask_length": 10}
+        arguments |= {"no_mask_overlap": False, "mask_min_space": 1, "mask_channel_prob": 0.0}
+        arguments |= {"mask_channel_selection": "static", "mask_channel_other": 0.0, "mask_channel_length": 10}
+        arguments |= {"no_mask_channel_overlap": False, "mask_channel_min_space": 1}
+        arguments |= {"skip_masked": False, "skip_nomask": False, "num_classes": clusters, "final_dim": final_dim}
+        arguments |= {"feature_grad_mult": config.feature_grad_mult}
+    else:
+        arguments["aux_num_out"] = None
+    file = BytesIO()
+    torch.save({name: value.contiguous() for name, value in state.items()}, file)
+    about: dict[str, Any] = {"function": f"torchaudio.models.{function}", "arguments": arguments}
+    about |= {"normalize_waveform": config.normalize_waveform}
+    if trained.vocabulary is not None:
+        about["labels"] = list(trained.vocabulary["tokens"])
+    return {
+        "model.pt": file.getvalue(),
+        "model.json": (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode(),
+    }

@@ -1,0 +1,259 @@
+"""What somebody trained, in our names, whichever file it came in."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.prediction import ClusterPredictor
+
+BOUNDARY = "|"  # the token between words, in every system
+
+
+class Trained(NamedTuple):
+    """An encoder's weights and those of its heads.
+
+    config:      size of the encoder
+    encoder:     state of a HubertEncoder
+    predictors:  states of the heads of pre-training, one for each stream of labels, with their temperature
+    head:        weight (tokens, dim) and bias (tokens,) of the layer that spells, its blank first
+    vocabulary:  arguments of data.text.Vocabulary: what that layer spells, and how a text becomes it
+    special:     codewords that fairseq keeps for its own symbols (4, final dim), of each stream
+    source:      where it comes from
+    """
+
+    config: EncoderConfig
+    encoder: dict[str, Tensor]
+    predictors: Sequence[dict[str, Tensor]] = ()
+    temperature: float = 0.1
+    head: dict[str, Tensor] | None = None
+    vocabulary: dict[str, Any] | None = None
+    special: Sequence[Tensor] = ()
+    source: Mapping[str, Any] = {}
+
+    @property
+    def num_clusters(self) -> list[int]:
+        return [len(predictor["codewords"]) for predictor in self.predictors]
+
+
+class Dialect(NamedTuple):
+    """What another system calls the parts of an encoder; `{}` is a number that counts from 0."""
+
+    conv: str
+    conv_norm: str
+    local_norm: str
+    projection: str
+    positions: str
+    norm: str
+    attention: str
+    attention_output: str
+    attention_norm: str
+    ffn_input: str
+    ffn_output: str
+    ffn_norm: str
+    mask_embedding: str
+
+
+GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
+OLD_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # of weight norm, before torch 2.0
+
+
+def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
+    """An encoder's state under our names; what is not of an encoder keeps its own name.
+
+    Raises:
+        ValueError: One of the three parts of a layer's attention is missing.
+    """
+    names = _names(dialect, _count(theirs, dialect.conv), _count(theirs, dialect.ffn_input))
+    ours, parts = dict[str, Tensor](), dict[str, dict[int, Tensor]]()
+    for name, value in theirs.items():
+        known = names.get(_new_name(name)) or names.get(name)
+        if known is None:
+            ours[name] = value
+        elif known[1] is None:
+            ours[known[0]] = value
+        else:
+            parts.setdefault(known[0], {})[known[1]] = value
+    for name, three in parts.items():
+        if len(three) < 3 or len({part.shape for part in three.values()}) > 1:
+            raise ValueError(f"{name} has {len(three)} parts that fit together, and is made of 3")
+        ours[name] = torch.cat([three[number] for number in range(3)])
+    return ours
+
+
+def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
+    """An encoder's state under another system's names; with `old_names`, weight norm as before torch 2.0."""
+    theirs = {}
+    layers = sum(name.endswith(".ffn_input.weight") for name in ours)
+    for name, (known, part) in _names(dialect, 7, layers).items():
+        if known in ours:
+            value = ours[known] if part is None else ours[known].chunk(3)[part]
+            theirs[name] = value.clone()
+    if old_names:
+        for old, new in OLD_NAMES.items():
+            theirs[f"{dialect.positions}.{old}"] = theirs.pop(f"{dialect.positions}.{new}")
+    return theirs
+
+
+def _names(dialect: Dialect, convolutions: int, layers: int) -> dict[str, tuple[str, int | None]]:
+    """Their name of every tensor → ours, and which third of it theirs is, if it is one."""
+    names: dict[str, tuple[str, int | None]] = {dialect.mask_embedding: ("mask_embedding", None)}
+
+    def both(theirs: str, ours: str, third: int | None = None) -> None:
+        for part in ("weight", "bias"):
+            names[f"{theirs}.{part}"] = (f"{ours}.{part}", third)
+
+    for index in range(convolutions):
+        both(dialect.conv.format(index), f"convolutions.{index}.conv")
+        both(dialect.conv_norm.format(index), f"convolutions.{index}.norm")
+    for part in ("local_norm", "projection", "norm"):
+        both(getattr(dialect, part), part)
+    for part in (GAIN, DIRECTION, "bias"):
+        names[f"{dialect.positions}.{part}"] = (f"positions.conv.{part}", None)
+    for index in range(layers):
+        for third, letter in enumerate("qkv"):
+            both(dialect.attention.format(index, letter), f"layers.{index}.query_key_value", third)
+        for part in ("attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm"):
+            both(getattr(dialect, part).format(index), f"layers.{index}.{part}")
+    return names
+
+
+def _new_name(name: str) -> str:
+    stem, _, last = name.rpartition(".")
+    return f"{stem}.{OLD_NAMES[last]}" if last in OLD_NAMES else name
+
+
+def _count(names: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number in names of this pattern."""
+    numbered = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d{1,4})") + r"\.weight")
+    return max((int(found[1]) + 1 for name in names if (found := numbered.fullmatch(name))), default=0)
+
+
+def shapes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Settings of an encoder that its weights, under our names, tell: all but the number of heads and the dropout.
+
+    Raises:
+        ValueError: Weights are missing that would tell.
+    """
+    wanted = (
+        "convolutions.0.conv.weight",
+        "projection.weight",
+        f"positions.conv.{DIRECTION}",
+        "layers.0.ffn_input.weight",
+    )
+    if missing := [name for name in wanted if name not in state or state[name].dim() < 2]:
+        raise ValueError(f"{path} lacks weights of the encoder ({some(missing)}); give a whole HuBERT")
+    conv, projection, positions, ffn = (state[name] for name in wanted)
+    over_channels = "convolutions.1.norm.weight" in state
+    return {
+        "conv_channels": conv.shape[0],
+        "conv_norm": "layer" if over_channels else "group",
+        "conv_bias": "convolutions.0.conv.bias" in state,
+        "dim": projection.shape[0],
+        "num_layers": sum(name.endswith(".ffn_input.weight") for name in state),
+        "ffn_dim": ffn.shape[0],
+        "pos_kernel": positions.shape[-1],
+        "pos_groups": positions.shape[0] // max(positions.shape[1], 1),
+    }
+
+
+def settings_of(values: Any, path: Path) -> EncoderConfig:
+    """The size of an encoder that a file states in our own words.
+
+    Raises:
+        ValueError: It states none, or something that is none.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} does not say how large its encoder is; give a checkpoint of `hubert fit` or `import`")
+    if unknown := values.keys() - {field.name for field in fields(EncoderConfig)}:
+        raise ValueError(f"{path} has encoder settings we do not know ({some(unknown)}); open it with its own version")
+    for name, value in values.items():
+        default = getattr(EncoderConfig, name)
+        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+            raise ValueError(f"{path} sets the encoder's {name} to {value!r}, as nobody would; it is damaged")
+    return EncoderConfig(**values)
+
+
+def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
+    """The encoder in eval mode, on the CPU, in float32.
+
+    Raises:
+        ValueError: Weights are missing, superfluous, of another shape than the settings ask for, or not finite.
+    """
+    layers = {name.split(".")[1] for name in trained.encoder if name.startswith("layers.")}
+    asked = trained.config.num_layers
+    if len(layers) < asked:
+        raise ValueError(
+            f"{path} lacks weights of the encoder: its settings ask for {asked} layers, and it has {len(layers)}"
+        )
+    with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
+        encoder = HubertEncoder(trained.config)
+    load(encoder, trained.encoder, path)
+    return encoder.eval()
+
+
+def linear_of(state: Mapping[str, Tensor], path: Path) -> nn.Linear:
+    """The layer that spells, in eval mode."""
+    weight = state["weight"]
+    if weight.dim() != 2:
+        raise ValueError(f"{path}: the head has shape {tuple(weight.shape)}, and is a matrix; get it again")
+    head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    load(head, state, path)
+    return head.eval()
+
+
+def predictors_of(trained: Trained, path: Path) -> list[ClusterPredictor]:
+    """The heads of pre-training, in eval mode."""
+    heads = []
+    for state in trained.predictors:
+        clusters, final_dim = state["codewords"].shape
+        with torch.device("meta"):
+            head = ClusterPredictor(trained.config.dim, clusters, final_dim, trained.temperature)
+        load(head, state, path)
+        heads.append(head.eval())
+    return heads
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Give a module weights that somebody else wrote.
+
+    Raises:
+        ValueError: They are not those of such a module, or not finite.
+    """
+    expected = {name: value.shape for name, value in module.state_dict().items()}
+    if missing := expected.keys() - state.keys():
+        raise ValueError(f"{path} lacks weights of the encoder ({some(missing)}); give a whole HuBERT")
+    if unexpected := state.keys() - expected.keys():
+        raise ValueError(
+            f"{path} has weights that this encoder has no place for ({some(unexpected)}); give a plain HuBERT"
+        )
+    for name, shape in expected.items():
+        if state[name].shape != shape:
+            found, wanted = tuple(state[name].shape), tuple(shape)
+            raise ValueError(
+                f"{path}: {name} has shape {found}, but its settings ask for {wanted}; one of the two is wrong"
+            )
+        if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
+            raise ValueError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
+    # Copies: a mapped file may be overwritten by the next checkpoint while we live
+    module.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
+
+
+def spelling(tokens: Sequence[str]) -> dict[str, Any]:
+    """How a foreign system's tokens spell: in the case that its letters have, with spaces for punctuation."""
+    letters = "".join(token for token in tokens if len(token) == 1)
+    case = "as_written"
+    if letters.upper() != letters.lower():
+        case = {letters.upper(): "upper", letters.lower(): "lower"}.get(letters, case)
+    return {"tokens": list(tokens), "case": case, "punctuation": "space"}
+
+
+def some(names: Any) -> str:
+    """The first of some names, and how many more there are."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first

@@ -1,0 +1,159 @@
+"""What a model says of itself to who finds it: how it came about, what it is worth, how it is used."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.pretrained import read_checkpoint
+from hubert_lightning.model.trained import Trained
+
+USE = {
+    "transformers": """```python
+from transformers import {processor}, {model}
+
+model, processor = {model}.from_pretrained("{name}"), {processor}.from_pretrained("{name}")
+```""",
+    "torchaudio": """```python
+import json
+
+import torch
+import torchaudio
+
+about = json.load(open("{name}/model.json"))
+model = getattr(torchaudio.models, about["function"].split(".")[-1])(**about["arguments"])
+model.load_state_dict(torch.load("{name}/model.pt", weights_only=True))
+```
+
+Where `normalize_waveform` is true in `model.json`, give each utterance zero mean and unit variance first.""",
+    "fairseq": """```python
+from fairseq import checkpoint_utils
+
+load = checkpoint_utils.load_model_ensemble_and_task
+[model], _, _ = load(["{name}/checkpoint.pt"], arg_overrides={{"data": "{name}"}})
+```
+
+s3prl opens it, too, unless it was fine-tuned: `S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.""",
+    "safetensors": """```python
+from hubert_lightning import load_encoder
+
+encoder = load_encoder("{name}")
+```""",
+    "onnx": """```python
+import numpy
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{name}/model.onnx")
+length = numpy.array([waveform.shape[1]])  # of (1, samples) float32
+[output] = session.run(None, {{"waveform": waveform, "length": length}})
+```""",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the run that a checkpoint came from.
+
+    steps:   that it was trained for, if it says so
+    data:    manifests that it was trained on
+    metrics: of the validation that its run ended with, by name
+    scores:  error rates on the test set, as `hubert score` writes them
+    units:   of its labels: what was clustered, into how many
+    quality: of its units, as `hubert quality` found it, by layer
+    """
+
+    steps: int | None = None
+    data: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """For the file that holds the model."""
+        return {"steps": self.steps, "data": list(self.data)} if self.steps else {}
+
+
+def run_facts(path: Path) -> Facts:
+    """What lies beside a checkpoint of a run: config.yaml, metrics.json, scores.json, layers.json, quality.json."""
+    if not path.is_file() or path.suffix != ".ckpt":
+        return Facts()
+    folder, config = path.parent, dict[str, Any]()
+    if (folder / "config.yaml").exists():
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
+    data = ((config.get("data") or {}).get("init_args") or {}).get("train") or []
+    makers = [one["init_args"] for one in _callbacks(config) if one["class_path"].endswith("Relabel")]
+    labels: dict[str, Any] = makers[0] if makers else {}
+    quality = _read(folder / "layers.json") or _read(folder / "quality.json") or _read(folder / "quality/quality.json")
+    return Facts(
+        read_checkpoint(path).get("global_step") or None,
+        tuple(map(str, [data] if isinstance(data, str) else data)),
+        {name: value for name, value in _read(folder / "metrics.json").items() if name.startswith("val/")},
+        _read(folder / "scores.json"),
+        {name: labels[name] for name in ("features", "layer", "clusters") if labels.get(name) is not None},
+        quality,
+    )
+
+
+def model_card(name: str, trained: Trained, encoder: HubertEncoder, facts: Facts, format: str) -> str:
+    """Markdown, with the front matter that the Hugging Face hub reads."""
+    fine_tuned = trained.head is not None
+    task = "automatic-speech-recognition" if fine_tuned else "feature-extraction"
+    library = {"transformers": "transformers", "onnx": "onnx"}.get(format, "hubert_lightning")
+    model, processor = ("HubertForCTC", "AutoProcessor") if fine_tuned else ("HubertModel", "AutoFeatureExtractor")
+    front = [f"library_name: {library}", f"pipeline_tag: {task}", "tags: [hubert, speech, hubert_lightning]"]
+    use = USE[format].format(name=name, model=model, processor=processor)
+    lines = ["---", *front, "---", "", f"# {name}", "", *_sentences(trained, encoder, facts), "", "## Use", "", use, ""]
+    return "\n".join(lines)
+
+
+def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterator[str]:
+    config, fine_tuned = trained.config, trained.head is not None
+    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    yield f"HuBERT ([Hsu et al. 2021](https://arxiv.org/abs/2106.07447)), {millions:.1f} M parameters:"
+    yield f"{config.num_layers} layers of {config.dim}, for 16 kHz speech, one frame per 20 ms."
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    if fine_tuned and trained.vocabulary:
+        tokens = " ".join(trained.vocabulary["tokens"]).replace("|", "\\|")  # a bar would end the cell
+        yield f"| task | speech recognition, CTC over {len(trained.vocabulary['tokens'])} tokens: {tokens} |"
+    else:
+        clusters = " + ".join(map(str, trained.num_clusters))
+        yield f"| task | masked prediction of {clusters} clusters |" if clusters else "| task | features |"
+    if facts.steps:
+        yield f"| steps | {facts.steps} |"
+    if facts.data:
+        yield f"| trained on | {', '.join(facts.data)} |"
+    if facts.units:
+        yield f"| labels | {', '.join(f'{name} {value}' for name, value in facts.units.items())} |"
+    for layer, of in facts.quality.items():
+        if isinstance(of, dict) and of.get("pnmi") is not None:
+            yield f"| PNMI, {layer} | {of['pnmi']:.3f} |"
+    for part, what in (("words", "WER"), ("letters", "CER")):
+        if (of := facts.scores.get(part)) and of.get("rate") is not None:
+            low, high = of.get("low"), of.get("high")
+            interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
+            yield f"| {what} on its test set | {100 * of['rate']:.1f} %{interval} |"
+    for metric, value in facts.metrics.items():
+        yield f"| {metric} | {value:.4g} |"
+    for key in ("source", "format", "sha256", "encoder"):
+        if key in trained.source:
+            yield f"| {key} | {trained.source[key]} |"
+
+
+def _callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    return [{"init_args": {}, **one} for one in ([callbacks] if isinstance(callbacks, dict) else callbacks)]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

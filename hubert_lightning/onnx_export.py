@@ -1,0 +1,94 @@
+"""Encoders and fine-tuned models as ONNX, for batches of any size and length."""
+
+import json
+import logging
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubert_lightning.frames import SAMPLE_RATE, WINDOW, num_frames
+from hubert_lightning.model.hubert import HubertEncoder
+
+LENGTHS = ((2 * SAMPLE_RATE, SAMPLE_RATE), (WINDOW,), (3 * SAMPLE_RATE + 123, 5_000, 24_000))
+"""Samples of the utterances of each batch that an exported model is tried on."""
+TOLERANCE = 1e-4  # of numbers of about 1; single runs differ by a few millionths
+WHAT_IT_TAKES = "ONNX takes packages of its own: install hubert-lightning[onnx]"
+
+
+class Exported(nn.Module):
+    """What the graph computes: features of a layer, or log-probabilities of letters."""
+
+    def __init__(self, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None) -> None:
+        super().__init__()
+        self.encoder, self.head, self.layer = encoder, head, layer
+
+    def forward(self, waveform: Tensor, length: Tensor) -> Tensor:
+        """(batch, samples), (batch,) int64 → (batch, frames, dim or tokens)"""
+        if self.layer is not None:
+            return self.encoder.features(waveform, length, layer=self.layer)
+        frames = self.encoder(waveform, length, kept=[True] * len(self.encoder.layers))
+        return frames if self.head is None else self.head(frames).log_softmax(dim=-1)
+
+
+def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None, about: Any) -> float:
+    """Write a graph and try it in onnxruntime.
+
+    Inputs are `waveform` (batch, samples) and `length` (batch,), samples before padding; padding counts in the group
+    norm of Base, as in the reference, so give utterances one by one where that matters.
+
+    encoder, head: in eval mode; without a head, the output is of the encoder
+    layer:         whose output it is, counted from 1; the last one's, after its norm, if not given
+    about:         what the file says of itself, as JSON
+    returns:       the largest difference from our own numbers
+
+    Raises:
+        ValueError: Packages are missing, or onnxruntime computes something else.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; {WHAT_IT_TAKES}") from error
+    if layer is not None and not 1 <= layer <= len(encoder.layers):
+        raise ValueError(f"layer {layer} of an encoder of {len(encoder.layers)} layers; they count from 1")
+    model, output = Exported(encoder, head, layer).eval(), "log_probabilities" if head is not None else "frames"
+    example = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():  # it tells of each of its steps
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            model,
+            example,
+            dynamo=True,
+            input_names=["waveform", "length"],
+            output_names=[output],
+            dynamic_shapes={"waveform": {0: batch, 1: torch.export.Dim("samples", min=WINDOW)}, "length": {0: batch}},
+            verbose=False,
+        )
+        assert program is not None
+        program.model.metadata_props["hubert_lightning"] = json.dumps(about, ensure_ascii=False)
+        program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = max(_difference(session, model, lengths) for lengths in LENGTHS)
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"{path}: onnxruntime {onnxruntime.__version__} computes numbers that differ by {worst:.2g} from ours; "
+            "take another version of onnx, onnxscript or onnxruntime"
+        )
+    return worst
+
+
+@torch.no_grad()
+def _difference(session: Any, model: Exported, lengths: tuple[int, ...]) -> float:
+    generator = torch.Generator().manual_seed(0)
+    waveform, length = torch.randn(len(lengths), max(lengths), generator=generator), torch.tensor(lengths)
+    theirs = session.run(None, {"waveform": waveform.numpy(), "length": length.numpy()})[0]
+    pairs = zip(torch.from_numpy(theirs), model(waveform, length), num_frames(length).tolist(), strict=True)
+    return max(float((their[:frames] - ours[:frames]).abs().max()) for their, ours, frames in pairs)
