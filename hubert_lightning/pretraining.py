@@ -94,7 +94,7 @@ class HubertPretraining(LightningModule):
                 "model.init_args.pretrained, or leave keep_head out"
             )
         theirs, ours = predictors_of(trained, pretrained), list(self.predictors)
-        shapes = [[tuple(of.codewords.shape) for of in heads] for heads in (theirs, ours)]  # type: ignore[union-attr]
+        shapes = [[tuple(of.get_parameter("codewords").shape) for of in heads] for heads in (theirs, ours)]
         if shapes[0] != shapes[1] or trained.temperature != self.hparams["temperature"]:
             raise ValueError(
                 f"{pretrained}: its head has codewords of {shapes[0]} at temperature {trained.temperature}, the one to "

@@ -36,9 +36,13 @@ IN_OLD_FILES = (
 class StandIn:
     """Takes the place of an object of a class that is not imported: what it was made of, and the state it was given."""
 
-    def __init__(self, *made_of: Any) -> None:
-        self.made_of = made_of
-        self.state: Any = None
+    made_of: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *made_of: Any) -> "StandIn":  # which is all that an unpickler may call
+        made = super().__new__(cls)
+        made.made_of = made_of
+        return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

@@ -104,6 +104,7 @@ def read(path: Path, content: Mapping[str, Any]) -> Trained:
     symbols = plain(content.get("task_state") or {})
     if not any(name.startswith(INSIDE_CTC) for name in state):
         dictionaries = [entry["symbols"] for entry in symbols.get("dictionaries") or []]
+        dictionaries = dictionaries or plain(content.get("dictionaries_symbols")) or []  # s3prl's, in what we write
         return _pretrained(path, state, model, task, dictionaries)
     inside = _old_settings(plain(model.get("w2v_args")) or {})
     encoder = {name.removeprefix(INSIDE_CTC): value for name, value in state.items() if name.startswith(INSIDE_CTC)}

@@ -1,0 +1,638 @@
+"""Models of every system come in and go out with the numbers that they had there, heads included.
+
+The references are built by transformers and torchaudio themselves, with random weights. fairseq and s3prl cannot be
+installed beside them: their layout is written out here, from fairseq's models/hubert and s3prl's upstream/hubert, and
+read back by torchaudio's own importer.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchaudio
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchaudio.models.wav2vec2.utils.import_fairseq import _convert_state_dict
+
+from hubert_lightning.data.text import Vocabulary
+from hubert_lightning.exchange import Format, export_model, import_model
+from hubert_lightning.frames import num_frames
+from hubert_lightning.model.formats import torchaudio as torchaudio_format
+from hubert_lightning.model.formats import transformers as transformers_format
+from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
+from hubert_lightning.model.prediction import ClusterPredictor
+from hubert_lightning.model.pretrained import load_encoder, read_trained
+from hubert_lightning.model.torch_files import StandIn
+from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
+from hubert_lightning.recognition import load_ctc
+
+NORMS = ["group", "layer"]
+LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # fairseq's dict.ltr.txt
+LENGTH = torch.tensor([16_000, 9_000])
+ATOL = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def waveform() -> Tensor:
+    rows = torch.randn(2, 16_000)
+    rows[1, 9_000:] = 0
+    return rows
+
+
+def small(norm: str) -> EncoderConfig:
+    """As wide as it must be for rounding to stay below 1e-5: norms over few channels magnify it."""
+    return EncoderConfig(
+        conv_channels=48,
+        conv_norm="group" if norm == "group" else "layer",
+        dim=64,
+        num_layers=3,
+        num_heads=4,
+        ffn_dim=96,
+        pos_kernel=16,
+        pos_groups=4,
+        pre_norm=norm == "layer",
+        normalize_waveform=norm == "layer",
+        dropout=0.2,
+        layer_drop=0.3,
+    )
+
+
+def ours(norm: str, kind: str) -> Trained:
+    """Random weights with the heads of a kind: encoder, clusters, ensemble, letters."""
+    config = small(norm)
+    encoder = disturbed(HubertEncoder(config))
+    trained = Trained(config, encoder.state_dict(), source={"note": "random"})
+    if kind in ("clusters", "ensemble"):
+        heads = [ClusterPredictor(64, clusters, 24) for clusters in ((20, 33) if kind == "ensemble" else (20,))]
+        trained = trained._replace(predictors=[dict(head.state_dict()) for head in heads], temperature=0.2)
+    if kind == "letters":
+        vocabulary = {"tokens": ["<blank>", "|", *"abcdé'"], "case": "lower", "punctuation": "space"}
+        trained = trained._replace(head=dict(nn.Linear(64, 8).state_dict()), vocabulary=vocabulary)
+    return trained
+
+
+def disturbed(model: Any) -> Any:
+    """Norms that are not 1 and 0, so that each is seen to arrive where it belongs."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def save_ours(trained: Trained, path: Path) -> Path:
+    from hubert_lightning.exchange import _as_fit
+
+    torch.save(_as_fit(trained), path)
+    return path
+
+
+def of_transformers(config: EncoderConfig, kind: str = "HubertModel", **settings: Any) -> Any:
+    settings |= {theirs: getattr(config, name) for name, theirs in transformers_format.SETTINGS.items()}
+    theirs = transformers.HubertConfig(
+        conv_dim=[config.conv_channels] * 7, feat_extract_norm=config.conv_norm, apply_spec_augment=False, **settings
+    )
+    return disturbed(getattr(transformers, kind)(theirs))
+
+
+def of_torchaudio(config: EncoderConfig, **settings: Any) -> Any:
+    arguments = {theirs: getattr(config, name) for theirs, name in torchaudio_format.ARGUMENTS.items()}
+    layers = [(config.conv_channels, kernel, stride) for kernel, stride in zip(KERNELS, STRIDES, strict=True)]
+    if "num_classes" in settings:
+        build = torchaudio.models.hubert_pretrain_model
+        settings |= {"mask_prob": 0.8, "mask_selection": "static", "mask_other": 0.0, "mask_length": 10}
+        settings |= {"no_mask_overlap": False, "mask_min_space": 1, "mask_channel_prob": 0.0}
+        settings |= {"mask_channel_selection": "static", "mask_channel_other": 0.0, "mask_channel_length": 10}
+        settings |= {"no_mask_channel_overlap": False, "mask_channel_min_space": 1}
+        settings |= {"skip_masked": False, "skip_nomask": False, "feature_grad_mult": 0.1}
+    else:
+        build = torchaudio.models.wav2vec2_model
+        settings = {"aux_num_out": None} | settings
+    return disturbed(
+        build(extractor_mode=f"{config.conv_norm}_norm", extractor_conv_layer_config=layers, **arguments, **settings)
+    )
+
+
+def heard(waveform: Tensor, length: Tensor | None, config: EncoderConfig) -> Tensor:
+    """What other systems want to be given: Large's waveform is normalised by their users."""
+    if not config.normalize_waveform:
+        return waveform
+    samples = [len(row) for row in waveform] if length is None else length.tolist()
+    rows = [F.layer_norm(row[:count], (count,)) for row, count in zip(waveform, samples, strict=True)]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def valid(output: Tensor, length: Tensor | None) -> Tensor:
+    if length is None:
+        return output.flatten(0, 1)
+    return torch.cat([row[:frames] for row, frames in zip(output, num_frames(length).tolist(), strict=True)])
+
+
+def assert_layers_equal(encoder: HubertEncoder, theirs: Any, waveform: Tensor) -> None:
+    """Every layer, and the last after its norm, padded and not."""
+    for length in (None, LENGTH):
+        given = heard(waveform, length, encoder.config)
+        if isinstance(theirs, transformers.PreTrainedModel):
+            attend = None if length is None else (torch.arange(waveform.shape[1]) < length[:, None]).long()
+            output = theirs.base_model(given, attention_mask=attend, output_hidden_states=True)
+            layers, last = [*output.hidden_states[1:]], output.last_hidden_state
+            if encoder.config.pre_norm:
+                layers[-1] = None  # theirs is after the norm, which `last` compares
+        else:
+            layers, _ = theirs.extract_features(given, length)
+            last = theirs(given, length)[0] if theirs.aux is None else None
+        mine = encoder.all_layers(waveform, length)
+        assert len(layers) == len(mine) == encoder.config.num_layers
+        for our, their in zip(mine, layers, strict=True):
+            if their is not None:
+                assert_close(valid(our, length), valid(their, length), rtol=0, atol=ATOL)
+        if last is not None:
+            assert_close(valid(encoder(waveform, length), length), valid(last, length), rtol=0, atol=ATOL)
+
+
+# transformers
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("stored", ["whole", "shards", "pickle", "pickled shards"])
+def test_an_encoder_of_transformers_comes_in(tmp_path: Path, waveform: Tensor, norm: str, stored: str) -> None:
+    theirs = of_transformers(small(norm))
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB" if "shards" in stored else "5GB")
+    if "pickle" in stored:
+        pickle_weights(tmp_path)
+    assert len(list(tmp_path.glob("*.index.json"))) == ("shards" in stored)
+    assert_layers_equal(load_encoder(tmp_path), theirs, waveform)
+
+
+def pickle_weights(folder: Path) -> None:
+    """As transformers saved its models until 2023."""
+    for file in [*folder.glob("*.safetensors")]:
+        name = file.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        torch.save(transformers_format._tensors(file), folder / name)
+        file.unlink()
+    for index in folder.glob("*.index.json"):
+        text = index.read_text().replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        (folder / "pytorch_model.bin.index.json").write_text(text)
+        index.unlink()
+
+
+def test_a_model_of_the_hub_comes_in_by_its_name(
+    tmp_path: Path, waveform: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--some--hubert" / "snapshots" / "0123"  # where a download lies
+    theirs = of_transformers(small("group"))
+    theirs.save_pretrained(snapshot)
+    (tmp_path / "models--some--hubert" / "refs").mkdir()
+    (tmp_path / "models--some--hubert" / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert_layers_equal(load_encoder("some/hubert"), theirs, waveform)
+    with pytest.raises(
+        ValueError, match="some/other does not exist here, nor could it be had from the Hugging Face hub"
+    ):
+        load_encoder("some/other")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
+def test_transformers_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
+    trained = ours(norm, kind)
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs")
+    model = transformers.HubertForCTC if kind == "letters" else transformers.HubertModel
+    theirs, report = model.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    encoder = encoder_of(trained, tmp_path)
+    assert_layers_equal(encoder, theirs.eval(), waveform)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "theirs")
+    rows = [row[:count].numpy() for row, count in zip(waveform, LENGTH)]
+    inputs = extractor(rows, sampling_rate=16_000, padding=True, return_tensors="pt")
+    assert ("attention_mask" in inputs) == (norm == "layer")
+    # They add 1e-7 to the variance, where fairseq and we add 1e-5
+    assert_close(inputs["input_values"], heard(waveform, LENGTH, encoder.config), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_fine_tuned_model_has_its_processor_and_its_transcripts_in_transformers(
+    tmp_path: Path, waveform: Tensor, norm: str
+) -> None:
+    trained = ours(norm, "letters")
+    checkpoint = save_ours(trained, tmp_path / "ours.ckpt")
+    export_model(str(checkpoint), tmp_path / "theirs")
+    theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs").eval()
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "theirs")
+    model = load_ctc(checkpoint)
+    for row in waveform:
+        inputs = processor(row.numpy(), sampling_rate=16_000, return_tensors="pt")
+        logits = theirs(inputs.input_values).logits
+        assert_close(model(row[None]), logits.log_softmax(dim=-1), rtol=0, atol=ATOL)
+        from hubert_lightning.decoding import greedy
+
+        [said] = processor.batch_decode(logits.argmax(dim=-1))
+        frames = torch.tensor([logits.shape[1]])
+        assert " ".join(said.split()) == greedy(model(row[None]), frames, model.vocabulary)[0]
+    assert processor.tokenizer("ab é")["input_ids"] == model.vocabulary.encode("ab é")
+    loss = theirs(waveform, labels=torch.tensor([[2, 3, 1, 4], [5, 2, 2, 3]])).loss
+    log_probs = model(heard(waveform, None, model.encoder.config) if norm == "layer" else waveform).transpose(0, 1)
+    sizes = torch.full((2,), len(log_probs)), torch.tensor([4, 4])
+    expected = F.ctc_loss(log_probs, torch.tensor([[2, 3, 1, 4], [5, 2, 2, 3]]), *sizes, blank=0, reduction="mean")
+    if norm == "group":  # layer: the waveform is not normalised by the model, theirs or ours
+        assert_close(loss, expected)
+
+
+# torchaudio
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("wrapped", ["", "model."])
+def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
+    tmp_path: Path, waveform: Tensor, norm: str, wrapped: str
+) -> None:
+    theirs = of_torchaudio(small(norm), num_classes=20, final_dim=24)
+    state = {wrapped + name: value for name, value in theirs.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt", num_heads=4)
+    encoder = encoder_of(trained, tmp_path)
+    assert_layers_equal(encoder, theirs.wav2vec2, waveform)
+    assert_close(encoder.mask_embedding, theirs.mask_generator.mask_embedding, rtol=0, atol=0)
+    [head] = predictors_of(trained, tmp_path)
+    frames = encoder(waveform)
+    everywhere = torch.ones(frames.shape[:2], dtype=torch.bool)
+    labels = torch.randint(20, frames.shape[:2])
+    masked, _ = theirs.logit_generator(frames, labels, everywhere, ~everywhere)
+    # torchaudio puts the true cluster first, and all of them after it, the true one again at -inf
+    assert_close(head(frames).flatten(0, 1).gather(1, labels.flatten()[:, None]), masked[:, :1], rtol=0, atol=ATOL)
+    others = masked[:, 1:]
+    assert_close(head(frames).flatten(0, 1)[others.isfinite()], others[others.isfinite()], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("tokens", [29, 32])
+def test_a_fine_tuned_model_of_torchaudio_comes_in(tmp_path: Path, waveform: Tensor, norm: str, tokens: int) -> None:
+    theirs = of_torchaudio(small(norm), aux_num_out=tokens)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    import_model(str(tmp_path / "theirs.safetensors"), tmp_path / "ours.ckpt", num_heads=4)
+    model = load_ctc(tmp_path / "ours.ckpt")
+    labels = torchaudio.pipelines.HUBERT_ASR_LARGE.get_labels()
+    assert [token for token in model.vocabulary.tokens if len(token) == 1] == list(labels)
+    assert_layers_equal(model.encoder, theirs, waveform)
+    logits = theirs(heard(waveform, None, model.encoder.config))[0]
+    assert_close(model(waveform), logits.log_softmax(dim=-1), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(("size", "layers"), [("base", 12), ("large", 24)])
+def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str, layers: int) -> None:
+    with torch.device("meta"):
+        shapes = {
+            name: value.shape for name, value in getattr(torchaudio.models, f"hubert_{size}")().state_dict().items()
+        }
+    torch.save({name: torch.zeros(()).expand(shape).half() for name, shape in shapes.items()}, tmp_path / "theirs.pt")
+    config = read_trained(tmp_path / "theirs.pt").config
+    released = EncoderConfig()
+    if size == "large":
+        released = replace(released, conv_norm="layer", dim=1024, num_layers=24, num_heads=16, ffn_dim=4096)
+        released = replace(released, pre_norm=True, normalize_waveform=True, feature_grad_mult=1.0)
+    assert config == released
+    assert config.num_layers == layers
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
+def test_torchaudio_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
+    trained = ours(norm, kind)
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "torchaudio")
+    about = json.loads((tmp_path / "theirs" / "model.json").read_text())
+    theirs = getattr(torchaudio.models, about["function"].split(".")[-1])(**about["arguments"]).eval()
+    theirs.load_state_dict(torch.load(tmp_path / "theirs" / "model.pt", weights_only=True))
+    assert about["normalize_waveform"] == (norm == "layer")
+    assert_layers_equal(encoder_of(trained, tmp_path), theirs.wav2vec2 if kind == "clusters" else theirs, waveform)
+    if kind == "letters":
+        head = linear_of(trained.head or {}, tmp_path)
+        frames = encoder_of(trained, tmp_path)(waveform)
+        assert_close(head(frames), theirs(heard(waveform, None, trained.config))[0], rtol=0, atol=ATOL)
+        assert about["labels"] == trained.vocabulary["tokens"] if trained.vocabulary else False
+
+
+# fairseq and s3prl
+
+
+def fairseq_state(theirs: Any) -> dict[str, Tensor]:
+    """A HubertModel of transformers under the names that fairseq gives to the same parts."""
+    layer_norm = theirs.config.feat_extract_norm == "layer"
+    state = {"mask_emb": theirs.masked_spec_embed.data if hasattr(theirs, "masked_spec_embed") else torch.rand(64)}
+
+    def put(name: str, module: Any) -> None:
+        state.update({f"{name}.{part}": value.detach() for part, value in module.named_parameters()})
+
+    for number, layer in enumerate(theirs.feature_extractor.conv_layers):
+        put(f"feature_extractor.conv_layers.{number}.0", layer.conv)
+        if hasattr(layer, "layer_norm"):  # after the dropout, Sequential's number 1; between transpositions for Large
+            put(f"feature_extractor.conv_layers.{number}.2{'.1' if layer_norm else ''}", layer.layer_norm)
+    put("layer_norm", theirs.feature_projection.layer_norm)
+    put("post_extract_proj", theirs.feature_projection.projection)
+    conv = theirs.encoder.pos_conv_embed.conv
+    state["encoder.pos_conv.0.bias"] = conv.bias.detach()
+    state["encoder.pos_conv.0.weight_g"] = conv.parametrizations.weight.original0.detach()
+    state["encoder.pos_conv.0.weight_v"] = conv.parametrizations.weight.original1.detach()
+    put("encoder.layer_norm", theirs.encoder.layer_norm)
+    for number, layer in enumerate(theirs.encoder.layers):
+        at = f"encoder.layers.{number}"
+        for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            put(f"{at}.self_attn.{part}", getattr(layer.attention, part))
+        put(f"{at}.self_attn_layer_norm", layer.layer_norm)
+        put(f"{at}.fc1", layer.feed_forward.intermediate_dense)
+        put(f"{at}.fc2", layer.feed_forward.output_dense)
+        put(f"{at}.final_layer_norm", layer.final_layer_norm)
+    return state
+
+
+def fairseq_settings(config: EncoderConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    model = {
+        "_name": "hubert",
+        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
+        "encoder_layers": config.num_layers,
+        "encoder_embed_dim": config.dim,
+        "encoder_ffn_embed_dim": config.ffn_dim,
+        "encoder_attention_heads": config.num_heads,
+        "activation_fn": "gelu",
+        "layer_norm_first": config.pre_norm,
+        "conv_feature_layers": f"[({config.conv_channels},10,5)] + [(48,3,2)] * 4 + [(48,2,2)] * 2",
+        "logit_temp": 0.1,
+        "final_dim": 24,
+        "untie_final_proj": True,
+        "conv_pos": config.pos_kernel,
+        "conv_pos_groups": config.pos_groups,
+        "dropout": config.dropout,
+        "encoder_layerdrop": config.layer_drop,
+    }
+    return model, {"_name": "hubert_pretraining", "normalize": config.normalize_waveform, "labels": ["km"]}
+
+
+def fairseq_heads(state: dict[str, Tensor], clusters: list[int]) -> dict[str, Tensor]:
+    """With the heads of pre-training: four rows of symbols before the clusters of each dictionary."""
+    return state | {
+        "label_embs_concat": torch.rand(sum(clusters) + 4 * len(clusters), 24),
+        "final_proj.weight": torch.randn(24 * len(clusters), 64),
+        "final_proj.bias": torch.randn(24 * len(clusters)),
+    }
+
+
+def dictionary(symbols: list[str]) -> StandIn:
+    """What fairseq pickles in `task_state`: an object of a class that is not here."""
+    made = fairseq_class("fairseq.data.dictionary", "Dictionary")()
+    made.__dict__ |= {"symbols": symbols, "count": [1] * len(symbols), "indices": {}, "bos_word": "<s>"}
+    return made
+
+
+def fairseq_class(module: str, name: str) -> Any:
+    import sys
+    import types
+
+    for depth in range(1, module.count(".") + 2):
+        sys.modules.setdefault(".".join(module.split(".")[:depth]), types.ModuleType(module))
+    return sys.modules[module].__dict__.setdefault(name, type(name, (), {"__module__": module}))
+
+
+@pytest.fixture
+def _no_fairseq() -> Iterator[None]:
+    """The classes that fairseq's pickles name exist while a test writes them, and then no more."""
+    yield
+    import sys
+
+    for name in [name for name in sys.modules if name.split(".")[0] in ("fairseq", "omegaconf")]:
+        del sys.modules[name]
+
+
+def forget_fairseq() -> None:
+    import sys
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "fairseq"]:
+        del sys.modules[name]
+
+
+def assert_heads_equal(trained: Trained, state: dict[str, Tensor], clusters: list[int], frames: Tensor) -> None:
+    """fairseq models/hubert/hubert.py, compute_nce: cosine of each stream's projection and its dictionary's rows."""
+    heads, projected = (
+        predictors_of(trained, Path()),
+        F.linear(frames, state["final_proj.weight"], state["final_proj.bias"]),
+    )
+    streams = zip(heads, projected.chunk(len(clusters), dim=-1), strict=True)
+    first = 0
+    for (head, stream), number in zip(streams, clusters, strict=True):
+        rows = state["label_embs_concat"][first + 4 : first + 4 + number]
+        expected = F.cosine_similarity(stream[..., None, :], rows, dim=-1) / 0.1
+        assert_close(head(frames), expected, rtol=0, atol=ATOL)
+        first += 4 + number
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("clusters", [[20], [20, 33]])
+@pytest.mark.parametrize("form", ["zip", "before torch 1.6"])
+@pytest.mark.usefixtures("_no_fairseq")
+def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
+    tmp_path: Path, waveform: Tensor, norm: str, clusters: list[int], form: str
+) -> None:
+    theirs = of_transformers(small(norm))
+    state = fairseq_heads(fairseq_state(theirs), clusters)
+    model, task = fairseq_settings(small(norm))
+    symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(number))] for number in clusters]
+    content = {
+        "args": None,
+        "cfg": {"model": model, "task": task},
+        "model": state,
+        "task_state": {"dictionaries": [dictionary(of) for of in symbols]},
+        "extra_state": {"epoch": 3},
+        "last_optimizer_state": None,
+    }
+    torch.save(content, tmp_path / "theirs.pt", _use_new_zipfile_serialization=form == "zip")
+    forget_fairseq()
+    trained = read_trained(tmp_path / "theirs.pt")
+    encoder = encoder_of(trained, tmp_path)
+    assert trained.num_clusters == clusters
+    assert_layers_equal(encoder, theirs, waveform)
+    assert_close(encoder.mask_embedding, state["mask_emb"], rtol=0, atol=0)
+    assert_heads_equal(trained, state, clusters, encoder(waveform))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) -> None:
+    theirs = of_transformers(small(norm))
+    state = fairseq_heads(fairseq_state(theirs), [20])
+    model, task = fairseq_settings(small(norm))
+    symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(20))]]
+    content = {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": symbols}
+    torch.save(content, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt")
+    encoder = encoder_of(trained, tmp_path)
+    assert_layers_equal(encoder, theirs, waveform)
+    assert_heads_equal(trained, state, [20], encoder(waveform))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("spelt", ["in the file", "beside it"])
+@pytest.mark.parametrize("settings", ["cfg", "args"])
+@pytest.mark.usefixtures("_no_fairseq")
+def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
+    tmp_path: Path, waveform: Tensor, norm: str, spelt: str, settings: str
+) -> None:
+    from argparse import Namespace
+
+    theirs = of_transformers(small(norm))
+    head = nn.Linear(64, 32)
+    state = {f"w2v_encoder.w2v_model.{name}": value for name, value in fairseq_state(theirs).items()}
+    state |= {f"w2v_encoder.proj.{name}": value for name, value in head.state_dict().items()}
+    state["w2v_encoder.w2v_model.label_embs_concat"] = torch.rand(504, 24)  # which fairseq leaves there, alone
+    model, task = fairseq_settings(small(norm))
+    if settings == "cfg":
+        inside: Any = {"model": model, "task": task}
+        described = {"args": None, "cfg": {"model": {"_name": "hubert_ctc", "w2v_args": inside}, "task": task}}
+    else:  # as before fairseq had hydra
+        described = {"args": Namespace(arch="hubert_ctc", w2v_args=Namespace(**model | task)), "cfg": None}
+    content = {**described, "model": state, "task_state": {}}
+    if spelt == "in the file":
+        content["task_state"] = {"target_dictionary": dictionary(LETTERS)}
+    else:
+        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    torch.save(content, tmp_path / "theirs.pt")
+    forget_fairseq()
+    loaded = load_ctc(tmp_path / "theirs.pt")
+    assert loaded.vocabulary == Vocabulary(tuple(LETTERS), "upper", "space")
+    assert_layers_equal(loaded.encoder, theirs, waveform)
+    last = theirs(heard(waveform, None, small(norm))).last_hidden_state
+    assert_close(loaded(waveform), head(last).log_softmax(dim=-1), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters"])
+def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
+    tmp_path: Path, waveform: Tensor, norm: str, kind: str
+) -> None:
+    trained = ours(norm, kind)
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
+    content = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)
+    state = {name.removeprefix("w2v_encoder."): value for name, value in content["model"].items()}
+    clusters = state.pop("w2v_model.label_embs_concat", state.pop("label_embs_concat", None))
+    theirs = of_torchaudio(small(norm), aux_num_out=11 if kind == "letters" else None)
+    state = {name: value for name, value in _convert_state_dict(state).items() if not name.startswith("label_embs")}
+    loaded = theirs.load_state_dict(renamed_weight_norm(state), strict=False)
+    assert not loaded.unexpected_keys
+    assert not loaded.missing_keys
+    encoder = encoder_of(trained, tmp_path)
+    assert_layers_equal(encoder, theirs, waveform)
+    if kind == "letters":  # three symbols more, which fairseq has and nothing spells
+        log_probs = theirs(heard(waveform, None, trained.config))[0].log_softmax(dim=-1)
+        expected = linear_of(trained.head or {}, tmp_path)(encoder(waveform)).log_softmax(dim=-1)
+        assert_close(log_probs[..., [0, *range(4, 11)]], expected, rtol=0, atol=ATOL)
+        symbols = (tmp_path / "theirs" / "dict.ltr.txt").read_text().split()
+        assert symbols[::2] == ["|", *"abcdé'"]
+    elif kind != "encoder":
+        numbers = [len(of["codewords"]) for of in trained.predictors]
+        assert len(clusters) == sum(numbers) + 4 * len(numbers)
+        assert_heads_equal(
+            trained._replace(temperature=0.1),
+            {**content["model"], "label_embs_concat": clusters},
+            numbers,
+            encoder(waveform),
+        )
+
+
+def renamed_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    new = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    at = "encoder.transformer.pos_conv_embed.conv."
+    return {
+        at + new.get(name.removeprefix(at), "") if name.removeprefix(at) in new else name: v
+        for name, v in state.items()
+    }
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors"])
+@pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_model_that_goes_out_comes_back_to_the_bit(tmp_path: Path, format: Format, kind: str, norm: str) -> None:
+    trained = ours(norm, kind)
+    checkpoint = save_ours(trained, tmp_path / "ours.ckpt")
+    if format == "torchaudio" and kind == "ensemble":
+        with pytest.raises(ValueError, match="predicts 2 streams of clusters, torchaudio's one"):
+            export_model(str(checkpoint), tmp_path / "theirs", format)
+        assert not (tmp_path / "theirs").exists()
+        return
+    export_model(str(checkpoint), tmp_path / "theirs", format)
+    import_model(str(tmp_path / "theirs"), tmp_path / "back.ckpt")
+    back, before = (torch.load(tmp_path / name, weights_only=True) for name in ("back.ckpt", "ours.ckpt"))
+    assert back["state_dict"].keys() == before["state_dict"].keys()
+    assert_close(back["state_dict"], before["state_dict"], rtol=0, atol=0)
+    assert back["hyper_parameters"] == before["hyper_parameters"]
+    assert back["imported"]["note"] == "random"
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_model_of_transformers_goes_back_to_the_bit(tmp_path: Path, norm: str) -> None:
+    theirs = of_transformers(small(norm), "HubertForCTC", vocab_size=32, pad_token_id=0)
+    theirs.save_pretrained(tmp_path / "theirs")
+    letters = {letter: place for place, letter in enumerate(["<pad>", "<s>", *LETTERS[2:]])}
+    (tmp_path / "theirs" / "vocab.json").write_text(json.dumps(letters))
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
+    back = transformers.HubertForCTC.from_pretrained(tmp_path / "back")
+    assert_close(dict(back.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+    assert json.loads((tmp_path / "back" / "vocab.json").read_text()) == letters
+    names = transformers_format.SETTINGS.values()
+    assert {name: getattr(back.config, name) for name in names} == {
+        name: getattr(theirs.config, name) for name in names
+    }
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_model_of_torchaudio_goes_back_to_the_bit(tmp_path: Path, norm: str) -> None:
+    theirs = of_torchaudio(small(norm), num_classes=20, final_dim=24).state_dict()
+    torch.save(theirs, tmp_path / "theirs.pt")
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt", num_heads=4)
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "torchaudio")
+    back = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
+    assert_close(back, dict(theirs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["pretrained", "fine-tuned"])
+def test_a_model_of_fairseq_goes_back_to_the_bit(tmp_path: Path, norm: str, kind: str) -> None:
+    state = fairseq_state(of_transformers(small(norm)))
+    model, task = fairseq_settings(small(norm))
+    if kind == "pretrained":
+        state = fairseq_heads(state, [20])
+        settings = {"model": model, "task": task}
+    else:
+        state = {f"w2v_encoder.w2v_model.{name}": value for name, value in state.items()}
+        state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, 32).state_dict().items()}
+        settings = {"model": {"w2v_args": {"model": model, "task": task}}, "task": task}
+        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    torch.save({"args": None, "cfg": settings, "model": state}, tmp_path / "theirs.pt")
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
+    back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["model"]
+    if kind == "fine-tuned":  # fairseq builds a model with clusters before it takes them away
+        del back["w2v_encoder.w2v_model.label_embs_concat"]
+    assert_close(back, state, rtol=0, atol=0)
+
+
+def test_a_folder_that_was_trained_on_in_transformers_comes_back_as_it_is_now(tmp_path: Path) -> None:
+    checkpoint = save_ours(ours("group", "letters"), tmp_path / "ours.ckpt")
+    export_model(str(checkpoint), tmp_path / "theirs")
+    theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs")
+    theirs.lm_head.weight.add_(1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert_close(load_ctc(tmp_path / "theirs").head.weight, theirs.lm_head.weight, rtol=0, atol=0)
