@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "hubert_lightning"
 MAY_IMPORT = {
     "frames": set(),
     "files": set(),
+    "unpickling": set(),
     "ranks": {"lightning"},
     "global_batch": {"lightning"},
     "averaging": {"files", "model.pretrained"},
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "data.*": {"frames", "files", "data.*", "lhotse"},
     "data.datamodule": {"frames", "data.*", "lhotse", "lightning"},
     "model.*": {"frames", "model.*"},
-    "clustering.*": {"frames", "files", "clustering.*", "sklearn"},
+    "clustering.*": {"frames", "files", "unpickling", "clustering.*", "sklearn"},
     "schedules": set(),
     "rescoring": set(),
     "decoding": {"files", "data.text", "rescoring"},

@@ -7,7 +7,7 @@ the second is the reference's, on one processor.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.torch import save
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from hubert_lightning.clustering.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
 from hubert_lightning.files import write_whole
 
 DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
@@ -332,17 +333,40 @@ def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> 
 def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     """The centroids of every stream, (clusters, dim) float32, and where they come from.
 
+    path: what `save_kmeans` wrote, or a K-means of another program (`load_foreign_kmeans`), told by what is in the file
+
     Raises:
-        ValueError: The file holds something else.
+        ValueError: The file holds something else, or nothing that can be opened safely.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file with K-means centroids; correct the path")
+    with path.open("rb") as file:
+        ours = file.read(9)[8:] == b"{"  # safetensors: a length, then JSON
+    if not ours:
+        return load_foreign_kmeans(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = [f"centroids.{stream}" for stream in range(len(file.keys()))]
             if names and sorted(names) == sorted(file.keys()):
-                return [file.get_tensor(name) for name in names], json.loads((file.metadata() or {})["source"])
-    except (SafetensorError, KeyError):
+                source = read_source((file.metadata() or {})["source"], path)
+                return [checked_centroids(file.get_tensor(name).numpy(), path) for name in names], source
+    except (SafetensorError, KeyError, TypeError):  # the last of a dtype that numpy has not
         pass
     raise ValueError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
+
+
+def load_quantizer(path: Path, clusters: Sequence[int]) -> tuple[list[Tensor], dict[str, str]]:
+    """As `load_kmeans`, of one that has so many clusters in every stream.
+
+    Raises:
+        ValueError: It has others; or as `load_kmeans`.
+    """
+    centroids, source = load_kmeans(path)
+    if (theirs := [len(stream) for stream in centroids]) != [*clusters]:
+        raise ValueError(
+            f"{path}: a K-means with {theirs} clusters, where {[*clusters]} are asked for; change clusters"
+        )
+    return centroids, source
 
 
 def kmeans_fingerprint(centroids: list[Tensor]) -> str:
