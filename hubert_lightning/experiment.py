@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
-from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
+from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
@@ -55,6 +55,7 @@ class Iteration:
         parts: Of MFCCs, each clustered on its own (product codes): cepstra, delta, delta_delta.
         max_frames: Frames that K-means is fitted on; a tenth of 960 hours in the paper.
         kmeans: How it is fitted: hubert_lightning.KMeans unless named.
+        quantizer: A K-means that somebody fitted on these features, used instead of fitting one.
         weights: What training starts from: "fresh" weights, the "previous" iteration's model, or a checkpoint.
         max_steps: Optimiser steps.
     """
@@ -65,6 +66,7 @@ class Iteration:
     parts: list[Part] | None = None
     max_frames: int = 17_280_000
     kmeans: KMeans | ScikitKMeans | None = None
+    quantizer: Path | None = None
     weights: str = "fresh"
     max_steps: int = 250_000
 
@@ -315,11 +317,12 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
             "max_frames": iteration.max_frames,
             "kmeans": iteration.kmeans,
             "seed": config.seed_everything,
+            "quantizer": iteration.quantizer,
         }
         callback = Namespace(class_path=RELABEL, init_args=Namespace(relabel))
         one.trainer.callbacks = [*_listed(one.trainer.callbacks), callback]
         one.trainer.max_steps = iteration.max_steps
-        clusters = _listed(iteration.clusters) * len(iteration.parts or [None])
+        clusters = _clusters(iteration)
         one.model.init_args.num_clusters = clusters[0] if len(clusters) == 1 else clusters
         if iteration.weights != "fresh":
             one.model.init_args.pretrained = previous if iteration.weights == "previous" else iteration.weights
@@ -362,6 +365,13 @@ def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None
             )
     if not _listed(iteration.clusters):
         raise ValueError(f"{name}.clusters is an empty list; give a number of clusters")
+    if iteration.quantizer:
+        try:
+            load_quantizer(iteration.quantizer, _clusters(iteration))
+        except ValueError as error:
+            raise ValueError(f"{name}.quantizer: {error}") from error
+        if iteration.layer == "best":
+            raise ValueError(f"{name} has layer best and a quantizer, which was fitted on one layer; say which it was")
     if iteration.weights == "previous" and number == 1:
         raise ValueError(f"{name}.weights is 'previous', but nothing precedes it; say 'fresh' or a path")
     if iteration.weights not in ("fresh", "previous"):
@@ -369,6 +379,11 @@ def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None
             encoder_config(iteration.weights)
         except ValueError as error:
             raise ValueError(f"{name}.weights: {error}") from error
+
+
+def _clusters(iteration: Iteration) -> list[int]:
+    """Of every stream of labels."""
+    return _listed(iteration.clusters) * len(iteration.parts or [None])
 
 
 def _settle(config: Namespace) -> None:
@@ -450,6 +465,8 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
     for labels in relabel:
         if labels["features"] != "mfcc":
             labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
+        if labels.get("quantizer"):
+            labels["quantizer"] = "a file"  # likewise
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     for option in HOW_NOT_WHAT:
         experiment["model"]["init_args"].pop(option, None)

@@ -26,6 +26,7 @@ from hubert_lightning.clustering.kmeans import (
     assign,
     kmeans_fingerprint,
     load_kmeans,
+    load_quantizer,
     save_kmeans,
 )
 from hubert_lightning.clustering.mfcc import PARTS, Part
@@ -72,6 +73,8 @@ class Relabel(Callback):
         max_frames: Frames, drawn evenly from the training utterances, that K-means is fitted on.
         kmeans: How it is fitted.
         seed: Of the sample and of K-means.
+        quantizer: A K-means that somebody fitted on these features, used instead of fitting one: ours, or a file of
+            scikit-learn such as the released ones, a .npy of centroids, or a torch file.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Relabel(Callback):
         max_frames: int = 17_280_000,
         kmeans: KMeans | ScikitKMeans | None = None,
         seed: int = 0,
+        quantizer: Path | None = None,
     ) -> None:
         self.features, self.layer = features, layer
         self.clusters = [clusters] if isinstance(clusters, int) else clusters
@@ -96,6 +100,11 @@ class Relabel(Callback):
             raise ValueError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
         if features != "mfcc" and not Path(features).exists():
             raise ValueError(f"{features}: no such checkpoint to take features from; correct the path, or say 'mfcc'")
+        self.quantizer, self.given = quantizer, None
+        if quantizer:
+            if layer == "best":
+                raise ValueError(f"{quantizer}: fitted on one layer, where layer is 'best'; say which it was")
+            self.given = load_quantizer(quantizer, [stream.clusters for stream in self.streams])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -137,16 +146,24 @@ class Relabel(Callback):
             seed=self.seed,
         )
 
-    def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
-        provenance = {
+    def source(self, extractor: Extractor, cuts: Corpora) -> dict[str, str]:
+        """Where the centroids come from: all that they depend on."""
+        asked = {
             "features": extractor.name,
-            "manifest": data.train_cuts.fingerprint,
+            "manifest": cuts.fingerprint,
             "clusters": json.dumps(self.clusters),
             "parts": json.dumps(self.parts),
+        }
+        if self.given:
+            return asked | {"quantizer": kmeans_fingerprint(self.given[0])}  # wherever its file lies
+        return asked | {
             "max_frames": str(self.max_frames),
             "seed": str(self.seed),
             "kmeans": type(self.kmeans).__name__ + json.dumps(vars(self.kmeans), sort_keys=True),
         }
+
+    def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
+        provenance = self.source(extractor, data.train_cuts)
 
         def there() -> bool:
             if path.exists() and load_kmeans(path)[1] == provenance:
@@ -159,32 +176,40 @@ class Relabel(Callback):
             return False
 
         if not on_rank_zero(trainer, there):
-            rows, index = together(
-                lambda: sample_frames(
-                    extractor,
-                    data.train_cuts,
-                    self.max_frames,
-                    self.seed,
-                    batch_frames=data.max_frames,
-                    num_workers=data.num_workers,
-                    rank=trainer.global_rank,
-                    world_size=trainer.world_size,
-                    local_ranks=trainer.num_devices,
-                )
-            )
-            device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
-            fitted = []
-            if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
-                rows = rows.to(device)  # otherwise they go there in chunks, each round
-            for stream in self.streams:
-                if trainer.is_global_zero:
-                    frames = len(rows) * trainer.world_size
-                    of = stream.part or extractor.name
-                    log.warning("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, of)
-                sample, clusters = rows[:, stream.columns], stream.clusters
-                fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
+            if self.quantizer and self.given:
+                fitted, source = self.given
+                check_features(self.quantizer, fitted, source, extractor, [of.columns for of in self.streams])
+            else:
+                fitted = self._fitted(trainer, data, extractor)
             on_rank_zero(trainer, lambda: save_kmeans(path, fitted, provenance))
         return load_kmeans(path)[0]
+
+    def _fitted(self, trainer: Trainer, data: PretrainingData, extractor: Extractor) -> list[Tensor]:
+        rows, index = together(
+            lambda: sample_frames(
+                extractor,
+                data.train_cuts,
+                self.max_frames,
+                self.seed,
+                batch_frames=data.max_frames,
+                num_workers=data.num_workers,
+                rank=trainer.global_rank,
+                world_size=trainer.world_size,
+                local_ranks=trainer.num_devices,
+            )
+        )
+        device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
+        fitted = []
+        if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
+            rows = rows.to(device)  # otherwise they go there in chunks, each round
+        for stream in self.streams:
+            if trainer.is_global_zero:
+                frames = len(rows) * trainer.world_size
+                of = stream.part or extractor.name
+                log.warning("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, of)
+            sample, clusters = rows[:, stream.columns], stream.clusters
+            fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
+        return fitted
 
     def _labels(
         self,
@@ -221,6 +246,30 @@ class Relabel(Callback):
             quality = phone_quality(judged, store, stream.clusters, number)
             of = stream.part or store.source.features
             log.warning(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
+
+
+def check_features(
+    path: Path, centroids: Sequence[Tensor], source: dict[str, str], extractor: Extractor, columns: Sequence[slice]
+) -> None:
+    """Whether a K-means that somebody fitted is one of these features.
+
+    columns: of the features, those that each stream sees
+
+    Raises:
+        ValueError: It says that it is of others, or has another dimension.
+    """
+    theirs = source.get("features", extractor.name)
+    if theirs != extractor.name:
+        raise ValueError(
+            f"{path}: fitted on {theirs}, where the features are {extractor.name}; give both of one model and layer"
+        )
+    for of, seen in zip(centroids, columns, strict=True):
+        dim = len(range(extractor.shape[-1])[seen])
+        if of.shape[1] != dim:
+            raise ValueError(
+                f"{path}: centroids of {of.shape[1]} dimensions, where {extractor.name} has {dim}; give both of one "
+                "model and layer"
+            )
 
 
 def assign_clusters(

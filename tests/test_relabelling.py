@@ -1,17 +1,20 @@
 import copy
 import json
+import shutil
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from lhotse import CutSet, SupervisionSegment
 from lightning import Trainer
+from sklearn.cluster import MiniBatchKMeans
 from test_pretraining import a_model, a_trainer, some_data
 
 from hubert_lightning import relabelling
-from hubert_lightning.clustering.kmeans import assign, load_kmeans
+from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.datamodule import TranscribedData
@@ -47,10 +50,12 @@ def test_validation_is_labelled_by_the_same_kmeans(run: Path, dev_cuts: CutSet) 
         np.testing.assert_array_equal(store[cut.id][0], assign(mfcc(read_waveform(cut))[::2], centroids).numpy())
 
 
-def relabelled(run: Path, manifests: Path, folder: Path, relabel: Relabel, **options: object) -> LabelStore:
+def relabelled(
+    run: Path, manifests: Path, folder: Path, relabel: Relabel, clusters: int | list[int] = 20, **options: object
+) -> LabelStore:
     data = some_data(manifests, num_workers=0, **options)
     trainer = Trainer(default_root_dir=folder, max_steps=0, accelerator="cpu", logger=False, callbacks=[relabel])
-    trainer.fit(a_model(), datamodule=data)
+    trainer.fit(a_model(num_clusters=clusters), datamodule=data)
     assert data.labels is not None
     return data.labels
 
@@ -252,3 +257,71 @@ def test_phones_past_the_audio_are_refused_before_labels_are_made(
 def test_numbers_of_clusters_that_cannot_be_are_refused(clusters: int | list[int]) -> None:
     with pytest.raises(ValueError, match="each K-means has from 2 to 65536"):
         Relabel(clusters=clusters)
+
+
+def a_quantizer(folder: Path, clusters: int, dim: int) -> Path:
+    rows = np.random.default_rng(0).standard_normal((500, dim)).astype(np.float32)
+    joblib.dump(MiniBatchKMeans(clusters, n_init=1, random_state=0).fit(rows), folder / "released.bin")
+    return folder / "released.bin"
+
+
+def test_labels_of_a_quantizer_are_those_that_scikit_learn_predicts(
+    run: Path, manifests: Path, tmp_path: Path, dev_cuts: CutSet
+) -> None:
+    path = a_quantizer(tmp_path, 20, 32)
+    relabel = Relabel(features=str(run / "last.ckpt"), layer=2, clusters=20, quantizer=path)
+    store = relabelled(run, manifests, tmp_path / "run", relabel)
+    encoder, theirs = load_encoder(run / "last.ckpt"), joblib.load(path)
+    for cut in dev_cuts:
+        with torch.no_grad():
+            features = encoder.features(read_waveform(cut)[None], layer=2)[0].numpy()
+        nearest = np.sort(theirs.transform(features), axis=1)
+        clear = nearest[:, 1] - nearest[:, 0] > 1e-4  # of two that are as near, either may be chosen
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(store[cut.id][0][clear], theirs.predict(features)[clear])
+
+
+def test_labels_of_a_quantizer_that_are_there_are_not_made_again(run: Path, manifests: Path, tmp_path: Path) -> None:
+    options = {"features": str(run / "last.ckpt"), "layer": 2, "clusters": 20}
+    relabelled(run, manifests, tmp_path / "run", Relabel(**options, quantizer=a_quantizer(tmp_path, 20, 32)))
+    folder = tmp_path / "run"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".npy", ".safetensors")}
+    same = tmp_path / "the same.safetensors"  # what the run kept, under another name and in another format
+    shutil.copy(folder / "kmeans.safetensors", same)
+    relabelled(run, manifests, folder, Relabel(**options, quantizer=same))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    fitted = relabelled(run, manifests, folder, Relabel(**options, max_frames=2000))
+    assert fitted.source.kmeans != kmeans_fingerprint(load_kmeans(same)[0])
+
+
+def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tmp_path: Path) -> None:
+    checkpoint = str(run / "last.ckpt")
+    with pytest.raises(ValueError, match="centroids of 32 dimensions, where mfcc has 39"):
+        relabelled(run, manifests, tmp_path / "a", Relabel(clusters=20, quantizer=a_quantizer(tmp_path, 20, 32)))
+    with pytest.raises(ValueError, match="fitted on mfcc, where the features are layer 2 of encoder"):
+        relabelled(
+            run,
+            manifests,
+            tmp_path / "b",
+            Relabel(checkpoint, layer=2, clusters=20, quantizer=run / "kmeans.safetensors"),
+        )
+    assert not any((tmp_path / folder / "kmeans.safetensors").exists() for folder in "ab")
+    with pytest.raises(ValueError, match=r"a K-means with \[20\] clusters, where \[30\] are asked for"):
+        Relabel(clusters=30, quantizer=run / "kmeans.safetensors")
+    with pytest.raises(ValueError, match="fitted on one layer, where layer is 'best'"):
+        Relabel(checkpoint, layer="best", clusters=20, quantizer=run / "kmeans.safetensors")
+
+
+def test_a_quantizer_of_a_product_code_has_the_dimensions_of_its_parts(
+    run: Path, manifests: Path, tmp_path: Path
+) -> None:
+    relabel = {"clusters": 5, "parts": ["cepstra", "delta"], "max_frames": 2000}
+    fitted = relabelled(run, manifests, tmp_path / "fitted", Relabel(**relabel), clusters=[5, 5])
+    given = relabelled(
+        run,
+        manifests,
+        tmp_path / "given",
+        Relabel(**relabel, quantizer=tmp_path / "fitted" / "kmeans.safetensors"),
+        clusters=[5, 5],
+    )
+    assert given.source == fitted.source
