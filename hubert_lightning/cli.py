@@ -32,6 +32,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   transcribe    recordings of any format and length, as text, JSON, subtitles or CTM
   align         when each word of a known text was said
   labels        of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
+  kmeans        of files: kmeans fit | import | export (scikit-learn, fairseq's .bin, .npy)
   quality       PNMI and purities of every layer's clusters; which layer to cluster next
   import        a checkpoint of ours from one of fairseq, transformers, torchaudio or s3prl, heads and all
   export        a model for transformers, torchaudio, fairseq and s3prl, or ONNX
@@ -145,6 +146,21 @@ def _labels(args: list[str]) -> None:
     )
 
 
+def _kmeans(args: list[str]) -> None:
+    from hubert_lightning import quantizers
+
+    CLI(
+        {
+            "fit": quantizers.fit_kmeans,
+            "import": quantizers.import_kmeans,
+            "export": quantizers.export_kmeans,
+        },
+        args=args,
+        prog="hubert kmeans",
+        parser_class=VerbParser,
+    )
+
+
 def _quality(args: list[str]) -> None:
     from hubert_lightning.unit_quality import quality
 
@@ -242,6 +258,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "transcribe": _of_files("transcribe"),
     "align": _of_files("align"),
     "labels": _labels,
+    "kmeans": _kmeans,
     "quality": _quality,
     "import": _import,
     "export": _export,
