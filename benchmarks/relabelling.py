@@ -3,9 +3,12 @@
     uv run hubert demo --minutes 60 --steps 1 --output demo     # makes an hour of speech
     uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz
     uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz --memory 1 20
+    uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz --times 20 \\
+        --base_layer 6 --device cuda --precision bf16 --num_workers 8
 
 Prints seconds of each part, the ratio of the wholes, and the bytes of features that came to lie on disk. With
-`--memory`, relabels the manifest so many times over, each in a process of its own, and prints the peak memory.
+`--memory`, relabels the manifest so many times over, each in a process of its own, and prints the peak memory. The
+encoder is a small one, or with `--base_layer` HuBERT Base, of random weights.
 """
 
 import argparse
@@ -21,13 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from lhotse.cut import Cut
+from torch import Tensor
 
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, assign
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.labels import LabelSource, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.extraction import Extractor, all_layers_extractor, extract, sample_frames
-from hubert_lightning.frames import num_frames
+from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.relabelling import assign_clusters
 
@@ -47,19 +51,38 @@ def second_layer(encoder: HubertEncoder) -> Extractor:
     return Extractor(lambda *batch: whole.features(*batch)[:, :, 1], "layer 2", (encoder.config.dim,))
 
 
-def ours(encoder: HubertEncoder, cuts: list[Cut], clusters: int, max_frames: int, folder: Path) -> dict[str, float]:
+def layer_of_base(layer: int, device: str, precision: str) -> Extractor:
+    """As `layer_extractor` makes one of a checkpoint."""
+    encoder = HubertEncoder(EncoderConfig()).eval().to(device)
+
+    def features(waveform: Tensor, length: Tensor) -> Tensor:
+        padded = None if bool((length == length[0]).all()) else length.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return encoder.features(waveform.to(device), padded, layer=layer, alone=True)
+
+    return Extractor(features, f"layer {layer} of Base", (encoder.config.dim,), torch.device(device))
+
+
+def ours(
+    extractor: Extractor,
+    cuts: list[Cut],
+    clusters: int,
+    max_frames: int,
+    folder: Path,
+    batch_frames: int = BATCH_FRAMES,
+    num_workers: int = 0,
+) -> dict[str, float]:
     seconds: dict[str, float] = {}
-    extractor = second_layer(encoder)
     with timed("sample", seconds):
-        rows, _ = sample_frames(extractor, cuts, max_frames, 0, batch_frames=BATCH_FRAMES)
+        rows, _ = sample_frames(extractor, cuts, max_frames, 0, batch_frames=batch_frames, num_workers=num_workers)
     with timed("fit", seconds):
-        centroids = KMeans().fit(rows, clusters, 0)
+        centroids = KMeans().fit(rows.to(extractor.device), clusters, 0)
     with timed("encode, assign, write", seconds):
         source = LabelSource("layer 2", "k", "m", (clusters,))
         size = shard_size(len(cuts))
         shards = [cuts[start : start + size] for start in range(0, len(cuts), size)]
         begin_store(folder, source)
-        labels = assign_clusters(extractor, [(slice(None), centroids)], shards, BATCH_FRAMES)
+        labels = assign_clusters(extractor, [(slice(None), centroids)], shards, batch_frames, num_workers)
         for shard, of in enumerate(labels):
             write_shard(folder, shard, of)
         finish_store(folder, source, len(shards))
@@ -109,6 +132,22 @@ def cost_of_assigning(encoder: HubertEncoder, cuts: list[Cut], clusters: int) ->
     return assigning / encoding
 
 
+def only_ours(extractor: Extractor, cuts: list[Cut], args: argparse.Namespace, folder: Path) -> None:
+    batch_frames = num_frames(seconds_to_samples(args.batch_duration))
+    for _ in extract(extractor, [cuts[:20]], batch_frames, "warming up"):
+        pass
+    cuts = repeated(cuts, args.times)
+    hours = sum(cut.duration for cut in cuts) / 3600
+    seconds = ours(extractor, cuts, args.clusters, args.max_frames, folder, batch_frames, args.num_workers)
+    words = ", ".join(f"{what} {took:.1f} s" for what, took in seconds.items())
+    labelled = hours * 3600 / seconds["encode, assign, write"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{extractor.name} on {extractor.device}: {hours:.1f} h, {len(cuts)} utterances: {sum(seconds.values()):.0f} s"
+    )
+    print(f"({words}), labelled {labelled:.0f} times as fast as it was said; peak memory {peak:.0f} MiB", flush=True)
+
+
 def repeated(cuts: list[Cut], times: int) -> list[Cut]:
     return [cut.with_id(f"{copy}-{cut.id}") for copy in range(times) for cut in cuts]
 
@@ -120,6 +159,11 @@ def main() -> None:
     parser.add_argument("--max_frames", type=int, default=100_000)
     parser.add_argument("--memory", type=int, nargs="*", default=[])
     parser.add_argument("--times", type=int, default=0, help="only ours, the manifest so many times over")
+    parser.add_argument("--base_layer", type=int, help="with --times: of HuBERT Base, not of a small encoder")
+    parser.add_argument("--device", default="cpu", help="with --base_layer")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="with --base_layer")
+    parser.add_argument("--batch_duration", type=float, default=20.0, help="with --times: seconds, at once")
+    parser.add_argument("--num_workers", type=int, default=0, help="with --times: processes that read audio")
     args = parser.parse_args()
     if args.memory:
         for times in args.memory:
@@ -133,15 +177,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if args.times:
-            cuts = repeated(cuts, args.times)
-            hours = sum(cut.duration for cut in cuts) / 3600
-            seconds = sum(ours(encoder, cuts, *settings, folder).values())
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"{hours:.1f} h, {len(cuts)} utterances: {seconds:.0f} s, peak memory {peak:.0f} MiB", flush=True)
+            extractor = second_layer(encoder)
+            if args.base_layer:
+                extractor = layer_of_base(args.base_layer, args.device, args.precision)
+            only_ours(extractor, cuts, args, folder)
             return
         hours = sum(cut.duration for cut in cuts) / 3600
         print(f"{hours:.2f} h, {args.clusters} clusters of {args.max_frames} frames, {torch.get_num_threads()} threads")
-        mine = ours(encoder, cuts, *settings, folder / "labels")
+        mine = ours(second_layer(encoder), cuts, *settings, folder / "labels")
         theirs, size = dump_fit_apply(encoder, cuts, *settings, folder)
         for name, parts, on_disk in (("ours", mine, 0), ("dump, fit, apply", theirs, size)):
             words = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in parts.items())

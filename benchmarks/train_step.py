@@ -6,10 +6,10 @@
     uv run python benchmarks/train_step.py --size large --contestants ours torchaudio
 
 Forward and backward, and with `--optimizer` a fused AdamW; no layers are dropped, and dropout is that of each one's
-recipe. First ours is given the weights of each, and must have its loss. Then each takes its turn in every round, and so
-do plain matrix products of the same precision; medians are compared. On a CPU, `--memory` measures nothing but the peak
-of each, in a process of its own. minimal-hubert needs Python 3.12, what it requires, and a checkout:
-`--minimal_hubert PATH`.
+recipe. With `--compile`, ours takes part twice, as it is and compiled. First ours is given the weights of each, and
+must have its loss. Then each takes its turn in every round, and so do plain matrix products of the same precision;
+medians are compared. On a CPU, `--memory` measures nothing but the peak of each, in a process of its
+own. minimal-hubert needs Python 3.12, what it requires, and a checkout: `--minimal_hubert PATH`.
 """
 
 import argparse
@@ -47,7 +47,10 @@ from hubert_lightning.model.trained import to_ours
 from hubert_lightning.pretraining import HubertPretraining
 
 RECIPES = Path(__file__).parent.parent / "configs" / "pretrain"
-PRODUCTS = ((2048, 768, 3072), (2048, 2048, 2048))  # rows, inner and columns; the first as in Base's feed-forward
+# Rows, inner and columns; the first as in Base's feed-forward
+PRODUCTS = {"cpu": ((2048, 768, 3072), (2048, 2048, 2048)), "cuda": ((8192, 768, 3072), (8192, 8192, 8192))}
+COMPILED = "ours, compiled"
+OURS = ("ours", COMPILED)
 HEAD = {"logit_generator.label_embeddings": "predictors.0.codewords"}
 HEAD |= {"logit_generator.final_proj.": "predictors.0.projection."}
 
@@ -142,8 +145,9 @@ def of_minimal_hubert(size: Size) -> Contestant:
     return Contestant(model, loss, names, penalty=None, compile={"dynamic": True})
 
 
+CONTESTANTS = ["ours", "torchaudio", "transformers", "minimal-hubert"]
 BUILD = {"ours": ours, "torchaudio": of_torchaudio, "transformers": of_transformers}
-BUILD |= {"minimal-hubert": of_minimal_hubert}
+BUILD |= {"minimal-hubert": of_minimal_hubert, COMPILED: ours}
 
 
 @torch.no_grad()
@@ -157,7 +161,8 @@ def check_loss(mine: Contestant, name: str, peer: Contestant, batch: Pretraining
     mine.model.load_state_dict(state)
     mine.model.feature_penalty = float(batch.mask.sum()) if peer.penalty is None else peer.penalty
     mine.model.eval(), peer.model.eval()
-    expected, found = float(peer.loss(batch)), float(mine.loss(batch))
+    with torch.backends.cudnn.flags(allow_tf32=False):  # a GPU's convolutions would round to 10 bits
+        expected, found = float(peer.loss(batch)), float(mine.loss(batch))
     if abs(found - expected) > 1e-4 * abs(expected):
         raise SystemExit(f"{name} has the loss {expected}, ours with its weights {found}; they do not compute the same")
     print(f"{name}: loss {expected:.5f}, ours with its weights {found:.5f}")
@@ -200,7 +205,7 @@ def product(shape: tuple[int, int, int], precision: str, device: str) -> tuple[C
     rows, inner, columns = shape
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
-    repeats = 100 if device == "cuda" else 2
+    repeats = 20 if device == "cuda" else 2
 
     def run() -> None:
         for _ in range(repeats):
@@ -221,6 +226,13 @@ def timed(run: Callable[[], None], device: str) -> tuple[float, int]:
     run()
     torch.cuda.synchronize()
     return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
+
+
+def profiled(name: str, run: Callable[[], None]) -> str:
+    with torch.profiler.profile() as profile:
+        run()
+    by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return f"{name}\n{profile.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=90)}\n"
 
 
 def processor(device: str) -> str:
@@ -248,7 +260,7 @@ def peaks_on_cpu(args: argparse.Namespace) -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["base", "large", "xlarge"], default="base")
-    parser.add_argument("--contestants", nargs="+", choices=BUILD, default=list(BUILD))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--clusters", type=int, default=100)
@@ -256,7 +268,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=["float32", "bf16"], default=["float32"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--optimizer", action="store_true", help="whole steps, with a fused AdamW")
-    parser.add_argument("--compile", action="store_true", help="compile ours, and minimal-hubert as its recipe does")
+    parser.add_argument(
+        "--compile", action="store_true", help="also ours compiled, and minimal-hubert as its recipe does"
+    )
+    parser.add_argument("--profile", type=Path, help="write what a step of ours spends its time on to this file")
     parser.add_argument("--memory", action="store_true", help="on a CPU: the peak of each, and no times")
     parser.add_argument("--minimal_hubert", type=Path, help="a checkout of minimal-hubert")
     parser.add_argument("--json", type=Path, help="write all times to this file")
@@ -275,30 +290,32 @@ def build(args: argparse.Namespace) -> dict[str, Contestant]:
     if args.minimal_hubert is not None:
         sys.path.insert(0, str(args.minimal_hubert / "src"))
     built = {}
-    for name in args.contestants:
+    for name in [*args.contestants, *([COMPILED] if args.compile and "ours" in args.contestants else [])]:
         try:
-            built[name] = BUILD[name](size)
+            with torch.device(args.device):
+                built[name] = BUILD[name](size)
         except ImportError as error:
             print(f"{name} is left out ({error}); it needs --minimal_hubert, Python 3.12 and what it requires")
             continue
         built[name].model.to(args.device).train()
-    if "ours" in built:
-        built["ours"].model.encoder.checkpointing = args.activation_checkpointing
+        if name in OURS:
+            built[name].model.encoder.checkpointing = args.activation_checkpointing
     return built
 
 
 def report(args: argparse.Namespace, seconds: Numbers, operations: int, rates: Numbers, peaks: dict[Of, int]) -> None:
-    shapes = [" x ".join(map(str, shape)) for shape in PRODUCTS]
+    products = PRODUCTS[args.device]
+    shapes = [" x ".join(map(str, shape)) for shape in products]
     headings = ("", "precision", "median s", "fastest s", "audio s/s", "speed / fastest peer", "GFLOP/s")
     table = Table(*headings, *(f"/ {shape}" for shape in shapes), "peak MiB")
     for (precision, name), times in seconds.items():
         median = statistics.median(times)
-        peers = [statistics.median(of) for (at, peer), of in seconds.items() if at == precision and peer != "ours"]
+        peers = [statistics.median(of) for (at, peer), of in seconds.items() if at == precision and peer not in OURS]
         rate = operations / median / 1e9
         table.add_row(
             *(name, precision, f"{median:.3f}", f"{min(times):.3f}", f"{args.batch * args.seconds / median:.2f}"),
             *(f"{min(peers) / median:.2f}" if peers else "", f"{rate:.0f}"),
-            *(f"{rate / statistics.median(rates[precision, str(shape)]):.2f}" for shape in PRODUCTS),
+            *(f"{rate / statistics.median(rates[precision, str(shape)]):.2f}" for shape in products),
             f"{peaks[precision, name] / 2**20:.0f}" if peaks[precision, name] else "",
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -343,16 +360,18 @@ def main() -> None:
     }
     print("; ".join(f"{name} {value}" for name, value in header.items()), flush=True)
     if "ours" in contestants:
-        for name in [name for name in contestants if name != "ours"]:
+        for name in [name for name in contestants if name not in OURS]:
             check_loss(contestants["ours"], name, contestants[name], batch)
     operations = batch_operations(args, batch)
     for name, of in contestants.items():
-        if args.compile and name == "ours":
+        if name == COMPILED:
             of.model.encoder.compile_parts()
         elif args.compile and of.compile is not None:
             of.model.compile(**of.compile)
 
-    products = {(p, str(shape)): product(shape, p, args.device) for p in args.precision for shape in PRODUCTS}
+    products = {
+        (p, str(shape)): product(shape, p, args.device) for p in args.precision for shape in PRODUCTS[args.device]
+    }
     for run in [*runs.values(), *runs.values(), *(run for run, _ in products.values())]:  # the second may compile too
         timed(run, args.device)
     seconds: Numbers = {of: [] for of in runs}
@@ -369,6 +388,10 @@ def main() -> None:
             if extra:
                 peaks[of] = max(peaks[of], extra + standing_bytes(contestants[of[1]], optimizers[of[1]]))
     report(args, seconds, operations, rates, peaks)
+    if args.profile:
+        args.profile.write_text(
+            "\n".join(profiled(name, runs[precision, name]) for precision, name in runs if name in OURS)
+        )
     if args.json:
         steps = [{"precision": p, "name": name, "seconds": of} for (p, name), of in seconds.items()]
         plain = [{"precision": p, "shape": shape, "gflop_per_second": of} for (p, shape), of in rates.items()]

@@ -2,9 +2,10 @@
 fast a beam search with a language model is.
 
     python benchmarks/transcription.py FOLDER_OF_AUDIO [--files 24] [--rounds 3]
+    python benchmarks/transcription.py FOLDER_OF_AUDIO --files 200 --device cuda --batches 1 8 32
 
-The model is HuBERT Base with random weights, in float32. Rounds are interleaved; what is printed are medians. The
-pipeline is measured with batches of one and of four files: which is faster depends on how alike their lengths are.
+The model is HuBERT Base with random weights, in float32 unless told otherwise. Rounds are interleaved; what is printed
+are medians. The pipeline is measured with batches of several sizes: which is fastest depends on how alike lengths are.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import soundfile
@@ -32,17 +34,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="of the pipeline, in files")
     parser.add_argument("--text", type=Path, help="of a language model of words, for the beam search")
     args = parser.parse_args()
     files = sorted(args.folder.rglob("*.flac"))[: args.files]
     seconds = sum(soundfile.info(file).duration for file in files)
     folder = Path(tempfile.mkdtemp())
     theirs, tokenizer, features = save_model(folder)
-    ours = load_ctc(folder)
+    ours = load_ctc(folder).to(args.device)
+    precision = partial(torch.autocast, args.device, torch.bfloat16, enabled=args.precision == "bf16")
 
     def transcribe() -> list[str]:
         cuts, _, _ = examine(files)
-        [log_probs] = log_probabilities(ours, [cuts], what="ours")
+        [log_probs] = log_probabilities(ours, [cuts], what="ours", precision=precision)
         return [greedy(rows[None], torch.tensor([len(rows)]), ours.vocabulary)[0] for rows in log_probs]
 
     def pipeline(batch_size: int) -> Callable[[], list[str]]:
@@ -52,16 +58,17 @@ def main() -> None:
             tokenizer=tokenizer,
             feature_extractor=features,
             batch_size=batch_size,
+            device=args.device,
         )
 
         def run() -> list[str]:
             heard = [{"raw": soundfile.read(file, dtype="float32")[0], "sampling_rate": 16_000} for file in files]
-            with torch.inference_mode():
+            with torch.inference_mode(), precision():
                 return [" ".join(found["text"].split()) for found in pipe(heard)]
 
         return run
 
-    systems = {"ours": transcribe, "transformers, one by one": pipeline(1), "transformers, four at once": pipeline(4)}
+    systems = {"ours": transcribe} | {f"transformers, {size} at once": pipeline(size) for size in args.batches}
     said = {name: run() for name, run in systems.items()}  # also warms up
     took: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(args.rounds):
@@ -69,13 +76,15 @@ def main() -> None:
             start = time.perf_counter()
             run()
             took[name].append(time.perf_counter() - start)
-    print(f"{len(files)} files, {seconds:.0f} s of audio, {torch.get_num_threads()} threads")
+    where = f"{torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{len(files)} files, {seconds:.0f} s of audio, {args.precision}, {where}")
     first = statistics.median(took["ours"])
     for name, times in took.items():
         median = statistics.median(times)
         print(f"{name:28} {median:7.2f} s, {seconds / median:6.1f} × real time, {median / first:.2f} of ours")
-    same = sum(a == b for a, b in zip(said["ours"], said["transformers, one by one"], strict=True))
-    print(f"{same} of {len(files)} transcripts are the same as theirs, one by one")
+    theirs_first = said[f"transformers, {args.batches[0]} at once"]
+    same = sum(a == b for a, b in zip(said["ours"], theirs_first, strict=True))
+    print(f"{same} of {len(files)} transcripts are the same as theirs, {args.batches[0]} at once")
     if args.text:
         time_search(args.text, folder)
 
