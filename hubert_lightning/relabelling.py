@@ -44,6 +44,7 @@ from hubert_lightning.data.labels import (
 )
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
+from hubert_lightning.model.pretrained import located
 from hubert_lightning.ranks import on_rank_zero, together
 from hubert_lightning.unit_quality import best_layer, phone_quality
 
@@ -65,7 +66,7 @@ class Relabel(Callback):
     """Makes the labels that a pre-training run asks for, before its first step.
 
     Args:
-        features: "mfcc", or a checkpoint (or transformers directory) whose hidden layer is clustered.
+        features: "mfcc", or a model, of ours or of another system, whose hidden layer is clustered.
         layer: Which Transformer layer of the checkpoint, counted from 1, or "best": the one whose clusters tell the
             phones of the validation utterances apart best; none for "mfcc".
         clusters: Number of K-means clusters; several numbers make an ensemble, a label stream of each.
@@ -98,8 +99,8 @@ class Relabel(Callback):
             raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
         if parts and features != "mfcc":
             raise ValueError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
-        if features != "mfcc" and not Path(features).exists():
-            raise ValueError(f"{features}: no such checkpoint to take features from; correct the path, or say 'mfcc'")
+        if features != "mfcc":
+            located(features)
         self.quantizer, self.given = quantizer, None
         if quantizer:
             if layer == "best":

@@ -82,16 +82,16 @@ MAY_IMPORT = {
         "lightning",
         "lhotse",
     },
-    "relabelling": {"frames", "ranks", "data.*", "clustering.*", "extraction", "unit_quality", "lightning", "lhotse"},
-    "quantizers": {
+    "relabelling": {
         "frames",
-        "files",
-        "data.corpora",
+        "ranks",
+        "data.*",
+        "model.pretrained",
         "clustering.*",
         "extraction",
-        "model.*",
-        "relabelling",
-        "sklearn",
+        "unit_quality",
+        "lightning",
+        "lhotse",
     },
     "parser": {"lightning"},
     "experiment": {

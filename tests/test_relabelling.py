@@ -198,7 +198,7 @@ def test_a_damaged_shard_alone_is_made_again(
     ("features", "layer", "sentence"),
     [
         ("mfcc", 6, "MFCCs have no layers"),
-        ("nowhere.ckpt", 6, "nowhere.ckpt: no such checkpoint"),
+        ("nowhere.ckpt", 6, "nowhere.ckpt does not exist; give a .ckpt"),
         ("nowhere.ckpt", None, "a checkpoint needs one"),
     ],
 )

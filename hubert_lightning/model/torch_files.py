@@ -61,9 +61,7 @@ def read_torch(path: Path) -> Any:
             _check_archive(path)
             names = set(get_unsafe_globals_in_checkpoint(path))
         if foreign := sorted(name for name in names if not STANDS_FOR.fullmatch(name)):
-            raise ValueError(
-                f"{path} asks for {foreign[0]}, which is no data, and is not opened; get its weights alone"
-            )
+            raise ValueError(f"{path} asks for {foreign[0]}, which is no data; take its weights alone")
         with safe_globals([(StandIn, name) for name in names]):
             if not archive:  # its tensors would be made before they are found to be missing
                 with FakeTensorMode():
@@ -71,8 +69,9 @@ def read_torch(path: Path) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except UnpicklingError as error:
         asked = re.search(r"Unsupported (?:global|class)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
-        what = f"asks for {asked[1]}, which is no data" if asked else "is damaged, or no file of torch.save"
-        raise ValueError(f"{path} {what}, and is not opened; download it again, or get its weights alone") from error
+        if asked is None:
+            raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
+        raise ValueError(f"{path} asks for {asked[1]}, which is no data; take its weights alone") from error
     except (RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
     _check_sizes(path, content)

@@ -191,8 +191,11 @@ def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
         raise ValueError(
             f"{path} lacks weights of the encoder: its settings ask for {asked} layers, and it has {len(layers)}"
         )
-    with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
-        encoder = HubertEncoder(trained.config)
+    try:
+        with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
+            encoder = HubertEncoder(trained.config)
+    except RuntimeError as error:
+        raise ValueError(f"{path} describes an encoder that no memory holds ({error}); it is damaged") from error
     load(encoder, trained.encoder, path)
     return encoder.eval()
 
@@ -211,6 +214,8 @@ def predictors_of(trained: Trained, path: Path) -> list[ClusterPredictor]:
     """The heads of pre-training, in eval mode."""
     heads = []
     for state in trained.predictors:
+        if state.keys() != {"codewords", "projection.weight", "projection.bias"} or state["codewords"].dim() != 2:
+            raise ValueError(f"{path} has half a head of pre-training ({some(state)}); get it again")
         clusters, final_dim = state["codewords"].shape
         with torch.device("meta"):
             head = ClusterPredictor(trained.config.dim, clusters, final_dim, trained.temperature)

@@ -1,0 +1,272 @@
+"""No file of somebody else's runs code, fills the memory or reaches outside of itself; a sentence says why."""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+
+from hubert_lightning.cli import main
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.pretrained import encoder_config, load_encoder
+
+
+class Runs:
+    """What a pickle calls when it is opened."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.trace}",)
+
+
+def content() -> dict[str, Any]:
+    """Of a checkpoint that opens."""
+    state = {f"encoder.{name}": value for name, value in HubertEncoder(TINY).state_dict().items()}
+    return {"state_dict": state, "hyper_parameters": {"encoder": asdict(TINY)}}
+
+
+def refused(path: Path) -> str:
+    """The sentence that a file is refused with, by the function that all of them go through."""
+    with pytest.raises(ValueError, match=r"; |: ") as refusal:
+        load_encoder(path)
+    sentence = str(refusal.value)
+    assert str(path) in sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 600
+    return sentence
+
+
+def test_what_these_files_are_made_from_opens(tmp_path: Path) -> None:
+    torch.save(content(), tmp_path / "a.ckpt")
+    load_encoder(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("form", ["zip", "before torch 1.6", "a bare pickle"])
+@pytest.mark.parametrize("place", ["whole", "settings", "cfg", "task_state", "state_dict"])
+def test_a_pickle_that_runs_something_does_not(tmp_path: Path, form: str, place: str) -> None:
+    trace, path = tmp_path / "ran", tmp_path / "evil.pt"
+    evil: Any = Runs(trace)
+    if place == "settings":
+        evil = content() | {"hyper_parameters": {"encoder": asdict(TINY), "more": evil}}
+    elif place in ("cfg", "task_state"):
+        evil = {"model": content()["state_dict"], "cfg": {"model": {}, "task": {}}} | {place: {"dictionaries": [evil]}}
+    elif place == "state_dict":
+        evil = content()["state_dict"] | {"encoder.norm.weight": evil}
+    if form == "a bare pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, path, _use_new_zipfile_serialization=form == "zip")
+    sentence = refused(path)
+    assert not trace.exists()
+    assert "asks for posix.system" in sentence or "is damaged" in sentence
+    pickle_module_runs_it(path, form, trace)
+
+
+def pickle_module_runs_it(path: Path, form: str, trace: Path) -> None:
+    """The file is as bad as it is meant to be: whoever trusts it is caught."""
+    if form == "a bare pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("name", ["fairseq.os.system", "omegaconf.x.eval", "fairseq.data.dictionary.Dictionary"])
+def test_a_name_of_fairseq_is_never_looked_up(tmp_path: Path, name: str) -> None:
+    """Whatever it is called, a stand-in takes its place: fairseq need not be there, and is not imported if it is."""
+    module, _, attribute = name.rpartition(".")
+    body = b"\x80\x02" + f"c{module}\n{attribute}\n".encode() + b"X\x04\x00\x00\x00echo\x85R."
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", body)
+        archive.writestr("a/version", "3\n")
+        archive.writestr("a/byteorder", "little")
+    assert "holds no HuBERT" in refused(tmp_path / "a.pt")
+
+
+def rewritten(path: Path, change: Callable[[zipfile.ZipFile, str, bytes], None]) -> None:
+    """A checkpoint whose archive is written anew, entry by entry."""
+    torch.save(content(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in entries.items():
+            change(archive, name, body)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    def bomb(archive: zipfile.ZipFile, name: str, body: bytes) -> None:
+        body = bytes(2**26) if name.endswith("data/0") else body
+        archive.writestr(name, body, zipfile.ZIP_DEFLATED)
+
+    path = tmp_path / "bomb.ckpt"
+    rewritten(path, bomb)
+    assert path.stat().st_size < 2**20
+    assert "has a compressed entry" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a\\..\\..\\outside"])
+def test_an_archive_with_an_entry_outside_of_it_is_refused(tmp_path: Path, name: str) -> None:
+    def more(archive: zipfile.ZipFile, entry: str, body: bytes) -> None:
+        archive.writestr(entry, body)
+        if entry.endswith("version"):
+            archive.writestr(name, b"")
+
+    rewritten(tmp_path / "a.ckpt", more)
+    assert "outside of itself" in refused(tmp_path / "a.ckpt")
+
+
+def test_an_entry_that_is_shorter_than_its_tensor_is_refused(tmp_path: Path) -> None:
+    def shortened(archive: zipfile.ZipFile, name: str, body: bytes) -> None:
+        archive.writestr(name, body[:4] if "/data/" in name else body)
+
+    rewritten(tmp_path / "a.ckpt", shortened)
+    assert "is damaged" in refused(tmp_path / "a.ckpt") or "asks for" in refused(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("new_form", [True, False])
+def test_a_tensor_that_is_larger_than_what_is_stored_of_it_is_refused(tmp_path: Path, new_form: bool) -> None:
+    evil = content()
+    evil["state_dict"]["encoder.norm.weight"] = torch.zeros(1).expand(10**12)  # 4 TB once it is copied
+    torch.save(evil, tmp_path / "a.ckpt", _use_new_zipfile_serialization=new_form)
+    assert "has a tensor of shape (1000000000000,), of which it holds 4 bytes" in refused(tmp_path / "a.ckpt")
+
+
+def test_tensors_that_an_old_file_does_not_have_are_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"model": {"a": torch.zeros(77)}}, path, _use_new_zipfile_serialization=False)
+    body = path.read_bytes()
+    assert body.count(b"K\x4d") >= 2  # the 77 elements of its storage, and the size of its tensor
+    path.write_bytes(body.replace(b"K\x4d", b"J\xff\xff\xff\x7f"))  # 2³¹ - 1
+    assert "asks for 8589934588 of tensors" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_layers": 10**9}, "its settings ask for 1000000000 layers, and it has 2"),
+        ({"dim": 2**40}, "describes an encoder that no memory holds"),
+        ({"ffn_dim": 2**30}, "its settings ask for (1073741824, 32)"),
+        ({"dim": "32"}, "sets the encoder's dim to '32'"),
+        ({"dim": [32]}, r"sets the encoder's dim to [32]"),
+        ({"pos_kernel": -1}, "pos_kernel is -1"),
+        ({"pre_norm": 1}, "sets the encoder's pre_norm to 1"),
+    ],
+)
+def test_settings_that_do_not_fit_the_weights_cost_nothing(
+    tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    evil = content()
+    evil["hyper_parameters"]["encoder"] |= settings
+    torch.save(evil, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"; |: ") as refusal:
+        load_encoder(tmp_path / "a.ckpt")
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float, form: str) -> None:
+    path = tmp_path / "a.ckpt"
+    evil = content()
+    evil["state_dict"]["encoder.layers.1.ffn_input.weight"][3, 4] = value
+    torch.save(evil, path)
+    if form == "safetensors":
+        small_transformers(tmp_path / "theirs")
+        path = tmp_path / "theirs"
+        state = load_file(path / "model.safetensors")
+        state["encoder.layers.0.feed_forward.intermediate_dense.weight"][0, 0] = value
+        save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    assert "has values that are no finite numbers; take a checkpoint from before" in refused(path)
+
+
+def small_transformers(folder: Path, **options: Any) -> None:
+    config = transformers.HubertConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    transformers.HubertModel(config).save_pretrained(folder, **options)
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", ".."])
+def test_an_index_that_points_outside_of_its_directory_is_refused(tmp_path: Path, shard: str) -> None:
+    small_transformers(tmp_path / "theirs", max_shard_size="20KB")
+    index = tmp_path / "theirs" / "model.safetensors.index.json"
+    places = json.loads(index.read_text())
+    places["weight_map"] = dict.fromkeys(places["weight_map"], shard)
+    index.write_text(json.dumps(places))
+    assert f"names {shard!r}, a file outside of its directory" in refused(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("what", ["a number", "a list"])
+def test_an_index_that_is_none_is_refused(tmp_path: Path, what: str) -> None:
+    small_transformers(tmp_path / "theirs", max_shard_size="20KB")
+    index = tmp_path / "theirs" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": 3 if what == "a number" else {"a": [1]}}))
+    assert "does not say which weight is where" in refused(tmp_path / "theirs")
+
+
+def test_settings_of_a_thousand_brackets_are_refused(tmp_path: Path) -> None:
+    small_transformers(tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").write_text("[" * 100_000)
+    assert "is not JSON" in refused(tmp_path / "theirs")
+
+
+def test_settings_of_a_gigabyte_are_not_read(tmp_path: Path) -> None:
+    small_transformers(tmp_path / "theirs")
+    with (tmp_path / "theirs" / "config.json").open("r+b") as file:
+        file.truncate(2**30)
+    with pytest.raises(ValueError, match="has 1073741824 bytes, where settings have a few thousand"):
+        encoder_config(tmp_path / "theirs")
+
+
+def test_a_pickle_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    evil: dict[str, Any] = {}
+    evil["model"] = evil
+    torch.save(evil, tmp_path / "a.pt")
+    assert "holds no HuBERT" in refused(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("cut", [10, 1000, 5000])
+def test_a_file_that_ends_early_is_refused(tmp_path: Path, cut: int) -> None:
+    torch.save(content(), tmp_path / "a.ckpt")
+    whole = (tmp_path / "a.ckpt").read_bytes()
+    (tmp_path / "a.ckpt").write_bytes(whole[:-cut])
+    assert "is damaged" in refused(tmp_path / "a.ckpt")
+
+
+def test_the_verb_refuses_in_one_sentence_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Runs(tmp_path / "ran"), tmp_path / "evil.pt")
+    with pytest.raises(SystemExit) as end:
+        main(["import", str(tmp_path / "evil.pt"), str(tmp_path / "out.ckpt")])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    sentence = "asks for posix.system, which is no data; take its weights alone"
+    assert said == f"hubert: {tmp_path / 'evil.pt'} {sentence}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pt"]
+
+
+def test_code_in_a_layout_of_convolutions_is_read_as_text(tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    layout = f"__import__('os').system('touch {trace}')"
+    state = {"feature_extractor.conv_layers.0.0.weight": torch.zeros(1)}
+    torch.save({"cfg": {"model": {"conv_feature_layers": layout}, "task": {}}, "model": state}, tmp_path / "a.pt")
+    assert "has convolutions __import__" in refused(tmp_path / "a.pt")
+    assert not trace.exists()
