@@ -93,6 +93,16 @@ MAY_IMPORT = {
         "lightning",
         "lhotse",
     },
+    "quantizers": {
+        "frames",
+        "files",
+        "data.corpora",
+        "clustering.*",
+        "extraction",
+        "model.*",
+        "relabelling",
+        "sklearn",
+    },
     "parser": {"lightning"},
     "experiment": {
         "parser",
