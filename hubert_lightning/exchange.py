@@ -14,7 +14,7 @@ from hubert_lightning.data.text import Vocabulary, read_vocabulary
 from hubert_lightning.files import replacing
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import REST, encoder_fingerprint, located, read_trained
+from hubert_lightning.model.pretrained import KMEANS, REST, encoder_fingerprint, located, read_trained
 from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
 from hubert_lightning.model_card import model_card, run_facts
 from hubert_lightning.onnx_export import write_onnx
@@ -153,7 +153,6 @@ def _as_fit(trained: Trained) -> dict[str, Any]:
         "imported": {**trained.source, "special": [rows.float() for rows in trained.special]},
         "epoch": 0,
         "global_step": 0,
-        "loops": {},
         "pytorch-lightning_version": version("lightning"),
     }
 
@@ -175,7 +174,7 @@ def _write_kmeans(folder: Path, kmeans: Path, dim: int) -> None:
             f"{kmeans}: centroids of {centroids[0].shape[1]} dimensions for an encoder of {dim}; give K-means of one "
             "of its layers"
         )
-    save_kmeans(folder / "kmeans.safetensors", centroids, source | {"kmeans": kmeans_fingerprint(centroids)})
+    save_kmeans(folder / KMEANS, centroids, source | {"kmeans": kmeans_fingerprint(centroids)})
 
 
 def _listed(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -90,8 +90,8 @@ class HubertPretraining(LightningModule):
     def _keep_head(self, pretrained: Path | None, trained: Trained | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
             raise ValueError(
-                f"keep_head, but {pretrained or 'nothing'} has a head of pre-training; name a model that has in "
-                "model.init_args.pretrained, or leave keep_head out"
+                f"keep_head, but {pretrained or 'nothing, which pretrained names,'} has no head of pre-training; name "
+                "a model that has one in model.init_args.pretrained, or leave keep_head out"
             )
         theirs, ours = predictors_of(trained, pretrained), list(self.predictors)
         shapes = [[tuple(of.get_parameter("codewords").shape) for of in heads] for heads in (theirs, ours)]

@@ -85,6 +85,7 @@ def ours(norm: str, kind: str) -> Trained:
     return trained
 
 
+@torch.no_grad()
 def disturbed(model: Any) -> Any:
     """Norms that are not 1 and 0, so that each is seen to arrive where it belongs."""
     for parameter in model.parameters():

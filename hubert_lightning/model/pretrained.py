@@ -22,6 +22,8 @@ WHAT_WE_OPEN = (
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 REST = "hubert_lightning.safetensors"
 """In a folder of another system's format: what that format has no place for."""
+KMEANS = "kmeans.safetensors"  # of units, which may lie in a folder, too
+BESIDE = (REST, KMEANS)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -140,7 +142,7 @@ def _of_folder(folder: Path, num_heads: int | None) -> Trained:
     if (folder / transformers.CONFIG).exists():
         theirs = transformers.read(folder)
     else:
-        inside = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.name != REST]
+        inside = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.name not in BESIDE]
         if len(inside) != 1:
             raise ValueError(
                 f"{folder} has no {transformers.CONFIG}, and {len(inside)} files of weights; give one of those, or "
