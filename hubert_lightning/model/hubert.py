@@ -5,7 +5,7 @@ Values, gradients and initialisation are those of the reference code (tests/test
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,22 @@ class EncoderConfig:
             raise ValueError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
 
 
+class Statistics(NamedTuple):
+    """What norms over time take from a waveform. Given those of a whole recording, a part of it is normalised as there;
+    `model/statistics.py` counts them.
+
+    mean:              (batch,), of the samples
+    variance:          (batch,)
+    window_mean:       (batch, kernel), of what the first convolution sees at once, once `mean` is subtracted
+    window_covariance: (batch, kernel, kernel)
+    """
+
+    mean: Tensor
+    variance: Tensor
+    window_mean: Tensor
+    window_covariance: Tensor
+
+
 class HubertEncoder(nn.Module):
     """Contextual features of 16 kHz audio, one frame per 20 ms."""
 
@@ -145,20 +161,29 @@ class HubertEncoder(nn.Module):
         local = self.local_features(waveform, length, alone=alone)
         return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask, kept)
 
-    def features(self, waveform: Tensor, length: Tensor | None = None, *, layer: int, alone: bool = False) -> Tensor:
+    def features(
+        self,
+        waveform: Tensor,
+        length: Tensor | None = None,
+        *,
+        layer: int,
+        alone: bool = False,
+        statistics: Statistics | None = None,
+    ) -> Tensor:
         """Output of one Transformer layer, counted from 1; later layers are not computed.
 
         It is the residual stream after the layer: with `pre_norm`, before any norm, for the last layer too.
 
-        waveform: (batch, samples)
-        length:   (batch,), samples before padding
-        alone:    each utterance has the features that it would have without the others; otherwise the padding counts
+        waveform:   (batch, samples)
+        length:     (batch,), samples before padding
+        alone:      each utterance has the features that it would have without the others; otherwise the padding counts
             in the group norm of Base, as in the reference
-        returns:  (batch, frames, dim)
+        statistics: of the recordings that the waveforms are parts of, by which they are normalised
+        returns:    (batch, frames, dim)
         """
         if not 1 <= layer <= len(self.layers):
             raise ValueError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
-        x, attend = self._embed(waveform, length, alone)
+        x, attend = self._embed(waveform, length, alone, statistics)
         for block in self.layers[:layer]:
             x = block(x, attend)
         return x
@@ -172,17 +197,29 @@ class HubertEncoder(nn.Module):
             outputs.append(x)
         return outputs
 
-    def local_features(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> Tensor:
+    def local_features(
+        self,
+        waveform: Tensor,
+        length: Tensor | None = None,
+        *,
+        alone: bool = False,
+        statistics: Statistics | None = None,
+    ) -> Tensor:
         """Output of the convolutions, on which the feature penalty is computed.
 
-        waveform: (batch, samples)
-        length:   (batch,), samples before padding
-        alone:    keep padding out of the group norm
-        returns:  (batch, frames, conv_channels)
+        waveform:   (batch, samples)
+        length:     (batch,), samples before padding
+        alone:      keep padding out of the group norm
+        statistics: of the recordings that the waveforms are parts of, by which they are normalised
+        returns:    (batch, frames, conv_channels)
         """
         _check_length(waveform, length)
-        x = _normalize(waveform, length) if self.config.normalize_waveform else waveform
-        x = self.convolutions(x, length if alone else None)
+        x = waveform
+        if self.config.normalize_waveform and statistics is not None:
+            x, statistics = _normalize_by(waveform, statistics)
+        elif self.config.normalize_waveform:
+            x = _normalize(waveform, length)
+        x = self.convolutions(x, length if alone else None, statistics)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
             x.register_hook(lambda gradient: gradient * scale)
@@ -231,9 +268,11 @@ class HubertEncoder(nn.Module):
         # On the CPU, where reading the draw does not wait for a GPU
         return (torch.rand(len(self.layers), generator=generator) >= dropped).tolist()
 
-    def _embed(self, waveform: Tensor, length: Tensor | None, alone: bool) -> tuple[Tensor, Tensor | None]:
-        frames = None if length is None else num_frames(length)
-        return self._transformer_input(self.local_features(waveform, length, alone=alone), frames)
+    def _embed(
+        self, waveform: Tensor, length: Tensor | None, alone: bool, statistics: Statistics | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        local = self.local_features(waveform, length, alone=alone, statistics=statistics)
+        return self._transformer_input(local, None if length is None else num_frames(length))
 
     def _transformer_input(
         self,
@@ -260,11 +299,12 @@ class HubertEncoder(nn.Module):
 class Convolutions(nn.ModuleList):
     """The seven, one after the other."""
 
-    def forward(self, waveform: Tensor, length: Tensor | None = None) -> Tensor:
-        """(batch, samples) → (batch, frames, channels); with `length` (batch,) the group norm leaves out padding"""
+    def forward(self, waveform: Tensor, length: Tensor | None = None, statistics: Statistics | None = None) -> Tensor:
+        """(batch, samples) → (batch, frames, channels); with `length` (batch,) the group norm leaves out padding, with
+        `statistics` it goes by those"""
         x = waveform[:, None]  # (batch, channels, frames)
         for convolution in self:
-            x = convolution(x, length)
+            x = convolution(x, length, statistics)
         return x.transpose(1, 2)
 
 
@@ -285,14 +325,14 @@ class Convolution(nn.Module):
         elif index == 0:
             self.norm = nn.GroupNorm(channels, channels)
 
-    def forward(self, x: Tensor, length: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, length: Tensor | None = None, statistics: Statistics | None = None) -> Tensor:
         """(batch, channels, frames) → (batch, channels, fewer frames); with `length` (batch,), of the waveforms, the
-        group norm is over the frames that hear no padding"""
+        group norm is over the frames that hear no padding; with `statistics` it is that of the whole recordings"""
         if not isinstance(self.norm, nn.GroupNorm) and not self.over_channels:
             return F.gelu(self.conv(x))
         if not self.over_channels:
-            if length is None:
-                return F.gelu(self._normed_over_time(x))
+            if length is None or statistics is not None:
+                return F.gelu(self._normed_over_time(x, statistics))
             rows = zip(x, length.tolist(), strict=True)
             alone = [self._normed_over_time(row[None, :, :samples])[0] for row, samples in rows]
             longest = (x.shape[-1] - KERNELS[0]) // STRIDES[0] + 1
@@ -304,7 +344,7 @@ class Convolution(nn.Module):
         x = x[:, :, 0].transpose(1, 2)  # (batch, frames, channels)
         return self.layer_norm_gelu(x, self.norm.weight, self.norm.bias).transpose(1, 2)
 
-    def _normed_over_time(self, x: Tensor) -> Tensor:
+    def _normed_over_time(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """The convolution of waveforms, normalised over time: (batch, 1, samples) → (batch, channels, frames).
 
         The mean and variance of each channel follow from those of the windows, so that weights are scaled instead of
@@ -312,15 +352,20 @@ class Convolution(nn.Module):
         """
         norm, waveform, dtype = self.norm, x[:, 0], x.dtype
         assert isinstance(norm, nn.GroupNorm)
-        if self.conv.bias is not None:
+        if self.conv.bias is not None and statistics is None:  # given them, it needs no bias, which is in the mean
             return norm(self.conv(x))
-        centred = waveform - waveform.mean(dim=1, keepdim=True)  # as the norm would do with what comes out
+        level = waveform.mean(dim=1, keepdim=True) if statistics is None else statistics.mean[:, None].to(dtype)
+        centred = waveform - level  # as the norm would do with what comes out
         windows = centred.unfold(1, KERNELS[0], STRIDES[0])  # (batch, frames, kernel)
         # Variances are differences, here of few numbers; float64 is also what autocast leaves alone
         exact = torch.float32 if waveform.device.type == "mps" else torch.float64
-        few, weight = windows.to(exact), self.conv.weight[:, 0].to(exact)  # (channels, kernel)
-        mean = few.mean(dim=1)  # (batch, kernel)
-        covariance = few.transpose(1, 2) @ few / few.shape[1] - mean[:, :, None] * mean[:, None]
+        weight = self.conv.weight[:, 0].to(exact)  # (channels, kernel)
+        if statistics is None:
+            few = windows.to(exact)
+            mean = few.mean(dim=1)  # (batch, kernel)
+            covariance = few.transpose(1, 2) @ few / few.shape[1] - mean[:, :, None] * mean[:, None]
+        else:
+            mean, covariance = statistics.window_mean.to(exact), statistics.window_covariance.to(exact)
         variance = torch.einsum("ck,bkl,cl->bc", weight, covariance, weight).clamp(min=0)
         scale = norm.weight * (variance + norm.eps).rsqrt()  # (batch, channels)
         weight, shift = weight * scale[:, :, None], norm.bias - scale * (mean @ weight.T)
@@ -407,6 +452,14 @@ def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
     centred = (x - mean).masked_fill(padding, 0)
     variance = centred.square().sum(dim=1, keepdim=True) / length[:, None]
     return (centred * (variance + 1e-5).rsqrt()).type_as(waveform)
+
+
+def _normalize_by(waveform: Tensor, whole: Statistics) -> tuple[Tensor, Statistics]:
+    """Zero mean and unit variance of the recording of which the waveform is a part, and what its statistics become."""
+    scale = (whole.variance + 1e-5).rsqrt()[:, None]
+    x = (waveform - whole.mean[:, None]) * scale
+    windows = whole.window_mean * scale, whole.window_covariance * scale[..., None].square()
+    return x.type_as(waveform), Statistics(torch.zeros_like(whole.mean), torch.ones_like(whole.variance), *windows)
 
 
 def _check_length(waveform: Tensor, length: Tensor | None) -> None:
