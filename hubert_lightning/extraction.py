@@ -28,8 +28,9 @@ from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
-from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.hubert import HubertEncoder, Statistics
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.model.statistics import statistics_of
 
 LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
 OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
@@ -62,12 +63,13 @@ class Piece(NamedTuple):
 
 class Extractor(NamedTuple):
     """A function from audio to features, what labels made of them are said to come from, the shape of one frame's,
-    and the device that computes them."""
+    the device that computes them, and, if norms over time are in them, the features of parts of recordings."""
 
     features: Features
     name: str
     shape: tuple[int, ...]
     device: torch.device = torch.device("cpu")
+    features_of_parts: Callable[[Tensor, Tensor, Statistics], Tensor] | None = None
 
 
 def mfcc_extractor() -> Extractor:
@@ -90,13 +92,15 @@ def layer_extractor(
     """One layer, counted from 1, of the encoder in a checkpoint, each utterance as if it were alone."""
     encoder = load_encoder(path).to(device)
 
-    def features(waveform: Tensor, length: Tensor) -> Tensor:
+    def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
+        if statistics is not None:
+            statistics = Statistics(*(value.float().to(device) for value in statistics))
+        padded = _padded(length, device)
         with precision():
-            return encoder.features(waveform.to(device), _padded(length, device), layer=layer, alone=True)
+            return encoder.features(waveform.to(device), padded, layer=layer, alone=True, statistics=statistics)
 
-    return Extractor(
-        features, f"layer {layer} of encoder {encoder_fingerprint(encoder)}", (encoder.config.dim,), device
-    )
+    name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
+    return Extractor(features, name, (encoder.config.dim,), device, features_of_parts=features)
 
 
 def all_layers_extractor(
@@ -117,14 +121,16 @@ def _padded(length: Tensor, device: torch.device) -> Tensor | None:
     return None if bool((length == length[0]).all()) else length.to(device)
 
 
-def windows(frames: int) -> list[Window]:
+def windows(frames: int, overlap: int | None = None) -> list[Window]:
     """How a recording is cut to be encoded: from start to end, its windows cover every frame once.
 
     Every window of a long recording is `LONGEST` frames, the last too, and begins on the frame grid.
+
+    overlap: frames that neighbouring windows share; `OVERLAP` if not given
     """
     if frames <= LONGEST:
         return [Window(0, frames, 0, frames)]
-    firsts = [*range(0, frames - LONGEST, LONGEST - OVERLAP), frames - LONGEST]
+    firsts = [*range(0, frames - LONGEST, LONGEST - (OVERLAP if overlap is None else overlap)), frames - LONGEST]
     joints = [0, *((before + LONGEST + after) // 2 for before, after in pairwise(firsts)), frames]
     return [Window(first, first + LONGEST, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
 
@@ -136,6 +142,7 @@ def extract(
     what: str,
     num_workers: int = 0,
     windows_of: Callable[[Cut], list[Window]] | None = None,
+    as_whole: bool = False,
 ) -> Iterator[tuple[int, Piece, Tensor]]:
     """Features of groups of cuts, group after group; inside a group in order of length.
 
@@ -143,6 +150,7 @@ def extract(
     what:        the name of the progress bar, which tells hours of audio
     num_workers: processes that read audio
     windows_of:  how each recording is cut, if it takes looking at it; groups are then looked at one after the other
+    as_whole:    windows are normalised as their whole recording is, which is read once more; otherwise each on its own
     returns:     group, piece, features from its window's start to its end: (frames, …, dim)
     """
     hours = sum(int(_samples(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
@@ -151,7 +159,7 @@ def extract(
         for some in _planned_together(groups, most=1 if windows_of else 100_000):
             batches = [(number, batch) for number in some for batch in _batches(groups[number], max_frames, windows_of)]
             loader = DataLoader(
-                _Waveforms(groups, batches),
+                _Waveforms(groups, batches, as_whole and extractor.features_of_parts is not None),
                 batch_size=None,
                 num_workers=num_workers,
                 worker_init_fn=_one_thread if num_workers else None,
@@ -161,11 +169,18 @@ def extract(
                 if isinstance(read, ValueError):
                     raise read
                 with torch.no_grad():
-                    features = extractor.features(*read)
+                    features = _features(extractor, *read)
                 for piece, rows in zip(pieces, features, strict=True):
                     first, _, start, end = piece.window
                     yield number, piece, rows[start - first : end - first]
                     progress.advance(task, (end - start) * HOP / SAMPLE_RATE / 3600)
+
+
+def _features(extractor: Extractor, waveform: Tensor, length: Tensor, statistics: Statistics | None) -> Tensor:
+    if statistics is None:
+        return extractor.features(waveform, length)
+    assert extractor.features_of_parts is not None
+    return extractor.features_of_parts(waveform, length, statistics)
 
 
 def _planned_together(groups: Sequence[Sequence[Cut]], most: int) -> Iterator[list[int]]:
@@ -292,29 +307,49 @@ def _frames(piece: Piece) -> int:
     return piece.window.last - piece.window.first
 
 
-class _Waveforms(Dataset[tuple[Tensor, Tensor] | ValueError]):
-    """Batch number → waveform (batch, samples), zeros after the end, and length (batch,); or what was wrong, since an
-    error that a worker raises arrives as its traceback."""
+class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | ValueError]):
+    """Batch number → waveform (batch, samples), zeros after the end, length (batch,), and the statistics of the
+    recordings if these are parts of them; or what was wrong, since an error that a worker raises arrives as its
+    traceback."""
 
-    def __init__(self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]]) -> None:
-        self.groups, self.batches = groups, batches
+    def __init__(
+        self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]], as_whole: bool
+    ) -> None:
+        self.groups, self.batches, self.as_whole = groups, batches, as_whole
+        self.counted: tuple[str, Statistics] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | ValueError:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Statistics | None] | ValueError:
         group, pieces = self.batches[number]
+        cuts = [self.groups[group][piece.place] for piece in pieces]
+        parts = [_frames(piece) < num_frames(cut.num_samples) for cut, piece in zip(cuts, pieces, strict=True)]
         try:
-            waveforms = [self._read(self.groups[group][piece.place], piece) for piece in pieces]
+            waveforms = [self._read(cut, piece) for cut, piece in zip(cuts, pieces, strict=True)]
+            of_wholes = [self._statistics(cut) for cut in cuts] if self.as_whole and any(parts) else []
         except ValueError as error:
             return ValueError(str(error))
         length = torch.tensor([len(waveform) for waveform in waveforms])
-        return pad_sequence(waveforms, batch_first=True), length
+        statistics = Statistics(*map(torch.cat, zip(*of_wholes, strict=True))) if of_wholes else None
+        return pad_sequence(waveforms, batch_first=True), length, statistics
+
+    def _statistics(self, cut: Cut) -> Statistics:
+        """Of a whole recording, whose windows follow one another."""
+        if self.counted is None or self.counted[0] != cut.id:
+            self.counted = cut.id, statistics_of(_in_blocks(cut))
+        return self.counted[1]
 
     def _read(self, cut: Cut, piece: Piece) -> Tensor:
         first, last, _, _ = piece.window
         whole = num_frames(cut.num_samples) == last  # samples after the last frame count in norms over time
         return read_waveform(cut, first * HOP, None if whole else num_samples(last - first))
+
+
+def _in_blocks(cut: Cut, seconds: int = 60) -> Iterator[Tensor]:
+    block = seconds * SAMPLE_RATE
+    for first in range(0, cut.num_samples, block):
+        yield read_waveform(cut, first, min(block, cut.num_samples - first))
 
 
 def _one_thread(worker: int) -> None:

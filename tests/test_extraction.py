@@ -28,6 +28,7 @@ from hubert_lightning.extraction import (
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.model.statistics import statistics_of
 
 
 @given(frames=st.integers(1, 10 * LONGEST))
@@ -146,3 +147,27 @@ def test_the_sample_is_the_same_for_any_number_of_ranks_and_any_order(train_cuts
 
     alone = sample(list(train_cuts), 1, 500)
     torch.testing.assert_close(sample(list(train_cuts)[::-1], 3, 2000), alone)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+@torch.no_grad()
+def test_windows_as_the_whole_are_normalised_by_what_the_whole_recording_has(
+    checkpoints: dict[str, Path], long_cut: Cut, size: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "LONGEST", 1000)
+    waveform, encoder = read_waveform(long_cut), load_encoder(checkpoints[size])
+    extractor = layer_extractor(checkpoints[size], 2, torch.device("cpu"))
+    short = long_cut.truncate(duration=num_samples(1000) / SAMPLE_RATE).with_id("short")
+    statistics = statistics_of([waveform])
+    found = {
+        (piece.place, piece.window): rows
+        for _, piece, rows in extract(extractor, [[long_cut, short]], 2000, "test", num_workers, as_whole=True)
+    }
+    for window in windows(num_frames(len(waveform))):
+        part = waveform[window.first * HOP : window.first * HOP + num_samples(1000)]
+        expected = encoder.features(part[None], layer=2, statistics=statistics)[0]
+        expected = expected[window.start - window.first : window.end - window.first]
+        torch.testing.assert_close(found[0, window], expected, atol=2e-5, rtol=0)
+    alone = encoder.features(read_waveform(short)[None], layer=2)[0]
+    torch.testing.assert_close(found[1, windows(1000)[0]], alone, atol=2e-5, rtol=0)
