@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hubert_lightning.relabelling import Relabel
     from hubert_lightning.sharding import LayerwiseFSDP
     from hubert_lightning.unit_quality import LayerQuality
+    from hubert_lightning.units import Units
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Relabel": "relabelling",
     "ScikitKMeans": "clustering.kmeans",
     "TranscribedData": "data.datamodule",
+    "Units": "units",
     "load_encoder": "model.pretrained",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "Relabel",
     "ScikitKMeans",
     "TranscribedData",
+    "Units",
     "load_encoder",
 ]
 

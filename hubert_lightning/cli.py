@@ -3,6 +3,7 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import importlib
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
   tune-decoder  the weights of a beam search, on transcribed utterances
   transcribe    recordings of any format and length, as text, JSON, subtitles or CTM
   align         when each word of a known text was said
+  units         of recordings of any format and length, or of a microphone, as JSON lines, Kaldi or npz
   labels        of frames, checked, or as text: labels check | export | import (.km, Kaldi, JSON lines)
   kmeans        of files: kmeans fit | import | export (scikit-learn, fairseq's .bin, .npy)
   quality       PNMI and purities of every layer's clusters; which layer to cluster next
@@ -188,16 +190,16 @@ def _tune_decoder(args: list[str]) -> None:
     CLI(tune_decoder, args=args, prog="hubert tune-decoder", parser_class=VerbParser)
 
 
-def _of_files(verb: str) -> Callable[[list[str]], None]:
+def _of_files(
+    verb: str, module: str, model: str, files: str = "audio files, or folders of them"
+) -> Callable[[list[str]], None]:
     """A verb that takes a model and any number of files, and says how many of them failed."""
 
     def run(args: list[str]) -> None:
-        from hubert_lightning import transcription
-
-        function = getattr(transcription, verb)
+        function = getattr(importlib.import_module(f"hubert_lightning.{module}"), verb)
         parser = VerbParser(prog=f"hubert {verb}", description=function.__doc__.split("\n")[0])
-        parser.add_argument("model", type=Path, help="a fine-tuned checkpoint, or a transformers directory")
-        parser.add_argument("files", type=Path, nargs="+", help="audio files, or folders of them")
+        parser.add_argument("model", type=Path, help=model)
+        parser.add_argument("files", type=Path, nargs="+", help=files)
         parser.add_function_arguments(function, skip={"model", "files"})
         given = parser.parse_args(args).as_dict()
         try:
@@ -245,6 +247,7 @@ def _demo(args: list[str]) -> None:
     CLI(demo, args=args, prog="hubert demo", as_positional=False)
 
 
+FINE_TUNED = "a fine-tuned checkpoint, or a transformers directory"
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
@@ -255,8 +258,14 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "ngram": _ngram,
     "lexicon": _spelling("lexicon"),
     "tune-decoder": _tune_decoder,
-    "transcribe": _of_files("transcribe"),
-    "align": _of_files("align"),
+    "transcribe": _of_files("transcribe", "transcription", FINE_TUNED),
+    "align": _of_files("align", "transcription", FINE_TUNED),
+    "units": _of_files(
+        "units",
+        "unit_files",
+        "any checkpoint, a transformers directory, or mfcc",
+        "audio files, or folders of them; - for raw 16 kHz mono 16-bit little-endian samples from standard input",
+    ),
     "labels": _labels,
     "kmeans": _kmeans,
     "quality": _quality,

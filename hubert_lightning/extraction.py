@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import Corpora
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.hubert import HubertEncoder, Statistics
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
 from hubert_lightning.model.statistics import statistics_of
@@ -71,6 +71,12 @@ class Extractor(NamedTuple):
     device: torch.device = torch.device("cpu")
     features_of_parts: Callable[[Tensor, Tensor, Statistics], Tensor] | None = None
 
+    def __call__(self, waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Features of a batch; with the statistics of the recordings of which its rows are parts, as they have them."""
+        if statistics is None or self.features_of_parts is None:
+            return self.features(waveform, length)
+        return self.features_of_parts(waveform, length, statistics)
+
 
 def mfcc_extractor() -> Extractor:
     """MFCC at the encoder's clock."""
@@ -91,6 +97,7 @@ def layer_extractor(
 ) -> Extractor:
     """One layer, counted from 1, of the encoder in a checkpoint, each utterance as if it were alone."""
     encoder = load_encoder(path).to(device)
+    encoder.check_layer(layer)
 
     def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
         if statistics is not None:
@@ -169,18 +176,49 @@ def extract(
                 if isinstance(read, ValueError):
                     raise read
                 with torch.no_grad():
-                    features = _features(extractor, *read)
+                    features = extractor(*read)
                 for piece, rows in zip(pieces, features, strict=True):
                     first, _, start, end = piece.window
                     yield number, piece, rows[start - first : end - first]
                     progress.advance(task, (end - start) * HOP / SAMPLE_RATE / 3600)
 
 
-def _features(extractor: Extractor, waveform: Tensor, length: Tensor, statistics: Statistics | None) -> Tensor:
-    if statistics is None:
-        return extractor.features(waveform, length)
-    assert extractor.features_of_parts is not None
-    return extractor.features_of_parts(waveform, length, statistics)
+def extract_cuts(
+    extractor: Extractor,
+    groups: Sequence[Sequence[Cut]],
+    what: str,
+    *,
+    batch_duration: float | None = None,
+    num_workers: int = 0,
+    windows_of: Callable[[Cut], list[Window]] | None = None,
+    as_whole: bool = False,
+) -> Iterator[list[Tensor]]:
+    """What `extract` gives, put together: group after group, in the order of its cuts, (frames, …) each, on the CPU.
+
+    batch_duration: seconds that are encoded at once, padding counted; if not given, one recording at a time on a CPU,
+        where more together take longer, and four minutes on a GPU
+
+    Raises:
+        ValueError: Audio that cannot be read.
+    """
+    # Each length of audio has kernels of its own; oneDNN would keep a thousand of them, of Base in gigabytes
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if batch_duration is None:
+        batch_duration = 0.0 if extractor.device.type == "cpu" else 240.0
+    batch_frames = num_frames(seconds_to_samples(batch_duration))
+    of_group: list[Tensor] = []
+    missing = 0  # frames
+    for number, piece, rows in extract(extractor, groups, batch_frames, what, num_workers, windows_of, as_whole):
+        if not of_group:
+            of_group = [
+                rows.new_empty(num_frames(cut.num_samples), *rows.shape[1:], device="cpu") for cut in groups[number]
+            ]
+            missing = sum(map(len, of_group))
+        of_group[piece.place][piece.window.start : piece.window.end] = rows
+        missing -= len(rows)
+        if not missing:  # told at once: reading the next group may fail
+            yield of_group
+            of_group = []
 
 
 def _planned_together(groups: Sequence[Sequence[Cut]], most: int) -> Iterator[list[int]]:

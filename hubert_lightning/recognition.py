@@ -1,18 +1,15 @@
 """A fine-tuned model as a function: audio in, log-probabilities of letters out. It needs no Lightning."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-import torch
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.extraction import Extractor, extract
-from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.extraction import Extractor, extract_cuts
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import head_of, read_trained
 from hubert_lightning.model.trained import encoder_of, linear_of
@@ -87,29 +84,17 @@ def log_probabilities(
         ValueError: Audio that cannot be read.
     """
     device = model.head.weight.device
-    # Each length of audio has kernels of its own; oneDNN would keep a thousand of them, of Base in gigabytes
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
     def spell(waveform: Tensor, length: Tensor) -> Tensor:
         padded = None if bool((length == length[0]).all()) else length.to(device)
         with precision():
             return model(waveform.to(device), padded, alone=True).cpu()
 
-    tokens = len(model.vocabulary)
-    extractor = Extractor(spell, "letters", (tokens,), device)
-    of_group: list[Tensor] = []
-    missing = 0  # frames
-    if batch_duration is None:
-        batch_duration = 0.0 if device.type == "cpu" else 240.0
-    batch_frames = num_frames(seconds_to_samples(batch_duration))
-    for number, piece, rows in extract(
-        extractor, groups, batch_frames, what, num_workers, windows_of=partial(quiet_windows, longest=longest)
-    ):
-        if not of_group:
-            of_group = [torch.empty(num_frames(cut.num_samples), tokens) for cut in groups[number]]
-            missing = sum(map(len, of_group))
-        of_group[piece.place][piece.window.start : piece.window.end] = rows
-        missing -= len(rows)
-        if not missing:  # told at once: reading the next group may fail
-            yield of_group
-            of_group = []
+    return extract_cuts(
+        Extractor(spell, "letters", (len(model.vocabulary),), device),
+        groups,
+        what,
+        batch_duration=batch_duration,
+        num_workers=num_workers,
+        windows_of=partial(quiet_windows, longest=longest),
+    )

@@ -34,12 +34,13 @@ MAY_IMPORT = {
     "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
     "transcripts": {"files", "data.preparation", "word_times"},
+    "recordings": {"frames", "data.preparation", "lhotse"},
     "transcription": {
-        "frames",
         "data.preparation",
         "data.text",
         "decoding",
         "recognition",
+        "recordings",
         "transcripts",
         "word_times",
         "lhotse",
@@ -103,6 +104,17 @@ MAY_IMPORT = {
         "relabelling",
         "sklearn",
     },
+    "units": {
+        "frames",
+        "data.audio",
+        "clustering.kmeans",
+        "extraction",
+        "model.hubert",
+        "model.statistics",
+        "recordings",
+        "lhotse",
+    },
+    "unit_files": {"frames", "files", "data.preparation", "recordings", "units", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
         "parser",
@@ -151,6 +163,7 @@ MAY_IMPORT = {
         "relabelling",
         "sharding",
         "unit_quality",
+        "units",
     },
 }
 RESTRICTED = {"lhotse", "lightning", "sklearn", "wandb"}

@@ -117,16 +117,16 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
 def test_a_file_that_breaks_after_it_was_examined_fails_alone(
     model: Path, speech: list[Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hubert_lightning import transcription
+    from hubert_lightning import recordings
 
-    examine = transcription.examine
+    examine = recordings.examine
 
     def then_remove(paths):  # type: ignore[no-untyped-def]
         found = examine(paths)
         speech[1].unlink()
         return found
 
-    monkeypatch.setattr(transcription, "examine", then_remove)
+    monkeypatch.setattr(recordings, "examine", then_remove)
     assert run("transcribe", model, *speech) == 1
     told = capfd.readouterr()
     assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(speech[0]), str(speech[2])]

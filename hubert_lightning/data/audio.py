@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
+LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
 REACH = 64  # samples at 16 kHz: more than the resampling filter sees on either side, for any rate above 1.6 kHz
 
 
@@ -61,6 +62,21 @@ def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = Non
     return channels[0] if len(channels) == 1 else channels.mean(dim=0)
 
 
+def resampled(waveform: Tensor, rate: int) -> Tensor:
+    """Audio at any usable rate → at 16 kHz: (…, samples)"""
+    return waveform if rate == SAMPLE_RATE else _resampler(rate)(waveform.contiguous())
+
+
+def unusable(rate: int) -> str | None:
+    """Why audio at this sampling rate is of no use, if so."""
+    if rate < LOWEST_RATE:
+        return f"sampled at {rate} Hz, too low for speech"
+    if gcd(rate, SAMPLE_RATE) < 8:
+        # the polyphase filter has one phase for every sample of the common period: gigabytes at worst
+        return f"sampled at {rate} Hz, no simple ratio to 16 kHz: convert it to a usual rate"
+    return None
+
+
 def _read_source(cut_id: str, source: AudioSource, first: int, num_samples: int, columns: list[int]) -> Tensor:
     """One file's channels from sample `first` of its 16 kHz version on, (channels, samples)."""
     try:
@@ -90,10 +106,7 @@ def _read_source(cut_id: str, source: AudioSource, first: int, num_samples: int,
     channels = torch.from_numpy(audio)
     if audio.shape[1] != len(columns):
         channels = channels[:, columns]
-    channels = channels.T  # (channels, samples)
-    if rate != SAMPLE_RATE:
-        channels = _resampler(rate)(channels.contiguous())
-    return channels[:, offset : offset + num_samples]
+    return resampled(channels.T, rate)[:, offset : offset + num_samples]  # (channels, samples)
 
 
 def _readable(source: AudioSource) -> str | BytesIO:

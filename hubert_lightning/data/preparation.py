@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from math import ceil, gcd
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +23,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hubert_lightning.data.audio import unusable
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
 # what libsndfile decodes
 SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".sph"}
-LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
 REFUSALS_SHOWN = 20
 
 
@@ -258,11 +258,8 @@ def _decode(path: Path) -> Sound | str:
         return "not there: correct its path"
     try:
         with soundfile.SoundFile(path) as file:
-            if file.samplerate < LOWEST_RATE:
-                return f"sampled at {file.samplerate} Hz, too low for speech"
-            if gcd(file.samplerate, SAMPLE_RATE) < 8:
-                # the polyphase filter has one phase for every sample of the common period: gigabytes at worst
-                return f"sampled at {file.samplerate} Hz, no simple ratio to 16 kHz: convert it to a usual rate"
+            if reason := unusable(file.samplerate):
+                return reason
             num_samples, silent = 0, True
             # not `file.blocks`: where a file ends early it fills the block with whatever lay in memory
             while len(block := file.read(60 * file.samplerate, dtype="float32")):

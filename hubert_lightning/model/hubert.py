@@ -181,12 +181,15 @@ class HubertEncoder(nn.Module):
         statistics: of the recordings that the waveforms are parts of, by which they are normalised
         returns:    (batch, frames, dim)
         """
-        if not 1 <= layer <= len(self.layers):
-            raise ValueError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
+        self.check_layer(layer)
         x, attend = self._embed(waveform, length, alone, statistics)
         for block in self.layers[:layer]:
             x = block(x, attend)
         return x
+
+    def check_layer(self, layer: int) -> None:
+        if not 1 <= layer <= len(self.layers):
+            raise ValueError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
 
     def all_layers(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> list[Tensor]:
         """What `features` returns for layer 1, 2, …, computed once."""

@@ -1,0 +1,237 @@
+"""Units of recordings of any format and length, as JSON lines, for Kaldi or numpy; and of what a microphone hears."""
+
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from hubert_lightning.data.preparation import Refusal
+from hubert_lightning.files import replacing
+from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.recordings import listed, of_each
+from hubert_lightning.units import Units, UnitStream, deduplicated
+
+GROUP = 180_000
+"""Frames, an hour, of the files that are worked on together, whose units come out together."""
+CHUNK = 2 * SAMPLE_RATE // 10  # bytes: 100 ms of standard input at most, of 16-bit samples
+
+Format = Literal["jsonl", "kaldi", "npz"]
+
+
+class FileUnits(NamedTuple):
+    """The units of a recording, or its runs of equal ones."""
+
+    file: str
+    seconds: float
+    units: Tensor
+    durations: Tensor | None
+
+
+def units(
+    model: Path,
+    files: Sequence[Path],
+    kmeans: Path | None = None,
+    layer: int | None = None,
+    format: Format = "jsonl",
+    deduplicate: bool = False,
+    output: Path | None = None,
+    batch_duration: float | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    num_workers: int = 0,
+    step: float = 1.0,
+    lookahead: float = 1.0,
+    history: float = 5.0,
+) -> int:
+    """Give the unit of every 20 ms of recordings, or of standard input while it is heard.
+
+    Args:
+        model: any checkpoint, a transformers directory, or mfcc
+        files: audio of any format, rate, number of channels and length, or folders of it; - for raw 16 kHz mono samples
+            of 16 bits, little-endian, from standard input
+        kmeans: file of the K-means; kmeans.safetensors in the model's directory if not given
+        layer: counted from 1, where K-means does not say which it was fitted on
+        format: jsonl; kaldi, an id and its units a line; npz, an array for each file
+        deduplicate: give each run of equal units once, with its duration in frames of 20 ms
+        output: file that is written whole or not at all; standard output if not given. For Kaldi, durations go beside
+            it, to OUTPUT.durations
+        batch_duration: seconds of audio that are encoded at once; as fits the device if not given
+        precision: that the encoder computes in
+        num_workers: processes that read audio, besides this one
+        step: of standard input, seconds between the units that are given and the next
+        lookahead: of standard input, seconds that are heard after a frame before its unit is given
+        history: of standard input, seconds that are heard before
+    returns: how many files failed
+    """
+    stdin = Path("-") in map(Path, files)
+    if stdin and len(files) > 1:
+        raise ValueError("standard input and files: give - alone, or files alone")
+    if stdin and (deduplicate or output is not None or format != "jsonl"):
+        raise ValueError("units of standard input are JSON lines, written to standard output; leave other options out")
+    if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
+        raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
+    if stdin:
+        _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(step, lookahead, history))
+        return 0
+    paths = listed(files)
+    ids = {} if format == "jsonl" else _ids(paths)
+    found = Units.from_pretrained(model, kmeans, layer, precision=precision)
+
+    def make(cut: Cut, of_cut: Tensor) -> FileUnits:
+        return FileUnits(cut.id, cut.duration, *(deduplicated(of_cut) if deduplicate else (of_cut, None)))
+
+    def rows_of(groups: Sequence[Sequence[Cut]]) -> Iterator[list[Tensor]]:
+        return found.of_cuts(groups, batch_duration, num_workers)
+
+    with ExitStack() as stack:
+        write = _writer(format, output, ids, deduplicate, stack)
+        return _write_all(of_each(paths, rows_of, make, GROUP), len(paths), write)
+
+
+def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Callable[[FileUnits], None]) -> int:
+    """Write each result, tell what failed and how fast it went, and return how many failed."""
+    failed, seconds, began = 0, 0.0, perf_counter()
+    for result in results:
+        if isinstance(result, Refusal):
+            failed += 1
+            print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
+        else:
+            seconds += result.seconds
+            write(result)
+    took = perf_counter() - began
+    print(f"hubert: {seconds:.1f} s of audio in {took:.1f} s, {seconds / took:.1f} × real time", file=sys.stderr)
+    if failed:
+        print(f"hubert: {failed} of {number} files failed", file=sys.stderr)
+    return failed
+
+
+def _ids(paths: Sequence[Path]) -> dict[str, str]:
+    """A name of each file that has no spaces in it: its stem, or where others have that, its whole path."""
+    stems = [_joined(path.stem) for path in paths]
+    names = [_joined(str(path)) if stems.count(stem) > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+    if twice := next((path for path, name in zip(paths, names, strict=True) if names.count(name) > 1), None):
+        raise ValueError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
+    return {str(path): name for path, name in zip(paths, names, strict=True)}
+
+
+def _joined(name: str) -> str:
+    return re.sub(r"\s", "_", name)
+
+
+def _writer(
+    format: Format, output: Path | None, ids: dict[str, str], deduplicate: bool, stack: ExitStack
+) -> Callable[[FileUnits], None]:
+    """What writes one file's units; open files are closed, and take their names, with the stack."""
+    file = sys.stdout.buffer if output is None else stack.enter_context(replacing(output))
+    if format == "jsonl":
+        return lambda result: _put(file, _json(result))
+    if format == "npz":
+        archive = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED))
+        return lambda result: _put_arrays(archive, ids[result.file], result)
+    beside = None
+    if deduplicate:
+        assert output is not None
+        beside = stack.enter_context(replacing(output.with_name(output.name + ".durations")))
+
+    def write(result: FileUnits) -> None:
+        _put(file, _kaldi(ids[result.file], result.units))
+        if beside is not None and result.durations is not None:
+            _put(beside, _kaldi(ids[result.file], result.durations))
+
+    return write
+
+
+def _put(file: BinaryIO, line: str) -> None:
+    file.write((line + "\n").encode())
+    file.flush()
+
+
+def _put_arrays(archive: zipfile.ZipFile, name: str, result: FileUnits) -> None:
+    arrays = (
+        {name: result.units}
+        if result.durations is None
+        else {name: result.units, f"{name}.durations": result.durations}
+    )
+    for key, values in arrays.items():
+        with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, values.numpy())
+
+
+def _json(result: FileUnits) -> str:
+    content = {"file": result.file, "units": result.units.tolist()}
+    if result.durations is not None:
+        content["durations"] = result.durations.tolist()
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _kaldi(name: str, numbers: Tensor) -> str:
+    return " ".join([name, *map(str, numbers.tolist())])
+
+
+def _listen(stream: UnitStream) -> None:
+    """A JSON line for every step of standard input, as soon as its units are known, and how late that is."""
+    took = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
+    _tell_latency("units come", stream, took)
+    took.clear()
+    given, rest, heard = 0, b"", 0
+
+    def tell(units: Tensor) -> None:
+        nonlocal given
+        for of_step in units.split(stream.step):
+            if len(of_step):
+                start, end = given, given + len(of_step)
+                times = {"start": _seconds(start), "end": _seconds(end)}
+                print(json.dumps(times | {"units": of_step.tolist()}), flush=True)
+                given = end
+
+    try:
+        while chunk := sys.stdin.buffer.read1(CHUNK):  # type: ignore[union-attr]
+            rest += chunk
+            whole = len(rest) // 2 * 2
+            samples = np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 2**15
+            rest, heard = rest[whole:], heard + len(samples)
+            began = perf_counter()
+            known = stream.push(samples)
+            if len(known):
+                took.append((perf_counter() - began) / -(-len(known) // stream.step))
+            tell(known)
+    except KeyboardInterrupt:  # which ends a recording from a microphone
+        pass
+    tell(stream.finish())
+    if not given:
+        raise ValueError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
+    _tell_latency("units came", stream, took)
+
+
+def _tell_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
+    if not took:
+        return
+    middle, most, step = float(np.median(took)), max(took), _seconds(stream.step)
+    lookahead = _seconds(stream.lookahead)
+    line = (
+        f"hubert: {what} {stream.latency + middle:.2f} s late: step {step:g} s, lookahead {lookahead:g} s, computation "
+        f"{middle:.2f} s (at most {most:.2f} s), {step / middle:.1f} × real time"
+    )
+    if middle > step:
+        line += ", which falls behind: make step longer, or history shorter"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _seconds_for_a_step(stream: UnitStream) -> float:
+    samples = torch.randn(stream.longest, generator=torch.Generator().manual_seed(0)) / 10
+    began = perf_counter()
+    stream.units.of_part(samples)
+    return perf_counter() - began
+
+
+def _seconds(frames: int) -> float:
+    return round(frames * HOP / SAMPLE_RATE, 2)
