@@ -128,18 +128,21 @@ def _padded(length: Tensor, device: torch.device) -> Tensor | None:
     return None if bool((length == length[0]).all()) else length.to(device)
 
 
-def windows(frames: int, overlap: int | None = None) -> list[Window]:
+def windows(frames: int, longest: int | None = None, overlap: int | None = None) -> list[Window]:
     """How a recording is cut to be encoded: from start to end, its windows cover every frame once.
 
-    Every window of a long recording is `LONGEST` frames, the last too, and begins on the frame grid.
+    Every window of a long recording is `longest` frames, the last too, and begins on the frame grid.
 
+    longest: `LONGEST` if not given
     overlap: frames that neighbouring windows share; `OVERLAP` if not given
     """
-    if frames <= LONGEST:
+    longest = LONGEST if longest is None else longest
+    overlap = OVERLAP if overlap is None else overlap
+    if frames <= longest:
         return [Window(0, frames, 0, frames)]
-    firsts = [*range(0, frames - LONGEST, LONGEST - (OVERLAP if overlap is None else overlap)), frames - LONGEST]
-    joints = [0, *((before + LONGEST + after) // 2 for before, after in pairwise(firsts)), frames]
-    return [Window(first, first + LONGEST, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
+    firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
+    joints = [0, *((before + longest + after) // 2 for before, after in pairwise(firsts)), frames]
+    return [Window(first, first + longest, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
 
 
 def extract(

@@ -48,6 +48,7 @@ def units(
     batch_duration: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     num_workers: int = 0,
+    window: float = 100.0,
     step: float = 1.0,
     lookahead: float = 1.0,
     history: float = 5.0,
@@ -67,6 +68,8 @@ def units(
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
+        window: seconds of a recording that are encoded at once; what is longer takes no more memory, but in layers
+            whose attention reaches further a few units are others
         step: of standard input, seconds between the units that are given and the next
         lookahead: of standard input, seconds that are heard after a frame before its unit is given
         history: of standard input, seconds that are heard before
@@ -84,7 +87,7 @@ def units(
         return 0
     paths = listed(files)
     ids = {} if format == "jsonl" else _ids(paths)
-    found = Units.from_pretrained(model, kmeans, layer, precision=precision)
+    found = Units.from_pretrained(model, kmeans, layer, precision=precision, window=window)
 
     def make(cut: Cut, of_cut: Tensor) -> FileUnits:
         return FileUnits(cut.id, cut.duration, *(deduplicated(of_cut) if deduplicate else (of_cut, None)))

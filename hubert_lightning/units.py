@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hubert_lightning.clustering.kmeans import assign, load_kmeans
 from hubert_lightning.data.audio import resampled, unusable
-from hubert_lightning.extraction import Extractor, extract_cuts, layer_extractor, mfcc_extractor, windows
+from hubert_lightning.extraction import Extractor, Window, extract_cuts, layer_extractor, mfcc_extractor, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.hubert import Statistics
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
@@ -45,9 +45,14 @@ class Units:
 
     extractor: what the units are clusters of
     centroids: (clusters, dim)
+    window:    seconds of a recording that are encoded at once, at least 10; a longer one is encoded in windows, which
+        are normalised as the whole is, and whose attention ends where they end
     """
 
-    def __init__(self, extractor: Extractor, centroids: Tensor) -> None:
+    def __init__(self, extractor: Extractor, centroids: Tensor, window: float = 100.0) -> None:
+        if window < 10:
+            raise ValueError(f"window {window} s: take 10 s or more, of which 5 s are those of the next")
+        self._longest = seconds_to_samples(window) // HOP
         if extractor.shape != centroids.shape[1:]:
             raise ValueError(
                 f"K-means is of {centroids.shape[1]} dimensions, but {extractor.name} has {extractor.shape[0]}; give "
@@ -70,6 +75,7 @@ class Units:
         layer: int | None = None,
         device: torch.device | str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
+        window: float = 100.0,
     ) -> "Units":
         """Units that a K-means makes of a layer of a model.
 
@@ -78,6 +84,7 @@ class Units:
         layer:     counted from 1; needed if K-means does not say which it was fitted on
         device:    a GPU if there is one, if not given
         precision: that the encoder computes in
+        window:    seconds of a recording that are encoded at once
 
         Raises:
             ValueError: They do not belong together, or cannot be opened.
@@ -95,7 +102,7 @@ class Units:
                     f"MFCCs with {f'layer {layer}' if layer else f'{kmeans}, fitted on {features}'}: "
                     "MFCCs have no layers; give a model, or the K-means of MFCCs"
                 )
-            return cls(mfcc_extractor(), streams[0])
+            return cls(mfcc_extractor(), streams[0], window)
         layer = _layer(kmeans, features, layer)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         extractor = layer_extractor(model, layer, device, autocast(device, precision))
@@ -104,7 +111,7 @@ class Units:
                 f"{kmeans} was fitted on {features}, but {model} gives {extractor.name}; give the model that it was "
                 "fitted on, or the K-means of this one"
             )
-        return cls(extractor, streams[0])
+        return cls(extractor, streams[0], window)
 
     def __call__(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
         """The unit of every frame of a recording of any length; a long one is encoded in windows.
@@ -118,7 +125,7 @@ class Units:
         samples = _samples(waveform, sample_rate)
         if len(samples) < WINDOW:
             raise ValueError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
-        cut_up = windows(num_frames(len(samples)), OVERLAP)
+        cut_up = self._windows(len(samples))
         if len(cut_up) == 1:
             return self.of_part(samples)
         whole = statistics_of(samples.split(60 * SAMPLE_RATE))
@@ -147,9 +154,12 @@ class Units:
             "units",
             batch_duration=batch_duration,
             num_workers=num_workers,
-            windows_of=lambda cut: windows(num_frames(cut.num_samples), OVERLAP),
+            windows_of=lambda cut: self._windows(cut.num_samples),
             as_whole=True,
         )
+
+    def _windows(self, samples: int) -> list[Window]:
+        return windows(num_frames(samples), self._longest, OVERLAP)
 
     def stream(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> "UnitStream":
         """Units of audio while it is heard; all in seconds, and rounded to frames.

@@ -20,7 +20,7 @@ from lhotse import CutSet
 from test_transcription import run, samples
 from torch import Tensor
 
-from hubert_lightning import Units, extraction
+from hubert_lightning import Units
 from hubert_lightning.clustering.kmeans import assign, load_kmeans, save_kmeans
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform, resampled
@@ -154,11 +154,10 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
 
 @torch.no_grad()
 def test_a_long_recording_is_normalised_as_a_whole_and_the_same_from_a_file(
-    model: Path, units: Units, waveform: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, units: Units, waveform: Tensor, tmp_path: Path
 ) -> None:
     whole = units(waveform, SAMPLE_RATE)
-    monkeypatch.setattr(extraction, "LONGEST", 700)
-    found = units(waveform, SAMPLE_RATE)
+    found = Units.from_pretrained(model, kmeans_of(model), device="cpu", window=14.0)(waveform, SAMPLE_RATE)
     encoder, statistics = load_encoder(model), statistics_of([waveform])
     part = waveform[None, : num_samples(700)]
     with_norms_of_whole = encoder.local_features(part, statistics=statistics)
@@ -169,7 +168,8 @@ def test_a_long_recording_is_normalised_as_a_whole_and_the_same_from_a_file(
     assert (found == whole).double().mean() > 0.9
     soundfile.write(tmp_path / "long.wav", waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
     out = tmp_path / "units.jsonl"
-    assert run("units", model, tmp_path / "long.wav", "--kmeans", kmeans_of(model), "--output", out) == 0
+    given = ("--kmeans", kmeans_of(model), "--output", out, "--window", 14)
+    assert run("units", model, tmp_path / "long.wav", *given) == 0
     assert lines(out.read_text())[0]["units"] == found.tolist()
 
 
