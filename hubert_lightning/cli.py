@@ -191,7 +191,7 @@ def _tune_decoder(args: list[str]) -> None:
 
 
 def _of_files(
-    verb: str, module: str, model: str, files: str = "audio files, or folders of them"
+    verb: str, module: str, model: str, files: str = "audio files, or folders of them", **flags: str
 ) -> Callable[[list[str]], None]:
     """A verb that takes a model and any number of files, and says how many of them failed."""
 
@@ -200,7 +200,9 @@ def _of_files(
         parser = VerbParser(prog=f"hubert {verb}", description=function.__doc__.split("\n")[0])
         parser.add_argument("model", type=Path, help=model)
         parser.add_argument("files", type=Path, nargs="+", help=files)
-        parser.add_function_arguments(function, skip={"model", "files"})
+        for name, help in flags.items():
+            parser.add_argument(f"--{name}", action="store_true", help=help)
+        parser.add_function_arguments(function, skip={"model", "files", *flags})
         given = parser.parse_args(args).as_dict()
         try:
             failed = function(**given)
@@ -265,6 +267,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
         "unit_files",
         "any checkpoint, a transformers directory, or mfcc",
         "audio files, or folders of them; - for raw 16 kHz mono 16-bit little-endian samples from standard input",
+        deduplicate="give each run of equal units once, with its duration in frames of 20 ms",
     ),
     "labels": _labels,
     "kmeans": _kmeans,

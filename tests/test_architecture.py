@@ -143,6 +143,7 @@ MAY_IMPORT = {
         "language_model",
         "tuning",
         "transcription",
+        "unit_files",
         "scoring",
         "data.preparation",
         "data.shar",
