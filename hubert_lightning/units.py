@@ -22,7 +22,7 @@ from hubert_lightning.model.hubert import Statistics
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 from hubert_lightning.recordings import autocast
 
-OVERLAP = 250  # frames, 5 s, of neighbouring windows of a long recording: more agreed no better (docs/benchmarks.md)
+OVERLAP = 250  # frames, 5 s, of neighbouring windows of a long recording: more agree hardly better (docs/benchmarks.md)
 
 
 class Runs(NamedTuple):
