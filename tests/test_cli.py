@@ -360,7 +360,7 @@ def test_a_checkpoint_that_is_none(
     wrong = pretraining / "iteration1" / "kmeans.safetensors"
     more = [f"--model.init_args.pretrained={wrong}", f"--output={tmp_path}"]
     error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
-    assert "kmeans.safetensors holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt" in error
+    assert "kmeans.safetensors holds no HuBERT; give a .ckpt" in error
 
 
 def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
@@ -370,7 +370,9 @@ def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
     more = [*SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path / 'run'}"]
     assert "cut.ckpt is damaged" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'cut.ckpt'}")
     wrong = pretraining / "iteration1" / "kmeans.safetensors"
-    assert "kmeans.safetensors holds no state_dict" in refused(capsys, "fit", *more, f"--ckpt_path={wrong}")
+    assert "kmeans.safetensors is damaged, or no file of torch.save" in refused(
+        capsys, "fit", *more, f"--ckpt_path={wrong}"
+    )
     assert "gone.ckpt: no such checkpoint" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'gone.ckpt'}")
     assert not (tmp_path / "run").exists()
 
@@ -524,7 +526,10 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
         ("{features: previous}", r"iterations[1] has layer None; MFCCs have no layers, and a model needs one"),
         ("{features: previous, layer: 3}", "iterations[1] has layer 3 of an encoder of 2; layers count from 1"),
         ("{features: no.ckpt, layer: 1}", "iterations[1].features: no.ckpt does not exist"),
-        ("{features: pyproject.toml, layer: 1}", "iterations[1].features: pyproject.toml is damaged, or no checkpoint"),
+        (
+            "{features: pyproject.toml, layer: 1}",
+            "iterations[1].features: pyproject.toml is damaged, or no file of torch.save",
+        ),
         ("{clusters: 100000}", "asks for 100000 clusters of 17280000 frames"),
         ("{max_steps: 0}", "iterations[1].max_steps is 0"),
         ("{clusters: []}", "iterations[1].clusters is an empty list"),

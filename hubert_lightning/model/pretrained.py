@@ -72,7 +72,7 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
     if found.is_dir():
         return _of_folder(found, num_heads)
     tensors: Mapping[str, Any]
-    if found.suffix == ".safetensors":
+    if checkpoint.is_safetensors(found):
         tensors, metadata = checkpoint.read_safetensors(found)
         if checkpoint.KEY in metadata:
             return checkpoint.of_safetensors(found, tensors, metadata)

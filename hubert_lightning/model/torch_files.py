@@ -6,7 +6,8 @@ of fairseq and their omegaconf, becomes a stand-in that keeps its state and does
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any
@@ -56,26 +57,30 @@ def read_torch(path: Path) -> Any:
     """
     archive = zipfile.is_zipfile(path)
     names: set[str] = set(IN_OLD_FILES)
-    try:
-        if archive:
-            _check_archive(path)
-            names = set(get_unsafe_globals_in_checkpoint(path))
-        if foreign := sorted(name for name in names if not STANDS_FOR.fullmatch(name)):
-            raise ValueError(f"{path} asks for {foreign[0]}, which is no data; take its weights alone")
-        with safe_globals([(StandIn, name) for name in names]):
-            if not archive:  # its tensors would be made before they are found to be missing
-                with FakeTensorMode():
-                    _check_sizes(path, torch.load(path, map_location="cpu", weights_only=True))
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except UnpicklingError as error:
-        asked = re.search(r"Unsupported (?:global|class)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
-        if asked is None:
-            raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
-        raise ValueError(f"{path} asks for {asked[1]}, which is no data; take its weights alone") from error
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
+    if archive:
+        _check_archive(path)
+        names = set(_sound(path, lambda: get_unsafe_globals_in_checkpoint(path)))
+    if foreign := sorted(name for name in names if not STANDS_FOR.fullmatch(name)):
+        raise ValueError(f"{path} asks for {foreign[0]}, which is no data; take its weights alone")
+    with safe_globals([(StandIn, name) for name in names]):
+        load = partial(torch.load, path, map_location="cpu", weights_only=True)
+        if not archive:  # its tensors would be made before they are found to be missing
+            with FakeTensorMode():
+                _check_sizes(path, _sound(path, load))
+        content = _sound(path, partial(load, mmap=archive))
     _check_sizes(path, content)
     return content
+
+
+def _sound(path: Path, read: Callable[[], Any]) -> Any:
+    """What torch reads, or a sentence: bytes that are no file of its own make it raise whatever there is."""
+    try:
+        return read()
+    except Exception as error:
+        asked = re.search(r"Unsupported (?:global|class)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
+        if isinstance(error, UnpicklingError) and asked:
+            raise ValueError(f"{path} asks for {asked[1]}, which is no data; take its weights alone") from error
+        raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
 
 
 def plain(value: Any) -> Any:
@@ -96,7 +101,7 @@ def plain(value: Any) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+    with _sound(path, lambda: zipfile.ZipFile(path)) as archive:
         for entry in archive.infolist():
             place = PurePosixPath(entry.filename.replace("\\", "/"))
             if place.is_absolute() or ".." in place.parts:
