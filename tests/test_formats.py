@@ -72,16 +72,19 @@ def small(norm: str) -> EncoderConfig:
 
 
 def ours(norm: str, kind: str) -> Trained:
-    """Random weights with the heads of a kind: encoder, clusters, ensemble, letters."""
+    """Random weights with the heads of a kind: encoder, clusters, ensemble, letters, LibriSpeech's letters."""
     config = small(norm)
     encoder = disturbed(HubertEncoder(config))
     trained = Trained(config, encoder.state_dict(), source={"note": "random"})
     if kind in ("clusters", "ensemble"):
         heads = [ClusterPredictor(64, clusters, 24) for clusters in ((20, 33) if kind == "ensemble" else (20,))]
         trained = trained._replace(predictors=[dict(head.state_dict()) for head in heads], temperature=0.2)
-    if kind == "letters":
+    if "letters" in kind:
         vocabulary = {"tokens": ["<blank>", "|", *"abcdé'"], "case": "lower", "punctuation": "space"}
-        trained = trained._replace(head=dict(nn.Linear(64, 8).state_dict()), vocabulary=vocabulary)
+        if kind == "LibriSpeech's letters":  # as many as torchaudio's, in another order
+            vocabulary = {"tokens": list(Vocabulary().tokens), "case": "upper", "punctuation": "refuse"}
+        head = nn.Linear(64, len(vocabulary["tokens"]))
+        trained = trained._replace(head=dict(head.state_dict()), vocabulary=vocabulary)
     return trained
 
 
@@ -562,7 +565,7 @@ def renamed_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors"])
-@pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters"])
+@pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters", "LibriSpeech's letters"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_model_that_goes_out_comes_back_to_the_bit(tmp_path: Path, format: Format, kind: str, norm: str) -> None:
     trained = ours(norm, kind)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.model.formats.transformers import read_json
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import Dialect, Trained, from_ours, shapes_of, spelling, to_ours
 
@@ -23,6 +24,7 @@ HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width; torchaudio.models.hubert_
 LETTERS = tuple("-|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # torchaudio.pipelines.HUBERT_ASR_LARGE.get_labels()
 FAIRSEQ_LETTERS = (LETTERS[0], "<pad>", "</s>", "<unk>", *LETTERS[1:])  # with the rows that its bundles leave out
 WRAPPED = "wav2vec2."
+WEIGHTS, ABOUT = "model.pt", "model.json"
 
 DIALECT = Dialect(
     conv="feature_extractor.conv_layers.{}.conv",
@@ -111,14 +113,23 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     predictors = []
     if codewords is not None and weight is not None and bias is not None:
         predictors = [{"codewords": codewords, "projection.weight": weight, "projection.bias": bias}]
-    letters = {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(len(head["weight"])) if head else None
+    letters = _labels(path) or {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(len(head.get("weight", ())))
     return Trained(
         config,
         ours,
         predictors,
         head=head if len(head) == 2 else None,
-        vocabulary=None if letters is None else spelling(letters),
+        vocabulary=spelling(letters) if head and letters else None,
     )
+
+
+def _labels(path: Path) -> list[str] | None:
+    """The letters that `write` told of beside a state dict."""
+    beside = path.with_name(ABOUT)
+    if path.name != WEIGHTS or not beside.exists():
+        return None
+    labels = read_json(beside).get("labels")
+    return [str(label) for label in labels] if isinstance(labels, list) else None
 
 
 def write(trained: Trained) -> dict[str, bytes]:
