@@ -47,7 +47,7 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
         "encoder": encoder_fingerprint(encoder),
     }
     with replacing(Path(out)) as file:
-        save_tensors(_as_fit(trained._replace(source=provenance)), file)
+        save_tensors(as_fit(trained._replace(source=provenance)), file)
     print(f"{out}: {_described(trained)}, from {source}")
 
 
@@ -135,7 +135,7 @@ def _checked(trained: Trained, path: Path) -> HubertEncoder:
     return encoder
 
 
-def _as_fit(trained: Trained) -> dict[str, Any]:
+def as_fit(trained: Trained) -> dict[str, Any]:
     """What `hubert fit` would have saved, had it trained this."""
     settings: dict[str, Any] = {"encoder": asdict(trained.config)}
     if trained.head is not None:

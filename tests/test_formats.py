@@ -6,7 +6,11 @@ read back by torchaudio's own importer.
 """
 
 import json
-from collections.abc import Iterator
+import sys
+import types
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +26,14 @@ from torch.testing import assert_close
 from torchaudio.models.wav2vec2.utils.import_fairseq import _convert_state_dict
 
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.exchange import Format, export_model, import_model
+from hubert_lightning.decoding import greedy
+from hubert_lightning.exchange import Format, as_fit, export_model, import_model
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.formats import torchaudio as torchaudio_format
 from hubert_lightning.model.formats import transformers as transformers_format
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.model.pretrained import load_encoder, read_trained
-from hubert_lightning.model.torch_files import StandIn
 from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
 from hubert_lightning.recognition import load_ctc
 
@@ -98,9 +102,7 @@ def disturbed(model: Any) -> Any:
 
 
 def save_ours(trained: Trained, path: Path) -> Path:
-    from hubert_lightning.exchange import _as_fit
-
-    torch.save(_as_fit(trained), path)
+    torch.save(as_fit(trained), path)
     return path
 
 
@@ -242,8 +244,6 @@ def test_a_fine_tuned_model_has_its_processor_and_its_transcripts_in_transformer
         inputs = processor(row.numpy(), sampling_rate=16_000, return_tensors="pt")
         logits = theirs(inputs.input_values).logits
         assert_close(model(row[None]), logits.log_softmax(dim=-1), rtol=0, atol=ATOL)
-        from hubert_lightning.decoding import greedy
-
         [said] = processor.batch_decode(logits.argmax(dim=-1))
         frames = torch.tensor([logits.shape[1]])
         assert " ".join(said.split()) == greedy(model(row[None]), frames, model.vocabulary)[0]
@@ -393,36 +393,22 @@ def fairseq_heads(state: dict[str, Tensor], clusters: list[int]) -> dict[str, Te
     }
 
 
-def dictionary(symbols: list[str]) -> StandIn:
-    """What fairseq pickles in `task_state`: an object of a class that is not here."""
-    made = fairseq_class("fairseq.data.dictionary", "Dictionary")()
-    made.__dict__ |= {"symbols": symbols, "count": [1] * len(symbols), "indices": {}, "bos_word": "<s>"}
-    return made
+@contextmanager
+def fairseq_installed() -> Iterator[Callable[[list[str]], Any]]:
+    """While a file is written, and no longer: what makes the objects that fairseq pickles into `task_state`."""
+    kind = type("Dictionary", (), {"__module__": "fairseq.data.dictionary"})
+    names = ("fairseq", "fairseq.data", "fairseq.data.dictionary")
+    modules = {name: types.ModuleType(name) for name in names}
+    vars(modules[names[-1]])["Dictionary"] = kind
 
+    def dictionary(symbols: list[str]) -> Any:
+        made = kind()
+        vars(made).update(symbols=symbols, count=[1] * len(symbols), indices={}, bos_word="<s>")
+        return made
 
-def fairseq_class(module: str, name: str) -> Any:
-    import sys
-    import types
-
-    for depth in range(1, module.count(".") + 2):
-        sys.modules.setdefault(".".join(module.split(".")[:depth]), types.ModuleType(module))
-    return sys.modules[module].__dict__.setdefault(name, type(name, (), {"__module__": module}))
-
-
-@pytest.fixture
-def _no_fairseq() -> Iterator[None]:
-    """The classes that fairseq's pickles name exist while a test writes them, and then no more."""
-    yield
-    import sys
-
-    for name in [name for name in sys.modules if name.split(".")[0] in ("fairseq", "omegaconf")]:
-        del sys.modules[name]
-
-
-def forget_fairseq() -> None:
-    import sys
-
-    for name in [name for name in sys.modules if name.split(".")[0] == "fairseq"]:
+    sys.modules.update(modules)
+    yield dictionary
+    for name in names:
         del sys.modules[name]
 
 
@@ -444,7 +430,6 @@ def assert_heads_equal(trained: Trained, state: dict[str, Tensor], clusters: lis
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("clusters", [[20], [20, 33]])
 @pytest.mark.parametrize("form", ["zip", "before torch 1.6"])
-@pytest.mark.usefixtures("_no_fairseq")
 def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
     tmp_path: Path, waveform: Tensor, norm: str, clusters: list[int], form: str
 ) -> None:
@@ -452,16 +437,10 @@ def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
     state = fairseq_heads(fairseq_state(theirs), clusters)
     model, task = fairseq_settings(small(norm))
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(number))] for number in clusters]
-    content = {
-        "args": None,
-        "cfg": {"model": model, "task": task},
-        "model": state,
-        "task_state": {"dictionaries": [dictionary(of) for of in symbols]},
-        "extra_state": {"epoch": 3},
-        "last_optimizer_state": None,
-    }
-    torch.save(content, tmp_path / "theirs.pt", _use_new_zipfile_serialization=form == "zip")
-    forget_fairseq()
+    content = {"args": None, "cfg": {"model": model, "task": task}, "model": state, "extra_state": {"epoch": 3}}
+    with fairseq_installed() as dictionary:
+        content["task_state"] = {"dictionaries": [dictionary(of) for of in symbols]}
+        torch.save(content, tmp_path / "theirs.pt", _use_new_zipfile_serialization=form == "zip")
     trained = read_trained(tmp_path / "theirs.pt")
     encoder = encoder_of(trained, tmp_path)
     assert trained.num_clusters == clusters
@@ -487,12 +466,9 @@ def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("spelt", ["in the file", "beside it"])
 @pytest.mark.parametrize("settings", ["cfg", "args"])
-@pytest.mark.usefixtures("_no_fairseq")
 def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
     tmp_path: Path, waveform: Tensor, norm: str, spelt: str, settings: str
 ) -> None:
-    from argparse import Namespace
-
     theirs = of_transformers(small(norm))
     head = nn.Linear(64, 32)
     state = {f"w2v_encoder.w2v_model.{name}": value for name, value in fairseq_state(theirs).items()}
@@ -505,12 +481,12 @@ def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
     else:  # as before fairseq had hydra
         described = {"args": Namespace(arch="hubert_ctc", w2v_args=Namespace(**model | task)), "cfg": None}
     content = {**described, "model": state, "task_state": {}}
-    if spelt == "in the file":
-        content["task_state"] = {"target_dictionary": dictionary(LETTERS)}
-    else:
+    if spelt == "beside it":
         (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
-    torch.save(content, tmp_path / "theirs.pt")
-    forget_fairseq()
+    with fairseq_installed() as dictionary:
+        if spelt == "in the file":
+            content["task_state"] = {"target_dictionary": dictionary(LETTERS)}
+        torch.save(content, tmp_path / "theirs.pt")
     loaded = load_ctc(tmp_path / "theirs.pt")
     assert loaded.vocabulary == Vocabulary(tuple(LETTERS), "upper", "space")
     assert_layers_equal(loaded.encoder, theirs, waveform)

@@ -183,6 +183,6 @@ def write(trained: Trained) -> dict[str, bytes]:
     if trained.vocabulary is not None:
         about["labels"] = list(trained.vocabulary["tokens"])
     return {
-        "model.pt": file.getvalue(),
-        "model.json": (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode(),
+        WEIGHTS: file.getvalue(),
+        ABOUT: (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode(),
     }
