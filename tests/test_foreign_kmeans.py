@@ -198,7 +198,7 @@ def test_an_archive_of_torch_that_unpacks_is_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**20))
-    with pytest.raises(ValueError, match="somebodys: an archive that unpacks to more than its size"):
+    with pytest.raises(ValueError, match="somebodys has a compressed entry"):
         opened(tmp_path, file.getvalue())
 
 
@@ -223,7 +223,9 @@ def claiming(size: int) -> list[bytes]:
 def test_an_array_larger_than_its_file_is_refused_before_there_is_memory_for_it(tmp_path: Path, number: int) -> None:
     content = claiming(2**33)[number]
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"somebodys: (ends before|has 320 bytes|0 bytes for|cluster_cent|damaged)"):
+    with pytest.raises(
+        ValueError, match=r"somebodys:? (ends before|has 320 bytes|0 bytes for|has a tensor of shape|damaged)"
+    ):
         opened(tmp_path, content)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
@@ -272,7 +274,7 @@ EVERY_FORMAT = every_format()
 def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, name: str) -> None:
     content = EVERY_FORMAT[name]
     for end in range(0, len(content) - 8, 7):
-        with pytest.raises(ValueError, match=r"^[^\n]*somebodys: [^\n]*$"):
+        with pytest.raises(ValueError, match=r"^[^\n]*somebodys:? [^\n]*$"):
             opened(tmp_path, content[:end])
 
 
@@ -288,7 +290,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_or_has_finite_centroids(
         centroids, _ = opened(tmp_path_factory.getbasetemp(), bytes(content))
     except ValueError as error:
         said = str(error)
-    assert ("somebodys: " in said and "\n" not in said) if said else np.isfinite(centroids).all()
+    assert ("somebodys" in said and "\n" not in said) if said else np.isfinite(centroids).all()
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_or_has_finite_centroids(
         (b"", "no K-means centroids in this file"),
         (b"ZF0x17\n", "compressed with lz4, or by joblib before 0.10"),
         (in_torch({"state_dict": {}}), "holds something else where an array"),
-        (in_torch({}, _use_new_zipfile_serialization=False), r"written by torch before 1\.6"),
+        (in_torch({}, _use_new_zipfile_serialization=False), "holds something else where an array"),
     ],
     ids=["unfitted", "dict", "text", "empty", "old joblib", "checkpoint", "old torch"],
 )

@@ -8,20 +8,20 @@ import hashlib
 import io
 import json
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.serialization import safe_globals
 
-from hubert_lightning.unpickling import NUMPY, Held, Refusal, array_of, read_at_most, unpacked, unpickle
+from hubert_lightning.torch_files import read_torch
+from hubert_lightning.unpickling import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
 
 ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")  # that some dicts of torch hold in place of tensors
 LARGEST = 2**30  # bytes of a file, packed or not: 65536 centroids of 4096 dimensions in float32
 MOST_CLUSTERS = 2**16  # labels are uint16
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what files from before torch 1.6 begin with
 SOURCE = "hubert_lightning_source"
 """The attribute in which scikit-learn's objects that we write carry where the centroids come from, as JSON."""
 WHAT_WE_OPEN = (
@@ -57,12 +57,8 @@ def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     if content.startswith(b"\x93NUMPY"):
         return [checked_centroids(_numpy_array(content, path), path)], {"imported": "NumPy array"} | source
-    if content.startswith(b"PK\x03\x04"):
-        return [checked_centroids(_of_torch(content, path), path)], {"imported": "torch file"} | source
-    if content.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"):
-        raise ValueError(
-            f"{path}: written by torch before 1.6; open it with torch where you trust it, and save it again"
-        )
+    if content.startswith((b"PK\x03\x04", OLD_TORCH)):
+        return [checked_centroids(_of_torch(path), path)], {"imported": "torch file"} | source
     pickled = unpacked(content, path, LARGEST)
     if not pickled.startswith((b"\x80", b"c", b"(")):  # protocols 2 and later; 0 and 1
         raise ValueError(f"{path}: no K-means centroids in this file; {WHAT_WE_OPEN}")
@@ -134,26 +130,12 @@ def _numpy_array(content: bytes, path: Path) -> np.ndarray:
     return np.frombuffer(numbers, dtype).reshape(shape, order="F" if column_major else "C")
 
 
-def _of_torch(content: bytes, path: Path) -> np.ndarray:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            whole = sum(entry.file_size for entry in archive.infolist()) <= len(content)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path}: a damaged torch file ({error}); copy it again") from error
-    if not whole:  # torch packs nothing
-        raise ValueError(f"{path}: an archive that unpacks to more than its size, as torch writes none; remove it")
-    try:
-        with safe_globals([(of, name) for name, of in NUMPY.items() if name.startswith(("numpy.dtype", *ARRAYS))]):
-            held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Refusal as error:
-        raise ValueError(f"{path}: {error}") from error
-    except Exception as error:  # whatever bytes that are no torch file happen to ask for
-        raise ValueError(f"{path}: damaged, or no torch file that opens safely; {WHAT_WE_OPEN}") from error
+def _of_torch(path: Path) -> np.ndarray:
+    arrays = {name: of for name, of in NUMPY.items() if name.startswith(("numpy.dtype", *ARRAYS))}
+    held = read_torch(path, arrays)
     centroids = held.get("cluster_centers_") if isinstance(held, dict) else held
     if not isinstance(centroids, Tensor):
         return array_of(centroids, path)
-    if centroids.layout != torch.strided or centroids.is_quantized or centroids.nbytes > len(content):
-        raise ValueError(f"{path}: cluster_centers_ of a kind that is no plain tensor; save it contiguous and dense")
     if not centroids.is_floating_point():
         raise ValueError(
             f"{path}: cluster_centers_ of {centroids.dtype}, where centroids are floating-point numbers; {WHAT_WE_OPEN}"

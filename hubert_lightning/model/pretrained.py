@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.torch_files import read_torch
 from hubert_lightning.model.trained import Trained, encoder_of
+from hubert_lightning.torch_files import read_torch
 
 WHAT_WE_OPEN = (
     "a .ckpt of `hubert fit`, a folder of `hubert export`, a directory or hub name of transformers, a checkpoint of "

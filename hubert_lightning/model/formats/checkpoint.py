@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hubert_lightning.model.torch_files import read_torch
 from hubert_lightning.model.trained import Trained, settings_of
+from hubert_lightning.torch_files import read_torch
 
 KEY = "hubert_lightning"  # of the metadata, which holds what is no tensor
 

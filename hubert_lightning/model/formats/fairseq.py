@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
-from hubert_lightning.model.torch_files import plain
 from hubert_lightning.model.trained import Dialect, Trained, from_ours, shapes_of, spelling, to_ours
+from hubert_lightning.torch_files import plain
 
 OWN_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the blank of CTC is the first
 INSIDE_CTC = "w2v_encoder.w2v_model."

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
-from hubert_lightning.model.torch_files import read_torch
 from hubert_lightning.model.trained import BOUNDARY, Dialect, Trained, from_ours, some, spelling, to_ours
+from hubert_lightning.torch_files import read_torch
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 LARGEST_JSON = 64 * 2**20  # bytes; the index of X-Large's shards has 50 kB

@@ -1,0 +1,191 @@
+"""Files of `torch.save` that somebody else wrote, read without running anything that is in them.
+
+torch's own unpickler (`weights_only=True`) makes tensors and plain containers, for the names that are listed here. What
+else such files hold, the settings of fairseq and their omegaconf, becomes a stand-in that keeps its state and does
+nothing; any other name is refused.
+"""
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import safe_globals
+
+from hubert_lightning.unpickling import Refusal
+
+MADE_BY_TORCH = re.compile(
+    r"collections\.(OrderedDict|Counter)|builtins\.set|_codecs\.encode"
+    r"|torch\.(Size|device|bool|(b?float|u?int|complex)\w*|\w*Storage|storage\.\w*Storage)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
+)
+"""Names that torch's unpickler may call: none of them makes more than the file holds."""
+
+STANDS_FOR = re.compile(
+    r"(fairseq|omegaconf)\.[\w.]+|argparse\.Namespace|typing\.(Any|Union|Optional|Dict|List|Tuple)"
+    r"|enum\.\w+|pathlib\.\w+|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray|float64)"
+    r"|builtins\.(int|float|str|bool|list|dict|tuple)|collections\.defaultdict"
+)
+"""Names that a stand-in takes the place of: data, whatever it is called."""
+
+PICKLES = 5  # in a file from before torch 1.6, ahead of its numbers
+
+
+class StandIn:
+    """Takes the place of an object of a class that is not imported: what it was made of, and the state it was given."""
+
+    made_of: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *made_of: Any) -> "StandIn":  # which is all that an unpickler may call
+        made = super().__new__(cls)
+        made.made_of = made_of
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> Any:
+    """What `torch.save` wrote, its tensors mapped from the file, objects of other packages as `StandIn`.
+
+    stand_ins: others for some names: "module.name" → what does nothing but hold its arguments
+
+    Raises:
+        ValueError: The file is damaged, asks for code, unpacks to more than it holds, or reaches outside of itself.
+    """
+    others = dict(stand_ins or {})
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _check_archive(path)
+    names = _sound(path, lambda: _names_in_archive(path) if archive else _names_in_old_file(path))
+    known = {name: others.get(name, StandIn) for name in names if name in others or STANDS_FOR.fullmatch(name)}
+    if foreign := sorted(name for name in names - known.keys() if not MADE_BY_TORCH.fullmatch(name)):
+        raise ValueError(f"{path} asks for {foreign[0]}, which is no data; take its weights alone")
+    with safe_globals([(of, name) for name, of in known.items()]):
+        load = partial(torch.load, path, map_location="cpu", weights_only=True)
+        if not archive:  # its tensors would be made before they are found to be missing
+            with FakeTensorMode():
+                _check_sizes(path, _sound(path, load))
+        content = _sound(path, partial(load, mmap=archive))
+    _check_sizes(path, content)
+    return content
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain dicts, lists and values, whichever of fairseq's classes they were kept in.
+
+    Raises:
+        ValueError: Something holds itself.
+    """
+    return _plain(value, {})
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    if not isinstance(value, StandIn | dict | list | tuple):
+        return value
+    if id(value) in done:
+        if done[id(value)] is done:
+            raise ValueError("settings that hold themselves; the file is damaged, so get it again")
+        return done[id(value)]
+    done[id(value)] = done  # until it is known: a pickle may hold a thing a thousand times, or in itself
+    made: Any
+    if isinstance(value, StandIn):
+        inner = value.state if value.state is not None else (value.made_of or (None,))[0]  # an enumeration's value
+        if isinstance(value.state, dict):  # a Namespace, a dictionary of symbols, omegaconf's containers and values
+            inner = next((inner[key] for key in ("_content", "_val") if key in inner), inner)
+        made = _plain(inner, done)
+    elif isinstance(value, dict):
+        made = {str(key): _plain(inner, done) for key, inner in value.items()}
+    else:
+        made = [_plain(inner, done) for inner in value]
+    done[id(value)] = made
+    return made
+
+
+def _sound(path: Path, read: Callable[[], Any]) -> Any:
+    """What is read, or a sentence: bytes that are no file of torch make it raise whatever there is."""
+    try:
+        return read()
+    except Refusal as error:  # of a stand-in
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:
+        asked = re.search(r"Unsupported (?:global|class)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
+        if isinstance(error, UnpicklingError) and asked:
+            raise ValueError(f"{path} asks for {asked[1]}, which is no data; take its weights alone") from error
+        raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
+
+
+def _names_in_archive(path: Path) -> set[str]:
+    """What the pickle in it asks for."""
+    with zipfile.ZipFile(path) as archive:
+        [pickle] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        with archive.open(pickle) as file:
+            return set(_names_in(file))  # type: ignore[arg-type]
+
+
+def _names_in_old_file(path: Path) -> set[str]:
+    with path.open("rb") as file:
+        return set(chain.from_iterable(_names_in(file) for _ in range(PICKLES)))
+
+
+def _names_in(file: BinaryIO) -> Iterator[str]:
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
+
+
+def _check_archive(path: Path) -> None:
+    with _sound(path, lambda: zipfile.ZipFile(path)) as archive:
+        for entry in archive.infolist():
+            place = PurePosixPath(entry.filename.replace("\\", "/"))
+            if place.is_absolute() or ".." in place.parts:
+                raise ValueError(f"{path} has an entry {entry.filename!r}, outside of itself; get it elsewhere")
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size:
+                raise ValueError(
+                    f"{path} has a compressed entry, {entry.filename!r}, of {entry.file_size} bytes, where torch.save "
+                    "compresses none; open and save it with torch to use it"
+                )
+
+
+def _check_sizes(path: Path, content: Any) -> None:
+    """Refuse tensors that are larger than what is stored of them, and more of them than the file can hold."""
+    size, stored = path.stat().st_size, dict[int, int]()
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(f"{path} has a tensor that is sparse or quantized; save it dense")
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.itemsize > storage.nbytes():
+            raise ValueError(
+                f"{path} has a tensor of shape {tuple(tensor.shape)}, of which it holds {storage.nbytes()} bytes; it "
+                "is damaged, so get it again"
+            )
+        stored[storage._cdata] = storage.nbytes()
+    if sum(stored.values()) > size:
+        raise ValueError(
+            f"{path} has {size} bytes, and asks for {sum(stored.values())} of tensors; it is damaged, so get it again"
+        )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    waiting, seen = [value], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            yield one
+        elif id(one) not in seen:  # a pickle may hold a thing in itself, or a thousand times
+            seen.add(id(one))
+            if isinstance(one, dict):
+                waiting += one.values()
+            elif isinstance(one, list | tuple | set):
+                waiting += one
+            elif isinstance(one, StandIn):
+                waiting += [one.made_of, one.state]
