@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.files import replacing
-from hubert_lightning.model.pretrained import read_checkpoint
+from hubert_lightning.model.formats.checkpoint import read_checkpoint
 
 OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
 """What a checkpoint holds for its run to go on, which no run does from a mean."""

@@ -14,7 +14,7 @@ from hubert_lightning.data.text import Vocabulary, read_vocabulary
 from hubert_lightning.files import replacing
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import KMEANS, REST, encoder_fingerprint, located, read_trained
+from hubert_lightning.model.pretrained import KMEANS, REST, WEIGHTS, encoder_fingerprint, located, read_trained
 from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
 from hubert_lightning.model_card import model_card, run_facts
 from hubert_lightning.onnx_export import write_onnx
@@ -38,6 +38,8 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
         raise ValueError(f"{out}: is there already; remove it, or choose another OUT")
     trained = read_trained(source, num_heads)
     if vocabulary is not None:
+        if trained.head is None:
+            raise ValueError(f"{source} has no layer that spells, for which a vocabulary would be; leave it out")
         trained = trained._replace(vocabulary=asdict(read_vocabulary(vocabulary)))
     encoder = _checked(trained, Path(source))
     provenance = {
@@ -49,6 +51,8 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     with replacing(Path(out)) as file:
         save_tensors(as_fit(trained._replace(source=provenance)), file)
     print(f"{out}: {_described(trained)}, from {source}")
+    for sentence in trained.told if vocabulary is None else []:
+        print(f"{source}: {sentence}")
 
 
 def export_model(
@@ -75,6 +79,8 @@ def export_model(
     if layer is not None and format != "onnx":
         raise ValueError(f"layer {layer} of {format}: only onnx can be of one layer; leave it out")
     trained = read_trained(model)
+    if layer is not None and not 1 <= layer <= trained.config.num_layers:
+        raise ValueError(f"layer {layer} of an encoder of {trained.config.num_layers} layers; they count from 1")
     encoder = _checked(trained, Path(model))
     if trained.vocabulary is not None:
         trained = trained._replace(vocabulary=_listed(Vocabulary(**trained.vocabulary)))
@@ -90,7 +96,7 @@ def export_model(
             for name, content in _files(trained, format).items():
                 (part / name).write_bytes(content)
         if kmeans is not None:
-            _write_kmeans(part, kmeans, trained.config.dim)
+            _write_kmeans(part, kmeans, trained.config.dim, encoder_fingerprint(encoder))
         (part / "README.md").write_text(model_card(out.name, trained, encoder, facts, format), "utf-8")
         part.rename(out)
     except OSError as error:
@@ -167,8 +173,13 @@ def _write_onnx(folder: Path, trained: Trained, encoder: HubertEncoder, layer: i
     print(f"onnxruntime computes the same but for {worst:.1g}")
 
 
-def _write_kmeans(folder: Path, kmeans: Path, dim: int) -> None:
+def _write_kmeans(folder: Path, kmeans: Path, dim: int, fingerprint: str) -> None:
     centroids, source = load_kmeans(kmeans)
+    features = source.get("features", "")
+    if features and not features.endswith(fingerprint):
+        raise ValueError(
+            f"{kmeans} was fitted on {features}, and this encoder is {fingerprint}; give K-means of its layers"
+        )
     if any(of.shape[1] != dim for of in centroids):
         raise ValueError(
             f"{kmeans}: centroids of {centroids[0].shape[1]} dimensions for an encoder of {dim}; give K-means of one "
@@ -193,7 +204,7 @@ def _described(trained: Trained) -> str:
 
 def _digest(path: Path) -> str:
     """Of all weights, file after file."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.glob("*.[pb][ti]*"))
+    files = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix in WEIGHTS]
     digest = sha256()
     for file in files:
         with file.open("rb") as content:

@@ -33,7 +33,8 @@ from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.global_batch import HOW_NOT_WHAT
-from hubert_lightning.model.pretrained import encoder_config, read_checkpoint
+from hubert_lightning.model.formats.checkpoint import read_checkpoint
+from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import SentenceParser
 from hubert_lightning.preemption import Preemption
 from hubert_lightning.scoring import read_results, report, score, write_scores
@@ -505,7 +506,8 @@ def _write_metrics(path: Path, metrics: dict[str, Tensor], facts: dict[str, Any]
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:
     if isinstance(kept, dict) and isinstance(asked, dict):
         for name in sorted(kept.keys() | asked.keys()):
-            if name != "num_workers":
+            new = name not in kept and not asked[name]  # an option that there was not, and that is not used
+            if name != "num_workers" and not new:
                 yield from _differences(kept.get(name), asked.get(name), f"{key}.{name}")
     elif kept != asked:
         yield f"{key} ({kept} there, {asked} here)"

@@ -101,7 +101,7 @@ def layer_extractor(
 
     def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
         if statistics is not None:
-            statistics = Statistics(*(value.float().to(device) for value in statistics))
+            statistics = Statistics(*(value.to(device) for value in statistics))
         padded = _padded(length, device)
         with precision():
             return encoder.features(waveform.to(device), padded, layer=layer, alone=True, statistics=statistics)

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import read_checkpoint
 from hubert_lightning.model.trained import Trained
 
 USE = {
@@ -37,7 +38,8 @@ load = checkpoint_utils.load_model_ensemble_and_task
 [model], _, _ = load(["{name}/checkpoint.pt"], arg_overrides={{"data": "{name}"}})
 ```
 
-s3prl opens it, too, unless it was fine-tuned: `S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.""",
+fairseq as of 2024 opens no fine-tuned HuBERT of anybody's: its `hubert_asr.py` asks for `autoregressive`, which its
+config lacks. s3prl opens it, too, unless it was fine-tuned: `S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.""",
     "safetensors": """```python
 from hubert_lightning import load_encoder
 
@@ -61,7 +63,7 @@ class Facts:
     steps:   that it was trained for, if it says so
     data:    manifests that it was trained on
     metrics: of the validation that its run ended with, by name
-    scores:  error rates on the test set, as `hubert score` writes them
+    scores:  error rates of the last `hubert test` in its run, as `hubert score` writes them
     units:   of its labels: what was clustered, into how many
     quality: of its units, as `hubert quality` found it, by layer
     """
@@ -84,15 +86,19 @@ def run_facts(path: Path) -> Facts:
         return Facts()
     folder, config = path.parent, dict[str, Any]()
     if (folder / "config.yaml").exists():
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
+        with suppress(yaml.YAMLError):  # a card is written of what can be read
+            config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
     data = ((config.get("data") or {}).get("init_args") or {}).get("train") or []
-    makers = [one["init_args"] for one in _callbacks(config) if one["class_path"].endswith("Relabel")]
+    makers = [one["init_args"] for one in _callbacks(config) if str(one.get("class_path")).endswith("Relabel")]
     labels: dict[str, Any] = makers[0] if makers else {}
     quality = _read(folder / "layers.json") or _read(folder / "quality.json") or _read(folder / "quality/quality.json")
+    steps, metrics = read_checkpoint(path).get("global_step") or None, _read(folder / "metrics.json")
+    if metrics.get("steps") != steps:  # of the end of the run, and not of this checkpoint
+        metrics = {}
     return Facts(
-        read_checkpoint(path).get("global_step") or None,
+        steps,
         tuple(map(str, [data] if isinstance(data, str) else data)),
-        {name: value for name, value in _read(folder / "metrics.json").items() if name.startswith("val/")},
+        {name: value for name, value in metrics.items() if name.startswith("val/")},
         _read(folder / "scores.json"),
         {name: labels[name] for name in ("features", "layer", "clusters") if labels.get(name) is not None},
         quality,
@@ -138,7 +144,7 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
         if (of := facts.scores.get(part)) and of.get("rate") is not None:
             low, high = of.get("low"), of.get("high")
             interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
-            yield f"| {what} on its test set | {100 * of['rate']:.1f} %{interval} |"
+            yield f"| {what} in its run's last test | {100 * of['rate']:.1f} %{interval} |"
     for metric, value in facts.metrics.items():
         yield f"| {metric} | {value:.4g} |"
     for key in ("source", "format", "sha256", "encoder"):

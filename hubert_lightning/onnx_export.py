@@ -55,14 +55,14 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed; {WHAT_IT_TAKES}") from error
-    if layer is not None and not 1 <= layer <= len(encoder.layers):
-        raise ValueError(f"layer {layer} of an encoder of {len(encoder.layers)} layers; they count from 1")
     model, output = Exported(encoder, head, layer).eval(), "log_probabilities" if head is not None else "frames"
     example = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
     batch = torch.export.Dim("batch", min=1)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():  # it tells of each of its steps
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             model,
             example,
@@ -75,6 +75,7 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
         assert program is not None
         program.model.metadata_props["hubert_lightning"] = json.dumps(about, ensure_ascii=False)
         program.save(str(path))
+    logger.setLevel(level)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = max(_difference(session, model, lengths) for lengths in LENGTHS)
     if not worst <= TOLERANCE:

@@ -44,7 +44,7 @@ from hubert_lightning.data.labels import (
 )
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.pretrained import located
+from hubert_lightning.model.pretrained import is_hub_name, located
 from hubert_lightning.ranks import on_rank_zero, together
 from hubert_lightning.unit_quality import best_layer, phone_quality
 
@@ -99,7 +99,7 @@ class Relabel(Callback):
             raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
         if parts and features != "mfcc":
             raise ValueError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
-        if features != "mfcc":
+        if features != "mfcc" and not is_hub_name(features):  # which is downloaded when it is needed
             located(features)
         self.quantizer, self.given = quantizer, None
         if quantizer:

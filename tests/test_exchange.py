@@ -30,7 +30,7 @@ from hubert_lightning.clustering.kmeans import load_kmeans, save_kmeans
 from hubert_lightning.exchange import export_model, import_model
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.formats.torchaudio import LETTERS
-from hubert_lightning.model.pretrained import load_encoder, read_trained
+from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder, read_trained
 from hubert_lightning.model.trained import encoder_of
 from hubert_lightning.pretraining import HubertPretraining
 from hubert_lightning.recognition import load_ctc
@@ -158,11 +158,12 @@ def test_an_imported_checkpoint_says_where_it_comes_from(tmp_path: Path) -> None
 def test_k_means_goes_along(tmp_path: Path) -> None:
     checkpoint = save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")
     centroids = [torch.randn(5, 64)]
-    save_kmeans(tmp_path / "kmeans.safetensors", centroids, {"features": "layer 2 of encoder 0"})
+    name = encoder_fingerprint(load_encoder(checkpoint))
+    save_kmeans(tmp_path / "kmeans.safetensors", centroids, {"features": f"layer 2 of encoder {name}"})
     export_model(str(checkpoint), tmp_path / "out", "safetensors", kmeans=tmp_path / "kmeans.safetensors")
     back, source = load_kmeans(tmp_path / "out" / "kmeans.safetensors")
     assert_close(back, centroids, rtol=0, atol=0)
-    assert source["features"] == "layer 2 of encoder 0"
+    assert source["features"] == f"layer 2 of encoder {name}"
     load_encoder(tmp_path / "out")
 
 
@@ -191,7 +192,7 @@ def test_a_card_says_how_the_model_came_about_and_what_it_is_worth(tmp_path: Pat
         "| labels | features mfcc, clusters 77 |",
     ):
         assert fact in card
-    for number in ("| WER on its test set | 4.2 % (3.1 to 5.5) |", "| CER on its test set | 1.2 % |"):
+    for number in ("| WER in its run's last test | 4.2 % (3.1 to 5.5) |", "| CER in its run's last test | 1.2 % |"):
         assert number in card
     assert "| PNMI, layer 2 | 0.457 |" in card
     assert "| val/wer | 0.125 |" in card

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.trained import Trained, encoder_of
+from hubert_lightning.model.trained import Trained, encoder_of, some
 from hubert_lightning.torch_files import read_torch
 
 WHAT_WE_OPEN = (
@@ -69,8 +69,20 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
         ValueError: There is no such file, or it is damaged, unsafe, or no HuBERT.
     """
     found = located(path)
-    if found.is_dir():
-        return _of_folder(found, num_heads)
+    try:
+        trained = _of_folder(found, num_heads) if found.is_dir() else _of_file(found, num_heads)
+    except (AttributeError, TypeError, LookupError, RecursionError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ValueError(f"{path} holds something that no model of its kind has ({said}); get it again") from error
+    heads = [trained.encoder, *trained.predictors, trained.head or {}]
+    if strangers := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path} holds something else than weights ({some(strangers)}); get it again")
+    if num_heads not in (None, trained.config.num_heads):
+        raise ValueError(f"{path} says that {trained.config.num_heads} heads attend, not {num_heads}; leave it out")
+    return trained
+
+
+def _of_file(found: Path, num_heads: int | None) -> Trained:
     tensors: Mapping[str, Any]
     if checkpoint.is_safetensors(found):
         tensors, metadata = checkpoint.read_safetensors(found)
@@ -96,7 +108,7 @@ def located(path: Path | str) -> Path:
     """
     if Path(path).exists():
         return Path(path)
-    if not HUB_NAME.fullmatch(str(path)):
+    if not is_hub_name(path):
         raise ValueError(f"{path} does not exist; give {WHAT_WE_OPEN}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -114,13 +126,10 @@ def located(path: Path | str) -> Path:
     return folder
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
-
-    Raises:
-        ValueError: The file is damaged, or no checkpoint of a fit.
-    """
-    return checkpoint.read_fit(path)
+def is_hub_name(path: Path | str) -> bool:
+    """Whether what does not exist here may be the name of a model on the hub, not that of a file that was mistyped."""
+    named = HUB_NAME.fullmatch(str(path)) is not None and Path(path).suffix not in WEIGHTS
+    return named and not Path(path).parent.exists()
 
 
 def encoder_fingerprint(encoder: HubertEncoder) -> str:
@@ -172,17 +181,18 @@ def _completed(theirs: Trained, rest: Trained) -> Trained:
     if head is not None and rest.vocabulary is not None:
         tokens = rest.vocabulary["tokens"]
         of_theirs = tokens if vocabulary is None else vocabulary["tokens"]
-        if fairseq.has_three_more(of_theirs, tokens):
-            head, of_theirs = fairseq.without_three_more(head), tokens
+        if [*of_theirs] == fairseq.rows_of(tokens)[0] and len(head["weight"]) == len(of_theirs):
+            head, of_theirs = fairseq.in_order_of(tokens, head), tokens
         if [*of_theirs[1:]] == [*tokens[1:]] and len(head["weight"]) == len(tokens):
             vocabulary = rest.vocabulary
     return theirs._replace(
         config=rest.config,
         encoder=encoder,
-        predictors=theirs.predictors or rest.predictors,
+        predictors=theirs.predictors or (rest.predictors if head is None else []),
         temperature=rest.temperature,
         head=head,
         vocabulary=vocabulary,
-        special=theirs.special or rest.special,
+        special=theirs.special or (rest.special if head is None else []),
         source=rest.source,
+        told=[],
     )

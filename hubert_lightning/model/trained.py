@@ -25,6 +25,7 @@ class Trained(NamedTuple):
     vocabulary:  arguments of data.text.Vocabulary: what that layer spells, and how a text becomes it
     special:     codewords that fairseq keeps for its own symbols (4, final dim), of each stream
     source:      where it comes from
+    told:        what whoever imports it should know: what was left out, or taken for granted
     """
 
     config: EncoderConfig
@@ -35,6 +36,7 @@ class Trained(NamedTuple):
     vocabulary: dict[str, Any] | None = None
     special: Sequence[Tensor] = ()
     source: Mapping[str, Any] = {}
+    told: Sequence[str] = ()
 
     @property
     def num_clusters(self) -> list[int]:
@@ -60,6 +62,7 @@ class Dialect(NamedTuple):
 
 
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
+HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width: HuBERT Table I, fairseq config/pretrain
 OLD_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # of weight norm, before torch 2.0
 
 
@@ -163,7 +166,7 @@ def shapes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def settings_of(values: Any, path: Path) -> EncoderConfig:
-    """The size of an encoder that a file states in our own words.
+    """The size of an encoder that a file states, in our own words.
 
     Raises:
         ValueError: It states none, or something that is none.
@@ -176,7 +179,24 @@ def settings_of(values: Any, path: Path) -> EncoderConfig:
         default = getattr(EncoderConfig, name)
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
             raise ValueError(f"{path} sets the encoder's {name} to {value!r}, as nobody would; it is damaged")
-    return EncoderConfig(**values)
+    try:
+        return EncoderConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{path} describes no encoder: {error}") from error
+
+
+def heads_of(dim: int, num_heads: int | None, path: Path) -> int:
+    """How many heads attend, where a format does not say: as in the released model of this width.
+
+    Raises:
+        ValueError: None was released, and nobody says so.
+    """
+    if num_heads is None and dim not in HEADS:
+        raise ValueError(
+            f"{path} has a width of {dim}, and does not tell how many heads attend; say so: hubert import {path} DEST "
+            "--num_heads N"
+        )
+    return num_heads or HEADS[dim]
 
 
 def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
@@ -196,7 +216,7 @@ def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
             encoder = HubertEncoder(trained.config)
     except RuntimeError as error:
         raise ValueError(f"{path} describes an encoder that no memory holds ({error}); it is damaged") from error
-    load(encoder, trained.encoder, path)
+    load(encoder, trained.encoder, path, "encoder")
     return encoder.eval()
 
 
@@ -206,7 +226,7 @@ def linear_of(state: Mapping[str, Tensor], path: Path) -> nn.Linear:
     if weight.dim() != 2:
         raise ValueError(f"{path}: the head has shape {tuple(weight.shape)}, and is a matrix; get it again")
     head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    load(head, state, path)
+    load(head, state, path, "layer that spells")
     return head.eval()
 
 
@@ -219,12 +239,12 @@ def predictors_of(trained: Trained, path: Path) -> list[ClusterPredictor]:
         clusters, final_dim = state["codewords"].shape
         with torch.device("meta"):
             head = ClusterPredictor(trained.config.dim, clusters, final_dim, trained.temperature)
-        load(head, state, path)
+        load(head, state, path, "head of pre-training")
         heads.append(head.eval())
     return heads
 
 
-def load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> None:
     """Give a module weights that somebody else wrote.
 
     Raises:
@@ -232,10 +252,10 @@ def load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """
     expected = {name: value.shape for name, value in module.state_dict().items()}
     if missing := expected.keys() - state.keys():
-        raise ValueError(f"{path} lacks weights of the encoder ({some(missing)}); give a whole HuBERT")
+        raise ValueError(f"{path} lacks weights of the {what} ({some(missing)}); give a whole HuBERT")
     if unexpected := state.keys() - expected.keys():
         raise ValueError(
-            f"{path} has weights that this encoder has no place for ({some(unexpected)}); give a plain HuBERT"
+            f"{path} has weights that this {what} has no place for ({some(unexpected)}); give a plain HuBERT"
         )
     for name, shape in expected.items():
         if state[name].shape != shape:
@@ -256,6 +276,12 @@ def spelling(tokens: Sequence[str]) -> dict[str, Any]:
     if letters.upper() != letters.lower():
         case = {letters.upper(): "upper", letters.lower(): "lower"}.get(letters, case)
     return {"tokens": list(tokens), "case": case, "punctuation": "space"}
+
+
+def mask_embedding(dim: int) -> tuple[Tensor, str]:
+    """For a model that was saved without one: drawn as fairseq does, U(0, 1), the same every time; and what to tell."""
+    drawn = torch.rand(dim, generator=torch.Generator().manual_seed(0))
+    return drawn, "it has no mask embedding, which is drawn anew: fine-tuning and pre-training will have to learn it"
 
 
 def some(names: Any) -> str:

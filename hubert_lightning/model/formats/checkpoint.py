@@ -122,7 +122,7 @@ def is_of_fit(content: Any) -> bool:
     return isinstance(content, dict) and "state_dict" in content and "hyper_parameters" in content
 
 
-def read_fit(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
 
     Raises:

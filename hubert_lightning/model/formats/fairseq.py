@@ -14,12 +14,22 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
-from hubert_lightning.model.trained import Dialect, Trained, from_ours, shapes_of, spelling, to_ours
+from hubert_lightning.model.trained import (
+    Dialect,
+    Trained,
+    from_ours,
+    heads_of,
+    settings_of,
+    shapes_of,
+    spelling,
+    to_ours,
+)
 from hubert_lightning.torch_files import plain
 
 OWN_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the blank of CTC is the first
 INSIDE_CTC = "w2v_encoder.w2v_model."
 HEAD = "w2v_encoder.proj."
+BESIDE_BLANK = "<bos>"
 NEVER = -1e4  # a bias that no letter wins against
 
 GROUP_NORM, LAYER_NORM = "feature_extractor.conv_layers.{}.2", "feature_extractor.conv_layers.{}.2.1"
@@ -98,7 +108,7 @@ def read(path: Path, content: Mapping[str, Any]) -> Trained:
     Raises:
         ValueError: It is no HuBERT, or one with parts that we have not.
     """
-    settings = plain(content.get("cfg")) or _old_settings(plain(content["args"]))
+    settings = plain(content.get("cfg")) or _old_settings(plain(content.get("args")) or {})
     model, task = settings.get("model") or {}, settings.get("task") or {}
     state = dict(content["model"])
     symbols = plain(content.get("task_state") or {})
@@ -130,8 +140,9 @@ def of_state(path: Path, state: Mapping[str, Tensor], num_heads: int | None) -> 
     """The bare weights of a pre-trained model, without settings."""
     ours = _to_ours(path, state)
     known = shapes_of(ours, path)
-    norm_first = {"layer_norm_first": known["conv_norm"] == "layer", "encoder_attention_heads": num_heads}
-    settings = {SETTINGS[name]: value for name, value in known.items() if name in SETTINGS} | norm_first
+    stated = {"layer_norm_first": known["conv_norm"] == "layer"}
+    stated |= {"encoder_attention_heads": heads_of(known["dim"], num_heads, path)}
+    settings = {SETTINGS[name]: value for name, value in known.items() if name in SETTINGS} | stated
     mode = "layer_norm" if known["conv_norm"] == "layer" else "default"
     return _pretrained(path, state, settings | {"extractor_mode": mode}, {"normalize": mode == "layer_norm"}, [])
 
@@ -141,89 +152,121 @@ def write(trained: Trained) -> dict[str, bytes]:
 
     checkpoint.pt: fairseq's keys beside s3prl's, of the same weights
     dict.*.txt:    what the clusters, or letters, are called; fairseq looks for them in `task.data`
+
+    Raises:
+        ValueError: The convolutions are as wide as the Transformer: fairseq then has no projection between them.
     """
     config = trained.config
+    if config.conv_channels == config.dim:
+        raise ValueError(
+            f"convolutions and Transformer are both of {config.dim} channels, for which fairseq has no projection; "
+            "export this model to transformers or torchaudio"
+        )
     dialect = DIALECT._replace(conv_norm=LAYER_NORM) if config.conv_norm == "layer" else DIALECT
     state = from_ours(trained.encoder, dialect, old_names=True)
-    clusters = trained.num_clusters or [1]
-    names = [f"km{number}" for number in range(len(clusters))] if len(clusters) > 1 else ["km"]
-    final_dim = trained.predictors[0]["codewords"].shape[1] if trained.predictors else 256
-    task = {
-        "_name": "hubert_pretraining",
-        "data": ".",
-        "labels": names,
-        "label_dir": None,
-        "label_rate": 50.0,
-        "sample_rate": 16_000,
-        "normalize": config.normalize_waveform,
-        "fine_tuning": False,
-        "single_target": False,
-    }
-    model = {
-        "_name": "hubert",
-        "label_rate": 50.0,
-        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
-        "conv_feature_layers": str([(config.conv_channels, *of) for of in zip(KERNELS, STRIDES, strict=True)]),
-        "final_dim": final_dim,
-        "untie_final_proj": True,
-        "logit_temp": trained.temperature,
-        **FIXED,
-        **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
-    }
-    special = list(trained.special) or _drawn(len(clusters), final_dim)
-    files = {f"dict.{name}.txt": _symbols(map(str, range(of))) for name, of in zip(names, clusters, strict=True)}
-    if trained.head is None or trained.vocabulary is None:
-        if trained.predictors:
-            pairs = zip(special, trained.predictors, strict=True)
-            state["label_embs_concat"] = torch.cat([torch.cat([few, of["codewords"]]) for few, of in pairs])
-            for part in ("weight", "bias"):
-                state[f"final_proj.{part}"] = torch.cat([of[f"projection.{part}"] for of in trained.predictors])
-        content = _fairseq(task, model, "hubert", state)
-        if trained.predictors:
-            numbered = [[*OWN_SYMBOLS, *map(str, range(of))] for of in clusters]
-            content |= {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": numbered}
-    else:
-        tokens, head = list(trained.vocabulary["tokens"]), trained.head
-        if tuple(tokens[1 : len(OWN_SYMBOLS)]) != OWN_SYMBOLS[1:]:  # fairseq has three more, which nothing spells
-            weight, bias, more = head["weight"], head["bias"], len(OWN_SYMBOLS) - 1
-            none, never = weight.new_zeros(more, weight.shape[1]), bias.new_full((more,), NEVER)
-            head = {
-                "weight": torch.cat([weight[:1], none, weight[1:]]),
-                "bias": torch.cat([bias[:1], never, bias[1:]]),
-            }
-            tokens = [*OWN_SYMBOLS, *tokens[1:]]
-        # fairseq makes the pre-trained model first, for which it wants clusters, and throws its head away
-        state["label_embs_concat"] = torch.cat([special[0], special[0][:1]])
-        state = {INSIDE_CTC + name: value for name, value in state.items()}
-        state |= {HEAD + part: value for part, value in head.items()}
-        tuned = {
-            "_name": "hubert_ctc",
-            "w2v_path": "",
-            "w2v_args": {"task": task, "model": model},
-            "normalize": config.normalize_waveform,
-            "data": ".",
-            "apply_mask": True,
-            "layerdrop": config.layer_drop,
-            **{name: model[name] for name in ("dropout", "attention_dropout", "activation_dropout")},
-            "feature_grad_mult": 0.0,
+    clusters = trained.num_clusters or [1]  # without a head, one that says nothing, which fairseq wants to be there
+    labels = [f"km{number}" for number in range(len(clusters))] if len(clusters) > 1 else ["km"]
+    task, model = _task(trained, labels), _model(trained)
+    files = {f"dict.{label}.txt": _symbols(map(str, range(of))) for label, of in zip(labels, clusters, strict=True)}
+    special, predictors = list(trained.special), list(trained.predictors)
+    generator = torch.Generator().manual_seed(0)
+    if not special:  # as fairseq draws its own symbols, U(0, 1), the same every time
+        special = [torch.rand(len(OWN_SYMBOLS), model["final_dim"], generator=generator) for _ in clusters]
+    if not predictors:
+        dims: dict[str, tuple[int, ...]] = {
+            "codewords": (1, model["final_dim"]),
+            "projection.weight": (model["final_dim"], config.dim),
         }
-        content = _fairseq(task | {"fine_tuning": True, "labels": ["ltr"]}, tuned, "ctc", state)
-        files["dict.ltr.txt"] = _symbols(tokens[len(OWN_SYMBOLS) :])
+        dims["projection.bias"] = (model["final_dim"],)
+        predictors = [{name: torch.rand(shape, generator=generator) for name, shape in dims.items()}]
+    pairs = zip(special, predictors, strict=True)
+    codewords = {"label_embs_concat": torch.cat([torch.cat([few, of["codewords"]]) for few, of in pairs])}
+    if trained.head is None or trained.vocabulary is None:
+        state |= codewords
+        for part in ("weight", "bias"):
+            state[f"final_proj.{part}"] = torch.cat([of[f"projection.{part}"] for of in predictors])
+        content = _fairseq(task, model, "hubert", state)
+        numbered = [[*OWN_SYMBOLS, *map(str, range(of))] for of in clusters]
+        content |= {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": numbered}
+    else:
+        names, rows = rows_of(trained.vocabulary["tokens"])
+        # fairseq makes the pre-trained model first, for which it wants clusters, and throws its head away
+        state = {INSIDE_CTC + name: value for name, value in (state | codewords).items()}
+        state |= {HEAD + part: _at(value, rows, part) for part, value in trained.head.items()}
+        content = _fairseq(task | {"fine_tuning": True, "labels": ["ltr"]}, _tuned(trained, task, model), "ctc", state)
+        files["dict.ltr.txt"] = _symbols(names[len(OWN_SYMBOLS) :])
     file = BytesIO()
     torch.save(content, file)
     return {"checkpoint.pt": file.getvalue()} | files
 
 
-def has_three_more(theirs: Sequence[str], ours: Sequence[str]) -> bool:
-    """Whether a model of these tokens was written with three that nothing spells."""
-    own = len(OWN_SYMBOLS)
-    return tuple(theirs[:own]) == OWN_SYMBOLS and [*theirs[own:]] == [*ours[1:]]
+def rows_of(tokens: Sequence[str]) -> tuple[list[str], list[int | None]]:
+    """The symbols by which fairseq knows tokens, the blank first, and the row of each; none for what nothing spells.
+
+    Its dictionaries begin with four of its own: the blank is one, and tokens of these names are the others.
+    """
+    _, *own = OWN_SYMBOLS
+    places: list[int | None] = [0, *(tokens.index(name) if name in tokens[1:] else None for name in own)]
+    rest = [place for place in range(1, len(tokens)) if tokens[place] not in own]
+    # A token of the blank's name, as beside the blank of transformers, would be taken for it
+    names = [BESIDE_BLANK if tokens[place] == OWN_SYMBOLS[0] else tokens[place] for place in rest]
+    return [*OWN_SYMBOLS, *names], [*places, *rest]
 
 
-def without_three_more(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The layer that spells, as it was before `write` gave it those."""
-    rows = [0, *range(len(OWN_SYMBOLS), len(head["weight"]))]
-    return {part: value[rows] for part, value in head.items()}
+def in_order_of(tokens: Sequence[str], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The layer that spells these tokens, of one that `write` wrote."""
+    _, rows = rows_of(tokens)
+    order = [rows.index(place) for place in range(len(tokens))]
+    return {part: value[order] for part, value in head.items()}
+
+
+def _at(value: Tensor, rows: Sequence[int | None], part: str) -> Tensor:
+    """Rows of a head in another order; those of no token never win."""
+    never = torch.full_like(value[0], NEVER if part == "bias" else 0)
+    return torch.stack([never if row is None else value[row] for row in rows])
+
+
+def _task(trained: Trained, labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "_name": "hubert_pretraining",
+        "data": ".",
+        "labels": list(labels),
+        "label_dir": None,
+        "label_rate": 50.0,
+        "sample_rate": 16_000,
+        "normalize": trained.config.normalize_waveform,
+        "fine_tuning": False,
+        "single_target": False,
+    }
+
+
+def _model(trained: Trained) -> dict[str, Any]:
+    config = trained.config
+    return {
+        "_name": "hubert",
+        "label_rate": 50.0,
+        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
+        "conv_feature_layers": str([(config.conv_channels, *of) for of in zip(KERNELS, STRIDES, strict=True)]),
+        "final_dim": trained.predictors[0]["codewords"].shape[1] if trained.predictors else 256,
+        "untie_final_proj": True,
+        "logit_temp": trained.temperature,
+        **FIXED,
+        **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
+    }
+
+
+def _tuned(trained: Trained, task: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "_name": "hubert_ctc",
+        "w2v_path": "",
+        "w2v_args": {"task": task, "model": model},
+        "normalize": trained.config.normalize_waveform,
+        "data": ".",
+        "apply_mask": True,
+        "layerdrop": trained.config.layer_drop,
+        **{name: model[name] for name in ("dropout", "attention_dropout", "activation_dropout")},
+        "feature_grad_mult": 0.0,
+    }
 
 
 def _pretrained(
@@ -233,25 +276,42 @@ def _pretrained(
     config = _config(path, ours, model, task)
     head = {name: ours.pop(name, None) for name in ("label_embs_concat", "final_proj.weight", "final_proj.bias")}
     temperature = float(model.get("logit_temp", 0.1))
+    there = [name for name, value in head.items() if value is not None]
+    if not there:
+        return Trained(config, ours, temperature=temperature)
     codewords, weight, bias = head.values()
     if codewords is None or weight is None or bias is None:
-        return Trained(config, ours, temperature=temperature)
-    rows = [len(of) for of in symbols] or [len(codewords)]
-    own = len(OWN_SYMBOLS)
-    if codewords.dim() != 2 or sum(rows) != len(codewords) or min(rows) <= own:
-        # Without the dictionaries, as when several were joined, nothing says which cluster is whose
-        raise ValueError(
-            f"{path} has codewords of shape {tuple(codewords.shape)} for dictionaries of {rows} symbols, {own} "
-            "of which are fairseq's own; one of the two is another model's"
-        )
+        raise ValueError(f"{path} has half a head of pre-training, {' and '.join(there)} alone; get it again")
+    rows, own = _rows(path, len(codewords), task, symbols), len(OWN_SYMBOLS)
     split = codewords.split(rows)
-    tied = len(weight) != codewords.shape[1] * len(rows)
+    tied = not model.get("untie_final_proj", len(rows) == 1)
     weights, biases = ([part] * len(rows) if tied else part.chunk(len(rows)) for part in (weight, bias))
     predictors = [
-        {"codewords": of[own:], "projection.weight": w, "projection.bias": b}
+        {"codewords": of[own:], "projection.weight": w.clone(), "projection.bias": b.clone()}
         for of, w, b in zip(split, weights, biases, strict=True)
     ]
+    if rows == [own + 1]:  # one cluster says nothing: `write` puts it where there was no head
+        return Trained(config, ours, temperature=temperature)
     return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split])
+
+
+def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence[Sequence[str]]) -> list[int]:
+    """How many codewords each dictionary has, fairseq's own symbols among them."""
+    own, labels = len(OWN_SYMBOLS), task.get("labels") or ["km"]
+    rows = [len(of) for of in symbols]
+    if not rows and len(labels) == 1:
+        rows = [codewords]
+    if not rows:
+        raise ValueError(
+            f"{path} predicts {len(labels)} streams of clusters, and does not hold the dictionaries that say how many "
+            "each has; save it in fairseq with its task_state"
+        )
+    if sum(rows) != codewords or min(rows) <= own:
+        raise ValueError(
+            f"{path} has {codewords} codewords for dictionaries of {rows} symbols, {own} of which are fairseq's own; "
+            "one of the two is another model's"
+        )
+    return rows
 
 
 def _to_ours(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -274,17 +334,8 @@ def _config(path: Path, ours: Mapping[str, Tensor], model: Mapping[str, Any], ta
         )
     known = shapes_of(ours, path)
     stated = {name: model.get(theirs, DEFAULTS[theirs]) for name, theirs in SETTINGS.items()}
-    if stated["num_heads"] is None:
-        stated["num_heads"] = known["dim"] // 64
-    try:
-        return EncoderConfig(
-            conv_channels=known["conv_channels"],
-            conv_norm=known["conv_norm"],
-            normalize_waveform=bool(task.get("normalize", False)),
-            **stated,
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} describes no encoder: {error}") from error
+    stated |= {"conv_channels": known["conv_channels"], "conv_norm": known["conv_norm"]}
+    return settings_of(stated | {"normalize_waveform": task.get("normalize", False)}, path)
 
 
 def _layers(layout: str) -> list[tuple[int, int]] | None:
@@ -315,12 +366,6 @@ def _beside(path: Path, rows: int) -> list[str] | None:
 
 def _symbols(names: Any) -> bytes:
     return "".join(f"{name} 1\n" for name in names).encode()
-
-
-def _drawn(streams: int, final_dim: int) -> list[Tensor]:
-    """Codewords of fairseq's own symbols as it draws them, U(0, 1), the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand(len(OWN_SYMBOLS), final_dim, generator=generator) for _ in range(streams)]
 
 
 def _fairseq(task: Any, model: Any, criterion: str, state: dict[str, Tensor]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ normalised there, and for 29 or 32 letters their order in torchaudio.pipelines.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,21 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.model.formats.transformers import read_json
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
-from hubert_lightning.model.trained import Dialect, Trained, from_ours, shapes_of, spelling, to_ours
+from hubert_lightning.model.hubert import KERNELS, STRIDES
+from hubert_lightning.model.trained import (
+    Dialect,
+    Trained,
+    from_ours,
+    heads_of,
+    mask_embedding,
+    settings_of,
+    shapes_of,
+    some,
+    spelling,
+    to_ours,
+)
 
 FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
-HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width; torchaudio.models.hubert_{base, large, xlarge}
 LETTERS = tuple("-|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # torchaudio.pipelines.HUBERT_ASR_LARGE.get_labels()
 FAIRSEQ_LETTERS = (LETTERS[0], "<pad>", "</s>", "<unk>", *LETTERS[1:])  # with the rows that its bundles leave out
 WRAPPED = "wav2vec2."
@@ -93,34 +103,33 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
         for name in ("label_embeddings", "final_proj.weight", "final_proj.bias")
     )
     known = shapes_of(ours, path)
-    if num_heads is None and known["dim"] not in HEADS:
-        raise ValueError(
-            f"{path} has a width of {known['dim']}, and does not tell how many heads attend; say so: "
-            f"hubert import {path} DEST --num_heads N"
-        )
     over_channels = known["conv_norm"] == "layer"
-    try:
-        config = EncoderConfig(
-            **known,
-            num_heads=num_heads or HEADS[known["dim"]],
-            pre_norm=over_channels,
-            normalize_waveform=over_channels,
-            feature_grad_mult=1.0 if over_channels else 0.1,
-        )
-    except ValueError as error:
-        raise ValueError(f"{path} describes no encoder: {error}") from error
-    ours = {"mask_embedding": torch.zeros(config.dim)} | ours  # Wav2Vec2Model has none
+    stated = {"pre_norm": over_channels, "normalize_waveform": over_channels}
+    stated |= {"num_heads": heads_of(known["dim"], num_heads, path)}
+    config = settings_of(known | stated | {"feature_grad_mult": 1.0 if over_channels else 0.1}, path)
+    told = []
+    if "mask_embedding" not in ours:  # Wav2Vec2Model has none
+        ours["mask_embedding"], sentence = mask_embedding(config.dim)
+        told.append(sentence)
     predictors = []
-    if codewords is not None and weight is not None and bias is not None:
-        predictors = [{"codewords": codewords, "projection.weight": weight, "projection.bias": bias}]
-    letters = _labels(path) or {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(len(head.get("weight", ())))
-    return Trained(
-        config,
-        ours,
-        predictors,
-        head=head if len(head) == 2 else None,
-        vocabulary=spelling(letters) if head and letters else None,
-    )
+    parts = {"codewords": codewords, "projection.weight": weight, "projection.bias": bias}
+    if found := {name: value for name, value in parts.items() if value is not None}:
+        if len(found) < len(parts):
+            raise ValueError(f"{path} has half a head of pre-training, {' and '.join(found)} alone; get it again")
+        predictors = [found]
+    letters: Sequence[str] | None = None
+    if head:
+        if len(head) < 2:
+            raise ValueError(f"{path} has half a layer that spells, aux.{some(head)} alone; get it again")
+        rows = len(head["weight"])
+        letters = _labels(path)
+        if letters is None and (letters := {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(rows)):
+            told.append(
+                f"it does not say what its {rows} tokens are, which are taken for those of torchaudio.pipelines, "
+                f"{' '.join(letters)}; if they are not, say so with --vocabulary"
+            )
+    spelt = spelling(letters) if letters else None
+    return Trained(config, ours, predictors, head=head or None, vocabulary=spelt, told=told)
 
 
 def _labels(path: Path) -> list[str] | None:

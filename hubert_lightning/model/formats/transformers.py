@@ -5,13 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
-from hubert_lightning.model.trained import BOUNDARY, Dialect, Trained, from_ours, some, spelling, to_ours
+from hubert_lightning.model.trained import (
+    BOUNDARY,
+    Dialect,
+    Trained,
+    from_ours,
+    mask_embedding,
+    settings_of,
+    some,
+    spelling,
+    to_ours,
+)
 from hubert_lightning.torch_files import read_torch
 
 CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -66,22 +75,29 @@ def read(folder: Path) -> Trained:
     """
     config = read_config(folder)
     state = _weights(folder)
-    head = None
+    head, told = None, []
     if any(name.startswith(PREFIX) for name in state):
-        parts = {part: state[f"lm_head.{part}"] for part in ("weight", "bias") if f"lm_head.{part}" in state}
-        head = parts if len(parts) == 2 else None
+        parts = {part: state.pop(f"lm_head.{part}") for part in ("weight", "bias") if f"lm_head.{part}" in state}
+        if len(parts) == 1:
+            raise ValueError(
+                f"{folder} has half a layer that spells, lm_head.{some(parts)} alone; save the model again"
+            )
+        head = parts or None
+        if others := [name for name in state if not name.startswith(PREFIX)]:
+            told.append(f"left out, since there is no place for it here: {some(others)}")
         state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     try:
         encoder = to_ours(state, DIALECT)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}; copy or download it again") from error
-    # transformers leaves the mask embedding out where a model was configured without masking
-    encoder = {"mask_embedding": torch.zeros(config.dim)} | encoder
+    if "mask_embedding" not in encoder:  # transformers leaves it out where a model was configured without masking
+        encoder["mask_embedding"], sentence = mask_embedding(config.dim)
+        told.append(sentence)
     vocabulary = None
     if head is not None and (folder / "vocab.json").exists():
         order, vocabulary = _vocabulary(folder, len(head["weight"]))
         head = {part: value[order] for part, value in head.items()}
-    return Trained(config, encoder, head=head, vocabulary=vocabulary)
+    return Trained(config, encoder, head=head, vocabulary=vocabulary, told=told)
 
 
 def write(trained: Trained) -> dict[str, bytes]:
@@ -135,17 +151,11 @@ def read_config(folder: Path) -> EncoderConfig:
         raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
     preprocessor = folder / "preprocessor_config.json"
     normalize = read_json(preprocessor).get("do_normalize") if preprocessor.exists() else None
-    try:
-        return EncoderConfig(
-            conv_channels=int(channels or 0),
-            conv_norm=norm,
-            normalize_waveform=norm == "layer" if normalize is None else bool(normalize),
-            # not in their files: what fairseq trained Base and Large with
-            feature_grad_mult=0.1 if norm == "group" else 1.0,
-            **{ours: theirs[name] for ours, name in SETTINGS.items()},
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} describes no encoder: {error}") from error
+    stated = {ours: theirs[name] for ours, name in SETTINGS.items()}
+    stated |= {"conv_channels": channels or 0, "conv_norm": norm}
+    stated |= {"normalize_waveform": norm == "layer" if normalize is None else normalize}
+    # not in their files: what fairseq trained Base and Large with
+    return settings_of(stated | {"feature_grad_mult": 0.1 if norm == "group" else 1.0}, file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
