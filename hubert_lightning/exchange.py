@@ -178,7 +178,7 @@ def _write_kmeans(folder: Path, kmeans: Path, dim: int, fingerprint: str) -> Non
     features = source.get("features", "")
     if features and not features.endswith(fingerprint):
         raise ValueError(
-            f"{kmeans} was fitted on {features}, and this encoder is {fingerprint}; give K-means of its layers"
+            f"{kmeans} was fitted on {features}, and this is encoder {fingerprint}; give K-means of one of its layers"
         )
     if any(of.shape[1] != dim for of in centroids):
         raise ValueError(

@@ -101,7 +101,8 @@ def layer_extractor(
 
     def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
         if statistics is not None:
-            statistics = Statistics(*(value.to(device) for value in statistics))
+            exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
+            statistics = Statistics(*(value.to(device, exact) for value in statistics))
         padded = _padded(length, device)
         with precision():
             return encoder.features(waveform.to(device), padded, layer=layer, alone=True, statistics=statistics)

@@ -38,8 +38,9 @@ load = checkpoint_utils.load_model_ensemble_and_task
 [model], _, _ = load(["{name}/checkpoint.pt"], arg_overrides={{"data": "{name}"}})
 ```
 
-fairseq as of 2024 opens no fine-tuned HuBERT of anybody's: its `hubert_asr.py` asks for `autoregressive`, which its
-config lacks. s3prl opens it, too, unless it was fine-tuned: `S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.""",
+fairseq as of 2024 opens no fine-tuned HuBERT, whoever made it: its `hubert_asr.py` asks for `autoregressive`, which its
+config lacks. s3prl opens what was not fine-tuned: `S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.
+""",
     "safetensors": """```python
 from hubert_lightning import load_encoder
 

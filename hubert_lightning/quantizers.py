@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hubert_lightning.clustering.foreign_kmeans import SOURCE
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_kmeans, save_kmeans
-from hubert_lightning.clustering.mfcc import Part
+from hubert_lightning.clustering.mfcc import PARTS, Part
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.extraction import Extractor, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.files import replacing
@@ -65,7 +65,13 @@ def fit_kmeans(
     print(f"{out}: {_said(centroids)}, of {len(rows)} frames of {extractor.name}")
 
 
-def import_kmeans(kmeans: Path, out: Path, model: str | None = None, layer: int | None = None) -> None:
+def import_kmeans(
+    kmeans: Path,
+    out: Path,
+    model: str | None = None,
+    layer: int | None = None,
+    parts: list[Part] | None = None,
+) -> None:
     """Make our file of a K-means that scikit-learn, numpy or torch saved, such as a released quantizer of HuBERT.
 
     Nothing in the file is executed. With a model, ours says what the K-means is of, and is refused for other features.
@@ -75,14 +81,26 @@ def import_kmeans(kmeans: Path, out: Path, model: str | None = None, layer: int 
         out: The .safetensors to write.
         model: What it was fitted on: "mfcc", or a checkpoint (or transformers directory).
         layer: Which Transformer layer of the model, counted from 1.
+        parts: Of MFCCs, which each stream of a product code is of: cepstra, delta, delta_delta.
     """
     _check_new(out)
     centroids, source = load_kmeans(kmeans)
+    if parts and (model != "mfcc" or len(parts) != len(centroids)):
+        raise ValueError(
+            f"parts {', '.join(parts)}: {kmeans} has {len(centroids)} streams, of {model or 'no model'}; name as many "
+            "parts, of --model mfcc"
+        )
     if model is None and layer is not None:
         raise ValueError(f"layer {layer} of no model; name it with --model, or leave the layer out")
     if model is not None:
         extractor = _extractor(model, layer)
-        check_features(kmeans, centroids, source, extractor, [slice(None)] * len(centroids))
+        check_features(
+            kmeans,
+            centroids,
+            source,
+            extractor,
+            [PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids),
+        )
         source = source | {"features": extractor.name}
     save_kmeans(out, centroids, source)
     print(f"{out}: {_said(centroids)}, of {source.get('features', 'features that it does not name (--model)')}")

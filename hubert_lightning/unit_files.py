@@ -48,10 +48,10 @@ def units(
     batch_duration: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     num_workers: int = 0,
-    window: float = 100.0,
-    step: float = 1.0,
-    lookahead: float = 1.0,
-    history: float = 5.0,
+    window: float | None = None,
+    step: float | None = None,
+    lookahead: float | None = None,
+    history: float | None = None,
 ) -> int:
     """Give the unit of every 20 ms of recordings, or of standard input while it is heard.
 
@@ -68,11 +68,11 @@ def units(
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
-        window: seconds of a recording that are encoded at once; what is longer takes no more memory, but in layers
+        window: seconds of a recording that are encoded at once, 100 if not given; what is longer takes no more memory, but in layers
             whose attention reaches further a few units are others
-        step: of standard input, seconds between the units that are given and the next
-        lookahead: of standard input, seconds that are heard after a frame before its unit is given
-        history: of standard input, seconds that are heard before
+        step: of standard input, seconds between the units that are given and the next; 1 if not given
+        lookahead: of standard input, seconds that are heard after a frame before its unit is given; 1 if not given
+        history: of standard input, seconds that are heard before; 5 if not given
     returns: how many files failed
     """
     stdin = Path("-") in map(Path, files)
@@ -80,14 +80,20 @@ def units(
         raise ValueError("standard input and files: give - alone, or files alone")
     if stdin and (deduplicate or output is not None or format != "jsonl"):
         raise ValueError("units of standard input are JSON lines, written to standard output; leave other options out")
+    if stdin and (batch_duration is not None or num_workers or window is not None):
+        raise ValueError("batch_duration, num_workers and window are of files, not of standard input; leave them out")
+    if not stdin and any(value is not None for value in (step, lookahead, history)):
+        raise ValueError("step, lookahead and history are of standard input, not of files; leave them out")
     if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
         raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
     if stdin:
-        _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(step, lookahead, history))
+        found = Units.from_pretrained(model, kmeans, layer, precision=precision)
+        seconds = {"step": step, "lookahead": lookahead, "history": history}
+        _listen(found.stream(**{name: value for name, value in seconds.items() if value is not None}))
         return 0
     paths = listed(files)
     ids = {} if format == "jsonl" else _ids(paths)
-    found = Units.from_pretrained(model, kmeans, layer, precision=precision, window=window)
+    found = Units.from_pretrained(model, kmeans, layer, precision=precision, window=window or 100.0)
 
     def make(cut: Cut, of_cut: Tensor) -> FileUnits:
         return FileUnits(cut.id, cut.duration, *(deduplicated(of_cut) if deduplicate else (of_cut, None)))
@@ -118,9 +124,15 @@ def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Calla
 
 
 def _ids(paths: Sequence[Path]) -> dict[str, str]:
-    """A name of each file that has no spaces in it: its stem, or where others have that, its whole path."""
+    """A name of each file that has no spaces in it: its stem, or where others have that, its whole path.
+
+    Nor does it lead outside of an archive that it is in.
+    """
     stems = [_joined(path.stem) for path in paths]
-    names = [_joined(str(path)) if stems.count(stem) > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+    names = [
+        _joined("/".join(part for part in path.parts if part not in ("/", ".."))) if stems.count(stem) > 1 else stem
+        for path, stem in zip(paths, stems, strict=True)
+    ]
     if twice := next((path for path, name in zip(paths, names, strict=True) if names.count(name) > 1), None):
         raise ValueError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
     return {str(path): name for path, name in zip(paths, names, strict=True)}

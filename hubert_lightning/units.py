@@ -19,6 +19,7 @@ from hubert_lightning.data.audio import resampled, unusable
 from hubert_lightning.extraction import Extractor, Window, extract_cuts, layer_extractor, mfcc_extractor, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.hubert import Statistics
+from hubert_lightning.model.pretrained import KMEANS
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 from hubert_lightning.recordings import autocast
 
@@ -243,10 +244,10 @@ class UnitStream:
 
 
 def _beside(model: Path) -> Path:
-    if model.is_dir() and (model / "kmeans.safetensors").is_file():
-        return model / "kmeans.safetensors"
+    if model.is_dir() and (model / KMEANS).is_file():
+        return model / KMEANS
     raise ValueError(
-        f"{model}: no kmeans.safetensors in it; name one with kmeans: units of a checkpoint are clustered by the "
+        f"{model}: no {KMEANS} in it; name one with kmeans: units of a checkpoint are clustered by the "
         "iteration that follows it"
     )
 

@@ -19,7 +19,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from hubert_lightning.clustering.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import is_safetensors, write_whole
 
 DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
 SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
@@ -340,9 +340,7 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file with K-means centroids; correct the path")
-    with path.open("rb") as file:
-        ours = file.read(9)[8:] == b"{"  # safetensors: a length, then JSON
-    if not ours:
+    if not is_safetensors(path):
         return load_foreign_kmeans(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.trained import Trained, encoder_of, some
@@ -84,7 +85,7 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
 
 def _of_file(found: Path, num_heads: int | None) -> Trained:
     tensors: Mapping[str, Any]
-    if checkpoint.is_safetensors(found):
+    if is_safetensors(found):
         tensors, metadata = checkpoint.read_safetensors(found)
         if checkpoint.KEY in metadata:
             return checkpoint.of_safetensors(found, tensors, metadata)

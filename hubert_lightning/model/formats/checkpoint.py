@@ -36,12 +36,6 @@ def of_fit(path: Path, content: Mapping[str, Any]) -> Trained:
     )
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: a length, then JSON."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and what it says of them.
 

@@ -173,11 +173,9 @@ def write(trained: Trained) -> dict[str, bytes]:
     if not special:  # as fairseq draws its own symbols, U(0, 1), the same every time
         special = [torch.rand(len(OWN_SYMBOLS), model["final_dim"], generator=generator) for _ in clusters]
     if not predictors:
-        dims: dict[str, tuple[int, ...]] = {
-            "codewords": (1, model["final_dim"]),
-            "projection.weight": (model["final_dim"], config.dim),
-        }
-        dims["projection.bias"] = (model["final_dim"],)
+        final_dim = model["final_dim"]
+        dims: dict[str, tuple[int, ...]] = {"codewords": (1, final_dim), "projection.weight": (final_dim, config.dim)}
+        dims["projection.bias"] = (final_dim,)
         predictors = [{name: torch.rand(shape, generator=generator) for name, shape in dims.items()}]
     pairs = zip(special, predictors, strict=True)
     codewords = {"label_embs_concat": torch.cat([torch.cat([few, of["codewords"]]) for few, of in pairs])}
