@@ -94,13 +94,8 @@ def import_kmeans(
         raise ValueError(f"layer {layer} of no model; name it with --model, or leave the layer out")
     if model is not None:
         extractor = _extractor(model, layer)
-        check_features(
-            kmeans,
-            centroids,
-            source,
-            extractor,
-            [PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids),
-        )
+        columns = [PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids)
+        check_features(kmeans, centroids, source, extractor, columns)
         source = source | {"features": extractor.name}
     save_kmeans(out, centroids, source)
     print(f"{out}: {_said(centroids)}, of {source.get('features', 'features that it does not name (--model)')}")

@@ -68,8 +68,8 @@ def units(
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
-        window: seconds of a recording that are encoded at once, 100 if not given; what is longer takes no more memory, but in layers
-            whose attention reaches further a few units are others
+        window: seconds of a recording that are encoded at once, 100 if not given; what is longer takes no more memory,
+            but in layers whose attention reaches further some units are others
         step: of standard input, seconds between the units that are given and the next; 1 if not given
         lookahead: of standard input, seconds that are heard after a frame before its unit is given; 1 if not given
         history: of standard input, seconds that are heard before; 5 if not given

@@ -31,10 +31,11 @@ from hubert_lightning.exchange import Format, as_fit, export_model, import_model
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.formats import torchaudio as torchaudio_format
 from hubert_lightning.model.formats import transformers as transformers_format
+from hubert_lightning.model.formats.fairseq import DIALECT as FAIRSEQ
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.model.pretrained import load_encoder, read_trained
-from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
+from hubert_lightning.model.trained import Trained, encoder_of, from_ours, linear_of, predictors_of
 from hubert_lightning.recognition import load_ctc
 
 NORMS = ["group", "layer"]
@@ -537,6 +538,92 @@ def renamed_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.parametrize("blank", ["<pad>", "-"])
+def test_tokens_that_fairseq_has_for_itself_keep_their_weights_there(
+    tmp_path: Path, waveform: Tensor, blank: str
+) -> None:
+    tokens = [blank, "<s>", "</s>", "<unk>", "|", *"abc"]  # as of transformers
+    vocabulary = {"tokens": tokens, "case": "lower", "punctuation": "space"}
+    trained = ours("group", "encoder")._replace(head=dict(nn.Linear(64, 8).state_dict()), vocabulary=vocabulary)
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
+    symbols = (tmp_path / "theirs" / "dict.ltr.txt").read_text().split()[::2]
+    assert not set(symbols) & set(LETTERS[:4])  # which fairseq refuses there
+    head = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)["model"]["w2v_encoder.proj.weight"]
+    named = dict(zip([*LETTERS[:4], *symbols], head, strict=True))
+    expected = dict(zip(tokens, (trained.head or {})["weight"], strict=True))
+    for token in ("</s>", "<unk>", "|", *"abc"):
+        assert_close(named[token], expected[token], rtol=0, atol=0)
+    assert_close(named["<s>"], expected[blank], rtol=0, atol=0)
+    assert_close(load_ctc(tmp_path / "theirs")(waveform), load_ctc(tmp_path / "ours.ckpt")(waveform), rtol=0, atol=0)
+
+
+def test_an_encoder_alone_has_what_fairseq_and_s3prl_want_to_be_there(tmp_path: Path) -> None:
+    export_model(str(save_ours(ours("group", "encoder"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
+    content = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)
+    assert content["model"]["label_embs_concat"].shape == (5, 256)
+    assert content["model"]["final_proj.weight"].shape == (256, 64)
+    assert content["dictionaries_symbols"] == [["<s>", "<pad>", "</s>", "<unk>", "0"]]
+    (tmp_path / "theirs" / "hubert_lightning.safetensors").unlink()
+    assert not read_trained(tmp_path / "theirs").predictors
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(768, 12), (1024, 16), (1280, 16)])
+def test_bare_weights_of_fairseq_have_the_heads_of_the_released_size(tmp_path: Path, dim: int, heads: int) -> None:
+    config = replace(EncoderConfig(), dim=dim, num_layers=1, num_heads=heads, ffn_dim=8, conv_channels=4, pos_kernel=4)
+    state = from_ours(HubertEncoder(config).state_dict(), FAIRSEQ, old_names=True)
+    torch.save(state, tmp_path / "theirs.pt")
+    assert read_trained(tmp_path / "theirs.pt").config.num_heads == heads
+    torch.save(fairseq_state(of_transformers(small("group"))), tmp_path / "narrow.pt")
+    with pytest.raises(ValueError, match="width of 64, and does not tell how many heads attend; say so"):
+        read_trained(tmp_path / "narrow.pt")
+
+
+def test_several_dictionaries_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
+    model, task = fairseq_settings(small("group"))
+    content = {"cfg": {"model": model, "task": task | {"labels": ["a", "b"]}}, "args": None, "model": state}
+    torch.save(content, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match="predicts 2 streams of clusters, and does not hold the dictionaries"):
+        read_trained(tmp_path / "theirs.pt")
+
+
+def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, waveform: Tensor) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
+    state |= {"final_proj.weight": torch.randn(24, 64), "final_proj.bias": torch.randn(24)}
+    model, task = fairseq_settings(small("group"))
+    symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(number))] for number in (20, 33)]
+    content = {"model_cfg": model | {"untie_final_proj": False}, "task_cfg": task, "model_weight": state}
+    torch.save(content | {"dictionaries_symbols": symbols}, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt")
+    twice = {f"final_proj.{part}": torch.cat([state[f"final_proj.{part}"]] * 2) for part in ("weight", "bias")}
+    assert_heads_equal(trained, state | twice, [20, 33], encoder_of(trained, tmp_path)(waveform))
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "out", "safetensors")
+
+
+@pytest.mark.parametrize("part", ["label_embs_concat", "final_proj.weight", "final_proj.bias"])
+def test_half_a_head_of_fairseq_is_refused(tmp_path: Path, part: str) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
+    del state[part]
+    model, task = fairseq_settings(small("group"))
+    torch.save({"cfg": {"model": model, "task": task}, "args": None, "model": state}, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match="has half a head of pre-training"):
+        read_trained(tmp_path / "theirs.pt")
+
+
+def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = of_transformers(small("group"), "HubertForSequenceClassification")
+    classifier.save_pretrained(tmp_path / "classifier")
+    import_model(str(tmp_path / "classifier"), tmp_path / "a.ckpt")
+    assert "left out, since there is no place for it here: classifier.bias and 3 more" in capsys.readouterr().out
+    torch.save(of_torchaudio(small("group"), aux_num_out=29).state_dict(), tmp_path / "letters.pt")
+    import_model(str(tmp_path / "letters.pt"), tmp_path / "b.ckpt", num_heads=4)
+    said = capsys.readouterr().out
+    assert "taken for those of torchaudio.pipelines, - | E T A O N" in said
+    assert "it has no mask embedding, which is drawn anew" in said
+    assert 0 < read_trained(tmp_path / "b.ckpt").encoder["mask_embedding"].std() < 1
+
+
 # Round trips
 
 
@@ -607,6 +694,15 @@ def test_a_model_of_fairseq_goes_back_to_the_bit(tmp_path: Path, norm: str, kind
     if kind == "fine-tuned":  # fairseq builds a model with clusters before it takes them away
         del back["w2v_encoder.w2v_model.label_embs_concat"]
     assert_close(back, state, rtol=0, atol=0)
+
+
+def test_an_encoder_that_was_fine_tuned_in_transformers_has_no_head_of_pre_training(tmp_path: Path) -> None:
+    export_model(str(save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs")
+    theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs", vocab_size=5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    trained = read_trained(tmp_path / "theirs")
+    assert trained.head is not None
+    assert not trained.predictors
 
 
 def test_a_folder_that_was_trained_on_in_transformers_comes_back_as_it_is_now(tmp_path: Path) -> None:

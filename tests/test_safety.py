@@ -13,11 +13,14 @@ import pytest
 import torch
 import transformers
 from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hubert_lightning.cli import main
+from hubert_lightning.model.formats.checkpoint import to_safetensors
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import encoder_config, load_encoder
+from hubert_lightning.model.pretrained import encoder_config, load_encoder, read_trained
 
 
 class Runs:
@@ -240,6 +243,92 @@ def test_a_pickle_that_holds_itself_is_refused(tmp_path: Path) -> None:
     evil["model"] = evil
     torch.save(evil, tmp_path / "a.pt")
     assert "holds no HuBERT" in refused(tmp_path / "a.pt")
+
+
+def nested(depth: int) -> Any:
+    """What takes 2 ** depth steps to walk through, and depth to write down."""
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def test_settings_that_hold_a_thing_many_times_are_walked_through_once(tmp_path: Path) -> None:
+    torch.save({"cfg": {"model": {"more": nested(60)}}, "model": {"a": torch.zeros(1)}}, tmp_path / "a.pt")
+    assert "lacks weights of the encoder" in refused(tmp_path / "a.pt")
+
+
+def test_settings_that_hold_themselves_are_refused(tmp_path: Path) -> None:
+    evil: dict[str, Any] = {}
+    evil["model"] = evil
+    torch.save({"cfg": evil, "model": {"a": torch.zeros(1)}}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="settings that hold themselves"):
+        load_encoder(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("new_form", [True, False])
+def test_a_pickle_that_asks_for_a_gigabyte_does_not_get_it(tmp_path: Path, new_form: bool) -> None:
+    class Large:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return bytearray, (2**30,)
+
+    torch.save(content() | {"more": Large()}, tmp_path / "a.pt", _use_new_zipfile_serialization=new_form)
+    assert "asks for builtins.bytearray, which is no data" in refused(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hyper_parameters": []},
+        {"hyper_parameters": {"encoder": []}},
+        {"hyper_parameters": {"encoder": asdict(TINY), "temperature": None}},
+        {"imported": [1]},
+        {"state_dict": []},
+        {"state_dict": {1: torch.zeros(1)}},
+        {"state_dict": {"encoder.norm.weight": "x"}},
+        {"state_dict": {"encoder.norm.weight": torch.zeros(2, 2).to_sparse()}},
+        {"model": [], "cfg": {}, "state_dict": None},
+        {"model": {1: torch.zeros(1)}, "cfg": {}},
+        {"model": {}, "cfg": {}},
+        {"model": {}, "cfg": {"model": []}},
+        {"model": {}, "cfg": {"model": {}}, "task_state": {"dictionaries": [1]}},
+        {"model_weight": {}, "model_cfg": []},
+    ],
+)
+def test_what_is_of_another_kind_than_it_should_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    evil = {name: value for name, value in content().items() if not {"cfg", "model_cfg"} & change.keys()} | change
+    torch.save(evil, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt")
+
+
+@given(st.sampled_from(["ckpt", "old", "safetensors"]), st.data())
+def test_a_damaged_file_opens_as_it_should_or_is_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    if form == "safetensors":
+        trained = read_trained(sound(tmp_path_factory, "ckpt"))
+        path.write_bytes(to_safetensors(trained))
+    else:
+        path.write_bytes(sound(tmp_path_factory, form).read_bytes())
+    damaged = bytearray(path.read_bytes())
+    ahead = data.draw(st.integers(100, 4000))  # of where names and shapes are, more often than numbers
+    for _ in range(3):
+        damaged[data.draw(st.integers(0, min(ahead, len(damaged) - 1)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    said = ""
+    try:
+        load_encoder(path)
+    except ValueError as error:
+        said = str(error)
+    assert not said or (str(path) in said and "\n" not in said)
+
+
+def sound(folders: pytest.TempPathFactory, form: str) -> Path:
+    path = folders.getbasetemp() / f"sound.{form}"
+    if not path.exists():
+        torch.save(content(), path, _use_new_zipfile_serialization=form == "ckpt")
+    return path
 
 
 @pytest.mark.parametrize("cut", [10, 1000, 5000])

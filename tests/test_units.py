@@ -293,7 +293,7 @@ def test_files_of_one_name_have_ids_of_their_own_without_spaces(
     given = ("--kmeans", kmeans_of(model), "--format", "kaldi", "--output", out)
     assert run("units", model, tmp_path, *given) == 0
     found = [line.split()[0] for line in out.read_text().splitlines()]
-    folder = re.sub(r"\s", "_", str(tmp_path))
+    folder = re.sub(r"\s", "_", str(tmp_path)).lstrip("/")  # an archive should not lead outside of itself
     assert sorted(found) == sorted(["b", "c", "an_d", f"{folder}/a.wav", f"{folder}/new_folder/a.wav"])
 
 
