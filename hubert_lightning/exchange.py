@@ -132,7 +132,7 @@ def _checked(trained: Trained, path: Path) -> HubertEncoder:
     if trained.head is not None:
         rows = len(linear_of(trained.head, path).weight)
         if trained.vocabulary is None:
-            raise ValueError(f"{path} does not say what its {rows} tokens are; say so with --vocabulary")
+            raise ValueError(f"{path} does not say what its {rows} tokens are; say so by hubert import --vocabulary")
         if rows != len(vocabulary := Vocabulary(**trained.vocabulary)):
             raise ValueError(
                 f"{path} has a head for {rows} tokens, and its vocabulary has {len(vocabulary)}; one of them is "

@@ -109,7 +109,10 @@ def test_a_model_is_imported_and_exported_by_the_command_line(
         (["export", "{ours}", "{folder}"], "is there already; remove it, or choose another OUT"),
         (["export", "{ours}", "out", "--layer", "2"], "layer 2 of transformers: only onnx can be of one layer"),
         (["export", "{ours}", "out", "--kmeans", "{kmeans}"], "was fitted on mfcc, and this is encoder "),
-        (["import", "{letters}", "out.ckpt"], "does not say what its 11 tokens are; say so with --vocabulary"),
+        (
+            ["import", "{letters}", "out.ckpt"],
+            "does not say what its 11 tokens are; say so by hubert import --vocabulary",
+        ),
         (["import", "{narrow}", "out.ckpt"], "has a width of 64, and does not tell how many heads attend; say so"),
         (["import", "{narrow}", "out.ckpt", "--num_heads", "5"], "dim 64 is not divisible by num_heads 5"),
     ],

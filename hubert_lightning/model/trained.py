@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.hubert import KERNELS, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 
 BOUNDARY = "|"  # the token between words, in every system
@@ -93,7 +93,7 @@ def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = Fa
     """An encoder's state under another system's names; with `old_names`, weight norm as before torch 2.0."""
     theirs = {}
     layers = sum(name.endswith(".ffn_input.weight") for name in ours)
-    for name, (known, part) in _names(dialect, 7, layers).items():
+    for name, (known, part) in _names(dialect, len(KERNELS), layers).items():
         if known in ours:
             value = ours[known] if part is None else ours[known].chunk(3)[part]
             theirs[name] = value.clone()
