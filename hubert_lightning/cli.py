@@ -76,6 +76,9 @@ def main(args: Sequence[str] | None = None) -> None:
         _refuse(f"{verb!r} is no verb of hubert; it is one of {', '.join(VERBS)}")
     try:
         VERBS[verb](rest)
+    except KeyboardInterrupt:
+        print("hubert: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except ValueError as error:
         ours = _meant_for_the_user(error)
         if ours is None:

@@ -14,7 +14,15 @@ from hubert_lightning.data.text import Vocabulary, read_vocabulary
 from hubert_lightning.files import replacing
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import KMEANS, REST, WEIGHTS, encoder_fingerprint, located, read_trained
+from hubert_lightning.model.pretrained import (
+    KMEANS,
+    REST,
+    WEIGHTS,
+    encoder_fingerprint,
+    located,
+    no_letters,
+    read_trained,
+)
 from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
 from hubert_lightning.model_card import model_card, run_facts
 from hubert_lightning.onnx_export import write_onnx
@@ -132,7 +140,7 @@ def _checked(trained: Trained, path: Path) -> HubertEncoder:
     if trained.head is not None:
         rows = len(linear_of(trained.head, path).weight)
         if trained.vocabulary is None:
-            raise ValueError(f"{path} does not say what its {rows} tokens are; say so by hubert import --vocabulary")
+            raise ValueError(no_letters(path, rows))
         if rows != len(vocabulary := Vocabulary(**trained.vocabulary)):
             raise ValueError(
                 f"{path} has a head for {rows} tokens, and its vocabulary has {len(vocabulary)}; one of them is "

@@ -51,9 +51,12 @@ import numpy
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{name}/model.onnx")
-length = numpy.array([waveform.shape[1]])  # of (1, samples) float32
+length = numpy.array([waveform.shape[1]])  # of (1, samples) float32, 400 or more
 [output] = session.run(None, {{"waveform": waveform, "length": length}})
-```""",
+```
+
+Batches may be of any size; where the encoder has a group norm, as Base, padding counts in it: give it utterances
+one by one, or of one length.""",
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.extraction import Extractor, extract_cuts
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import head_of, read_trained
+from hubert_lightning.model.pretrained import head_of, no_letters, read_trained
 from hubert_lightning.model.trained import encoder_of, linear_of
 from hubert_lightning.pauses import quiet_windows
 
@@ -48,10 +48,7 @@ def load_ctc(path: Path | str) -> CTCModel:
     path, trained = Path(path), read_trained(path)
     encoder, head = encoder_of(trained, path), linear_of(head_of(trained, path), path)
     if trained.vocabulary is None:
-        raise ValueError(
-            f"{path} does not say what its {len(head.weight)} tokens are; put its tokenizer's vocab.json into the "
-            "directory, fairseq's dict.ltr.txt beside it, or say so: `hubert import` with --vocabulary"
-        )
+        raise ValueError(no_letters(path, len(head.weight)))
     vocabulary = Vocabulary(**trained.vocabulary)
     if len(vocabulary) != len(head.weight):
         raise ValueError(

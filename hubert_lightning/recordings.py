@@ -147,10 +147,10 @@ def _decoded(path: Path, converted: Path) -> str | None:
         ):
             for block in audio:
                 file.write(np.frombuffer(block, dtype="<i2").reshape(-1, audio.channels))
-    except audioread.DecodeError:
+    except (audioread.DecodeError, EOFError):
         if shutil.which("ffmpeg"):
             return "ffmpeg cannot read it either; record or copy it again"
         return "install ffmpeg, which reads other formats, or convert it to wav or flac"
-    except (OSError, EOFError, soundfile.SoundFileError) as error:
+    except (OSError, soundfile.SoundFileError) as error:
         return f"it could not be converted to {converted} ({error}); make room there"
     return None

@@ -7,6 +7,7 @@ nothing; any other name is refused.
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -114,7 +115,9 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
 def _sound(path: Path, read: Callable[[], Any]) -> Any:
     """What is read, or a sentence: bytes that are no file of torch make it raise whatever there is."""
     try:
-        return read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that torch does not write; they are refused or they open
+            return read()
     except Refusal as error:  # of a stand-in
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:

@@ -84,6 +84,8 @@ def units(
         raise ValueError("batch_duration, num_workers and window are of files, not of standard input; leave them out")
     if not stdin and any(value is not None for value in (step, lookahead, history)):
         raise ValueError("step, lookahead and history are of standard input, not of files; leave them out")
+    if output is not None and output.suffix == ".npz" and format != "npz":
+        raise ValueError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
     if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
         raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
     if stdin:
@@ -117,7 +119,8 @@ def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Calla
             seconds += result.seconds
             write(result)
     took = perf_counter() - began
-    print(f"hubert: {seconds:.1f} s of audio in {took:.1f} s, {seconds / took:.1f} × real time", file=sys.stderr)
+    if seconds:
+        print(f"hubert: {seconds:.1f} s of audio in {took:.1f} s, {seconds / took:.1f} × real time", file=sys.stderr)
     if failed:
         print(f"hubert: {failed} of {number} files failed", file=sys.stderr)
     return failed

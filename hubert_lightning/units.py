@@ -26,6 +26,9 @@ from hubert_lightning.recordings import autocast
 OVERLAP = 250  # frames, 5 s, of neighbouring windows of a long recording: more agree hardly better (docs/benchmarks.md)
 
 
+LONGEST_STREAM = 600  # seconds; Base takes 3 GiB for 100 at once
+
+
 class Runs(NamedTuple):
     """Units without repetitions, and for how many frames of 20 ms each lasts: (runs,) int64."""
 
@@ -188,6 +191,11 @@ class UnitStream:
                 f"step {step}, lookahead {lookahead}, history {history}: a step is at least one frame, 0.02 s, and the "
                 "others are not negative"
             )
+        if step + lookahead + history > LONGEST_STREAM:
+            raise ValueError(
+                f"step {step}, lookahead {lookahead}, history {history}: together, what is encoded at once, they are "
+                f"at most {LONGEST_STREAM} s"
+            )
         self.given = 0  # frames whose units were given
         self._statistics = RunningStatistics()
         self._heard = torch.zeros(0)  # samples from those of frame `_first` on
@@ -247,7 +255,7 @@ def _beside(model: Path) -> Path:
     if model.is_dir() and (model / KMEANS).is_file():
         return model / KMEANS
     raise ValueError(
-        f"{model}: no {KMEANS} in it; name one with kmeans: units of a checkpoint are clustered by the "
+        f"{model}: no {KMEANS} in it; name one with --kmeans: units of a checkpoint are clustered by the "
         "iteration that follows it"
     )
 
@@ -256,13 +264,13 @@ def _layer(kmeans: Path, features: str, layer: int | None) -> int:
     """The layer that a K-means says it is of, which must be the one asked for."""
     if not features:
         if layer is None:
-            raise ValueError(f"{kmeans} does not say which layer it was fitted on; name it with layer")
+            raise ValueError(f"{kmeans} does not say which layer it was fitted on; name it with --layer")
         return layer
     said = re.fullmatch(r"layer (\d+) of encoder \w+", features)
     if said is None:
         raise ValueError(f"{kmeans} was fitted on {features}; give 'mfcc' for the model, or the K-means of a layer")
     if layer not in (None, int(said[1])):
-        raise ValueError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave layer out")
+        raise ValueError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave --layer out")
     return int(said[1])
 
 

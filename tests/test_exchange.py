@@ -111,10 +111,17 @@ def test_a_model_is_imported_and_exported_by_the_command_line(
         (["export", "{ours}", "out", "--kmeans", "{kmeans}"], "was fitted on mfcc, and this is encoder "),
         (
             ["import", "{letters}", "out.ckpt"],
-            "does not say what its 11 tokens are; say so by hubert import --vocabulary",
+            "does not say what its 11 tokens are; put",
         ),
         (["import", "{narrow}", "out.ckpt"], "has a width of 64, and does not tell how many heads attend; say so"),
         (["import", "{narrow}", "out.ckpt", "--num_heads", "5"], "dim 64 is not divisible by num_heads 5"),
+        (["import", "{narrow}", "out.ckpt", "--num_heads", "0"], "num_heads is 0; an encoder needs at least 1"),
+        (["import", "{ours}", "out.ckpt", "--num_heads", "2"], "says that 4 heads attend, not 2; leave it out"),
+        (
+            ["import", "{ours}", "out.ckpt", "--vocabulary", "x.json"],
+            "has no layer that spells, for which",
+        ),
+        (["import", "{onnx}", "out.ckpt"], "holds an ONNX graph, which nothing is read back from"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(
@@ -127,7 +134,9 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(
     of_transformers(small("group"), "HubertForCTC", vocab_size=11).save_pretrained(made / "letters")
     torch.save(of_torchaudio(small("group")).state_dict(), made / "narrow.pt")
     paths = {"ours": made / "ours.ckpt", "folder": made, "kmeans": made / "kmeans.safetensors"}
-    paths |= {"letters": made / "letters", "narrow": made / "narrow.pt"}
+    paths |= {"letters": made / "letters", "narrow": made / "narrow.pt", "onnx": made / "onnx"}
+    (made / "onnx").mkdir()
+    (made / "onnx" / "model.onnx").touch()
     capsys.readouterr()  # their progress bars
     before = sorted(made.rglob("*"))
     filled = [word.format(**paths) for word in arguments]
@@ -156,6 +165,22 @@ def test_an_imported_checkpoint_says_where_it_comes_from(tmp_path: Path) -> None
     assert source["source"] == str(tmp_path / "theirs")
     assert len(source["sha256"]) == 64
     assert len(source["encoder"]) == 16
+
+
+def test_k_means_of_another_model_does_not_go_along(tmp_path: Path) -> None:
+    checkpoint = save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")
+    save_kmeans(
+        tmp_path / "kmeans.safetensors", [torch.randn(5, 64)], {"features": "layer 2 of encoder 0123456789abcdef"}
+    )
+    with pytest.raises(ValueError, match="was fitted on layer 2 of encoder 0123456789abcdef, and this is encoder"):
+        export_model(str(checkpoint), tmp_path / "out", "safetensors", kmeans=tmp_path / "kmeans.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_dict_of_an_exported_folder_is_opened_alone(tmp_path: Path) -> None:
+    checkpoint = save_ours(ours("group", "letters"), tmp_path / "ours.ckpt")
+    export_model(str(checkpoint), tmp_path / "out", "torchaudio")
+    assert read_trained(tmp_path / "out" / "model.pt").config.num_heads == 4
 
 
 def test_k_means_goes_along(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def small(norm: str) -> EncoderConfig:
         normalize_waveform=norm == "layer",
         dropout=0.2,
         layer_drop=0.3,
+        feature_grad_mult=1.0 if norm == "layer" else 0.1,
     )
 
 
@@ -255,6 +256,22 @@ def test_a_fine_tuned_model_has_its_processor_and_its_transcripts_in_transformer
     expected = F.ctc_loss(log_probs, torch.tensor([[2, 3, 1, 4], [5, 2, 2, 3]]), *sizes, blank=0, reduction="mean")
     if norm == "group":  # layer: the waveform is not normalised by the model, theirs or ours
         assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_processor_of_transformers_decides_whether_audio_is_normalised(
+    tmp_path: Path, norm: str, normalize: bool
+) -> None:
+    of_transformers(small(norm), "HubertForCTC", vocab_size=4, pad_token_id=0).save_pretrained(tmp_path)
+    (tmp_path / "given.json").write_text(json.dumps({"<pad>": 0, "|": 1, "a": 2, "<unk>": 3}))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(tmp_path / "given.json", bos_token=None, eos_token=None)
+    features = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    transformers.Wav2Vec2Processor(features, tokenizer).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()  # the processor's own file has its settings
+    model = load_ctc(tmp_path)
+    assert model.encoder.config.normalize_waveform == normalize
+    assert model.vocabulary.tokens == ("<pad>", "|", "a", "<unk>")
 
 
 # torchaudio

@@ -21,6 +21,7 @@ from test_transcription import run, samples
 from torch import Tensor
 
 from hubert_lightning import Units
+from hubert_lightning.cli import main
 from hubert_lightning.clustering.kmeans import assign, load_kmeans, save_kmeans
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform, resampled
@@ -138,7 +139,7 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
 
     of_this = f"layer 2 of encoder {encoder_fingerprint(load_encoder(model))}"
     refused("was fitted on layer 2 of encoder 0123, but .* gives layer 2", {"features": "layer 2 of encoder 0123"})
-    refused("not on layer 1; leave layer out", {"features": of_this}, layer=1)
+    refused("not on layer 1; leave --layer out", {"features": of_this}, layer=1)
     refused("does not say which layer", {})
     refused("layer 3 of an encoder of 2 layers", {}, layer=3)
     refused("K-means is of 31 dimensions, but layer 1 of .* has 32", {}, dim=31, layer=1)
@@ -281,6 +282,24 @@ def test_every_format_tells_the_same_units(model: Path, units: Units, speech: li
     with np.load(tmp_path / "out" / "npz1") as arrays:
         assert arrays["b"].tolist() == runs["b"].units.tolist()
         assert arrays["b.durations"].tolist() == runs["b"].durations.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-", "--history", "1e9"], "together, what is encoded at once, they are at most 600 s"),
+        (["-", "--window", "10"], "window are of files, not of standard input; leave them out"),
+        (["a.wav", "--step", "1"], "step, lookahead and history are of standard input, not of files; leave them out"),
+        (["a.wav", "--output", "a.npz"], "a.npz: jsonl would be written to it; say --format npz"),
+    ],
+)
+def test_options_that_do_nothing_or_too_much_are_refused(
+    model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["units", str(model), *arguments, "--kmeans", str(kmeans_of(model))])
+    assert end.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_files_of_one_name_have_ids_of_their_own_without_spaces(

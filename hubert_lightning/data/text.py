@@ -119,7 +119,12 @@ def read_vocabulary(path: Path) -> Vocabulary:
         return Vocabulary(**json.loads(Path(path).read_text("utf-8")))
     except OSError as error:
         raise ValueError(f"{path}: no such vocabulary; make it with `hubert vocabulary`") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: no vocabulary, which has tokens, case and punctuation and nothing else; make one with `hubert "
+            "vocabulary`"
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: no vocabulary ({error}); make one with `hubert vocabulary`") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

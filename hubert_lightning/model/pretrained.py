@@ -50,6 +50,14 @@ def head_of(trained: Trained, path: Path | str) -> dict[str, Tensor]:
     return trained.head
 
 
+def no_letters(path: Path | str, rows: int) -> str:
+    """What to say of a layer whose tokens nobody told."""
+    return (
+        f"{path} does not say what its {rows} tokens are; put its tokenizer's vocab.json into the directory, fairseq's "
+        "dict.ltr.txt beside it, or a vocabulary as of `hubert vocabulary` into `hubert import --vocabulary`"
+    )
+
+
 def encoder_config(path: Path | str) -> EncoderConfig:
     """The size of the encoder that `load_encoder` would open."""
     found = located(path)
@@ -153,6 +161,8 @@ def _of_folder(folder: Path, num_heads: int | None) -> Trained:
         theirs = transformers.read(folder)
     else:
         inside = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.name not in BESIDE]
+        if not inside and [*folder.glob("*.onnx")]:
+            raise ValueError(f"{folder} holds an ONNX graph, which nothing is read back from; give what it was made of")
         if len(inside) != 1:
             raise ValueError(
                 f"{folder} has no {transformers.CONFIG}, and {len(inside)} files of weights; give one of those, or "

@@ -196,7 +196,7 @@ def heads_of(dim: int, num_heads: int | None, path: Path) -> int:
             f"{path} has a width of {dim}, and does not tell how many heads attend; say so: hubert import {path} DEST "
             "--num_heads N"
         )
-    return num_heads or HEADS[dim]
+    return HEADS[dim] if num_heads is None else num_heads
 
 
 def encoder_of(trained: Trained, path: Path) -> HubertEncoder:

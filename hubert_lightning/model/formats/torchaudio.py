@@ -103,9 +103,10 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
         for name in ("label_embeddings", "final_proj.weight", "final_proj.bias")
     )
     known = shapes_of(ours, path)
+    labels, heads = _told_beside(path)
     over_channels = known["conv_norm"] == "layer"
     stated = {"pre_norm": over_channels, "normalize_waveform": over_channels}
-    stated |= {"num_heads": heads_of(known["dim"], num_heads, path)}
+    stated |= {"num_heads": heads_of(known["dim"], heads if num_heads is None else num_heads, path)}
     config = settings_of(known | stated | {"feature_grad_mult": 1.0 if over_channels else 0.1}, path)
     told = []
     if "mask_embedding" not in ours:  # Wav2Vec2Model has none
@@ -122,7 +123,7 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
         if len(head) < 2:
             raise ValueError(f"{path} has half a layer that spells, aux.{some(head)} alone; get it again")
         rows = len(head["weight"])
-        letters = _labels(path)
+        letters = labels
         if letters is None and (letters := {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(rows)):
             told.append(
                 f"it does not say what its {rows} tokens are, which are taken for those of torchaudio.pipelines, "
@@ -132,13 +133,14 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     return Trained(config, ours, predictors, head=head or None, vocabulary=spelt, told=told)
 
 
-def _labels(path: Path) -> list[str] | None:
-    """The letters that `write` told of beside a state dict."""
+def _told_beside(path: Path) -> tuple[list[str] | None, int | None]:
+    """The letters, and the number of heads, that `write` told of beside a state dict."""
     beside = path.with_name(ABOUT)
     if path.name != WEIGHTS or not beside.exists():
-        return None
-    labels = read_json(beside).get("labels")
-    return [str(label) for label in labels] if isinstance(labels, list) else None
+        return None, None
+    about = read_json(beside)
+    labels, heads = about.get("labels"), (about.get("arguments") or {}).get("encoder_num_heads")
+    return [str(label) for label in labels] if isinstance(labels, list) else None, heads
 
 
 def write(trained: Trained) -> dict[str, bytes]:
@@ -182,7 +184,8 @@ def write(trained: Trained) -> dict[str, bytes]:
         arguments |= {"mask_channel_selection": "static", "mask_channel_other": 0.0, "mask_channel_length": 10}
         arguments |= {"no_mask_channel_overlap": False, "mask_channel_min_space": 1}
         arguments |= {"skip_masked": False, "skip_nomask": False, "num_classes": clusters, "final_dim": final_dim}
-        arguments |= {"feature_grad_mult": config.feature_grad_mult}
+        scale = config.feature_grad_mult  # torchaudio takes none for 1, and nothing for 0, a frozen encoder
+        arguments |= {"feature_grad_mult": scale if 0 < scale < 1 else None}
     else:
         arguments["aux_num_out"] = None
     file = BytesIO()

@@ -149,13 +149,24 @@ def read_config(folder: Path) -> EncoderConfig:
     norm = theirs["feat_extract_norm"]
     if norm not in ("group", "layer"):
         raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
-    preprocessor = folder / "preprocessor_config.json"
-    normalize = read_json(preprocessor).get("do_normalize") if preprocessor.exists() else None
+    normalize = _do_normalize(folder)
     stated = {ours: theirs[name] for ours, name in SETTINGS.items()}
     stated |= {"conv_channels": channels or 0, "conv_norm": norm}
     stated |= {"normalize_waveform": norm == "layer" if normalize is None else normalize}
     # not in their files: what fairseq trained Base and Large with
     return settings_of(stated | {"feature_grad_mult": 0.1 if norm == "group" else 1.0}, file)
+
+
+def _do_normalize(folder: Path) -> Any:
+    """Whether the waveform is normalised: said by a feature extractor, or the processor that holds one."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).exists():
+            said = read_json(folder / name)
+            inside = said.get("feature_extractor")
+            said |= inside if isinstance(inside, dict) else {}
+            if "do_normalize" in said:
+                return said["do_normalize"]
+    return None
 
 
 def read_json(file: Path) -> dict[str, Any]:
