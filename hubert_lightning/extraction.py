@@ -100,6 +100,8 @@ def layer_extractor(
     encoder.check_layer(layer)
 
     def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
+        if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > LONGEST:
+            statistics = statistics_of([waveform[0]])  # with which it is convolved in pieces
         if statistics is not None:
             exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
             statistics = Statistics(*(value.to(device, exact) for value in statistics))

@@ -19,7 +19,7 @@ from hubert_lightning.data.preparation import Refusal
 from hubert_lightning.files import replacing
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.recordings import listed, of_each
-from hubert_lightning.units import Units, UnitStream, deduplicated
+from hubert_lightning.units import WINDOW_DURATION, Units, UnitStream, deduplicated
 
 GROUP = 180_000
 """Frames, an hour, of the files that are worked on together, whose units come out together."""
@@ -68,7 +68,7 @@ def units(
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
-        window: seconds of a recording that are encoded at once, 100 if not given; what is longer takes no more memory,
+        window: seconds of a recording that are encoded at once, 300 if not given; what is longer takes no more memory,
             but in layers whose attention reaches further some units are others
         step: of standard input, seconds between the units that are given and the next; 1 if not given
         lookahead: of standard input, seconds that are heard after a frame before its unit is given; 1 if not given
@@ -95,7 +95,9 @@ def units(
         return 0
     paths = listed(files)
     ids = {} if format == "jsonl" else _ids(paths)
-    found = Units.from_pretrained(model, kmeans, layer, precision=precision, window=window or 100.0)
+    found = Units.from_pretrained(
+        model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
+    )
 
     def make(cut: Cut, of_cut: Tensor) -> FileUnits:
         return FileUnits(cut.id, cut.duration, *(deduplicated(of_cut) if deduplicate else (of_cut, None)))

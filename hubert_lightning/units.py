@@ -26,7 +26,8 @@ from hubert_lightning.recordings import autocast
 OVERLAP = 250  # frames, 5 s, of neighbouring windows of a long recording: more agree hardly better (docs/benchmarks.md)
 
 
-LONGEST_STREAM = 600  # seconds; Base takes 3 GiB for 100 at once
+WINDOW_DURATION = 300.0  # seconds that are encoded at once: Base takes 1.8 GiB for them, and half as long again
+LONGEST_STREAM = 600  # seconds
 
 
 class Runs(NamedTuple):
@@ -53,7 +54,7 @@ class Units:
         are normalised as the whole is, and whose attention ends where they end
     """
 
-    def __init__(self, extractor: Extractor, centroids: Tensor, window: float = 100.0) -> None:
+    def __init__(self, extractor: Extractor, centroids: Tensor, window: float = WINDOW_DURATION) -> None:
         if window < 10:
             raise ValueError(f"window {window} s: take 10 s or more, of which 5 s are those of the next")
         self._longest = seconds_to_samples(window) // HOP
@@ -79,7 +80,7 @@ class Units:
         layer: int | None = None,
         device: torch.device | str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-        window: float = 100.0,
+        window: float = WINDOW_DURATION,
     ) -> "Units":
         """Units that a K-means makes of a layer of a model.
 

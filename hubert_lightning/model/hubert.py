@@ -3,7 +3,7 @@
 Values, gradients and initialisation are those of the reference code (tests/test_hubert.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hubert_lightning.frames import WINDOW, num_frames, padding_mask
+from hubert_lightning.frames import HOP, WINDOW, num_frames, num_samples, padding_mask
 from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # together they see WINDOW samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an option
+PIECE = 1_500  # frames, 30 s, that are convolved at once where norms over time are given
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,10 @@ class HubertEncoder(nn.Module):
             x, statistics = _normalize_by(waveform, statistics)
         elif self.config.normalize_waveform:
             x = _normalize(waveform, length)
-        x = self.convolutions(x, length if alone else None, statistics)
+        if statistics is None:
+            x = self.convolutions(x, length if alone else None)
+        else:  # in pieces, which take little memory: no norm looks beyond them
+            x = torch.cat([self.convolutions(piece, None, statistics) for piece in _pieces(x)], dim=1)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
             x.register_hook(lambda gradient: gradient * scale)
@@ -443,6 +447,13 @@ class TransformerLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(self.activation_dropout(F.gelu(self.ffn_input(x)))))
+
+
+def _pieces(waveform: Tensor) -> Iterator[Tensor]:
+    """Parts that begin on the frame grid, so that their frames, one after the other, are those of the whole."""
+    frames = num_frames(waveform.shape[1])
+    for first in range(0, frames, PIECE):
+        yield waveform[:, first * HOP : first * HOP + num_samples(min(PIECE, frames - first))]
 
 
 def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
