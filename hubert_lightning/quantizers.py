@@ -111,8 +111,6 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
         kmeans: The kmeans.safetensors of a run, or any that `hubert kmeans import` takes.
         out: The file to write, .joblib or .bin.
     """
-    if out.suffix not in (".joblib", ".bin", ".pkl"):
-        raise ValueError(f"{out}: a file of joblib; choose a name that ends in .joblib or .bin")
     centroids, source = load_kmeans(kmeans)
     if len(centroids) == 1:
         files = {out: (centroids[0], source)}
@@ -123,6 +121,8 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
         }
     for path in files:
         _check_new(path)
+    if out.suffix not in (".joblib", ".bin", ".pkl"):
+        raise ValueError(f"{out}: a file of joblib; choose a name that ends in .joblib or .bin")
     for path, (of, its_source) in files.items():
         with replacing(path) as file:
             joblib.dump(_of_scikit_learn(of, its_source), file)

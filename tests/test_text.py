@@ -70,7 +70,7 @@ def test_a_vocabulary_is_read_as_it_was_written(tmp_path):
     [
         (None, "no such vocabulary; make it with"),
         ("[1, 2", "no vocabulary .*; make one with"),
-        ('{"letters": []}', "no vocabulary .*letters"),
+        ('{"letters": []}', "no vocabulary, .*letters"),
         ('{"tokens": ["-", "|", "a", "a"]}', r"the tokens \['a'\] are there more than once"),
         ('{"tokens": ["-", "|"], "case": "Upper"}', "case 'Upper' and"),
     ],

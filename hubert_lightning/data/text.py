@@ -116,15 +116,17 @@ def read_vocabulary(path: Path) -> Vocabulary:
         ValueError: It is not there, or no vocabulary.
     """
     try:
-        return Vocabulary(**json.loads(Path(path).read_text("utf-8")))
+        content = json.loads(Path(path).read_text("utf-8"))
+        others = sorted(content.keys() - {"tokens", "case", "punctuation"}) if isinstance(content, dict) else ["a list"]
+        if others:
+            raise ValueError(
+                f"no vocabulary, which has tokens, case and punctuation, not {others[0]!r}; make one with "
+                "`hubert vocabulary`"
+            )
+        return Vocabulary(**content)
     except OSError as error:
         raise ValueError(f"{path}: no such vocabulary; make it with `hubert vocabulary`") from error
-    except TypeError as error:
-        raise ValueError(
-            f"{path}: no vocabulary, which has tokens, case and punctuation and nothing else; make one with `hubert "
-            "vocabulary`"
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path}: no vocabulary ({error}); make one with `hubert vocabulary`") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
