@@ -105,7 +105,7 @@ def layer_extractor(
         if statistics is not None:
             exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
             statistics = Statistics(*(value.to(device, exact) for value in statistics))
-        padded = _padded(length, device)
+        padded = length_if_padded(length, device)
         with precision():
             return encoder.features(waveform.to(device), padded, layer=layer, alone=True, statistics=statistics)
 
@@ -120,14 +120,16 @@ def all_layers_extractor(
     device = encoder.mask_embedding.device
 
     def features(waveform: Tensor, length: Tensor) -> Tensor:
+        padded = length_if_padded(length, device)
         with precision():
-            return torch.stack(encoder.all_layers(waveform.to(device), _padded(length, device), alone=True), dim=2)
+            return torch.stack(encoder.all_layers(waveform.to(device), padded, alone=True), dim=2)
 
     shape = (len(encoder.layers), encoder.config.dim)
     return Extractor(features, "all layers of an encoder", shape, device)
 
 
-def _padded(length: Tensor, device: torch.device) -> Tensor | None:
+def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:
+    """Lengths (batch,) on a device, or none where no row is padded, which is faster."""
     return None if bool((length == length[0]).all()) else length.to(device)
 
 

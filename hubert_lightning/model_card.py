@@ -38,8 +38,9 @@ load = checkpoint_utils.load_model_ensemble_and_task
 [model], _, _ = load(["{name}/checkpoint.pt"], arg_overrides={{"data": "{name}"}})
 ```
 
-fairseq as of 2024 opens no fine-tuned HuBERT, whoever made it: its `hubert_asr.py` asks for `autoregressive`, which its
-config lacks. s3prl opens what was not fine-tuned: `S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.
+fairseq as of September 2025 opens no fine-tuned HuBERT, whoever made it: its `hubert_asr.py` asks for `autoregressive`,
+which its config lacks. s3prl opens what was not fine-tuned:
+`S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.
 """,
     "safetensors": """```python
 from hubert_lightning import load_encoder
@@ -151,7 +152,7 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
             yield f"| {what} in its run's last test | {100 * of['rate']:.1f} %{interval} |"
     for metric, value in facts.metrics.items():
         yield f"| {metric} | {value:.4g} |"
-    for key in ("source", "format", "sha256", "encoder"):
+    for key in ("source", "sha256", "encoder"):
         if key in trained.source:
             yield f"| {key} | {trained.source[key]} |"
 

@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.extraction import Extractor, extract_cuts
+from hubert_lightning.extraction import Extractor, extract_cuts, length_if_padded
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import head_of, no_letters, read_trained
 from hubert_lightning.model.trained import encoder_of, linear_of
@@ -83,7 +83,7 @@ def log_probabilities(
     device = model.head.weight.device
 
     def spell(waveform: Tensor, length: Tensor) -> Tensor:
-        padded = None if bool((length == length[0]).all()) else length.to(device)
+        padded = length_if_padded(length, device)
         with precision():
             return model(waveform.to(device), padded, alone=True).cpu()
 

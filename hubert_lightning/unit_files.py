@@ -75,24 +75,24 @@ def units(
         history: of standard input, seconds that are heard before; 5 if not given
     returns: how many files failed
     """
-    stdin = Path("-") in map(Path, files)
-    if stdin and len(files) > 1:
-        raise ValueError("standard input and files: give - alone, or files alone")
-    if stdin and (deduplicate or output is not None or format != "jsonl"):
-        raise ValueError("units of standard input are JSON lines, written to standard output; leave other options out")
-    if stdin and (batch_duration is not None or num_workers or window is not None):
-        raise ValueError("batch_duration, num_workers and window are of files, not of standard input; leave them out")
-    if not stdin and any(value is not None for value in (step, lookahead, history)):
-        raise ValueError("step, lookahead and history are of standard input, not of files; leave them out")
-    if output is not None and output.suffix == ".npz" and format != "npz":
-        raise ValueError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
-    if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
-        raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
-    if stdin:
-        found = Units.from_pretrained(model, kmeans, layer, precision=precision)
-        seconds = {"step": step, "lookahead": lookahead, "history": history}
-        _listen(found.stream(**{name: value for name, value in seconds.items() if value is not None}))
+    given = {"step": step, "lookahead": lookahead, "history": history}
+    of_stream = {name: seconds for name, seconds in given.items() if seconds is not None}
+    if Path("-") in map(Path, files):
+        if len(files) > 1:
+            raise ValueError("standard input and files: give - alone, or files alone")
+        if deduplicate or output is not None or format != "jsonl":
+            raise ValueError(
+                "units of standard input are JSON lines, written to standard output; leave other options out"
+            )
+        if batch_duration is not None or num_workers or window is not None:
+            raise ValueError(
+                "batch_duration, num_workers and window are of files, not of standard input; leave them out"
+            )
+        _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(**of_stream))
         return 0
+    if of_stream:
+        raise ValueError("step, lookahead and history are of standard input, not of files; leave them out")
+    _check_output(format, output, deduplicate)
     paths = listed(files)
     ids = {} if format == "jsonl" else _ids(paths)
     found = Units.from_pretrained(
@@ -108,6 +108,13 @@ def units(
     with ExitStack() as stack:
         write = _writer(format, output, ids, deduplicate, stack)
         return _write_all(of_each(paths, rows_of, make, GROUP), len(paths), write)
+
+
+def _check_output(format: Format, output: Path | None, deduplicate: bool) -> None:
+    if output is not None and output.suffix == ".npz" and format != "npz":
+        raise ValueError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
+    if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
+        raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
 
 
 def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Callable[[FileUnits], None]) -> int:

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from hypothesis import settings
 from lhotse import CutSet
 
+from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
+from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import EncoderConfig
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -66,3 +69,24 @@ def train_cuts(manifests: Path) -> CutSet:
 @pytest.fixture(scope="session")
 def dev_cuts(manifests: Path) -> CutSet:
     return read_manifest(manifests / "dev.jsonl.gz")
+
+
+@pytest.fixture
+def speech(tmp_path: Path, train_cuts: CutSet) -> list[Path]:
+    """Three short recordings: a.wav, b.flac and c.ogg."""
+    paths = [tmp_path / name for name in ("a.wav", "b.flac", "c.ogg")]
+    for path, cut in zip(paths, train_cuts, strict=False):
+        soundfile.write(path, read_waveform(cut).numpy(), SAMPLE_RATE)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-training run of one step on MFCC labels, 20 clusters of 3000 frames, with its checkpoint."""
+    from test_pretraining import a_model, a_trainer, some_data
+
+    folder = tmp_path_factory.mktemp("run")
+    trainer = a_trainer(folder, 1)
+    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder

@@ -9,7 +9,6 @@ import pytest
 import torch
 from sklearn.cluster import MiniBatchKMeans
 from test_cli import SMOKE, refused, speech
-from test_pretraining import a_model, a_trainer, some_data
 
 from hubert_lightning.cli import main
 from hubert_lightning.clustering.foreign_kmeans import SOURCE
@@ -23,16 +22,6 @@ SOURCE_OF_OURS = {"features": "mfcc", "seed": "0", "kmeans": 'KMeans{"restarts":
 
 def rows(count: int, dim: int = 39, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-training run of one step on MFCC labels: 20 clusters of 3000 frames."""
-    folder = tmp_path_factory.mktemp("run")
-    trainer = a_trainer(folder, 1)
-    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return folder
 
 
 def test_what_is_exported_and_imported_is_the_same_to_the_bit(tmp_path: Path) -> None:

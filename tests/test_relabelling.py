@@ -11,7 +11,7 @@ from conftest import TINY
 from lhotse import CutSet, SupervisionSegment
 from lightning import Trainer
 from sklearn.cluster import MiniBatchKMeans
-from test_pretraining import a_model, a_trainer, some_data
+from test_pretraining import a_model, some_data
 
 from hubert_lightning import relabelling
 from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans
@@ -24,16 +24,6 @@ from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.relabelling import Relabel
-
-
-@pytest.fixture(scope="module")
-def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-training run of one step on MFCC labels, with its checkpoint."""
-    folder = tmp_path_factory.mktemp("run")
-    trainer = a_trainer(folder, 1)
-    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return folder
 
 
 def test_mfcc_labels_are_the_nearest_centroids_of_every_other_mfcc_frame(run: Path, train_cuts: CutSet) -> None:

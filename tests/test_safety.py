@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_pretrained import tiny_hubert
 
 from hubert_lightning.cli import main
 from hubert_lightning.model.formats.checkpoint import to_safetensors
@@ -51,8 +51,10 @@ def refused(path: Path) -> str:
 
 
 def test_what_these_files_are_made_from_opens(tmp_path: Path) -> None:
-    torch.save(content(), tmp_path / "a.ckpt")
-    load_encoder(tmp_path / "a.ckpt")
+    sound = content()
+    torch.save(sound, tmp_path / "a.ckpt")
+    for name, value in load_encoder(tmp_path / "a.ckpt").state_dict().items():
+        assert torch.equal(value, sound["state_dict"][f"encoder.{name}"])
 
 
 @pytest.mark.parametrize("form", ["zip", "before torch 1.6", "a bare pickle"])
@@ -194,21 +196,12 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float, f
 
 
 def small_transformers(folder: Path, **options: Any) -> None:
-    config = transformers.HubertConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    transformers.HubertModel(config).save_pretrained(folder, **options)
+    tiny_hubert().save_pretrained(folder, **options)
 
 
 @pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", ".."])
 def test_an_index_that_points_outside_of_its_directory_is_refused(tmp_path: Path, shard: str) -> None:
-    small_transformers(tmp_path / "theirs", max_shard_size="20KB")
+    small_transformers(tmp_path / "theirs", max_shard_size="5KB")
     index = tmp_path / "theirs" / "model.safetensors.index.json"
     places = json.loads(index.read_text())
     places["weight_map"] = dict.fromkeys(places["weight_map"], shard)
@@ -218,7 +211,7 @@ def test_an_index_that_points_outside_of_its_directory_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("what", ["a number", "a list"])
 def test_an_index_that_is_none_is_refused(tmp_path: Path, what: str) -> None:
-    small_transformers(tmp_path / "theirs", max_shard_size="20KB")
+    small_transformers(tmp_path / "theirs", max_shard_size="5KB")
     index = tmp_path / "theirs" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": 3 if what == "a number" else {"a": [1]}}))
     assert "does not say which weight is where" in refused(tmp_path / "theirs")
@@ -276,29 +269,37 @@ def test_a_pickle_that_asks_for_a_gigabyte_does_not_get_it(tmp_path: Path, new_f
     assert "asks for builtins.bytearray, which is no data" in refused(tmp_path / "a.pt")
 
 
+NO_MODEL = "holds something that no model of its kind has"
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "sentence"),
     [
-        {"hyper_parameters": []},
-        {"hyper_parameters": {"encoder": []}},
-        {"hyper_parameters": {"encoder": asdict(TINY), "temperature": None}},
-        {"imported": [1]},
-        {"state_dict": []},
-        {"state_dict": {1: torch.zeros(1)}},
-        {"state_dict": {"encoder.norm.weight": "x"}},
-        {"state_dict": {"encoder.norm.weight": torch.zeros(2, 2).to_sparse()}},
-        {"model": [], "cfg": {}, "state_dict": None},
-        {"model": {1: torch.zeros(1)}, "cfg": {}},
-        {"model": {}, "cfg": {}},
-        {"model": {}, "cfg": {"model": []}},
-        {"model": {}, "cfg": {"model": {}}, "task_state": {"dictionaries": [1]}},
-        {"model_weight": {}, "model_cfg": []},
+        ({"hyper_parameters": []}, "does not say how large its encoder is"),
+        ({"hyper_parameters": {"encoder": []}}, "does not say how large its encoder is"),
+        ({"hyper_parameters": {"encoder": asdict(TINY), "temperature": None}}, NO_MODEL),
+        ({"imported": [1]}, NO_MODEL),
+        ({"state_dict": []}, NO_MODEL),
+        ({"state_dict": {1: torch.zeros(1)}}, NO_MODEL),
+        ({"state_dict": {"encoder.norm.weight": "x"}}, "holds something else than weights (norm.weight)"),
+        (
+            {"state_dict": {"encoder.norm.weight": torch.zeros(2, 2).to_sparse()}},
+            "asks for torch._utils._rebuild_sparse",
+        ),
+        ({"model": [], "cfg": {}, "state_dict": None}, NO_MODEL),
+        ({"model": {1: torch.zeros(1)}, "cfg": {}}, NO_MODEL),
+        ({"model": {}, "cfg": {}}, "lacks weights of the encoder"),
+        ({"model": {}, "cfg": {"model": []}}, "lacks weights of the encoder"),
+        ({"model": {}, "cfg": {"model": {}}, "task_state": {"dictionaries": [1]}}, NO_MODEL),
+        ({"model_weight": {}, "model_cfg": []}, NO_MODEL),
     ],
 )
-def test_what_is_of_another_kind_than_it_should_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_what_is_of_another_kind_than_it_should_be_is_refused(
+    tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
     evil = {name: value for name, value in content().items() if not {"cfg", "model_cfg"} & change.keys()} | change
     torch.save(evil, tmp_path / "a.pt")
-    refused(tmp_path / "a.pt")
+    assert sentence in refused(tmp_path / "a.pt")
 
 
 @given(st.sampled_from(["ckpt", "old", "safetensors"]), st.data())

@@ -39,15 +39,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def speech(tmp_path: Path, train_cuts: CutSet) -> list[Path]:
-    """Three short recordings: a.wav, b.flac and c.ogg."""
-    paths = [tmp_path / name for name in ("a.wav", "b.flac", "c.ogg")]
-    for path, cut in zip(paths, train_cuts, strict=False):
-        soundfile.write(path, read_waveform(cut).numpy(), SAMPLE_RATE)
-    return paths
-
-
 def said(model: Path | CTCModel, waveform: Tensor) -> str:
     loaded = load_ctc(model) if isinstance(model, Path) else model
     log_probs = loaded(waveform[None])

@@ -66,14 +66,6 @@ def waveform(train_cuts: CutSet) -> Tensor:
     return speech * torch.linspace(0.05, 1, len(speech))
 
 
-@pytest.fixture
-def speech(tmp_path: Path, train_cuts: CutSet) -> list[Path]:
-    paths = [tmp_path / name for name in ("a.wav", "b.flac", "c.ogg")]
-    for path, cut in zip(paths, train_cuts, strict=False):
-        soundfile.write(path, read_waveform(cut).numpy(), SAMPLE_RATE)
-    return paths
-
-
 def kmeans_of(model: Path) -> Path:
     return model.parent / "kmeans.safetensors"
 
@@ -282,6 +274,20 @@ def test_every_format_tells_the_same_units(model: Path, units: Units, speech: li
     with np.load(tmp_path / "out" / "npz1") as arrays:
         assert arrays["b"].tolist() == runs["b"].units.tolist()
         assert arrays["b.durations"].tolist() == runs["b"].durations.tolist()
+
+
+def test_a_recording_of_two_minutes_has_the_units_of_the_whole(model: Path, waveform: Tensor, units: Units) -> None:
+    """It is encoded at once, and convolved in pieces."""
+    long = waveform.repeat(5)[: 120 * SAMPLE_RATE + 77]
+    encoder, ([centroids], source) = load_encoder(model), load_kmeans(kmeans_of(model))
+    layer = int(source["features"].split()[1])
+    with torch.no_grad():
+        features = encoder.features(long[None], layer=layer)[0]
+    nearest, second = torch.cdist(features, centroids).topk(2, dim=1, largest=False).values.T
+    clear = second - nearest > 1e-4  # rounding decides between the others
+    found = units(long, SAMPLE_RATE)
+    assert clear.float().mean() > 0.99
+    assert torch.equal(found[clear], assign(features, centroids)[clear])
 
 
 @pytest.mark.parametrize(

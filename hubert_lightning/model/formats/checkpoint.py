@@ -113,6 +113,7 @@ def _numbered(parts: Mapping[str, dict[str, Tensor]], prefix: str) -> list[dict[
 
 
 def is_of_fit(content: Any) -> bool:
+    """Whether a file of torch holds what Lightning saves of a module with settings."""
     return isinstance(content, dict) and "state_dict" in content and "hyper_parameters" in content
 
 

@@ -91,12 +91,14 @@ DEFAULTS = {
 
 
 def is_fairseq(content: Any) -> bool:
+    """Whether a file of torch holds what fairseq saves: weights under "model", settings under "cfg" or "args"."""
     return (
         isinstance(content, dict) and isinstance(content.get("model"), dict) and ("cfg" in content or "args" in content)
     )
 
 
 def is_s3prl(content: Any) -> bool:
+    """Whether a file of torch holds what s3prl makes of fairseq's."""
     return isinstance(content, dict) and isinstance(content.get("model_weight"), dict) and "model_cfg" in content
 
 

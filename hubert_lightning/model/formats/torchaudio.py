@@ -70,6 +70,7 @@ ARGUMENTS = {
 
 
 def is_state(state: Mapping[str, Any]) -> bool:
+    """Whether weights have torchaudio's names, also inside of another module."""
     return any(name == FIRST_CONV or name.endswith(f".{FIRST_CONV}") for name in state) and any(
         ".transformer.layers." in name for name in state
     )
