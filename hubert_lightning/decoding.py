@@ -8,7 +8,6 @@ import copy
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,13 +26,16 @@ from flashlight.lib.text.decoder import (
     LexiconFreeDecoderOptions,
     SmearingMode,
     Trie,
+    ZeroLM,
 )
-from flashlight.lib.text.dictionary import load_words
+from flashlight.lib.text.decoder.kenlm import KenLM
+from flashlight.lib.text.dictionary import Dictionary
 from torch import Tensor
-from torchaudio.models.decoder import CTCDecoder, ctc_decoder
+from torchaudio.models.decoder import CTCDecoder
 
 from hubert_lightning.data.text import BLANK, BOUNDARY, Vocabulary
 from hubert_lightning.files import write_whole
+from hubert_lightning.language_files import MARKS, UNKNOWN, for_kenlm, no_model, read_lexicon, unigrams
 from hubert_lightning.rescoring import CausalLM
 
 
@@ -52,6 +53,8 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
     return texts
 
 
+BOUNDARIES = (BOUNDARY, "<space>", "▁", "<sp>")
+"""What language models of letters call the space between words."""
 NUMBERS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
 
 
@@ -60,7 +63,8 @@ class DecoderSettings:
     """What a beam search looks for. Defaults: the paper's with a 4-gram (fairseq infer_kenlm.yaml).
 
     Args:
-        lm: n-gram language model, ARPA or KenLM's binary form: of words with a lexicon, of letters without.
+        lm: n-gram language model, ARPA or KenLM's binary form: of words with a lexicon, of letters without. Either file
+            may be compressed with gzip, bzip2 or xz.
         lexicon: The words that can be said, each on a line with its letters; anything can be spelled if not given.
         lm_weight: Of the language model's log-probability.
         word_score: Added for each word (of a lexicon).
@@ -155,10 +159,13 @@ class BeamSearch:
         self, settings: DecoderSettings, vocabulary: Vocabulary, ranks: int = 1, device: torch.device | None = None
     ) -> None:
         self.settings, self.vocabulary = settings, vocabulary
-        _check_files(settings, vocabulary)
-        self._decoder = _flashlight(settings, vocabulary)
-        if settings.lm and settings.lexicon:
-            _check_words(self._decoder, settings)
+        tokens = vocabulary.tokens
+        end = tokens[BLANK if vocabulary.boundary is None else vocabulary.boundary]
+        for file in (settings.lm, settings.lexicon):
+            if file and not Path(file).is_file():
+                raise ValueError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
+        self._lexicon = _ended(read_lexicon(Path(settings.lexicon), tokens[1:]), end) if settings.lexicon else None
+        self._decoder = _flashlight(settings, vocabulary, self._lexicon)
         self._trie: Trie | None = None
         self.rescorer = CausalLM(settings.rescorer, device=device) if settings.rescorer else None
         # Elsewhere, forking a process that has threads is not safe
@@ -201,8 +208,8 @@ class BeamSearch:
 
     def with_weights(self, **changed: Any) -> "BeamSearch":
         """The same search with other weights, beam or n-best; nothing is read again."""
-        if self.settings.lexicon and self._trie is None:
-            self._trie = _spellings(self._decoder, self.settings.lexicon)
+        if self._lexicon and self._trie is None:
+            self._trie = _spellings(self._decoder, self._lexicon)
         other = copy.copy(self)
         other.settings = replace(self.settings, **changed)
         other._decoder = _reweighted(self._decoder, self._trie, other.settings)
@@ -250,40 +257,123 @@ def _search(decoder: CTCDecoder, log_probs: Tensor) -> list[Hypothesis]:
     return few
 
 
-def _flashlight(settings: DecoderSettings, vocabulary: Vocabulary) -> CTCDecoder:
-    with _quiet(), TemporaryDirectory() as folder:
-        order = None
-        if settings.lm and not settings.lexicon:
-            # Otherwise torchaudio 2.11 numbers the letters for the language model in the order of a hash table
-            order = str(Path(folder) / "tokens.txt")
-            Path(order).write_text("\n".join([*vocabulary.tokens, "<unk>"]), "utf-8")
+def _flashlight(
+    settings: DecoderSettings, vocabulary: Vocabulary, lexicon: dict[str, list[list[str]]] | None
+) -> CTCDecoder:
+    """The search that `torchaudio.models.decoder.ctc_decoder` builds, with words and tokens numbered by us."""
+    options: dict[str, Any] = {
+        "beam_size": settings.beam_size,
+        "beam_size_token": len(vocabulary),
+        "beam_threshold": settings.beam_threshold,
+        "lm_weight": settings.lm_weight,
+        "sil_score": settings.silence_score,
+        "log_add": False,
+        "criterion_type": CriterionType.CTC,
+    }
+    if lexicon is None:
+        how = LexiconFreeDecoderOptions(**options)
+        known, lm = _letter_model(settings.lm, vocabulary)
+    else:
+        how = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **options)
+        known = Dictionary([*lexicon, UNKNOWN])
+        lm = _word_model(settings, known, list(lexicon))
+    return CTCDecoder(
+        nbest=settings.nbest,
+        lexicon=lexicon,
+        word_dict=known,
+        tokens_dict=Dictionary(list(vocabulary.tokens)),
+        lm=lm,
+        decoder_options=how,
+        blank_token=vocabulary.tokens[BLANK],
+        sil_token=BOUNDARY,
+        unk_word=UNKNOWN,
+    )
+
+
+def _kenlm(path: str, known: Dictionary) -> KenLM:
+    with _quiet(), for_kenlm(Path(path)) as file:
         try:
-            return ctc_decoder(
-                lexicon=settings.lexicon,
-                tokens=list(vocabulary.tokens),
-                lm=settings.lm,
-                lm_dict=order,
-                nbest=settings.nbest,
-                beam_size=settings.beam_size,
-                beam_threshold=settings.beam_threshold,
-                lm_weight=settings.lm_weight,
-                word_score=settings.word_score,
-                sil_score=settings.silence_score,
-                blank_token=vocabulary.tokens[BLANK],
-                sil_token=BOUNDARY,
-            )
+            return KenLM(str(file), known)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            raise no_model(path, error) from error
+
+
+def _word_model(settings: DecoderSettings, known: Dictionary, words: list[str]) -> KenLM | ZeroLM:
+    """A language model of the words of a lexicon; refuses one that knows hardly any of them."""
+    if settings.lm is None:
+        return ZeroLM()
+    lm, there = _kenlm(settings.lm, known), unigrams(Path(settings.lm))
+    num_known = len(_known(lm, known, words)) if there is None else sum(word in there for word in words)
+    if num_known <= 0.1 * len(words):
+        raise ValueError(
+            f"{settings.lm}: knows {num_known} of {len(words)} words of {settings.lexicon}; make both of the same text "
+            "with `hubert ngram`, in the same case"
+        )
+    return lm
+
+
+def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary, KenLM | ZeroLM]:
+    """A language model of tokens, and what it calls each of them.
+
+    Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
+    """
+    names = [
+        f"token {place}" if place == BLANK or token in MARKS else token for place, token in enumerate(vocabulary.tokens)
+    ]
+    if path is None:
+        return Dictionary([*names, UNKNOWN]), ZeroLM()
+    there = unigrams(Path(path))
+    if there is None:
+        known = Dictionary([*names, *(name for name in BOUNDARIES if name not in names), UNKNOWN])
+        there = _known(_kenlm(path, known), known, [*names, *BOUNDARIES])
+        _check_letters(path, len(there.intersection(names)), len(names), "")
+    else:
+        unknown = sorted(there - {*names, *BOUNDARIES})
+        _check_letters(path, len(there) - len(unknown), len(there), next(iter(unknown), ""))
+    if vocabulary.boundary is not None:
+        boundary = next((name for name in BOUNDARIES if name in there), None)
+        if boundary is None:
             raise ValueError(
-                f"{settings.lm}: no n-gram language model that KenLM reads ({reason}); make one with `hubert ngram`"
-            ) from error
+                f"{path}: a language model of letters without the space between words, {BOUNDARY}; make one with "
+                "`hubert ngram --letters true`"
+            )
+        names[vocabulary.boundary] = boundary
+    known = Dictionary([*names, UNKNOWN])
+    return known, _kenlm(path, known)
 
 
-def _spellings(decoder: CTCDecoder, lexicon: str) -> Trie:
+def _check_letters(path: str, num_known: int, num: int, word: str) -> None:
+    if num_known < num / 2:  # "a" is a word and a letter
+        fact = f"words such as {word!r}, not letters" if word else f"{num_known} of the model's {num} tokens"
+        raise ValueError(
+            f"{path}: knows {fact}; give the lexicon that spells them (`hubert lexicon`), or make a model of letters, "
+            "in the case of the vocabulary, with `hubert ngram --letters true`"
+        )
+
+
+def _ended(lexicon: dict[str, list[list[str]]], end: str) -> dict[str, list[list[str]]]:
+    """A lexicon in which every word may end with a token of its own.
+
+    flashlight leaves a word at the first frame of its last token, so that a last letter could last no longer.
+    """
+    return {
+        word: [*ways, *(way for way in ([*spelled, end] for spelled in ways if spelled[-1] != end) if way not in ways)]
+        for word, ways in lexicon.items()
+    }
+
+
+def _known(lm: KenLM, known: Dictionary, words: Sequence[str]) -> set[str]:
+    """Those words whose score is not that of an unknown one: all that a binary model tells of what it knows."""
+    start = lm.start(False)
+    _, of_unknown = lm.score(start, known.get_index(UNKNOWN))
+    return {word for word in words if lm.score(start, known.get_index(word))[1] != of_unknown}
+
+
+def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]]) -> Trie:
     """What the letters of a lexicon can become, as torchaudio builds it, too."""
     silence = decoder.tokens_dict.get_index(BOUNDARY)
     trie, start = Trie(decoder.tokens_dict.index_size(), silence), decoder.lm.start(False)
-    for word, spellings in load_words(lexicon).items():
+    for word, spellings in lexicon.items():
         place = decoder.word_dict.get_index(word)
         _, score = decoder.lm.score(start, place)
         for spelling in spellings:
@@ -311,73 +401,9 @@ def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSetting
         other.decoder = LexiconFreeDecoder(free, decoder.lm, silence, decoder.blank, [])
     else:
         words = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **options)
-        unknown = decoder.word_dict.get_index("<unk>")
+        unknown = decoder.word_dict.get_index(UNKNOWN)
         other.decoder = LexiconDecoder(words, trie, decoder.lm, silence, decoder.blank, unknown, [], False)
     return other
-
-
-def _check_files(settings: DecoderSettings, vocabulary: Vocabulary) -> None:
-    for file in (settings.lm, settings.lexicon):
-        if file and not Path(file).is_file():
-            raise ValueError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
-    if settings.lexicon:
-        _check_lexicon(Path(settings.lexicon), vocabulary)
-    elif settings.lm and (words := _unigrams(Path(settings.lm))):
-        unknown = sorted(words - set(vocabulary.tokens))
-        if len(unknown) > len(words) / 2:  # "a" is a word and a letter
-            raise ValueError(
-                f"{settings.lm}: knows words such as {unknown[0]!r}, not letters; give the lexicon that spells them "
-                "(`hubert lexicon`), or make a model of letters with `hubert ngram --letters true`"
-            )
-
-
-def _check_lexicon(path: Path, vocabulary: Vocabulary) -> None:
-    known, empty = set(vocabulary.tokens[1:]), True
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                word, *tokens = line.split() or [""]
-                empty = empty and not word
-                if unknown := set(tokens) - known:
-                    raise ValueError(
-                        f"{path}, line {number}: {word!r} is spelled with {sorted(unknown)}, which are not among the "
-                        "model's tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"
-                    )
-                if word and not tokens:
-                    raise ValueError(f"{path}, line {number}: {word!r} has no spelling; make it with `hubert lexicon`")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no lexicon, which is UTF-8 text; make it with `hubert lexicon`") from error
-    if empty:
-        raise ValueError(f"{path}: an empty lexicon; make it with `hubert lexicon`")
-
-
-def _check_words(decoder: CTCDecoder, settings: DecoderSettings) -> None:
-    """Refuse a language model that knows hardly any word of the lexicon."""
-    start, most = decoder.lm.start(False), 10_000
-    _, of_unknown = decoder.lm.score(start, decoder.word_dict.get_index("<unk>"))
-    words = [word for word in list(load_words(str(settings.lexicon)))[:most] if word != "<unk>"]
-    known = sum(decoder.lm.score(start, decoder.word_dict.get_index(word))[1] != of_unknown for word in words)
-    if known <= 0.1 * len(words):
-        raise ValueError(
-            f"{settings.lm}: knows {known} of {len(words)} words of {settings.lexicon}; make both of the same text "
-            "with `hubert ngram`, in the same case"
-        )
-
-
-def _unigrams(path: Path, most: int = 10_000) -> set[str]:
-    """Some words of an ARPA file, without its marks; none of a binary one."""
-    words: set[str] = set()
-    with path.open(encoding="utf-8", errors="ignore") as file:
-        if not re.match(r"\s*\\data\\", file.read(100)):
-            return words
-        file.seek(0)
-        for line in file:
-            parts = line.rstrip("\n").split("\t")
-            if line.startswith("\\2-grams") or len(words) > most:
-                break
-            if len(parts) > 1:
-                words.add(parts[1])
-    return words - {"<s>", "</s>", "<unk>"}
 
 
 @contextmanager

@@ -1,10 +1,25 @@
-"""Files that appear whole or not at all; what kind of file one is."""
+"""Files that appear whole or not at all; what kind of file one is; text of any usual encoding and compression."""
 
+import bz2
+import gzip
+import io
+import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""The first bytes of compressed files."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -42,3 +57,59 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
+
+
+def compression(path: Path) -> str | None:
+    """How a file is compressed, told by its first bytes.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.read(8)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    return next((name for start, name in COMPRESSIONS.items() if first.startswith(start)), None)
+
+
+@contextmanager
+def decompressed(path: Path) -> Iterator[BinaryIO]:
+    """A file to read bytes from, without the compression of gzip, bzip2 or xz.
+
+    Raises:
+        ValueError: It cannot be read, is compressed in another way, or is not whole.
+    """
+    how = compression(path)
+    if how in ("zstd", "zip"):
+        raise ValueError(f"{path}: compressed with {how}; decompress it, or compress it with gzip, bzip2 or xz")
+    openers = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+    try:
+        with cast(BinaryIO, openers.get(how or "", open)(path, "rb")) as file:
+            yield file
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: compressed with {how}, and damaged ({error}); copy or download it again") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); give a text file") from error
+
+
+@contextmanager
+def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    """A text to read, UTF-8 or UTF-16 with a byte order mark, which may be compressed; `newline` is that of `open`.
+
+    Raises:
+        ValueError: It cannot be read, or is no such text.
+    """
+    with decompressed(path) as file:
+        encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
+        file.seek(0)
+        try:
+            yield io.TextIOWrapper(file, encoding, newline=newline)
+        except UnicodeError as error:  # a UTF-16 file cut short is one, too
+            raise ValueError(f"{path}: is not UTF-8, nor UTF-16 with its mark; convert it") from error
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text, read as they are asked for, each ended by a line feed; raises as `open_text` does."""
+    with open_text(path) as file:
+        yield from file

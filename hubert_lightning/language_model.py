@@ -7,14 +7,16 @@ compiled, and KenLM's Python package reads models without making any. What lmplz
 
 import contextlib
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
 from kaldingram.train import NgramCounts
 
 from hubert_lightning.data.text import BOUNDARY
-from hubert_lightning.files import write_whole
-from hubert_lightning.spelling import MARKS, lines_of, model_vocabulary, write_lexicon
+from hubert_lightning.files import lines_of, write_whole
+from hubert_lightning.language_files import MARKS, UNKNOWN
+from hubert_lightning.spelling import model_vocabulary, write_lexicon
 
 
 def ngram(
@@ -28,7 +30,7 @@ def ngram(
     """A text → an n-gram language model in ARPA format, and beside it the lexicon of its words, `<its name>.lexicon`.
 
     Args:
-        text: a sentence on each line; it is normalised as transcripts are
+        text: a sentence on each line, which may be compressed; it is normalised as transcripts are
         out: where the language model goes, a .arpa file
         order: words (or letters) that are looked at together, 2 to 5
         vocabulary: of the model, a file of `hubert vocabulary` or a fine-tuned checkpoint; LibriSpeech's if not given
@@ -42,15 +44,20 @@ def ngram(
         raise ValueError(f"min_counts {min_counts} for n-grams of order {order}; give one number for each order")
     counts, words, unknown, lines = NgramCounts(order), Counter[str](), Counter[str](), 0
     for line in lines_of(Path(text)):
-        sentence = spelled_with.normalise(line)
-        if not sentence:
+        said: list[str] = []
+        for part in re.split("(<unk>|<UNK>)|</?s>", line):  # marks that the text has already
+            if part in MARKS:
+                said.append(UNKNOWN)
+                continue
+            sentence = spelled_with.normalise(part or "")
+            unknown.update(character for character in sentence if spelled_with.unknown_characters(character))
+            said += [word if not spelled_with.unknown_characters(word) else UNKNOWN for word in sentence.split()]
+        if not said:
             continue
         lines += 1
-        unknown.update(character for character in sentence if spelled_with.unknown_characters(character))
-        said = [word if not spelled_with.unknown_characters(word) else "<unk>" for word in sentence.split()]
         words.update(said)
         if letters:
-            said = [letter for word in said for letter in (*(word if word != "<unk>" else [word]), BOUNDARY)]
+            said = [letter for word in said for letter in (*(word if word != UNKNOWN else [word]), BOUNDARY)]
         counts.add_raw_counts_from_line(" ".join(said))
     known = set(words) - MARKS
     if not known:

@@ -1,7 +1,7 @@
 """What a model spells with: the letters of transcripts, and the words that a search may choose from."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +10,8 @@ from rich.table import Table
 
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.text import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
-from hubert_lightning.files import write_whole
-
-MARKS = {"<s>", "</s>", "<unk>"}
-"""What an n-gram model has besides words: a sentence's start, its end, and any word that it does not know."""
+from hubert_lightning.files import lines_of, write_whole
+from hubert_lightning.language_files import MARKS, is_language_model, unigrams
 
 
 def vocabulary(
@@ -49,7 +47,7 @@ def lexicon(words: Path, out: Path, vocabulary: Path | None = None) -> None:
     """The letters of every word → a lexicon for the beam search: `word<TAB>w o r d |` on each line.
 
     Args:
-        words: an ARPA language model, or a text of which every word is taken
+        words: an n-gram language model, or a text of which every word is taken; either may be compressed
         out: where the lexicon goes
         vocabulary: of the model, a file of `hubert vocabulary` or a fine-tuned checkpoint; LibriSpeech's if not given
     """
@@ -74,38 +72,14 @@ def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, sourc
     print(f"{out}: {len(spelled)} words" + (f", without {left_out} that cannot be spelled" if left_out else ""))
 
 
-def _words_of(path: Path) -> Iterator[str]:
-    """Those of an ARPA file as they are; those of a text."""
-    lines = lines_of(path)
-    first = next(lines, "")
-    while first and not first.strip():
-        first = next(lines, "")
-    if first.strip() != "\\data\\":
-        yield from first.split()
-        for line in lines:
-            yield from line.split()
-        return
-    for line in lines:
-        if line.startswith("\\2-grams"):
-            return
-        parts = line.split("\t")
-        if len(parts) > 1:
-            yield parts[1].strip()
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text, read as they are asked for.
-
-    Raises:
-        ValueError: It cannot be read, or is not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from file
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8; convert it") from error
+def _words_of(path: Path) -> Iterable[str]:
+    """Those of a language model as they are; those of a text."""
+    if not is_language_model(path):
+        return (word for line in lines_of(path) for word in line.split())
+    words = unigrams(path)
+    if words is None:
+        raise ValueError(f"{path}: KenLM's binary form without its words; give the ARPA model or a list of words")
+    return words
 
 
 def model_vocabulary(path: Path | None) -> Vocabulary:

@@ -287,7 +287,7 @@ def test_what_a_search_cannot_use_is_refused_by_name(files: Path, tmp_path: Path
 
 def test_a_binary_lexicon_is_refused(files: Path, tmp_path: Path) -> None:
     (tmp_path / "a.lexicon").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"a\.lexicon: no lexicon, which is UTF-8 text"):
+    with pytest.raises(ValueError, match=r"a\.lexicon: is not UTF-8"):
         BeamSearch(settings_of(files, lexicon=str(tmp_path / "a.lexicon")), letters)
 
 
