@@ -6,10 +6,10 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO
 
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -83,9 +83,9 @@ def decompressed(path: Path) -> Iterator[BinaryIO]:
     how = compression(path)
     if how in ("zstd", "zip"):
         raise ValueError(f"{path}: compressed with {how}; decompress it, or compress it with gzip, bzip2 or xz")
-    openers = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+    openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
     try:
-        with cast(BinaryIO, openers.get(how or "", open)(path, "rb")) as file:
+        with openers.get(how, open)(path, "rb") as file:
             yield file
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: compressed with {how}, and damaged ({error}); copy or download it again") from error

@@ -1,17 +1,22 @@
 """What was said, as text, JSON, subtitles or CTM."""
 
 import json
+import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
+from unicodedata import category, normalize
+
+from rich.cells import cell_len
 
 from hubert_lightning.data.preparation import Refusal
 from hubert_lightning.files import write_whole
 from hubert_lightning.word_times import Word
 
 Format = Literal["text", "json", "srt", "ctm"]
+JOINERS = "\u200c\u200d"  # they join a character to the one before, and that after
 SUFFIX = {"text": ".txt", "json": ".json", "srt": ".srt", "ctm": ".ctm"}
 
 
@@ -27,23 +32,33 @@ class Transcript(NamedTuple):
 def write_all(
     results: Iterator[Transcript | Refusal], format: Format, output: Path | None, paths: Sequence[Path]
 ) -> int:
-    """Write each result where it belongs, tell what failed, and return how many did."""
+    """Write each result where it belongs, tell what failed, and return how many did.
+
+    Raises:
+        ValueError: Two of the files would have one name, or a file that is there already would be lost.
+    """
     number = len(paths)
-    names = [path.stem for path in paths]
-    if format == "ctm" and (twice := next((path for path in paths if names.count(path.stem) > 1), None)):
+    if format == "ctm" and (twice := _same(paths, [_recording(path) for path in paths])):
         raise ValueError(
-            f"{twice}: another of the files has this name, too, and ctm would take both for one recording; transcribe "
-            "them one after the other, or rename one"
+            f"{twice[0]} and {twice[1]}: both are called {_recording(twice[1])} in ctm, which takes them for one "
+            "recording; transcribe them one after the other, or rename one"
         )
     if output is not None:
         output = Path(output)
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output}: a file, not a folder; choose another --output")
+        # Disks of Windows and macOS take names for one that differ in case or in the composition of letters
         names = [path.with_suffix(SUFFIX[format]).name for path in paths]
-        if twice := next((path for path in paths if names.count(path.with_suffix(SUFFIX[format]).name) > 1), None):
+        if twice := _same(paths, [normalize("NFC", name).casefold() for name in names]):
             raise ValueError(
-                f"{twice}: another of the files has this name, too, and both would be one file in {output}; transcribe "
-                "them one after the other into folders of their own"
+                f"{twice[0]} and {twice[1]}: both would be one file in {output}, as on any disk that does not tell "
+                "capitals apart; transcribe them one after the other into folders of their own"
+            )
+        beside = [path for path in paths if format == "text" and path.parent.resolve() == output.resolve()]
+        if lost := next((path for path in beside if path.with_suffix(".txt").is_file()), None):
+            raise ValueError(
+                f"{lost.with_suffix('.txt')}: lies beside its audio, and may be its transcript, which would be "
+                "replaced; choose another --output"
             )
     elif format == "srt" and number > 1:
         raise ValueError(f"srt for {number} files needs a folder, one file each; name it with --output")
@@ -78,41 +93,125 @@ def _json(result: Transcript) -> str:
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
+def _same(paths: Sequence[Path], names: Sequence[str]) -> tuple[Path, Path] | None:
+    """The first two files that have one name."""
+    seen: dict[str, Path] = {}
+    for path, name in zip(paths, names, strict=True):
+        if name in seen:
+            return seen[name], path
+        seen[name] = path
+    return None
+
+
+def _recording(path: Path) -> str:
+    """What a recording is called in a ctm, whose columns are parted by spaces."""
+    return re.sub(r"\s", "_", path.stem)
+
+
 def _ctm(result: Transcript) -> str:
     """recording, channel, start, duration, word, confidence (NIST)"""
-    name = Path(result.file).stem.replace(" ", "_")
+    name = _recording(Path(result.file))
+    words = [part for word in result.words for part in _without_spaces(word)]
     return "".join(
-        f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n"
-        for word in result.words
+        f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n" for word in words
     )
 
 
-def _srt(result: Transcript, longest: float = 6.0, letters: int = 84, pause: float = 0.8) -> str:
-    """Subtitles of at most two lines of 42 letters and six seconds; a pause begins another."""
-    captions: list[list[Word]] = []
-    for word in result.words:
-        current = captions[-1] if captions else []
-        length = sum(len(one.text) + 1 for one in current) + len(word.text)
+def _without_spaces(word: Word) -> list[Word]:
+    """The parts of a word of several, such as a lexicon may hold, each with its share of the time."""
+    if len(word.text.split()) == 1:
+        return [word]
+    characters = _characters(word)
+    groups = groupby(characters, lambda character: character.text.isspace())
+    return [_joined(list(group)) for space, group in groups if not space]
+
+
+LINE = 42
+"""Columns of a line of a subtitle, of which a wide character (Chinese, Japanese, Korean) takes two."""
+LONGEST, SHORTEST, PAUSE = 6_000, 1_000, 800
+"""Milliseconds: of a subtitle at most; of a subtitle at least, unless another follows; without a word, after which
+another begins."""
+
+
+class Piece(NamedTuple):
+    """A word, or a part of one that is too long for a line or a subtitle; times are milliseconds."""
+
+    text: str
+    start: int
+    end: int
+    new_word: bool
+
+
+def _srt(result: Transcript) -> str:
+    """Subtitles of at most two lines of 42 columns and six seconds; a pause begins another."""
+    captions: list[list[list[Piece]]] = []  # of lines of pieces
+    for piece in (piece for word in result.words for piece in _pieces(word)):
+        lines = captions[-1] if captions else []
         if (
-            not current
-            or length > letters
-            or word.end - current[0].start > longest
-            or word.start - current[-1].end > pause
+            not lines
+            or piece.end - lines[0][0].start > LONGEST
+            or piece.start - lines[-1][-1].end > PAUSE
+            or (len(lines) == 2 and _columns([*lines[-1], piece]) > LINE)
         ):
-            captions.append([])
-        captions[-1].append(word)
-    return "".join(
-        f"{number}\n{_clock(words[0].start)} --> {_clock(words[-1].end)}\n{_in_lines(words)}\n\n"
-        for number, words in enumerate(captions, start=1)
-    )
+            captions.append([[piece]])
+        elif _columns([*lines[-1], piece]) > LINE:
+            lines.append([piece])
+        else:
+            lines[-1].append(piece)
+    starts = [lines[0][0].start for lines in captions]
+    blocks = []
+    for number, (lines, following) in enumerate(zip(captions, [*starts[1:], None], strict=True), start=1):
+        start, said = starts[number - 1], lines[-1][-1].end
+        end = max(min(said, start + LONGEST), start + SHORTEST)
+        end = min(end, max(_milliseconds(result.duration), said) if following is None else following)
+        text = "\n".join(_text_of(line) for line in lines)
+        blocks.append(f"{number}\n{_clock(start)} --> {_clock(end)}\n{text}\n\n")
+    return "".join(blocks)
 
 
-def _in_lines(words: Sequence[Word]) -> str:
-    return textwrap.fill(" ".join(word.text for word in words), 42, break_long_words=False, break_on_hyphens=False)
+def _pieces(word: Word) -> Iterator[Piece]:
+    """The word, or its characters if it is too long for a line or for a subtitle."""
+    for part in _without_spaces(word):
+        fits = cell_len(part.text) <= LINE and _milliseconds(part.end) - _milliseconds(part.start) <= LONGEST
+        for place, piece in enumerate([part] if fits else _characters(part)):
+            yield Piece(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), not place)
 
 
-def _clock(seconds: float) -> str:
-    milliseconds = round(1000 * seconds)
+def _characters(word: Word) -> list[Word]:
+    """The characters of a word, marks with their letters, each with an equal share of its time.
+
+    Times of tokens would be better where they are known.
+    """
+    written: list[str] = []
+    for character in word.text:
+        if written and (category(character)[0] == "M" or character in JOINERS or written[-1][-1] in JOINERS):
+            written[-1] += character
+        else:
+            written.append(character)
+    share = (word.end - word.start) / max(len(written), 1)
+    return [
+        word._replace(text=text, start=word.start + place * share, end=word.start + (place + 1) * share)
+        for place, text in enumerate(written)
+    ]
+
+
+def _joined(words: Sequence[Word]) -> Word:
+    return words[0]._replace(text="".join(word.text for word in words), end=words[-1].end)
+
+
+def _columns(line: Sequence[Piece]) -> int:
+    return cell_len(_text_of(line))
+
+
+def _text_of(line: Sequence[Piece]) -> str:
+    return "".join(f" {piece.text}" if piece.new_word else piece.text for piece in line).removeprefix(" ")
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _clock(milliseconds: int) -> str:
     hours, rest = divmod(milliseconds, 3_600_000)
     minutes, rest = divmod(rest, 60_000)
     return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d},{rest % 1000:03d}"

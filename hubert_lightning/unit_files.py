@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -141,11 +142,13 @@ def _ids(paths: Sequence[Path]) -> dict[str, str]:
     Nor does it lead outside of an archive that it is in.
     """
     stems = [_joined(path.stem) for path in paths]
+    times = Counter(stems)
     names = [
-        _joined("/".join(part for part in path.parts if part not in ("/", ".."))) if stems.count(stem) > 1 else stem
+        _joined("/".join(part for part in path.parts if part not in ("/", ".."))) if times[stem] > 1 else stem
         for path, stem in zip(paths, stems, strict=True)
     ]
-    if twice := next((path for path, name in zip(paths, names, strict=True) if names.count(name) > 1), None):
+    times = Counter(names)
+    if twice := next((path for path, name in zip(paths, names, strict=True) if times[name] > 1), None):
         raise ValueError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
     return {str(path): name for path, name in zip(paths, names, strict=True)}
 
