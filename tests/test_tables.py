@@ -1,6 +1,10 @@
 """A table of paths and sentences becomes manifests, and what is wrong with its rows is told."""
 
+import csv
+import gzip
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -101,7 +105,17 @@ def test_rows_that_cannot_be_used_are_told_and_left_out(tmp_path: Path, capsys: 
     ("content", "options", "sentence"),
     [
         (None, {}, "table.csv: cannot be read"),
-        (b"\xff\xfe", {}, "table.csv: is not UTF-8"),
+        (b"\xff\xfea", {}, "table.csv: is not UTF-8"),
+        (b"p\0a\0t\0h\0,\0", {}, "table.csv: bytes of value 0 in line 1, so no text; export it again as UTF-8"),
+        (b"path,text,text\na.wav,one,two\n", {}, "columns 2 and 3 are both called text; rename one"),
+        (b"path,Text ,n, text\na.wav,one,2,two\n", {"text_column": "text"}, "columns 2 and 4 are both called text"),
+        (b"path,path,text\na.wav,b.wav,two\n", {}, "columns 1 and 2 are both called path"),
+        (
+            b"path,sentence,text\na.wav,1,2\n",
+            {},
+            "the columns text and sentence may both be the transcript; name one w",
+        ),
+        (b"a.wav|Hello\nb.wav|you\n", {}, "first line, 'a.wav, Hello', is no names of columns but a recording; put"),
         (b"", {}, "table.csv: no column path or audio .*, only an empty first line; name it with --path_column"),
         (b"path,text\n", {}, "table.csv: no rows below its first line"),
         (b"path,words\na.wav,one\n", {}, "no column text or sentence .*, only path, words; name it with --text_column"),
@@ -131,3 +145,97 @@ def test_a_speaker_who_says_most_is_not_held_out(tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text("\n".join(["path,text,speaker", *rows]))
         _, dev = prepare_csv(tmp_path / "t.csv", tmp_path / f"out{salt}")
         assert len(read_manifest(dev)) == 3
+
+
+CELLS = [["path", "text", "n"], ["clips/00.wav", 'One, two; "three"', "1"], ["clips/01.wav", "a|b", "2"]]
+
+
+def csv_of(cells: list[list[str]], delimiter: str, end: str = "\n", **how: Any) -> str:
+    text = StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator=end, **how).writerows(cells)
+    return text.getvalue()
+
+
+TABLES = {
+    "commas": csv_of(CELLS, ","),
+    "semicolons": csv_of(CELLS, ";"),
+    "bars": csv_of(CELLS, "|"),
+    "quotes everywhere": csv_of(CELLS, ",", quoting=csv.QUOTE_ALL),
+    "tabs and quotes everywhere": csv_of(CELLS, "\t", quoting=csv.QUOTE_ALL),
+    "lines of Windows": csv_of(CELLS, ";", "\r\n"),
+    "lines of old Macs": csv_of(CELLS, ",", "\r"),
+    "a separator that is stated": "sep=;\r\n" + csv_of(CELLS, ";", "\r\n"),
+    "delimiters at the end": csv_of(CELLS, ",").replace("\n", ",,\n") + ",,,,\n\n",
+    "a last column without a name": csv_of([[*CELLS[0], ""], *([*row, "x"] for row in CELLS[1:])], ","),
+    "spaces around names": csv_of([[" Path ", "TEXT ", " n"], *CELLS[1:]], ","),
+    "empty lines above": "\n\r\n" + csv_of(CELLS, ","),
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gzip"])
+def test_a_table_in_any_form_has_the_same_rows(tmp_path: Path, form: str, encoding: str) -> None:
+    clips(tmp_path, 2)
+    content = TABLES[form].encode("utf-8" if encoding == "gzip" else encoding)
+    (tmp_path / "table.csv").write_bytes(gzip.compress(content) if encoding == "gzip" else content)
+    [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
+    assert not (tmp_path / "out" / "train.refused.tsv").exists()
+    assert {cut.id: cut.supervisions[0].text for cut in read_manifest(train)} == {row[0]: row[1] for row in CELLS[1:]}
+
+
+def test_a_table_that_excel_wrote_as_unicode_text_is_read(tmp_path: Path) -> None:
+    """UTF-16 with tabs, and quotes around the cells alone that have commas, quotes or lines in them."""
+    clips(tmp_path, 2)
+    rows = 'path\ttext\r\nclips/00.wav\t"Yes, ""so"" it is"\r\nclips/01.wav\tÜbel\r\n'
+    (tmp_path / "table.txt").write_bytes(rows.encode("utf-16"))
+    [train] = prepare_csv(tmp_path / "table.txt", tmp_path / "out", heldout=0)
+    assert [cut.supervisions[0].text for cut in read_manifest(train)] == ['Yes, "so" it is', "Übel"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_sentence_of_several_lines_is_one_sentence(tmp_path: Path, delimiter: str, end: str) -> None:
+    names = clips(tmp_path, 3)
+    cells = [
+        ["path", "text", "speaker"],
+        [names[0], f"one,{end}two;{end}{end}three, and four", "a"],
+        [names[1], "x", "b"],
+    ]
+    (tmp_path / "table.csv").write_bytes(csv_of([*cells, [names[2], "y", "c"]], delimiter, end).encode())
+    [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
+    assert not (tmp_path / "out" / "train.refused.tsv").exists()
+    assert [(cut.supervisions[0].text, cut.supervisions[0].speaker) for cut in read_manifest(train)] == [
+        ("one, two; three, and four", "a"),
+        ("x", "b"),
+        ("y", "c"),
+    ]
+
+
+@pytest.mark.parametrize("closed", ['"', ""])
+def test_a_quote_that_is_not_closed_is_told_with_the_row_that_it_swallows(tmp_path: Path, closed: str) -> None:
+    names = clips(tmp_path, 4)
+    rows = [f"{names[0]},fine", f'{names[1]},"begun', f"{names[2]},lost", f"{names[3]},the last{closed}"]
+    (tmp_path / "table.csv").write_text("\n".join(["path,text", *rows]) + "\n")
+    [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
+    assert [cut.id for cut in read_manifest(train)] == [names[0]]
+    refused = (tmp_path / "out" / "train.refused.tsv").read_text()
+    assert f"{names[1]}\tseveral lines in its row of the table, such as '{names[2]},lost', which is a row" in refused
+
+
+def test_an_unclosed_quote_above_a_long_table_is_no_error_of_the_csv_module(tmp_path: Path) -> None:
+    names = clips(tmp_path, 2)
+    rows = [f"{names[0]},fine", f'{names[1]},"begun', *[f"{number}.wav,{'x' * 90}" for number in range(2000)]]
+    (tmp_path / "table.csv").write_text("\n".join(["path,text", *rows]))
+    [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
+    assert [cut.id for cut in read_manifest(train)] == [names[0]]
+
+
+def test_common_voice_s_tables_keep_their_quotes_and_rows(tmp_path: Path) -> None:
+    names = clips(tmp_path, 4)
+    sentences = ['"Begun and not ended', 'He said "no".', '"All of it"', "plain, with a comma; and more"]
+    head = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tage"
+    rows = [f"s{n}\t{name}\t1\t{text}\t\t2\t" for n, (name, text) in enumerate(zip(names, sentences, strict=True))]
+    (tmp_path / "validated.tsv").write_text("\n".join([head, *rows, ""]))
+    [train] = prepare_csv(tmp_path / "validated.tsv", tmp_path / "out", heldout=0)
+    assert [cut.supervisions[0].text for cut in read_manifest(train)] == sentences
+    assert [cut.supervisions[0].speaker for cut in read_manifest(train)] == ["s0", "s1", "s2", "s3"]

@@ -1,12 +1,16 @@
 """A table of paths and sentences → manifests."""
 
 import csv
+import os
+import re
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from zlib import crc32
 
-from hubert_lightning.data.preparation import AudioFile, prepare
+from hubert_lightning.data.preparation import SUFFIXES, AudioFile, prepare
+from hubert_lightning.files import open_text
 
 PATH, TEXT, SPEAKER = (
     ("path", "audio", "file", "wav", "filename", "audio_filepath"),
@@ -14,7 +18,6 @@ PATH, TEXT, SPEAKER = (
     ("speaker", "client_id", "speaker_id"),
 )
 """What columns are called in the tables that people have, Common Voice's among them."""
-TOO_LONG = "has more columns than the first line"
 MANY_SPEAKERS = 10
 """With so many, those held out can be others than those trained on."""
 
@@ -31,7 +34,8 @@ def prepare_csv(
     """A CSV or TSV file of paths and sentences → `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
     Args:
-        table: its first line names the columns
+        table: its first line names the columns, which tabs, commas, semicolons or bars part; UTF-8 or UTF-16, as Excel
+            exports it, and maybe compressed
         out: where the manifests go
         path_column: of the audio files; path, audio, file, wav or filename if not given
         text_column: of what is said in them; text, sentence, transcript or transcription if not given
@@ -42,15 +46,19 @@ def prepare_csv(
     """
     if not 0 <= heldout < 1:
         raise ValueError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
-    rows, columns = _read(Path(table))
-    path_of = _column(table, columns, path_column, PATH, "path")
-    text_of = _column(table, columns, text_column, TEXT, "text")
-    speaker_of = _column(table, columns, speaker_column, SPEAKER, "speaker", needed=speaker_column is not None)
+    names, rows = _read(Path(table))
+    path_of = _column(table, names, path_column, PATH, "path")
+    text_of = _column(table, names, text_column, TEXT, "text")
+    speaker_of = _column(table, names, speaker_column, SPEAKER, "speaker", needed=speaker_column is not None)
+    assert path_of is not None
+    assert text_of is not None
     root = Path(audio) if audio else Path(table).parent
-    files = [
-        _file(root, row.get(path_of, ""), row.get(text_of, ""), row.get(speaker_of) or None, row[TOO_LONG])
-        for row in rows
-    ]
+    files = []
+    for row in rows:
+        cells = dict(enumerate(row))
+        speaker = cells.get(speaker_of, "") if speaker_of is not None else ""
+        refused = _wrong(row, names, path_of, root)
+        files.append(_file(root, cells.get(path_of, ""), cells.get(text_of, ""), speaker or None, refused))
     if not files:
         raise ValueError(f"{table}: no rows below its first line, which names the columns; fill it in")
     files = list(_named_once(files))
@@ -59,53 +67,112 @@ def prepare_csv(
     return prepare({name: of for name, of in found.items() if of}, Path(out))
 
 
-def _read(table: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _read(table: Path) -> tuple[list[str], list[list[str]]]:
+    """The names of a table's columns, and its rows that are not empty."""
+    with open_text(table, newline="") as file:
+        text, of_excel = file.read().lstrip("\r\n"), file.encoding == "utf-16"
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{table}: bytes of value 0 in line {line}, so no text; export it again as UTF-8")
+    if stated := re.match(r"sep=([\t;,|])(\r\n|\r|\n)", text):  # a line of Excel's
+        delimiter, text = stated[1], text[stated.end() :]
+    else:
+        first = re.split(r"\r\n|\r|\n", text, maxsplit=1)[0]
+        # Sentences have commas and semicolons too, so that the first line alone tells which parts columns
+        delimiter = max("\t;,|", key=lambda each: (_num_known(first, each), first.count(each)))
+    lines = list(_rows(table, text, delimiter, csv.QUOTE_MINIMAL))
+    if delimiter == "\t" and not of_excel:
+        # Quotes are letters like others between tabs, as in Common Voice's tables, unless columns come out right only
+        # with quotes around their cells
+        plain = list(_rows(table, text, delimiter, csv.QUOTE_NONE))
+        lines = lines if _is_right(lines) and not _is_right(plain) else plain
+    rows = (row[: max((place + 1 for place, cell in enumerate(row) if cell.strip()), default=0)] for row in lines[1:])
+    return [name.strip() for name in lines[0]] if lines else [], [row for row in rows if row]
+
+
+def _num_known(first: str, delimiter: str) -> int:
+    """How many columns have usual names if this parts them."""
+    return sum(name.strip(' "').lower() in (*PATH, *TEXT, *SPEAKER) for name in first.split(delimiter))
+
+
+def _rows(table: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Iterator[list[str]]:
+    limit = csv.field_size_limit(len(text) + 1)  # an unclosed quote may hold all the rest
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            # Sentences have commas and semicolons too, so that the first line alone tells which parts columns
-            delimiter = max("\t;,", key=first.count)
-            # Quotes are letters like others between tabs, as in Common Voice's tables
-            how = {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
-            lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, **how)  # type: ignore[arg-type]
-            names = [name.strip() for name in next(lines, [])]
-            rows = [dict(zip(names, line, strict=False)) | {TOO_LONG: len(line) > len(names)} for line in lines if line]
-            return rows, names
-    except OSError as error:
-        raise ValueError(f"{table}: cannot be read ({error.strerror}); give a CSV or TSV file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table}: is not UTF-8; save it as UTF-8") from error
+        lines = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, quoting=quoting)
+        yield from (line for line in lines if line)
     except csv.Error as error:
         raise ValueError(f"{table}: no CSV file ({error}); export it again") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _is_right(rows: Sequence[list[str]]) -> bool:
+    """Whether all rows have as many columns, whose names have no quotes around them."""
+    quoted = rows and any(len(name) > 1 and name[0] == name[-1] == '"' for name in rows[0])
+    return not quoted and len({len(row) for row in rows}) <= 1
 
 
 def _column(
     table: Path, there: Sequence[str], given: str | None, usual: Sequence[str], what: str, needed: bool = True
-) -> str:
-    wanted = [given] if given else usual
-    name = next((name for want in wanted for name in there if name.lower() == want.lower()), "")
-    if not name and needed:
+) -> int | None:
+    """The place of the column that is given, or has a usual name."""
+    for wanted in [given] if given else usual:
+        places = [place for place, name in enumerate(there) if name.lower() == wanted.lower()]
+        if len(places) > 1:
+            numbers = " and ".join(str(place + 1) for place in places)
+            raise ValueError(f"{table}: columns {numbers} are both called {wanted}; rename one")
+        if not places:
+            continue
+        others = [name for name in there if name.lower() in usual and name.lower() != wanted]
+        if what == "text" and not given and others:
+            raise ValueError(
+                f"{table}: the columns {there[places[0]]} and {' and '.join(others)} may both be the transcript; name "
+                "one with --text_column"
+            )
+        return places[0]
+    if needed and there and Path(there[0]).suffix.lower() in SUFFIXES:
+        raise ValueError(
+            f"{table}: its first line, {', '.join(there)[:60]!r}, is no names of columns but a recording; put names "
+            "above it, such as path and text"
+        )
+    if needed:
         raise ValueError(
             f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there) or 'an empty first line'}; name "
             f"it with --{what}_column"
         )
-    return name
+    return None
 
 
-def _file(root: Path, path: str, text: str, speaker: str | None, too_long: bool) -> AudioFile:
-    place = root / path.strip()
+def _wrong(row: Sequence[str], names: Sequence[str], path_of: int, root: Path) -> str | None:
+    """What is wrong with the columns of a row, if something is."""
+    if len(row) > len(names):
+        return "its row has more columns than the first line: put a sentence with commas in quotes"
+    # A sentence of several lines is one, unless its lines are rows: then the quotes before them are not closed
+    lines = [line for cell in row for line in cell.splitlines()[1:]]
+    if swallowed := [line for line in lines if _is_row(line, path_of, root)]:
+        return (
+            f"several lines in its row of the table, such as {swallowed[0][:40]!r}, which is a row of its own: close "
+            "the quotes of the sentence before"
+        )
+    return None
+
+
+def _is_row(line: str, path_of: int, root: Path) -> bool:
+    """Whether a line of a sentence has an audio file where a row has its path."""
+    cells = [cell.strip(' "') for cell in re.split("[\t;,|]", line)]
+    if not path_of < len(cells) > 1 or not cells[path_of]:
+        return False
+    path = Path(cells[path_of])
+    return path.suffix.lower() in SUFFIXES or os.path.isfile(root / path)
+
+
+def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | None) -> AudioFile:
     words = " ".join(text.split())
-    refused = None
     if not path.strip():
         refused = "no path in its row of the table"
-    elif too_long:
-        refused = "its row has more columns than the first line: put a sentence with commas in quotes"
-    elif "\n" in text.strip():
-        refused = "several lines in its row of the table: close the quotes of the sentence before"
-    elif not words:
+    elif refused is None and not words:
         refused = "no sentence in its row of the table"
-    return AudioFile(place, Path(path.strip()).as_posix(), speaker, words or None, refused)
+    return AudioFile(root / path.strip(), Path(path.strip()).as_posix(), speaker, words or None, refused)
 
 
 def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
