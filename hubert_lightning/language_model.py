@@ -38,6 +38,9 @@ def ngram(
         min_counts: for each order, how often an n-gram must occur to be kept, as in [0, 0, 2]; all are if not given
     """
     spelled_with = model_vocabulary(vocabulary)
+    if Path(out).suffix == ".lexicon" or Path(out).absolute() == Path(text).absolute():
+        taken = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
+        raise ValueError(f"{out}: the name of {taken}; choose another OUT, such as lm.arpa")
     if not 2 <= order <= 5:
         raise ValueError(f"order {order}: choose 2 to 5")
     if min_counts is not None and len(min_counts) != order:

@@ -1,5 +1,6 @@
 """What a model spells with: the letters of transcripts, and the words that a search may choose from."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.data.text import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
+from hubert_lightning.data.text import BOUNDARY, Vocabulary, is_said, read_vocabulary, vocabulary_of
 from hubert_lightning.files import lines_of, write_whole
 from hubert_lightning.language_files import MARKS, is_language_model, unigrams
 
@@ -23,7 +24,8 @@ def vocabulary(
         manifests: those that will be trained on; letters that only others have are no tokens
         out: where the vocabulary goes, a .json file
         case: into which letters are turned
-        kept: punctuation and symbols that are spelled too; spaces take the place of others
+        kept: punctuation and symbols that are spelled too; spaces take the place of others, but for symbols that are
+            said as words, such as € and %
     """
     texts = [" ".join(segment.text or "" for segment in cut.supervisions) for cut in read_manifest(manifests)]
     made, counts, left_out = vocabulary_of(texts, case, kept)
@@ -36,10 +38,22 @@ def vocabulary(
     for character, count in counts.most_common():
         table.add_row(_shown(character), str(count))
     Console().print(table)
-    if left_out:
-        print("spaces take the place of " + ", ".join(f"{c!r} ({n})" for c, n in left_out.most_common()))
-    if digits := sorted(character for character in counts if character.isdigit()):
-        print(f"{''.join(digits)} are spelled as digits; a model learns better from numbers written out as words")
+    vanishing = Counter({character: count for character, count in left_out.items() if not is_said(character)})
+    if vanishing:
+        print("spaces take the place of " + _listed(vanishing))
+    if said := left_out - vanishing:
+        texts_of = sum(any(character in said for character in text) for text in texts)
+        print(
+            f"{_listed(said)} are said as words, and are no tokens: `hubert fit` refuses the {texts_of} transcripts "
+            "with them; spell them out (`hubert prepare` with --spell_numbers LANGUAGE where they are beside numbers), "
+            "or name them in --kept"
+        )
+    if digits := sorted(character for character in counts if unicodedata.category(character)[0] == "N"):
+        texts_of = sum(any(character in digits for character in text) for text in texts)
+        print(
+            f"{''.join(digits)} are spelled as digits in {texts_of} transcripts; a model learns better from numbers "
+            "written out as words (`hubert prepare` with --spell_numbers LANGUAGE)"
+        )
     print(f"{out}: {len(made)} tokens, with the blank and the space between words")
 
 
@@ -91,6 +105,10 @@ def model_vocabulary(path: Path | None) -> Vocabulary:
     from hubert_lightning.recognition import load_ctc
 
     return load_ctc(path).vocabulary
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{character!r} ({count})" for character, count in counts.most_common())
 
 
 def _shown(character: str) -> str:

@@ -58,6 +58,8 @@ def tune_decoder(
     """
     if trials < 1:
         raise ValueError(f"trials is {trials}; try one at least")
+    if Path(out).suffix == ".png":
+        raise ValueError(f"{out}: the name of the figure; name the .json file that the settings go to")
     if Path(out).is_dir():
         raise ValueError(f"{out}: a folder; name the .json file that the settings go to")
     recogniser = load_ctc(model).to("cuda" if torch.cuda.is_available() else "cpu")

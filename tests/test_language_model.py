@@ -128,6 +128,13 @@ def test_a_text_without_sentences_is_refused(
     assert not (tmp_path / "a.arpa").exists()
 
 
+@pytest.mark.parametrize(("name", "taken"), [("lm.lexicon", "the lexicon"), ("text.txt", "the text")])
+def test_a_model_does_not_take_the_name_of_its_text_or_lexicon(text: Path, name: str, taken: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: the name of {taken}; choose another OUT"):
+        ngram(text, text.parent / name)
+    assert text.read_text() == TEXT
+
+
 def test_the_verbs_make_vocabulary_model_and_lexicon(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

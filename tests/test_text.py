@@ -38,7 +38,7 @@ def test_normalised_text_is_upper_case_with_single_spaces():
 def test_a_vocabulary_spells_the_texts_that_it_was_made_of(texts, case):
     vocabulary, counts, left_out = vocabulary_of(texts, case)
     for text in texts:
-        spelled = vocabulary.normalise(text)
+        spelled = vocabulary.known(vocabulary.normalise(text))
         assert vocabulary.decode(vocabulary.encode(spelled)) == spelled
     assert set(vocabulary.tokens[2:]) == set(counts)
     assert not set(counts) & set(left_out)
@@ -52,7 +52,26 @@ def test_a_vocabulary_has_the_letters_of_its_language_and_says_what_it_leaves_ou
     assert {"ù", "œ", "ç", "û", "'", "5", "ह", "ि", "्"} <= set(vocabulary.tokens)
     assert counts["5"] == 1
     assert left_out == {"-": 1, ",": 1, "?": 1, "€": 1}
+    assert vocabulary.normalise(said[1]) == "ça coûte 5 €"
+    assert vocabulary.unknown_characters(vocabulary.normalise(said[1])) == {"€"}
     assert "-" in vocabulary_of(said, kept="'-")[0].tokens
+
+
+@pytest.mark.parametrize("symbol", "€$£¥₹%‰&@#§°№℃+=×<>±")
+def test_a_symbol_that_is_said_does_not_vanish(symbol):
+    vocabulary, _, left_out = vocabulary_of(["a b"] + [f"a {symbol} b"] * 3)
+    assert vocabulary.normalise(f"A {symbol}b!") == f"a {symbol}b"
+    assert vocabulary.unknown_characters(f"a {symbol}b") == {symbol}
+    assert left_out == {symbol: 3}
+    kept, _, _ = vocabulary_of([f"a {symbol} b"], kept=symbol)
+    assert kept.decode(kept.encode(f"a {symbol}b")) == f"a {symbol}b"
+
+
+@pytest.mark.parametrize(
+    "text", ["one, two!", "(one) two…", "«one» – two", "one_two", "one♪two", "one 👍 two", "¿one? /two/"]
+)
+def test_punctuation_and_pictures_are_spaces(text):
+    assert vocabulary_of(["one two"])[0].normalise(text) == "one two"
 
 
 def test_decomposed_letters_are_the_composed_ones():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from lhotse import CutSet
+from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
@@ -244,6 +245,11 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
         ValueError: A cut without words, with characters that are no token, or with more tokens than frames.
     """
     texts = [(cut, transcript(cut, vocabulary)) for cut in cuts]
+    if wordless := [(cut.id, text) for cut, words in texts if not words and (text := _as_written(cut))]:
+        raise ValueError(
+            f"{wordless[0][0]}: the transcript {wordless[0][1][:40]!r} has nothing that is spelled"
+            f"{_and_others(wordless)}; write down what is said, or leave it out"
+        )
     if without := [cut.id for cut, text in texts if not text]:
         raise ValueError(
             f"{without[0]}: no transcript in the manifest{_and_others(without)}; prepare it with its transcripts or "
@@ -263,8 +269,9 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
     if unknown and training:
         raise ValueError(
             f"{having[0][0]}: the transcript {having[0][1][:40]!r} has characters that are not among the model's "
-            f"letters{_and_others(having)} (in all {counts}); spell them out or remove them and prepare the manifest "
-            "again, or train a model with a vocabulary of its own (`hubert vocabulary`)"
+            f"letters{_and_others(having)} (in all {counts}); spell them out (numbers: `hubert prepare` with "
+            "--spell_numbers LANGUAGE) or remove them and prepare the manifest again, or train a model with a "
+            "vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
         tokens = [*vocabulary.encode(vocabulary.known(text)), vocabulary.boundary]
@@ -274,6 +281,10 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
                 f"{cut.id}: {len(text)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
                 "align; the transcript belongs to other audio, correct or remove it"
             )
+
+
+def _as_written(cut: Cut) -> str:
+    return " ".join(segment.text or "" for segment in cut.supervisions).strip()
 
 
 def _and_others(ids: Sequence[Any]) -> str:

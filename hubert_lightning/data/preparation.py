@@ -25,6 +25,8 @@ from rich.table import Table
 
 from hubert_lightning.data.audio import unusable
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
+from hubert_lightning.data.numbers import account, check_language, spell_numbers
+from hubert_lightning.data.text import has_words
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
 # what libsndfile decodes
@@ -102,7 +104,7 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     return prepare(found, out)
 
 
-def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[Path]:
+def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_numbers: str | None = None) -> list[Path]:
     """Any tree of audio files → `OUT/<its name>.jsonl.gz`.
 
     An utterance is named by its path in the tree. Its speaker is the folder it lies in; its transcript, if there is
@@ -112,6 +114,8 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[P
         audio: the folder; wav, flac, ogg, mp3 and whatever else libsndfile reads, at any rate, with any channels
         out: where the manifest goes
         max_duration: seconds; a longer recording is cut into equal pieces, without its transcript
+        spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers in them are spelled out; they
+            stay as they are if not given
     """
     if seconds_to_samples(max_duration) < 2 * WINDOW:
         raise ValueError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
@@ -125,7 +129,7 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0) -> list[P
         raise ValueError(
             f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
         )
-    return prepare({root.name: files}, out, max_duration)
+    return prepare({root.name: files}, out, max_duration, spell_numbers)
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Cut], list[Refusal], dict[str, Sound]]:
@@ -194,9 +198,18 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
         yield path, (text or None, None if text else broken)
 
 
-def prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | None = None) -> list[Path]:
-    """The manifests {name: its audio files} → their paths, after a report."""
+def prepare(
+    found: dict[str, list[AudioFile]],
+    out: Path,
+    max_duration: float | None = None,
+    number_language: str | None = None,
+) -> list[Path]:
+    """The manifests {name: its audio files} → their paths, after a report.
+
+    number_language: in which numbers are spelled out; they stay as they are if not given
+    """
     out = Path(out)
+    found, numbers = _spelled(found, number_language)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,7 +237,23 @@ def prepare(found: dict[str, list[AudioFile]], out: Path, max_duration: float | 
     for path, refused in refusals.items():
         _write_refusals(refused, path)
     _report(manifests, list({refusal.path: refusal for refused in refusals.values() for refusal in refused}.values()))
+    if numbers:
+        print(numbers)
     return list(manifests)
+
+
+def _spelled(found: dict[str, list[AudioFile]], language: str | None) -> tuple[dict[str, list[AudioFile]], str | None]:
+    """The same files, with numbers spelled out if a language is given, and a sentence on them."""
+    texts = dict.fromkeys(file.text for files in found.values() for file in files if file.text and not file.refused)
+    if language is None:
+        return found, account([text for text in texts if text], None)
+    check_language(language)
+    spelled = {text: spell_numbers(text, language) for text in texts if text}
+    replaced = {
+        name: [file._replace(text=spelled[file.text].text) if file.text in spelled else file for file in files]
+        for name, files in found.items()
+    }
+    return replaced, account(list(spelled), list(spelled.values()))
 
 
 def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
@@ -284,7 +313,7 @@ def _cuts(
     by_id: dict[str, AudioFile] = {}
     for file in sorted(files, key=lambda file: (file.id, file.path)):
         sound = sounds[file.path]
-        if reason := file.refused or (sound if isinstance(sound, str) else None):
+        if reason := file.refused or (sound if isinstance(sound, str) else _wordless(file.text)):
             refusals.append(Refusal(file.path, reason))
             continue
         assert isinstance(sound, Sound)
@@ -300,6 +329,12 @@ def _cuts(
             by_id[file.id] = file
             cuts += _pieces(recording, file, max_duration)
     return cuts, refusals
+
+
+def _wordless(text: str | None) -> str | None:
+    if not text or has_words(text):
+        return None
+    return f"its transcript, {text[:40]!r}, has no words: write down what is said, or remove the transcript"
 
 
 def _recording(file: AudioFile, sound: Sound) -> Recording:

@@ -30,6 +30,7 @@ def prepare_csv(
     speaker_column: str | None = None,
     heldout: float = 0.1,
     audio: Path | None = None,
+    spell_numbers: str | None = None,
 ) -> list[Path]:
     """A CSV or TSV file of paths and sentences → `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
@@ -43,6 +44,8 @@ def prepare_csv(
         heldout: share of the utterances that go to dev: all of some speakers, if there are ten or more; which ones is a
             matter of their names, not of the order of the rows
         audio: folder that paths begin from; the table's if not given
+        spell_numbers: language of the sentences, such as en or pt_BR, in which numbers in them are spelled out; they
+            stay as they are if not given
     """
     if not 0 <= heldout < 1:
         raise ValueError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
@@ -64,7 +67,7 @@ def prepare_csv(
     files = list(_named_once(files))
     dev = _heldout(files, heldout)
     found = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
-    return prepare({name: of for name, of in found.items() if of}, Path(out))
+    return prepare({name: of for name, of in found.items() if of}, Path(out), number_language=spell_numbers)
 
 
 def _read(table: Path) -> tuple[list[str], list[list[str]]]:

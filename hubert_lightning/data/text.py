@@ -17,6 +17,8 @@ BOUNDARY = "|"  # between words
 APOSTROPHES = str.maketrans({"’": "'", "ʼ": "'", "＇": "'"})  # typographic ones are one letter with the plain one
 JOINERS = "\u200c\u200d"  # they have no width, and yet change what is written in Persian or Hindi
 
+SAID = "%‰&@#§°№℃℉"  # besides the symbols of currencies and mathematics
+
 LETTERS = ("-", BOUNDARY, *ascii_uppercase, "'")
 """The 29 tokens of LibriSpeech transcripts; the blank is written "-"."""
 
@@ -28,7 +30,8 @@ class Vocabulary:
     Args:
         tokens: The blank first, then characters, among them "|", which stands for the space between words.
         case: Into which letters are turned: "upper", "lower", or "as_written".
-        punctuation: "refuse" punctuation and symbols that are no token, or put a "space" in their place.
+        punctuation: "refuse" punctuation and symbols that are no token, or put a "space" in their place; symbols that
+            are said as words, such as € and %, are refused in either case.
     """
 
     tokens: tuple[str, ...] = LETTERS
@@ -64,7 +67,7 @@ class Vocabulary:
         text = text.translate(APOSTROPHES)
         if self.punctuation == "space":
             text = "".join(
-                character if character in self._ids or not _is_punctuation(character) else " " for character in text
+                character if character in self._ids or not _is_silent(character) else " " for character in text
             )
         return " ".join(text.split())
 
@@ -153,6 +156,20 @@ def vocabulary_of(
 
 def _is_punctuation(character: str) -> bool:
     return unicodedata.category(character)[0] in "PS"
+
+
+def is_said(character: str) -> bool:
+    """Whether a symbol stands for a word, so that it may not vanish: those of currencies and mathematics, % and §."""
+    return character in SAID or (unicodedata.category(character) in ("Sc", "Sm") and character != BOUNDARY)
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has anything but punctuation, symbols and what nobody sees."""
+    return any(unicodedata.category(character)[0] in "LN" for character in text)
+
+
+def _is_silent(character: str) -> bool:
+    return _is_punctuation(character) and not is_said(character)
 
 
 def _is_invisible(character: str) -> bool:
