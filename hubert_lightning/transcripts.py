@@ -178,13 +178,13 @@ def _pieces(word: Word) -> Iterator[Piece]:
 
 
 def _characters(word: Word) -> list[Word]:
-    """The characters of a word, marks with their letters, each with an equal share of its time.
+    """The characters of a word, each with an equal share of its time, marks and closing punctuation with their letters.
 
     Times of tokens would be better where they are known.
     """
     written: list[str] = []
     for character in word.text:
-        if written and (category(character)[0] == "M" or character in JOINERS or written[-1][-1] in JOINERS):
+        if written and _stays_with(written[-1][-1], character):
             written[-1] += character
         else:
             written.append(character)
@@ -193,6 +193,13 @@ def _characters(word: Word) -> list[Word]:
         word._replace(text=text, start=word.start + place * share, end=word.start + (place + 1) * share)
         for place, text in enumerate(written)
     ]
+
+
+def _stays_with(before: str, character: str) -> bool:
+    """Whether no line may begin with a character after another."""
+    if category(character)[0] == "M" or character in JOINERS or before in JOINERS:
+        return True
+    return category(character) in ("Pe", "Pf", "Po") and category(before)[0] != "P"
 
 
 def _joined(words: Sequence[Word]) -> Word:

@@ -204,3 +204,13 @@ def test_the_vocabulary_tells_what_fit_will_refuse(tmp_path: Path, capsys: pytes
     assert "5 are spelled as digits in 1 transcripts" in told
     vocabulary([manifest], tmp_path / "v.json", kept="'€%&")
     assert "said as words" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_transcripts_beside_audio_may_be_utf_16(tmp_path: Path, encoding: str) -> None:
+    for name in ("a", "b"):
+        clip(tmp_path / "audio" / f"{name}.wav")
+    (tmp_path / "audio" / "a.txt").write_bytes("Größe\r\nund mehr".encode(encoding))
+    (tmp_path / "audio" / "of.trans.txt").write_bytes("b ein Satz\u2028in zwei Zeilen\r\n".encode(encoding))
+    [manifest] = prepare_folder(tmp_path / "audio", tmp_path / "out")
+    assert texts_of(manifest) == ["Größe und mehr", "ein Satz in zwei Zeilen"]

@@ -79,9 +79,9 @@ def test_a_sentence_without_spaces_becomes_several_subtitles() -> None:
 
 
 def test_a_mark_stays_with_its_letter_where_a_word_is_split() -> None:
-    text = "ก็ที่นี่" * 20
-    for *_, lines in captions_of([Word(text, 0.0, 5.0, 1.0)]):
-        assert all(unicodedata.category(line[0])[0] != "M" for line in lines)
+    for text in ("ก็ที่นี่" * 20, "हिन्दी" * 20, "今天。" * 30):
+        for *_, lines in captions_of([Word(text, 0.0, 5.0, 1.0)]):
+            assert all(unicodedata.category(line[0])[0] not in "MP" for line in lines)
 
 
 def test_four_words_a_second_fill_two_lines() -> None:

@@ -27,6 +27,7 @@ from hubert_lightning.data.audio import unusable
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.numbers import account, check_language, spell_numbers
 from hubert_lightning.data.text import has_words
+from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
 # what libsndfile decodes
@@ -182,16 +183,16 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
     broken = None
     for path in sorted(folder.glob("*.trans.txt")):
         try:
-            lines = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines()]
-        except UnicodeDecodeError:
+            lines = [line.split(maxsplit=1) for line in lines_of(path)]
+        except ValueError:
             broken = f"its transcript is in {path.name}, which is not UTF-8: convert that"
             continue
-        listed |= {words[0]: words[1].strip() for words in lines if len(words) == 2}
+        listed |= {words[0]: " ".join(words[1].split()) for words in lines if len(words) == 2}
     for path in paths:
         beside = path.with_suffix(".txt")
         try:
-            text = " ".join(beside.read_text("utf-8-sig").split()) if beside.is_file() else ""
-        except UnicodeDecodeError:
+            text = " ".join(word for line in lines_of(beside) for word in line.split()) if beside.is_file() else ""
+        except ValueError:
             yield path, (None, f"its transcript, {beside.name}, is not UTF-8: convert it, or move it away")
             continue
         text = text or listed.get(path.stem, "")

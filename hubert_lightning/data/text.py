@@ -141,7 +141,7 @@ def vocabulary_of(
     """The vocabulary that spells these texts: every letter, mark and digit in them is a token.
 
     kept:    punctuation and symbols that are tokens too where they occur
-    returns: the vocabulary, how often each of its characters occurs, and how often each that spaces take the place of
+    returns: the vocabulary, how often each of its characters occurs, and how often each that is no token
     """
     everything = Vocabulary(case=case)
     written = Counter(character for text in texts for character in everything.normalise(text) if character != " ")
