@@ -326,10 +326,17 @@ def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary,
     if there is None:
         known = Dictionary([*names, *(name for name in BOUNDARIES if name not in names), UNKNOWN])
         there = _known(_kenlm(path, known), known, [*names, *BOUNDARIES])
-        _check_letters(path, len(there.intersection(names)), len(names), "")
+        no_letters = len(there.intersection(names)) <= 0.1 * len(names)
+        fact = f"{len(there.intersection(names))} of the model's {len(names)} tokens"
     else:
         unknown = sorted(there - {*names, *BOUNDARIES})
-        _check_letters(path, len(there) - len(unknown), len(there), next(iter(unknown), ""))
+        no_letters = len(unknown) > len(there) / 2  # "a" is a word and a letter
+        fact = f"words such as {unknown[0]!r}, not letters" if unknown else "letters"
+    if no_letters:
+        raise ValueError(
+            f"{path}: knows {fact}; give the lexicon that spells them (`hubert lexicon`), or make a model of letters, "
+            "in the case of the vocabulary, with `hubert ngram --letters true`"
+        )
     if vocabulary.boundary is not None:
         boundary = next((name for name in BOUNDARIES if name in there), None)
         if boundary is None:
@@ -340,15 +347,6 @@ def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary,
         names[vocabulary.boundary] = boundary
     known = Dictionary([*names, UNKNOWN])
     return known, _kenlm(path, known)
-
-
-def _check_letters(path: str, num_known: int, num: int, word: str) -> None:
-    if num_known < num / 2:  # "a" is a word and a letter
-        fact = f"words such as {word!r}, not letters" if word else f"{num_known} of the model's {num} tokens"
-        raise ValueError(
-            f"{path}: knows {fact}; give the lexicon that spells them (`hubert lexicon`), or make a model of letters, "
-            "in the case of the vocabulary, with `hubert ngram --letters true`"
-        )
 
 
 def _ended(lexicon: dict[str, list[list[str]]], end: str) -> dict[str, list[list[str]]]:

@@ -3,11 +3,11 @@
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
-from unicodedata import category, normalize
 
 from rich.cells import cell_len
 
@@ -49,7 +49,7 @@ def write_all(
             raise ValueError(f"{output}: a file, not a folder; choose another --output")
         # Disks of Windows and macOS take names for one that differ in case or in the composition of letters
         names = [path.with_suffix(SUFFIX[format]).name for path in paths]
-        if twice := _same(paths, [normalize("NFC", name).casefold() for name in names]):
+        if twice := _same(paths, [unicodedata.normalize("NFC", name).casefold() for name in names]):
             raise ValueError(
                 f"{twice[0]} and {twice[1]}: both would be one file in {output}, as on any disk that does not tell "
                 "capitals apart; transcribe them one after the other into folders of their own"
@@ -110,10 +110,11 @@ def _recording(path: Path) -> str:
 
 def _ctm(result: Transcript) -> str:
     """recording, channel, start, duration, word, confidence (NIST)"""
-    name = _recording(Path(result.file))
+    recording = _recording(Path(result.file))
     words = [part for word in result.words for part in _without_spaces(word)]
     return "".join(
-        f"{name} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n" for word in words
+        f"{recording} 1 {word.start:.2f} {word.end - word.start:.2f} {word.text} {word.confidence:.2f}\n"
+        for word in words
     )
 
 
@@ -131,6 +132,9 @@ LINE = 42
 LONGEST, SHORTEST, PAUSE = 6_000, 1_000, 800
 """Milliseconds: of a subtitle at most; of a subtitle at least, unless another follows; without a word, after which
 another begins."""
+
+
+UNSPACED = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts without spaces between words, besides wide ones
 
 
 class Piece(NamedTuple):
@@ -170,11 +174,23 @@ def _srt(result: Transcript) -> str:
 
 
 def _pieces(word: Word) -> Iterator[Piece]:
-    """The word, or its characters if it is too long for a line or for a subtitle."""
+    """The word, or its characters if it is too long for a line, or is a sentence too long for a subtitle."""
     for part in _without_spaces(word):
-        fits = cell_len(part.text) <= LINE and _milliseconds(part.end) - _milliseconds(part.start) <= LONGEST
-        for place, piece in enumerate([part] if fits else _characters(part)):
+        in_time = _milliseconds(part.end) - _milliseconds(part.start) <= LONGEST
+        whole = cell_len(part.text) <= LINE and (in_time or _is_one_word(part.text))
+        for place, piece in enumerate([part] if whole else _characters(part)):
             yield Piece(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), not place)
+
+
+def _is_one_word(text: str) -> bool:
+    """Whether a text without spaces is one word rather than a sentence of a script without them, or words run together.
+
+    Such a word is shown as long as a subtitle may last, not letter by letter.
+    """
+    wide = any(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return (
+        len(text) <= LINE // 2 and not wide and not any(unicodedata.name(one, "").startswith(UNSPACED) for one in text)
+    )
 
 
 def _characters(word: Word) -> list[Word]:
@@ -197,9 +213,9 @@ def _characters(word: Word) -> list[Word]:
 
 def _stays_with(before: str, character: str) -> bool:
     """Whether no line may begin with a character after another."""
-    if category(character)[0] == "M" or character in JOINERS or before in JOINERS:
+    if unicodedata.category(character)[0] == "M" or character in JOINERS or before in JOINERS:
         return True
-    return category(character) in ("Pe", "Pf", "Po") and category(before)[0] != "P"
+    return unicodedata.category(character) in ("Pe", "Pf", "Po") and unicodedata.category(before)[0] != "P"
 
 
 def _joined(words: Sequence[Word]) -> Word:

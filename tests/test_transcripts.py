@@ -78,6 +78,12 @@ def test_a_sentence_without_spaces_becomes_several_subtitles() -> None:
         assert all(cell_len(line) <= 42 for line in lines)
 
 
+def test_a_word_that_lasts_too_long_is_shown_whole_and_a_sentence_in_parts() -> None:
+    assert captions_of([Word("hello", 1.0, 12.0, 1.0)]) == [(1000, 7000, ["hello"])]
+    for sentence in ("สวัสดีครับวันนี้", "今天天气很好", "wordsthatruntogetherinonetoken"):
+        assert len(captions_of([Word(sentence, 1.0, 12.0, 1.0)])) == 2
+
+
 def test_a_mark_stays_with_its_letter_where_a_word_is_split() -> None:
     for text in ("ก็ที่นี่" * 20, "हिन्दी" * 20, "今天。" * 30):
         for *_, lines in captions_of([Word(text, 0.0, 5.0, 1.0)]):
