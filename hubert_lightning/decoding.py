@@ -338,7 +338,8 @@ def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary,
             "in the case of the vocabulary, with `hubert ngram --letters true`"
         )
     if vocabulary.boundary is not None:
-        boundary = next((name for name in BOUNDARIES if name in there), None)
+        others = {*names[: vocabulary.boundary], *names[vocabulary.boundary + 1 :]}
+        boundary = next((name for name in BOUNDARIES if name in there - others), None)
         if boundary is None:
             raise ValueError(
                 f"{path}: a language model of letters without the space between words, {BOUNDARY}; make one with "

@@ -31,6 +31,12 @@ NUhglMHrBHFmOD0swMqICNgThwmjVl6ao/z7pYgGyunO8fa4sfZDOhqSmoU9xr2VYKtvNcpca3A/f92V
 HQKy90H90XD2jI89EO9LS0sD08bGxvvPnjmzF2Y2xyemjJaNxsIgPY1Fbz/UVte0gtRptplf2HOoWQGodh+yW2xK87LtGGyKgVgfSOTnpTKUlO
 czHN6TlJrDAAA1ywp9eQEAAA==
 """
+# The same of build_binary -v, which leaves out the words
+WITHOUT_WORDS = """
+H4sICBRjDGsCA3YuYmluAMvNTSxQyMlVyCgpKbDS18/OSE1My0zNSdFLzs/VT85PSVVIyy/KTSxRKEstKs7Mz1Mw5WJAgAZ7ILGfEUj8BwKQCC
+NUhglMHrBHUszABqWZGVABGwNx4DRrytJVf551sQDZXDnfP9YWP8hmQlNTUKe417KtFOyOc5Ua3w7c92dnBbKXGW5SYq59EAWye9bMmftBjmdg
+OHYIyN4H9UfD2TM+9kC8Ly0tDUwbGxvvP3vmzF6Y2RyfmDJaNhoLg/Q0Fr39UFtd0wpSp9lmfmHPoWYFoNp9yF4BALDBX89cAQAA
+"""
 
 
 def certain(path: str, vocabulary: Vocabulary, blank: str = "-") -> Tensor:
@@ -185,6 +191,34 @@ def test_words_of_kenlms_binary_form_are_known(tmp_path: Path) -> None:
         assert best.score == pytest.approx(-0.2 - 0.3 - 0.4, abs=0.01)
         with pytest.raises(ValueError, match=f"{name}: knows words such as 'one', not letters"):
             found(tmp_path / name, None, lower)
+
+
+def test_a_binary_model_without_its_words_is_known_by_its_scores(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(base64.b64decode(WITHOUT_WORDS))
+    assert unigrams(tmp_path / "binary") is None
+    lower = Vocabulary(("<blank>", "|", *"abcdefghijklmnopqrstuvwxyzü"), "lower", "space")
+    (tmp_path / "lexicon").write_text("one\to n e |\ntwo\tt w o |\n")
+    [[best]] = found(tmp_path / "binary", tmp_path / "lexicon", lower, [certain("one|two|", lower)], lm_weight=1.0)
+    assert best.text == "one two"
+    (tmp_path / "lexicon").write_text("cat\tc a t |\ndog\td o g |\n")
+    with pytest.raises(ValueError, match="binary: knows 0 of 2 words"):
+        found(tmp_path / "binary", tmp_path / "lexicon", lower)
+    with pytest.raises(ValueError, match="binary: knows 0 of the model's 29 tokens; give the lexicon"):
+        found(tmp_path / "binary", None, lower)
+    with pytest.raises(ValueError, match="binary: KenLM's binary form without its words; give the ARPA model"):
+        lexicon(tmp_path / "binary", tmp_path / "made")
+
+
+def test_a_token_that_is_another_name_of_the_space_is_no_second_space(files: Path, tmp_path: Path) -> None:
+    both = Vocabulary((*LETTERS, "▁"))
+    rows = [torch.nn.functional.pad(row, (0, 1), value=-40.0) for row in heard(Vocabulary())]
+    letters = found(files / "letters.arpa", None, both, rows)
+    assert [few[0].text for few in letters] == [
+        few[0].text for few in found(files / "letters.arpa", None, Vocabulary())
+    ]
+    (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", "▁"))
+    with pytest.raises(ValueError, match="without the space between words"):
+        found(tmp_path / "lm.arpa", None, both, rows)
 
 
 def vocabulary_file(vocabulary: Vocabulary, folder: Path) -> Path:
