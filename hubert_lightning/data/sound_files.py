@@ -218,7 +218,8 @@ class CodedAudio:
         if self._recent_from is None or first < self._recent_from or begin * GRAIN > self._next:
             self._restart(begin, aligned)
         while self._end < first + num_samples and self._advance():
-            self._forget(first)
+            if len(self._recent) > 2 * GRAIN:
+                self._forget(first)
             if self._jumped and not self._converges:  # this decoder does not count as it was expected to
                 self._restart()
         parts = [block[max(first - start, 0) : max(first + num_samples - start, 0)] for start, block in self._recent]
@@ -301,14 +302,12 @@ class CodedAudio:
                 if packet.has_sidedata("new_extradata") and number > 0:
                     self._converges = False  # another stream begins, which needs its own codebooks
                 if frames and self._form is None:
-                    self._form = _form(frames[0])
-                blocks = []
-                for frame in frames:
-                    self._converges &= _form(frame) == self._form
-                    blocks += convert(frame, self._form)
+                    self._form = Form(frames[0].sample_rate, frames[0].layout.name, frames[0].layout.nb_channels)
+                blocks = [block for frame in frames for block in convert(frame, self._form)]
                 if not packet.size:  # the end
                     blocks += convert.rest()
-                yield number, np.concatenate(blocks) if blocks else NOTHING
+                self._converges &= not convert.used
+                yield number, np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else NOTHING
 
     def _frames(self, stream: av.AudioStream, number: int, packet: av.Packet) -> list[av.AudioFrame]:
         self.num_packets, self.num_bytes = self.num_packets + 1, self.num_bytes + packet.size
@@ -371,18 +370,24 @@ class ChainedAudio:
 
 
 class _Converter:
-    """Frames of any form → blocks of one form, (samples, channels) float32."""
+    """Frames of any form → blocks of one form, (samples, channels) float32.
+
+    Attributes:
+        used: Whether a frame had another form.
+    """
 
     def __init__(self) -> None:
-        self._of: Form | None = None
+        self._before: tuple[int, int] | None = None
         self._resampler: av.AudioResampler | None = None
+        self.used = False
 
     def __call__(self, frame: av.AudioFrame, form: Form | None) -> list[np.ndarray]:
-        of = _form(frame)
-        changed = self.rest() if of != self._of else []
-        self._of = of
-        if of == form or form is None:
+        own = frame.sample_rate, frame.layout.nb_channels
+        changed = self.rest() if own != self._before else []
+        self._before = own
+        if form is None or own == (form.rate, form.channels):
             return [*changed, _samples(frame)]
+        self.used = True
         if self._resampler is None:
             self._resampler = av.AudioResampler("fltp", form.layout, form.rate)
         return [*changed, *map(_samples, self._resampler.resample(frame))]
@@ -396,19 +401,14 @@ class _Converter:
         return last
 
 
-def _form(frame: av.AudioFrame) -> Form:
-    return Form(frame.sample_rate, frame.layout.name, frame.layout.nb_channels)
-
-
 def _samples(frame: av.AudioFrame) -> np.ndarray:
     """(samples, channels) float32 in [-1, 1]"""
-    name = frame.format.name
-    values = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    name, values = frame.format.name, frame.to_ndarray()
+    values = values.T if name.endswith("p") else values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype == np.uint8:
+        values = values - np.float32(128)
     scale = FULL_SCALE[name.removesuffix("p")]
-    if name.startswith("u8"):
-        values = values.astype(np.float32) - 128
-    return (values / scale).astype(np.float32) if scale > 2**15 else values.astype(np.float32) / np.float32(scale)
+    return values if values.dtype == np.float32 and scale == 1 else (values / scale).astype(np.float32)
 
 
 @contextmanager
