@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +18,7 @@ from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.preparation import prepare_folder
 from hubert_lightning.data.probe import Sound, probe
 from hubert_lightning.data.sound_files import CodedAudio, coded_audio, open_audio
+from hubert_lightning.data.tables import prepare_csv
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.recordings import listed
 
@@ -69,6 +71,9 @@ ENCODED = {
     "au.au": "16",
     "caf.caf": "16",
     "w64.w64": "16",
+    "creative.voc": "44",
+    "layer2.mp2": "44",
+    "surround.m4a": "44 -ac 6",
 }
 # what is joined end to end → the single files
 JOINED = {
@@ -174,7 +179,7 @@ def test_a_folder_of_all_of_them_is_prepared_whole_and_every_segment_is_the_slic
     for cut in cuts.values():
         whole = read_waveform(cut)
         assert whole.shape == (cut.num_samples,)
-        for first in [0, cut.num_samples - 5000, *(draw.randrange(cut.num_samples - 5000) for _ in range(4))]:
+        for first in [0, cut.num_samples - 5000, *(draw.randrange(cut.num_samples - 5000) for _ in range(2))]:
             segment = read_waveform(cut, first, 5000)
             # at another rate, values come from the same filter in another order of summation
             torch.testing.assert_close(segment, whole[first : first + 5000], atol=1e-6, rtol=0, msg=cut.id)
@@ -190,6 +195,27 @@ def test_segments_are_bit_equal_whether_decoding_goes_on_or_jumps_or_starts_agai
     for first in [*firsts, *sorted(firsts)]:
         assert np.array_equal(audio.read(first, 20_000), whole[first : first + 20_000])
     assert np.array_equal(coded_audio((battery / name).read_bytes()).read(firsts[0], 99), whole[firsts[0] :][:99])
+
+
+def test_recordings_of_telephones_in_amr_are_read(tmp_path: Path) -> None:
+    """Made by PyAV, since Debian's ffmpeg lacks the encoder."""
+    path = tmp_path / "calls" / "call.amr"
+    path.parent.mkdir()
+    time = np.arange(8_000 * 10) / 8_000
+    tone = (8_000 * np.sin(2 * np.pi * 300 * time)).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libopencore_amrnb", rate=8_000, layout="mono", bit_rate=12_200)
+        for start in range(0, len(tone), 160):
+            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 160], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 8_000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    prepare_folder(path.parent, tmp_path)
+    [cut] = read_manifest(tmp_path / "calls.jsonl.gz")
+    whole = read_waveform(cut)
+    assert abs(len(whole) - 160_000) <= 640
+    assert whole.abs().max() > 0.15
+    torch.testing.assert_close(read_waveform(cut, 70_000, 5_000), whole[70_000:75_000], atol=1e-6, rtol=0)
 
 
 @needs_ffmpeg
@@ -380,6 +406,18 @@ def test_a_file_under_several_names_counts_once(tmp_path: Path) -> None:
     assert list(read_manifest(tmp_path / "links.jsonl.gz").ids) == ["a.wav"]
     assert (tmp_path / "links.refused.tsv").read_text().count("the same file as") == 2
     assert listed([root / "a.wav", root / ".." / "links" / "a.wav", root]) == [root / "a.wav", root / "c.wav"]
+
+
+def test_a_table_counts_a_file_once_however_its_path_is_written(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", SPEECH, SAMPLE_RATE)
+    (tmp_path / "below").mkdir()
+    paths = ["a.wav", str(tmp_path / "a.wav"), "below/../a.wav", "./a.wav", "b.wav"]
+    rows = "".join(f"{path},said {number}\n" for number, path in enumerate(paths))
+    (tmp_path / "table.csv").write_text("path,text\n" + rows)
+    prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0.5)
+    ids = [cut.id for name in ("train", "dev") for cut in read_manifest(tmp_path / "out" / f"{name}.jsonl.gz")]
+    assert sorted(ids) == ["a.wav", "b.wav"]
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ ONLY_LIBSNDFILE |= {"DWVW_12", "DWVW_16", "DWVW_24", "DPCM_8", "DPCM_16"}
 
 # How the files begin that soundfile is asked about. It would take others, too, and its library for MP3 counts and seeks
 # wrongly and writes to stderr
-HEADS = tuple(b"RIFF RIFX RF64 FORM riff fLaC OggS .snd dns. caff NIST Crea PVF1 2BIT Exte".split())
+HEADS = tuple(b"RIFF RIFX RF64 FORM riff fLaC OggS .snd dns. caff NIST PVF1 2BIT Exte".split())
 
 VORBIS_RUN_UP = 2**16
 """Samples that are read before a segment of Ogg Vorbis: after a seek, libvorbisfile's first block may be wrong."""
@@ -46,9 +46,9 @@ RUN_UP = 5.0
 """Seconds that a decoder is given before a segment; see `CONVERGING`."""
 
 # Codecs whose decoders compute the same bits, from any packet on, after a second at most (measured on noise; the test
-# of segments repeats it). Others, which keep random generators or what is not known, are decoded from the start.
-CONVERGING = {"mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "vorbis", "opus", "flac", "alac", "wavpack"}
-CONVERGING |= {"tta", "gsm", "gsm_ms", "g722", "g726", "adpcm_ms", "adpcm_ima_wav"}
+# of segments repeats it). Others are decoded from the start: AAC and AC-3 draw noise, MPEG layer 2 dithers.
+CONVERGING = {"mp3float", "vorbis", "opus", "flac", "alac", "wavpack", "tta", "gsm", "gsm_ms", "g722", "g726"}
+CONVERGING |= {"adpcm_ms", "adpcm_ima_wav"}
 
 GRAIN = 64
 """Packets between two entries of the table of where packets begin."""
