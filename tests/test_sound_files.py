@@ -147,7 +147,7 @@ def test_a_file_is_as_long_as_ffmpeg_decodes_it_with_the_same_samples(battery: P
     assert isinstance(sound, Sound)
     expected = by_ffmpeg(battery / name, sound.sampling_rate, sound.num_channels)
     assert abs(sound.num_samples - len(expected)) <= 0.020 * sound.sampling_rate
-    with open_audio(str(battery / name)) as audio:
+    with open_audio(str(battery / name), lambda num_samples, rate: num_samples == sound.num_samples) as audio:
         samples = audio.read(0, sound.num_samples)
     both = min(len(samples), len(expected))
     # Versions sum in another order, and round IMA ADPCM otherwise; AC-3 adds noise of its own
@@ -314,6 +314,22 @@ def test_a_damaged_packet_is_told_and_many_are_refused(battery: Path, tmp_path: 
         found = probe(path)
         told = found.remarks[0] if isinstance(found, Sound) and found.remarks else str(found)
         assert told.startswith(kind), (path.name, told)
+
+
+@needs_ffmpeg
+def test_a_flipped_bit_in_flac_is_refused_and_a_part_of_a_file_is_not(battery: Path, tmp_path: Path) -> None:
+    content = (battery / "flac.flac").read_bytes()
+    draw = random.Random(0)
+    for number in range(8):
+        flipped = bytearray(content)
+        flipped[draw.randrange(10_000, len(content))] ^= 1 << draw.randrange(8)
+        (tmp_path / f"{number}.flac").write_bytes(flipped)
+        assert str(probe(tmp_path / f"{number}.flac")).startswith(("corrupt", "truncated"))
+    ffmpeg("-ss", 10, "-i", battery / "flac.flac", "-c", "copy", "-t", 15, tmp_path / "part.flac")
+    sound = probe(tmp_path / "part.flac")
+    assert isinstance(sound, Sound)
+    assert abs(sound.num_samples / sound.sampling_rate - 15) < 0.2
+    assert sound.remarks[0].startswith("wrong header: it states 37.00 s")
 
 
 def written(write: Callable[[Path], None], path: Path) -> Sound | str:

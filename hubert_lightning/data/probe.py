@@ -136,13 +136,20 @@ def probe(path: Path) -> Sound | str:
         return "not there: correct its path"
     file = os.path.abspath(path)
     try:
+        sound: Sound | str | soundfile.SoundFileError | None = None
         plain = PlainAudio.opened(file)
         if plain is not None:
             with plain:
-                if (sound := _probe_plain(file, plain)) is not None:
-                    return sound
+                sound = _probe_plain(file, plain)
+        if isinstance(sound, (Sound, str)):
+            return sound
         coded = coded_audio(file)
-        return _probe_chained(file, coded) if isinstance(coded, ChainedAudio) else _probe_coded(file, coded)
+        if isinstance(coded, ChainedAudio):
+            return _probe_chained(file, coded)
+        found = _probe_coded(file, coded)
+        if plain and sound and isinstance(found, Sound) and found.num_samples == plain.num_samples:
+            return f"corrupt: {reason_of(sound)}"  # such as a wrong checksum, which FFmpeg does not look at
+        return found
     except (OSError, soundfile.SoundFileError, av.FFmpegError) as error:
         return f"unreadable: {reason_of(error)}"
 
@@ -155,18 +162,18 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | None:
-    """Decode a file with soundfile; None if that finds another length than the file's, so that FFmpeg has to."""
+def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundFileError | None:
+    """Decode a file with soundfile; what is wrong with it, or None, if FFmpeg has to look: the file may be longer."""
     if reason := unusable(plain.rate):
         return reason
     levels = _Levels()
     try:
         for block in plain.blocks():
             levels.add(block)
-    except soundfile.SoundFileError:
+    except soundfile.SoundFileError as error:
         if plain.sequential:
             raise
-        return None
+        return error
     if levels.num_samples != plain.num_samples or _occurs_again(file, b"fLaC") or len(chain(file)) > 1:
         return None
     return _judged(file, plain, levels, [])
@@ -190,6 +197,8 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
         if coded.failed or coded.container != "flac":  # a FLAC file may be a part that has the header of the whole
             return f"truncated: it states {coded.stated:.2f} s, and {seconds:.2f} s can be decoded; copy it again"
         remarks.append(f"wrong header: it states {coded.stated:.2f} s, and the file holds {seconds:.2f} s")
+    if coded.container == "flac" and coded.span - seconds > 1 / coded.rate:  # its frames are numbered
+        return f"corrupt: {coded.span - seconds:.3f} s of it cannot be decoded; copy it again"
     if failed > max(2, 0.01 * last):
         return f"corrupt: {failed} of its {last} packets cannot be decoded; copy it again"
     if failed:

@@ -120,8 +120,8 @@ class PlainAudio:
         sequential: Whether libsndfile cannot seek in it, so that it is decoded from its start for every segment.
     """
 
-    def __init__(self, file: File, sound: soundfile.SoundFile) -> None:
-        self._file, self._sound = file, sound
+    def __init__(self, sound: soundfile.SoundFile) -> None:
+        self._sound = sound
         self.rate, self.num_channels, self.num_samples = sound.samplerate, sound.channels, sound.frames
         self.sequential = sound.subtype in ONLY_LIBSNDFILE
         self._run_up = VORBIS_RUN_UP if sound.subtype == "VORBIS" else 0
@@ -137,7 +137,7 @@ class PlainAudio:
             return None
         plain = sound.subtype in PCM | ALAC | ONLY_LIBSNDFILE | {"VORBIS"} or sound.format == "FLAC"
         if plain and 0 < sound.frames < 2**62:  # a FLAC file that was written to a pipe states no length
-            return cls(file, sound)
+            return cls(sound)
         sound.close()
         return None
 
@@ -148,14 +148,11 @@ class PlainAudio:
         self._sound.close()
 
     def read(self, first: int, num_samples: int) -> np.ndarray:
-        try:
-            run_up = first if self.sequential else min(self._run_up, first)
-            if not self.sequential:
-                self._sound.seek(min(first - run_up, self.num_samples))
-            self._skip(run_up)
-            return self._sound.read(num_samples, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError:
-            return coded_audio(self._file).read(first, num_samples)  # FFmpeg forgives more, such as a wrong checksum
+        run_up = first if self.sequential else min(self._run_up, first)
+        if not self.sequential:
+            self._sound.seek(min(first - run_up, self.num_samples))
+        self._skip(run_up)
+        return self._sound.read(num_samples, dtype="float32", always_2d=True)
 
     def blocks(self) -> Iterator[np.ndarray]:
         # not `SoundFile.blocks`: where a file ends early it fills the block with whatever lay in memory
@@ -189,6 +186,7 @@ class CodedAudio:
         num_packets: Number of packets that were read by `blocks`.
         num_bytes: Bytes of these packets together.
         failed: Numbers of the packets that could not be decoded.
+        span: Seconds from the first packet's time stamp to the end of the last's.
         container: FFmpeg's name of the container.
         alone: Whether the file holds no video or picture.
 
@@ -206,6 +204,7 @@ class CodedAudio:
         self.stated: float | None = None
         self.num_packets = self.num_bytes = 0
         self.failed: set[int] = set()
+        self.span = 0.0
         self.container, self.alone = "", True
         self._restart()
         while self._form is None and self._advance():
@@ -311,6 +310,8 @@ class CodedAudio:
 
     def _frames(self, stream: av.AudioStream, number: int, packet: av.Packet) -> list[av.AudioFrame]:
         self.num_packets, self.num_bytes = self.num_packets + 1, self.num_bytes + packet.size
+        if packet.pts is not None and packet.duration is not None and packet.time_base:
+            self.span = max(self.span, float((packet.pts + packet.duration) * packet.time_base) - self._begins)
         try:
             return stream.decode(packet)
         except av.FFmpegError as error:
@@ -321,6 +322,7 @@ class CodedAudio:
     def _describe(self, container: InputContainer, stream: av.AudioStream, first: av.Packet) -> None:
         """Find out what the file says about itself."""
         name = self.container = container.format.name
+        self._begins = float((first.pts or 0) * (first.time_base or 0))
         film = [video for video in container.streams.video if not video.disposition & Disposition.attached_pic]
         if name == "matroska,webm" and container.duration and not film:
             self.stated = container.duration / av.time_base
