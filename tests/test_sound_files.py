@@ -277,12 +277,18 @@ def cut_short(path: Path, share: float = 0.6) -> Path:
         ("flac.flac", "truncated: it states 37.00 s, and 22"),
         ("cbr.mp3", "truncated: it states 37.00 s, and 22"),
         ("browser.webm", "truncated: it states 37.0"),
+        ("sphere.sph", "truncated: its header promises 37.00 s"),
         ("wavpack.wv", "unreadable"),
         ("phone.m4a", "unreadable"),
     ],
 )
 def test_a_file_that_is_shorter_than_it_says_is_refused(battery: Path, tmp_path: Path, name: str, reason: str) -> None:
-    path = shutil.copy(battery / name, tmp_path)
+    if name == "sphere.sph":
+        samples, rate = soundfile.read(battery / "s16.wav")
+        soundfile.write(tmp_path / name, samples, rate, format="NIST")
+        path = tmp_path / name
+    else:
+        path = shutil.copy(battery / name, tmp_path)
     assert str(probe(cut_short(Path(path)))).startswith(reason)
 
 
@@ -452,3 +458,17 @@ def test_what_is_no_audio_leaves_no_message_of_a_decoder(tmp_path: Path, capfd: 
         path.write_text("this is no audio, " * 100)
         assert str(probe(path)).startswith("unreadable")
     assert capfd.readouterr().err == ""
+
+
+def test_headers_that_lead_nowhere_end_in_a_sentence(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.w64", SPEECH, SAMPLE_RATE)
+    soundfile.write(tmp_path / "a.wav", SPEECH, SAMPLE_RATE)
+    for name, size_at, layout in (("a.w64", 40 + 16, "<Q"), ("a.wav", 12 + 4, "<I"), ("a.wav", 36 + 4, "<I")):
+        for size in (0, 1, 2**31, 2**32 - 1):
+            content = bytearray((tmp_path / name).read_bytes())
+            struct.pack_into(layout, content, size_at, size)
+            (tmp_path / "odd.wav").write_bytes(content)
+            found = probe(tmp_path / "odd.wav")
+            assert isinstance(found, Sound) or ": " in found or found == "empty"
+    (tmp_path / "odd.wav").write_bytes(b"NIST_1A\n   1024\nsample_count -i x\n" + bytes(2000))
+    assert str(probe(tmp_path / "odd.wav")).startswith("unreadable")

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from hubert_lightning.data.audio import unusable
-from hubert_lightning.data.sound_files import Audio, ChainedAudio, CodedAudio, PlainAudio, chain, coded_audio, reason_of
+from hubert_lightning.data.sound_files import Audio, ChainedAudio, CodedAudio, PlainAudio, chain, decoder_of, reason_of
 from hubert_lightning.frames import SAMPLE_RATE
 
 # fmt: off
@@ -37,7 +37,7 @@ what of its header the size counts, to which multiple of bytes it is padded."""
 SLACK = 0.1
 """Seconds that may be missing of what a file states; some encoders count the samples of their filters."""
 
-FULL_SCALE = 0.98
+CLIPPED = 0.98
 """The level from which a sample counts as clipped: µ-law's loudest sample and that of 8 bits are above it."""
 
 
@@ -74,8 +74,8 @@ class _Levels:
             self.finite = False
             return
         self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
-        if max(-lowest, highest) >= FULL_SCALE:
-            self.clipped += int(np.count_nonzero(np.abs(block) >= FULL_SCALE))
+        if max(-lowest, highest) >= CLIPPED:
+            self.clipped += int(np.count_nonzero(np.abs(block) >= CLIPPED))
         if block.shape[1] > 1:
             flat = block.ravel()
             mean = block.mean(axis=1)
@@ -143,7 +143,7 @@ def probe(path: Path) -> Sound | str:
                 sound = _probe_plain(file, plain)
         if isinstance(sound, (Sound, str)):
             return sound
-        coded = coded_audio(file)
+        coded = decoder_of(file)
         if isinstance(coded, ChainedAudio):
             return _probe_chained(file, coded)
         found = _probe_coded(file, coded)
@@ -202,7 +202,7 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
     if failed > max(2, 0.01 * last):
         return f"corrupt: {failed} of its {last} packets cannot be decoded; copy it again"
     if failed:
-        remarks.append(f"damaged: {failed} of its {last} packets cannot be decoded and are left out")
+        remarks.append(f"damaged: it has packets that cannot be decoded and are left out, {failed} of {last}")
     if coded.alone and coded.num_bytes < 0.55 * os.path.getsize(file):
         remarks.append(
             f"not read whole: {os.path.getsize(file) - coded.num_bytes} of its bytes are not of the stream that is "
@@ -243,12 +243,11 @@ def _missing(file: str) -> float:
     """What a header promises of PCM beyond what is there, as a share of what is there; 0 if it does not say."""
     with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         size, head = len(whole), whole[:1024]
-        if (counted := re.search(rb"sample_count -i (\d+)", head)) and head.startswith(b"NIST_1A\n"):
-            header = int(head[8:16])
-            parts = [re.search(name + rb" -i (\d+)", head) for name in (b"channel_count", b"sample_n_bytes")]
-            promised = int(counted[1]) * int(np.prod([int(part[1]) for part in parts if part]))
-            return max(promised / (size - header) - 1, 0.0) if size > header else 0.0
-        if head.startswith(b".snd"):
+        if sphere := re.match(rb"NIST_1A\n *(\d+)\n", head):
+            fields = (b"sample_count", b"channel_count", b"sample_n_bytes")
+            counts = [int(field[1]) for name in fields if (field := re.search(name + rb" -i (\d+)", head))]
+            begin, promised = int(sphere[1]), int(np.prod(counts)) if len(counts) == len(fields) else 0
+        elif head.startswith(b".snd"):
             begin, promised = struct.unpack(">II", head[4:12])
         else:
             begin, promised = _sound_chunk(whole)
@@ -264,7 +263,7 @@ def _sound_chunk(whole: mmap.mmap) -> tuple[int, int]:
         name, [size] = whole[at : at + name_size], struct.unpack(size_format, whole[at + name_size : at + header])
         if name[:4] in (b"data", b"SSND"):
             return at + header, size - counted
-        at += header + -(-(size - counted) // padded) * padded
+        at += header + -(-max(size - counted, 0) // padded) * padded
     return 0, 0
 
 

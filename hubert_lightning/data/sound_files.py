@@ -456,21 +456,25 @@ _kept = threading.local()
 def coded_audio(file: File) -> CodedAudio | ChainedAudio:
     """A decoder for a file; that of a path is kept for this thread, open until another file is asked for."""
     if isinstance(file, bytes):
-        return _decoder(file)
+        return decoder_of(file)
     status = os.stat(file)
     key = (file, status.st_size, status.st_mtime_ns)
     if getattr(_kept, "process", None) != os.getpid():  # a forked process shares the position in open files
         _kept.process, _kept.audio = os.getpid(), OrderedDict[tuple[str, int, int], CodedAudio | ChainedAudio]()
     if _kept.audio and next(reversed(_kept.audio)) != key:
-        next(reversed(_kept.audio.values())).close()
-    audio: CodedAudio | ChainedAudio = _kept.audio.pop(key, None) or _decoder(file)
-    _kept.audio[key] = audio
+        last, audio = _kept.audio.popitem()
+        audio.close()
+        if isinstance(audio, CodedAudio):  # a chain holds the content of its file
+            _kept.audio[last] = audio
+    _kept.audio[key] = _kept.audio.pop(key, None) or decoder_of(file)
     if len(_kept.audio) > TABLES_KEPT:
         _kept.audio.popitem(last=False)
-    return audio
+    chosen: CodedAudio | ChainedAudio = _kept.audio[key]
+    return chosen
 
 
-def _decoder(file: File) -> CodedAudio | ChainedAudio:
+def decoder_of(file: File) -> CodedAudio | ChainedAudio:
+    """A new decoder for a file."""
     contents = chain(file)
     return ChainedAudio(contents) if len(contents) > 1 else CodedAudio(file)
 
