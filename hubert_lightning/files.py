@@ -22,6 +22,12 @@ COMPRESSIONS = {
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
+def printable(path: Path) -> str:
+    """A path as text on one line, with escapes for what is no UTF-8 and for line breaks and tabs."""
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return name.translate({ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors do: a length, then JSON."""
     with path.open("rb") as file:

@@ -1,26 +1,22 @@
-"""Recordings that a verb was given: found in folders, examined, decoded by ffmpeg where that is needed; and of each
-what a model makes of it, or why nothing was made, whatever is wrong with the others."""
+"""Recordings that a verb was given: found in folders, examined, and of each what a model makes of it, or why nothing
+was made, whatever is wrong with the others."""
 
-import shutil
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-import audioread
-import numpy as np
-import soundfile
 import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.preparation import SUFFIXES, Refusal, Sound, examine
-from hubert_lightning.frames import SAMPLE_RATE, num_frames
-
-ONLY_FFMPEG = {".m4a", ".mp4", ".aac", ".wma", ".webm", ".mkv", ".mov", ".avi", ".amr", ".3gp", ".wv", ".ape"}
+from hubert_lightning.data.preparation import Refusal, examine
+from hubert_lightning.data.probe import SUFFIXES, Sound
+from hubert_lightning.frames import num_frames
 
 Rows = Callable[[Sequence[Sequence[Cut]]], Iterator[list[Tensor]]]
 """Groups of cuts → of each group in turn, for each of its cuts one row for each frame"""
@@ -29,20 +25,25 @@ Result = TypeVar("Result")
 
 
 def listed(files: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the audio in them; each once."""
-    found: dict[Path, None] = {}
+    """Files as they are, folders as the audio in them; each once, however its path is written."""
+    found: dict[str, Path] = {}
+    passed_over = Counter[str]()
     for file in map(Path, files):
-        if file.is_dir():
-            known = SUFFIXES | ONLY_FFMPEG
-            inside = [path for path in sorted(file.rglob("*")) if path.suffix.lower() in known and path.is_file()]
-            # a leading dot marks what an operating system left there, not audio
-            inside = [path for path in inside if not path.name.startswith(".")]
-            if not inside:
-                raise ValueError(f"{file}: no audio in this folder; name files, or another folder")
-            found |= dict.fromkeys(inside)
-        else:
-            found[file] = None
-    return list(found)
+        if not file.is_dir():
+            found.setdefault(os.path.realpath(file), file)
+            continue
+        # a leading dot marks what an operating system left there, not audio
+        inside = [path for path in sorted(file.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        audio = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        if not audio:
+            raise ValueError(f"{file}: no audio in this folder; name files, or another folder")
+        for path in audio:
+            found.setdefault(os.path.realpath(path), path)
+        passed_over.update(path.suffix.lower() or "no suffix" for path in inside if path not in audio)
+    if passed_over:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items()))
+        print(f"hubert: passed over, since their names are not those of audio: {counts}", file=sys.stderr)
+    return list(found.values())
 
 
 def of_each(
@@ -55,12 +56,7 @@ def of_each(
     cuts, refused, heard = examine(paths)
     _tell(cuts, heard)
     yield from _of_groups(rows_of, _grouped(cuts, frames_together), make)
-    for refusal in refused:
-        if refusal.reason.startswith("unreadable"):  # by libsndfile; one at a time, so that they do not fill the disk
-            with TemporaryDirectory() as folder:
-                yield from _of_converted(refusal, Path(folder) / "audio.w64", rows_of, make)
-        else:
-            yield refusal
+    yield from refused
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager]:
@@ -88,23 +84,6 @@ def _of_groups(
                 remaining = [*([cut] for cut in group), *others]
 
 
-def _of_converted(
-    refusal: Refusal, converted: Path, rows_of: Rows, make: Callable[[Cut, Tensor], Result]
-) -> Iterator[Result | Refusal]:
-    """The same of a file that libsndfile cannot read, decoded by ffmpeg or the system."""
-    if reason := _decoded(refusal.path, converted):
-        yield Refusal(refusal.path, f"{refusal.reason}; {reason}")
-        return
-    cuts, broken, heard = examine([converted])
-    if broken:
-        yield Refusal(refusal.path, broken[0].reason)
-        return
-    name = str(refusal.path)
-    cut = cuts[0].with_id(name)
-    _tell([cut], {name: heard[str(converted)]})
-    yield from _of_groups(rows_of, [[cut]], make)
-
-
 def _made(make: Callable[[Cut, Tensor], Result], cut: Cut, rows: Tensor) -> Result | Refusal:
     try:
         return make(cut, rows)
@@ -128,29 +107,5 @@ def _grouped(cuts: Sequence[Cut], frames_together: int) -> list[list[Cut]]:
 
 def _tell(cuts: Sequence[Cut], heard: Mapping[str, Sound]) -> None:
     for cut in cuts:
-        sound = heard[cut.id]
-        if sound.silent:
-            print(f"hubert: {cut.id}: silent, every sample is 0", file=sys.stderr)
-        elif sound.sampling_rate < SAMPLE_RATE:
-            print(
-                f"hubert: {cut.id}: recorded at {sound.sampling_rate} Hz; a model that learnt from 16 kHz errs more",
-                file=sys.stderr,
-            )
-
-
-def _decoded(path: Path, converted: Path) -> str | None:
-    """Write audio that ffmpeg or the system decodes as a file that libsndfile reads; what is missing if that fails."""
-    try:
-        with (
-            audioread.audio_open(path) as audio,
-            soundfile.SoundFile(converted, "w", audio.samplerate, audio.channels, "PCM_16", format="W64") as file,
-        ):
-            for block in audio:
-                file.write(np.frombuffer(block, dtype="<i2").reshape(-1, audio.channels))
-    except (audioread.DecodeError, EOFError):
-        if shutil.which("ffmpeg"):
-            return "ffmpeg cannot read it either; record or copy it again"
-        return "install ffmpeg, which reads other formats, or convert it to wav or flac"
-    except (OSError, soundfile.SoundFileError) as error:
-        return f"it could not be converted to {converted} ({error}); make room there"
-    return None
+        for remark in heard[cut.id].remarks:
+            print(f"hubert: {cut.id}: {remark}", file=sys.stderr)

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
     "transcripts": {"files", "data.preparation", "word_times"},
-    "recordings": {"frames", "data.preparation", "lhotse"},
+    "recordings": {"frames", "data.preparation", "data.probe", "lhotse"},
     "transcription": {
         "data.preparation",
         "data.text",

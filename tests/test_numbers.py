@@ -162,7 +162,7 @@ def test_a_transcript_without_words_is_refused_where_it_is_prepared(tmp_path: Pa
     chapter = tmp_path / "LibriSpeech" / "dev-clean" / "1" / "2"
     chapter.mkdir(parents=True)
     for number in ("0", "1"):
-        soundfile.write(chapter / f"1-2-{number}.flac", torch.zeros(SAMPLE_RATE).numpy(), SAMPLE_RATE)
+        clip(chapter / f"1-2-{number}.flac")
     (chapter / "1-2.trans.txt").write_text(f"1-2-0 {text}\n1-2-1 WORDS\n")
     [manifest] = prepare_librispeech(tmp_path / "LibriSpeech", tmp_path / "librispeech")
     check(tmp_path / "librispeech" / "dev-clean.refused.tsv", manifest)

@@ -93,14 +93,14 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
     ]
     told = capfd.readouterr().err
     for name, reason in (
-        ("cut.wav", "truncated: only the first"),
+        ("cut.wav", "truncated: its header promises"),
         ("empty.wav", "unreadable"),
         ("text.mp3", "unreadable"),
         ("blink.wav", "too short: 100 samples"),
         ("absent.wav", "not there: correct its path"),
     ):
         assert re.search(rf"^hubert: {tmp_path / name}: {reason}", told, re.MULTILINE)
-    assert f"hubert: {tmp_path / 'silent.wav'}: silent, every sample is 0" in told
+    assert f"hubert: {tmp_path / 'silent.wav'}: silent: every sample is 0" in told
     assert "hubert: 5 of 9 files failed" in told
     assert "Traceback" not in told
 
@@ -132,11 +132,11 @@ def test_a_telephone_recording_in_stereo_is_heard_and_told(
     assert run("transcribe", model, tmp_path / "call.wav") == 0
     told = capfd.readouterr()
     assert len(told.out) > 20
-    assert "call.wav: recorded at 8000 Hz; a model that learnt from 16 kHz errs more" in told.err
+    assert "call.wav: low rate: recorded at 8000 Hz; a model that learnt from 16 kHz errs more" in told.err
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_what_only_ffmpeg_reads_is_read_through_it(
+def test_what_libsndfile_does_not_know_is_transcribed(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subprocess.run(["ffmpeg", "-v", "error", "-i", speech[0], "-c:a", "alac", tmp_path / "a.m4a"], check=True)

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
-from hubert_lightning.data.preparation import SUFFIXES
+from hubert_lightning.data.probe import SUFFIXES
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 SILENCE = "sil"

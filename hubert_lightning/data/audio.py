@@ -6,9 +6,9 @@ and a file that is shorter than its manifest is an error.
 """
 
 from functools import lru_cache
-from io import BytesIO
 from math import ceil, gcd
 
+import av
 import soundfile
 import torch
 import torchaudio
@@ -17,6 +17,7 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
+from hubert_lightning.data.sound_files import File, open_audio, reason_of
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
@@ -51,10 +52,10 @@ def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = Non
         if name != "Resample":
             raise ValueError(f"{cut.id}: {name} is not applied when audio is read; save the changed audio to files")
     wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
-    first = seconds_to_samples(cut.start) + first_sample
+    first, length = seconds_to_samples(cut.start) + first_sample, cut.recording.num_samples
     channels = torch.cat(
         [
-            _read_source(cut.id, source, first, num_samples, [source.channels.index(channel) for channel in heard])
+            _read_source(cut.id, source, length, first, num_samples, [source.channels.index(one) for one in heard])
             for source in cut.recording.sources
             if (heard := sorted(wanted.intersection(source.channels)))
         ]
@@ -77,23 +78,27 @@ def unusable(rate: int) -> str | None:
     return None
 
 
-def _read_source(cut_id: str, source: AudioSource, first: int, num_samples: int, columns: list[int]) -> Tensor:
-    """One file's channels from sample `first` of its 16 kHz version on, (channels, samples)."""
+def _read_source(
+    cut_id: str, source: AudioSource, length: int, first: int, num_samples: int, columns: list[int]
+) -> Tensor:
+    """One file's channels from sample `first` of its 16 kHz version on, (channels, samples); `length`: of all of it."""
+
+    def is_whole(num_samples: int, rate: int) -> bool:
+        return abs(num_samples * SAMPLE_RATE / rate - length) <= 1
+
     try:
-        with soundfile.SoundFile(_readable(source)) as file:
-            rate = file.samplerate
+        with open_audio(_readable(source), is_whole) as file:
+            rate = file.rate
             # Every `ours` samples at 16 kHz a sample of the file falls on the same instant: reading between such
             # instants gives the resampling filter the phase that it has in the whole file.
             ours, theirs = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
             reach = 0 if rate == SAMPLE_RATE else REACH
             begin = max(first - reach, 0) // ours
             end = ceil((first + num_samples + reach) / ours)
-            file.seek(min(begin * theirs, file.frames))
-            audio = file.read((end - begin) * theirs, dtype="float32", always_2d=True)  # (samples, channels)
-    except (OSError, soundfile.SoundFileError) as error:
-        reason = str(error) or type(error).__name__
+            audio = file.read(begin * theirs, (end - begin) * theirs)  # (samples, channels)
+    except (OSError, soundfile.SoundFileError, av.FFmpegError) as error:
         raise ValueError(
-            f"{cut_id}: {_place(source)} cannot be read ({reason.strip()}); restore the file, or run "
+            f"{cut_id}: {_place(source)} cannot be read ({reason_of(error)}); restore the file, or run "
             "`hubert prepare` again to leave it out"
         ) from error
     offset = first - begin * ours
@@ -109,16 +114,16 @@ def _read_source(cut_id: str, source: AudioSource, first: int, num_samples: int,
     return resampled(channels.T, rate)[:, offset : offset + num_samples]  # (channels, samples)
 
 
-def _readable(source: AudioSource) -> str | BytesIO:
+def _readable(source: AudioSource) -> File:
     if source.type == "memory" and isinstance(source.source, bytes):
-        return BytesIO(source.source)
+        return source.source
     if source.type == "file" and isinstance(source.source, str):
         return source.source
     if source.type == "shar" and isinstance(source.source, str) and source.source:
         archive, offset, size = source.source.rsplit(":", 2)
         with open(archive, "rb") as file:
             file.seek(int(offset))
-            return BytesIO(file.read(int(size)))
+            return file.read(int(size))
     raise OSError(f"audio of type {source.type!r} is not read here, only files and Shar archives")
 
 

@@ -5,7 +5,8 @@ can, and lists those that cannot with the reason. What training reads later has 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -13,8 +14,6 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import soundfile
 from lhotse import CutSet, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
@@ -23,15 +22,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hubert_lightning.data.audio import unusable
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.numbers import account, check_language, spell_numbers
+from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
-from hubert_lightning.files import lines_of
+from hubert_lightning.files import lines_of, printable
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
-# what libsndfile decodes
-SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".sph"}
 REFUSALS_SHOWN = 20
 
 
@@ -45,17 +42,8 @@ class AudioFile(NamedTuple):
     refused: str | None = None  # the reason, if its transcript cannot be read
 
 
-class Sound(NamedTuple):
-    """What decoding an audio file to its end finds."""
-
-    sampling_rate: int
-    num_channels: int
-    num_samples: int  # at the file's own sampling rate
-    silent: bool = False  # every sample is 0
-
-
 class Refusal(NamedTuple):
-    """A file that no manifest lists, and why."""
+    """A file that no manifest lists, and why; or a remark on one."""
 
     path: Path
     reason: str
@@ -81,8 +69,9 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
             f"{corpus}: no subset such as train-clean-100/19/198/19-198-0000.flac in it; give the folder that holds "
             "the subsets, or use `hubert prepare folder` for another layout"
         )
-    found = {subset: _utterances(corpus / subset) for subset in subsets or there}
-    return prepare(found, out)
+    passed_over = Counter[str]()
+    found = {subset: _utterances(corpus / subset, passed_over) for subset in subsets or there}
+    return prepare(found, out, passed_over=passed_over)
 
 
 def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
@@ -95,14 +84,15 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
         out: where the manifests go
     """
     corpus = _inner(corpus, "librispeech_finetuning")
-    ten_minutes = _utterances(corpus / "1h" / "0")
-    one_hour = _utterances(corpus / "1h")
-    nine_hours = _utterances(corpus / "9h")
+    passed_over = Counter[str]()
+    ten_minutes = _utterances(corpus / "1h" / "0", Counter())
+    one_hour = _utterances(corpus / "1h", passed_over)
+    nine_hours = _utterances(corpus / "9h", passed_over)
     found = {"10min": ten_minutes, "1h": one_hour, "10h": one_hour + nine_hours if nine_hours else []}
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise ValueError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
-    return prepare(found, out)
+    return prepare(found, out, passed_over=passed_over)
 
 
 def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_numbers: str | None = None) -> list[Path]:
@@ -112,7 +102,7 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
     one, lies beside it as `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech.
 
     Args:
-        audio: the folder; wav, flac, ogg, mp3 and whatever else libsndfile reads, at any rate, with any channels
+        audio: the folder; wav, flac, mp3, m4a, ogg, webm and whatever else FFmpeg decodes, at any rate, any channels
         out: where the manifest goes
         max_duration: seconds; a longer recording is cut into equal pieces, without its transcript
         spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers in them are spelled out; they
@@ -121,16 +111,17 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
     if seconds_to_samples(max_duration) < 2 * WINDOW:
         raise ValueError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
     root = _inner(audio, "").resolve()
+    passed_over = Counter[str]()
     files = [
         AudioFile(path, path.relative_to(root).as_posix(), path.parent.name if path.parent != root else None, *spoken)
-        for folder, paths in _audio_by_folder(root)
+        for folder, paths in _audio_by_folder(root, passed_over)
         for path, spoken in transcribed(folder, paths)
     ]
     if not files:
         raise ValueError(
             f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
         )
-    return prepare({root.name: files}, out, max_duration, spell_numbers)
+    return prepare({root.name: files}, out, max_duration, passed_over, spell_numbers)
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Cut], list[Refusal], dict[str, Sound]]:
@@ -151,16 +142,17 @@ def _inner(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _utterances(folder: Path) -> list[AudioFile]:
+def _utterances(folder: Path, passed_over: Counter[str]) -> list[AudioFile]:
     """Audio below a folder that is named as in LibriSpeech: <speaker>-<chapter>-<utterance>."""
     return [
         AudioFile(path, path.stem, path.stem.split("-")[0], *spoken)
-        for chapter, paths in _audio_by_folder(folder)
+        for chapter, paths in _audio_by_folder(folder, passed_over)
         for path, spoken in transcribed(chapter, paths)
     ]
 
 
-def _audio_by_folder(root: Path) -> Iterable[tuple[Path, list[Path]]]:
+def _audio_by_folder(root: Path, passed_over: Counter[str]) -> Iterable[tuple[Path, list[Path]]]:
+    """Each folder with audio in it; what is neither audio nor a transcript is counted by its suffix."""
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         if (place := os.path.realpath(folder)) in seen:  # a link to a folder around it would never end
@@ -168,8 +160,10 @@ def _audio_by_folder(root: Path) -> Iterable[tuple[Path, list[Path]]]:
             continue
         seen.add(place)
         subfolders.sort()
-        # a leading dot marks what an operating system left there, not audio
-        audio = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
+        visible = [name for name in names if not name.startswith(".")]  # others an operating system left there
+        audio = sorted(name for name in visible if Path(name).suffix.lower() in SUFFIXES)
+        suffixes = (Path(name).suffix.lower() for name in visible)
+        passed_over.update(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES | {".txt"})
         if audio:
             yield Path(folder), [Path(folder, name) for name in audio]
 
@@ -203,11 +197,23 @@ def prepare(
     found: dict[str, list[AudioFile]],
     out: Path,
     max_duration: float | None = None,
+    passed_over: Mapping[str, int] | None = None,
     number_language: str | None = None,
 ) -> list[Path]:
-    """The manifests {name: its audio files} → their paths, after a report.
+    """Write a manifest for each list of audio files, and report what was found.
 
-    number_language: in which numbers are spelled out; they stay as they are if not given
+    Args:
+        found: Audio files of each manifest, by its name.
+        out: Folder of the manifests.
+        max_duration: Seconds; longer recordings are cut into equal pieces.
+        passed_over: Counts of other files by their suffix, for the report.
+        number_language: Language in which numbers in transcripts are spelled out; they stay as they are if not given.
+
+    Returns:
+        Paths of the manifests.
+
+    Raises:
+        ValueError: All files of a manifest are refused, or a manifest that lists other audio is there already.
     """
     out = Path(out)
     found, numbers = _spelled(found, number_language)
@@ -217,13 +223,14 @@ def prepare(
         raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
     sounds = _decode_all(sorted({file.path for files in found.values() for file in files}))
     manifests: dict[Path, CutSet] = {}
-    refusals: dict[Path, list[Refusal]] = {}
+    lists: dict[Path, list[Refusal]] = {}
     for name, files in found.items():
         path = out / f"{name}.jsonl.gz"
-        cuts, refused = _cuts(files, sounds, max_duration)
-        refusals[out / f"{name}.refused.tsv"] = refused
+        cuts, refused = _cuts(list(_usable_once(files, sounds)), sounds, max_duration)
+        remarks = _remarks(files, sounds, {refusal.path for refusal in refused})
+        lists |= {out / f"{name}.refused.tsv": refused, out / f"{name}.remarks.tsv": remarks}
         if not cuts:
-            _write_refusals(refused, out / f"{name}.refused.tsv")
+            _write_list(refused, out / f"{name}.refused.tsv")
             raise ValueError(
                 f"{name}: all {len(files)} audio files are refused, the first because it is {refused[0].reason}; "
                 f"{out / f'{name}.refused.tsv'} lists every reason"
@@ -235,12 +242,43 @@ def prepare(
         manifests[path] = CutSet(cuts)
     for path, manifest in manifests.items():
         write_manifest(manifest, path)
-    for path, refused in refusals.items():
-        _write_refusals(refused, path)
-    _report(manifests, list({refusal.path: refusal for refused in refusals.values() for refusal in refused}.values()))
+    for path, listed in lists.items():
+        _write_list(listed, path)
+    refusals, remarks = (
+        list(dict.fromkeys(item for path, listed in lists.items() if path.name.endswith(end) for item in listed))
+        for end in (".refused.tsv", ".remarks.tsv")
+    )
+    _report(manifests, refusals, remarks, passed_over or {})
     if numbers:
         print(numbers)
     return list(manifests)
+
+
+def _usable_once(files: Sequence[AudioFile], sounds: Mapping[Path, Sound | str]) -> Iterable[AudioFile]:
+    """Refuse what is silent, and a file that is listed under several names, links among them, but once."""
+    seen: dict[tuple[int, int], Path] = {}
+    for file in sorted(files, key=lambda file: (file.id, file.path)):
+        sound = sounds[file.path]
+        if file.refused or isinstance(sound, str):
+            yield file
+        elif sound.silent:
+            yield file._replace(refused=sound.remarks[0])
+        elif (same := seen.setdefault(identity(file.path), file.path)) != file.path:
+            yield file._replace(refused=f"the same file as {printable(same)}")
+        else:
+            yield file
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What two paths of one file share, whatever links, `..` and spellings lead to it."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _remarks(files: Iterable[AudioFile], sounds: Mapping[Path, Sound | str], refused: set[Path]) -> list[Refusal]:
+    """What is unusual about files that are taken all the same."""
+    taken = {file.path: sounds[file.path] for file in files if file.path not in refused}
+    return [Refusal(path, one) for path, sound in taken.items() if isinstance(sound, Sound) for one in sound.remarks]
 
 
 def _spelled(found: dict[str, list[AudioFile]], language: str | None) -> tuple[dict[str, list[AudioFile]], str | None]:
@@ -269,41 +307,18 @@ def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     ]
     sounds: dict[Path, Sound | str] = {}
     hours = 0.0
-    # Threads suffice: soundfile holds no interpreter lock while it reads and decodes.
+    # Threads suffice: the decoders hold no interpreter lock while they read and decode.
     with (
         Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress,
         ThreadPoolExecutor() as pool,
     ):
         task = progress.add_task("checking audio", total=sum(sizes), hours=0.0)
-        for path, size, sound in zip(paths, sizes, pool.map(_decode, paths), strict=True):
+        for path, size, sound in zip(paths, sizes, pool.map(probe, paths), strict=True):
             sounds[path] = sound
             if isinstance(sound, Sound):
                 hours += sound.num_samples / sound.sampling_rate / 3600
             progress.update(task, advance=size, hours=hours)
     return sounds
-
-
-def _decode(path: Path) -> Sound | str:
-    if not path.is_file():
-        return "not there: correct its path"
-    try:
-        with soundfile.SoundFile(path) as file:
-            if reason := unusable(file.samplerate):
-                return reason
-            num_samples, silent = 0, True
-            # not `file.blocks`: where a file ends early it fills the block with whatever lay in memory
-            while len(block := file.read(60 * file.samplerate, dtype="float32")):
-                if not np.isfinite(block).all():
-                    return "corrupt: samples that are not numbers"
-                num_samples += len(block)
-                silent = silent and not block.any()
-            # FLAC that was written to a pipe states no length, which libsndfile reports as a huge one
-            stated = file.frames if file.frames < 2**62 else num_samples
-            if num_samples < stated or "(should be" in file.extra_info:  # libsndfile's remark on a data chunk cut short
-                return f"truncated: only the first {num_samples / file.samplerate:.2f} s can be read"
-            return Sound(file.samplerate, file.channels, num_samples, silent)
-    except (OSError, soundfile.SoundFileError) as error:
-        return f"unreadable: {getattr(error, 'error_string', None) or error}".strip()
 
 
 def _cuts(
@@ -319,9 +334,7 @@ def _cuts(
             continue
         assert isinstance(sound, Sound)
         recording = _recording(file, sound)
-        if sound.num_samples == 0:
-            refusals.append(Refusal(file.path, "empty"))
-        elif recording.num_samples < WINDOW:
+        if recording.num_samples < WINDOW:
             reason = f"too short: {recording.num_samples} samples at 16 kHz, and one frame takes {WINDOW}"
             refusals.append(Refusal(file.path, reason))
         elif file.id in by_id:
@@ -383,15 +396,17 @@ def _pieces(recording: Recording, file: AudioFile, max_duration: float | None) -
     return pieces
 
 
-def _write_refusals(refusals: list[Refusal], path: Path) -> None:
-    if not refusals:
+def _write_list(items: list[Refusal], path: Path) -> None:
+    if not items:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{refusal.path}\t{refusal.reason}\n" for refusal in refusals), "utf-8")
+    path.write_text("".join(f"{printable(item.path)}\t{item.reason}\n" for item in items), "utf-8")
 
 
-def _report(manifests: dict[Path, CutSet], refusals: list[Refusal]) -> None:
+def _report(
+    manifests: dict[Path, CutSet], refusals: list[Refusal], remarks: list[Refusal], passed_over: Mapping[str, int]
+) -> None:
     table = Table(title=f"in {next(iter(manifests)).parent}", title_justify="left")
     table.add_column("manifest", no_wrap=True)
     for heading in ["utterances", "hours", "speakers", "shortest", "longest", "texts"]:
@@ -413,6 +428,17 @@ def _report(manifests: dict[Path, CutSet], refusals: list[Refusal]) -> None:
     if refusals:
         console.print(f"{len(refusals)} audio files refused (all of them in *.refused.tsv beside the manifests):")
         for refusal in refusals[:REFUSALS_SHOWN]:
-            console.print(f"  {escape(str(refusal.path))}: {escape(refusal.reason)}", soft_wrap=True)
+            console.print(f"  {escape(printable(refusal.path))}: {escape(refusal.reason)}", soft_wrap=True)
         if len(refusals) > REFUSALS_SHOWN:
             console.print(f"  and {len(refusals) - REFUSALS_SHOWN} more")
+    if remarks:
+        kinds: dict[str, list[Refusal]] = {}
+        for remark in remarks:
+            kinds.setdefault(remark.reason.partition(":")[0], []).append(remark)
+        console.print("taken, but listened to they may be wrong (all of them in *.remarks.tsv beside the manifests):")
+        for kind, of_kind in kinds.items():
+            first = f"{printable(of_kind[0].path)}: {of_kind[0].reason.partition(': ')[2]}"
+            console.print(f"  {len(of_kind)} {kind}, such as {escape(first)}", soft_wrap=True)
+    if passed_over:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items()))
+        console.print(f"passed over, since their names are not those of audio: {escape(counts)}", soft_wrap=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
-from hubert_lightning.data.preparation import SUFFIXES, AudioFile, prepare
+from hubert_lightning.data.preparation import AudioFile, identity, prepare
+from hubert_lightning.data.probe import SUFFIXES
 from hubert_lightning.files import open_text
 
 PATH, TEXT, SPEAKER = (
@@ -179,15 +180,15 @@ def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | 
 
 
 def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
-    """A path counts in its first row alone: with another speaker, it would be held out and trained on at once."""
-    seen: set[str] = set()
+    """A file counts in its first row alone, however its path is written: else it might be held out and trained on."""
+    seen: set[object] = set()
     for file in files:
-        if file.refused is None and file.id in seen:
-            yield file._replace(refused="named as another file: an earlier row of the table has the same path")
-        else:
-            yield file
         if file.refused is None:
-            seen.add(file.id)
+            key = identity(file.path) if file.path.is_file() else file.id
+            if key in seen:
+                file = file._replace(refused="named as another file: an earlier row of the table has the same file")
+            seen.add(key)
+        yield file
 
 
 def _heldout(files: Sequence[AudioFile], share: float) -> set[AudioFile]:

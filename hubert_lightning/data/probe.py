@@ -1,0 +1,274 @@
+"""What an audio file holds: decoded to its end, usable or not, and what a person should know about it."""
+
+import mmap
+import os
+import re
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import soundfile
+
+from hubert_lightning.data.audio import unusable
+from hubert_lightning.data.sound_files import Audio, ChainedAudio, CodedAudio, PlainAudio, chain, decoder_of, reason_of
+from hubert_lightning.frames import SAMPLE_RATE
+
+# fmt: off
+SUFFIXES = {
+    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
+    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc", ".m4a", ".m4b", ".mp4", ".m4v", ".mov",
+    ".aac", ".wma", ".asf", ".wmv", ".webm", ".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".ts",
+    ".amr", ".awb", ".3gp", ".3g2", ".gsm", ".g722", ".wv", ".ape", ".tta", ".ac3", ".eac3", ".dts", ".ra",
+    ".rm", ".dss", ".vox",
+}
+# fmt: on
+"""How names of files end in which a folder is searched for audio."""
+
+PLACEHOLDER = 1_900_000_000
+"""Bytes: a header that promises at least these, and more than there are, was written before the length was known."""
+
+CHUNKS = {b"RIFF": (12, 4, "<I", 0, 2), b"RIFX": (12, 4, ">I", 0, 2), b"FORM": (12, 4, ">I", 0, 2)}
+CHUNKS |= {b"riff": (40, 16, "<Q", 24, 8), b"caff": (8, 4, ">Q", 0, 1)}
+"""How chunks stand in WAV, AIFF, W64 and CAF: where the first begins, bytes of a chunk's name, how its size is written,
+what of its header the size counts, to which multiple of bytes it is padded."""
+
+SLACK = 0.1
+"""Seconds that may be missing of what a file states; some encoders count the samples of their filters."""
+
+CLIPPED = 0.98
+"""The level from which a sample counts as clipped: µ-law's loudest sample and that of 8 bits are above it."""
+
+
+class Sound(NamedTuple):
+    """What decoding an audio file to its end finds.
+
+    sampling_rate: Hz
+    num_samples:   in each channel, at this rate
+    remarks:       what is unusual about it: its kind, a colon, and a sentence
+    silent:        whether all samples are the same: nothing can be learnt from it
+    """
+
+    sampling_rate: int
+    num_channels: int
+    num_samples: int
+    remarks: tuple[str, ...] = ()
+    silent: bool = False
+
+
+class _Levels:
+    """Of samples that arrive in blocks: what tells that no model should hear them."""
+
+    def __init__(self) -> None:
+        self.num_samples = self.clipped = 0
+        self.lowest, self.highest = np.inf, -np.inf
+        self.finite = True
+        self.energy = self.energy_of_mean = 0.0
+
+    def add(self, block: np.ndarray) -> None:
+        """Take the next samples, (samples, channels)."""
+        self.num_samples += len(block)
+        lowest, highest = float(block.min()), float(block.max())  # of NaN if there is one
+        if not np.isfinite(lowest + highest):
+            self.finite = False
+            return
+        self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+        if max(-lowest, highest) >= CLIPPED:
+            self.clipped += int(np.count_nonzero(np.abs(block) >= CLIPPED))
+        if block.shape[1] > 1:
+            flat = block.ravel()
+            mean = block.mean(axis=1)
+            self.energy += float(flat @ flat) / block.shape[1]
+            self.energy_of_mean += float(mean @ mean)
+
+    @property
+    def silent(self) -> bool:
+        return self.lowest == self.highest
+
+    @property
+    def peak(self) -> float:
+        return max(-self.lowest, self.highest)
+
+    def wrong(self) -> str | None:
+        """Why these samples are of no use, if so."""
+        if not self.finite:
+            return "corrupt: it has samples that are not numbers"
+        if self.peak > 10:
+            return (
+                f"out of range: its samples reach {self.peak:.6g}, where full scale is 1, as if they were integers "
+                "in a file of floating-point numbers; scale them"
+            )
+        if self.peak < 2**-15 and not self.silent:
+            return (
+                f"inaudible: its samples reach {self.peak:.1g}, where full scale is 1, as if the integers had been "
+                "written into the low bits of wider ones; scale them"
+            )
+        if self.energy and self.energy_of_mean < 1e-6 * self.energy:
+            return "cancelled: the mean of its channels is silent, since one is the other's negative; keep one of them"
+        return None
+
+    def unusual(self, num_channels: int) -> list[str]:
+        """What a person should know about these samples."""
+        if self.silent:
+            return [f"silent: every sample is {self.highest:.3g}"]
+        remarks = []
+        if self.peak < 2**-8:
+            remarks.append(f"very quiet: its loudest sample is {self.peak:.2g} of full scale")
+        if self.clipped > 0.01 * self.num_samples * num_channels:
+            share = self.clipped / (self.num_samples * num_channels)
+            remarks.append(f"clipped: {100 * share:.0f} % of its samples are at full scale")
+        if self.energy and self.energy_of_mean < 1e-2 * self.energy:
+            remarks.append("cancelling: the mean of its channels is nearly silent; keep one of them")
+        return remarks
+
+
+def probe(path: Path) -> Sound | str:
+    """Decode an audio file to its end.
+
+    Returns:
+        What it holds, or the reason why it cannot be used: missing, not audio, cut short, or samples that are certainly
+        wrong.
+    """
+    if not _is_utf8(path):
+        return "its name is not UTF-8, and no manifest can hold it: rename it"
+    if not path.is_file():
+        return "not there: correct its path"
+    file = os.path.abspath(path)
+    try:
+        sound: Sound | str | soundfile.SoundFileError | None = None
+        plain = PlainAudio.opened(file)
+        if plain is not None:
+            with plain:
+                sound = _probe_plain(file, plain)
+        if isinstance(sound, (Sound, str)):
+            return sound
+        coded = decoder_of(file)
+        if isinstance(coded, ChainedAudio):
+            return _probe_chained(file, coded)
+        found = _probe_coded(file, coded)
+        if plain and sound and isinstance(found, Sound) and found.num_samples == plain.num_samples:
+            return f"corrupt: {reason_of(sound)}"  # such as a wrong checksum, which FFmpeg does not look at
+        return found
+    except (OSError, soundfile.SoundFileError, av.FFmpegError) as error:
+        return f"unreadable: {reason_of(error)}"
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundFileError | None:
+    """Decode a file with soundfile; what is wrong with it, or None, if FFmpeg has to look: the file may be longer."""
+    if reason := unusable(plain.rate):
+        return reason
+    levels = _Levels()
+    try:
+        for block in plain.blocks():
+            levels.add(block)
+    except soundfile.SoundFileError as error:
+        if plain.sequential:
+            raise
+        return error
+    if levels.num_samples != plain.num_samples or _occurs_again(file, b"fLaC") or len(chain(file)) > 1:
+        return None
+    return _judged(file, plain, levels, [])
+
+
+def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
+    """Decode a file with FFmpeg's libraries."""
+    if coded.rate and (reason := unusable(coded.rate)):
+        return reason
+    levels = _Levels()
+    for block in coded.blocks():
+        levels.add(block)
+    last = coded.num_packets - 1  # the end of the stream counts as one
+    failed = len(coded.failed - {last - 1})
+    if not levels.num_samples:
+        return f"corrupt: none of its {last} packets can be decoded" if failed else "empty"
+    seconds = levels.num_samples / coded.rate
+    missing = (coded.stated or 0) - seconds
+    remarks = []
+    if missing > SLACK:
+        if coded.failed or coded.container != "flac":  # a FLAC file may be a part that has the header of the whole
+            return f"truncated: it states {coded.stated:.2f} s, and {seconds:.2f} s can be decoded; copy it again"
+        remarks.append(f"wrong header: it states {coded.stated:.2f} s, and the file holds {seconds:.2f} s")
+    if coded.container == "flac" and coded.span - seconds > 1 / coded.rate:  # its frames are numbered
+        return f"corrupt: {coded.span - seconds:.3f} s of it cannot be decoded; copy it again"
+    if failed > max(2, 0.01 * last):
+        return f"corrupt: {failed} of its {last} packets cannot be decoded; copy it again"
+    if failed:
+        remarks.append(f"damaged: it has packets that cannot be decoded and are left out, {failed} of {last}")
+    if coded.alone and coded.num_bytes < 0.55 * os.path.getsize(file):
+        remarks.append(
+            f"not read whole: {os.path.getsize(file) - coded.num_bytes} of its bytes are not of the stream that is "
+            "read; it may be several files joined end to end, or hold several streams"
+        )
+    return _judged(file, coded, levels, remarks)
+
+
+def _probe_chained(file: str, chained: ChainedAudio) -> Sound | str:
+    if chained.rate and (reason := unusable(chained.rate)):
+        return reason
+    levels = _Levels()
+    for block in chained.blocks():
+        levels.add(block)
+    return _judged(file, chained, levels, [])
+
+
+def _judged(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sound | str:
+    if levels.num_samples == 0:
+        return "empty"
+    seconds, missing = levels.num_samples / audio.rate, _missing(file)
+    if missing * seconds > SLACK:
+        promised = (1 + missing) * seconds
+        return f"truncated: its header promises {promised:.2f} s, and {seconds:.2f} s are there; copy it again"
+    if reason := levels.wrong():
+        return reason
+    if not remarks and _occurs_again(file, b"WAVEfmt "):
+        remarks.append(
+            "not read whole: several WAV files joined end to end, of which the first is read; join their samples"
+        )
+    remarks += levels.unusual(audio.num_channels)
+    if audio.rate < SAMPLE_RATE:
+        remarks.append(f"low rate: recorded at {audio.rate} Hz; a model that learnt from 16 kHz errs more")
+    return Sound(audio.rate, audio.num_channels, levels.num_samples, tuple(remarks), levels.silent)
+
+
+def _missing(file: str) -> float:
+    """What a header promises of PCM beyond what is there, as a share of what is there; 0 if it does not say."""
+    with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        size, head = len(whole), whole[:1024]
+        if sphere := re.match(rb"NIST_1A\n *(\d+)\n", head):
+            fields = (b"sample_count", b"channel_count", b"sample_n_bytes")
+            counts = [int(field[1]) for name in fields if (field := re.search(name + rb" -i (\d+)", head))]
+            begin, promised = int(sphere[1]), int(np.prod(counts)) if len(counts) == len(fields) else 0
+        elif head.startswith(b".snd"):
+            begin, promised = struct.unpack(">II", head[4:12])
+        else:
+            begin, promised = _sound_chunk(whole)
+        present = size - begin
+        return promised / present - 1 if 0 < present < promised < PLACEHOLDER else 0.0
+
+
+def _sound_chunk(whole: mmap.mmap) -> tuple[int, int]:
+    """Where the audio of a file of chunks begins, and how many bytes the chunk's header promises; 0 without one."""
+    at, name_size, size_format, counted, padded = CHUNKS.get(whole[:4], (len(whole), 4, "<I", 0, 1))
+    header = name_size + struct.calcsize(size_format)
+    while at + header <= len(whole):
+        name, [size] = whole[at : at + name_size], struct.unpack(size_format, whole[at + name_size : at + header])
+        if name[:4] in (b"data", b"SSND"):
+            return at + header, size - counted
+        at += header + -(-max(size - counted, 0) // padded) * padded
+    return 0, 0
+
+
+def _occurs_again(file: str, mark: bytes) -> bool:
+    """Whether a mark with which files of its format begin is in a file more than once."""
+    with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        first = whole.find(mark, 0, 4096)
+        return first >= 0 and whole.find(mark, first + len(mark)) >= 0

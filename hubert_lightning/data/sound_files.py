@@ -1,0 +1,496 @@
+"""Samples of one audio file, whatever its format.
+
+soundfile reads PCM, FLAC and Ogg Vorbis. FFmpeg's libraries, through PyAV, decode every other format. A few old codecs
+of telephony that only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so that every verb
+reads a file in the same way.
+"""
+
+import logging
+import os
+import re
+import threading
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import av
+import numpy as np
+import soundfile
+from av.container import InputContainer
+from av.stream import Disposition
+
+log = logging.getLogger(__name__)
+
+File = str | bytes
+"""An absolute path, or the content of a file."""
+
+PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM"}
+ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}  # in CAF, whose last packet FFmpeg loses
+# FFmpeg takes these for other codecs or does not know them; libsndfile decodes them, but cannot seek in them
+ONLY_LIBSNDFILE = {"G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32", "VOX_ADPCM"}
+ONLY_LIBSNDFILE |= {"DWVW_12", "DWVW_16", "DWVW_24", "DPCM_8", "DPCM_16"}
+
+# How the files begin that soundfile is asked about. It would take others, too, and its library for MP3 counts and seeks
+# wrongly and writes to stderr
+HEADS = tuple(b"RIFF RIFX RF64 FORM riff fLaC OggS .snd dns. caff NIST PVF1 2BIT Exte".split())
+
+VORBIS_RUN_UP = 2**16
+"""Samples that are read before a segment of Ogg Vorbis: after a seek, libvorbisfile's first block may be wrong."""
+
+RUN_UP = 5.0
+"""Seconds that a decoder is given before a segment; see `CONVERGING`."""
+
+# Codecs whose decoders compute the same bits, from any packet on, after a second at most (measured on noise; the test
+# of segments repeats it). Others are decoded from the start: AAC and AC-3 draw noise, MPEG layer 2 dithers.
+CONVERGING = {"mp3float", "vorbis", "opus", "flac", "alac", "wavpack", "tta", "gsm", "gsm_ms", "g722", "g726"}
+CONVERGING |= {"adpcm_ms", "adpcm_ima_wav"}
+
+GRAIN = 64
+"""Packets between two entries of the table of where packets begin."""
+
+RECENT = 1.0
+"""Seconds that are kept, for a reader of one block after another whose blocks overlap by a filter's length."""
+
+TABLES_KEPT = 1024
+"""Files, for each thread, whose table of packets is kept; one takes 20 kB an hour of MP3."""
+
+STATING = {"mov,mp4,m4a,3gp,3g2,mj2", "flac", "wv", "tta", "ape", "matroska,webm"}
+"""Containers that state how long they are; others have FFmpeg estimate it, from the bit rate or the size."""
+
+NOTHING = np.zeros((0, 1), np.float32)
+
+FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+"""Of FFmpeg's sample formats; what it says in planes has the same names with a p."""
+
+
+class Audio(Protocol):
+    """An open audio file.
+
+    Attributes:
+        rate: Sampling rate in Hz.
+        num_channels: Number of channels.
+    """
+
+    rate: int
+    num_channels: int
+
+    def read(self, first: int, num_samples: int) -> np.ndarray:
+        """Return the segment from sample `first` on, (samples, channels) float32, shorter where the file ends."""
+        ...
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Decode the file from its start to its end, in blocks (samples, channels) float32 of seconds to a minute."""
+        ...
+
+
+@contextmanager
+def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -> Iterator[Audio]:
+    """Open an audio file of any format.
+
+    Args:
+        file: Absolute path or content.
+        is_whole: Function of a number of samples and a sampling rate that says whether those are the whole file. Where
+            libsndfile expects fewer, as in joined FLAC files or behind a header that is wrong, FFmpeg reads the file.
+
+    Raises:
+        OSError, soundfile.SoundFileError, av.FFmpegError: The file is missing or holds no audio that is known here.
+    """
+    plain = PlainAudio.opened(file)
+    if plain is not None:
+        with plain:
+            if is_whole is None or plain.sequential or is_whole(plain.num_samples, plain.rate):
+                yield plain
+                return
+    coded = coded_audio(file)
+    if not coded.rate:
+        raise OSError("there are no samples in it that can be decoded")
+    yield coded
+
+
+class PlainAudio:
+    """PCM, FLAC or Ogg Vorbis, read by soundfile, or a codec that only libsndfile decodes.
+
+    Attributes:
+        num_samples: Length in samples that libsndfile expects.
+        sequential: Whether libsndfile cannot seek in it, so that it is decoded from its start for every segment.
+    """
+
+    def __init__(self, sound: soundfile.SoundFile) -> None:
+        self._sound = sound
+        self.rate, self.num_channels, self.num_samples = sound.samplerate, sound.channels, sound.frames
+        self.sequential = sound.subtype in ONLY_LIBSNDFILE
+        self._run_up = VORBIS_RUN_UP if sound.subtype == "VORBIS" else 0
+
+    @classmethod
+    def opened(cls, file: File) -> "PlainAudio | None":
+        """Open a file; None where FFmpeg has to read it."""
+        if not (_head(file).startswith(HEADS) or str(file).lower().endswith(".vox")):  # which has no head
+            return None
+        try:
+            sound = soundfile.SoundFile(BytesIO(file) if isinstance(file, bytes) else file)
+        except soundfile.SoundFileError:
+            return None
+        plain = sound.subtype in PCM | ALAC | ONLY_LIBSNDFILE | {"VORBIS"} or sound.format == "FLAC"
+        if plain and 0 < sound.frames < 2**62:  # a FLAC file that was written to a pipe states no length
+            return cls(sound)
+        sound.close()
+        return None
+
+    def __enter__(self) -> "PlainAudio":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sound.close()
+
+    def read(self, first: int, num_samples: int) -> np.ndarray:
+        run_up = first if self.sequential else min(self._run_up, first)
+        if not self.sequential:
+            self._sound.seek(min(first - run_up, self.num_samples))
+        self._skip(run_up)
+        return self._sound.read(num_samples, dtype="float32", always_2d=True)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        # not `SoundFile.blocks`: where a file ends early it fills the block with whatever lay in memory
+        while len(block := self._sound.read(60 * self.rate, dtype="float32", always_2d=True)):
+            yield block
+
+    def _skip(self, num_samples: int) -> None:
+        while num_samples and len(skipped := self._sound.read(min(num_samples, 60 * self.rate), dtype="float32")):
+            num_samples -= len(skipped)
+
+
+class Form(NamedTuple):
+    """Of decoded audio: sampling rate in Hz, FFmpeg's name of the layout of the channels, number of channels."""
+
+    rate: int
+    layout: str
+    channels: int
+
+
+class CodedAudio:
+    """Audio of any codec, decoded by FFmpeg's libraries.
+
+    FFmpeg's own seeking goes by time stamps, which many files lack or round. Here a segment is found by counting: the
+    file is read from its start without being decoded up to a run-up before the segment, and a table says at which
+    sample every 64th packet begins. The table grows with what is decoded; a segment beyond it is reached by decoding.
+    Audio is converted to the form that is given, or that the first frame has.
+
+    Attributes:
+        form: Sampling rate, layout and number of channels of what is read.
+        stated: Length in seconds that the file states, None if it states none.
+        num_packets: Number of packets that were read by `blocks`.
+        num_bytes: Bytes of these packets together.
+        failed: Numbers of the packets that could not be decoded.
+        span: Seconds from the first packet's time stamp to the end of the last's.
+        container: FFmpeg's name of the container.
+        alone: Whether the file holds no video or picture.
+
+    Raises:
+        OSError, av.FFmpegError: The file is missing, or holds no audio that FFmpeg knows.
+    """
+
+    def __init__(self, file: File, form: Form | None = None) -> None:
+        self._file = file
+        self._starts = array("q", [0])  # the sample with which every GRAIN-th packet begins
+        self._converges = True
+        self._form = form
+        self._recent = deque[tuple[int, np.ndarray]]()  # the last blocks, and the sample that each begins with
+        self._recent_from: int | None = None
+        self.stated: float | None = None
+        self.num_packets = self.num_bytes = 0
+        self.failed: set[int] = set()
+        self.span = 0.0
+        self.container, self.alone = "", True
+        self._restart()
+        while self._form is None and self._advance():
+            pass
+        self.rate, _, self.num_channels = self.form = self._form or Form(0, "", 0)
+
+    def read(self, first: int, num_samples: int) -> np.ndarray:
+        begin, aligned = self._place(first)
+        # Decoding goes on from where it is unless the segment lies before that, or is reached sooner by a jump
+        if self._recent_from is None or first < self._recent_from or begin * GRAIN > self._next:
+            self._restart(begin, aligned)
+        while self._end < first + num_samples and self._advance():
+            if len(self._recent) > 2 * GRAIN:
+                self._forget(first)
+            if self._jumped and not self._converges:  # this decoder does not count as it was expected to
+                self._restart()
+        parts = [block[max(first - start, 0) : max(first + num_samples - start, 0)] for start, block in self._recent]
+        self._forget(self._end - round(RECENT * self.rate))
+        return np.concatenate([np.zeros((0, self.num_channels), np.float32), *(part for part in parts if len(part))])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        self.num_packets = self.num_bytes = 0
+        waiting: list[np.ndarray] = []
+        for _, block in self._decoded(0):
+            waiting += [block] if len(block) else []
+            if sum(map(len, waiting)) > 30 * max(self.rate, 1):
+                yield np.concatenate(waiting)
+                waiting = []
+        if waiting:
+            yield np.concatenate(waiting)
+
+    def close(self) -> None:
+        """Close the file, but keep the table: the next segment opens it again."""
+        self._packets.close()
+        self._recent.clear()
+        self._recent_from = None
+
+    def _place(self, first: int) -> tuple[int, int]:
+        """Entries of the table: where decoding starts for a segment, and where what is decoded counts."""
+        if not self._converges:
+            return 0, 0
+        aligned = bisect_right(self._starts, first) - 1
+        begin = bisect_right(self._starts, self._starts[aligned] - round(RUN_UP * self.rate)) - 1
+        return (begin, aligned) if begin > 0 else (0, 0)
+
+    def _restart(self, begin: int = 0, aligned: int = 0) -> None:
+        """Decode from an entry of the table on; what is decoded counts from another entry on."""
+        self._packets = self._decoded(begin * GRAIN)
+        self._jumped = begin > 0
+        self._next = begin * GRAIN
+        while self._next < aligned * GRAIN and next(self._packets, None) is not None:
+            self._next += 1
+        self._end = self._starts[aligned]
+        self._recent.clear()
+        self._recent_from = self._end
+
+    def _advance(self) -> bool:
+        """Decode one more packet; False at the end of the file."""
+        decoded = next(self._packets, None)
+        if decoded is None:
+            return False
+        number, block = decoded
+        place, inside = divmod(number, GRAIN)
+        if not inside and place == len(self._starts):
+            self._starts.append(self._end)
+        elif not inside and self._starts[place] != self._end:
+            self._converges = False
+        self._recent.append((self._end, block))
+        self._end += len(block)
+        self._next = number + 1
+        return True
+
+    def _forget(self, first: int) -> None:
+        """Drop blocks that end before a sample, but for the last."""
+        while len(self._recent) > 1 and self._recent[1][0] <= first:
+            self._recent.popleft()
+            self._recent_from = self._recent[0][0]
+
+    def _decoded(self, begin: int) -> Generator[tuple[int, np.ndarray], None, None]:
+        """Each packet from number `begin` on, and its samples, (samples, channels) float32."""
+        convert = _Converter()
+        with _opened(self._file) as container:
+            stream = container.streams.best("audio")
+            if not isinstance(stream, av.AudioStream):
+                raise OSError("there is no audio in it")
+            stream.codec_context.thread_count = 1  # as many packets out as in; recordings are decoded in parallel
+            self._converges &= stream.codec_context.name in CONVERGING
+            for number, packet in enumerate(container.demux(stream)):
+                if number == 0:
+                    self._describe(container, stream, packet)
+                if number < begin:
+                    continue
+                frames = self._frames(stream, number, packet)
+                if packet.has_sidedata("new_extradata") and number > 0:
+                    self._converges = False  # another stream begins, which needs its own codebooks
+                if frames and self._form is None:
+                    self._form = Form(frames[0].sample_rate, frames[0].layout.name, frames[0].layout.nb_channels)
+                blocks = [block for frame in frames for block in convert(frame, self._form)]
+                if not packet.size:  # the end
+                    blocks += convert.rest()
+                self._converges &= not convert.used
+                yield number, np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else NOTHING
+
+    def _frames(self, stream: av.AudioStream, number: int, packet: av.Packet) -> list[av.AudioFrame]:
+        self.num_packets, self.num_bytes = self.num_packets + 1, self.num_bytes + packet.size
+        if packet.pts is not None and packet.duration is not None and packet.time_base:
+            self.span = max(self.span, float((packet.pts + packet.duration) * packet.time_base) - self._begins)
+        try:
+            return stream.decode(packet)
+        except av.FFmpegError as error:
+            log.debug("packet %d at byte %s cannot be decoded: %s", number, packet.pos, error)
+            self.failed.add(number)
+            return []
+
+    def _describe(self, container: InputContainer, stream: av.AudioStream, first: av.Packet) -> None:
+        """Find out what the file says about itself."""
+        name = self.container = container.format.name
+        self._begins = float((first.pts or 0) * (first.time_base or 0))
+        film = [video for video in container.streams.video if not video.disposition & Disposition.attached_pic]
+        if name == "matroska,webm" and container.duration and not film:
+            self.stated = container.duration / av.time_base
+        elif (
+            stream.duration
+            and stream.time_base
+            and (name in STATING or (name == "mp3" and _states_frames(self._file, first.pos)))
+        ):
+            self.stated = float(stream.duration * stream.time_base)
+        self.alone = not container.streams.video
+
+
+class ChainedAudio:
+    """Ogg files joined end to end, as streams of radio are: each has its own codec, rate and channels.
+
+    Attributes:
+        parts: The files, all converted to the form of the first.
+    """
+
+    def __init__(self, contents: list[bytes]) -> None:
+        first = CodedAudio(contents[0])
+        self.parts = [first, *(CodedAudio(content, first.form) for content in contents[1:])]
+        self.rate, _, self.num_channels = first.form
+        self._starts = [0]
+
+    def read(self, first: int, num_samples: int) -> np.ndarray:
+        audio = [np.zeros((0, self.num_channels), np.float32)]
+        for number, part in enumerate(self.parts):
+            if number + 1 == len(self._starts):
+                self._starts.append(self._starts[-1] + sum(map(len, part.blocks())))
+            start, end = self._starts[number : number + 2]
+            if start < first + num_samples and end > first:
+                begin = max(first - start, 0)
+                audio.append(part.read(begin, first + num_samples - start - begin))
+            if end >= first + num_samples:
+                break
+        return np.concatenate(audio)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for part in self.parts:
+            yield from part.blocks()
+
+    def close(self) -> None:
+        """Close the parts."""
+        for part in self.parts:
+            part.close()
+
+
+class _Converter:
+    """Frames of any form → blocks of one form, (samples, channels) float32.
+
+    Attributes:
+        used: Whether a frame had another form.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None
+        self._resampler: av.AudioResampler | None = None
+        self.used = False
+
+    def __call__(self, frame: av.AudioFrame, form: Form | None) -> list[np.ndarray]:
+        own = frame.sample_rate, frame.layout.nb_channels
+        changed = self.rest() if own != self._before else []
+        self._before = own
+        if form is None or own == (form.rate, form.channels):
+            return [*changed, _samples(frame)]
+        self.used = True
+        if self._resampler is None:
+            self._resampler = av.AudioResampler("fltp", form.layout, form.rate)
+        return [*changed, *map(_samples, self._resampler.resample(frame))]
+
+    def rest(self) -> list[np.ndarray]:
+        """What the filter still holds."""
+        if self._resampler is None:
+            return []
+        last = [_samples(frame) for frame in self._resampler.resample(None)]
+        self._resampler = None
+        return last
+
+
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    """(samples, channels) float32 in [-1, 1]"""
+    name, values = frame.format.name, frame.to_ndarray()
+    values = values.T if name.endswith("p") else values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype == np.uint8:
+        values = values - np.float32(128)
+    scale = FULL_SCALE[name.removesuffix("p")]
+    return values if values.dtype == np.float32 and scale == 1 else (values / scale).astype(np.float32)
+
+
+@contextmanager
+def _opened(file: File) -> Iterator[InputContainer]:
+    # FFmpeg is given the content, not the name, and no protocol, so that a file which is a playlist opens no others
+    with (
+        BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as content,
+        av.open(content, "r", options={"protocol_whitelist": "none"}) as container,
+    ):
+        yield container
+
+
+def _head(file: File) -> bytes:
+    if isinstance(file, bytes):
+        return file[:16]
+    with open(file, "rb") as content:
+        return content.read(16)
+
+
+def _states_frames(file: File, first_packet: int | None) -> bool:
+    """Whether the frame before an MP3 file's first packet is a Xing header, which counts the frames."""
+    if not first_packet:
+        return False
+    longest = 2048  # bytes of a frame
+    with BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as content:
+        content.seek(max(first_packet - longest, 0))
+        before = content.read(min(first_packet, longest))
+    # It stands behind the frame's header of 4 bytes and its side information, whose length depends on the channels
+    found = [at for mark in (b"Xing", b"Info") if (at := before.rfind(mark)) >= 0]
+    headers = [before[at - side - 4 : at - side - 2] for at in found for side in (32, 17, 9) if at >= side + 4]
+    return any(header[0] == 0xFF and header[1] & 0xE0 == 0xE0 for header in headers)
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception of a reader says, without its number and the path."""
+    reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return str(reason).strip() or type(error).__name__
+
+
+_kept = threading.local()
+
+
+def coded_audio(file: File) -> CodedAudio | ChainedAudio:
+    """A decoder for a file; that of a path is kept for this thread, open until another file is asked for."""
+    if isinstance(file, bytes):
+        return decoder_of(file)
+    status = os.stat(file)
+    key = (file, status.st_size, status.st_mtime_ns)
+    if getattr(_kept, "process", None) != os.getpid():  # a forked process shares the position in open files
+        _kept.process, _kept.audio = os.getpid(), OrderedDict[tuple[str, int, int], CodedAudio | ChainedAudio]()
+    if _kept.audio and next(reversed(_kept.audio)) != key:
+        last, audio = _kept.audio.popitem()
+        audio.close()
+        if isinstance(audio, CodedAudio):  # a chain holds the content of its file
+            _kept.audio[last] = audio
+    _kept.audio[key] = _kept.audio.pop(key, None) or decoder_of(file)
+    if len(_kept.audio) > TABLES_KEPT:
+        _kept.audio.popitem(last=False)
+    chosen: CodedAudio | ChainedAudio = _kept.audio[key]
+    return chosen
+
+
+def decoder_of(file: File) -> CodedAudio | ChainedAudio:
+    """A new decoder for a file."""
+    contents = chain(file)
+    return ChainedAudio(contents) if len(contents) > 1 else CodedAudio(file)
+
+
+def chain(file: File) -> list[bytes]:
+    """The Ogg files that are joined in one: each begins with pages that begin streams. None of another format."""
+    if not _head(file).startswith(b"OggS"):
+        return []
+    content = file
+    if isinstance(content, str):
+        with open(content, "rb") as opened:
+            content = opened.read()
+    starts, after_data = [], True
+    for page in re.finditer(rb"OggS\x00(.)", content, re.DOTALL):
+        begins = bool(page[1][0] & 2)
+        if begins and after_data:
+            starts.append(page.start())
+        after_data = not begins
+    return [content[start:end] for start, end in pairwise([*starts, len(content)])]
