@@ -46,11 +46,17 @@ def ngram(
         if not sentence:
             continue
         lines += 1
-        unknown.update(character for character in sentence if spelled_with.unknown_characters(character))
+        strange = spelled_with.unknown_characters(sentence)
+        unknown.update(character for character in sentence if character in strange)
         said = [word if not spelled_with.unknown_characters(word) else "<unk>" for word in sentence.split()]
         words.update(said)
         if letters:
-            said = [letter for word in said for letter in (*(word if word != "<unk>" else [word]), BOUNDARY)]
+            ends = [] if spelled_with.boundary is None else [BOUNDARY]
+            said = [
+                letter
+                for word in said
+                for letter in (*([word] if word == "<unk>" else spelled_with.spell(word)), *ends)
+            ]
         counts.add_raw_counts_from_line(" ".join(said))
     known = set(words) - MARKS
     if not known:
