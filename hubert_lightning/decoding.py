@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
     texts = []
     for path, length in zip(log_probs.argmax(dim=-1).cpu(), num_frames.tolist(), strict=True):
         tokens = torch.unique_consecutive(path[:length])
-        texts.append(" ".join(vocabulary.decode(tokens[tokens != BLANK].tolist()).split()))
+        texts.append(vocabulary.text_of(tokens[tokens != BLANK].tolist()))
     return texts
 
 
@@ -136,10 +137,16 @@ def read_settings(path: Path) -> DecoderSettings:
 
 
 class Hypothesis(NamedTuple):
-    """A text that may have been said, and its score: natural logarithms of the model, weighted ones of the rest."""
+    """A text that may have been said, and its score: natural logarithms of the model, weighted ones of the rest.
+
+    tokens: that were decoded, repeats collapsed and blanks dropped
+    words:  of the lexicon, if there is one
+    """
 
     text: str
     score: float
+    tokens: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 class BeamSearch:
@@ -159,8 +166,8 @@ class BeamSearch:
         self, settings: DecoderSettings, vocabulary: Vocabulary, ranks: int = 1, device: torch.device | None = None
     ) -> None:
         self.settings, self.vocabulary = settings, vocabulary
-        tokens = vocabulary.tokens
-        end = tokens[BLANK if vocabulary.boundary is None else vocabulary.boundary]
+        tokens = vocabulary.search_names
+        end = tokens[vocabulary.boundary or BLANK]
         for file in (settings.lm, settings.lexicon):
             if file and not Path(file).is_file():
                 raise ValueError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
@@ -193,30 +200,47 @@ class BeamSearch:
             return found
         scores = iter(self.rescorer([self.as_read(one.text) for few in found for one in few]))
         weight = self.settings.rescorer_weight
-        rescored = [[Hypothesis(one.text, one.score + weight * next(scores)) for one in few] for few in found]
+        rescored = [[one._replace(score=one.score + weight * next(scores)) for one in few] for few in found]
         return [sorted(few, key=lambda one: -one.score) for few in rescored]
 
     def searched(self, utterances: Sequence[Tensor]) -> Iterator[list[Hypothesis]]:
         """What the search finds, before it is rescored."""
         if self._num_workers < 2:
-            return (_search(self._decoder, utterance) for utterance in utterances)
+            return (_search(self._decoder, self.vocabulary, utterance) for utterance in utterances)
         if self._pool is None:  # forked, so that the language model is in memory once
             self._pool = ProcessPoolExecutor(
-                self._num_workers, get_context("fork"), initializer=_inherit, initargs=(self._decoder,)
+                self._num_workers, get_context("fork"), initializer=_inherit, initargs=(self._decoder, self.vocabulary)
             )
         return self._pool.map(_search_inherited, [utterance.numpy() for utterance in utterances])
 
     def with_weights(self, **changed: Any) -> "BeamSearch":
         """The same search with other weights, beam or n-best; nothing is read again."""
         if self._lexicon and self._trie is None:
-            self._trie = _spellings(self._decoder, self._lexicon)
+            self._trie = _spellings(self._decoder, self._lexicon, self.vocabulary.boundary or BLANK)
         other = copy.copy(self)
         other.settings = replace(self.settings, **changed)
-        other._decoder = _reweighted(self._decoder, self._trie, other.settings)
+        silence = self.vocabulary.boundary or BLANK
+        other._decoder = _reweighted(self._decoder, self._trie, other.settings, silence)
         if other.settings.num_workers is not None:
             other._num_workers = other.settings.num_workers
         other._pool = None
         return other
+
+    def word_tokens(self, found: Hypothesis) -> list[tuple[str, range]]:
+        """The words of a lexicon in a hypothesis, and the places of each one's tokens."""
+        assert self._lexicon is not None
+        names = self.vocabulary.search_names
+        ends = {BOUNDARY, names[BLANK]}
+        words, place = [], 0
+        for word in found.words:
+            while place < len(found.tokens) and found.tokens[place] == self.vocabulary.boundary:
+                place += 1
+            spelled = [name for name in (names[token] for token in found.tokens[place:]) if name != BOUNDARY]
+            ways = [[name for name in way if name not in ends] for way in self._lexicon[word]]
+            length = max((len(way) for way in ways if spelled[: len(way)] == way), default=0)
+            words.append((unicodedata.normalize("NFC", word), range(place, place + length)))
+            place += length
+        return words
 
     def close(self) -> None:
         """End its processes."""
@@ -230,30 +254,35 @@ class BeamSearch:
         return text if case == "as_written" else text.lower() if case == "lower" else text.upper()
 
 
-_inherited: CTCDecoder
+_inherited: tuple[CTCDecoder, Vocabulary]
 
 
-def _inherit(decoder: CTCDecoder) -> None:
+def _inherit(decoder: CTCDecoder, vocabulary: Vocabulary) -> None:
     global _inherited
-    _inherited = decoder
+    _inherited = decoder, vocabulary
     torch.set_num_threads(1)
 
 
 def _search_inherited(log_probs: Any) -> list[Hypothesis]:
-    return _search(_inherited, torch.from_numpy(log_probs))
+    return _search(*_inherited, torch.from_numpy(log_probs))
 
 
-def _search(decoder: CTCDecoder, log_probs: Tensor) -> list[Hypothesis]:
+def _search(decoder: CTCDecoder, vocabulary: Vocabulary, log_probs: Tensor) -> list[Hypothesis]:
     if not len(log_probs):
         return [Hypothesis("", 0.0)]
     [found] = decoder(log_probs[None].contiguous())
     few = []
     for one in found:
+        tokens = one.tokens.tolist()
+        while tokens and tokens[-1] == vocabulary.boundary:  # the search begins and ends with one
+            tokens.pop()
+        while tokens and tokens[0] == vocabulary.boundary:
+            tokens.pop(0)
         if isinstance(decoder.decoder, LexiconDecoder):  # a narrow beam may end in the middle of a word
-            text = " ".join(one.words)
+            text = unicodedata.normalize("NFC", " ".join(" ".join(one.words).split()))
         else:
-            text = "".join(decoder.idxs_to_tokens(one.tokens)).replace(BOUNDARY, " ")
-        few.append(Hypothesis(" ".join(text.split()), float(one.score)))
+            text = vocabulary.text_of(tokens)
+        few.append(Hypothesis(text, float(one.score), tuple(tokens), tuple(one.words)))
     return few
 
 
@@ -281,11 +310,11 @@ def _flashlight(
         nbest=settings.nbest,
         lexicon=lexicon,
         word_dict=known,
-        tokens_dict=Dictionary(list(vocabulary.tokens)),
+        tokens_dict=Dictionary(vocabulary.search_names),
         lm=lm,
         decoder_options=how,
-        blank_token=vocabulary.tokens[BLANK],
-        sil_token=BOUNDARY,
+        blank_token=vocabulary.search_names[BLANK],
+        sil_token=vocabulary.search_names[vocabulary.boundary or BLANK],
         unk_word=UNKNOWN,
     )
 
@@ -318,7 +347,8 @@ def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary,
     Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
     """
     names = [
-        f"token {place}" if place == BLANK or token in MARKS else token for place, token in enumerate(vocabulary.tokens)
+        f"token {place}" if place == BLANK or token in MARKS else token
+        for place, token in enumerate(vocabulary.search_names)
     ]
     if path is None:
         return Dictionary([*names, UNKNOWN]), ZeroLM()
@@ -368,9 +398,8 @@ def _known(lm: KenLM, known: Dictionary, words: Sequence[str]) -> set[str]:
     return {word for word in words if lm.score(start, known.get_index(word))[1] != of_unknown}
 
 
-def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]]) -> Trie:
+def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]], silence: int) -> Trie:
     """What the letters of a lexicon can become, as torchaudio builds it, too."""
-    silence = decoder.tokens_dict.get_index(BOUNDARY)
     trie, start = Trie(decoder.tokens_dict.index_size(), silence), decoder.lm.start(False)
     for word, spellings in lexicon.items():
         place = decoder.word_dict.get_index(word)
@@ -381,7 +410,7 @@ def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]]) -> Trie
     return trie
 
 
-def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSettings) -> CTCDecoder:
+def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSettings, silence: int) -> CTCDecoder:
     """A decoder that shares all but its options with another."""
     other = copy.copy(decoder)
     other.nbest = settings.nbest
@@ -394,7 +423,6 @@ def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSetting
         "log_add": False,
         "criterion_type": CriterionType.CTC,
     }
-    silence = decoder.tokens_dict.get_index(BOUNDARY)
     if trie is None:
         free = LexiconFreeDecoderOptions(**options)
         other.decoder = LexiconFreeDecoder(free, decoder.lm, silence, decoder.blank, [])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hubert_lightning.averaging import save_tensors
 from hubert_lightning.clustering.kmeans import kmeans_fingerprint, load_kmeans, save_kmeans
-from hubert_lightning.data.text import Vocabulary, read_vocabulary
+from hubert_lightning.data.text import Vocabulary, read_vocabulary, vocabulary_from
 from hubert_lightning.files import replacing
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import HubertEncoder
@@ -48,7 +48,7 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     if vocabulary is not None:
         if trained.head is None:
             raise ValueError(f"{source} has no layer that spells, for which a vocabulary would be; leave it out")
-        trained = trained._replace(vocabulary=asdict(read_vocabulary(vocabulary)))
+        trained = trained._replace(vocabulary=read_vocabulary(vocabulary).settings())
     encoder = _checked(trained, Path(source))
     provenance = {
         **trained.source,
@@ -91,7 +91,7 @@ def export_model(
         raise ValueError(f"layer {layer} of an encoder of {trained.config.num_layers} layers; they count from 1")
     encoder = _checked(trained, Path(model))
     if trained.vocabulary is not None:
-        trained = trained._replace(vocabulary=_listed(Vocabulary(**trained.vocabulary)))
+        trained = trained._replace(vocabulary=vocabulary_from(trained.vocabulary, model).settings())
     facts = run_facts(Path(model))
     trained = trained._replace(source={**trained.source, **facts.told(), "encoder": encoder_fingerprint(encoder)})
     part = out.with_name(out.name + ".part")
@@ -141,7 +141,7 @@ def _checked(trained: Trained, path: Path) -> HubertEncoder:
         rows = len(linear_of(trained.head, path).weight)
         if trained.vocabulary is None:
             raise ValueError(no_letters(path, rows))
-        if rows != len(vocabulary := Vocabulary(**trained.vocabulary)):
+        if rows != len(vocabulary := vocabulary_from(trained.vocabulary, path)):
             raise ValueError(
                 f"{path} has a head for {rows} tokens, and its vocabulary has {len(vocabulary)}; one of them is "
                 "another model's"
@@ -155,7 +155,7 @@ def as_fit(trained: Trained) -> dict[str, Any]:
     if trained.head is not None:
         assert trained.vocabulary is not None
         settings |= {"_class_path": "hubert_lightning.CTCFinetuning", "pretrained": None, "keep_head": False}
-        settings |= {"vocabulary": _listed(Vocabulary(**trained.vocabulary))}
+        settings |= {"vocabulary": Vocabulary(**trained.vocabulary).settings()}
     else:
         settings |= {"_class_path": "hubert_lightning.HubertPretraining", "temperature": trained.temperature}
         if trained.predictors:
@@ -194,10 +194,6 @@ def _write_kmeans(folder: Path, kmeans: Path, dim: int, fingerprint: str) -> Non
             "of its layers"
         )
     save_kmeans(folder / KMEANS, centroids, source | {"kmeans": kmeans_fingerprint(centroids)})
-
-
-def _listed(vocabulary: Vocabulary) -> dict[str, Any]:
-    return asdict(vocabulary) | {"tokens": list(vocabulary.tokens)}
 
 
 def _described(trained: Trained) -> str:

@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
-from hubert_lightning.data.text import BLANK, Vocabulary, read_vocabulary
+from hubert_lightning.data.text import BLANK, Vocabulary, comparable, read_vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
 from hubert_lightning.frames import num_frames
 from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
@@ -102,7 +102,7 @@ class CTCFinetuning(LightningModule):
         )
         self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT])
         # What a checkpoint needs to be rebuilt without the one it came from
-        kept = asdict(spelling) | {"tokens": list(spelling.tokens)}
+        kept = spelling.settings()
         self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=kept, keep_head=False)
         self.vocabulary = spelling
         self.encoder = HubertEncoder(encoder)
@@ -251,7 +251,7 @@ class CTCFinetuning(LightningModule):
         hypotheses = search(log_probs, num_frames(batch.length), self.vocabulary)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
         for error in (self.wer, self.cer):
-            error.update(hypotheses, list(batch.text))
+            error.update([*map(comparable, hypotheses)], [*map(comparable, batch.text)])
         errors = {f"{part}/wer": self.wer, f"{part}/cer": self.cer}
         self.log_dict(errors, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
         self.rows += [

@@ -53,14 +53,20 @@ def ngram(
                 said.append(UNKNOWN)
                 continue
             sentence = spelled_with.normalise(part or "")
-            unknown.update(character for character in sentence if spelled_with.unknown_characters(character))
+            strange = spelled_with.unknown_characters(sentence)
+            unknown.update(character for character in sentence if character in strange)
             said += [word if not spelled_with.unknown_characters(word) else UNKNOWN for word in sentence.split()]
         if not said:
             continue
         lines += 1
         words.update(said)
         if letters:
-            said = [letter for word in said for letter in (*(word if word != UNKNOWN else [word]), BOUNDARY)]
+            ends = [] if spelled_with.boundary is None else [BOUNDARY]
+            said = [
+                letter
+                for word in said
+                for letter in (*([word] if word == UNKNOWN else spelled_with.spell(word)), *ends)
+            ]
         counts.add_raw_counts_from_line(" ".join(said))
     known = set(words) - MARKS
     if not known:

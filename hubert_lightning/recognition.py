@@ -8,7 +8,7 @@ from pathlib import Path
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
-from hubert_lightning.data.text import Vocabulary
+from hubert_lightning.data.text import Vocabulary, vocabulary_from
 from hubert_lightning.extraction import Extractor, extract_cuts, length_if_padded
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import head_of, no_letters, read_trained
@@ -49,7 +49,7 @@ def load_ctc(path: Path | str) -> CTCModel:
     encoder, head = encoder_of(trained, path), linear_of(head_of(trained, path), path)
     if trained.vocabulary is None:
         raise ValueError(no_letters(path, len(head.weight)))
-    vocabulary = Vocabulary(**trained.vocabulary)
+    vocabulary = vocabulary_from(trained.vocabulary, path)
     if len(vocabulary) != len(head.weight):
         raise ValueError(
             f"{path} has a head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of them "

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import bootstrap, permutation_test
 
+from hubert_lightning.data.text import comparable
 from hubert_lightning.files import write_whole
 
 RESAMPLES = 9_999
@@ -179,12 +180,15 @@ def _result(line: bytes, place: str) -> Result:
 def score(results: Sequence[Result]) -> Scores:
     """Error rates of all utterances, and of each speaker's; speakers with the highest word error rate come first.
 
+    Texts are compared in canonical composition (NFC), with one kind of apostrophe, any white space between words, and
+    without invisible characters.
+
     Raises:
         ValueError: There are no results.
     """
     if not results:
         raise ValueError("no results to score; give those of one utterance or more")
-    utterances = [_utterance(result) for result in results]
+    utterances = [_utterance(_comparable(result)) for result in results]
     of_speaker: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         if utterance.result.speaker:
@@ -192,6 +196,10 @@ def score(results: Sequence[Result]) -> Scores:
     speakers = {speaker: _pooled(part) for speaker, part in of_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
     return replace(_pooled(utterances), speakers=dict(worst_first))
+
+
+def _comparable(result: Result) -> Result:
+    return result._replace(reference=comparable(result.reference), hypothesis=comparable(result.hypothesis))
 
 
 def _utterance(result: Result) -> Utterance:

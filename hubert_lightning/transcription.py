@@ -12,11 +12,23 @@ from torch import Tensor
 
 from hubert_lightning.data.preparation import Refusal, transcribed
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.decoding import BeamSearch, greedy, search_with
+from hubert_lightning.decoding import BeamSearch, Hypothesis, search_with
 from hubert_lightning.recognition import CTCModel, load_ctc, log_probabilities
 from hubert_lightning.recordings import autocast, listed, of_each
 from hubert_lightning.transcripts import Format, Transcript, write_all
-from hubert_lightning.word_times import Word, parts, word_times
+from hubert_lightning.word_times import (
+    Letter,
+    Part,
+    Word,
+    aligned,
+    best_letters,
+    one_word,
+    parted_in_pauses,
+    parts,
+    with_boundaries_as_blanks,
+    word_times,
+    words_of,
+)
 
 GROUP = 5_000_000
 """Numbers, of log-probabilities, of files that are in memory together: an hour of 28 letters."""
@@ -50,7 +62,7 @@ def transcribe(
     timed = format != "text"
 
     def write_down(cut: Cut, log_probs: Tensor) -> Transcript:
-        return Transcript(cut.id, cut.duration, *_words(log_probs, recogniser.vocabulary, search, timed))
+        return Transcript(cut.id, cut.duration, *words_in(log_probs, recogniser.vocabulary, search, timed))
 
     paths = listed(files)
     results = _for_each(recogniser, paths, write_down, batch_duration, precision, num_workers)
@@ -97,32 +109,45 @@ def align(
             raise ValueError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
         if unknown := vocabulary.unknown_characters(words):
             raise ValueError(f"its words have {sorted(unknown)}, which the model cannot spell: spell them out")
-        return Transcript(cut.id, cut.duration, words, word_times(log_probs, words, vocabulary))
+        quiet = with_boundaries_as_blanks(log_probs, vocabulary)
+        return Transcript(cut.id, cut.duration, words, word_times(quiet, words, vocabulary))
 
     results = _for_each(recogniser, paths, find, batch_duration, precision, num_workers)
     return write_all(results, format, output, paths)
 
 
-def _words(log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None, timed: bool) -> tuple[str, list[Word]]:
-    """The text of a recording of any length, and its words with their times if they are asked for."""
-    # A search with a language model should not forget in every pause what was said before
-    pieces = parts(log_probs, vocabulary, every_pause=search is None)
-    rows = [log_probs[piece.start : piece.end] for piece in pieces]
+def words_in(
+    log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None = None, timed: bool = True
+) -> tuple[str, list[Word]]:
+    """The text of a recording of any length, and its words with their times if they are asked for.
+
+    log_probs: (frames, tokens) float32
+    """
     if search is None:
-        texts = [text for row in rows for text in greedy(row[None], torch.tensor([len(row)]), vocabulary)]
-    else:
-        texts = [few[0].text if few else "" for few in search.nbest_of(rows)]
-    joined, words = "", list[Word]()
-    for piece, row, text in zip(pieces, rows, texts, strict=True):
-        whole_words = piece.new_word or (search is not None and search.settings.lexicon is not None)
-        found = word_times(row, text, vocabulary, piece.start) if timed else []
-        if not whole_words and joined and text and found:  # a word that lasts on
-            before, after = words.pop(), found.pop(0)
-            confidence = min(before.confidence, after.confidence)
-            words.append(Word(before.text + after.text, before.start, after.end, confidence))
-        joined = " ".join(filter(None, [joined, text])) if whole_words else joined + text
-        words += found
-    return joined, words
+        letters = parted_in_pauses(best_letters(log_probs), vocabulary)
+        return vocabulary.text_of([letter.token for letter in letters]), words_of(letters, vocabulary) if timed else []
+    # A search with a language model should not forget in every pause what was said before
+    pieces = parts(log_probs, vocabulary)
+    rows = [log_probs[piece.start : piece.end] for piece in pieces]
+    best = [few[0] if few else Hypothesis("", 0.0) for few in search.nbest_of(rows)]
+
+    def letters_of(piece: Part, row: Tensor, found: Hypothesis) -> list[Letter]:
+        return aligned(with_boundaries_as_blanks(row, vocabulary), found.tokens, vocabulary, piece.start)
+
+    if search.settings.lexicon is not None:
+        words = list[Word]()
+        for piece, row, found in zip(pieces, rows, best, strict=True) if timed else ():
+            letters = letters_of(piece, row, found)
+            words += [
+                one_word(word, letters[of.start : of.stop], vocabulary) for word, of in search.word_tokens(found) if of
+            ]
+        return " ".join(found.text for found in best if found.text), words
+    letters = []
+    for piece, row, found in zip(pieces, rows, best, strict=True):
+        if piece.new_word and letters and vocabulary.boundary is not None:
+            letters.append(Letter(vocabulary.boundary, piece.start, piece.start, 0.0))
+        letters += letters_of(piece, row, found) if timed else [Letter(token, 0, 0, 0.0) for token in found.tokens]
+    return vocabulary.text_of([letter.token for letter in letters]), words_of(letters, vocabulary) if timed else []
 
 
 def _for_each(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hubert_lightning.data.batches import transcript
 from hubert_lightning.data.manifest import check_audio, read_manifest
-from hubert_lightning.data.text import Vocabulary
+from hubert_lightning.data.text import Vocabulary, comparable
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, write_settings
 from hubert_lightning.recognition import load_ctc, log_probabilities
 from hubert_lightning.rescoring import CausalLM
@@ -79,7 +79,7 @@ def tune_decoder(
     if neural is not None:
         settings, best = _tune_rescorer(search, neural, log_probs, references, nbest)
     write_settings(settings, Path(out))
-    without = jiwer.wer(references, plain)
+    without = _wer(references, plain)
     figure = Path(out).with_suffix(".png")
     _draw(study, without, figure)
     names = [*study.best_params, *(["rescorer_weight"] if neural else [])]
@@ -125,7 +125,7 @@ def tune(
             tried = search.with_weights(**weights)
             texts = [few[0].text if few else "" for few in tried.searched(log_probs)]
             tried.close()
-            return jiwer.wer(list(references), texts)
+            return _wer(references, texts)
 
         def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             progress.update(task, advance=1, best=f"best WER {100 * study.best_value:.2f} %")
@@ -152,13 +152,17 @@ def _tune_rescorer(
             max(zip(few, of, strict=True), key=lambda pair: pair[0].score + weight * pair[1])[0].text
             for few, of in zip(found, scores, strict=True)
         ]
-        return jiwer.wer(list(references), chosen)
+        return _wer(references, chosen)
 
     weights = np.linspace(*RESCORER_WEIGHT, 81)
     rates = [wer(float(weight)) for weight in weights]
     best = int(np.argmin(rates))
     settings = replace(several.settings, rescorer=rescorer.path, rescorer_weight=float(weights[best]))
     return settings, rates[best]
+
+
+def _wer(references: Sequence[str], texts: Sequence[str]) -> float:
+    return jiwer.wer([*map(comparable, references)], [*map(comparable, texts)])
 
 
 def _draw(study: optuna.Study, without: float, path: Path) -> None:

@@ -1,7 +1,7 @@
 """When each word was said: the most likely path of CTC that spells a text, and where long recordings can be parted."""
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +16,119 @@ LARGEST = 2**29
 """Frames times letters that are aligned at once: the aligner keeps two bytes of each."""
 
 
+class Letter(NamedTuple):
+    """A token on a path: the frames from which to which it lasts, and the mean probability of these frames."""
+
+    token: int
+    start: int
+    end: int
+    confidence: float
+
+
 class Word(NamedTuple):
-    """A word, the seconds from which to which it was said, and the mean probability of its letters' frames."""
+    """A word, the seconds from which to which it was said, and the mean probability of its letters' frames.
+
+    letters: the same of each of its tokens, where the word is made of nothing else
+    """
 
     text: str
     start: float
     end: float
     confidence: float
+    letters: tuple["Word", ...] = ()
+
+
+PAUSE = 25
+"""Frames, half a second, without a letter after which a word begins, even where the model says no boundary."""
+
+
+def best_letters(log_probs: Tensor) -> list[Letter]:
+    """The tokens on the path of each frame's best token, repeats collapsed and blanks dropped.
+
+    log_probs: (frames, tokens) float32
+    """
+    if not len(log_probs):
+        return []
+    best = log_probs.detach().cpu().max(dim=-1)
+    tokens, lengths = torch.unique_consecutive(best.indices, return_counts=True)
+    ends = lengths.cumsum(0)
+    sums = np.add.reduceat(best.values.double().exp().numpy(), (ends - lengths).numpy())
+    runs = zip(tokens.tolist(), (ends - lengths).tolist(), ends.tolist(), sums.tolist(), strict=True)
+    return [Letter(token, start, end, of / (end - start)) for token, start, end, of in runs if token != BLANK]
+
+
+def parted_in_pauses(letters: Sequence[Letter], vocabulary: Vocabulary) -> list[Letter]:
+    """Letters with a delimiter in every pause, where the vocabulary has one."""
+    if vocabulary.boundary is None:
+        return list(letters)
+    parted: list[Letter] = []
+    said = 0  # frame at which the last letter ended
+    for letter in letters:
+        if letter.token != vocabulary.boundary:
+            if parted and letter.start - said >= PAUSE and parted[-1].token != vocabulary.boundary:
+                parted.append(Letter(vocabulary.boundary, said, letter.start, 0.0))
+            said = letter.end
+        parted.append(letter)
+    return parted
+
+
+def aligned(log_probs: Tensor, tokens: Sequence[int], vocabulary: Vocabulary, first_frame: int = 0) -> list[Letter]:
+    """When each of the tokens was said, on the most likely path that spells them.
+
+    log_probs:   (frames, tokens) float32
+    first_frame: of the recording, which the first row is
+
+    Raises:
+        ValueError: There are more tokens than frames.
+    """
+    if not tokens:
+        return []
+    needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
+    if needed > len(log_probs):
+        raise ValueError(
+            f"{vocabulary.text_of(tokens)[:40]!r} has {len(tokens)} letters, and the audio {len(log_probs)} frames of "
+            "20 ms, too few for them; give the text of this recording"
+        )
+    if len(log_probs) * len(tokens) > LARGEST:
+        raise ValueError(
+            f"{vocabulary.text_of(tokens)[:40]!r} has {len(tokens)} letters in "
+            f"{len(log_probs) * HOP / SAMPLE_RATE:.0f} s, too much to be aligned at once; cut the recording and its "
+            "text into parts of ten minutes or so"
+        )
+    path, scores = forced_align(log_probs[None].contiguous(), torch.tensor([tokens], dtype=torch.int32), blank=BLANK)
+    return [
+        Letter(span.token, first_frame + span.start, first_frame + span.end, span.score)
+        for span in merge_tokens(path[0], scores[0].exp(), blank=BLANK)
+    ]
+
+
+def words_of(letters: Sequence[Letter], vocabulary: Vocabulary) -> list[Word]:
+    """The words that letters spell, with their times.
+
+    A word lasts from the first frame of its first letter to the last of its last one; CTC spells a letter when it is
+    sure of it, which may be some frames after it began.
+    """
+    return [
+        one_word(word.text, letters[word.first : word.last], vocabulary)
+        for word in vocabulary.words_of([letter.token for letter in letters])
+    ]
+
+
+def one_word(text: str, letters: Sequence[Letter], vocabulary: Vocabulary) -> Word:
+    """A word that is made of letters."""
+    frames = sum(letter.end - letter.start for letter in letters)
+    confidence = sum(letter.confidence * (letter.end - letter.start) for letter in letters) / frames
+    parts = [_said(vocabulary.decode([letter.token]), [letter], letter.confidence) for letter in letters]
+    whole = "".join(part.text for part in parts) == text
+    return _said(text, letters, confidence)._replace(letters=tuple(parts) if whole else ())
+
+
+def _said(text: str, letters: Sequence[Letter], confidence: float) -> Word:
+    return Word(text, letters[0].start * HOP / SAMPLE_RATE, letters[-1].end * HOP / SAMPLE_RATE, confidence)
 
 
 def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame: int = 0) -> list[Word]:
     """The words of a text on the most likely path that spells it.
-
-    A word lasts from the first frame of its first letter to the last of its last one; CTC spells a letter when it is
-    sure of it, which may be some frames after it began.
 
     log_probs:   (frames, tokens) float32
     first_frame: of the recording, which the first row is
@@ -38,45 +137,28 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
         ValueError: It has characters that are no token, or more letters than frames.
     """
     words = text.split()
-    if not words:
-        return []
     # The words of a lexicon may be written otherwise than the model spells them
-    spelled = [vocabulary.normalise(word).replace(" ", "") or word for word in words]
-    tokens = torch.tensor([vocabulary.encode(" ".join(spelled))], dtype=torch.int32)
-    needed = tokens.shape[1] + int((tokens[0, 1:] == tokens[0, :-1]).sum())  # a blank parts equal ones
-    if needed > len(log_probs):
-        raise ValueError(
-            f"{text[:40]!r} has {tokens.shape[1]} letters, and the audio {len(log_probs)} frames of 20 ms, too few for "
-            "them; give the text of this recording"
-        )
-    if len(log_probs) * tokens.shape[1] > LARGEST:
-        raise ValueError(
-            f"{text[:40]!r} has {tokens.shape[1]} letters in {len(log_probs) * HOP / SAMPLE_RATE:.0f} s, too much to "
-            "be aligned at once; cut the recording and its text into parts of ten minutes or so"
-        )
-    path, scores = forced_align(log_probs[None].contiguous(), tokens, blank=BLANK)
-    spans = merge_tokens(path[0], scores[0].exp(), blank=BLANK)
-    times: list[Word] = []
-    of_word: list = []
-    for span in [*spans, None]:
-        if span is not None and span.token != vocabulary.boundary:
-            of_word.append(span)
-        elif of_word:
-            frames = sum(len(letter) for letter in of_word)
-            times.append(
-                Word(
-                    words[len(times)],
-                    (first_frame + of_word[0].start) * HOP / SAMPLE_RATE,
-                    (first_frame + of_word[-1].end) * HOP / SAMPLE_RATE,
-                    sum(letter.score * len(letter) for letter in of_word) / frames,
-                )
-            )
-            of_word = []
+    spelled = [vocabulary.encode(vocabulary.normalise(word).replace(" ", "") or word) for word in words]
+    delimiter = [] if vocabulary.boundary is None or vocabulary.spaced else [vocabulary.boundary]
+    tokens = [token for number, word in enumerate(spelled) for token in (*(delimiter if number else ()), *word)]
+    letters = iter(aligned(log_probs, tokens, vocabulary, first_frame))
+    times = []
+    for number, (word, of_word) in enumerate(zip(words, spelled, strict=True)):
+        if number and delimiter:
+            next(letters)
+        times.append(one_word(word, list(islice(letters, len(of_word))), vocabulary))
     return times
 
 
-PAUSE = 25
-"""Frames, half a second, without a letter after which a word begins, even where the model says no boundary."""
+def with_boundaries_as_blanks(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Log-probabilities for an alignment that may pass over boundaries, as at the ends and twice between two words."""
+    if vocabulary.boundary is None:
+        return log_probs
+    # A little less than the boundary itself, in each frame by another number: where two paths are exactly as likely,
+    # torchaudio 2.11 takes neither
+    less = torch.linspace(0.01, 0.02, len(log_probs), dtype=torch.float64)
+    quiet = torch.maximum(log_probs[:, BLANK].double(), log_probs[:, vocabulary.boundary].double() - less)
+    return torch.cat([quiet[:, None], log_probs[:, 1:]], dim=1)
 
 
 class Part(NamedTuple):
@@ -87,31 +169,25 @@ class Part(NamedTuple):
     new_word: bool
 
 
-def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500, every_pause: bool = False) -> list[Part]:
+def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500) -> list[Part]:
     """Where a long recording can be parted without cutting a word: between words, in the longest pause if there are
     several; where there is none for long, between letters.
 
-    log_probs:   (frames, tokens)
-    longest:     frames of a part; one ends in its second half if possible
-    every_pause: part it in every pause, too
+    log_probs: (frames, tokens)
+    longest:   frames of a part; one ends in its second half if possible
     """
     best = log_probs.argmax(dim=-1).numpy()
-    quiet = (best == BLANK) | (best == vocabulary.boundary)
+    boundary = BLANK if vocabulary.boundary is None else vocabulary.boundary
+    quiet = (best == BLANK) | (best == boundary)
     # First frame of every run of frames without a letter, and the one after its last
     runs = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     paused = runs[:, 1] - runs[:, 0] >= PAUSE
-    bounded = np.array([(best[first:last] == vocabulary.boundary).any() for first, last in runs], dtype=bool)
-    between_words = bounded | paused
-    pauses = runs[paused].sum(axis=1) // 2 if every_pause else []
-    return [
-        part
-        for start, end in pairwise([0, *(int(frame) for frame in pauses if 0 < frame < len(best)), len(best)])
-        for part in _parted(start, end, longest, runs, between_words)
-    ]
+    bounded = np.array([(best[first:last] == boundary).any() for first, last in runs], dtype=bool)
+    return list(_parted(len(best), longest, runs, bounded | paused))
 
 
-def _parted(start: int, end: int, longest: int, runs: np.ndarray, between_words: np.ndarray) -> Iterator[Part]:
-    new_word = True
+def _parted(end: int, longest: int, runs: np.ndarray, between_words: np.ndarray) -> Iterator[Part]:
+    start, new_word = 0, True
     while end - start > longest:
         cut, following = start + longest, False  # if there are letters in every frame
         for earliest in (start + longest // 2, start + 1):

@@ -1,17 +1,20 @@
 """A tiny corpus made on the spot and a tiny encoder: everything that trains in these tests trains on them."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
 from hypothesis import settings
 from lhotse import CutSet
+from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
-from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.frames import SAMPLE_RATE, num_samples
 from hubert_lightning.model.hubert import EncoderConfig
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -31,6 +34,19 @@ TINY = EncoderConfig(
     layer_drop=0.0,
     feature_grad_mult=1.0,
 )
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "feat_extract_norm": "group",
+}
+NUM_FRAMES = 120
+
 
 ROOT = Path(__file__).parent.parent
 RECORDINGS = ROOT.parent / "shared" / "data"
@@ -90,3 +106,30 @@ def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
     trainer.save_checkpoint(folder / "last.ckpt")
     return folder
+
+
+@dataclass
+class Encoder:
+    """What models with a solved head share: an encoder's state, a recording, and what the one hears in the other."""
+
+    state: dict[str, Tensor]
+    recording: Path
+    frames: Tensor  # (frames, dim)
+    inverse: Tensor  # (dim and bias, frames), which solves a head
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    import transformers
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    soundfile.write(folder / "said.wav", 0.1 * torch.randn(num_samples(NUM_FRAMES)).numpy(), SAMPLE_RATE)
+    waveform = torch.from_numpy(soundfile.read(folder / "said.wav", dtype="float32")[0])
+    model = transformers.HubertForCTC(transformers.HubertConfig(**SMALL, vocab_size=2)).eval()
+    torch.nn.init.normal_(model.hubert.feature_projection.projection.weight)  # so that frames differ
+    with torch.no_grad():
+        frames = model.hubert(waveform[None]).last_hidden_state[0]
+    state = {name: value for name, value in model.state_dict().items() if name.startswith("hubert.")}
+    inputs = torch.cat([frames.double(), torch.ones(NUM_FRAMES, 1, dtype=torch.float64)], dim=1)
+    return Encoder(state, folder / "said.wav", frames, torch.linalg.pinv(inputs))

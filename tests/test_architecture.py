@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "lhotse",
     },
     "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
-    "scoring": {"files"},
+    "scoring": {"files", "data.text"},
     "onnx_export": {"frames", "model.*"},
     "model_card": {"model.*"},
     "exchange": {

@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -349,3 +350,31 @@ def test_hubert_score_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis"),
+    [
+        ("\u09df \u09dc", "\u09af\u09bc \u09a1\u09bc"),
+        ("café", "cafe\u0301"),
+        ("한국어", "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165"),
+        ("c’est l'un", "c'est lʼun"),
+        ("a\u00a0b\u3000c\nd\te\u2028f", "a b c d e f"),
+        (" a  b ", "a b"),
+        ("a\u200bb\ufeff ma\u00adchen", "ab machen"),
+    ],
+)
+def test_forms_of_one_text_are_no_errors(reference: str, hypothesis: str) -> None:
+    scores = score([Result("a", reference, hypothesis)])
+    assert scores.words.errors == scores.letters.errors == 0
+    assert scores.words.total == len(hypothesis.split())
+    other = score([Result("a", hypothesis, hypothesis)])
+    assert compare(scores, other).words.difference == 0
+
+
+def test_other_texts_are_scored_as_jiwer_scores_what_they_have_in_common() -> None:
+    pairs = [("über die straße", "ueber die strasse"), ("é è", "e\u0301 e"), ("İ i", "I i")]
+    scores = score([Result(str(place), *pair) for place, pair in enumerate(pairs)])
+    composed = [[unicodedata.normalize("NFC", text) for text in texts] for texts in zip(*pairs, strict=True)]
+    assert scores.words.rate == pytest.approx(jiwer.wer(*composed))
+    assert scores.letters.rate == pytest.approx(jiwer.cer(*composed))

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.pipelines import HUBERT_ASR_LARGE
 
-from hubert_lightning.data.text import BLANK, BOUNDARY, LETTERS, Vocabulary, read_vocabulary, vocabulary_of
+from hubert_lightning.data.text import (
+    BLANK,
+    BOUNDARY,
+    LETTERS,
+    Vocabulary,
+    comparable,
+    read_vocabulary,
+    vocabulary_of,
+)
 
 letters = Vocabulary()
 
@@ -129,3 +137,128 @@ def test_a_vocabulary_of_other_letters_travels_to_a_worker():
     assert cyrillic.encode("ДЮ ДЮ") == [2, 3, 1, 2, 3]
     assert pickle.loads(pickle.dumps(cyrillic)) == cyrillic
     assert Vocabulary(list(cyrillic.tokens)) == cyrillic
+
+
+YA, NUKTA, YYA, RRA = "\u09af", "\u09bc", "\u09df", "\u09dc"  # য, its mark, and letters that NFC takes apart
+
+
+def test_a_token_that_nfc_takes_apart_spells_its_letter():
+    bengali = Vocabulary(("-", "|", "হ", YYA, RRA), "as_written")
+    for written in (f"হ{YYA}", f"হ{YA}{NUKTA}"):
+        assert bengali.normalise(written) == f"হ{YA}{NUKTA}"
+        assert bengali.encode(bengali.normalise(written)) == [2, 3]
+    assert bengali.decode([2, 3, 1, 4]) == f"হ{YA}{NUKTA} \u09a1{NUKTA}"
+    assert bengali.unknown_characters(bengali.normalise(f"ক{YYA}")) == {"ক"}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "spelled"),
+    [
+        ("ao\u0301", "óa", "o \u0301 a"),  # decomposed
+        (["a", "ê", "\u0323"], "ệ", "ê \u0323"),  # a Vietnamese vowel and a tone, in another order than Unicode's
+        (
+            ["\ufb2a", "\u05b8", "ל"],
+            "שָׁל",
+            "\ufb2a \u05b8 ל",
+        ),  # a Hebrew letter and its dot, around which a vowel stands
+        (["하", "\u11ab", "한"], "한하", "한 하"),
+        (["ᄒ", "ᅡ", "ᆫ"], "한", "ᄒ ᅡ ᆫ"),
+        (["ch", "c", "h", "i", "ich"], "chich", "ch ich"),  # the longest
+        (["ab", "a", "bc"], "abc", "a bc"),  # that spell the whole
+        (["a", "[UNK]", "b"], "a[UNK]b", "a [UNK] b"),
+        (["σ", "ο"], "σος", "σ ο σ"),  # a table without the final form
+    ],
+)
+def test_a_text_is_spelled_with_the_tokens_that_are_there(tokens, text, spelled):
+    vocabulary = Vocabulary(("-", "|", *tokens), "lower", "space")
+    assert vocabulary.spell(vocabulary.normalise(text)) == spelled.split()
+    assert vocabulary.decode(vocabulary.encode(vocabulary.normalise(text))) == vocabulary.normalise(text)
+
+
+@pytest.mark.parametrize("held", ["'", "’", "ʼ", "＇", "ʻ", "`"])
+@pytest.mark.parametrize("written", ["'", "’", "ʼ", "＇"])
+def test_an_apostrophe_is_the_one_that_is_a_token(held, written):
+    vocabulary = Vocabulary(("-", "|", *"celns", held), "lower", "space")
+    assert vocabulary.normalise(f"C{written}EN") == f"c{held}en"
+    assert not vocabulary.unknown_characters(vocabulary.normalise(f"C{written}EN"))
+    assert comparable(f"c{written}en") == comparable(f"c{held}en") or held in "ʻ`"
+
+
+def test_apostrophes_that_are_tokens_stay_apart_and_compare_as_one():
+    vocabulary = Vocabulary(("-", "|", *"c'’"), "lower", "space")
+    assert vocabulary.normalise("c'c’cʼc") == "c'c’c'c"
+    assert comparable("c'c") == comparable("c’c")
+
+
+def test_turkish_has_two_i_s_each_with_its_capital():
+    small, counts, _ = vocabulary_of(["İğne ISPARTA ılık iyi"])
+    assert {"ı", "i"} <= set(counts)
+    assert "\u0307" not in counts
+    assert small.normalise("ISPARTA İZMİR I\u0307") == "ısparta izmir i"
+    large, _, _ = vocabulary_of(["İğne ısı"], "upper")
+    assert large.normalise("iğne ısı") == "İĞNE ISI"
+    for table in ("ABCÇDEFGĞHIİJ", "ABCDEFGHIJ\u0306\u0307\u0327"):  # composed, and decomposed
+        imported = Vocabulary(("-", "|", *table), "upper", "space")
+        assert imported.normalise("iğ ıc") == "İĞ IC"
+        assert not imported.unknown_characters("İĞ IC")
+    assert Vocabulary(("-", "|", *"abcçdefgğhıij"), "lower").normalise("IĞ İC") == "ığ ic"
+    assert Vocabulary(("-", "|", *"abıi\u0307"), "lower").normalise("Iİ") == "ii\u0307"  # made by Python's lower()
+    assert Vocabulary(("-", "|", *"abi"), "lower").normalise("Iİ") == "ii"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "case", "text", "normal"),
+    [
+        ("AßS", "upper", "aß", "Aß"),
+        ("AẞS", "upper", "aß", "Aẞ"),
+        ("AS", "upper", "aß", "ASS"),
+        ("aßs", "lower", "Aẞ", "aß"),
+        ("σςο", "lower", "ΣΟΣ", "σος"),
+        ("σο", "lower", "ΣΟΣ", "σοσ"),
+        ("ΣΟ", "upper", "σος", "ΣΟΣ"),
+        ("აბ", "lower", "აბ", "აბ"),
+    ],
+)
+def test_the_case_is_one_that_the_tokens_spell(tokens, case, text, normal):
+    vocabulary = Vocabulary(("-", "|", *tokens), case)
+    assert vocabulary.normalise(text) == normal
+    assert vocabulary.decode(vocabulary.encode(normal)) == normal
+
+
+def test_what_nobody_sees_is_no_letter():
+    said = [
+        "gut 👩\u200d👩\u200d👧 ❤\ufe0f 1\ufe0f\u20e3 葛\U000e0100",
+        "Auf\u200clage ma\u00adchen a\u034fb \ufeff\u115fc\u2060",
+    ]
+    vocabulary, counts, left_out = vocabulary_of(said)
+    assert set(counts) == set("gut1葛auflgemchenb")
+    assert set(left_out) == set("👩👧❤\u20e3")
+    assert vocabulary.normalise(said[1]) == "auflage machen ab c"
+
+
+@pytest.mark.parametrize("text", ["می\u200cخواهم", "क्\u200dष", "क्\u200cष", "മ്\u200d"])
+def test_joiners_stay_where_they_change_what_is_written(text):
+    assert vocabulary_of([text])[0].normalise(f"\u200d{text}") == text
+
+
+def test_all_white_space_parts_words():
+    assert comparable("a\u00a0b\u3000c\u2028d\te\r\nf\u202fg") == "a b c d e f g"
+    assert letters.normalise("a\u00a0b\u3000c\u2028d\te\r\nf") == "A B C D E F"
+
+
+def test_phonemes_are_spelled_between_spaces_and_count_as_words():
+    phones = Vocabulary(("<pad>", "h", "ə", "oʊ", "t^", "l", "|"), "as_written", "space", delimiter=None, spaced=True)
+    assert phones.normalise(" h  ə l oʊ t^ ") == "h ə l oʊ t^"
+    assert phones.encode("h ə l oʊ t^") == [1, 2, 5, 3, 4]
+    assert phones.decode([1, 2, 5, 3, 4]) == "h ə l oʊ t^"
+    assert [word.text for word in phones.words_of([1, 3, 3])] == ["h", "oʊ", "oʊ"]
+    assert phones.targets("h ə") == [1, 2]
+
+
+def test_a_vocabulary_tells_of_itself_what_is_not_the_default():
+    assert letters.settings() == {"tokens": [*LETTERS], "case": "upper", "punctuation": "refuse"}
+    chinese = Vocabulary(("-", "你", "好"), "as_written", "space", delimiter=None)
+    assert chinese.settings()["delimiter"] is None
+    assert Vocabulary(**chinese.settings()) == chinese
+    assert chinese.encode("你好 你") == [1, 2, 1]
+    assert chinese.targets("你好") == [1, 2]

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from hubert_lightning.data.text import BLANK, Vocabulary
 from hubert_lightning.decoding import greedy
-from hubert_lightning.word_times import LARGEST, PAUSE, parts, word_times
+from hubert_lightning.word_times import (
+    LARGEST,
+    PAUSE,
+    aligned,
+    best_letters,
+    parted_in_pauses,
+    parts,
+    word_times,
+    words_of,
+)
 
 letters = Vocabulary()
 small = Vocabulary(("-", "|", "A", "B"))
@@ -102,8 +111,24 @@ def test_a_recording_is_parted_in_the_longest_pause_between_words() -> None:
 def test_a_word_begins_after_half_a_second_without_a_letter() -> None:
     path = "A" + "-" * (PAUSE - 1) + "B" + "-" * PAUSE + "AB"
     assert [part.end for part in parts(certain(path, small), small)] == [len(path)]
-    found = parts(certain(path, small), small, every_pause=True)
-    assert [(path[part.start : part.end].strip("-"), part.new_word) for part in found] == [
-        ("A" + "-" * (PAUSE - 1) + "B", True),
-        ("AB", True),
+    found = words_of(parted_in_pauses(best_letters(certain(path, small)), small), small)
+    assert [word.text for word in found] == ["AB", "AB"]
+    assert [(word.start, word.end) for word in found] == [
+        (0, pytest.approx(0.02 * (PAUSE + 1))),
+        (pytest.approx(0.02 * (2 * PAUSE + 1)), pytest.approx(0.02 * len(path))),
+    ]
+
+
+def test_letters_without_a_delimiter_make_one_word_whatever_the_pauses() -> None:
+    chinese = Vocabulary(("-", "你", "好"), delimiter=None)
+    letters = parted_in_pauses(best_letters(certain("你" + "-" * 2 * PAUSE + "好", chinese)), chinese)
+    assert [word.text for word in words_of(letters, chinese)] == ["你好"]
+
+
+@given(st.lists(st.sampled_from(range(4)), min_size=1, max_size=40))
+def test_the_letters_of_the_best_path_are_those_of_an_alignment_of_its_tokens(path: list[int]) -> None:
+    log_probs = certain("".join(small.tokens[token] for token in path), small)
+    letters = best_letters(log_probs)
+    assert aligned(log_probs, [letter.token for letter in letters], small) == [
+        letter._replace(confidence=pytest.approx(letter.confidence)) for letter in letters
     ]

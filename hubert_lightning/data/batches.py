@@ -332,9 +332,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         cuts = [self.cuts[place] for place in plan.cuts]
         waveforms = [read_waveform(cut) for cut in cuts]
         texts = tuple(transcript(cut, self.vocabulary) for cut in cuts)
-        # Ended as a word inside is (fairseq libri_labels): models then part words at any pause of a long recording
-        spelled = [self.vocabulary.encode(self.vocabulary.known(text)) for text in texts]  # all of it, in training
-        tokens = [torch.tensor([*of_text, self.vocabulary.boundary]) for of_text in spelled]
+        tokens = [torch.tensor(self.vocabulary.targets(text)) for text in texts]
         frames = [num_frames(len(waveform)) for waveform in waveforms]
         mask = channel_mask = None
         if self.mask_prob > 0:

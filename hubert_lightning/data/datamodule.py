@@ -255,9 +255,10 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
             f"{without[0]}: no transcript in the manifest{_and_others(without)}; prepare it with its transcripts or "
             "leave it out"
         )
-    written = Counter(character for _, text in texts for character in text)
-    if unknown := vocabulary.unknown_characters("".join(written)):
-        having = [(cut.id, text) for cut, text in texts if vocabulary.unknown_characters(text)]
+    having = [(cut.id, text) for cut, text in texts if vocabulary.unknown_characters(text)]
+    unknown = set[str]().union(*(vocabulary.unknown_characters(text) for _, text in having))
+    if unknown:
+        written = Counter(character for _, text in having for character in text)
         counts = ", ".join(f"{character!r} {written[character]} times" for character in sorted(unknown))
         if not training:
             log.warning(
@@ -274,7 +275,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
             "vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
-        tokens = [*vocabulary.encode(vocabulary.known(text)), vocabulary.boundary]
+        tokens = vocabulary.targets(text)
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
             raise ValueError(

@@ -269,13 +269,51 @@ def load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) 
     module.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
 
 
-def spelling(tokens: Sequence[str]) -> dict[str, Any]:
-    """How a foreign system's tokens spell: in the case that its letters have, with spaces for punctuation."""
-    letters = "".join(token for token in tokens if len(token) == 1)
-    case = "as_written"
-    if letters.upper() != letters.lower():
-        case = {letters.upper(): "upper", letters.lower(): "lower"}.get(letters, case)
-    return {"tokens": list(tokens), "case": case, "punctuation": "space"}
+def spelling(
+    tokens: Sequence[str], delimiter: str | None = BOUNDARY, spaced: bool | None = None, **printed: Any
+) -> dict[str, Any]:
+    """How a foreign system's tokens spell: in the case that its letters have, with spaces for punctuation.
+
+    tokens:    the blank first
+    delimiter: the token between words; none if it is not among them
+    spaced:    whether spaces part tokens, as phonemes; if not given, they do where no token parts words, and some
+        tokens have several letters
+    printed:   other arguments of data.text.Vocabulary
+    """
+    letters = [token for token in tokens[1:] if token != delimiter and not _is_mark(token)]
+    if delimiter not in tokens[1:]:
+        delimiter = None
+    if spaced is None:
+        spaced = delimiter is None and any(len(token) > 1 and "▁" not in token for token in letters)
+    made: dict[str, Any] = {
+        "tokens": list(tokens),
+        "case": "as_written" if spaced else _case(letters),
+        "punctuation": "space",
+    }
+    made |= {} if delimiter == BOUNDARY else {"delimiter": delimiter}
+    return made | ({"spaced": True} if spaced else {}) | printed
+
+
+def with_boundary(vocabulary: Mapping[str, Any]) -> list[str]:
+    """The tokens as systems call them whose delimiter is always "|"."""
+    tokens, delimiter = list(vocabulary["tokens"]), vocabulary.get("delimiter", BOUNDARY)
+    if delimiter is None or BOUNDARY in tokens:
+        return tokens
+    return [BOUNDARY if token == delimiter else token for token in tokens]
+
+
+def _case(letters: Sequence[str]) -> str:
+    """The case of the letters, but for those that have no other one or whose other one is written with several."""
+    cased = {one for letter in letters for one in letter if len(one.upper()) == len(one.lower()) == 1}
+    cased = {one for one in cased if one.upper() != one.lower()}
+    if cased and all(one == one.upper() for one in cased):
+        return "upper"
+    return "lower" if cased and all(one == one.lower() for one in cased) else "as_written"
+
+
+def _is_mark(token: str) -> bool:
+    """Whether a token is written as those that stand for no text, such as <s> and [UNK]."""
+    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
 
 
 def mask_embedding(dim: int) -> tuple[Tensor, str]:

@@ -28,6 +28,7 @@ from hubert_lightning.model.trained import (
     some,
     spelling,
     to_ours,
+    with_boundary,
 )
 
 FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
@@ -194,7 +195,7 @@ def write(trained: Trained) -> dict[str, bytes]:
     about: dict[str, Any] = {"function": f"torchaudio.models.{function}", "arguments": arguments}
     about |= {"normalize_waveform": config.normalize_waveform}
     if trained.vocabulary is not None:
-        about["labels"] = list(trained.vocabulary["tokens"])
+        about["labels"] = with_boundary(trained.vocabulary)
     return {
         WEIGHTS: file.getvalue(),
         ABOUT: (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode(),

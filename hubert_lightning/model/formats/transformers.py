@@ -1,10 +1,12 @@
 """Directories of transformers: HubertModel and HubertForCTC, with processor and tokenizer, whole or in shards."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,6 +25,10 @@ from hubert_lightning.model.trained import (
 )
 from hubert_lightning.torch_files import read_torch
 
+VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
+SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
+PHONEMES = "Wav2Vec2PhonemeCTCTokenizer"
+UNKNOWN = ("<unk>", "[UNK]", "<unknown>")  # how what has no token is written, if a vocabulary does not say so
 CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 LARGEST_JSON = 64 * 2**20  # bytes; the index of X-Large's shards has 50 kB
 PREFIX = "hubert."  # of the encoder in a model with a head
@@ -94,7 +100,7 @@ def read(folder: Path) -> Trained:
         encoder["mask_embedding"], sentence = mask_embedding(config.dim)
         told.append(sentence)
     vocabulary = None
-    if head is not None and (folder / "vocab.json").exists():
+    if head is not None and (folder / VOCABULARY).exists():
         order, vocabulary = _vocabulary(folder, len(head["weight"]))
         head = {part: value[order] for part, value in head.items()}
     return Trained(config, encoder, head=head, vocabulary=vocabulary, told=told)
@@ -116,7 +122,9 @@ def write(trained: Trained) -> dict[str, bytes]:
     }
     if trained.head is not None and trained.vocabulary is not None:
         state = {PREFIX + name: value for name, value in state.items()}
-        state |= {f"lm_head.{name}": value.contiguous() for name, value in trained.head.items()}
+        place = trained.vocabulary.get("blank_id", 0)
+        for name, value in trained.head.items():
+            state[f"lm_head.{name}"] = torch.cat([value[1 : place + 1], value[:1], value[place + 1 :]])
         features["processor_class"] = "Wav2Vec2Processor"
         files |= _tokenizer(trained.vocabulary)
     files["preprocessor_config.json"] = _json(features)
@@ -222,33 +230,90 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
     """Which of the head's rows is the blank's, the next token's, …, and what they spell."""
-    file = folder / "vocab.json"
-    ids = read_json(file)
-    special = _special_tokens(folder)
-    if not all(isinstance(place, int) for place in ids.values()):
-        raise ValueError(f"{file} holds several languages; save the model with the tokenizer of one of them")
-    if (folder / "added_tokens.json").exists():
-        ids |= read_json(folder / "added_tokens.json")
-    tokens = [f"<{place}>" for place in range(rows)]
-    for token, place in ids.items():
-        if isinstance(place, int) and 0 <= place < rows:
-            tokens[place] = BOUNDARY if token == special["word_delimiter_token"] else token
-    if special["pad_token"] not in tokens:
-        raise ValueError(f"{file} has no {special['pad_token']!r}, the blank; save its tokenizer again")
-    blank = tokens.index(special["pad_token"])
+    settings = _tokenizer_settings(folder)
+    names = {place: token for token, place in _ids(folder, settings).items()}
+    tokens = [names.get(place, f"<{place}>") for place in range(rows)]  # the latter of rows that have no token
+    blank = _blank(folder, settings["pad_token"], tokens)
     order = [blank, *(place for place in range(rows) if place != blank)]
-    return order, spelling([tokens[place] for place in order])
+    phonemes = settings["tokenizer_class"] == PHONEMES
+    delimiter = settings["word_delimiter_token"]
+    if not phonemes and delimiter not in tokens and " " in tokens:
+        delimiter = " "
+    made = spelling(
+        [tokens[place] for place in order], None if delimiter == tokens[blank] else delimiter, spaced=phonemes
+    )
+    special = {"unknown": "unk_token", "start": "bos_token", "end": "eos_token"}
+    made |= {ours: settings[theirs] for ours, theirs in special.items() if settings[theirs] in made["tokens"][1:]}
+    if settings["do_lower_case"] and not phonemes:
+        made |= {"case": "lower", "lower_case": True}
+    if settings["replace_word_delimiter_char"] != " " and not phonemes:
+        made |= {"separator": str(settings["replace_word_delimiter_char"])}
+    if settings["clean_up_tokenization_spaces"]:
+        made |= {"clean_up": True}
+    return order, made | ({"blank_id": blank} if blank else {})
 
 
-def _special_tokens(folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = {"pad_token": "<pad>", "word_delimiter_token": BOUNDARY}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            theirs = read_json(folder / name)
-            for key in settings:
-                value = theirs.get(key) or settings[key]
-                settings[key] = value["content"] if isinstance(value, dict) else value
-    return settings
+def _ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
+    """The number of every token: those of the table, those that were added, and special ones that are in neither."""
+    file = folder / VOCABULARY
+    ids = read_json(file)
+    if any(isinstance(of_language, dict) for of_language in ids.values()):
+        language = settings["target_lang"]
+        if not isinstance(ids.get(language), dict):
+            raise ValueError(f"{file} holds several languages; save the model with the tokenizer of one of them")
+        ids = dict(ids[language])
+    if wrong := next((token for token, place in ids.items() if not isinstance(place, int)), None):
+        raise ValueError(f"{file} numbers {wrong!r} with {ids[wrong]!r}; save its tokenizer again")
+    taken = set(ids.values())
+    ids |= {
+        token: place for token, place in settings["added_tokens"].items() if not {token, place} & (ids.keys() | taken)
+    }
+    special = [settings[name] for name in ("bos_token", "eos_token", "unk_token")]
+    for token in dict.fromkeys(special):
+        if isinstance(token, str) and token and token not in ids:
+            ids[token] = len(ids)
+    return ids
+
+
+def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
+    """The row of the blank: that of the tokenizer's padding, or of the model's where no tokenizer is told of."""
+    if pad in tokens:
+        return tokens.index(pad)
+    place = read_json(folder / CONFIG).get("pad_token_id")
+    told = any((folder / name).exists() for name in (TOKENIZER, SPECIAL))
+    if (
+        not told
+        and isinstance(place, int)
+        and 0 <= place < len(tokens)
+        and re.fullmatch(r"[\[<].+[\]>]", tokens[place])
+    ):
+        return place
+    raise ValueError(f"{folder / VOCABULARY} has no {pad!r}, the blank; save its tokenizer again")
+
+
+def _tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """What transformers makes the tokenizer with: tokenizer_config.json, in folders of old completed by other files."""
+    config = read_json(folder / TOKENIZER) if (folder / TOKENIZER).exists() else {}
+    kind = config.get("tokenizer_class") or read_json(folder / CONFIG).get("tokenizer_class")
+    settings: dict[str, Any] = {
+        **{"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+        **{"word_delimiter_token": None if kind == PHONEMES else BOUNDARY, "replace_word_delimiter_char": " "},
+        **{"do_lower_case": False, "clean_up_tokenization_spaces": False, "target_lang": None},
+    }
+    stated = dict(config)
+    added: dict[str, Any] = {}
+    if isinstance(config.get("added_tokens_decoder"), dict):
+        for place, token in config["added_tokens_decoder"].items():
+            if place.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
+                added[token["content"]] = int(place)
+    else:
+        stated |= read_json(folder / SPECIAL) if (folder / SPECIAL).exists() else {}
+        added = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
+    for name in settings:
+        if name in stated:
+            value = stated[name]
+            settings[name] = value.get("content") if isinstance(value, dict) else value
+    return settings | {"tokenizer_class": kind, "added_tokens": added}
 
 
 def _config(trained: Trained) -> dict[str, Any]:
@@ -271,33 +336,52 @@ def _config(trained: Trained) -> dict[str, Any]:
     }
     if trained.head is not None and trained.vocabulary is not None:
         # On an utterance that is too short for its text, the loss is 0, as here and in fairseq
-        theirs |= {"architectures": ["HubertForCTC"], "vocab_size": len(trained.head["weight"]), "pad_token_id": 0}
+        theirs |= {"architectures": ["HubertForCTC"], "vocab_size": len(trained.head["weight"])}
         theirs |= {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
-        theirs |= {"bos_token_id": None, "eos_token_id": None}
+        ids: dict[str | None, int] = {token: place for place, token in enumerate(in_their_order(trained.vocabulary))}
+        theirs |= {"pad_token_id": trained.vocabulary.get("blank_id", 0)}
+        theirs |= {"bos_token_id": ids.get(trained.vocabulary.get("start"))}
+        theirs |= {"eos_token_id": ids.get(trained.vocabulary.get("end"))}
     return theirs
 
 
 def _tokenizer(vocabulary: Mapping[str, Any]) -> dict[str, bytes]:
-    tokens = list(vocabulary["tokens"])
-    unknown = "<unk>" if "<unk>" in tokens else tokens[0]
+    tokens = in_their_order(vocabulary)
+    unknown = vocabulary.get("unknown") or next((name for name in UNKNOWN if name in vocabulary["tokens"][1:]), None)
+    ids = {token: place for place, token in enumerate(tokens) if token != f"<{place}>"}
+    if unknown is None:
+        # It needs one, which is not the blank; the head has no row for it, so that no text can be trained with it
+        unknown = next(name for name in UNKNOWN if name not in tokens)
+        ids[unknown] = len(tokens)
+    delimiter = vocabulary.get("delimiter", BOUNDARY)
+    spaced = vocabulary.get("spaced", False)
+    if delimiter is None and not spaced and BOUNDARY not in tokens:
+        delimiter = BOUNDARY  # which is no token, but spaces of a text become it
+    special = {"pad_token": vocabulary["tokens"][0], "unk_token": unknown}
+    special |= {"bos_token": vocabulary.get("start"), "eos_token": vocabulary.get("end")}
     settings = {
-        "tokenizer_class": "Wav2Vec2CTCTokenizer",
+        "tokenizer_class": PHONEMES if spaced else "Wav2Vec2CTCTokenizer",
         "processor_class": "Wav2Vec2Processor",
-        "pad_token": tokens[0],
-        "unk_token": unknown,
-        "bos_token": None,
-        "eos_token": None,
-        "word_delimiter_token": BOUNDARY,
-        "do_lower_case": False,
-        "clean_up_tokenization_spaces": False,
+        **special,
+        "word_delimiter_token": delimiter,
+        "clean_up_tokenization_spaces": vocabulary.get("clean_up", False),
     }
-    special = {"pad_token": tokens[0], "unk_token": unknown}
-    ids = {token: place for place, token in enumerate(tokens)}
+    if spaced:
+        settings |= {"phone_delimiter_token": " ", "do_phonemize": False}
+    else:
+        settings |= {"replace_word_delimiter_char": vocabulary.get("separator", " ")}
+        settings |= {"do_lower_case": vocabulary.get("lower_case", False)}
     return {
-        "vocab.json": _json(ids),
-        "tokenizer_config.json": _json(settings),
-        "special_tokens_map.json": _json(special),
+        VOCABULARY: _json(ids),
+        TOKENIZER: _json(settings),
+        SPECIAL: _json({name: token for name, token in special.items() if token is not None}),
     }
+
+
+def in_their_order(vocabulary: Mapping[str, Any]) -> list[str]:
+    """The tokens as transformers numbers them, its blank where it was."""
+    blank, *tokens = vocabulary["tokens"]
+    return [*tokens[: (place := vocabulary.get("blank_id", 0))], blank, *tokens[place:]]
 
 
 def _json(content: Any) -> bytes:
