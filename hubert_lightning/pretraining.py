@@ -35,7 +35,8 @@ class HubertPretraining(LightningModule):
         final_dim: Width of the projection that codewords are compared in.
         temperature: Divides the cosine logits.
         normal_codewords: Draw codewords that point everywhere instead of U(0, 1); small models learn sooner.
-        masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
+        masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α. Between 0 and 1,
+            the weighted sum is divided by the number of all frames, as in fairseq.
         feature_penalty: Weight of the mean square of the convolutions' output.
         pretrained: Checkpoint, of ours or of another system, whose encoder training goes on from, under a new head;
             fresh weights if none.
@@ -130,7 +131,7 @@ class HubertPretraining(LightningModule):
             metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
             metrics["masked_fraction"] = batch.mask.float().mean()
             self._log("train", metrics, batch)
-        return self.global_batch.add(loss, self._weight(batch), batch.id)
+        return self.global_batch.add(loss, self._num_terms(batch), batch.id)
 
     @property
     def _logging(self) -> bool:
@@ -198,7 +199,7 @@ class HubertPretraining(LightningModule):
                 # HuBERT §II-C: the losses of an ensemble's streams add up
                 losses = sum(_cross_entropy(of, cluster[:, stream]) for stream, of in enumerate(logits))
             assert isinstance(losses, Tensor)
-            loss = loss + losses.sum() * (weight / self._weight(batch))  # eq. 2
+            loss = loss + losses.sum() * (weight / self._num_terms(batch))  # eq. 2
             if every_frame:
                 found = torch.stack([of.detach().argmax(dim=-1) for of in logits], dim=1)  # (batch, streams, places)
                 metrics[f"{name}_loss"] = losses.detach().mean()
@@ -208,10 +209,15 @@ class HubertPretraining(LightningModule):
             metrics |= {"loss": loss.detach(), "predicted": torch.cat(predicted, dim=-1)}
         return loss, metrics
 
-    def _weight(self, batch: PretrainingBatch) -> float:
-        """How many frames a batch counts for: masked ones α, the others 1 - α (fairseq criterions/hubert_criterion)."""
+    def _num_terms(self, batch: PretrainingBatch) -> int:
+        """Frames that a batch counts for: those of each kind whose weight is not 0, each once, whatever the weight.
+
+        By their number fairseq divides the weighted sum, and multiplies the penalty (criterions/hubert_criterion.py:
+        sample_size).
+        """
         masked = len(batch.mask) * batch.num_masked
-        return self.masked_weight * masked + (1 - self.masked_weight) * (batch.mask.numel() - masked)
+        unmasked = batch.mask.numel() - masked
+        return masked * (self.masked_weight > 0) + unmasked * (self.masked_weight < 1)
 
     def _predict(self, frames: Tensor, places: Tensor) -> list[Tensor]:
         """Logits of each stream at some frames, (batch, places, clusters)."""
