@@ -471,6 +471,8 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     for option in HOW_NOT_WHAT:
         experiment["model"]["init_args"].pop(option, None)
+    if experiment["model"]["init_args"].get("warmup_steps") is not None:
+        experiment["model"]["init_args"].pop("warmup", None)  # the share that this number replaces
     if experiment["model"]["init_args"].get("pretrained"):
         experiment["model"]["init_args"]["pretrained"] = "a checkpoint"  # as are those of the features, below
     return experiment | {"labels": relabel[0] if relabel else None}

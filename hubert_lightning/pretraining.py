@@ -42,7 +42,9 @@ class HubertPretraining(LightningModule):
             fresh weights if none.
         keep_head: Go on from the head of `pretrained`, too, whose clusters the labels then must be of.
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
-        warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
+        warmup: Share of all steps, of each iteration its own, in which the learning rate rises to its peak; from there
+            it falls to 0 at the last step.
+        warmup_steps: Number of these steps, in place of a share.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
         compile: Let torch compile the encoder: slow to start, then faster.
         activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
@@ -60,7 +62,8 @@ class HubertPretraining(LightningModule):
         pretrained: Path | None = None,
         keep_head: bool = False,
         optimizer: OptimizerCallable | None = None,
-        warmup_steps: int = 32_000,
+        warmup: float = 0.08,  # §IV-C
+        warmup_steps: int | None = None,
         max_skipped: int = 10,
         compile: bool = False,
         activation_checkpointing: bool = False,
@@ -68,6 +71,10 @@ class HubertPretraining(LightningModule):
         super().__init__()
         if not 0 <= masked_weight <= 1:
             raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"warmup is {warmup}; it is a share of all steps, from 0 to 1: warmup_steps counts them")
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
@@ -83,7 +90,8 @@ class HubertPretraining(LightningModule):
         if keep_head:
             self._keep_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
-        self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
+        self.optimizer = optimizer or base_optimizer
+        self.warmup, self.given_warmup_steps = warmup, warmup_steps
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
@@ -239,6 +247,13 @@ class HubertPretraining(LightningModule):
         if self.compiling:
             self.encoder.compile_parts()
         shard(self, self.encoder, self.predictors)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of this run up to the peak of the learning rate."""
+        if self.given_warmup_steps is not None:
+            return self.given_warmup_steps
+        return round(self.warmup * self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.global_batch.made(self, self.optimizer)

@@ -199,7 +199,9 @@ def test_a_recipe_has_the_optimisation_of_fairseq(size: str, rate: float, clip: 
     assert optimizer.defaults["lr"] == rate
     assert tuple(optimizer.defaults["betas"]) == (0.9, 0.98)
     assert (optimizer.defaults["eps"], optimizer.defaults["weight_decay"]) == (1e-6, 0.01)  # the same in all three
-    assert (model.warmup_steps, model.masked_weight, model.temperature, model.feature_penalty) == (32_000, 1, 0.1, 10)
+    # Of the steps, HuBERT §IV-C; fairseq's configs have 32 000 of 400 000
+    assert (model.warmup, model.warmup_steps) == (0.08, None)
+    assert (model.masked_weight, model.temperature, model.feature_penalty) == (1, 0.1, 10)
     assert config.trainer.gradient_clip_val == clip
     assert config.data.init_args.max_duration == max_tokens / SAMPLE_RATE
 

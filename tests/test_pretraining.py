@@ -128,7 +128,26 @@ def test_defaults_are_the_papers_base_iteration_1() -> None:
     assert isinstance(optimizer, AdamW)
     assert optimizer.defaults["lr"] == 5e-4
     assert optimizer.defaults["betas"] == (0.9, 0.98)
-    assert (model.warmup_steps, model.predictors[0].temperature, model.feature_penalty) == (32_000, 0.1, 10)
+    assert (model.predictors[0].temperature, model.feature_penalty) == (0.1, 10)
+
+
+def test_the_learning_rate_warms_up_for_8_percent_of_the_steps_unless_their_number_is_given() -> None:
+    for steps, expected in ((250_000, 20_000), (400_000, 32_000), (100_000, 8_000)):
+        model = a_model()
+        model.trainer = Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False)
+        rate = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+        assert [rate(step) for step in (0, expected // 2, expected, steps)] == [0, 0.5, 1, 0]
+        for options, number in (({"warmup_steps": 7}, 7), ({"warmup_steps": 0}, 0), ({"warmup": 0.5}, steps // 2)):
+            other = a_model(**options)
+            other.trainer = model.trainer
+            assert other.warmup_steps == number
+
+
+def test_a_warm_up_that_is_no_share_or_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup is 32000; it is a share of all steps"):
+        a_model(warmup=32_000)
+    with pytest.raises(ValueError, match="warmup_steps is -1; it is a number of steps"):
+        a_model(warmup_steps=-1)
 
 
 def a_trainer(folder: Path, steps: int, **options: object) -> Trainer:
