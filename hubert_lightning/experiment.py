@@ -53,7 +53,8 @@ class Iteration:
         layer: Which Transformer layer of that model is clustered, counted from 1, or "best" (by PNMI, if the utterances
             to validate on have phones).
         clusters: Number of K-means clusters; several numbers make an ensemble.
-        parts: Of MFCCs, each clustered on its own (product codes): cepstra, delta, delta_delta.
+        parts: Parts of MFCCs spliced over three frames, 39 dimensions each, clustered on their own (product codes):
+            cepstra, delta, delta_delta.
         max_frames: Frames that K-means is fitted on; a tenth of 960 hours in the paper.
         kmeans: How it is fitted: hubert_lightning.KMeans unless named.
         quantizer: A K-means that somebody fitted on these features, used instead of fitting one.
