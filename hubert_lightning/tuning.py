@@ -28,8 +28,8 @@ STARTS = [
     *((3.23, -0.26), (2.90, -1.62), (2.46, -0.59), (2.15, -0.52), (1.74, 0.52)),  # 10 min to 960 h, of LibriSpeech
     *((3.86, -1.18), (3.09, -2.33), (2.12, -0.90), (1.57, -0.64)),  # of Libri-light, whose 100 h are as above
 ]
-"""lm_weight and word_score where the search begins: those of wav2vec 2.0 with LibriSpeech's 4-gram (its tables 7 and 8).
-HuBERT prints none."""
+"""Where the search begins, lm_weight and word_score: those of wav2vec 2.0 with LibriSpeech's 4-gram (its tables 7 and
+8). HuBERT prints none."""
 
 
 def tune_decoder(
@@ -108,7 +108,7 @@ def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[lis
 def tune(
     search: BeamSearch, log_probs: Sequence[Tensor], references: Sequence[str], trials: int, seed: int = 0
 ) -> tuple[optuna.Study, BeamSearch]:
-    """Try settings of a search: its own, those of wav2vec 2.0 for a word language model, then what TPE proposes (optuna).
+    """Try settings of a search: its own, those of wav2vec 2.0 if words are searched, then what TPE proposes (optuna).
 
     Args:
         search: Beam search whose weights are tuned.

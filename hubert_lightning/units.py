@@ -104,8 +104,8 @@ class Units:
         if str(model) == "mfcc":
             if features.startswith("mfcc spliced"):
                 raise ValueError(
-                    f"{kmeans} was fitted on a part of MFCCs ({source.get('parts')}), and units are clusters of all 39; "
-                    "give the K-means of whole MFCCs"
+                    f"{kmeans} was fitted on a part of MFCCs ({source.get('parts')}), and units are clusters of all of "
+                    "them; give the K-means of whole MFCCs"
                 )
             if layer is not None or features not in ("", "mfcc"):
                 raise ValueError(

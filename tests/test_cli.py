@@ -117,7 +117,11 @@ def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifes
 
 def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path, tmp_path: Path) -> None:
     few, many = (f"{{clusters: 20, max_frames: 2000, max_steps: {steps}}}" for steps in (13, 25))
-    options = ["--model.init_args.warmup_steps=null", "--data.init_args.max_duration=5", "--trainer.limit_val_batches=0"]
+    options = [
+        "--model.init_args.warmup_steps=null",
+        "--data.init_args.max_duration=5",
+        "--trainer.limit_val_batches=0",
+    ]
     main(["fit", *SMOKE, *speech(manifests), f"--iterations=[{few}, {many}]", *options, f"--output={tmp_path}"])
     for number, warmup, steps in ((1, 1, 13), (2, 2, 25)):
         with (tmp_path / f"iteration{number}" / "metrics.csv").open() as file:

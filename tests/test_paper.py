@@ -146,7 +146,9 @@ def test_the_docs_have_the_papers_tables_of_ablations() -> None:
     assert of_five.pop("none: its alignments are not public") == "10.38/9.16/9.79"  # chenones
     assert of_five == {f"`{name}.yaml`": rates for name, rates in TABLE_V.items()}
     assert {cells[0]: cells[1] for cells in six.values()} == {f"`{of}.yaml`": rate for of, rate in TABLE_VI.items()}
-    assert {of: "/".join(cells) for of, cells in seven.items()} == {f"`{of}.yaml`": wer for of, wer in TABLE_VII.items()}
+    assert {of: "/".join(cells) for of, cells in seven.items()} == {
+        f"`{of}.yaml`": wer for of, wer in TABLE_VII.items()
+    }
 
 
 def test_product_k_means_has_three_parts_of_39_of_117_dimensions() -> None:

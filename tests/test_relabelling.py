@@ -319,14 +319,27 @@ def test_a_quantizer_of_a_product_code_has_the_dimensions_of_its_parts(
     assert given.source == fitted.source
 
 
+SPLICED = "mfcc spliced over 3 frames"
+
+
 @pytest.mark.parametrize(
     ("dim", "source", "parts", "sentence"),
     [
         (13, {}, ["cepstra"], "centroids of 13 dimensions, where mfcc spliced over 3 frames has 39"),
-        (13, {"features": "mfcc", "parts": '["cepstra"]'}, ["cepstra"], "fitted on mfcc, where the features are mfcc sp"),
+        (
+            13,
+            {"features": "mfcc", "parts": '["cepstra"]'},
+            ["cepstra"],
+            "fitted on mfcc, where the features are mfcc sp",
+        ),
         (39, {"features": "mfcc", "parts": "null"}, ["cepstra"], "fitted on mfcc, where the features are mfcc spliced"),
-        (39, {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}, ["cepstra"], r'parts \["delta"\], where'),
-        (39, {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}, None, "where the features are mfcc;"),
+        (
+            39,
+            {"features": SPLICED, "parts": '["delta"]'},
+            ["cepstra"],
+            r'parts \["delta"\], where',
+        ),
+        (39, {"features": SPLICED, "parts": '["delta"]'}, None, "where the features are mfcc;"),
     ],
 )
 def test_a_quantizer_of_other_columns_is_refused_though_its_dimensions_may_fit(
@@ -346,7 +359,7 @@ def test_a_run_on_parts_that_were_not_spliced_is_refused_under_its_checkpoint(
     relabelled(run, manifests, tmp_path, Relabel(**relabel), clusters=5)
     path = tmp_path / "kmeans.safetensors"
     centroids, source = load_kmeans(path)
-    assert source["features"] == "mfcc spliced over 3 frames"
+    assert source["features"] == SPLICED
     save_kmeans(path, [of[:, :13].clone() for of in centroids], source | {"features": "mfcc"})  # as before
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(ValueError, match="its checkpoints were trained on labels of other features"):

@@ -139,7 +139,7 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
     refused("was fitted on mfcc; give 'mfcc' for the model", {"features": "mfcc"})
     refused("MFCCs have no layers", {}, model="mfcc", layer=1)
     spliced = {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}
-    refused("a part of MFCCs .*, and units are clusters of all 39", spliced, model="mfcc")
+    refused("a part of MFCCs .*, and units are clusters of all of them", spliced, model="mfcc")
     refused("MFCCs with .*, fitted on layer", {"features": of_this}, model="mfcc")
     refused("absent: no such file", {}, kmeans=tmp_path / "absent")
     refused("no kmeans.safetensors in it; name one", {}, kmeans=None)
