@@ -55,7 +55,7 @@ class Iteration:
         clusters: Number of K-means clusters; several numbers make an ensemble.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, clustered on their own (product codes):
             cepstra, delta, delta_delta.
-        max_frames: Frames that K-means is fitted on; a tenth of 960 hours in the paper.
+        max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
         kmeans: How it is fitted: hubert_lightning.KMeans unless named.
         quantizer: A K-means that somebody fitted on these features, used instead of fitting one.
         weights: What training starts from: "fresh" weights, the "previous" iteration's model, or a checkpoint.

@@ -194,6 +194,18 @@ def test_a_pre_training_config_has_the_papers_iterations_warm_up_and_audio_of_a_
     assert default.max_frames == 960 * 3600 * 50 // 10  # §IV-B: a tenth of the data in iteration 2
 
 
+TABLE_IV = {  # PNMI, K-means of 1/10/100 h
+    "MFCC, 100": ["0.251", "0.253", "0.253"],
+    "MFCC, 500": ["0.283", "0.285", "0.287"],
+    "iteration 1, layer 6, 100": ["0.563", "0.561", "0.575"],
+    "iteration 1, layer 6, 500": ["0.680", "0.684", "0.686"],
+}
+
+
+def test_the_docs_have_the_papers_table_of_clusters() -> None:
+    assert rows_of((ROOT / "docs/librispeech.md").read_text("utf-8"), "| features, clusters |") == TABLE_IV
+
+
 # wav2vec 2.0 tables 7 and 8, lm_weight/word_score: of LibriSpeech, of Libri-light, 4-gram and Transformer each
 WEIGHTS = {
     "10 min": ["3.23/-0.26", "1.20/-1.39", "3.86/-1.18", "1.47/-2.82"],

@@ -70,7 +70,7 @@ TRAINING: dict[str, dict[str, float]] = {
 """What the released models were trained with, Base or Large and X-Large, by the norm of their convolutions (fairseq
 examples/hubert/config/pretrain), where a format does not say."""
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
-HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width: HuBERT Table I, fairseq config/pretrain
+HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width: fairseq config/pretrain; HuBERT table I prints 8 for Base
 OLD_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # of weight norm, before torch 2.0
 
 
