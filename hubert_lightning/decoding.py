@@ -61,7 +61,7 @@ NUMBERS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescor
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """What a beam search looks for. Defaults: the paper's with a 4-gram (fairseq infer_kenlm.yaml).
+    """What a beam search looks for. Defaults: fairseq's with a 4-gram (HuBERT infer_kenlm.yaml).
 
     Args:
         lm: n-gram language model, ARPA or KenLM's binary form: of words with a lexicon, of letters without. Either file

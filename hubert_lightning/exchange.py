@@ -59,8 +59,9 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     with replacing(Path(out)) as file:
         save_tensors(as_fit(trained._replace(source=provenance)), file)
     print(f"{out}: {_described(trained)}, from {source}")
-    for sentence in trained.told if vocabulary is None else []:
-        print(f"{source}: {sentence}")
+    for sentence in trained.told:
+        if vocabulary is None or "--vocabulary" not in sentence:
+            print(f"{source}: {sentence}")
 
 
 def export_model(

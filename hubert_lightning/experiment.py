@@ -53,8 +53,9 @@ class Iteration:
         layer: Which Transformer layer of that model is clustered, counted from 1, or "best" (by PNMI, if the utterances
             to validate on have phones).
         clusters: Number of K-means clusters; several numbers make an ensemble.
-        parts: Of MFCCs, each clustered on its own (product codes): cepstra, delta, delta_delta.
-        max_frames: Frames that K-means is fitted on; a tenth of 960 hours in the paper.
+        parts: Parts of MFCCs spliced over three frames, 39 dimensions each, clustered on their own (product codes):
+            cepstra, delta, delta_delta.
+        max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
         kmeans: How it is fitted: hubert_lightning.KMeans unless named.
         quantizer: A K-means that somebody fitted on these features, used instead of fitting one.
         weights: What training starts from: "fresh" weights, the "previous" iteration's model, or a checkpoint.
@@ -471,6 +472,8 @@ def _experiment(config: dict[str, Any]) -> dict[str, Any]:
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     for option in HOW_NOT_WHAT:
         experiment["model"]["init_args"].pop(option, None)
+    if experiment["model"]["init_args"].get("warmup_steps") is not None:
+        experiment["model"]["init_args"].pop("warmup", None)  # the share that this number replaces
     if experiment["model"]["init_args"].get("pretrained"):
         experiment["model"]["init_args"]["pretrained"] = "a checkpoint"  # as are those of the features, below
     return experiment | {"labels": relabel[0] if relabel else None}

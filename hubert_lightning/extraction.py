@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.clustering.mfcc import PARTS, SPLICED, mfcc, spliced
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
@@ -78,14 +78,20 @@ class Extractor(NamedTuple):
         return self.features_of_parts(waveform, length, statistics)
 
 
-def mfcc_extractor() -> Extractor:
-    """MFCC at the encoder's clock."""
+def mfcc_extractor(in_parts: bool = False) -> Extractor:
+    """MFCC at the encoder's clock.
+
+    Args:
+        in_parts: Spliced over three frames, for product K-means of their parts.
+    """
 
     def features(waveform: Tensor, length: Tensor) -> Tensor:
+        rows = (mfcc(row[:samples]) for row, samples in zip(waveform, length.tolist(), strict=True))
         # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
-        rows = [mfcc(row[:samples])[::2] for row, samples in zip(waveform, length.tolist(), strict=True)]
-        return pad_sequence(rows, batch_first=True)
+        return pad_sequence([(spliced(row) if in_parts else row)[::2] for row in rows], batch_first=True)
 
+    if in_parts:
+        return Extractor(features, f"mfcc spliced over {SPLICED} frames", (max(part.stop for part in PARTS.values()),))
     return Extractor(features, "mfcc", (39,))
 
 

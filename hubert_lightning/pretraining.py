@@ -35,13 +35,16 @@ class HubertPretraining(LightningModule):
         final_dim: Width of the projection that codewords are compared in.
         temperature: Divides the cosine logits.
         normal_codewords: Draw codewords that point everywhere instead of U(0, 1); small models learn sooner.
-        masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α.
+        masked_weight: α of the paper: weight of the loss at masked frames; the others weigh 1 - α. Between 0 and 1,
+            the weighted sum is divided by the number of all frames, as in fairseq.
         feature_penalty: Weight of the mean square of the convolutions' output.
         pretrained: Checkpoint, of ours or of another system, whose encoder training goes on from, under a new head;
             fresh weights if none.
         keep_head: Go on from the head of `pretrained`, too, whose clusters the labels then must be of.
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
-        warmup_steps: Steps up to the peak; from there the rate falls to 0 at the last step.
+        warmup: Share of all steps, of each iteration its own, in which the learning rate rises to its peak; from there
+            it falls to 0 at the last step.
+        warmup_steps: Number of these steps, in place of a share.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
         compile: Let torch compile the encoder: slow to start, then faster.
         activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
@@ -59,7 +62,8 @@ class HubertPretraining(LightningModule):
         pretrained: Path | None = None,
         keep_head: bool = False,
         optimizer: OptimizerCallable | None = None,
-        warmup_steps: int = 32_000,
+        warmup: float = 0.08,  # §IV-C
+        warmup_steps: int | None = None,
         max_skipped: int = 10,
         compile: bool = False,
         activation_checkpointing: bool = False,
@@ -67,6 +71,10 @@ class HubertPretraining(LightningModule):
         super().__init__()
         if not 0 <= masked_weight <= 1:
             raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"warmup is {warmup}; it is a share of all steps, from 0 to 1: warmup_steps counts them")
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
@@ -82,7 +90,8 @@ class HubertPretraining(LightningModule):
         if keep_head:
             self._keep_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
-        self.optimizer, self.warmup_steps = optimizer or base_optimizer, warmup_steps
+        self.optimizer = optimizer or base_optimizer
+        self.warmup, self.given_warmup_steps = warmup, warmup_steps
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
@@ -130,7 +139,7 @@ class HubertPretraining(LightningModule):
             metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
             metrics["masked_fraction"] = batch.mask.float().mean()
             self._log("train", metrics, batch)
-        return self.global_batch.add(loss, self._weight(batch), batch.id)
+        return self.global_batch.add(loss, self._num_terms(batch), batch.id)
 
     @property
     def _logging(self) -> bool:
@@ -198,7 +207,7 @@ class HubertPretraining(LightningModule):
                 # HuBERT §II-C: the losses of an ensemble's streams add up
                 losses = sum(_cross_entropy(of, cluster[:, stream]) for stream, of in enumerate(logits))
             assert isinstance(losses, Tensor)
-            loss = loss + losses.sum() * (weight / self._weight(batch))  # eq. 2
+            loss = loss + losses.sum() * (weight / self._num_terms(batch))  # eq. 2
             if every_frame:
                 found = torch.stack([of.detach().argmax(dim=-1) for of in logits], dim=1)  # (batch, streams, places)
                 metrics[f"{name}_loss"] = losses.detach().mean()
@@ -208,10 +217,15 @@ class HubertPretraining(LightningModule):
             metrics |= {"loss": loss.detach(), "predicted": torch.cat(predicted, dim=-1)}
         return loss, metrics
 
-    def _weight(self, batch: PretrainingBatch) -> float:
-        """How many frames a batch counts for: masked ones α, the others 1 - α (fairseq criterions/hubert_criterion)."""
+    def _num_terms(self, batch: PretrainingBatch) -> int:
+        """Frames that a batch counts for: those of each kind whose weight is not 0, each once, whatever the weight.
+
+        By their number fairseq divides the weighted sum, and multiplies the penalty (criterions/hubert_criterion.py:
+        sample_size).
+        """
         masked = len(batch.mask) * batch.num_masked
-        return self.masked_weight * masked + (1 - self.masked_weight) * (batch.mask.numel() - masked)
+        unmasked = batch.mask.numel() - masked
+        return masked * (self.masked_weight > 0) + unmasked * (self.masked_weight < 1)
 
     def _predict(self, frames: Tensor, places: Tensor) -> list[Tensor]:
         """Logits of each stream at some frames, (batch, places, clusters)."""
@@ -233,6 +247,13 @@ class HubertPretraining(LightningModule):
         if self.compiling:
             self.encoder.compile_parts()
         shard(self, self.encoder, self.predictors)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of this run up to the peak of the learning rate."""
+        if self.given_warmup_steps is not None:
+            return self.given_warmup_steps
+        return round(self.warmup * self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.global_batch.made(self, self.optimizer)

@@ -42,7 +42,8 @@ def fit_kmeans(
         out: The .safetensors to write; use it as the quantizer of an iteration.
         layer: Which Transformer layer, counted from 1; none for "mfcc".
         clusters: Number of clusters; several numbers make an ensemble.
-        parts: Of MFCCs, each clustered on its own (product codes): cepstra, delta, delta_delta.
+        parts: Parts of MFCCs spliced over three frames, each clustered on its own (product codes): cepstra, delta,
+            delta_delta.
         max_frames: Frames that K-means is fitted on.
         kmeans: How it is fitted: hubert_lightning.KMeans unless named.
         seed: Of the sample and of K-means.
@@ -55,7 +56,7 @@ def fit_kmeans(
     cuts = read.chosen(read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2)))
     if not len(cuts):
         raise ValueError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
-    extractor = _extractor(model, layer)
+    extractor = _extractor(model, layer, parts)
     rows, index = sample_frames(extractor, cuts, max_frames, seed, batch_frames=BATCH_FRAMES, num_workers=num_workers)
     centroids = [
         asked.kmeans.fit(rows[:, stream.columns], stream.clusters, seed, index=index, device=extractor.device)
@@ -81,7 +82,8 @@ def import_kmeans(
         out: The .safetensors to write.
         model: What it was fitted on: "mfcc", or a checkpoint (or transformers directory).
         layer: Which Transformer layer of the model, counted from 1.
-        parts: Of MFCCs, which each stream of a product code is of: cepstra, delta, delta_delta.
+        parts: Parts of MFCCs spliced over three frames that the streams of a product code are of: cepstra, delta,
+            delta_delta.
     """
     _check_new(out)
     centroids, source = load_kmeans(kmeans)
@@ -93,10 +95,10 @@ def import_kmeans(
     if model is None and layer is not None:
         raise ValueError(f"layer {layer} of no model; name it with --model, or leave the layer out")
     if model is not None:
-        extractor = _extractor(model, layer)
+        extractor = _extractor(model, layer, parts)
         columns = [PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids)
-        check_features(kmeans, centroids, source, extractor, columns)
-        source = source | {"features": extractor.name}
+        check_features(kmeans, centroids, source, extractor, columns, parts)
+        source = source | {"features": extractor.name} | ({"parts": json.dumps(parts)} if parts else {})
     save_kmeans(out, centroids, source)
     print(f"{out}: {_said(centroids)}, of {source.get('features', 'features that it does not name (--model)')}")
 
@@ -116,7 +118,7 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
         files = {out: (centroids[0], source)}
     else:
         files = {
-            out.with_suffix(f".{stream}{out.suffix}"): (of, source | {"stream": str(stream)})
+            out.with_suffix(f".{stream}{out.suffix}"): (of, _of_stream(source, stream, len(centroids)))
             for stream, of in enumerate(centroids)
         }
     for path in files:
@@ -129,6 +131,13 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
         print(f"{path}: {_said([of])}, for scikit-learn")
 
 
+def _of_stream(source: dict[str, str], stream: int, streams: int) -> dict[str, str]:
+    """What a file of one stream says of itself: which it is, and of which part."""
+    parts = json.loads(source.get("parts", "null"))
+    part = {"parts": json.dumps([parts[stream * len(parts) // streams]])} if parts else {}
+    return source | part | {"stream": str(stream)}
+
+
 def _of_scikit_learn(centroids: Tensor, source: dict[str, str]) -> MiniBatchKMeans:
     """As if it had been fitted, for all that needs no more than centroids."""
     clusters, dim = centroids.shape
@@ -139,11 +148,11 @@ def _of_scikit_learn(centroids: Tensor, source: dict[str, str]) -> MiniBatchKMea
     return kmeans
 
 
-def _extractor(model: str, layer: int | None) -> Extractor:
+def _extractor(model: str, layer: int | None, parts: list[Part] | None) -> Extractor:
     if (model == "mfcc") != (layer is None):
         raise ValueError(f"{model} with layer {layer}: MFCCs have no layers, and a model needs one (--layer)")
     if layer is None:
-        return mfcc_extractor()
+        return mfcc_extractor(in_parts=bool(parts))
     layers = encoder_config(model).num_layers
     if not 1 <= layer <= layers:
         raise ValueError(f"{model} has {layers} layers, counted from 1, and no layer {layer}; name one of those")

@@ -70,7 +70,8 @@ class Relabel(Callback):
         layer: Which Transformer layer of the checkpoint, counted from 1, or "best": the one whose clusters tell the
             phones of the validation utterances apart best; none for "mfcc".
         clusters: Number of K-means clusters; several numbers make an ensemble, a label stream of each.
-        parts: Of MFCCs, which a K-means of their own each makes a product code of: cepstra, delta, delta_delta.
+        parts: Parts of MFCCs spliced over three frames, 39 dimensions each, with a K-means of their own each (product
+            codes): cepstra, delta, delta_delta.
         max_frames: Frames, drawn evenly from the training utterances, that K-means is fitted on.
         kmeans: How it is fitted.
         seed: Of the sample and of K-means.
@@ -129,7 +130,7 @@ class Relabel(Callback):
 
     def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
         if self.features == "mfcc":
-            return mfcc_extractor()
+            return mfcc_extractor(in_parts=bool(self.parts))
         assert self.layer is not None
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         best = self.layer == "best"
@@ -179,7 +180,8 @@ class Relabel(Callback):
         if not on_rank_zero(trainer, there):
             if self.quantizer and self.given:
                 fitted, source = self.given
-                check_features(self.quantizer, fitted, source, extractor, [of.columns for of in self.streams])
+                columns = [of.columns for of in self.streams]
+                check_features(self.quantizer, fitted, source, extractor, columns, self.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
             on_rank_zero(trainer, lambda: save_kmeans(path, fitted, provenance))
@@ -250,11 +252,22 @@ class Relabel(Callback):
 
 
 def check_features(
-    path: Path, centroids: Sequence[Tensor], source: dict[str, str], extractor: Extractor, columns: Sequence[slice]
+    path: Path,
+    centroids: Sequence[Tensor],
+    source: dict[str, str],
+    extractor: Extractor,
+    columns: Sequence[slice],
+    parts: Sequence[Part] | None,
 ) -> None:
     """Whether a K-means that somebody fitted is one of these features.
 
-    columns: of the features, those that each stream sees
+    Args:
+        path: File of the K-means.
+        centroids: (clusters, dim) of each stream.
+        source: What the file says of itself.
+        extractor: Features that are to be clustered.
+        columns: Columns of the features that each stream sees.
+        parts: Parts of MFCCs that are to be clustered.
 
     Raises:
         ValueError: It says that it is of others, or has another dimension.
@@ -264,6 +277,9 @@ def check_features(
         raise ValueError(
             f"{path}: fitted on {theirs}, where the features are {extractor.name}; give both of one model and layer"
         )
+    asked = json.dumps(parts)
+    if (said := source.get("parts", asked)) != asked:
+        raise ValueError(f"{path}: fitted on parts {said}, where parts are {asked}; give the same parts in this order")
     for of, seen in zip(centroids, columns, strict=True):
         dim = len(range(extractor.shape[-1])[seen])
         if of.shape[1] != dim:

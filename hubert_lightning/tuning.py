@@ -24,6 +24,12 @@ from hubert_lightning.rescoring import CausalLM
 WEIGHTS = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "silence_score": (-10.0, 0.0)}
 """Where to look; the ranges of the reference's sweep for n-grams (fairseq examples/hubert/config/decode/ax_sweep)."""
 RESCORER_WEIGHT = (0.0, 4.0)
+STARTS = [
+    *((3.23, -0.26), (2.90, -1.62), (2.46, -0.59), (2.15, -0.52), (1.74, 0.52)),  # 10 min to 960 h, of LibriSpeech
+    *((3.86, -1.18), (3.09, -2.33), (2.12, -0.90), (1.57, -0.64)),  # of Libri-light, whose 100 h are as above
+]
+"""Where the search begins, lm_weight and word_score: those of wav2vec 2.0 with LibriSpeech's 4-gram (its tables 7 and
+8). HuBERT prints none."""
 
 
 def tune_decoder(
@@ -48,7 +54,7 @@ def tune_decoder(
         out: where the settings go, a .json file; beside it goes a figure
         lm: n-gram language model (`hubert ngram`), ARPA or KenLM's binary form
         lexicon: the words that can be said (`hubert ngram` and `hubert lexicon` write one)
-        trials: settings to try
+        trials: settings to try; with a language model of words the first ten are usual ones
         beam_size: hypotheses that are kept at each frame
         beam_threshold: hypotheses whose score is further below the best one are dropped
         rescorer: directory of a causal language model of transformers, whose weight is searched afterwards
@@ -104,17 +110,27 @@ def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[lis
 def tune(
     search: BeamSearch, log_probs: Sequence[Tensor], references: Sequence[str], trials: int, seed: int = 0
 ) -> tuple[optuna.Study, BeamSearch]:
-    """Try settings of a search, the ones that it has first, and after them what TPE proposes (optuna).
+    """Try settings of a search: its own, those of wav2vec 2.0 if words are searched, then what TPE proposes (optuna).
 
-    log_probs: (frames, tokens) of each utterance, float32, on the CPU
-    returns:   the study, whose values are word error rates, and the search with the best weights; where several are
-        as good, it is the first
+    Args:
+        search: Beam search whose weights are tuned.
+        log_probs: (frames, tokens) of each utterance, float32, on the CPU.
+        references: Transcript of each utterance.
+        trials: Number of settings to try.
+        seed: Seed of TPE.
+
+    Returns:
+        The study, whose values are word error rates, and the search with the best weights; where several are as good,
+        it is the first.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     names = [name for name in WEIGHTS if search.settings.lm or name != "lm_weight"]
     names = [name for name in names if search.settings.lexicon or name != "word_score"]
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    study.enqueue_trial({name: getattr(search.settings, name) for name in names})
+    first = {name: getattr(search.settings, name) for name in names}
+    starts = STARTS if {"lm_weight", "word_score"} <= first.keys() else []
+    for start in (first, *({**first, "lm_weight": weight, "word_score": score} for weight, score in starts)):
+        study.enqueue_trial(start)
     columns = [TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}")]
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, redirect_stdout=False, transient=True) as progress:

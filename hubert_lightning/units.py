@@ -102,6 +102,11 @@ class Units:
             raise ValueError(f"{kmeans} holds {len(streams)} K-means, and units are of one; give a file with one")
         features = source.get("features", "")
         if str(model) == "mfcc":
+            if features.startswith("mfcc spliced"):
+                raise ValueError(
+                    f"{kmeans} was fitted on a part of MFCCs ({source.get('parts')}), and units are clusters of all of "
+                    "them; give the K-means of whole MFCCs"
+                )
             if layer is not None or features not in ("", "mfcc"):
                 raise ValueError(
                     f"MFCCs with {f'layer {layer}' if layer else f'{kmeans}, fitted on {features}'}: "

@@ -115,6 +115,36 @@ def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifes
     assert LabelStore(tmp_path / "iteration1" / "labels").source.clusters == (10, 20)
 
 
+def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path, tmp_path: Path) -> None:
+    few, many = (f"{{clusters: 20, max_frames: 2000, max_steps: {steps}}}" for steps in (13, 25))
+    options = [
+        "--model.init_args.warmup_steps=null",
+        "--data.init_args.max_duration=5",
+        "--trainer.limit_val_batches=0",
+    ]
+    main(["fit", *SMOKE, *speech(manifests), f"--iterations=[{few}, {many}]", *options, f"--output={tmp_path}"])
+    for number, warmup, steps in ((1, 1, 13), (2, 2, 25)):
+        with (tmp_path / f"iteration{number}" / "metrics.csv").open() as file:
+            logged = [row["train/learning_rate"] for row in csv.DictReader(file)]
+        rates = [float(rate) for rate in logged if rate]
+        expected = [step / warmup if step < warmup else (steps - step) / (steps - warmup) for step in range(steps)]
+        assert rates == pytest.approx([2e-3 * rate for rate in expected])
+
+
+def test_a_run_from_before_there_was_a_share_goes_on_with_its_number_of_steps(manifests: Path, tmp_path: Path) -> None:
+    def command(steps: int) -> list[str]:
+        labels = f"--iterations=[{{clusters: 20, max_frames: 2000, max_steps: {steps}}}]"
+        return ["fit", *SMOKE, *speech(manifests), labels, f"--output={tmp_path}"]
+
+    main(command(2))
+    kept = tmp_path / "iteration1" / "config.yaml"
+    config = yaml.safe_load(kept.read_text())
+    assert config["model"]["init_args"].pop("warmup") == 0.08
+    kept.write_text(yaml.safe_dump(config))
+    main(command(3))
+    assert json.loads((tmp_path / "iteration1" / "metrics.json").read_text())["steps"] == 3
+
+
 def test_an_iterations_config_would_run_it_alone(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((pretraining / "iteration2" / "config.yaml").read_text())
     assert config["iterations"] == []

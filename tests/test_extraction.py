@@ -13,7 +13,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning import extraction
-from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.clustering.mfcc import mfcc, spliced
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.extraction import (
     LONGEST,
@@ -84,6 +84,12 @@ def long_cut(train_cuts: CutSet, tmp_path_factory: pytest.TempPathFactory) -> Cu
     return Recording.from_file(path, recording_id="long").to_cut()
 
 
+def test_mfcc_of_a_padded_batch_are_those_of_each_cut_alone(train_cuts: CutSet) -> None:
+    cuts = list(train_cuts)[:6]
+    for cut, features in zip(cuts, features_of(mfcc_extractor(in_parts=True), cuts, max_frames=10_000), strict=True):
+        torch.testing.assert_close(features, spliced(mfcc(read_waveform(cut)))[::2])
+
+
 @pytest.mark.parametrize("tail", [1, 399, 400, 401, 20_000])
 def test_mfcc_of_a_long_recording_are_those_of_the_whole(
     long_cut: Cut, tail: int, monkeypatch: pytest.MonkeyPatch
@@ -91,8 +97,10 @@ def test_mfcc_of_a_long_recording_are_those_of_the_whole(
     monkeypatch.setattr(extraction, "LONGEST", 1000)
     monkeypatch.setattr(extraction, "OVERLAP", 100)
     cut = long_cut.truncate(duration=(num_samples(1900) + tail) / SAMPLE_RATE)
-    [features] = features_of(mfcc_extractor(), [cut])
-    torch.testing.assert_close(features, mfcc(read_waveform(cut))[::2])
+    whole = mfcc(read_waveform(cut))
+    for in_parts, expected in ((False, whole), (True, spliced(whole))):
+        [features] = features_of(mfcc_extractor(in_parts), [cut])
+        torch.testing.assert_close(features, expected[::2])
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

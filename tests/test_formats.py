@@ -326,6 +326,8 @@ def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str
     if size == "large":
         released = replace(released, conv_norm="layer", dim=1024, num_layers=24, num_heads=16, ffn_dim=4096)
         released = replace(released, pre_norm=True, normalize_waveform=True, feature_grad_mult=1.0)
+        # torchaudio.models.hubert_large, and fairseq's hubert_large_librivox.yaml
+        released = replace(released, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, layer_drop=0.0)
     assert config == released
     assert config.num_layers == layers
 
@@ -589,7 +591,7 @@ def test_bare_weights_of_fairseq_have_the_heads_of_the_released_size(tmp_path: P
     config = replace(EncoderConfig(), dim=dim, num_layers=1, num_heads=heads, ffn_dim=8, conv_channels=4, pos_kernel=4)
     state = from_ours(HubertEncoder(config).state_dict(), FAIRSEQ, old_names=True)
     torch.save(state, tmp_path / "theirs.pt")
-    assert read_trained(tmp_path / "theirs.pt").config.num_heads == heads
+    assert read_trained(tmp_path / "theirs.pt").config == config  # with the dropouts of Base, as its group norm tells
     torch.save(fairseq_state(of_transformers(small("group"))), tmp_path / "narrow.pt")
     with pytest.raises(ValueError, match="width of 64, and does not tell how many heads attend; say so"):
         read_trained(tmp_path / "narrow.pt")
@@ -639,6 +641,127 @@ def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: p
     assert "taken for those of torchaudio.pipelines, - | E T A O N" in said
     assert "it has no mask embedding, which is drawn anew" in said
     assert 0 < read_trained(tmp_path / "b.ckpt").encoder["mask_embedding"].std() < 1
+
+
+# Settings that this package does not use
+
+
+FAIRSEQ_MODEL = {
+    **{"mask_prob": 0.65, "mask_length": 7, "mask_selection": "poisson", "mask_other": 1.5, "no_mask_overlap": True},
+    **{"mask_channel_prob": 0.25, "mask_channel_length": 8, "mask_channel_selection": "uniform"},
+    **{"mask_channel_other": 0.5, "no_mask_channel_overlap": True, "mask_min_space": 2, "mask_channel_min_space": 3},
+    **{"dropout_features": 0.2, "skip_masked": False, "skip_nomask": True, "latent_temp": [2, 0.5, 0.99]},
+    **{"attention_dropout": 0.2, "activation_dropout": 0.05, "dropout_input": 0.15, "feature_grad_mult": 0.3},
+    **{"conv_bias": False, "target_glu": False, "conv_pos_batch_norm": False, "untie_final_proj": False},
+}
+FAIRSEQ_TASK = {"label_rate": 100, "max_sample_size": 240_000, "min_sample_size": 16_000, "random_crop": True}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("by_way_of", ["nothing", "transformers", "torchaudio", "safetensors"])
+def test_the_settings_of_a_pretrained_model_of_fairseq_come_back_there(
+    tmp_path: Path, norm: str, by_way_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small(norm))), [20])
+    model, task = fairseq_settings(small(norm))
+    model, task = model | FAIRSEQ_MODEL | {"logit_temp": 0.2}, task | FAIRSEQ_TASK
+    torch.save({"args": None, "cfg": {"model": model, "task": task}, "model": state}, tmp_path / "theirs.pt")
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
+    said = capsys.readouterr().out
+    assert "not used here, kept for an export" in said
+    assert "model.dropout_features 0.2" in said
+    assert "model.mask_prob 0.65" in said
+    assert "model.skip_nomask True" in said
+    source = tmp_path / "ours.ckpt"
+    if by_way_of != "nothing":
+        export_model(str(source), tmp_path / "between", by_way_of)  # type: ignore[arg-type]
+        source = tmp_path / "between"
+    export_model(str(source), tmp_path / "back", "fairseq")
+    back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]
+    assert {name: back["model"].get(name) for name in model if name != "conv_feature_layers"} == {
+        name: value for name, value in model.items() if name != "conv_feature_layers"
+    }
+    assert {name: back["task"].get(name) for name in FAIRSEQ_TASK} == FAIRSEQ_TASK
+    assert back["task"]["normalize"] == (norm == "layer")
+    assert back["model"]["label_rate"] == 100
+
+
+@pytest.mark.parametrize("form", ["cfg", "args"])
+def test_a_fine_tuned_model_of_fairseq_has_the_dropouts_and_masks_of_its_fine_tuning(tmp_path: Path, form: str) -> None:
+    state = {
+        f"w2v_encoder.w2v_model.{of}": value for of, value in fairseq_state(of_transformers(small("group"))).items()
+    }
+    state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, 32).state_dict().items()}
+    model, task = fairseq_settings(small("group"))
+    model |= FAIRSEQ_MODEL
+    tuned = {"dropout": 0.01, "attention_dropout": 0.02, "activation_dropout": 0.03, "dropout_input": 0.04}
+    tuned |= {"layerdrop": 0.06, "feature_grad_mult": 0.0, "final_dropout": 0.07, "freeze_finetune_updates": 500}
+    tuned |= {"mask_prob": 0.75, "mask_channel_prob": 0.5, "mask_channel_length": 64, "apply_mask": False}
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    if form == "cfg":
+        inside: Any = {"model": model, "task": task}
+        described = {"args": None, "cfg": {"model": tuned | {"w2v_args": inside}, "task": task}}
+    else:
+        described = {"args": Namespace(**tuned, w2v_args=Namespace(**model | task)), "cfg": None}
+    torch.save({**described, "model": state}, tmp_path / "theirs.pt")
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
+    config = read_trained(tmp_path / "ours.ckpt").config
+    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.01, 0.02, 0.03)
+    assert (config.input_dropout, config.layer_drop, config.feature_grad_mult) == (0.04, 0.06, 0.0)
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
+    back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]
+    assert {name: back["model"].get(name) for name in tuned} == tuned
+    assert back["model"]["w2v_args"]["model"]["mask_prob"] == 0.65
+    assert back["task"]["single_target"]  # which fairseq's CTC asks for
+
+
+def test_a_model_of_fairseq_for_another_sampling_rate_is_refused(tmp_path: Path) -> None:
+    model, task = fairseq_settings(small("group"))
+    cfg = {"model": model, "task": task | {"sample_rate": 8000}}
+    torch.save({"args": None, "cfg": cfg, "model": fairseq_state(of_transformers(small("group")))}, tmp_path / "8k.pt")
+    with pytest.raises(ValueError, match=r"8k.pt sets sample_rate to 8000; this encoder hears audio of 16000 Hz alone"):
+        read_trained(tmp_path / "8k.pt")
+
+
+def test_what_goes_out_to_fairseq_has_the_masks_of_the_recipe_unless_they_are_known(tmp_path: Path) -> None:
+    export_model(str(save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
+    model = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)["cfg"]["model"]
+    # fairseq examples/hubert/config/pretrain/hubert_base_librispeech.yaml; its HubertConfig would take 0.65
+    assert (model["mask_prob"], model["mask_length"], model["mask_channel_prob"]) == (0.8, 10, 0)
+    assert (model["skip_masked"], model["skip_nomask"]) == (False, False)
+
+
+def test_the_settings_of_a_model_of_transformers_come_back_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"mask_time_prob": 0.65, "mask_time_length": 5, "mask_time_min_masks": 1, "mask_feature_prob": 0.25}
+    kept |= {"mask_feature_length": 8, "mask_feature_min_masks": 1, "apply_spec_augment": False, "final_dropout": 0.3}
+    kept |= {"ctc_loss_reduction": "sum", "ctc_zero_infinity": False, "initializer_range": 0.01}
+    theirs = of_transformers(small("layer"), "HubertForCTC", vocab_size=32, pad_token_id=0)
+    theirs.config.update(kept)
+    theirs.save_pretrained(tmp_path / "theirs")
+    letters = {letter: place for place, letter in enumerate(["<pad>", "<s>", *LETTERS[2:]])}
+    (tmp_path / "theirs" / "vocab.json").write_text(json.dumps(letters))
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
+    assert "ctc_loss_reduction sum" in capsys.readouterr().out
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
+    back = transformers.HubertForCTC.from_pretrained(tmp_path / "back").config
+    assert {name: getattr(back, name) for name in kept} == kept
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_arguments_of_a_model_of_torchaudio_come_back_without_our_file_beside_it(tmp_path: Path, norm: str) -> None:
+    trained = ours(norm, "clusters")
+    changed = replace(trained.config, dropout=0.2, layer_drop=0.3, pre_norm=norm == "group", normalize_waveform=True)
+    export_model(str(save_ours(trained._replace(config=changed), tmp_path / "ours.ckpt")), tmp_path / "a", "torchaudio")
+    (tmp_path / "a" / "hubert_lightning.safetensors").unlink()
+    about = json.loads((tmp_path / "a" / "model.json").read_text())
+    about["arguments"] |= {"mask_prob": 0.65, "skip_nomask": True}
+    (tmp_path / "a" / "model.json").write_text(json.dumps(about))
+    import_model(str(tmp_path / "a"), tmp_path / "back.ckpt")
+    assert read_trained(tmp_path / "back.ckpt").config == changed
+    export_model(str(tmp_path / "back.ckpt"), tmp_path / "b", "torchaudio")
+    assert json.loads((tmp_path / "b" / "model.json").read_text()) == about
 
 
 # Round trips

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Trainer
-from test_pretraining import a_batch, a_model
+from test_pretraining import a_batch, a_model, summed_as_in_fairseq
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -47,10 +47,9 @@ def plain_adam(parameters: object) -> AdamW:
 
 
 def mean_gradient(model: HubertPretraining, batches: Sequence[PretrainingBatch]) -> dict[str, Tensor]:
-    """Of the mean loss over all masked frames of all batches, computed at once."""
-    weights = [len(batch.mask) * batch.num_masked for batch in batches]
-    losses = [model._step(batch, every_frame=False)[0] * weight for batch, weight in zip(batches, weights, strict=True)]
-    (torch.stack(losses).sum() / sum(weights)).backward()
+    """Of the sum of all batches' losses, divided by the number of frames that they count for."""
+    totals, frames_counted = zip(*(summed_as_in_fairseq(model, batch) for batch in batches), strict=True)
+    (torch.stack(totals).sum() / sum(frames_counted)).backward()
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
     }
@@ -58,10 +57,13 @@ def mean_gradient(model: HubertPretraining, batches: Sequence[PretrainingBatch])
     return gradients
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.2, 0.0])
 @pytest.mark.parametrize("clip", [None, 0.1, 100.0])
-def test_every_masked_frame_of_the_accumulated_batches_weighs_the_same(clip: float | None, tmp_path: Path) -> None:
+def test_every_frame_of_the_accumulated_batches_weighs_as_in_the_reference(
+    clip: float | None, alpha: float, tmp_path: Path
+) -> None:
     batches = [a_batch(0, masked=5), a_batch(1, masked=30, frames=60), a_batch(2, masked=17)]
-    model = a_model(optimizer=plain_sgd, warmup_steps=0)
+    model = a_model(optimizer=plain_sgd, warmup_steps=0, masked_weight=alpha)
     before = {name: value.clone() for name, value in model.named_parameters()}
     gradients = mean_gradient(model, batches)
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))

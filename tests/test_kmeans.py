@@ -73,6 +73,22 @@ def test_fit_finds_clusters_that_lie_apart(kmeans):
     torch.testing.assert_close(centroids[assign(rows, centroids)], nearest, atol=0.1, rtol=0)
 
 
+def test_scikit_k_means_has_the_settings_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recorded(MiniBatchKMeans):
+        def fit(self, X, y=None, sample_weight=None):
+            asked.append(self.get_params())
+            return super().fit(X, y, sample_weight)
+
+    monkeypatch.setattr("hubert_lightning.clustering.kmeans.MiniBatchKMeans", Recorded)
+    ScikitKMeans().fit(torch.from_numpy(rows(500)), 7, seed=3)
+    # fairseq examples/hubert/simple_kmeans/learn_kmeans.py: its defaults; HuBERT §IV-B has 10 000 frames and 20 starts
+    expected = {"n_clusters": 7, "init": "k-means++", "max_iter": 100, "batch_size": 10_000, "tol": 0.0, "n_init": 20}
+    expected |= {"max_no_improvement": 100, "reassignment_ratio": 0.0, "init_size": None, "compute_labels": False}
+    assert [{name: of[name] for name in expected} for of in asked] == [expected]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_lloyd_ends_no_worse_than_scikit_learn(device):
     features = torch.from_numpy(make_blobs(20_000, 16, centers=300, cluster_std=1.5, random_state=0)[0]).float()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.clustering.mfcc import PARTS, mfcc, spliced
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames
 
 
@@ -47,3 +47,31 @@ def test_twice_the_amplitude_adds_log_4_in_each_of_23_mel_bands_to_the_first_cep
     louder = torch.zeros(39)
     louder[0] = math.sqrt(23) * math.log(4)  # the first basis vector of the DCT is 1 / √23; log energy would add log 4
     torch.testing.assert_close(loud - quiet, louder.expand_as(quiet), atol=1e-3, rtol=1e-3)  # log of float32 energies
+
+
+@given(length=st.integers(WINDOW, 2 * SAMPLE_RATE))
+@settings(max_examples=20, deadline=None)
+def test_spliced_features_are_three_frames_cut_into_parts_of_39(length):
+    features = mfcc(noise(length))
+    rows = spliced(features)
+    assert rows.shape == (len(features), 117)
+    around = [features[[0, *range(len(features) - 1)]], features, features[[*range(1, len(features)), -1]]]
+    for number, part in enumerate(("cepstra", "delta", "delta_delta")):
+        found = rows[:, PARTS[part]]
+        assert found.shape[1] == 39
+        expected = torch.cat([frames[:, 13 * number : 13 * (number + 1)] for frames in around], dim=1)
+        # The order of columns inside of a part is of no account to K-means
+        torch.testing.assert_close(found.sort(dim=1).values, expected.sort(dim=1).values, rtol=0, atol=0)
+
+
+def test_the_three_frames_are_10_ms_apart_also_where_every_other_is_kept():
+    features = mfcc(noise(SAMPLE_RATE))
+    kept = spliced(features)[::2]
+    torch.testing.assert_close(kept[5].view(39, 3).T, features[9:12], rtol=0, atol=0)
+
+
+def test_the_outermost_frames_are_repeated_at_the_ends():
+    features = mfcc(noise(SAMPLE_RATE))
+    rows = spliced(features).unflatten(1, (39, 3))
+    for number, frames in ((0, [0, 0, 1]), (-1, [-2, -1, -1])):
+        torch.testing.assert_close(rows[number].T, features[frames], rtol=0, atol=0)

@@ -40,21 +40,45 @@ def a_model(**options: object) -> HubertPretraining:
     return HubertPretraining(encoder=TINY, **options).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0])
-def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha: float) -> None:
-    model, batch = a_model(masked_weight=alpha), a_batch()
-    loss, metrics = model._step(batch, every_frame=True)
+def summed_as_in_fairseq(model: HubertPretraining, batch: PretrainingBatch) -> tuple[torch.Tensor, int]:
+    """The sum of a batch's losses, and by how many frames fairseq divides it (criterions/hubert_criterion.py)."""
     local = model.encoder.local_features(batch.waveform)
     frames = model.encoder.contextual(local, mask=batch.mask)
-    [predictor], cluster = model.predictors, batch.cluster[:, 0]
-    masked = F.cross_entropy(predictor(frames[batch.mask]), cluster[batch.mask])
-    unmasked = F.cross_entropy(predictor(frames[~batch.mask]), cluster[~batch.mask])
-    weighted = alpha * 23 * masked + (1 - alpha) * 17 * unmasked  # of 40 frames
-    expected = weighted / (alpha * 23 + (1 - alpha) * 17) + 10 * local.square().mean()
+    total, frames_counted = torch.zeros(()), 0
+    for mask, weight in ((batch.mask, model.masked_weight), (~batch.mask, 1 - model.masked_weight)):
+        if weight > 0:
+            for predictor, cluster in zip(model.predictors, batch.cluster.unbind(dim=1), strict=True):
+                logits = predictor(frames[mask])
+                total = total + weight * F.cross_entropy(logits, cluster[mask], reduction="sum")
+            frames_counted += int(mask.sum())
+    return total + model.feature_penalty * local.square().mean() * frames_counted, frames_counted
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("alpha", [1.0, 0.8, 0.5, 0.2, 0.0])
+def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha: float, streams: int) -> None:
+    model = a_model(masked_weight=alpha, num_clusters=[20, 7][:streams])
+    batch = a_batch(streams=streams, clusters=7)
+    total, frames_counted = summed_as_in_fairseq(model, batch)
+    expected = total / frames_counted
+    loss, metrics = model._step(batch, every_frame=True)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(model._step(batch, every_frame=False)[0], expected)
-    torch.testing.assert_close(metrics["masked_loss"], masked.detach())
-    torch.testing.assert_close(metrics["unmasked_loss"], unmasked.detach())
+    alone = model._step(batch, every_frame=False)[0]
+    torch.testing.assert_close(alone, expected)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = (torch.autograd.grad(of, parameters, allow_unused=True, retain_graph=True) for of in (alone, expected))
+    for name, ours, theirs in zip(names, *gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, msg=name)
+
+    frames = model.encoder.contextual(model.encoder.local_features(batch.waveform), mask=batch.mask)
+    for name, mask in (("masked", batch.mask), ("unmasked", ~batch.mask)):
+        of_streams = [
+            F.cross_entropy(predictor(frames[mask]), cluster[mask])
+            for predictor, cluster in zip(model.predictors, batch.cluster.unbind(dim=1), strict=True)
+        ]
+        torch.testing.assert_close(metrics[f"{name}_loss"], torch.stack(of_streams).sum().detach())
 
 
 def test_accuracies_count_the_frames_they_are_named_for() -> None:
@@ -74,7 +98,7 @@ def test_the_losses_of_an_ensembles_streams_add_up() -> None:
     frames = model.encoder.contextual(local, mask=batch.mask)
     expected = 10 * local.square().mean()
     for predictor, cluster in zip(model.predictors, batch.cluster.unbind(dim=1), strict=True):
-        expected = expected + F.cross_entropy(predictor(frames).flatten(0, 1), cluster.flatten())
+        expected = expected + 0.5 * F.cross_entropy(predictor(frames).flatten(0, 1), cluster.flatten())
     torch.testing.assert_close(model._step(batch, every_frame=False)[0], expected)
     assert model.num_clusters == [20, 7]
 
@@ -104,7 +128,26 @@ def test_defaults_are_the_papers_base_iteration_1() -> None:
     assert isinstance(optimizer, AdamW)
     assert optimizer.defaults["lr"] == 5e-4
     assert optimizer.defaults["betas"] == (0.9, 0.98)
-    assert (model.warmup_steps, model.predictors[0].temperature, model.feature_penalty) == (32_000, 0.1, 10)
+    assert (model.predictors[0].temperature, model.feature_penalty) == (0.1, 10)
+
+
+def test_the_learning_rate_warms_up_for_8_percent_of_the_steps_unless_their_number_is_given() -> None:
+    for steps, expected in ((250_000, 20_000), (400_000, 32_000), (100_000, 8_000)):
+        model = a_model()
+        model.trainer = Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False)
+        rate = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+        assert [rate(step) for step in (0, expected // 2, expected, steps)] == [0, 0.5, 1, 0]
+        for options, number in (({"warmup_steps": 7}, 7), ({"warmup_steps": 0}, 0), ({"warmup": 0.5}, steps // 2)):
+            other = a_model(**options)
+            other.trainer = model.trainer
+            assert other.warmup_steps == number
+
+
+def test_a_warm_up_that_is_no_share_or_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup is 32000; it is a share of all steps"):
+        a_model(warmup=32_000)
+    with pytest.raises(ValueError, match="warmup_steps is -1; it is a number of steps"):
+        a_model(warmup_steps=-1)
 
 
 def a_trainer(folder: Path, steps: int, **options: object) -> Trainer:

@@ -1,5 +1,6 @@
 """K-means in and out, as a user types it; and a fit on a quantizer that somebody else fitted."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -141,3 +142,21 @@ def test_an_iteration_trains_on_a_quantizer_and_goes_on_with_it(
     assert torch.load(output / "iteration1" / "last.ckpt", weights_only=True)["global_step"] == 3
     joblib.dump(MiniBatchKMeans(10, n_init=1).fit(rows(500, 32, seed=1).numpy()), quantizer)
     assert "its checkpoints were trained on labels of other features" in refused(capsys, "fit", *command(4))
+
+
+def test_files_of_a_product_code_say_of_which_part_they_are(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train = f"[{manifests / 'train.jsonl.gz'}]"
+    options = ["--clusters=[5, 7]", "--parts=[delta, cepstra]", "--max_frames=500", "--num_workers=0"]
+    main(["kmeans", "fit", "mfcc", train, str(tmp_path / "product.safetensors"), *options])
+    centroids, _ = load_kmeans(tmp_path / "product.safetensors")
+    assert [tuple(of.shape) for of in centroids] == [(5, 39), (7, 39)] * 2
+    main(["kmeans", "export", str(tmp_path / "product.safetensors"), str(tmp_path / "km.joblib")])
+    for stream, part in enumerate(("delta", "delta", "cepstra", "cepstra")):
+        assert json.loads(load_kmeans(tmp_path / f"km.{stream}.joblib")[1]["parts"]) == [part]
+    last, out = str(tmp_path / "km.3.joblib"), str(tmp_path / "alone.safetensors")
+    assert "where parts are" in refused(capsys, "kmeans", "import", last, out, "--model=mfcc", "--parts=[delta]")
+    main(["kmeans", "import", last, out, "--model=mfcc", "--parts=[cepstra]"])
+    source = load_kmeans(Path(out))[1]
+    assert (source["features"], source["parts"]) == ("mfcc spliced over 3 frames", '["cepstra"]')

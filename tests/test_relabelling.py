@@ -2,6 +2,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -14,8 +15,8 @@ from sklearn.cluster import MiniBatchKMeans
 from test_pretraining import a_model, some_data
 
 from hubert_lightning import relabelling
-from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans
-from hubert_lightning.clustering.mfcc import mfcc
+from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.clustering.mfcc import mfcc, spliced
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.datamodule import TranscribedData
 from hubert_lightning.data.labels import LabelStore
@@ -140,9 +141,10 @@ def test_an_ensemble_and_a_product_code_are_streams_of_their_own(
     store, (centroids, _) = data.labels, load_kmeans(tmp_path / "kmeans.safetensors")
     assert store is not None
     assert store.source.clusters == (5, 9, 5, 9)
-    columns = [slice(13, 26)] * 2 + [slice(0, 13)] * 2
+    columns = [slice(39, 78)] * 2 + [slice(0, 39)] * 2
+    assert [of.shape[1] for of in centroids] == [39] * 4
     for cut in dev_cuts:
-        features = mfcc(read_waveform(cut))[::2]
+        features = spliced(mfcc(read_waveform(cut)))[::2]
         expected = [assign(features[:, part], of).numpy() for part, of in zip(columns, centroids, strict=True)]
         np.testing.assert_array_equal(store[cut.id], np.stack(expected))
 
@@ -315,3 +317,50 @@ def test_a_quantizer_of_a_product_code_has_the_dimensions_of_its_parts(
         clusters=[5, 5],
     )
     assert given.source == fitted.source
+
+
+SPLICED = "mfcc spliced over 3 frames"
+
+
+@pytest.mark.parametrize(
+    ("dim", "source", "parts", "sentence"),
+    [
+        (13, {}, ["cepstra"], "centroids of 13 dimensions, where mfcc spliced over 3 frames has 39"),
+        (
+            13,
+            {"features": "mfcc", "parts": '["cepstra"]'},
+            ["cepstra"],
+            "fitted on mfcc, where the features are mfcc sp",
+        ),
+        (39, {"features": "mfcc", "parts": "null"}, ["cepstra"], "fitted on mfcc, where the features are mfcc spliced"),
+        (
+            39,
+            {"features": SPLICED, "parts": '["delta"]'},
+            ["cepstra"],
+            r'parts \["delta"\], where',
+        ),
+        (39, {"features": SPLICED, "parts": '["delta"]'}, None, "where the features are mfcc;"),
+    ],
+)
+def test_a_quantizer_of_other_columns_is_refused_though_its_dimensions_may_fit(
+    dim: int, source: dict[str, str], parts: Any, sentence: str, run: Path, manifests: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "kmeans.safetensors"
+    save_kmeans(path, [torch.randn(5, dim)], source)
+    with pytest.raises(ValueError, match=sentence):
+        relabelled(run, manifests, tmp_path / "run", Relabel(clusters=5, parts=parts, quantizer=path), clusters=5)
+    assert not (tmp_path / "run" / "labels").exists()
+
+
+def test_a_run_on_parts_that_were_not_spliced_is_refused_under_its_checkpoint(
+    run: Path, manifests: Path, tmp_path: Path
+) -> None:
+    relabel: dict[str, Any] = {"clusters": 5, "parts": ["delta"], "max_frames": 2000}
+    relabelled(run, manifests, tmp_path, Relabel(**relabel), clusters=5)
+    path = tmp_path / "kmeans.safetensors"
+    centroids, source = load_kmeans(path)
+    assert source["features"] == SPLICED
+    save_kmeans(path, [of[:, :13].clone() for of in centroids], source | {"features": "mfcc"})  # as before
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="its checkpoints were trained on labels of other features"):
+        relabelled(run, manifests, tmp_path, Relabel(**relabel), clusters=5)

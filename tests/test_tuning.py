@@ -18,7 +18,7 @@ from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, read_settings
 from hubert_lightning.spelling import lexicon
-from hubert_lightning.tuning import tune
+from hubert_lightning.tuning import RESCORER_WEIGHT, WEIGHTS, tune
 
 letters = Vocabulary()
 
@@ -54,6 +54,25 @@ def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:  # noqa: F
     assert jiwer.wer(texts, said) == study.best_value
     again, _ = tune(BeamSearch(settings, letters), log_probs, texts, trials=12)
     assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
+
+
+def test_the_search_begins_with_its_own_weights_and_those_of_wav2vec_2(files: Path) -> None:  # noqa: F811
+    settings = DecoderSettings(lm=str(files / "digits.arpa"), lexicon=str(files / "digits.lexicon"), beam_size=5)
+    study, _ = tune(BeamSearch(settings, letters), mumbled(["ONE"], 1.0), ["ONE"], trials=11)
+    tried = [(trial.params["lm_weight"], trial.params["word_score"]) for trial in study.trials]
+    # wav2vec 2.0 (arXiv 2006.11477) tables 7 and 8, 4-gram: 10 min, 1 h, 10 h, 100 h, 960 h
+    librispeech = [(3.23, -0.26), (2.90, -1.62), (2.46, -0.59), (2.15, -0.52), (1.74, 0.52)]
+    librivox = [(3.86, -1.18), (3.09, -2.33), (2.12, -0.90), (2.15, -0.52), (1.57, -0.64)]
+    assert tried[0] == (2.0, -1.0)  # fairseq infer_kenlm.yaml
+    assert set(tried[1:10]) == {*librispeech, *librivox}
+    assert len(study.trials) == 11
+    assert {trial.params["silence_score"] for trial in study.trials[:10]} == {0}
+
+
+def test_the_ranges_of_the_search_are_those_of_the_reference() -> None:
+    # fairseq examples/hubert/config/decode/ax_sweep/ngram.yaml, and the weight of transformer.yaml
+    assert WEIGHTS == {"lm_weight": (0, 8), "word_score": (-5, 5), "silence_score": (-10, 0)}
+    assert RESCORER_WEIGHT == (0, 4)
 
 
 def test_only_weights_that_matter_are_searched(files: Path) -> None:  # noqa: F811

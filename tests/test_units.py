@@ -138,6 +138,8 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
     refused("holds 2 K-means", {"features": of_this}, streams=2)
     refused("was fitted on mfcc; give 'mfcc' for the model", {"features": "mfcc"})
     refused("MFCCs have no layers", {}, model="mfcc", layer=1)
+    spliced = {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}
+    refused("a part of MFCCs .*, and units are clusters of all of them", spliced, model="mfcc")
     refused("MFCCs with .*, fitted on layer", {"features": of_this}, model="mfcc")
     refused("absent: no such file", {}, kmeans=tmp_path / "absent")
     refused("no kmeans.safetensors in it; name one", {}, kmeans=None)

@@ -10,8 +10,10 @@ from torchaudio.functional import compute_deltas
 from hubert_lightning.frames import SAMPLE_RATE
 
 Part = Literal["cepstra", "delta", "delta_delta"]
-PARTS: dict[Part, slice] = {"cepstra": slice(0, 13), "delta": slice(13, 26), "delta_delta": slice(26, 39)}
-"""Columns of what the features are made of: the codebooks of product K-means (HuBERT §IV-E)."""
+PARTS: dict[Part, slice] = {"cepstra": slice(0, 39), "delta": slice(39, 78), "delta_delta": slice(78, 117)}
+"""Columns of spliced features, one codebook of product K-means each (HuBERT table VI)."""
+SPLICED = 3
+"""Frames, 10 ms apart, that spliced features are made of."""
 
 
 def mfcc(waveform: Tensor) -> Tensor:
@@ -26,3 +28,17 @@ def mfcc(waveform: Tensor) -> Tensor:
     cepstra = kaldi.mfcc(waveform[None], sample_frequency=SAMPLE_RATE, use_energy=False).T  # (13, frames)
     deltas = compute_deltas(cepstra)
     return torch.cat([cepstra, deltas, compute_deltas(deltas)]).T
+
+
+def spliced(features: Tensor) -> Tensor:
+    """MFCCs of each frame with those of the frame before it and after it; at the ends, the outermost frame is repeated.
+
+    Args:
+        features: (frames, 39), all frames of a recording, 10 ms apart.
+
+    Returns:
+        (frames, 117), cepstra of three frames, then their Δ, then their ΔΔ: `PARTS`.
+    """
+    # Repeated at the ends as by Kaldi's splice-feats; the paper says nothing of them
+    around = torch.cat([features[:1], features, features[-1:]])
+    return around.unfold(0, SPLICED, 1).flatten(1)

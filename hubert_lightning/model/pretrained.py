@@ -13,7 +13,7 @@ from torch import Tensor
 from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.trained import Trained, encoder_of, some, with_boundary
+from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, some, trained_with, with_boundary
 from hubert_lightning.torch_files import read_torch
 
 WHAT_WE_OPEN = (
@@ -102,9 +102,9 @@ def _of_file(found: Path, num_heads: int | None) -> Trained:
         if checkpoint.is_of_fit(content):
             return checkpoint.of_fit(found, content)
         if fairseq.is_fairseq(content):
-            return fairseq.read(found, content)
+            return fairseq.with_settings(found, fairseq.read(found, content), content)
         if fairseq.is_s3prl(content):
-            return fairseq.read_s3prl(found, content)
+            return fairseq.with_settings(found, fairseq.read_s3prl(found, content), content)
         tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     return _of_state(found, tensors, num_heads)
 
@@ -158,7 +158,7 @@ def _of_folder(folder: Path, num_heads: int | None) -> Trained:
     if (folder / REST).exists():
         rest = checkpoint.of_safetensors(folder / REST, *checkpoint.read_safetensors(folder / REST))
     if (folder / transformers.CONFIG).exists():
-        theirs = transformers.read(folder)
+        theirs = transformers.with_settings(folder, transformers.read(folder))
     else:
         inside = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.name not in BESIDE]
         if not inside and [*folder.glob("*.onnx")]:
@@ -175,9 +175,11 @@ def _of_folder(folder: Path, num_heads: int | None) -> Trained:
 def _of_state(path: Path, state: Mapping[str, Any], num_heads: int | None) -> Trained:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if torchaudio.is_state(tensors):
-        return torchaudio.read(path, tensors, num_heads)
+        return torchaudio.with_settings(path, torchaudio.read(path, tensors, num_heads))
     if any(name.endswith("post_extract_proj.weight") for name in tensors):
-        return fairseq.of_state(path, tensors, num_heads)
+        trained = fairseq.of_state(path, tensors, num_heads)
+        released = TRAINING[trained.config.conv_norm]
+        return trained._replace(config=trained_with(trained.config, released, path))
     if any(name.endswith(f"{transformers.DIALECT.positions}.bias") for name in tensors):
         raise ValueError(
             f"{path} holds weights of transformers without settings; give a directory with its config.json"
@@ -204,6 +206,6 @@ def _completed(theirs: Trained, rest: Trained) -> Trained:
         head=head,
         vocabulary=vocabulary,
         special=theirs.special or (rest.special if head is None else []),
-        source=rest.source,
+        source={**rest.source, "settings": {**rest.source.get("settings", {}), **theirs.source.get("settings", {})}},
         told=[],
     )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,16 @@ class Dialect(NamedTuple):
     mask_embedding: str
 
 
+NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"), 0.0)
+TRAINING: dict[str, dict[str, float]] = {
+    "group": NO_DROPOUT
+    | {"dropout": 0.1, "attention_dropout": 0.1, "input_dropout": 0.1, "layer_drop": 0.05, "feature_grad_mult": 0.1},
+    "layer": NO_DROPOUT | {"feature_grad_mult": 1.0},
+}
+"""What the released models were trained with, Base or Large and X-Large, by the norm of their convolutions (fairseq
+examples/hubert/config/pretrain), where a format does not say."""
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
-HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width: HuBERT Table I, fairseq config/pretrain
+HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width: fairseq config/pretrain; HuBERT table I prints 8 for Base
 OLD_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # of weight norm, before torch 2.0
 
 
@@ -326,3 +334,34 @@ def some(names: Any) -> str:
     """The first of some names, and how many more there are."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else first
+
+
+def keeping(trained: Trained, system: str, settings: Mapping[str, Any]) -> Trained:
+    """The model with settings of another system that this package does not use, for an export to that system.
+
+    Args:
+        trained: What was read of a file of that system.
+        system: Name of its format.
+        settings: Values by their names there; what is no plain value is left out.
+    """
+    plain = {name: value for name, value in settings.items() if _is_plain(value)}
+    if not plain:
+        return trained
+    listed = ", ".join(f"{name} {value}" for name, value in sorted(plain.items()))
+    source = {**trained.source, "settings": {**trained.source.get("settings", {}), system: plain}}
+    return trained._replace(source=source, told=[*trained.told, f"not used here, kept for an export: {listed}"])
+
+
+def kept_for(trained: Trained, system: str) -> dict[str, Any]:
+    """The settings that `keeping` kept."""
+    return dict((trained.source.get("settings") or {}).get(system) or {})
+
+
+def trained_with(config: EncoderConfig, stated: Mapping[str, Any], path: Path) -> EncoderConfig:
+    """An encoder's settings with those of its training, such as dropout, that are stated elsewhere."""
+    return settings_of({**asdict(config), **stated}, path)
+
+
+def _is_plain(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return len(values) <= 16 and all(of is None or type(of) in (bool, int, float, str) for of in values)

@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
     Dialect,
     Trained,
     from_ours,
     heads_of,
+    keeping,
+    kept_for,
     settings_of,
     shapes_of,
     spelling,
     to_ours,
+    trained_with,
     with_boundary,
 )
 from hubert_lightning.torch_files import plain
@@ -72,6 +76,26 @@ FIXED = {
     "conv_pos_batch_norm": False,
     "pos_conv_depth": 1,
 }
+MASKS = (
+    *("mask_prob", "mask_length", "mask_selection", "mask_other", "no_mask_overlap"),
+    *("mask_channel_prob", "mask_channel_length", "mask_channel_selection", "mask_channel_other"),
+    "no_mask_channel_overlap",
+)
+# What this package has elsewhere (masks belong to the data) or not at all, of each part of fairseq's settings
+KEPT = {
+    "model": (
+        *MASKS,
+        *("mask_min_space", "mask_channel_min_space", "dropout_features", "skip_masked", "skip_nomask", "latent_temp"),
+        *("final_dim", "untie_final_proj"),
+    ),
+    "task": ("label_rate", "max_sample_size", "min_sample_size", "max_keep_size", "min_keep_size", "random_crop")
+    + ("pad_audio", "enable_padding"),
+    "ctc": (*MASKS, "apply_mask", "final_dropout", "freeze_finetune_updates", "no_pretrained_weights"),
+}
+# fairseq examples/hubert/config/pretrain: the same for Base, Large and X-Large; HubertConfig has mask_prob 0.65
+RECIPE = {"mask_prob": 0.8, "mask_length": 10, "mask_selection": "static", "mask_other": 0, "no_mask_overlap": False}
+RECIPE |= {"mask_channel_prob": 0.0, "skip_masked": False, "skip_nomask": False}
+TUNED = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "feature_grad_mult")
 # What fairseq's HubertConfig has where a checkpoint does not say
 DEFAULTS = {
     "encoder_layers": 12,
@@ -139,6 +163,26 @@ def read_s3prl(path: Path, content: Mapping[str, Any]) -> Trained:
     )
 
 
+def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> Trained:
+    """What `read` or `read_s3prl` made, with the settings of its file that are not of an encoder, for `write`.
+
+    A fine-tuned model has the dropouts of its fine-tuning, as fairseq gives its encoder (models/hubert/hubert_asr.py:
+    arg_overrides).
+    """
+    settings = plain(content.get("cfg")) or _old_settings(plain(content.get("args")) or {})
+    model = settings.get("model") or plain(content.get("model_cfg")) or {}
+    task = settings.get("task") or plain(content.get("task_cfg")) or {}
+    parts = {"model": model, "task": task}
+    if inside := _old_settings(plain(model.get("w2v_args")) or {}):
+        parts = {"model": inside.get("model") or {}, "task": inside.get("task") or {}, "ctc": model}
+        stated = {ours: model[theirs] for ours, theirs in SETTINGS.items() if theirs in TUNED and theirs in model}
+        stated |= {"layer_drop": model["layerdrop"]} if "layerdrop" in model else {}
+        trained = trained._replace(config=trained_with(trained.config, stated, path))
+    found = {f"{part}.{name}": of[name] for part, of in parts.items() for name in KEPT[part] if name in of}
+    # A label rate may be another setting's name
+    return keeping(trained, "fairseq", {name: of for name, of in found.items() if not str(of).startswith("${")})
+
+
 def of_state(path: Path, state: Mapping[str, Tensor], num_heads: int | None) -> Trained:
     """The bare weights of a pre-trained model, without settings."""
     ours = _to_ours(path, state)
@@ -194,7 +238,8 @@ def write(trained: Trained) -> dict[str, bytes]:
         # fairseq makes the pre-trained model first, for which it wants clusters, and throws its head away
         state = {INSIDE_CTC + name: value for name, value in (state | codewords).items()}
         state |= {HEAD + part: _at(value, rows, part) for part, value in trained.head.items()}
-        content = _fairseq(task | {"fine_tuning": True, "labels": ["ltr"]}, _tuned(trained, task, model), "ctc", state)
+        of_ctc = task | {"fine_tuning": True, "labels": ["ltr"], "single_target": True}
+        content = _fairseq(of_ctc, _tuned(trained, task, model), "ctc", state)
         files["dict.ltr.txt"] = _symbols(names[len(OWN_SYMBOLS) :])
     file = BytesIO()
     torch.save(content, file)
@@ -227,6 +272,11 @@ def _at(value: Tensor, rows: Sequence[int | None], part: str) -> Tensor:
     return torch.stack([never if row is None else value[row] for row in rows])
 
 
+def _kept(trained: Trained, part: str) -> dict[str, Any]:
+    kept = kept_for(trained, "fairseq")
+    return {name.removeprefix(f"{part}."): value for name, value in kept.items() if name.startswith(f"{part}.")}
+
+
 def _task(trained: Trained, labels: Sequence[str]) -> dict[str, Any]:
     return {
         "_name": "hubert_pretraining",
@@ -234,6 +284,7 @@ def _task(trained: Trained, labels: Sequence[str]) -> dict[str, Any]:
         "labels": list(labels),
         "label_dir": None,
         "label_rate": 50.0,
+        **_kept(trained, "task"),
         "sample_rate": 16_000,
         "normalize": trained.config.normalize_waveform,
         "fine_tuning": False,
@@ -242,14 +293,17 @@ def _task(trained: Trained, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _model(trained: Trained) -> dict[str, Any]:
-    config = trained.config
+    config, kept = trained.config, _kept(trained, "model")
+    final_dim, streams = kept.pop("final_dim", 0) or 256, len(trained.predictors)
     return {
         "_name": "hubert",
-        "label_rate": 50.0,
+        "label_rate": _task(trained, [])["label_rate"],
+        **RECIPE,
+        **kept,
         "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
         "conv_feature_layers": str([(config.conv_channels, *of) for of in zip(KERNELS, STRIDES, strict=True)]),
-        "final_dim": trained.predictors[0]["codewords"].shape[1] if trained.predictors else 256,
-        "untie_final_proj": True,
+        "final_dim": trained.predictors[0]["codewords"].shape[1] if streams else final_dim,
+        "untie_final_proj": streams > 1 or kept.get("untie_final_proj", True),  # each stream has its own here
         "logit_temp": trained.temperature,
         **FIXED,
         **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
@@ -264,9 +318,9 @@ def _tuned(trained: Trained, task: Mapping[str, Any], model: Mapping[str, Any]) 
         "normalize": trained.config.normalize_waveform,
         "data": ".",
         "apply_mask": True,
+        **_kept(trained, "ctc"),
         "layerdrop": trained.config.layer_drop,
-        **{name: model[name] for name in ("dropout", "attention_dropout", "activation_dropout")},
-        "feature_grad_mult": 0.0,
+        **{name: model[name] for name in TUNED},
     }
 
 
@@ -327,6 +381,8 @@ def _config(path: Path, ours: Mapping[str, Tensor], model: Mapping[str, Any], ta
     for name, value in FIXED.items():
         if model.get(name, value) != value:
             raise ValueError(f"{path} sets {name} to {model[name]}; this encoder only knows {value}")
+    if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise ValueError(f"{path} sets sample_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
     layout = str(model.get("conv_feature_layers") or "")
     if layout and _layers(layout) != [*zip(KERNELS, STRIDES, strict=True)]:
         raise ValueError(

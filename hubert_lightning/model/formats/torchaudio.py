@@ -18,16 +18,20 @@ from torch import Tensor
 from hubert_lightning.model.formats.transformers import read_json
 from hubert_lightning.model.hubert import KERNELS, STRIDES
 from hubert_lightning.model.trained import (
+    TRAINING,
     Dialect,
     Trained,
     from_ours,
     heads_of,
+    keeping,
+    kept_for,
     mask_embedding,
     settings_of,
     shapes_of,
     some,
     spelling,
     to_ours,
+    trained_with,
     with_boundary,
 )
 
@@ -68,6 +72,12 @@ ARGUMENTS = {
     "encoder_layer_drop": "layer_drop",
 }
 """Of torchaudio.models.wav2vec2_model: what they are called here."""
+KEPT = (
+    *("mask_prob", "mask_selection", "mask_other", "mask_length", "no_mask_overlap", "mask_min_space"),
+    *("mask_channel_prob", "mask_channel_selection", "mask_channel_other", "mask_channel_length"),
+    *("no_mask_channel_overlap", "mask_channel_min_space", "skip_masked", "skip_nomask"),
+)
+"""Of torchaudio.models.hubert_pretrain_model: what this package has elsewhere (masks belong to the data)."""
 
 
 def is_state(state: Mapping[str, Any]) -> bool:
@@ -135,6 +145,24 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     return Trained(config, ours, predictors, head=head or None, vocabulary=spelt, told=told)
 
 
+def with_settings(path: Path, trained: Trained) -> Trained:
+    """What `read` made, with the dropouts of its size, or all settings of the arguments that `write` put beside it."""
+    released = trained_with(trained.config, TRAINING[trained.config.conv_norm], path)
+    beside = path.with_name(ABOUT)
+    if path.name != WEIGHTS or not beside.exists():
+        return trained._replace(config=released)
+    about = read_json(beside)
+    arguments = about.get("arguments") or {}
+    stated: dict[str, Any] = {ours: arguments[theirs] for theirs, ours in ARGUMENTS.items() if theirs in arguments}
+    if "normalize_waveform" in about:
+        stated |= {"normalize_waveform": about["normalize_waveform"]}
+    if "feature_grad_mult" in arguments:
+        scale = arguments["feature_grad_mult"]
+        stated |= {"feature_grad_mult": 1.0 if scale is None else scale}
+    trained = trained._replace(config=trained_with(released, stated, beside))
+    return keeping(trained, "torchaudio", {name: arguments[name] for name in KEPT if name in arguments})
+
+
 def _told_beside(path: Path) -> tuple[list[str] | None, int | None]:
     """The letters, and the number of heads, that `write` told of beside a state dict."""
     beside = path.with_name(ABOUT)
@@ -186,6 +214,7 @@ def write(trained: Trained) -> dict[str, bytes]:
         arguments |= {"mask_channel_selection": "static", "mask_channel_other": 0.0, "mask_channel_length": 10}
         arguments |= {"no_mask_channel_overlap": False, "mask_channel_min_space": 1}
         arguments |= {"skip_masked": False, "skip_nomask": False, "num_classes": clusters, "final_dim": final_dim}
+        arguments |= kept_for(trained, "torchaudio")
         scale = config.feature_grad_mult  # torchaudio takes none for 1, and nothing for 0, a frozen encoder
         arguments |= {"feature_grad_mult": scale if 0 < scale < 1 else None}
     else:

@@ -17,6 +17,8 @@ from hubert_lightning.model.trained import (
     Dialect,
     Trained,
     from_ours,
+    keeping,
+    kept_for,
     mask_embedding,
     settings_of,
     some,
@@ -63,6 +65,13 @@ SETTINGS = {
     "input_dropout": "feat_proj_dropout",
     "layer_drop": "layerdrop",
 }
+# What this package has elsewhere (masks belong to the data) or not at all
+KEPT = (
+    *("apply_spec_augment", "mask_time_prob", "mask_time_length", "mask_time_min_masks"),
+    *("mask_feature_prob", "mask_feature_length", "mask_feature_min_masks"),
+    *("final_dropout", "ctc_loss_reduction", "ctc_zero_infinity", "initializer_range"),
+    *("use_weighted_layer_sum", "classifier_proj_size"),
+)
 FIXED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -106,10 +115,16 @@ def read(folder: Path) -> Trained:
     return Trained(config, encoder, head=head, vocabulary=vocabulary, told=told)
 
 
+def with_settings(folder: Path, trained: Trained) -> Trained:
+    """What `read` made, with the settings of its config that are not of an encoder, for `write`."""
+    theirs = read_json(folder / CONFIG)
+    return keeping(trained, "transformers", {name: theirs[name] for name in KEPT if name in theirs})
+
+
 def write(trained: Trained) -> dict[str, bytes]:
     """The files of a directory that `from_pretrained` opens: a HubertForCTC if there is a head, or a HubertModel."""
     state = from_ours(trained.encoder, DIALECT)
-    files = {CONFIG: _json(_config(trained))}
+    files = {CONFIG: _json(_config(trained) | kept_for(trained, "transformers"))}
     features = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "do_normalize": trained.config.normalize_waveform,
@@ -328,7 +343,7 @@ def _config(trained: Trained) -> dict[str, Any]:
         "feat_extract_norm": config.conv_norm,
         "feat_extract_dropout": 0.0,
         "torch_dtype": "float32",
-        # Masking while one fine-tunes there: HuBERT §IV-D as fairseq's base_10h
+        # Masking while one fine-tunes there: the released models' config.json, a tenth of fairseq's or less
         "mask_time_prob": 0.05,
         "mask_time_length": 10,
         **{name: value for name, value in FIXED.items() if value is not None},
