@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 import transformers
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -400,6 +402,42 @@ def fairseq_settings(config: EncoderConfig) -> tuple[dict[str, Any], dict[str, A
         "encoder_layerdrop": config.layer_drop,
     }
     return model, {"_name": "hubert_pretraining", "normalize": config.normalize_waveform, "labels": ["km"]}
+
+
+def fairseq_frames(length: Tensor, longest: int) -> Tensor:
+    """Frames that fairseq takes for audio, by its rule (models/hubert/hubert.py, forward_padding_mask): the padding of
+    samples, cut to a multiple of the frames, is parted evenly among them, and a frame is padding if its whole part is."""
+    frames = num_frames(longest)
+    padding = torch.arange(longest) >= length[:, None]
+    parts = padding[:, : longest - longest % frames].view(len(length), frames, -1)
+    return (~parts.all(dim=-1)).sum(dim=1)
+
+
+@given_by(st.integers(400, 40 * 16_000), st.data())
+def test_fairseq_keeps_up_to_two_frames_of_padding(longest: int, data: st.DataObject) -> None:
+    length = torch.tensor([data.draw(st.integers(400, longest))])
+    more = int(fairseq_frames(length, longest) - num_frames(length))
+    assert 0 <= more <= 2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_padded_row_is_that_of_fairseq_with_as_many_frames_as_fairseq_keeps(
+    tmp_path: Path, waveform: Tensor, norm: str
+) -> None:
+    """torchaudio's encoder, which is told how many frames are audio, stands for fairseq's."""
+    theirs = of_torchaudio(small(norm))
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    encoder = encoder_of(read_trained(tmp_path / "theirs.pt", num_heads=4), tmp_path)
+    given, frames = heard(waveform, LENGTH, encoder.config), fairseq_frames(LENGTH, waveform.shape[1])
+    assert (frames - num_frames(LENGTH)).tolist() == [0, 1]
+    expected = theirs.encoder(theirs.feature_extractor(given, None)[0], frames)
+    mine = encoder.contextual(encoder.local_features(waveform, LENGTH), frames)
+    for row, count in enumerate(frames.tolist()):
+        assert_close(mine[row, :count], expected[row, :count], rtol=0, atol=ATOL)
+    kept = num_frames(LENGTH).tolist()
+    differences = [(encoder(waveform, LENGTH) - expected)[row, :count].abs().max() for row, count in enumerate(kept)]
+    assert differences[0] < ATOL
+    assert differences[1] > 0.01
 
 
 def fairseq_heads(state: dict[str, Tensor], clusters: list[int]) -> dict[str, Tensor]:
