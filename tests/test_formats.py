@@ -405,8 +405,10 @@ def fairseq_settings(config: EncoderConfig) -> tuple[dict[str, Any], dict[str, A
 
 
 def fairseq_frames(length: Tensor, longest: int) -> Tensor:
-    """Frames that fairseq takes for audio, by its rule (models/hubert/hubert.py, forward_padding_mask): the padding of
-    samples, cut to a multiple of the frames, is parted evenly among them, and a frame is padding if its whole part is."""
+    """Frames that fairseq takes for audio, by its rule (models/hubert/hubert.py, forward_padding_mask).
+
+    The samples, cut to a multiple of the frames, are parted evenly among them; a frame is padding if its whole part is.
+    """
     frames = num_frames(longest)
     padding = torch.arange(longest) >= length[:, None]
     parts = padding[:, : longest - longest % frames].view(len(length), frames, -1)

@@ -99,7 +99,7 @@ def _of_file(found: Path, num_heads: int | None) -> Trained:
             return checkpoint.of_safetensors(found, tensors, metadata)
     else:
         content = read_torch(found)
-        if checkpoint.is_of_fit(content):
+        if checkpoint.is_of_fit(content) and not torchaudio.is_state(content["state_dict"]):
             return checkpoint.of_fit(found, content)
         if fairseq.is_fairseq(content):
             return fairseq.read(found, content)

@@ -89,6 +89,39 @@ def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
     return ours
 
 
+def prefix_of(state: Mapping[str, Any], dialect: Dialect) -> str:
+    """What precedes the encoder's names where it is a part of another module; "" where it is the whole."""
+    last = f"{dialect.projection}.weight"
+    found = [name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")]
+    return min(found, key=len, default="")
+
+
+def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Set aside what is not of the encoder: heads that have no place here, and what is around it.
+
+    Args:
+        state: State of a model in another system, without the heads that are known.
+        dialect: Names of that system.
+        path: File that errors name.
+
+    Returns:
+        State of the encoder, its names without a prefix, and what to tell of the rest: one sentence, or none.
+
+    Raises:
+        ValueError: Some of the rest is inside the encoder, which then is another encoder than this.
+    """
+    prefix = prefix_of(state, dialect)
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    names = _names(dialect, _count(inside, dialect.conv), _count(inside, dialect.ffn_input))
+    known = {name: value for name, value in inside.items() if name in names or _new_name(name) in names}
+    rest = [name for name in inside if name not in known]
+    roots = {pattern.split(".")[0] for pattern in dialect}
+    if wrong := [name for name in rest if name.split(".")[0] in roots]:
+        raise ValueError(f"{path} has weights that this encoder has no place for ({some(wrong)}); give a plain HuBERT")
+    rest += [name for name in state if not name.startswith(prefix)]
+    return known, [f"left out, since there is no place for it here: {some(rest)}"] if rest else []
+
+
 def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
     """An encoder's state under another system's names; with `old_names`, weight norm as before torch 2.0."""
     theirs = {}
