@@ -7,6 +7,7 @@ preprocessor_config.json but for the sizes, the files those that lie in the rele
 import json
 import re
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,17 @@ from test_formats import (
     fairseq_state,
     of_torchaudio,
     of_transformers,
+    ours,
     small,
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from hubert_lightning.exchange import as_fit
+from hubert_lightning.model.formats.checkpoint import to_safetensors, to_state
 from hubert_lightning.model.formats.fairseq import INSIDE_CTC
 from hubert_lightning.model.pretrained import encoder_config, load_encoder, read_trained
-from hubert_lightning.model.trained import encoder_of
+from hubert_lightning.model.trained import Trained, encoder_of
 
 SMALL = {
     "hidden_size": 64,
@@ -130,7 +134,7 @@ class Family(NamedTuple):
     config:     beyond the sizes
     extractor:  of preprocessor_config.json; none if there is no such file
     kind:       class that was saved
-    weights:    "bin", "safetensors", or either in "shards"
+    weights:    "bin" or "safetensors", "in shards", or "from before torch 1.6"
     old_norm:   weight norm as before torch 2.0, weight_g and weight_v
     dtype:      of the weights
     beside:     names of other files
@@ -167,7 +171,7 @@ FAMILIES = {
     "utter-project/mHuBERT-147": Family(
         BASE | {"layerdrop": 0.0}, beside=("checkpoint_best.pt", "mhubert147_faiss.index")
     ),
-    "voidful/mhubert-base": Family(BASE, EXTRACTOR | {"do_normalize": False}),
+    "voidful/mhubert-base": Family(BASE, EXTRACTOR | {"do_normalize": False}, weights="bin from before torch 1.6"),
     "superb/hubert-base-superb-ks": Family(BASE | SUPERB, kind=transformers.HubertForSequenceClassification),
     "superb/hubert-large-superb-er": Family(
         LARGE | SUPERB, LIKE_LARGE, transformers.HubertForSequenceClassification, "safetensors"
@@ -210,7 +214,8 @@ def saved(folder: Path, family: Family) -> Any:
         if family.old_norm:
             state = {old_name(name): value for name, value in state.items()}
         if "bin" in family.weights:
-            torch.save(state, folder / file.name.replace("model", "pytorch_model").replace("safetensors", "bin"))
+            name = file.name.replace("model", "pytorch_model").replace("safetensors", "bin")
+            torch.save(state, folder / name, _use_new_zipfile_serialization="1.6" not in family.weights)
             file.unlink()
         else:
             save_file(state, file, metadata={"format": "pt"})
@@ -313,6 +318,30 @@ def test_weights_that_are_for_another_library_alone_are_named(tmp_path: Path, na
         load_encoder(tmp_path)
 
 
+def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
+    """As of a Wav2Vec2 with add_adapter, whose layer that spells follows the adapter."""
+    saved(tmp_path, FAMILIES["facebook/hubert-large-ls960-ft"])
+    state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    torch.save(state | {"lm_head.weight": torch.rand(32, 24)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="has a layer that spells from 24 channels, and an encoder of 64; one of the"):
+        read_trained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, [], {}, 1e300, True, [1, 2], float("nan"), 3.5, 2**70])
+def test_no_setting_of_another_kind_ends_in_a_traceback(tmp_path: Path, value: Any) -> None:
+    saved(tmp_path, Family(BASE | NEW_SETTINGS))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in config:
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        said = f"{tmp_path} opens"
+        try:
+            load_encoder(tmp_path)
+        except ValueError as error:
+            said = str(error)
+        assert str(tmp_path) in said
+        assert "\n" not in said
+
+
 # One tolerance for all formats: other heads are set aside, and named; what is inside the encoder is not
 
 
@@ -367,6 +396,28 @@ def test_what_is_inside_the_encoder_is_never_set_aside(
     path, _, _ = strange(format, where, tmp_path)
     with pytest.raises(ValueError, match="has weights that this encoder has no place for"):
         read_trained(path, 4)
+
+
+@pytest.mark.parametrize("form", ["ckpt", "safetensors"])
+def test_a_head_that_somebody_added_to_ours_is_named_too(tmp_path: Path, form: str) -> None:
+    trained = ours("group", "clusters")
+    path = tmp_path / f"ours.{form}"
+    if form == "ckpt":
+        content = as_fit(trained)
+        content["state_dict"]["speaker_head.weight"] = torch.rand(3, 64)
+        torch.save(content, path)
+    else:
+        save_file({"speaker_head.weight": torch.rand(3, 64), **to_state(trained)}, path, about(trained))
+    again = read_trained(path)
+    assert again.told == ["left out, since there is no place for it here: speaker_head.weight"]
+    assert_close(again.encoder, trained.encoder, rtol=0, atol=0)
+
+
+def about(trained: Trained) -> dict[str, str]:
+    """What `to_safetensors` writes into the file's metadata."""
+    with BytesIO(to_safetensors(trained)) as file:
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(size))["__metadata__"]
 
 
 def test_a_model_of_fairseq_with_a_decoder_is_its_encoder(tmp_path: Path) -> None:

@@ -86,6 +86,12 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
     heads = [trained.encoder, *trained.predictors, trained.head or {}]
     if strangers := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path} holds something else than weights ({some(strangers)}); get it again")
+    weight, dim = (trained.head or {}).get("weight"), trained.config.dim
+    if weight is not None and weight.dim() == 2 and weight.shape[1] != dim:
+        raise ValueError(
+            f"{path} has a layer that spells from {weight.shape[1]} channels, and an encoder of {dim}; one of the two "
+            "is another model's"
+        )
     if num_heads not in (None, trained.config.num_heads):
         raise ValueError(f"{path} says that {trained.config.num_heads} heads attend, not {num_heads}; leave it out")
     return trained

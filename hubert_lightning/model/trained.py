@@ -1,7 +1,7 @@
 """What somebody trained, in our names, whichever file it came in."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +119,13 @@ def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     if wrong := [name for name in rest if name.split(".")[0] in roots]:
         raise ValueError(f"{path} has weights that this encoder has no place for ({some(wrong)}); give a plain HuBERT")
     rest += [name for name in state if not name.startswith(prefix)]
-    return known, [f"left out, since there is no place for it here: {some(rest)}"] if rest else []
+    return known, left_out(rest)
+
+
+def left_out(names: Iterable[str]) -> list[str]:
+    """What to tell of weights that are set aside: one sentence, or none."""
+    rest = list(names)
+    return [f"left out, since there is no place for it here: {some(rest)}"] if rest else []
 
 
 def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
@@ -247,8 +253,9 @@ def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
     try:
         with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
             encoder = HubertEncoder(trained.config)
-    except RuntimeError as error:
-        raise ValueError(f"{path} describes an encoder that no memory holds ({error}); it is damaged") from error
+    except (RuntimeError, TypeError) as error:  # the second of what 64 bits cannot count
+        said = str(error).split("\n")[0]
+        raise ValueError(f"{path} describes an encoder that no memory holds ({said}); it is damaged") from error
     load(encoder, trained.encoder, path, "encoder")
     return encoder.eval()
 

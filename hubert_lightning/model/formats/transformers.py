@@ -171,7 +171,8 @@ def _do_normalize(folder: Path) -> Any:
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise ValueError(f"{file} sets sampling_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
-    return extractor.get("do_normalize", True)  # their default
+    said = extractor.get("do_normalize", True)  # their default
+    return False if said is None else said
 
 
 def read_json(file: Path) -> dict[str, Any]:
