@@ -43,6 +43,7 @@ STANDS_FOR = re.compile(
 )
 """Names that a stand-in takes the place of: data, and types that are said to be what data is of."""
 
+LARGEST_TUPLE = 10**6  # elements, those of tuples inside of it among them
 PICKLES = 5  # in a file from before torch 1.6, ahead of its numbers
 
 
@@ -202,10 +203,33 @@ def _names_in_old_file(path: Path) -> set[str]:
 
 
 def _names_in(file: BinaryIO) -> Iterator[str]:
+    """What a pickle asks for.
+
+    Raises:
+        Refusal: It has a tuple of a tuple twice, of another twice, …, which as a key would be hashed for ever.
+    """
+    sizes: list[int] = []  # of what would lie on the stack: elements of tuples, counted as often as they occur
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
     for operation, argument, _ in pickletools.genops(file):
         if operation.name in ("GLOBAL", "INST"):
             module, _, name = str(argument).partition(" ")
             yield name_of(module, name)
+        if operation.name == "MARK":
+            marks.append(len(sizes))
+        elif operation.name.endswith("GET"):
+            sizes.append(memo[argument])
+        elif operation.name.endswith("PUT"):
+            memo[argument] = sizes[-1]
+        else:
+            taken = operation.stack_before
+            first = len(sizes) - len(taken)
+            if pickletools.markobject in taken:
+                first = marks.pop() - taken.index(pickletools.markobject)
+            size = 1 + sum(sizes[first:]) if operation.name.startswith("TUPLE") else 1
+            if size > LARGEST_TUPLE:
+                raise Refusal(f"has a tuple of more than {LARGEST_TUPLE} elements; it is damaged, so get it again")
+            sizes[first:] = [size] * len(operation.stack_after)
 
 
 def _check_archive(path: Path) -> None:

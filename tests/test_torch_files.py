@@ -146,6 +146,19 @@ def test_what_a_type_is_called_with_is_kept_and_not_done(tmp_path: Path, name: s
     assert held.made_of == ("touch", {})
 
 
+@pytest.mark.parametrize("place", ["key", "element of a set", "value"])
+def test_a_tuple_that_no_time_suffices_to_hash_is_refused(tmp_path: Path, place: str) -> None:
+    """A tuple of a tuple twice, and so on: 64 of them in 500 bytes, 2 ** 64 elements."""
+    nested = b")q\x00" + b"".join(bytes([ord("h"), depth, 0x86, ord("q"), depth + 1]) for depth in range(64))
+    body = {
+        "key": b"\x80\x02}" + nested + b"K\x01s.",
+        "element of a set": b"\x80\x02c__builtin__\nset\n]" + nested + b"a\x85R.",
+        "value": b"\x80\x02}K\x01" + nested + b"s.",
+    }
+    with pytest.raises(ValueError, match=r"a\.pt: has a tuple of more than 1000000 elements; it is damaged"):
+        read_torch(in_archive(body[place], tmp_path / "a.pt"))
+
+
 def test_an_object_of_no_class_is_refused(tmp_path: Path) -> None:
     body = b"\x80\x02ccopy_reg\n_reconstructor\nccollections\nOrderedDict\nc__builtin__\nobject\nN\x87R."
     with pytest.raises(ValueError, match="makes an object of something that is no class"):
