@@ -658,6 +658,41 @@ def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, wavef
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "out", "safetensors")
 
 
+@pytest.mark.parametrize("system", ["fairseq", "s3prl"])
+def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, system: str) -> None:
+    """fairseq's dictionaries may list clusters by how frequent they are."""
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
+    model, task = fairseq_settings(small("group"))
+    orders = [torch.randperm(20).tolist(), torch.randperm(33).tolist()]
+    symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, order)] for order in orders]
+    if system == "fairseq":
+        content = {"cfg": {"model": model, "task": task}, "args": None, "model": state}
+        with fairseq_installed() as dictionary:
+            torch.save(content | {"task_state": {"dictionaries": [*map(dictionary, symbols)]}}, tmp_path / "theirs.pt")
+    else:
+        content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": symbols}
+        torch.save(content, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt")
+    assert not trained.told
+    first = 0
+    for predictor, order in zip(trained.predictors, orders, strict=True):
+        for place, cluster in enumerate(order):
+            row = state["label_embs_concat"][first + 4 + place]
+            assert_close(predictor["codewords"][cluster], row, rtol=0, atol=0)
+        first += 4 + len(order)
+
+
+def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
+    model, task = fairseq_settings(small("group"))
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *map(str, [*range(7), *range(8, 21)])]  # the eighth never occurred
+    content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": [symbols]}
+    torch.save(content, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt")
+    assert trained.told == ["its dictionary calls cluster 7 '8': labels are places in the dictionary"]
+    assert_close(trained.predictors[0]["codewords"], state["label_embs_concat"][4:], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("part", ["label_embs_concat", "final_proj.weight", "final_proj.bias"])
 def test_half_a_head_of_fairseq_is_refused(tmp_path: Path, part: str) -> None:
     state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])

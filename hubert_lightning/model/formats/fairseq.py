@@ -287,10 +287,15 @@ def _pretrained(
     split = codewords.split(rows)
     tied = not model.get("untie_final_proj", len(rows) == 1)
     weights, biases = ([part] * len(rows) if tied else part.chunk(len(rows)) for part in (weight, bias))
+    orders = [_by_cluster(of[own:]) for of in symbols] or [slice(None)] * len(rows)
     predictors = [
-        {"codewords": of[own:], "projection.weight": w.clone(), "projection.bias": b.clone()}
-        for of, w, b in zip(split, weights, biases, strict=True)
+        {"codewords": of[own:][order], "projection.weight": w.clone(), "projection.bias": b.clone()}
+        for of, order, w, b in zip(split, orders, weights, biases, strict=True)
     ]
+    for of, order in zip(symbols, orders, strict=False):
+        places = enumerate(of[own:]) if order == slice(None) else ()
+        if other := next(((place, name) for place, name in places if name != str(place)), None):
+            told.append("its dictionary calls cluster {} {!r}: labels are places in the dictionary".format(*other))
     if rows == [own + 1]:  # one cluster says nothing: `write` puts it where there was no head
         return Trained(config, ours, temperature=temperature, told=told)
     return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split], told=told)
@@ -317,6 +322,15 @@ def _fine_tuned(
         raise ValueError(f"{path} has half a layer that spells, {HEAD}{some(head)} alone; get it again")
     tokens = tokens or _beside(path, len(head["weight"]))
     return trained._replace(head=head, vocabulary=None if tokens is None else spelling(tokens))
+
+
+def _by_cluster(symbols: Sequence[str]) -> list[int] | slice:
+    """Places of the clusters 0, 1, … in a dictionary, which may list them by how frequent they are."""
+    places = {symbol: place for place, symbol in enumerate(symbols)}
+    wanted = [str(cluster) for cluster in range(len(symbols))]
+    if [*symbols] == wanted or places.keys() != set(wanted):
+        return slice(None)
+    return [places[cluster] for cluster in wanted]
 
 
 def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence[Sequence[str]]) -> list[int]:
