@@ -28,7 +28,11 @@ def rows_like_features(count: int, dim: int, drawn_on: str, kept_on: str, seed: 
 
 
 def inertia(rows: torch.Tensor, centroids: torch.Tensor) -> float:
-    parts = (torch.cdist(part.to(centroids.device), centroids).min(dim=1).values for part in rows.split(10_000))
+    centre = centroids.mean(dim=0)
+    parts = (
+        torch.cdist(part.to(centroids.device) - centre, centroids - centre).min(dim=1).values
+        for part in rows.split(10_000)
+    )
     return sum(float(part.square().double().sum()) for part in parts) / len(rows)
 
 

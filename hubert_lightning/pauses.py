@@ -57,11 +57,12 @@ def _joints(loudness: np.ndarray, longest: int) -> list[int]:
 
 
 def _loudness(cut: Cut, frames: int) -> np.ndarray:
-    """Mean square of half a second around each frame: (frames,)."""
-    powers = []
+    """Variance of half a second around each frame, (frames,): a constant offset is not loud."""
+    moments = []
     for first in range(0, frames, AT_ONCE):
         count = min(AT_ONCE, frames - first)
-        waveform = read_waveform(cut, first * HOP, num_samples(count))[: count * HOP]
-        powers.append(waveform.view(count, HOP).square().mean(dim=1))
-    power = F.pad(torch.cat(powers)[None, None], (PAUSE // 2, PAUSE // 2), mode="replicate")
-    return F.avg_pool1d(power, PAUSE, stride=1)[0, 0].numpy()
+        waveform = read_waveform(cut, first * HOP, num_samples(count))[: count * HOP].view(count, HOP).double()
+        moments.append(torch.stack([waveform.mean(dim=1), waveform.square().mean(dim=1)]))
+    around = F.pad(torch.cat(moments, dim=1)[None], (PAUSE // 2, PAUSE // 2), mode="replicate")
+    mean, square = F.avg_pool1d(around, PAUSE, stride=1)[0].numpy()
+    return np.maximum(square - mean**2, 0)  # in float64, which has the digits for it

@@ -2,13 +2,14 @@
 
 torch's own unpickler (`weights_only=True`) makes tensors and plain containers, for the names that are listed here. What
 else such files hold, the settings of fairseq and their omegaconf, becomes a stand-in that keeps its state and does
-nothing; any other name is refused.
+nothing; any other name is refused. Names are compared as Python 3 has them (`name_of`), whoever wrote the file.
 """
 
 import pickletools
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -16,12 +17,13 @@ from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import safe_globals
 
-from hubert_lightning.unpickling import Refusal
+from hubert_lightning.unpickling import NUMBERS, Refusal, name_of
 
 MADE_BY_TORCH = re.compile(
     r"collections\.(OrderedDict|Counter)|builtins\.set|_codecs\.encode"
@@ -31,28 +33,66 @@ MADE_BY_TORCH = re.compile(
 """Names that torch's unpickler may call: none of them makes more than the file holds."""
 
 STANDS_FOR = re.compile(
-    r"(fairseq|omegaconf)\.[\w.]+|argparse\.Namespace|typing\.(Any|Union|Optional|Dict|List|Tuple)"
-    r"|enum\.\w+|pathlib\.\w+|numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray|float64)"
-    r"|builtins\.(int|float|str|bool|list|dict|tuple)|collections\.defaultdict"
+    r"(fairseq|omegaconf|pytorch_lightning|lightning|lightning_fabric)\.[\w.]+"
+    r"|argparse\.Namespace|types\.(GenericAlias|SimpleNamespace|UnionType)|_?operator\.getitem|copyreg\._reconstructor"
+    r"|typing\.\w+|enum\.\w+|pathlib\.\w+|uuid\.UUID|decimal\.Decimal|datetime\.\w+"
+    r"|numpy\.(core|_core)\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)|numpy\.random\.[\w.]+"
+    r"|numpy\.(dtype|dtypes\.\w+|ndarray|bool_?|str_?|bytes_|object_|void|(int|uint|float|complex)\d+)"
+    r"|builtins\.(int|float|complex|bool|str|bytes|list|dict|tuple|frozenset|range|slice|object|type|Ellipsis)"
+    r"|collections\.(defaultdict|deque|UserDict|UserList|UserString)"
 )
-"""Names that a stand-in takes the place of: data, whatever it is called."""
+"""Names that a stand-in takes the place of: data, and types that are said to be what data is of."""
 
+LARGEST_TUPLE = 10**6  # elements, those of tuples inside of it among them
 PICKLES = 5  # in a file from before torch 1.6, ahead of its numbers
 
 
 class StandIn:
-    """Takes the place of an object of a class that is not imported: what it was made of, and the state it was given."""
+    """Takes the place of an object of a class that is not imported: what it was made of, and the state it was given.
 
+    `read_torch` makes a class of this for every name, so that one which is given as a value says what it stands for.
+    """
+
+    name: str
     made_of: tuple[Any, ...]
     state: Any = None
 
-    def __new__(cls, *made_of: Any) -> "StandIn":  # which is all that an unpickler may call
+    def __new__(cls, *made_of: Any) -> Any:  # which is all that an unpickler may call
         made = super().__new__(cls)
         made.made_of = made_of
         return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+class StandInDict(StandIn):
+    """Takes the place of a class of dictionaries: torch's unpickler puts items into plain ones alone."""
+
+    def __new__(cls, *made_of: Any) -> Any:
+        return OrderedDict()  # of which it also changes the state
+
+
+def _reconstructed(kind: Any, *base_and_state: Any) -> StandIn:
+    """Takes the place of `copyreg._reconstructor`, by which protocols 0 and 1 make any object."""
+    if not (isinstance(kind, type) and issubclass(kind, StandIn)):
+        raise Refusal("makes an object of something that is no class; it is damaged, so get it again")
+    return kind()
+
+
+def _no_items(*made_of: Any) -> list[Any]:
+    return []
+
+
+DICTIONARIES = ("collections.defaultdict", "AttributeDict", "DotDict")  # the ends of names of their classes
+
+
+def _stand_in(name: str) -> Callable:
+    if name == "copyreg._reconstructor":
+        return _reconstructed
+    if name == "collections.deque":
+        return _no_items  # they follow
+    return type("StandIn", (StandInDict if name.endswith(DICTIONARIES) else StandIn,), {"name": name})
 
 
 def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> Any:
@@ -68,7 +108,9 @@ def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> A
     if archive:
         _check_archive(path)
     names = _sound(path, lambda: _names_in_archive(path) if archive else _names_in_old_file(path))
-    known = {name: others.get(name, StandIn) for name in names if name in others or STANDS_FOR.fullmatch(name)}
+    known = {
+        name: others.get(name) or _stand_in(name) for name in names if name in others or STANDS_FOR.fullmatch(name)
+    }
     if foreign := sorted(name for name in names - known.keys() if not MADE_BY_TORCH.fullmatch(name)):
         raise ValueError(f"{path} asks for {foreign[0]}, which is no data; take its weights alone")
     with safe_globals([(of, name) for name, of in known.items()]):
@@ -91,6 +133,8 @@ def plain(value: Any) -> Any:
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
+    if isinstance(value, type):  # int, where settings say of which type something is
+        return value.name if issubclass(value, StandIn) else f"{value.__module__}.{value.__qualname__}"
     if not isinstance(value, StandIn | dict | list | tuple):
         return value
     if id(value) in done:
@@ -99,7 +143,11 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         return done[id(value)]
     done[id(value)] = done  # until it is known: a pickle may hold a thing a thousand times, or in itself
     made: Any
-    if isinstance(value, StandIn):
+    if isinstance(value, StandIn) and value.name.endswith(".multiarray.scalar"):
+        made = _number(*value.made_of)
+    elif isinstance(value, StandIn) and value.name.startswith("pathlib."):
+        made = str(PurePosixPath(*value.made_of))
+    elif isinstance(value, StandIn):
         inner = value.state if value.state is not None else (value.made_of or (None,))[0]  # an enumeration's value
         if isinstance(value.state, dict):  # a Namespace, a dictionary of symbols, omegaconf's containers and values
             inner = next((inner[key] for key in ("_content", "_val") if key in inner), inner)
@@ -110,6 +158,20 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         made = [_plain(inner, done) for inner in value]
     done[id(value)] = made
     return made
+
+
+def _number(dtype: Any, content: Any) -> Any:
+    """A scalar of numpy as one of Python; of what is no number, its dtype's code.
+
+    Raises:
+        TypeError: It has no dtype, or not as many bytes as that.
+    """
+    code, order = dtype.made_of[0], dtype.state[1] if dtype.state else "="
+    if not NUMBERS.fullmatch(code):
+        return code
+    if order not in ("<", ">", "=", "|") or len(content) != int(code[1]):
+        raise TypeError(f"a number of dtype {code} that has {len(content)} bytes")
+    return np.frombuffer(content, order.replace("|", "=") + code)[0].item()
 
 
 def _sound(path: Path, read: Callable[[], Any]) -> Any:
@@ -141,9 +203,33 @@ def _names_in_old_file(path: Path) -> set[str]:
 
 
 def _names_in(file: BinaryIO) -> Iterator[str]:
+    """What a pickle asks for.
+
+    Raises:
+        Refusal: It has a tuple of a tuple twice, of another twice, …, which as a key would be hashed for ever.
+    """
+    sizes: list[int] = []  # of what would lie on the stack: elements of tuples, counted as often as they occur
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
     for operation, argument, _ in pickletools.genops(file):
         if operation.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
+            module, _, name = str(argument).partition(" ")
+            yield name_of(module, name)
+        if operation.name == "MARK":
+            marks.append(len(sizes))
+        elif operation.name.endswith("GET"):
+            sizes.append(memo[argument])
+        elif operation.name.endswith("PUT"):
+            memo[argument] = sizes[-1]
+        else:
+            taken = operation.stack_before
+            first = len(sizes) - len(taken)
+            if pickletools.markobject in taken:
+                first = marks.pop() - taken.index(pickletools.markobject)
+            size = 1 + sum(sizes[first:]) if operation.name.startswith("TUPLE") else 1
+            if size > LARGEST_TUPLE:
+                raise Refusal(f"has a tuple of more than {LARGEST_TUPLE} elements; it is damaged, so get it again")
+            sizes[first:] = [size] * len(operation.stack_after)
 
 
 def _check_archive(path: Path) -> None:

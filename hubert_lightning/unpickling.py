@@ -5,6 +5,7 @@ what it then gets is never the thing itself but a stand-in that holds what it wa
 pickle and joblib store them, and whatever classes the reader asks for. All else is refused by name.
 """
 
+import _compat_pickle
 import bz2
 import io
 import lzma
@@ -33,6 +34,22 @@ NUMBERS = re.compile(r"[fiu][1248]|b1")
 
 class Refusal(ValueError):
     """Of a file that could be read, but asks for what it may not have."""
+
+
+def name_of(module: str, name: str) -> str:
+    """The name that Python 3 has for what a pickle of protocol 2 or before asks for, by Python's own tables.
+
+    Python 3 writes such pickles, as torch.save does, with the names of Python 2: `int` as `__builtin__ long`.
+
+    Args:
+        module: Module in the pickle, such as `copy_reg`.
+        name: Name in that module, such as `_reconstructor`.
+
+    Returns:
+        "module.name"; unchanged where Python 3 has the same.
+    """
+    renamed = _compat_pickle.IMPORT_MAPPING.get(module, module), name
+    return ".".join(_compat_pickle.NAME_MAPPING.get((module, name), renamed))
 
 
 def read_at_most(path: Path, limit: int) -> bytes:
@@ -228,11 +245,10 @@ NUMPY: dict[str, Callable] = {
     },
     "_codecs.encode": _encoded,
     "copyreg._reconstructor": _reconstructed,
-    "copy_reg._reconstructor": _reconstructed,
-    "builtins.object": Held,
-    "__builtin__.object": Held,
+    **{f"builtins.{kind}": Held for kind in ("object", "int", "float", "bool", "str", "list", "tuple", "dict")},
+    **{f"numpy.{kind}{bits}": Held for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)},
 }
-"""Arrays, scalars and random states of every numpy, in every protocol."""
+"""Arrays, scalars, random states and types of every numpy, in every protocol, by their names in Python 3."""
 JOBLIB: dict[str, Callable] = {
     "joblib.numpy_pickle.NumpyArrayWrapper": HeldJoblibArray,
     "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper": HeldJoblibArray,
@@ -251,15 +267,16 @@ class _Unpickler(PythonUnpickler):
         self.stand_ins = stand_ins
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in self.stand_ins:
-            return self.stand_ins[f"{module}.{name}"]
+        asked = name_of(module, name) if self.proto < 3 else f"{module}.{name}"
+        if asked in self.stand_ins:
+            return self.stand_ins[asked]
         if name in ("NDArrayWrapper", "ZNDArrayWrapper"):
             raise Refusal(
                 "keeps its arrays in other files, as joblib before 0.10 did, and those are not followed; open it with "
                 "joblib where you trust it, and dump it again"
             )
         raise Refusal(
-            f"asks for {_shown(f'{module}.{name}')} while it is opened, which may run anything; take the file from "
+            f"asks for {_shown(asked)} while it is opened, which may run anything; take the file from "
             "somebody you trust, or save its arrays alone as .npy"
         )
 

@@ -1,5 +1,6 @@
 """From the aligner's TextGrids to the phones of frames."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -261,6 +262,34 @@ def test_a_damaged_textgrid_is_named_with_what_is_wrong(tmp_path: Path, content:
         aligned(tmp_path, utterance("a"))
     assert str(error.value).startswith(f"{path}: ")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_one_bad_textgrid_of_many_is_listed_and_the_others_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["good", *DAMAGED]
+    textgrid(tmp_path / "textgrids" / "good.TextGrid")
+    textgrid(tmp_path / "textgrids" / "late.TextGrid", [(0.0, 9.0, "AA")])
+    # Cut short, of three pieces
+    write(tmp_path / "textgrids" / "talk.TextGrid", long_format({"phones": [(0.0, 0.5, "AA")]}, 3.0))
+    for name, (content, _) in DAMAGED.items():
+        (tmp_path / "textgrids" / f"{name}.TextGrid").write_bytes(content)
+    cuts = aligned(tmp_path, *map(utterance, [*names, "late", "alone"]), *pieces("talk", 3))
+    assert [cut.id for cut in cuts if phones_of(cut)] == ["good"]
+    listed = (tmp_path / "out" / "m.refused.tsv").read_text("utf-8").splitlines()
+    expected = [str(tmp_path / "textgrids" / f"{name}.TextGrid") for name in sorted([*DAMAGED, "late", "talk"])]
+    assert [line.split("\t")[0] for line in listed] == expected
+    for name, (_, fact) in DAMAGED.items():
+        [reason] = [line.split("\t")[1] for line in listed if f"/{name}.TextGrid\t" in line]
+        assert re.search(fact, reason)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "9 TextGrids refused, so that 11 utterances stay without phones (all of them in m.refused.tsv" in said
+    assert "1 of 13 utterances have no TextGrid and stay without phones, the first is alone" in said
+    for path in (tmp_path / "textgrids").iterdir():
+        textgrid(path, [(0.0, 3.0, "AA")] if path.stem == "talk" else [(0.0, 1.2, "AA")])
+    cuts = aligned(tmp_path, *map(utterance, [*names, "late", "alone"]), *pieces("talk", 3))
+    assert [cut.id for cut in cuts if not phones_of(cut)] == ["alone"]
+    assert not (tmp_path / "out" / "m.refused.tsv").exists()
 
 
 @pytest.mark.parametrize("layout", [long_format, short_format])

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 import transformers
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -404,6 +406,44 @@ def fairseq_settings(config: EncoderConfig) -> tuple[dict[str, Any], dict[str, A
     return model, {"_name": "hubert_pretraining", "normalize": config.normalize_waveform, "labels": ["km"]}
 
 
+def fairseq_frames(length: Tensor, longest: int) -> Tensor:
+    """Frames that fairseq takes for audio, by its rule (models/hubert/hubert.py, forward_padding_mask).
+
+    The samples, cut to a multiple of the frames, are parted evenly among them; a frame is padding if its whole part is.
+    """
+    frames = num_frames(longest)
+    padding = torch.arange(longest) >= length[:, None]
+    parts = padding[:, : longest - longest % frames].view(len(length), frames, -1)
+    return (~parts.all(dim=-1)).sum(dim=1)
+
+
+@given_by(st.integers(400, 40 * 16_000), st.data())
+def test_fairseq_keeps_up_to_two_frames_of_padding(longest: int, data: st.DataObject) -> None:
+    length = torch.tensor([data.draw(st.integers(400, longest))])
+    more = int(fairseq_frames(length, longest) - num_frames(length))
+    assert 0 <= more <= 2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_padded_row_is_that_of_fairseq_with_as_many_frames_as_fairseq_keeps(
+    tmp_path: Path, waveform: Tensor, norm: str
+) -> None:
+    """torchaudio's encoder, which is told how many frames are audio, stands for fairseq's."""
+    theirs = of_torchaudio(small(norm))
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    encoder = encoder_of(read_trained(tmp_path / "theirs.pt", num_heads=4), tmp_path)
+    given, frames = heard(waveform, LENGTH, encoder.config), fairseq_frames(LENGTH, waveform.shape[1])
+    assert (frames - num_frames(LENGTH)).tolist() == [0, 1]
+    expected = theirs.encoder(theirs.feature_extractor(given, None)[0], frames)
+    mine = encoder.contextual(encoder.local_features(waveform, LENGTH), frames)
+    for row, count in enumerate(frames.tolist()):
+        assert_close(mine[row, :count], expected[row, :count], rtol=0, atol=ATOL)
+    kept = num_frames(LENGTH).tolist()
+    differences = [(encoder(waveform, LENGTH) - expected)[row, :count].abs().max() for row, count in enumerate(kept)]
+    assert differences[0] < ATOL
+    assert differences[1] > 0.01
+
+
 def fairseq_heads(state: dict[str, Tensor], clusters: list[int]) -> dict[str, Tensor]:
     """With the heads of pre-training: four rows of symbols before the clusters of each dictionary."""
     return state | {
@@ -618,6 +658,41 @@ def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, wavef
     assert_heads_equal(trained, state | twice, [20, 33], encoder_of(trained, tmp_path)(waveform))
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "out", "safetensors")
+
+
+@pytest.mark.parametrize("system", ["fairseq", "s3prl"])
+def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, system: str) -> None:
+    """fairseq's dictionaries may list clusters by how frequent they are."""
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
+    model, task = fairseq_settings(small("group"))
+    orders = [torch.randperm(20).tolist(), torch.randperm(33).tolist()]
+    symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, order)] for order in orders]
+    if system == "fairseq":
+        content = {"cfg": {"model": model, "task": task}, "args": None, "model": state}
+        with fairseq_installed() as dictionary:
+            torch.save(content | {"task_state": {"dictionaries": [*map(dictionary, symbols)]}}, tmp_path / "theirs.pt")
+    else:
+        content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": symbols}
+        torch.save(content, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt")
+    assert not trained.told
+    first = 0
+    for predictor, order in zip(trained.predictors, orders, strict=True):
+        for place, cluster in enumerate(order):
+            row = state["label_embs_concat"][first + 4 + place]
+            assert_close(predictor["codewords"][cluster], row, rtol=0, atol=0)
+        first += 4 + len(order)
+
+
+def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
+    model, task = fairseq_settings(small("group"))
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *map(str, [*range(7), *range(8, 21)])]  # the eighth never occurred
+    content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": [symbols]}
+    torch.save(content, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt")
+    assert trained.told == ["its dictionary calls cluster 7 '8': labels are places in the dictionary"]
+    assert_close(trained.predictors[0]["codewords"], state["label_embs_concat"][4:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("part", ["label_embs_concat", "final_proj.weight", "final_proj.bias"])

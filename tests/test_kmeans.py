@@ -54,6 +54,46 @@ def test_autocast_changes_no_cluster(device):
         assert torch.equal(assign(features, centroids), expected)
 
 
+def shifted(features: Tensor, offset: float, where: str) -> Tensor:
+    """Some rows, one of whose dimensions, or all of them, are far from 0."""
+    return features + offset * (torch.arange(features.shape[1]) == 3 if where == "in one dimension" else 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("where", ["in one dimension", "in all"])
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e3, 1e4, -1e4])
+@pytest.mark.parametrize("device", DEVICES)
+def test_assign_is_that_of_float64_however_far_from_zero(device, offset, where, dtype):
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(24, 256, generator=generator)
+    features = 0.06 * torch.randn(3000, 24, generator=generator) @ spread
+    centroids = features[:200] + 0.03 * torch.randn(200, 256, generator=generator)
+    features, centroids = (shifted(of, offset, where).to(dtype) for of in (features, centroids))
+    expected = torch.cdist(features.double(), centroids.double()).argmin(dim=1)
+    assert torch.equal(assign(features.to(device), centroids.to(device)).cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    ("kmeans", "where"),
+    [(KMeans(), "in one dimension"), (KMeans(), "in all"), (KMeans(batch_frames=3000), "in all")],
+    ids=["lloyd-one", "lloyd-all", "mini-batch-all"],
+)
+def test_a_fit_is_as_good_far_from_zero(kmeans, where):
+    features = torch.from_numpy(make_blobs(10_000, 16, centers=100, cluster_std=1.5, random_state=0)[0]).float()
+    features = (256 * features).round() / 256  # so that adding 2 ** 14 rounds nothing
+    far = shifted(features, 2.0**14, where)
+    near = inertia(features, kmeans.fit(features, 40, seed=0))
+    # Another local minimum at most: sums are rounded elsewhere
+    assert inertia(far, kmeans.fit(far, 40, seed=0)) < 1.005 * near
+
+
+def test_autocast_changes_no_centroid():
+    features = torch.from_numpy(rows(1000, 8))
+    expected = KMeans().fit(features, 20, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(KMeans().fit(features, 20, seed=0), expected)
+
+
 FITS = [KMeans(), KMeans(batch_frames=100), ScikitKMeans()]
 named = pytest.mark.parametrize("kmeans", FITS, ids=["lloyd", "mini-batch", "scikit-learn"])
 
@@ -170,6 +210,9 @@ def fitted_on_two(folder: Path, features: Tensor, options: str = "{}", dealt: st
 def test_two_ranks_find_the_centroids_that_one_finds(tmp_path, options, dealt):
     # More rows than the seeds are chosen from, so that the ranks' sums are added up
     features = torch.from_numpy(make_blobs(20_000, 16, centers=60, cluster_std=1.0, random_state=0)[0]).float()
+    features[torch.arange(len(features)) % 3 % 2 == 1] += (
+        1000  # of one rank alone, if dealt unevenly: its mean is not all's
+    )
     fitted_on_two(tmp_path, features, options, dealt)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)

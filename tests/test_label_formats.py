@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,150 @@ def test_what_cannot_be_imported_is_refused(
     (tmp_path / "b.km").write_text("1\n")
     with pytest.raises(ValueError, match=sentence):
         import_labels([tmp_path / name], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50], hop)
+
+
+# A .km has no names; the .tsv beside it has
+
+
+def reordered(files: list[Path], tsv: Path, order: list[int]) -> None:
+    """The utterances of fairseq's files in another order, each line with its row."""
+    for file in [*files, tsv]:
+        head, lines = ([], file.read_text().splitlines()) if file.suffix == ".km" else ([], [])
+        if file.suffix == ".tsv":
+            first, *lines = file.read_text().splitlines()
+            head = [first]
+        file.write_text("\n".join([*head, *(lines[place] for place in order)]) + "\n")
+
+
+@pytest.fixture
+def of_fairseq(store: Path, manifests: Path, tmp_path: Path, labels: dict[str, np.ndarray]) -> list[Path]:
+    """dev.0.km, dev.1.km and dev.tsv in an order that is not the manifest's."""
+    files = export_labels(store, [manifests / "dev.jsonl.gz"], tmp_path / "dev.km")
+    order = np.random.default_rng(1).permutation(len(labels)).tolist()
+    assert order != sorted(order)
+    reordered(files, tmp_path / "dev.tsv", order)
+    return files
+
+
+def assert_same(store: LabelStore, labels: dict[str, np.ndarray]) -> None:
+    for cut_id, expected in labels.items():
+        np.testing.assert_array_equal(store[cut_id], expected)
+
+
+def test_lines_of_km_belong_to_the_rows_of_the_tsv_beside_it(
+    of_fairseq: list[Path],
+    manifests: Path,
+    tmp_path: Path,
+    labels: dict[str, np.ndarray],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert_same(import_labels(of_fairseq, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7]), labels)
+    assert "in the order of the manifest" not in capsys.readouterr().err
+
+
+def test_utterances_of_one_length_get_their_own_labels(
+    dev_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but the names tells them apart."""
+    [first, *_] = dev_cuts
+    frames = num_frames(first.num_samples)
+    cuts = []
+    for name in ("a", "b", "c"):
+        [source] = first.recording.sources
+        recording = replace(first.recording, id=name, sources=[replace(source, source=f"/corpus/{name}.flac")])
+        cuts.append(replace(first, id=name, recording=recording, supervisions=[]))
+    write_manifest(cuts, tmp_path / "three.jsonl.gz")
+    lines = {name: " ".join([str(label)] * frames) for label, name in enumerate("abc")}
+    (tmp_path / "three.km").write_text("".join(lines[name] + "\n" for name in "cab"))
+    rows = [f"somewhere/{name}.wav\t{first.num_samples}" for name in "cab"]
+    (tmp_path / "three.tsv").write_text("\n".join(["/moved", *rows]) + "\n")
+    by_name = import_labels([tmp_path / "three.km"], [tmp_path / "three.jsonl.gz"], tmp_path / "by name", [50])
+    assert [by_name[name][0, 0] for name in "abc"] == [0, 1, 2]
+    (tmp_path / "three.tsv").unlink()
+    assert not capsys.readouterr().err
+    in_order = import_labels([tmp_path / "three.km"], [tmp_path / "three.jsonl.gz"], tmp_path / "in order", [50])
+    assert [in_order[name][0, 0] for name in "abc"] == [2, 0, 1]
+    said = capsys.readouterr().err
+    assert "no three.tsv beside it says which utterance a line is of; they are taken in the order of the" in said
+    assert in_order.source.kmeans != by_name.source.kmeans  # they are not the same labels
+
+
+def changed_row(line: int, change: Callable[[str], str]) -> Callable[[list[str]], list[str]]:
+    return lambda rows: [change(row) if number == line else row for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rows: rows[:-1], r"dev\.0\.km: not as many lines as the manifest's utterances in dev.tsv"),
+        (changed_row(2, lambda row: "other/" + "x" + row.split("/")[-1]), "line 3: .* is no utterance of the manifest"),
+        (lambda rows: [*rows[:-1], rows[1]], "is .*, as line 2 is; keep one row per utterance"),
+        (
+            changed_row(1, lambda row: row.split("\t")[0] + "\t77777"),
+            "line 2: .* has 77777 samples, and .* at 16000 Hz",
+        ),
+        (changed_row(1, lambda row: row.split("\t")[0]), "line 2: no path, tab and number of samples"),
+        (lambda rows: [], "not as many lines as the manifest's utterances in dev.tsv"),
+    ],
+)
+def test_a_tsv_of_something_else_is_refused_before_labels_are_taken(
+    change: Callable[[list[str]], list[str]], sentence: str, of_fairseq: list[Path], manifests: Path, tmp_path: Path
+) -> None:
+    tsv = tmp_path / "dev.tsv"
+    tsv.write_text("\n".join(change(tsv.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match=sentence):
+        import_labels(of_fairseq, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7])
+    with pytest.raises(ValueError, match="no finished label store"):
+        LabelStore(tmp_path / "again")
+
+
+def test_a_row_that_could_be_two_utterances_is_refused(dev_cuts: CutSet, tmp_path: Path) -> None:
+    [first, *_] = dev_cuts
+    pieces = [replace(first, id=f"{first.id}-{number}", supervisions=[]) for number in range(2)]
+    write_manifest(pieces, tmp_path / "pieces.jsonl.gz")
+    source = first.recording.sources[0].source
+    (tmp_path / "pieces.km").write_text("1\n1\n")
+    (tmp_path / "pieces.tsv").write_text(f"/\n{source}\t{first.num_samples}\n")
+    with pytest.raises(ValueError, match=r"-0 and .*-1 could both be .*; give labels and a manifest of one corpus"):
+        import_labels([tmp_path / "pieces.km"], [tmp_path / "pieces.jsonl.gz"], tmp_path / "store", [50])
+
+
+@pytest.mark.parametrize("suffix", [".km", ".txt", ".jsonl"])
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+        lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+        lambda text: (text + "\n").encode(),
+        lambda text: (text + " \r\n\r\n").encode(),
+        lambda text: text.removesuffix("\n").encode(),
+    ],
+    ids=["BOM", "UTF-16", "BOM and CRLF", "UTF-16 and CRLF", "an empty line", "empty lines", "no last line break"],
+)
+def test_labels_that_other_programs_saved_again_come_in(
+    suffix: str,
+    encoded: Callable[[str], bytes],
+    store: Path,
+    manifests: Path,
+    labels: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    files = export_labels(store, [manifests / "dev.jsonl.gz"], tmp_path / f"dev{suffix}")
+    for file in [*files, *tmp_path.glob("*.tsv")]:
+        file.write_bytes(encoded(file.read_text()))
+    assert_same(import_labels(files, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7]), labels)
+
+
+@pytest.mark.parametrize("content", ["1 2\n".encode("utf-16-le"), b"\xff\xfe1", b"1 \xe4\n", b"\x00\n1\n"])
+def test_labels_that_are_no_text_are_refused_in_one_sentence(content: bytes, manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "units.km").write_bytes(content)
+    with pytest.raises(ValueError, match=r"units\.km: no text in UTF-8; save it as UTF-8"):
+        import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])
+
+
+def test_an_empty_line_among_names_is_named(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "units.txt").write_text("\nsomebody 1 2\n")
+    with pytest.raises(ValueError, match=r"units\.txt, line 1: empty; remove it"):
+        import_labels([tmp_path / "units.txt"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])

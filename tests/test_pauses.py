@@ -54,6 +54,14 @@ def test_cuts_fall_into_pauses(tmp_path: Path) -> None:
     assert waveform.abs().mean() > 0.03
 
 
+@pytest.mark.parametrize("offset", [0.05, -0.5])
+def test_a_constant_offset_moves_no_cut(tmp_path: Path, offset: float) -> None:
+    """As cheap sound cards add one."""
+    waveform = speech(300)
+    expected = quiet_windows(a_cut(tmp_path / "a.wav", waveform), 1_500)
+    assert quiet_windows(a_cut(tmp_path / "b.wav", waveform + offset), 1_500) == expected
+
+
 def test_a_part_of_a_recording_is_cut_where_the_whole_is(tmp_path: Path) -> None:
     waveform = speech(400)
     whole = quiet_windows(a_cut(tmp_path / "whole.wav", waveform), 1_500)

@@ -1,6 +1,8 @@
+import gzip
 import json
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,33 @@ def test_other_rates_and_channels_are_read_as_from_a_file(tmp_path: Path) -> Non
     for cut, recording in zip(cuts, recordings, strict=True):
         theirs = read_waveform(recording.resample(16_000).to_cut())
         torch.testing.assert_close(read_waveform(cut), theirs[: cut.num_samples], rtol=0, atol=1e-3)  # 16 bits
+
+
+def rewritten(cuts: Path, change: Callable[[list[str]], list[str]]) -> None:
+    with gzip.open(cuts, "rt") as file:
+        lines = file.read().splitlines()
+    with gzip.open(cuts, "wt") as file:
+        file.write("\n".join(change(lines)) + "\n")
+
+
+def test_a_listing_in_another_order_than_its_archive_has_the_same_audio(train_cuts: CutSet, tmp_path: Path) -> None:
+    shar = exported(train_cuts, tmp_path / "shar")
+    rewritten(shar / "cuts.000000.jsonl.gz", lambda lines: lines[::-1])
+    found = {cut.id: cut for cut in SharCuts(prepare_shar(shar, tmp_path))}
+    assert list(found)[:7] == [cut.id for cut in train_cuts][:7][::-1]
+    for cut in train_cuts:
+        assert torch.equal(read_waveform(found[cut.id], 1600, 800), read_waveform(cut, 1600, 800))
+
+
+def test_a_cut_that_its_archive_does_not_name_is_refused(train_cuts: CutSet, tmp_path: Path) -> None:
+    shar = exported(train_cuts, tmp_path / "shar")
+    [first, *_] = train_cuts
+    rewritten(shar / "cuts.000000.jsonl.gz", lambda lines: [lines[0].replace(first.id, "somebody"), *lines[1:]])
+    sentence = (
+        rf"cuts\.000000\.jsonl\.gz: somebody is not in recording\.000000\.tar, .* the first {first.id}; export both"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        prepare_shar(shar, tmp_path)
 
 
 def test_corpora_number_their_cuts_on(table: Path, train_cuts: CutSet, dev_cuts: CutSet, tmp_path: Path) -> None:

@@ -74,7 +74,15 @@ class KMeans:
         """
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
-        seeding = _seeding_rows(sample, num_clusters)
+        with torch.autocast(sample.device.type, enabled=False):
+            seeding = _seeding_rows(sample, num_clusters)
+            # Distances are differences of norms, which float32 has not the digits for if a dimension is far from 0
+            sample.centre = sample.of_first_rank(seeding.mean(dim=0))
+            centroids = self._fit_centred(sample, seeding - sample.centre, num_clusters, seed)
+            return (centroids + sample.centre).float()
+
+    def _fit_centred(self, sample: "_Sample", seeding: Tensor, num_clusters: int, seed: int) -> Tensor:
+        """Centroids, as the sample's rows and the seeding rows counted from the sample's centre; float64."""
         seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
         centroids = sample.of_first_rank(min(seeded, key=lambda pair: pair[0])[1])
         if self.batch_frames is not None and self.batch_frames < sample.total:
@@ -83,7 +91,7 @@ class KMeans:
         while size < sample.total:
             size = min(GROWTH * size, sample.total)
             centroids = self._lloyd(sample, size, seeding, centroids)
-        return centroids.float()
+        return centroids
 
     def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor]:
         """Inertia and centroids after Lloyd's algorithm on the seeding rows alone."""
@@ -120,7 +128,7 @@ class KMeans:
             if best - sum(inertias) < self.tolerance * sum(inertias):
                 break
             best = sum(inertias)
-        return centroids.float()
+        return centroids
 
 
 class ScikitKMeans:
@@ -166,7 +174,12 @@ class ScikitKMeans:
 
 
 class _Sample:
-    """The rows of all ranks, in an order that is random and does not depend on which rank has which."""
+    """The rows of all ranks, in an order that is random and does not depend on which rank has which.
+
+    `centre` (dim,), where there is one, is what `round` subtracts from them.
+    """
+
+    centre: Tensor | None = None
 
     def __init__(
         self,
@@ -232,7 +245,9 @@ class _Sample:
             bounds = torch.tensor([first, first + size])
             start, end = torch.searchsorted(self.places, bounds).tolist()
             parts = (self.rows[part] for part in self.order[start:end].to(self.rows.device).split(rows))
-        return (part.to(self.device, non_blocking=True).float() for part in parts)
+        for part in parts:
+            x = part.to(self.device, non_blocking=True).float()
+            yield x if self.centre is None else x - self.centre
 
     def of_first_rank(self, values: Tensor) -> Tensor:
         """The same on every rank, though sums on their GPUs may be rounded in another order."""
@@ -294,7 +309,7 @@ def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
     norms = x.square().sum(dim=1)
     chosen = torch.empty(num_clusters, dtype=torch.long, device=rows.device)
     chosen[0] = torch.randint(len(rows), (), generator=generator)
-    smallest = torch.cdist(x, x[chosen[:1]]).square()[:, 0]
+    smallest = (x - x[chosen[0]]).square().sum(dim=1)
     for number in range(1, num_clusters):
         ladder = smallest.cpu().double().cumsum(dim=0)  # on a GPU, its rounding is another each time
         drawn = torch.searchsorted(ladder, draws[number] * ladder[-1]).clamp(max=len(rows) - 1).to(rows.device)
@@ -313,10 +328,12 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
     centroids: (clusters, dim), on the same device
     returns:   (frames,) int64
     """
-    features, centroids = features.float(), centroids.float()
     with torch.autocast(features.device.type, enabled=False):  # half precision confuses near neighbours
+        # Both from the centroids' mean: norms of a dimension that is far from 0 leave float32 no digits for differences
+        centre = centroids.float().mean(dim=0)
+        x, c = (features - centre).float(), (centroids - centre).float()
         # ‖x - c‖² = ‖x‖² - 2xc + ‖c‖²; ‖x‖² is the same for every centroid
-        return torch.addmm(centroids.square().sum(dim=1), features, centroids.T, alpha=-2).argmin(dim=1)
+        return torch.addmm(c.square().sum(dim=1), x, c.T, alpha=-2).argmin(dim=1)
 
 
 def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ what clusters are judged by (HuBERT §IV-E), and never trained on.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
+from hubert_lightning.data.preparation import REFUSALS_SHOWN
 from hubert_lightning.data.probe import SUFFIXES
+from hubert_lightning.files import write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 SILENCE = "sil"
@@ -61,7 +63,8 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
 
     An utterance gets the phones and words of `<its id>.TextGrid`, anywhere below the folder; a piece of a longer
     recording that has none gets its part of the recording's. Silence (empty, sil, sp) becomes sil; spn, which is
-    spoken noise, stays.
+    spoken noise, stays. A TextGrid that cannot be used is listed in `<manifest>.refused.tsv` beside the new manifest;
+    its utterances stay without phones.
 
     Args:
         manifest: made by `hubert prepare`
@@ -75,14 +78,22 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     found = _find_all(cuts, textgrids, manifest)
     read = lru_cache(maxsize=1)(_read)  # the pieces of a recording follow each other
     aligned = []
+    refused: dict[str, ValueError] = {}  # by the utterance
     with Progress(transient=True) as progress:
         for cut in progress.track(cuts, description="reading TextGrids"):
             if cut.id in found:
                 textgrid, own = found[cut.id]
-                cut = _align(cut, textgrid, read(textgrid), own, drop_stress)
+                try:
+                    cut = _align(cut, textgrid, read(textgrid), own, drop_stress)
+                except ValueError as error:
+                    refused[cut.id] = error
             aligned.append(cut)
+    if len(refused) == len(found):
+        raise next(iter(refused.values()))
     write_manifest(aligned, path)
-    _report(aligned, path)
+    reasons = {found[cut_id][0]: str(error) for cut_id, error in reversed(refused.items())}  # the first of each file's
+    _write_refused(reasons, path)
+    _report(aligned, path, refused.keys(), reasons)
     return path
 
 
@@ -238,7 +249,21 @@ def _check_times(cut_id: str, phones: list[Interval], audio_end: float) -> None:
         raise ValueError(f"{cut_id}: phones end at {end:.2f} s, but its audio at {audio_end:.2f} s; {again}")
 
 
-def _report(cuts: list[Cut], path: Path) -> None:
+def _refused_beside(manifest: Path) -> Path:
+    name = manifest.name.removesuffix(".gz").removesuffix(".jsonl")
+    return manifest.with_name(f"{name}.refused.tsv")
+
+
+def _write_refused(reasons: Mapping[Path, str], manifest: Path) -> None:
+    """TextGrid, tab, reason; no file where all are used."""
+    lines = [f"{textgrid}\t{' '.join(reason.split())}\n" for textgrid, reason in sorted(reasons.items())]
+    if lines:
+        write_whole(_refused_beside(manifest), "".join(lines).encode("utf-8", "surrogateescape"))
+    else:
+        _refused_beside(manifest).unlink(missing_ok=True)
+
+
+def _report(cuts: list[Cut], path: Path, refused: Collection[str], reasons: Mapping[Path, str]) -> None:
     aligned = [cut for cut in cuts if phones_of(cut)]
     table = Table(title=f"in {escape(str(path.parent))}", title_justify="left")
     table.add_column("manifest", no_wrap=True)
@@ -253,7 +278,17 @@ def _report(cuts: list[Cut], path: Path) -> None:
     )
     console = Console()
     console.print(table)
-    if without := [cut.id for cut in cuts if not phones_of(cut)]:
+    if reasons:
+        console.print(
+            f"{len(reasons)} TextGrids refused, so that {len(refused)} utterances stay without phones (all of them in "
+            f"{escape(_refused_beside(path).name)} beside the manifest):",
+            soft_wrap=True,
+        )
+        for reason in sorted(reasons.values())[:REFUSALS_SHOWN]:
+            console.print(f"  {escape(reason)}", soft_wrap=True)
+        if len(reasons) > REFUSALS_SHOWN:
+            console.print(f"  and {len(reasons) - REFUSALS_SHOWN} more")
+    if without := [cut.id for cut in cuts if not phones_of(cut) and cut.id not in refused]:
         console.print(
             f"{len(without)} of {len(cuts)} utterances have no TextGrid and stay without phones, the first is "
             f"{escape(without[0])}",

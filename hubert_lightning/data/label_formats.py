@@ -1,18 +1,21 @@
 """Labels in and out, as text: fairseq's `.km`, Kaldi's `.txt`, and JSON lines.
 
-`.km`     one utterance a line, in the order of the manifest: `12 12 7`; fairseq's manifest `.tsv` is written beside it
+`.km`     one utterance a line: `12 12 7`; which, fairseq's manifest `.tsv` beside it says
 `.txt`    `utterance-id 12 12 7`
 `.jsonl`  `{"id": "utterance-id", "clusters": [[12, 12, 7]]}`, a list for each stream
 
 Of the first two there is a file for each stream: `units.0.km`, `units.1.km`.
 """
 
+import codecs
 import json
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
-from itertools import zip_longest
-from pathlib import Path
+from itertools import takewhile, zip_longest
+from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 import numpy as np
 from lhotse.cut import Cut
@@ -89,7 +92,8 @@ def import_labels(
     """Make a label store of labels in text; train on it with `data.init_args.labels`.
 
     Args:
-        labels: A .km, .txt or .jsonl file; of .km and .txt one for each stream. A .km has the order of the manifest.
+        labels: A .km, .txt or .jsonl file; of .km and .txt one for each stream. The lines of a .km are those of the
+            .tsv beside it (fairseq's manifest of the same name), or, if there is none, of the manifest.
         manifest: Manifests whose utterances are labelled, all of them.
         out: Folder of the new store.
         clusters: Number of clusters of each stream.
@@ -108,13 +112,24 @@ def import_labels(
     if (out / "store.json").exists():
         raise ValueError(f"{out}: holds a label store already; choose another folder")
     cuts = {cut.id: cut for cut in read_manifest(manifest)}
+    listed = list(cuts.values())
+    tsv = _tsv_beside(labels[0]) if labels[0].suffix == ".km" else None
+    if tsv is not None:
+        listed = _cuts_of_tsv(tsv, listed)
+    elif labels[0].suffix == ".km":
+        Console(stderr=True).print(
+            f"{labels[0]}: no {labels[0].with_suffix('.tsv').name} beside it says which utterance a line is of; they "
+            "are taken in the order of the manifest",
+            markup=False,
+            soft_wrap=True,
+        )
     digest = sha256()
-    for path in labels:
+    for path in [*labels, *([tsv] if tsv else [])]:
         digest.update(path.read_bytes())
     source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters))
     size = shard_size(len(cuts))
     begin_store(out, source)
-    rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, list(cuts.values()))
+    rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, listed, tsv)
     seen: set[str] = set()
     shard: dict[str, np.ndarray] = {}
     for cut_id, ids in rows:
@@ -164,8 +179,8 @@ def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """id → (streams, labels) of every utterance."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with _opened(path) as file:
+        for number, line in _lines(file, path):
             try:
                 row = json.loads(line)
                 name, clusters = row["id"], np.array(row["clusters"])
@@ -179,19 +194,29 @@ def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             yield name, clusters
 
 
-def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut]) -> Iterator[tuple[str, np.ndarray]]:
-    """id → (streams, labels) of every utterance, in the order of the files, of which each has one stream."""
+def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """id → (streams, labels) of every utterance, in the order of the files, of which each has one stream.
+
+    Args:
+        paths: Files of one format.
+        cuts: Utterance of each line, for .km.
+        tsv: File that says so; none if it is the manifest.
+    """
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open(encoding="utf-8", errors="replace")) for path in paths]
-        places = zip_longest(cuts, *files) if paths[0].suffix == ".km" else zip_longest(*files)
+        files = [_lines(stack.enter_context(_opened(path)), path) for path in paths]
+        texts = [(line for _, line in file) for file in files]
+        places = zip_longest(cuts, *texts) if paths[0].suffix == ".km" else zip_longest(*texts)
         for number, lines in enumerate(places, start=1):
             if None in lines:
-                files_of = "the manifest's utterances" if paths[0].suffix == ".km" else "the other files"
-                raise ValueError(f"{paths[0]}: not as many lines as {files_of} ({number}); give both of one corpus")
+                others = "the manifest's utterances" if paths[0].suffix == ".km" else "the other files"
+                others += f" in {tsv.name}" if tsv else ""
+                raise ValueError(f"{paths[0]}: not as many lines as {others} ({number}); give both of one corpus")
             words = [line.split() for line in lines if isinstance(line, str)]
             names = {line[0] if line else "" for line in words}
             if paths[0].suffix == ".km":
                 names, words = {lines[0].id}, [["", *line] for line in words]
+            if names == {""}:
+                raise ValueError(f"{paths[0]}, line {number}: empty; remove it")
             if len(names) > 1:
                 raise ValueError(
                     f"{paths[0]}, line {number}: {' and '.join(sorted(names))} are not one utterance; put the files in "
@@ -203,6 +228,107 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut]) -> Iterator[tuple[str
                 raise ValueError(
                     f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
                 ) from error
+
+
+def _opened(path: Path) -> TextIO:
+    """A text file in the encoding that its first bytes tell: UTF-8, or UTF-16 with its mark."""
+    with path.open("rb") as file:
+        first = file.read(4)
+    sixteen = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return path.open(encoding="utf-16" if sixteen else "utf-8-sig")
+
+
+def _lines(file: Iterable[str], path: Path) -> Iterator[tuple[int, str]]:
+    """Number and content of every line, but for empty ones at the end of the file.
+
+    Raises:
+        ValueError: The file is no text.
+    """
+    empty: list[tuple[int, str]] = []
+    try:
+        for number, line in enumerate(file, start=1):
+            if "\0" in line:
+                raise UnicodeError  # of UTF-16 without its mark
+            if not line.strip():
+                empty.append((number, line))
+                continue
+            yield from empty
+            empty.clear()
+            yield number, line
+    except UnicodeError as error:
+        raise ValueError(f"{path}: no text in UTF-8; save it as UTF-8") from error
+
+
+def _tsv_beside(labels: Path) -> Path | None:
+    """fairseq's manifest of the same name: of dev.km dev.tsv, of dev.0.km, a stream's, dev.tsv too."""
+    names = [labels.with_suffix(".tsv")]
+    if labels.with_suffix("").suffix[1:].isdecimal():
+        names.append(labels.with_suffix("").with_suffix(".tsv"))
+    return next((path for path in names if path.is_file()), None)
+
+
+def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
+    """The utterance of each row, whose file or id has the row's name, with its folders as far as both have some.
+
+    Raises:
+        ValueError: A row is of no utterance, or could be of several; two are of the same; or it counts other samples.
+    """
+    by_name: dict[str, list[tuple[tuple[str, ...], bool, Cut]]] = defaultdict(list)
+    for cut in cuts:
+        for name, is_id in _names_of(cut):
+            by_name[name[-1]].append((name, is_id, cut))
+    with _opened(tsv) as file:
+        lines = list(_lines(file, tsv))
+    found: list[Cut] = []
+    rows: dict[str, int] = {}
+    root = lines[0][1].strip() if lines else ""
+    for number, line in lines[1:]:
+        path, _, samples = line.rstrip("\n").rpartition("\t")
+        place = f"{tsv}, line {number}"
+        if not path or not samples.strip().isdecimal():
+            raise ValueError(f"{place}: no path, tab and number of samples; write fairseq's manifest again")
+        row = _without_suffix(str(PurePosixPath(root) / path))
+        alike = [(_in_common(row, name), name, is_id, cut) for name, is_id, cut in by_name.get(row[-1], [])]
+        least = len(PurePosixPath(path).parts)
+        alike = [one for one in alike if one[0] >= (len(one[1]) if one[2] else least)]
+        most = max((common for common, *_ in alike), default=0)
+        best = {cut.id: cut for common, _, _, cut in alike if common == most}
+        if len(best) != 1:
+            both = " and ".join(sorted(best)[:2])
+            fact = f"{both} could both be {path}" if best else f"{path} is no utterance of the manifest"
+            raise ValueError(f"{place}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
+        [cut] = best.values()
+        if cut.id in rows:
+            raise ValueError(f"{place}: {path} is {cut.id}, as line {rows[cut.id]} is; keep one row per utterance")
+        if abs(int(samples) - cut.num_samples) >= HOP:
+            raise ValueError(
+                f"{place}: {path} has {samples.strip()} samples, and {cut.id} {cut.num_samples} at {SAMPLE_RATE} Hz; "
+                "give labels of this audio"
+            )
+        rows[cut.id] = number
+        found.append(cut)
+    return found
+
+
+def _names_of(cut: Cut) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Parts of what an utterance is called, without a file's suffix: its file's path, and its id, which is true."""
+    source = cut.recording.sources[0]
+    file = source.source if source.type == "file" else ""
+    if file:
+        yield _without_suffix(file), False
+    named_as_file = not file or PurePosixPath(cut.id).suffix == PurePosixPath(file).suffix
+    yield _without_suffix(cut.id) if named_as_file else (PurePosixPath(cut.id).parts or (cut.id,)), True
+
+
+def _without_suffix(path: str) -> tuple[str, ...]:
+    *folders, name = PurePosixPath(path).parts or ("",)
+    return (*folders, PurePosixPath(name).stem)
+
+
+def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many parts of two paths are the same, from the end."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _write_tsv(cuts: Sequence[Cut], path: Path) -> None:

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import overload
 
 import numpy as np
@@ -177,30 +177,38 @@ def _rows(cuts: Path, archive: Path) -> list[tuple[bytes, int, int, int, int]]:
     try:
         with tarfile.open(archive, "r:") as members:
             found = list(_recordings(members))
+            by_id = dict(found)
     except (tarfile.TarError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{archive}: not an archive of recordings ({error}); export it again, uncompressed") from error
     ids = [line["id"] for line in load_jsonl(cuts)]
     if len(ids) != len(found):
         raise ValueError(f"{cuts}: {len(ids)} cuts, but {len(found)} recordings in {archive.name}; export both again")
-    return [
-        (cut_id.encode(), samples * SAMPLE_RATE // rate, channels, offset, size)
-        for cut_id, (rate, samples, channels, offset, size) in zip(ids, found, strict=True)
-    ]
+    if strangers := [cut_id for cut_id in ids if cut_id not in by_id]:
+        raise ValueError(
+            f"{cuts}: {strangers[0]} is not in {archive.name}, whose files are named for their cuts, the first "
+            f"{found[0][0]}; export both again"
+        )
+    rows = []
+    for cut_id in ids:
+        rate, samples, channels, offset, size = by_id[cut_id]
+        rows.append((cut_id.encode(), samples * SAMPLE_RATE // rate, channels, offset, size))
+    return rows
 
 
-def _recordings(members: tarfile.TarFile) -> Iterable[tuple[int, int, int, int, int]]:
-    """Rate, samples and channels of each recording, and where its file begins and how long it is."""
+def _recordings(members: tarfile.TarFile) -> Iterable[tuple[str, tuple[int, int, int, int, int]]]:
+    """Id of each cut → rate, samples and channels of its recording, where its file begins and how long it is."""
     data = None
     for member in members:
         if data is None:
             data = member
             continue
+        cut_id = str(PurePosixPath(member.name).with_suffix(""))  # as lhotse names them
         if member.name.endswith(".json"):
             file = members.extractfile(member)
             assert file is not None
             about = json.load(file)
             channels = about.get("channel_ids") or about["sources"][0]["channels"]
-            yield about["sampling_rate"], about["num_samples"], len(channels), data.offset_data, data.size
+            yield cut_id, (about["sampling_rate"], about["num_samples"], len(channels), data.offset_data, data.size)
         else:
-            yield SAMPLE_RATE, 0, 1, 0, 0  # a cut without a recording
+            yield cut_id, (SAMPLE_RATE, 0, 1, 0, 0)  # a cut without a recording
         data = None

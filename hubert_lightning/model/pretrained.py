@@ -86,6 +86,12 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
     heads = [trained.encoder, *trained.predictors, trained.head or {}]
     if strangers := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path} holds something else than weights ({some(strangers)}); get it again")
+    weight, dim = (trained.head or {}).get("weight"), trained.config.dim
+    if weight is not None and weight.dim() == 2 and weight.shape[1] != dim:
+        raise ValueError(
+            f"{path} has a layer that spells from {weight.shape[1]} channels, and an encoder of {dim}; one of the two "
+            "is another model's"
+        )
     if num_heads not in (None, trained.config.num_heads):
         raise ValueError(f"{path} says that {trained.config.num_heads} heads attend, not {num_heads}; leave it out")
     return trained
@@ -99,7 +105,7 @@ def _of_file(found: Path, num_heads: int | None) -> Trained:
             return checkpoint.of_safetensors(found, tensors, metadata)
     else:
         content = read_torch(found)
-        if checkpoint.is_of_fit(content):
+        if checkpoint.is_of_fit(content) and not torchaudio.is_state(content["state_dict"]):
             return checkpoint.of_fit(found, content)
         if fairseq.is_fairseq(content):
             return fairseq.with_settings(found, fairseq.read(found, content), content)

@@ -1,7 +1,7 @@
 """What somebody trained, in our names, whichever file it came in."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +95,45 @@ def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
             raise ValueError(f"{name} has {len(three)} parts that fit together, and is made of 3")
         ours[name] = torch.cat([three[number] for number in range(3)])
     return ours
+
+
+def prefix_of(state: Mapping[str, Any], dialect: Dialect) -> str:
+    """What precedes the encoder's names where it is a part of another module; "" where it is the whole."""
+    last = f"{dialect.projection}.weight"
+    found = [name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")]
+    return min(found, key=len, default="")
+
+
+def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Set aside what is not of the encoder: heads that have no place here, and what is around it.
+
+    Args:
+        state: State of a model in another system, without the heads that are known.
+        dialect: Names of that system.
+        path: File that errors name.
+
+    Returns:
+        State of the encoder, its names without a prefix, and what to tell of the rest: one sentence, or none.
+
+    Raises:
+        ValueError: Some of the rest is inside the encoder, which then is another encoder than this.
+    """
+    prefix = prefix_of(state, dialect)
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    names = _names(dialect, _count(inside, dialect.conv), _count(inside, dialect.ffn_input))
+    known = {name: value for name, value in inside.items() if name in names or _new_name(name) in names}
+    rest = [name for name in inside if name not in known]
+    roots = {pattern.split(".")[0] for pattern in dialect}
+    if wrong := [name for name in rest if name.split(".")[0] in roots]:
+        raise ValueError(f"{path} has weights that this encoder has no place for ({some(wrong)}); give a plain HuBERT")
+    rest += [name for name in state if not name.startswith(prefix)]
+    return known, left_out(rest)
+
+
+def left_out(names: Iterable[str]) -> list[str]:
+    """What to tell of weights that are set aside: one sentence, or none."""
+    rest = list(names)
+    return [f"left out, since there is no place for it here: {some(rest)}"] if rest else []
 
 
 def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
@@ -222,8 +261,9 @@ def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
     try:
         with torch.device("meta"):  # no time, and no random numbers, for weights that are replaced at once
             encoder = HubertEncoder(trained.config)
-    except RuntimeError as error:
-        raise ValueError(f"{path} describes an encoder that no memory holds ({error}); it is damaged") from error
+    except (RuntimeError, TypeError) as error:  # the second of what 64 bits cannot count
+        said = str(error).split("\n")[0]
+        raise ValueError(f"{path} describes an encoder that no memory holds ({said}); it is damaged") from error
     load(encoder, trained.encoder, path, "encoder")
     return encoder.eval()
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hubert_lightning.model.trained import Trained, settings_of
+from hubert_lightning.model.trained import Trained, left_out, settings_of
 from hubert_lightning.torch_files import read_torch
 
 KEY = "hubert_lightning"  # of the metadata, which holds what is no tensor
@@ -33,6 +33,7 @@ def of_fit(path: Path, content: Mapping[str, Any]) -> Trained:
         (settings.get("vocabulary") or {}) if "head" in parts else None,
         imported.get("special", ()),
         {name: value for name, value in imported.items() if name != "special"},
+        left_out(_strangers(content["state_dict"])),
     )
 
 
@@ -72,6 +73,7 @@ def of_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         vocabulary,
         [one["weight"] for one in _numbered(parts, "special.")],
         source,
+        left_out(_strangers(tensors)),
     )
 
 
@@ -106,6 +108,11 @@ def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             part = f"{part}.{number:0>2}"
         parts.setdefault(part, {})[rest] = value
     return parts
+
+
+def _strangers(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of what is none of our parts, such as a head that somebody added to one of our modules."""
+    return [name for name in state if name.partition(".")[0] not in ("encoder", "head", "predictors", "special")]
 
 
 def _numbered(parts: Mapping[str, dict[str, Tensor]], prefix: str) -> list[dict[str, Tensor]]:

@@ -18,12 +18,15 @@ from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
     Dialect,
     Trained,
+    encoder_alone,
     from_ours,
     heads_of,
     keeping,
     kept_for,
+    prefix_of,
     settings_of,
     shapes_of,
+    some,
     spelling,
     to_ours,
     trained_with,
@@ -34,6 +37,7 @@ from hubert_lightning.torch_files import plain
 OWN_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the blank of CTC is the first
 INSIDE_CTC = "w2v_encoder.w2v_model."
 HEAD = "w2v_encoder.proj."
+PRETRAINED_HEAD = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
 BESIDE_BLANK = "<bos>"
 NEVER = -1e4  # a bias that no letter wins against
 
@@ -139,20 +143,13 @@ def read(path: Path, content: Mapping[str, Any]) -> Trained:
     model, task = settings.get("model") or {}, settings.get("task") or {}
     state = dict(content["model"])
     symbols = plain(content.get("task_state") or {})
-    if not any(name.startswith(INSIDE_CTC) for name in state):
+    if not prefix_of(state, DIALECT):
         dictionaries = [entry["symbols"] for entry in symbols.get("dictionaries") or []]
         dictionaries = dictionaries or plain(content.get("dictionaries_symbols")) or []  # s3prl's, in what we write
         return _pretrained(path, state, model, task, dictionaries)
     inside = _old_settings(plain(model.get("w2v_args")) or {})
-    encoder = {name.removeprefix(INSIDE_CTC): value for name, value in state.items() if name.startswith(INSIDE_CTC)}
-    for name in ("label_embs_concat", "final_proj.weight", "final_proj.bias"):
-        encoder.pop(name, None)  # of pre-training; fine-tuning does not keep them whole
-    trained = _pretrained(path, encoder, inside.get("model") or model, inside.get("task") or task, [])
-    head = {part: state[HEAD + part] for part in ("weight", "bias") if HEAD + part in state}
-    if len(head) < 2:
-        raise ValueError(f"{path} was fine-tuned, but not with CTC: it has no layer that spells; give another model")
-    tokens = (symbols.get("target_dictionary") or {}).get("symbols") or _beside(path, len(head["weight"]))
-    return trained._replace(head=head, vocabulary=None if tokens is None else spelling(tokens))
+    tokens = (symbols.get("target_dictionary") or {}).get("symbols")
+    return _fine_tuned(path, state, inside.get("model") or model, inside.get("task") or task, tokens)
 
 
 def read_s3prl(path: Path, content: Mapping[str, Any]) -> Trained:
@@ -184,14 +181,17 @@ def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> T
 
 
 def of_state(path: Path, state: Mapping[str, Tensor], num_heads: int | None) -> Trained:
-    """The bare weights of a pre-trained model, without settings."""
-    ours = _to_ours(path, state)
+    """The bare weights of a model, pre-trained or inside of another, without settings."""
+    ours, _ = _to_ours(path, state)
     known = shapes_of(ours, path)
     stated = {"layer_norm_first": known["conv_norm"] == "layer"}
     stated |= {"encoder_attention_heads": heads_of(known["dim"], num_heads, path)}
     settings = {SETTINGS[name]: value for name, value in known.items() if name in SETTINGS} | stated
     mode = "layer_norm" if known["conv_norm"] == "layer" else "default"
-    return _pretrained(path, state, settings | {"extractor_mode": mode}, {"normalize": mode == "layer_norm"}, [])
+    settings, task = settings | {"extractor_mode": mode}, {"normalize": mode == "layer_norm"}
+    if prefix_of(state, DIALECT):
+        return _fine_tuned(path, state, settings, task, None)
+    return _pretrained(path, state, settings, task, [])
 
 
 def write(trained: Trained) -> dict[str, bytes]:
@@ -327,13 +327,14 @@ def _tuned(trained: Trained, task: Mapping[str, Any], model: Mapping[str, Any]) 
 def _pretrained(
     path: Path, state: Mapping[str, Tensor], model: Mapping[str, Any], task: Mapping[str, Any], symbols: list[list[str]]
 ) -> Trained:
-    ours = _to_ours(path, state)
+    state = dict(state)
+    head = {name: state.pop(name, None) for name in PRETRAINED_HEAD}
+    ours, told = _to_ours(path, state)
     config = _config(path, ours, model, task)
-    head = {name: ours.pop(name, None) for name in ("label_embs_concat", "final_proj.weight", "final_proj.bias")}
     temperature = float(model.get("logit_temp", 0.1))
     there = [name for name, value in head.items() if value is not None]
     if not there:
-        return Trained(config, ours, temperature=temperature)
+        return Trained(config, ours, temperature=temperature, told=told)
     codewords, weight, bias = head.values()
     if codewords is None or weight is None or bias is None:
         raise ValueError(f"{path} has half a head of pre-training, {' and '.join(there)} alone; get it again")
@@ -341,13 +342,50 @@ def _pretrained(
     split = codewords.split(rows)
     tied = not model.get("untie_final_proj", len(rows) == 1)
     weights, biases = ([part] * len(rows) if tied else part.chunk(len(rows)) for part in (weight, bias))
+    orders = [_by_cluster(of[own:]) for of in symbols] or [slice(None)] * len(rows)
     predictors = [
-        {"codewords": of[own:], "projection.weight": w.clone(), "projection.bias": b.clone()}
-        for of, w, b in zip(split, weights, biases, strict=True)
+        {"codewords": of[own:][order], "projection.weight": w.clone(), "projection.bias": b.clone()}
+        for of, order, w, b in zip(split, orders, weights, biases, strict=True)
     ]
+    for of, order in zip(symbols, orders, strict=False):
+        places = enumerate(of[own:]) if order == slice(None) else ()
+        if other := next(((place, name) for place, name in places if name != str(place)), None):
+            told.append("its dictionary calls cluster {} {!r}: labels are places in the dictionary".format(*other))
     if rows == [own + 1]:  # one cluster says nothing: `write` puts it where there was no head
-        return Trained(config, ours, temperature=temperature)
-    return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split])
+        return Trained(config, ours, temperature=temperature, told=told)
+    return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split], told=told)
+
+
+def _fine_tuned(
+    path: Path,
+    state: Mapping[str, Tensor],
+    model: Mapping[str, Any],
+    task: Mapping[str, Any],
+    tokens: Sequence[str] | None,
+) -> Trained:
+    """A pre-trained model inside of another, and the layer that spells, if it is a CTC's."""
+    # Fine-tuning does not keep the head of pre-training whole
+    state = {name: value for name, value in state.items() if not name.endswith(PRETRAINED_HEAD)}
+    head = {part: state.pop(HEAD + part) for part in ("weight", "bias") if HEAD + part in state}
+    ours, told = _to_ours(path, state)
+    trained = Trained(
+        _config(path, ours, model, task), ours, temperature=float(model.get("logit_temp", 0.1)), told=told
+    )
+    if not head:
+        return trained
+    if len(head) < 2:
+        raise ValueError(f"{path} has half a layer that spells, {HEAD}{some(head)} alone; get it again")
+    tokens = tokens or _beside(path, len(head["weight"]))
+    return trained._replace(head=head, vocabulary=None if tokens is None else spelling(tokens))
+
+
+def _by_cluster(symbols: Sequence[str]) -> list[int] | slice:
+    """Places of the clusters 0, 1, … in a dictionary, which may list them by how frequent they are."""
+    places = {symbol: place for place, symbol in enumerate(symbols)}
+    wanted = [str(cluster) for cluster in range(len(symbols))]
+    if [*symbols] == wanted or places.keys() != set(wanted):
+        return slice(None)
+    return [places[cluster] for cluster in wanted]
 
 
 def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence[Sequence[str]]) -> list[int]:
@@ -369,10 +407,13 @@ def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence
     return rows
 
 
-def _to_ours(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    over_channels = f"{LAYER_NORM.format(1)}.weight" in state
+def _to_ours(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The encoder's state under our names, and what to tell of what is left out."""
+    over_channels = any(name.endswith(f"{LAYER_NORM.format(1)}.weight") for name in state)
+    dialect = DIALECT._replace(conv_norm=LAYER_NORM) if over_channels else DIALECT
+    encoder, told = encoder_alone(state, dialect, path)
     try:
-        return to_ours(state, DIALECT._replace(conv_norm=LAYER_NORM) if over_channels else DIALECT)
+        return to_ours(encoder, dialect), told
     except ValueError as error:
         raise ValueError(f"{path}: {error}; copy or download it again") from error
 

@@ -21,6 +21,7 @@ from hubert_lightning.model.trained import (
     TRAINING,
     Dialect,
     Trained,
+    encoder_alone,
     from_ours,
     heads_of,
     keeping,
@@ -39,6 +40,7 @@ FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
 LETTERS = tuple("-|ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # torchaudio.pipelines.HUBERT_ASR_LARGE.get_labels()
 FAIRSEQ_LETTERS = (LETTERS[0], "<pad>", "</s>", "<unk>", *LETTERS[1:])  # with the rows that its bundles leave out
 WRAPPED = "wav2vec2."
+BOTH = ("weight", "bias")
 WEIGHTS, ABOUT = "model.pt", "model.json"
 
 DIALECT = Dialect(
@@ -97,30 +99,27 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     """
     first = min((name for name in state if name.endswith(FIRST_CONV)), key=len)
     outer = first.removesuffix(FIRST_CONV).removesuffix(WRAPPED)  # "" but for modules that hold the model
-    inside = {name.removeprefix(outer): value for name, value in state.items() if name.startswith(outer)}
-    # The layer that spells lies in Wav2Vec2Model, or beside it in the recipe's module
-    head = {
-        part: state[f"{at}aux.{part}"]
-        for at in ("", outer)
-        for part in ("weight", "bias")
-        if f"{at}aux.{part}" in state
+    named = {
+        outer + name.removeprefix(outer).removeprefix(WRAPPED) if name.startswith(outer) else name: value
+        for name, value in state.items()
     }
-    named = {name.removeprefix(WRAPPED): value for name, value in inside.items() if not name.startswith("aux.")}
+    # The layer that spells lies in Wav2Vec2Model, or beside it in the recipe's module
+    head = {part: named.pop(f"{at}aux.{part}") for at in ("", outer) for part in BOTH if f"{at}aux.{part}" in named}
+    codewords, weight, bias = (
+        named.pop(f"{outer}logit_generator.{name}", None)
+        for name in ("label_embeddings", "final_proj.weight", "final_proj.bias")
+    )
+    named, told = encoder_alone(named, DIALECT, path)
     try:
         ours = to_ours(named, DIALECT)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; copy or download it again") from error
-    codewords, weight, bias = (
-        ours.pop(f"logit_generator.{name}", None)
-        for name in ("label_embeddings", "final_proj.weight", "final_proj.bias")
-    )
     known = shapes_of(ours, path)
     labels, heads = _told_beside(path)
     over_channels = known["conv_norm"] == "layer"
     stated = {"pre_norm": over_channels, "normalize_waveform": over_channels}
     stated |= {"num_heads": heads_of(known["dim"], heads if num_heads is None else num_heads, path)}
     config = settings_of(known | stated | {"feature_grad_mult": 1.0 if over_channels else 0.1}, path)
-    told = []
     if "mask_embedding" not in ours:  # Wav2Vec2Model has none
         ours["mask_embedding"], sentence = mask_embedding(config.dim)
         told.append(sentence)

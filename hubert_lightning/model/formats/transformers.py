@@ -10,16 +10,19 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
     BOUNDARY,
     Dialect,
     Trained,
+    encoder_alone,
     from_ours,
     keeping,
     kept_for,
     mask_embedding,
+    prefix_of,
     settings_of,
     some,
     spelling,
@@ -33,6 +36,7 @@ PHONEMES = "Wav2Vec2PhonemeCTCTokenizer"
 UNKNOWN = ("<unk>", "[UNK]", "<unknown>")  # how what has no token is written, if a vocabulary does not say so
 CONFIG, WEIGHTS, OLD_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 LARGEST_JSON = 64 * 2**20  # bytes; the index of X-Large's shards has 50 kB
+ELSEWHERE = ("flax_model.msgpack", "tf_model.h5")  # weights that only JAX, or TensorFlow, reads
 PREFIX = "hubert."  # of the encoder in a model with a head
 
 DIALECT = Dialect(
@@ -90,17 +94,11 @@ def read(folder: Path) -> Trained:
     """
     config = read_config(folder)
     state = _weights(folder)
-    head, told = None, []
-    if any(name.startswith(PREFIX) for name in state):
-        parts = {part: state.pop(f"lm_head.{part}") for part in ("weight", "bias") if f"lm_head.{part}" in state}
-        if len(parts) == 1:
-            raise ValueError(
-                f"{folder} has half a layer that spells, lm_head.{some(parts)} alone; save the model again"
-            )
-        head = parts or None
-        if others := [name for name in state if not name.startswith(PREFIX)]:
-            told.append(f"left out, since there is no place for it here: {some(others)}")
-        state = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    spells = f"{prefix_of(state, DIALECT).removesuffix(PREFIX)}lm_head."
+    head = {part: state.pop(spells + part) for part in ("weight", "bias") if spells + part in state} or None
+    if head is not None and len(head) == 1:
+        raise ValueError(f"{folder} has half a layer that spells, {spells}{some(head)} alone; save the model again")
+    state, told = encoder_alone(state, DIALECT, folder)
     try:
         encoder = to_ours(state, DIALECT)
     except ValueError as error:
@@ -181,15 +179,23 @@ def read_config(folder: Path) -> EncoderConfig:
 
 
 def _do_normalize(folder: Path) -> Any:
-    """Whether the waveform is normalised: said by a feature extractor, or the processor that holds one."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).exists():
-            said = read_json(folder / name)
-            inside = said.get("feature_extractor")
-            said |= inside if isinstance(inside, dict) else {}
-            if "do_normalize" in said:
-                return said["do_normalize"]
-    return None
+    """Whether the feature extractor normalises the waveform, as transformers finds one; none if there is none.
+
+    Raises:
+        ValueError: It is for audio of another sampling rate.
+    """
+    files = [folder / name for name in ("processor_config.json", "preprocessor_config.json")]
+    said = {file: read_json(file) for file in files if file.exists()}
+    nested = {file: of.get("feature_extractor", of.get("audio_processor")) for file, of in said.items()}
+    extractors = [(file, of) for file, of in nested.items() if isinstance(of, dict)]
+    extractors += [(file, of) for file, of in said.items() if file == files[1] or "do_normalize" in of]
+    if not extractors:
+        return None
+    file, extractor = extractors[0]
+    if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise ValueError(f"{file} sets sampling_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
+    said = extractor.get("do_normalize", True)  # their default
+    return False if said is None else said
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -220,6 +226,11 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
                 raise ValueError(f"{index} does not say which weight is where; copy or download it again")
             return _shards(folder, index, sorted(set(places.values())), places)
+    if elsewhere := [name for name in ELSEWHERE if (folder / name).exists()]:
+        raise ValueError(
+            f"{folder} has no {WEIGHTS}, only {elsewhere[0]}; open the model in a transformers that reads it, "
+            "before 5, and save_pretrained() it for PyTorch"
+        )
     raise ValueError(f"{folder} has no {WEIGHTS}; open the model in transformers and save_pretrained() it")
 
 

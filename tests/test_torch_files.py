@@ -1,0 +1,202 @@
+"""What fairseq, omegaconf and Python itself put into a file of torch.save opens as data, by whichever names."""
+
+import argparse
+import enum
+import pickle
+import sys
+import types
+import typing
+import zipfile
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.data import AttributeDict
+from torch.testing import assert_close
+
+from hubert_lightning.clustering.kmeans import load_kmeans
+from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.torch_files import plain, read_torch
+
+
+@pytest.fixture
+def fairseq() -> Iterator[types.ModuleType]:
+    """A module of this name with an enumeration, while a file is written; not there when it is read."""
+    module = types.ModuleType("fairseq")
+    vars(module)["Choices"] = enum.Enum("Choices", {"legacy": "legacy_ddp"}, module="fairseq")
+    sys.modules["fairseq"] = module
+    yield module
+    sys.modules.pop("fairseq", None)
+
+
+def again(value: Any, path: Path, *, new_form: bool = True) -> Any:
+    torch.save({"cfg": value, "model": {"a": torch.ones(1)}}, path, _use_new_zipfile_serialization=new_form)
+    content = read_torch(path)
+    assert_close(content["model"]["a"], torch.ones(1))
+    return plain(content["cfg"])
+
+
+TYPES = [int, float, complex, bool, str, bytes, list, dict, tuple, set, frozenset, range, slice, object, type]
+NUMPY_TYPES = [np.float16, np.float32, np.float64, np.int8, np.int64, np.uint8, np.complex64, np.bool_, np.str_]
+
+
+@pytest.mark.parametrize("new_form", [True, False])
+@pytest.mark.parametrize("kind", [*TYPES, *NUMPY_TYPES, np.ndarray, np.dtype])
+def test_a_type_is_data_that_says_its_name(tmp_path: Path, kind: type, new_form: bool) -> None:
+    assert again(kind, tmp_path / "a.pt", new_form=new_form) == f"{kind.__module__}.{kind.__qualname__}"
+
+
+HINTS = [typing.Any, list[int], dict[str, int], type(None), type(...), ...]
+HINTS += [typing.Union[int, str], typing.Optional[int], typing.List[int], typing.Dict[str, int]]  # noqa: UP006, UP007, UP045
+
+
+@pytest.mark.parametrize("hint", HINTS, ids=str)
+def test_hints_of_types_open(tmp_path: Path, hint: Any) -> None:
+    """As omegaconf keeps of every field that fairseq's dataclasses have."""
+    again({"ref_type": hint}, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float64(0.25), 0.25),
+        (np.float32(0.5), 0.5),
+        (np.int64(-3), -3),
+        (np.bool_(True), True),
+        (np.dtype(">f8").type(2), 2.0),
+        (
+            argparse.Namespace(layers=12, kind=int, more=argparse.Namespace(a=None)),
+            {"layers": 12, "kind": "builtins.int"},
+        ),
+        (OrderedDict(a=1), {"a": 1}),
+        (defaultdict(int, {"a": 1}), {"a": 1}),
+        (defaultdict(list, {"a": [1]}), {"a": [1]}),
+        (AttributeDict(lr=0.5, arch="base"), {"lr": 0.5, "arch": "base"}),
+        (deque([1, 2], 3), [1, 2]),
+        (Path("/data/dict.ltr.txt"), "/data/dict.ltr.txt"),
+        (("a", 2**40, -1.5, None, True), ["a", 2**40, -1.5, None, True]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("new_form", [True, False])
+def test_settings_have_their_values(tmp_path: Path, value: Any, expected: Any, new_form: bool) -> None:
+    found = again(value, tmp_path / "a.pt", new_form=new_form)
+    if isinstance(expected, dict):
+        found = {key: found[key] for key in expected}
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_a_choice_of_fairseq_is_its_value(tmp_path: Path, fairseq: types.ModuleType) -> None:
+    torch.save({"cfg": {"backend": vars(fairseq)["Choices"].legacy}, "model": {}}, tmp_path / "a.pt")
+    del sys.modules["fairseq"]
+    assert plain(read_torch(tmp_path / "a.pt")["cfg"]) == {"backend": "legacy_ddp"}
+
+
+def in_archive(body: bytes, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", body)
+        archive.writestr("a/version", "3\n")
+        archive.writestr("a/byteorder", "little")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("__builtin__ eval", "builtins.eval"),
+        ("__builtin__ getattr", "builtins.getattr"),
+        ("__builtin__ reduce", "functools.reduce"),
+        ("__builtin__ bytearray", "builtins.bytearray"),
+        ("__builtin__ unichr", "builtins.chr"),
+        ("itertools imap", "builtins.map"),
+        ("UserDict UserDict.fromkeys", "collections.UserDict.fromkeys"),
+        ("commands getoutput", "subprocess.getoutput"),
+        ("cPickle loads", "pickle.loads"),
+        ("urllib urlretrieve", "urllib.request.urlretrieve"),
+        ("os system", "os.system"),
+        ("copy_reg __newobj__", "copyreg.__newobj__"),
+        ("typing get_type_hints.__globals__", "typing.get_type_hints.__globals__"),
+        ("pathlib os.system", "pathlib.os.system"),
+        ("numpy load", "numpy.load"),
+        ("torch load", "torch.load"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_what_runs_is_refused_under_the_names_of_python_2_as_well(
+    tmp_path: Path, written: str, asked: str, protocol: int
+) -> None:
+    body = bytes([0x80, protocol]) + f"c{written}\n".replace(" ", "\n").encode() + b"X\x01\x00\x00\x001\x85R."
+    with pytest.raises(ValueError, match=f"asks for {asked}, which is no data; take its weights alone"):
+        load_encoder(in_archive(body, tmp_path / "a.pt"))
+    if protocol == 2:
+        (tmp_path / "kmeans").write_bytes(body)
+        with pytest.raises(ValueError, match=f"asks for {asked} while it is opened, which may run anything"):
+            load_kmeans(tmp_path / "kmeans")
+
+
+@pytest.mark.parametrize("name", ["__builtin__ type", "__builtin__ long", "_operator getitem", "typing Any"])
+def test_what_a_type_is_called_with_is_kept_and_not_done(tmp_path: Path, name: str) -> None:
+    body = b"\x80\x02" + f"c{name}\n".replace(" ", "\n").encode() + b"X\x05\x00\x00\x00touch}\x86R."
+    held = read_torch(in_archive(body, tmp_path / "a.pt"))
+    assert held.made_of == ("touch", {})
+
+
+@pytest.mark.parametrize("place", ["key", "element of a set", "value"])
+def test_a_tuple_that_no_time_suffices_to_hash_is_refused(tmp_path: Path, place: str) -> None:
+    """A tuple of a tuple twice, and so on: 64 of them in 500 bytes, 2 ** 64 elements."""
+    nested = b")q\x00" + b"".join(bytes([ord("h"), depth, 0x86, ord("q"), depth + 1]) for depth in range(64))
+    body = {
+        "key": b"\x80\x02}" + nested + b"K\x01s.",
+        "element of a set": b"\x80\x02c__builtin__\nset\n]" + nested + b"a\x85R.",
+        "value": b"\x80\x02}K\x01" + nested + b"s.",
+    }
+    with pytest.raises(ValueError, match=r"a\.pt: has a tuple of more than 1000000 elements; it is damaged"):
+        read_torch(in_archive(body[place], tmp_path / "a.pt"))
+
+
+def test_an_object_of_no_class_is_refused(tmp_path: Path) -> None:
+    body = b"\x80\x02ccopy_reg\n_reconstructor\nccollections\nOrderedDict\nc__builtin__\nobject\nN\x87R."
+    with pytest.raises(ValueError, match="makes an object of something that is no class"):
+        read_torch(in_archive(body, tmp_path / "a.pt"))
+
+
+def test_an_object_of_protocol_0_opens(tmp_path: Path) -> None:
+    body = (
+        b"\x80\x02ccopy_reg\n_reconstructor\nc"
+        + b"argparse\nNamespace\nc__builtin__\nobject\nN\x87R}X\x01\x00\x00\x00aK\x07sb."
+    )
+    assert plain(read_torch(in_archive(body, tmp_path / "a.pt"))) == {"a": 7}
+
+
+@pytest.mark.parametrize("dtype", [("f8", b"1234"), ("O8", b""), ("V9", b"123456789"), (3, b"1"), ("f8", None)])
+def test_a_number_of_numpy_that_is_none_is_refused_in_one_sentence(tmp_path: Path, dtype: tuple[Any, Any]) -> None:
+    code, content = dtype
+
+    class Number:
+        def __reduce__(self) -> Any:
+            return np.float64(1).__reduce__()[0], (Dtype(), content)
+
+    class Dtype:
+        def __reduce__(self) -> Any:
+            return np.dtype, (code, False, True), (3, "<", None, None, None, -1, -1, 0)
+
+    torch.save({"cfg": {"model": {"dropout": Number()}}, "model": {"a": torch.ones(1)}}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt (lacks weights|holds something that no model of its kind has)"):
+        load_encoder(tmp_path / "a.pt")
+
+
+def test_a_kmeans_of_python_2s_names_opens(tmp_path: Path) -> None:
+    """scikit-learn's, with a type among its settings."""
+    from sklearn.cluster import KMeans
+
+    kmeans = KMeans(2, n_init=1).fit(np.arange(12.0).reshape(4, 3))
+    kmeans.copy_x, kmeans.algorithm = int, str
+    for protocol in range(6):
+        (tmp_path / "kmeans").write_bytes(pickle.dumps(kmeans, protocol))
+        [centroids], _ = load_kmeans(tmp_path / "kmeans")
+        assert_close(centroids, torch.from_numpy(kmeans.cluster_centers_).float())
