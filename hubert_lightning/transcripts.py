@@ -194,21 +194,33 @@ def _is_one_word(text: str) -> bool:
 
 
 def _characters(word: Word) -> list[Word]:
-    """The characters of a word, each with an equal share of its time, marks and closing punctuation with their letters.
+    """The characters of a word with their times, marks and closing punctuation with their letters.
 
-    Times of tokens would be better where they are known.
+    A token's characters have equal shares of its time, and so have a word's whose tokens are not known.
     """
+    characters: list[Word] = []
+    for part in word.letters or (word,):
+        written = _written(part.text)
+        share = (part.end - part.start) / max(len(written), 1)
+        for place, text in enumerate(written):
+            end = part.start + (place + 1) * share
+            if characters and _stays_with(characters[-1].text[-1], text[0]):
+                before = characters.pop()
+                characters.append(before._replace(text=before.text + text, end=end))
+            else:
+                characters.append(Word(text, part.start + place * share, end, part.confidence))
+    return characters
+
+
+def _written(text: str) -> list[str]:
+    """The characters of a text, marks and closing punctuation with their letters."""
     written: list[str] = []
-    for character in word.text:
+    for character in text:
         if written and _stays_with(written[-1][-1], character):
             written[-1] += character
         else:
             written.append(character)
-    share = (word.end - word.start) / max(len(written), 1)
-    return [
-        word._replace(text=text, start=word.start + place * share, end=word.start + (place + 1) * share)
-        for place, text in enumerate(written)
-    ]
+    return written
 
 
 def _stays_with(before: str, character: str) -> bool:
