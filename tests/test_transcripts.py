@@ -87,7 +87,7 @@ def test_a_word_that_lasts_too_long_is_shown_whole_and_a_sentence_in_parts() -> 
 def test_a_sentence_is_split_when_its_tokens_were_said() -> None:
     tokens = tuple(Word(text, start, start + 0.1, 1.0) for text, start in (("今", 0.0), ("天", 0.3), ("天气", 8.0)))
     sentence = Word("今天天气", 0.0, 8.1, 1.0, tokens)
-    assert captions_of([sentence]) == [(0, 1000, ["今天"]), (8000, 9000, ["天气"])]
+    assert captions_of([sentence]) == [(0, 1000, ["今天"]), (8000, 8100, ["天气"])]
 
 
 def test_a_mark_stays_with_its_letter_where_a_word_is_split() -> None:
