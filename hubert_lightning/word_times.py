@@ -119,7 +119,7 @@ def one_word(text: str, letters: Sequence[Letter], vocabulary: Vocabulary) -> Wo
     frames = sum(letter.end - letter.start for letter in letters)
     confidence = sum(letter.confidence * (letter.end - letter.start) for letter in letters) / frames
     parts = [_said(vocabulary.decode([letter.token]), [letter], letter.confidence) for letter in letters]
-    whole = "".join(part.text for part in parts) == text
+    whole = all(part.text for part in parts) and "".join(part.text for part in parts) == text
     return _said(text, letters, confidence)._replace(letters=tuple(parts) if whole else ())
 
 
