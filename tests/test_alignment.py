@@ -189,7 +189,8 @@ def test_recordings_of_a_folder_are_found_by_their_path_with_or_without_suffix(t
     for name in ("b.wav", "sub/b.wav", "sub/long.wav"):
         (tmp_path / "talks" / name).parent.mkdir(parents=True, exist_ok=True)
         seconds = 2.4 if "long" in name else 1.2
-        soundfile.write(tmp_path / "talks" / name, np.zeros(round(seconds * SAMPLE_RATE)), SAMPLE_RATE)
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE))
+        soundfile.write(tmp_path / "talks" / name, noise, SAMPLE_RATE)
     [manifest] = prepare_folder(tmp_path / "talks", tmp_path, max_duration=1.5)
     textgrid(tmp_path / "textgrids" / "b.TextGrid", [(0.0, 1.2, "AA")])
     textgrid(tmp_path / "textgrids" / "sub" / "b.TextGrid", [(0.0, 1.2, "B")])
