@@ -14,7 +14,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.preparation import Refusal, examine
+from hubert_lightning.data.preparation import Refusal, count_skipped, examine, skipped_sentence
 from hubert_lightning.data.probe import SUFFIXES, Sound
 from hubert_lightning.frames import num_frames
 
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 def listed(files: Sequence[Path]) -> list[Path]:
     """Files as they are, folders as the audio in them; each once, however its path is written."""
     found: dict[str, Path] = {}
-    passed_over = Counter[str]()
+    skipped = Counter[str]()
     for file in map(Path, files):
         if not file.is_dir():
             found.setdefault(os.path.realpath(file), file)
@@ -39,10 +39,9 @@ def listed(files: Sequence[Path]) -> list[Path]:
             raise ValueError(f"{file}: no audio in this folder; name files, or another folder")
         for path in audio:
             found.setdefault(os.path.realpath(path), path)
-        passed_over.update(path.suffix.lower() or "no suffix" for path in inside if path not in audio)
-    if passed_over:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items()))
-        print(f"hubert: passed over, since their names are not those of audio: {counts}", file=sys.stderr)
+        count_skipped(skipped, inside)
+    if skipped:
+        print(f"hubert: {skipped_sentence(skipped)}", file=sys.stderr)
     return list(found.values())
 
 

@@ -6,7 +6,7 @@ what clusters are judged by (HuBERT §IV-E), and never trained on.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -21,9 +21,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
-from hubert_lightning.data.preparation import REFUSALS_SHOWN
+from hubert_lightning.data.preparation import Refusal, print_refusals, write_refusals
 from hubert_lightning.data.probe import SUFFIXES
-from hubert_lightning.files import write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 SILENCE = "sil"
@@ -92,8 +91,9 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
         raise next(iter(refused.values()))
     write_manifest(aligned, path)
     reasons = {found[cut_id][0]: str(error) for cut_id, error in reversed(refused.items())}  # the first of each file's
-    _write_refused(reasons, path)
-    _report(aligned, path, refused.keys(), reasons)
+    refusals = [Refusal(textgrid, reason) for textgrid, reason in sorted(reasons.items())]
+    write_refusals(refusals, _refused_beside(path))
+    _report(aligned, path, refused.keys(), refusals)
     return path
 
 
@@ -254,16 +254,7 @@ def _refused_beside(manifest: Path) -> Path:
     return manifest.with_name(f"{name}.refused.tsv")
 
 
-def _write_refused(reasons: Mapping[Path, str], manifest: Path) -> None:
-    """TextGrid, tab, reason; no file where all are used."""
-    lines = [f"{textgrid}\t{' '.join(reason.split())}\n" for textgrid, reason in sorted(reasons.items())]
-    if lines:
-        write_whole(_refused_beside(manifest), "".join(lines).encode("utf-8", "surrogateescape"))
-    else:
-        _refused_beside(manifest).unlink(missing_ok=True)
-
-
-def _report(cuts: list[Cut], path: Path, refused: Collection[str], reasons: Mapping[Path, str]) -> None:
+def _report(cuts: list[Cut], path: Path, refused: Collection[str], refusals: list[Refusal]) -> None:
     aligned = [cut for cut in cuts if phones_of(cut)]
     table = Table(title=f"in {escape(str(path.parent))}", title_justify="left")
     table.add_column("manifest", no_wrap=True)
@@ -278,16 +269,13 @@ def _report(cuts: list[Cut], path: Path, refused: Collection[str], reasons: Mapp
     )
     console = Console()
     console.print(table)
-    if reasons:
+    if refusals:
         console.print(
-            f"{len(reasons)} TextGrids refused, so that {len(refused)} utterances stay without phones (all of them in "
+            f"{len(refusals)} TextGrids refused, so that {len(refused)} utterances stay without phones (all of them in "
             f"{escape(_refused_beside(path).name)} beside the manifest):",
             soft_wrap=True,
         )
-        for reason in sorted(reasons.values())[:REFUSALS_SHOWN]:
-            console.print(f"  {escape(reason)}", soft_wrap=True)
-        if len(reasons) > REFUSALS_SHOWN:
-            console.print(f"  and {len(reasons) - REFUSALS_SHOWN} more")
+        print_refusals(refusals, console)
     if without := [cut.id for cut in cuts if not phones_of(cut) and cut.id not in refused]:
         console.print(
             f"{len(without)} of {len(cuts)} utterances have no TextGrid and stay without phones, the first is "

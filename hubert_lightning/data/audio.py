@@ -96,7 +96,7 @@ def _read_source(
             begin = max(first - reach, 0) // ours
             end = ceil((first + num_samples + reach) / ours)
             audio = file.read(begin * theirs, (end - begin) * theirs)  # (samples, channels)
-    except (OSError, soundfile.SoundFileError, av.FFmpegError) as error:
+    except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
         raise ValueError(
             f"{cut_id}: {_place(source)} cannot be read ({reason_of(error)}); restore the file, or run "
             "`hubert prepare` again to leave it out"

@@ -26,7 +26,7 @@ from hubert_lightning.data.manifest import fingerprint, read_manifest, write_man
 from hubert_lightning.data.numbers import account, check_language, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
-from hubert_lightning.files import lines_of, printable
+from hubert_lightning.files import lines_of, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
 REFUSALS_SHOWN = 20
@@ -43,7 +43,7 @@ class AudioFile(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A file that no manifest lists, and why; or a remark on one."""
+    """A file that is not used, and the reason; or one that is used, and a remark on it."""
 
     path: Path
     reason: str
@@ -69,9 +69,9 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
             f"{corpus}: no subset such as train-clean-100/19/198/19-198-0000.flac in it; give the folder that holds "
             "the subsets, or use `hubert prepare folder` for another layout"
         )
-    passed_over = Counter[str]()
-    found = {subset: _utterances(corpus / subset, passed_over) for subset in subsets or there}
-    return prepare(found, out, passed_over=passed_over)
+    skipped = Counter[str]()
+    found = {subset: _utterances(corpus / subset, skipped) for subset in subsets or there}
+    return prepare(found, out, skipped=skipped)
 
 
 def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
@@ -84,15 +84,15 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
         out: where the manifests go
     """
     corpus = _inner(corpus, "librispeech_finetuning")
-    passed_over = Counter[str]()
+    skipped = Counter[str]()
     ten_minutes = _utterances(corpus / "1h" / "0", Counter())
-    one_hour = _utterances(corpus / "1h", passed_over)
-    nine_hours = _utterances(corpus / "9h", passed_over)
+    one_hour = _utterances(corpus / "1h", skipped)
+    nine_hours = _utterances(corpus / "9h", skipped)
     found = {"10min": ten_minutes, "1h": one_hour, "10h": one_hour + nine_hours if nine_hours else []}
     found = {name: files for name, files in found.items() if files}
     if not found:
         raise ValueError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
-    return prepare(found, out, passed_over=passed_over)
+    return prepare(found, out, skipped=skipped)
 
 
 def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_numbers: str | None = None) -> list[Path]:
@@ -111,17 +111,17 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
     if seconds_to_samples(max_duration) < 2 * WINDOW:
         raise ValueError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
     root = _inner(audio, "").resolve()
-    passed_over = Counter[str]()
+    skipped = Counter[str]()
     files = [
         AudioFile(path, path.relative_to(root).as_posix(), path.parent.name if path.parent != root else None, *spoken)
-        for folder, paths in _audio_by_folder(root, passed_over)
+        for folder, paths in _audio_by_folder(root, skipped)
         for path, spoken in transcribed(folder, paths)
     ]
     if not files:
         raise ValueError(
             f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
         )
-    return prepare({root.name: files}, out, max_duration, passed_over, spell_numbers)
+    return prepare({root.name: files}, out, max_duration, skipped, spell_numbers)
 
 
 def examine(paths: Sequence[Path]) -> tuple[list[Cut], list[Refusal], dict[str, Sound]]:
@@ -142,16 +142,16 @@ def _inner(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _utterances(folder: Path, passed_over: Counter[str]) -> list[AudioFile]:
+def _utterances(folder: Path, skipped: Counter[str]) -> list[AudioFile]:
     """Audio below a folder that is named as in LibriSpeech: <speaker>-<chapter>-<utterance>."""
     return [
         AudioFile(path, path.stem, path.stem.split("-")[0], *spoken)
-        for chapter, paths in _audio_by_folder(folder, passed_over)
+        for chapter, paths in _audio_by_folder(folder, skipped)
         for path, spoken in transcribed(chapter, paths)
     ]
 
 
-def _audio_by_folder(root: Path, passed_over: Counter[str]) -> Iterable[tuple[Path, list[Path]]]:
+def _audio_by_folder(root: Path, skipped: Counter[str]) -> Iterable[tuple[Path, list[Path]]]:
     """Each folder with audio in it; what is neither audio nor a transcript is counted by its suffix."""
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -162,8 +162,7 @@ def _audio_by_folder(root: Path, passed_over: Counter[str]) -> Iterable[tuple[Pa
         subfolders.sort()
         visible = [name for name in names if not name.startswith(".")]  # others an operating system left there
         audio = sorted(name for name in visible if Path(name).suffix.lower() in SUFFIXES)
-        suffixes = (Path(name).suffix.lower() for name in visible)
-        passed_over.update(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES | {".txt"})
+        count_skipped(skipped, map(Path, visible))
         if audio:
             yield Path(folder), [Path(folder, name) for name in audio]
 
@@ -197,7 +196,7 @@ def prepare(
     found: dict[str, list[AudioFile]],
     out: Path,
     max_duration: float | None = None,
-    passed_over: Mapping[str, int] | None = None,
+    skipped: Mapping[str, int] | None = None,
     number_language: str | None = None,
 ) -> list[Path]:
     """Write a manifest for each list of audio files, and report what was found.
@@ -206,7 +205,7 @@ def prepare(
         found: Audio files of each manifest, by its name.
         out: Folder of the manifests.
         max_duration: Seconds; longer recordings are cut into equal pieces.
-        passed_over: Counts of other files by their suffix, for the report.
+        skipped: Counts of other files by their suffix, for the report.
         number_language: Language in which numbers in transcripts are spelled out; they stay as they are if not given.
 
     Returns:
@@ -223,17 +222,17 @@ def prepare(
         raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
     sounds = _decode_all(sorted({file.path for files in found.values() for file in files}))
     manifests: dict[Path, CutSet] = {}
-    lists: dict[Path, list[Refusal]] = {}
+    refusals: dict[Path, list[Refusal]] = {}
+    remarks: dict[Path, list[Refusal]] = {}
     for name, files in found.items():
-        path = out / f"{name}.jsonl.gz"
-        cuts, refused = _cuts(list(_usable_once(files, sounds)), sounds, max_duration)
-        remarks = _remarks(files, sounds, {refusal.path for refusal in refused})
-        lists |= {out / f"{name}.refused.tsv": refused, out / f"{name}.remarks.tsv": remarks}
+        path, listing = out / f"{name}.jsonl.gz", out / f"{name}.refused.tsv"
+        cuts, refusals[listing] = _cuts(list(_usable_once(files, sounds)), sounds, max_duration)
+        remarks[out / f"{name}.remarks.tsv"] = _remarks(files, sounds, {refused.path for refused in refusals[listing]})
         if not cuts:
-            _write_list(refused, out / f"{name}.refused.tsv")
+            write_refusals(refusals[listing], listing)
             raise ValueError(
-                f"{name}: all {len(files)} audio files are refused, the first because it is {refused[0].reason}; "
-                f"{out / f'{name}.refused.tsv'} lists every reason"
+                f"{name}: all {len(files)} audio files are refused, for reasons listed in {listing}, the first, "
+                f"{printable(refusals[listing][0].path)}: {refusals[listing][0].reason}"
             )
         if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
             raise ValueError(
@@ -242,13 +241,9 @@ def prepare(
         manifests[path] = CutSet(cuts)
     for path, manifest in manifests.items():
         write_manifest(manifest, path)
-    for path, listed in lists.items():
-        _write_list(listed, path)
-    refusals, remarks = (
-        list(dict.fromkeys(item for path, listed in lists.items() if path.name.endswith(end) for item in listed))
-        for end in (".refused.tsv", ".remarks.tsv")
-    )
-    _report(manifests, refusals, remarks, passed_over or {})
+    for path, listed in (refusals | remarks).items():
+        write_refusals(listed, path)
+    _report(manifests, _each_once(refusals), _each_once(remarks), skipped or {})
     if numbers:
         print(numbers)
     return list(manifests)
@@ -297,7 +292,7 @@ def _spelled(found: dict[str, list[AudioFile]], language: str | None) -> tuple[d
 
 def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     """Each file decoded to its end, or the reason why it is refused."""
-    sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in paths]
     columns = [
         TextColumn("checking audio"),
         BarColumn(),
@@ -396,16 +391,41 @@ def _pieces(recording: Recording, file: AudioFile, max_duration: float | None) -
     return pieces
 
 
-def _write_list(items: list[Refusal], path: Path) -> None:
-    if not items:
+def write_refusals(refusals: Sequence[Refusal], path: Path) -> None:
+    """Write a line for each file, its path, a tab and the reason; no file where there are none."""
+    lines = [f"{printable(refusal.path)}\t{' '.join(refusal.reason.split())}\n" for refusal in refusals]
+    if lines:
+        write_whole(path, "".join(lines).encode())
+    else:
         path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{printable(item.path)}\t{item.reason}\n" for item in items), "utf-8")
+
+
+def print_refusals(refusals: Sequence[Refusal], console: Console) -> None:
+    """Print the first few files with their reasons, and how many more there are."""
+    for refusal in refusals[:REFUSALS_SHOWN]:
+        console.print(f"  {escape(printable(refusal.path))}: {escape(refusal.reason)}", soft_wrap=True)
+    if len(refusals) > REFUSALS_SHOWN:
+        console.print(f"  and {len(refusals) - REFUSALS_SHOWN} more")
+
+
+def _each_once(listed: Mapping[Path, list[Refusal]]) -> list[Refusal]:
+    return list(dict.fromkeys(refusal for refusals in listed.values() for refusal in refusals))
+
+
+def count_skipped(skipped: Counter[str], paths: Iterable[Path]) -> None:
+    """Count files that are neither audio nor transcripts, by the suffix of their names."""
+    suffixes = (path.suffix.lower() for path in paths)
+    skipped.update(suffix or "no suffix" for suffix in suffixes if suffix not in SUFFIXES and suffix != ".txt")
+
+
+def skipped_sentence(skipped: Mapping[str, int]) -> str:
+    """How many files were skipped, by suffix."""
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
+    return f"skipped, since their names have no suffix of audio: {counts}"
 
 
 def _report(
-    manifests: dict[Path, CutSet], refusals: list[Refusal], remarks: list[Refusal], passed_over: Mapping[str, int]
+    manifests: dict[Path, CutSet], refusals: list[Refusal], remarks: list[Refusal], skipped: Mapping[str, int]
 ) -> None:
     table = Table(title=f"in {next(iter(manifests)).parent}", title_justify="left")
     table.add_column("manifest", no_wrap=True)
@@ -427,18 +447,14 @@ def _report(
     console.print(table)
     if refusals:
         console.print(f"{len(refusals)} audio files refused (all of them in *.refused.tsv beside the manifests):")
-        for refusal in refusals[:REFUSALS_SHOWN]:
-            console.print(f"  {escape(printable(refusal.path))}: {escape(refusal.reason)}", soft_wrap=True)
-        if len(refusals) > REFUSALS_SHOWN:
-            console.print(f"  and {len(refusals) - REFUSALS_SHOWN} more")
+        print_refusals(refusals, console)
     if remarks:
         kinds: dict[str, list[Refusal]] = {}
         for remark in remarks:
             kinds.setdefault(remark.reason.partition(":")[0], []).append(remark)
-        console.print("taken, but listened to they may be wrong (all of them in *.remarks.tsv beside the manifests):")
+        console.print("accepted, but listen to these (all of them in *.remarks.tsv beside the manifests):")
         for kind, of_kind in kinds.items():
             first = f"{printable(of_kind[0].path)}: {of_kind[0].reason.partition(': ')[2]}"
             console.print(f"  {len(of_kind)} {kind}, such as {escape(first)}", soft_wrap=True)
-    if passed_over:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items()))
-        console.print(f"passed over, since their names are not those of audio: {escape(counts)}", soft_wrap=True)
+    if skipped:
+        console.print(escape(skipped_sentence(skipped)), soft_wrap=True)

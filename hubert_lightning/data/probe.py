@@ -4,6 +4,7 @@ import mmap
 import os
 import re
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +42,19 @@ CLIPPED = 0.98
 """The level from which a sample counts as clipped: µ-law's loudest sample and that of 8 bits are above it."""
 
 
-class Sound(NamedTuple):
-    """What decoding an audio file to its end finds.
+SLOW = 300.0
+"""Seconds from which on it is worth saying that a file is decoded from its start for every segment."""
 
-    sampling_rate: Hz
-    num_samples:   in each channel, at this rate
-    remarks:       what is unusual about it: its kind, a colon, and a sentence
-    silent:        whether all samples are the same: nothing can be learnt from it
+
+class Sound(NamedTuple):
+    """What decoding an audio file to its end shows.
+
+    Attributes:
+        sampling_rate: Sampling rate in Hz.
+        num_channels: Number of channels.
+        num_samples: Number of samples in each channel, at this rate.
+        remarks: What is unusual about it: a kind, a colon, and a sentence each.
+        silent: Whether all samples are the same, so that nothing can be learnt from it.
     """
 
     sampling_rate: int
@@ -58,7 +65,7 @@ class Sound(NamedTuple):
 
 
 class _Levels:
-    """Of samples that arrive in blocks: what tells that no model should hear them."""
+    """Levels of samples that arrive in blocks, which tell that no model should hear them."""
 
     def __init__(self) -> None:
         self.num_samples = self.clipped = 0
@@ -91,13 +98,13 @@ class _Levels:
         return max(-self.lowest, self.highest)
 
     def wrong(self) -> str | None:
-        """Why these samples are of no use, if so."""
+        """Reason to refuse these samples, or None."""
         if not self.finite:
             return "corrupt: it has samples that are not numbers"
         if self.peak > 10:
             return (
-                f"out of range: its samples reach {self.peak:.6g}, where full scale is 1, as if they were integers "
-                "in a file of floating-point numbers; scale them"
+                f"out of range: its samples reach {self.peak:.6g}, where full scale is 1; scale them if they are "
+                "integers in a file of floating-point numbers, else it is corrupt, and copy it again"
             )
         if self.peak < 2**-15 and not self.silent:
             return (
@@ -132,7 +139,7 @@ def probe(path: Path) -> Sound | str:
     """
     if not _is_utf8(path):
         return "its name is not UTF-8, and no manifest can hold it: rename it"
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         return "not there: correct its path"
     file = os.path.abspath(path)
     try:
@@ -143,14 +150,12 @@ def probe(path: Path) -> Sound | str:
                 sound = _probe_plain(file, plain)
         if isinstance(sound, (Sound, str)):
             return sound
-        coded = decoder_of(file)
-        if isinstance(coded, ChainedAudio):
-            return _probe_chained(file, coded)
-        found = _probe_coded(file, coded)
-        if plain and sound and isinstance(found, Sound) and found.num_samples == plain.num_samples:
+        with closing(decoder_of(file)) as coded:
+            by_ffmpeg = _probe_coded(file, coded) if isinstance(coded, CodedAudio) else _probe_chained(file, coded)
+        if plain and sound and isinstance(by_ffmpeg, Sound) and by_ffmpeg.num_samples == plain.num_samples:
             return f"corrupt: {reason_of(sound)}"  # such as a wrong checksum, which FFmpeg does not look at
-        return found
-    except (OSError, soundfile.SoundFileError, av.FFmpegError) as error:
+        return by_ffmpeg
+    except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
         return f"unreadable: {reason_of(error)}"
 
 
@@ -235,7 +240,12 @@ def _judged(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sou
         )
     remarks += levels.unusual(audio.num_channels)
     if audio.rate < SAMPLE_RATE:
-        remarks.append(f"low rate: recorded at {audio.rate} Hz; a model that learnt from 16 kHz errs more")
+        remarks.append(f"low rate: recorded at {audio.rate} Hz; a model of 16 kHz recordings makes more errors on it")
+    if seconds > SLOW and isinstance(audio, CodedAudio) and not audio.jumps:
+        remarks.append(
+            f"slow: {audio.codec} is decoded from its start for every segment, here up to {seconds / 60:.0f} minutes; "
+            "convert it to FLAC before training on it"
+        )
     return Sound(audio.rate, audio.num_channels, levels.num_samples, tuple(remarks), levels.silent)
 
 
@@ -246,7 +256,8 @@ def _missing(file: str) -> float:
         if sphere := re.match(rb"NIST_1A\n *(\d+)\n", head):
             fields = (b"sample_count", b"channel_count", b"sample_n_bytes")
             counts = [int(field[1]) for name in fields if (field := re.search(name + rb" -i (\d+)", head))]
-            begin, promised = int(sphere[1]), int(np.prod(counts)) if len(counts) == len(fields) else 0
+            plain = len(counts) == len(fields) and b"embedded" not in head  # compressed, as LDC distributes it
+            begin, promised = int(sphere[1]), int(np.prod(counts)) if plain else 0
         elif head.startswith(b".snd"):
             begin, promised = struct.unpack(">II", head[4:12])
         else:

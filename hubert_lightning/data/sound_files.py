@@ -45,10 +45,10 @@ VORBIS_RUN_UP = 2**16
 RUN_UP = 5.0
 """Seconds that a decoder is given before a segment; see `CONVERGING`."""
 
-# Codecs whose decoders compute the same bits, from any packet on, after a second at most (measured on noise; the test
-# of segments repeats it). Others are decoded from the start: AAC and AC-3 draw noise, MPEG layer 2 dithers.
-CONVERGING = {"mp3float", "vorbis", "opus", "flac", "alac", "wavpack", "tta", "gsm", "gsm_ms", "g722", "g726"}
-CONVERGING |= {"adpcm_ms", "adpcm_ima_wav"}
+CONVERGING = {"mp3float", "vorbis", "flac", "alac", "wavpack", "tta", "g722", "adpcm_ms", "adpcm_ima_wav"}
+"""Codecs that are decoded to the same bits from any packet on, after a second at most; the test of segments checks it
+on noise, voice, tones, silence and a constant. All others are decoded from the start of the file: AAC and AC-3 draw
+noise, MPEG layer 2 dithers, Opus, GSM and G.726 predict from all that came before."""
 
 GRAIN = 64
 """Packets between two entries of the table of where packets begin."""
@@ -64,8 +64,8 @@ STATING = {"mov,mp4,m4a,3gp,3g2,mj2", "flac", "wv", "tta", "ape", "matroska,webm
 
 NOTHING = np.zeros((0, 1), np.float32)
 
-FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
-"""Of FFmpeg's sample formats; what it says in planes has the same names with a p."""
+FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}
+"""Largest value of FFmpeg's sample formats, by their names; the same formats in planes have a p behind them."""
 
 
 class Audio(Protocol):
@@ -107,9 +107,13 @@ def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -
                 yield plain
                 return
     coded = coded_audio(file)
-    if not coded.rate:
-        raise OSError("there are no samples in it that can be decoded")
-    yield coded
+    try:
+        if not coded.rate:
+            raise OSError("there are no samples in it that can be decoded")
+        yield coded
+    finally:
+        if isinstance(file, bytes):  # that of a path is kept
+            coded.close()
 
 
 class PlainAudio:
@@ -129,7 +133,8 @@ class PlainAudio:
     @classmethod
     def opened(cls, file: File) -> "PlainAudio | None":
         """Open a file; None where FFmpeg has to read it."""
-        if not (_head(file).startswith(HEADS) or str(file).lower().endswith(".vox")):  # which has no head
+        headless = isinstance(file, str) and file.lower().endswith(".vox")
+        if not headless and not _head(file).startswith(HEADS):
             return None
         try:
             sound = soundfile.SoundFile(BytesIO(file) if isinstance(file, bytes) else file)
@@ -165,7 +170,7 @@ class PlainAudio:
 
 
 class Form(NamedTuple):
-    """Of decoded audio: sampling rate in Hz, FFmpeg's name of the layout of the channels, number of channels."""
+    """Form of decoded audio: sampling rate in Hz, FFmpeg's name of the layout of the channels, number of channels."""
 
     rate: int
     layout: str
@@ -182,12 +187,14 @@ class CodedAudio:
 
     Attributes:
         form: Sampling rate, layout and number of channels of what is read.
+        empty: Whether no sample can be decoded.
         stated: Length in seconds that the file states, None if it states none.
         num_packets: Number of packets that were read by `blocks`.
         num_bytes: Bytes of these packets together.
         failed: Numbers of the packets that could not be decoded.
         span: Seconds from the first packet's time stamp to the end of the last's.
         container: FFmpeg's name of the container.
+        codec: FFmpeg's name of the decoder.
         alone: Whether the file holds no video or picture.
 
     Raises:
@@ -205,10 +212,11 @@ class CodedAudio:
         self.num_packets = self.num_bytes = 0
         self.failed: set[int] = set()
         self.span = 0.0
-        self.container, self.alone = "", True
+        self.container, self.codec, self.alone = "", "", True
         self._restart()
-        while self._form is None and self._advance():
+        while not self._end and self._advance():
             pass
+        self.empty = not self._end
         self.rate, _, self.num_channels = self.form = self._form or Form(0, "", 0)
 
     def read(self, first: int, num_samples: int) -> np.ndarray:
@@ -228,11 +236,13 @@ class CodedAudio:
     def blocks(self) -> Iterator[np.ndarray]:
         self.num_packets = self.num_bytes = 0
         waiting: list[np.ndarray] = []
+        num_samples = 0
         for _, block in self._decoded(0):
             waiting += [block] if len(block) else []
-            if sum(map(len, waiting)) > 30 * max(self.rate, 1):
+            num_samples += len(block)
+            if num_samples > 30 * max(self.rate, 1):
                 yield np.concatenate(waiting)
-                waiting = []
+                waiting, num_samples = [], 0
         if waiting:
             yield np.concatenate(waiting)
 
@@ -241,6 +251,11 @@ class CodedAudio:
         self._packets.close()
         self._recent.clear()
         self._recent_from = None
+
+    @property
+    def jumps(self) -> bool:
+        """Whether a segment is reached without decoding all that lies before it."""
+        return self._converges
 
     def _place(self, first: int) -> tuple[int, int]:
         """Entries of the table: where decoding starts for a segment, and where what is decoded counts."""
@@ -288,10 +303,11 @@ class CodedAudio:
         convert = _Converter()
         with _opened(self._file) as container:
             stream = container.streams.best("audio")
-            if not isinstance(stream, av.AudioStream):
-                raise OSError("there is no audio in it")
+            if not isinstance(stream, av.AudioStream) or stream.codec_context is None:  # an unknown codec
+                raise OSError("there is no audio in it that FFmpeg decodes")
             stream.codec_context.thread_count = 1  # as many packets out as in; recordings are decoded in parallel
-            self._converges &= stream.codec_context.name in CONVERGING
+            self.codec = stream.codec_context.name
+            self._converges &= self.codec in CONVERGING
             for number, packet in enumerate(container.demux(stream)):
                 if number == 0:
                     self._describe(container, stream, packet)
@@ -338,14 +354,22 @@ class CodedAudio:
 class ChainedAudio:
     """Ogg files joined end to end, as streams of radio are: each has its own codec, rate and channels.
 
+    The file is held in memory, and its parts are decoded to count them before a segment is read: convert such files to
+    FLAC if they are read often.
+
     Attributes:
-        parts: The files, all converted to the form of the first.
+        parts: The files that have samples, all converted to the form of the first.
     """
 
     def __init__(self, contents: list[bytes]) -> None:
-        first = CodedAudio(contents[0])
-        self.parts = [first, *(CodedAudio(content, first.form) for content in contents[1:])]
-        self.rate, _, self.num_channels = first.form
+        self.parts: list[CodedAudio] = []
+        for content in contents:
+            try:
+                part = CodedAudio(content, self.parts[0].form if self.parts else None)
+            except av.EOFError:  # headers alone
+                continue
+            self.parts += [] if part.empty else [part]
+        self.rate, _, self.num_channels = self.parts[0].form if self.parts else Form(0, "", 0)
         self._starts = [0]
 
     def read(self, first: int, num_samples: int) -> np.ndarray:
@@ -405,11 +429,14 @@ class _Converter:
 
 def _samples(frame: av.AudioFrame) -> np.ndarray:
     """(samples, channels) float32 in [-1, 1]"""
-    name, values = frame.format.name, frame.to_ndarray()
+    name = frame.format.name
+    scale = FULL_SCALE.get(name.removesuffix("p"))
+    if scale is None:
+        raise OSError(f"its samples are in a format ({name}) that is not read here")
+    values = frame.to_ndarray()
     values = values.T if name.endswith("p") else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype == np.uint8:
         values = values - np.float32(128)
-    scale = FULL_SCALE[name.removesuffix("p")]
     return values if values.dtype == np.float32 and scale == 1 else (values / scale).astype(np.float32)
 
 

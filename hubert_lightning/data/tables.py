@@ -184,7 +184,7 @@ def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
     seen: set[object] = set()
     for file in files:
         if file.refused is None:
-            key = identity(file.path) if file.path.is_file() else file.id
+            key = identity(file.path) if os.path.isfile(file.path) else file.id
             if key in seen:
                 file = file._replace(refused="named as another file: an earlier row of the table has the same file")
             seen.add(key)
