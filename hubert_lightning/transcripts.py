@@ -5,7 +5,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -164,7 +164,7 @@ def _srt(result: Transcript) -> str:
             lines[-1].append(piece)
     starts = [lines[0][0].start for lines in captions]
     blocks = []
-    for number, (lines, following) in enumerate(zip(captions, [*starts[1:], None], strict=True), start=1):
+    for number, (lines, following) in enumerate(zip_longest(captions, starts[1:]), start=1):
         start, said = starts[number - 1], lines[-1][-1].end
         end = max(min(said, start + LONGEST), start + SHORTEST)
         end = min(end, max(_milliseconds(result.duration), said) if following is None else following)

@@ -73,6 +73,16 @@ def test_assign_is_that_of_float64_however_far_from_zero(device, offset, where, 
     assert torch.equal(assign(features.to(device), centroids.to(device)).cpu(), expected)
 
 
+@pytest.mark.parametrize("far", [1e3, 1e5])
+def test_one_far_centroid_confuses_no_others(far):
+    generator = torch.Generator().manual_seed(0)
+    centroids = 0.3 * torch.randn(100, 64, generator=generator)
+    features = centroids[torch.arange(3000) % 100] + 0.3 * torch.randn(3000, 64, generator=generator)
+    centroids[7] = far
+    expected = torch.cdist(features.double(), centroids.double()).argmin(dim=1)
+    assert torch.equal(assign(features, centroids), expected)
+
+
 @pytest.mark.parametrize(
     ("kmeans", "where"),
     [(KMeans(), "in one dimension"), (KMeans(), "in all"), (KMeans(batch_frames=3000), "in all")],

@@ -1,5 +1,6 @@
 """Subtitles can be read and other formats hold every word, whatever the script and however long the words are."""
 
+import json
 import re
 import unicodedata
 from itertools import pairwise
@@ -82,6 +83,12 @@ def test_a_word_that_lasts_too_long_is_shown_whole_and_a_sentence_in_parts() -> 
     assert captions_of([Word("hello", 1.0, 12.0, 1.0)]) == [(1000, 7000, ["hello"])]
     for sentence in ("สวัสดีครับวันนี้", "今天天气很好", "wordsthatruntogetherinonetoken"):
         assert len(captions_of([Word(sentence, 1.0, 12.0, 1.0)])) == 2
+
+
+def test_nothing_that_was_said_is_an_empty_file_of_every_format() -> None:
+    nothing = Transcript("a.wav", 4.0, "", [])
+    assert FORMATS["srt"](nothing) == FORMATS["ctm"](nothing) == ""
+    assert json.loads(FORMATS["json"](nothing))["words"] == []
 
 
 def test_a_sentence_is_split_when_its_tokens_were_said() -> None:

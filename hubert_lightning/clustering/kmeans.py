@@ -77,7 +77,7 @@ class KMeans:
         with torch.autocast(sample.device.type, enabled=False):
             seeding = _seeding_rows(sample, num_clusters)
             # Distances are differences of norms, which float32 has not the digits for if a dimension is far from 0
-            sample.centre = sample.of_first_rank(seeding.mean(dim=0))
+            sample.centre = sample.of_first_rank(_centre(seeding))
             centroids = self._fit_centred(sample, seeding - sample.centre, num_clusters, seed)
             return (centroids + sample.centre).float()
 
@@ -329,11 +329,18 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
     returns:   (frames,) int64
     """
     with torch.autocast(features.device.type, enabled=False):  # half precision confuses near neighbours
-        # Both from the centroids' mean: norms of a dimension that is far from 0 leave float32 no digits for differences
-        centre = centroids.float().mean(dim=0)
+        # Both from a centre: norms of a dimension that is far from 0 leave float32 no digits for differences
+        centre = _centre(centroids.float())
         x, c = (features - centre).float(), (centroids - centre).float()
         # ‖x - c‖² = ‖x‖² - 2xc + ‖c‖²; ‖x‖² is the same for every centroid
         return torch.addmm(c.square().sum(dim=1), x, c.T, alpha=-2).argmin(dim=1)
+
+
+def _centre(rows: Tensor) -> Tensor:
+    """The mean (dim,) of most rows (n, dim); a few that are far from all others, such as noise, do not move it."""
+    far = (rows - rows.mean(dim=0)).square().sum(dim=1)
+    most = (far <= 4 * far.median()).to(rows.dtype)
+    return most @ rows / most.sum()
 
 
 def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> None:
