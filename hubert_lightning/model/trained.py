@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from hubert_lightning.model.hubert import KERNELS, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
-
-BOUNDARY = "|"  # the token between words, in every system
+from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
 
 
 class Trained(NamedTuple):
@@ -328,7 +327,7 @@ def spelling(
         tokens have several letters
     printed:   other arguments of data.text.Vocabulary
     """
-    letters = [token for token in tokens[1:] if token != delimiter and not _is_mark(token)]
+    letters = [token for token in tokens[1:] if token != delimiter and not is_mark(token)]
     if delimiter not in tokens[1:]:
         delimiter = None
     if spaced is None:
@@ -342,12 +341,9 @@ def spelling(
     return made | ({"spaced": True} if spaced else {}) | printed
 
 
-def with_boundary(vocabulary: Mapping[str, Any]) -> list[str]:
-    """The tokens as systems call them whose delimiter is always "|"."""
-    tokens, delimiter = list(vocabulary["tokens"]), vocabulary.get("delimiter", BOUNDARY)
-    if delimiter is None or BOUNDARY in tokens:
-        return tokens
-    return [BOUNDARY if token == delimiter else token for token in tokens]
+def tokens_with_boundary(vocabulary: Mapping[str, Any]) -> list[str]:
+    """The tokens in a vocabulary's settings, as systems call them whose delimiter is always "|"."""
+    return with_boundary(vocabulary["tokens"], vocabulary.get("delimiter", BOUNDARY))
 
 
 def _case(letters: Sequence[str]) -> str:
@@ -357,11 +353,6 @@ def _case(letters: Sequence[str]) -> str:
     if cased and all(one == one.upper() for one in cased):
         return "upper"
     return "lower" if cased and all(one == one.lower() for one in cased) else "as_written"
-
-
-def _is_mark(token: str) -> bool:
-    """Whether a token is written as those that stand for no text, such as <s> and [UNK]."""
-    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
 
 
 def mask_embedding(dim: int) -> tuple[Tensor, str]:

@@ -29,8 +29,8 @@ from hubert_lightning.model.trained import (
     some,
     spelling,
     to_ours,
+    tokens_with_boundary,
     trained_with,
-    with_boundary,
 )
 from hubert_lightning.torch_files import plain
 
@@ -234,7 +234,7 @@ def write(trained: Trained) -> dict[str, bytes]:
         numbered = [[*OWN_SYMBOLS, *map(str, range(of))] for of in clusters]
         content |= {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": numbered}
     else:
-        names, rows = rows_of(with_boundary(trained.vocabulary))
+        names, rows = rows_of(tokens_with_boundary(trained.vocabulary))
         # fairseq makes the pre-trained model first, for which it wants clusters, and throws its head away
         state = {INSIDE_CTC + name: value for name, value in (state | codewords).items()}
         state |= {HEAD + part: _at(value, rows, part) for part, value in trained.head.items()}

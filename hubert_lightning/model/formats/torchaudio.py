@@ -32,8 +32,8 @@ from hubert_lightning.model.trained import (
     some,
     spelling,
     to_ours,
+    tokens_with_boundary,
     trained_with,
-    with_boundary,
 )
 
 FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
@@ -223,7 +223,7 @@ def write(trained: Trained) -> dict[str, bytes]:
     about: dict[str, Any] = {"function": f"torchaudio.models.{function}", "arguments": arguments}
     about |= {"normalize_waveform": config.normalize_waveform}
     if trained.vocabulary is not None:
-        about["labels"] = with_boundary(trained.vocabulary)
+        about["labels"] = tokens_with_boundary(trained.vocabulary)
     return {
         WEIGHTS: file.getvalue(),
         ABOUT: (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode(),

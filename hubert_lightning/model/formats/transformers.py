@@ -14,7 +14,6 @@ from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
-    BOUNDARY,
     Dialect,
     Trained,
     encoder_alone,
@@ -28,6 +27,7 @@ from hubert_lightning.model.trained import (
     spelling,
     to_ours,
 )
+from hubert_lightning.tokens import BOUNDARY
 from hubert_lightning.torch_files import read_torch
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
