@@ -213,5 +213,6 @@ def _completed(theirs: Trained, rest: Trained) -> Trained:
         vocabulary=vocabulary,
         special=theirs.special or (rest.special if head is None else []),
         source={**rest.source, "settings": {**rest.source.get("settings", {}), **theirs.source.get("settings", {})}},
-        told=[],
+        notes=[],
+        vocabulary_note=None,
     )

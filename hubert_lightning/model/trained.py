@@ -1,4 +1,4 @@
-"""What somebody trained, in our names, whichever file it came in."""
+"""Pre-trained weights under this package's names, whichever file they came in."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,8 @@ class Trained(NamedTuple):
     vocabulary:  arguments of data.text.Vocabulary: what that layer spells, and how a text becomes it
     special:     codewords that fairseq keeps for its own symbols (4, final dim), of each stream
     source:      where it comes from
-    told:        what whoever imports it should know: what was left out, or taken for granted
+    notes:       what `hubert import` prints: what was left out, or taken for granted
+    vocabulary_note: what it prints unless another vocabulary is given: which tokens were taken for granted
     """
 
     config: EncoderConfig
@@ -35,7 +36,8 @@ class Trained(NamedTuple):
     vocabulary: dict[str, Any] | None = None
     special: Sequence[Tensor] = ()
     source: Mapping[str, Any] = {}
-    told: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    vocabulary_note: str | None = None
 
     @property
     def num_clusters(self) -> list[int]:
@@ -380,7 +382,7 @@ def keeping(trained: Trained, system: str, settings: Mapping[str, Any]) -> Train
         return trained
     listed = ", ".join(f"{name} {value}" for name, value in sorted(plain.items()))
     source = {**trained.source, "settings": {**trained.source.get("settings", {}), system: plain}}
-    return trained._replace(source=source, told=[*trained.told, f"not used here, kept for an export: {listed}"])
+    return trained._replace(source=source, notes=[*trained.notes, f"not used here, kept for an export: {listed}"])
 
 
 def kept_for(trained: Trained, system: str) -> dict[str, Any]:
