@@ -48,7 +48,7 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     if vocabulary is not None:
         if trained.head is None:
             raise ValueError(f"{source} has no layer that spells, for which a vocabulary would be; leave it out")
-        trained = trained._replace(vocabulary=read_vocabulary(vocabulary).settings())
+        trained = trained._replace(vocabulary=read_vocabulary(vocabulary).settings(), vocabulary_note=None)
     encoder = _checked(trained, Path(source))
     provenance = {
         **trained.source,
@@ -59,9 +59,8 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     with replacing(Path(out)) as file:
         save_tensors(as_fit(trained._replace(source=provenance)), file)
     print(f"{out}: {_described(trained)}, from {source}")
-    for sentence in trained.told:
-        if vocabulary is None or "--vocabulary" not in sentence:
-            print(f"{source}: {sentence}")
+    for note in [*trained.notes, *([trained.vocabulary_note] if trained.vocabulary_note else [])]:
+        print(f"{source}: {note}")
 
 
 def export_model(

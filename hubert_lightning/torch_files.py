@@ -7,6 +7,7 @@ nothing; any other name is refused. Names are compared as Python 3 has them (`na
 
 import pickletools
 import re
+import shutil
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -14,16 +15,17 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from pickle import PROTO, UnpicklingError
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.serialization import safe_globals
+from torch.serialization import DEFAULT_PROTOCOL, safe_globals
 
-from hubert_lightning.unpickling import NUMBERS, Refusal, name_of
+from hubert_lightning.unpickling import NUMBERS, STATE_ALONE, Refusal, in_protocol_2, name_of
 
 MADE_BY_TORCH = re.compile(
     r"collections\.(OrderedDict|Counter)|builtins\.set|_codecs\.encode"
@@ -101,26 +103,58 @@ def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> A
     stand_ins: others for some names: "module.name" → what does nothing but hold its arguments
 
     Raises:
-        ValueError: The file is damaged, asks for code, unpacks to more than it holds, or reaches outside of itself.
+        ValueError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.
     """
-    others = dict(stand_ins or {})
     archive = zipfile.is_zipfile(path)
     if archive:
         _check_archive(path)
-    names = _sound(path, lambda: _names_in_archive(path) if archive else _names_in_old_file(path))
+    pickles = _sound(path, lambda: [_pickle_in_archive(path)] if archive else _pickles_in_old_file(path))
+    protocol = max(map(_protocol, pickles))
+    if protocol <= DEFAULT_PROTOCOL:
+        return _read(path, path, pickles, archive, stand_ins or {})
+    pickles = _sound(path, lambda: [in_protocol_2(pickle) for pickle in pickles])
+    with TemporaryDirectory() as folder:  # what is mapped from a file there stays when its name goes
+        copy = Path(folder) / "copy"
+        try:
+            _copy(path, copy, pickles, archive)
+        except OSError as error:
+            raise ValueError(
+                f"{path}: written with pickle protocol {protocol}, and no copy of it in another can be "
+                f"made in {folder} ({error.strerror}); make room there, or save it with torch.save's default protocol"
+            ) from error
+        return _read(path, copy, pickles, archive, stand_ins or {})
+
+
+def _read(path: Path, file: Path, pickles: list[bytes], archive: bool, stand_ins: Mapping[str, Callable]) -> Any:
+    """What a file of protocol 2 holds.
+
+    Args:
+        path: File that errors name.
+        file: File that is read: that one, or its copy.
+        pickles: Pickles in it, all that torch's unpickler runs.
+        archive: Whether it is a zip archive.
+        stand_ins: As of `read_torch`.
+    """
+    names = _sound(path, lambda: set(chain.from_iterable(map(_names_in, pickles))))
     known = {
-        name: others.get(name) or _stand_in(name) for name in names if name in others or STANDS_FOR.fullmatch(name)
+        name: stand_ins.get(name) or _stand_in(name)
+        for name in names
+        if name in stand_ins or STANDS_FOR.fullmatch(name)
     }
     if foreign := sorted(name for name in names - known.keys() if not MADE_BY_TORCH.fullmatch(name)):
-        raise ValueError(f"{path} asks for {foreign[0]}, which is no data; take its weights alone")
-    with safe_globals([(of, name) for name, of in known.items()]):
-        load = partial(torch.load, path, map_location="cpu", weights_only=True)
+        raise _would_call(path, foreign[0])
+    with safe_globals([(stand_in, name) for name, stand_in in known.items()]):
+        load = partial(torch.load, file, map_location="cpu", weights_only=True)
         if not archive:  # its tensors would be made before they are found to be missing
             with FakeTensorMode():
                 _check_sizes(path, _sound(path, load))
         content = _sound(path, partial(load, mmap=archive))
     _check_sizes(path, content)
     return content
+
+
+def _would_call(path: Path, name: str) -> ValueError:
+    return ValueError(f"{path}: refused, the pickle would call {name}; {STATE_ALONE}")
 
 
 def plain(value: Any) -> Any:
@@ -185,33 +219,65 @@ def _sound(path: Path, read: Callable[[], Any]) -> Any:
     except Exception as error:
         asked = re.search(r"Unsupported (?:global|class)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
         if isinstance(error, UnpicklingError) and asked:
-            raise ValueError(f"{path} asks for {asked[1]}, which is no data; take its weights alone") from error
+            raise _would_call(path, asked[1]) from error
         raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
 
 
-def _names_in_archive(path: Path) -> set[str]:
-    """What the pickle in it asks for."""
+def _pickle_in_archive(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
-        [pickle] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        with archive.open(pickle) as file:
-            return set(_names_in(file))  # type: ignore[arg-type]
+        return archive.read(_pickle_entry(archive))
 
 
-def _names_in_old_file(path: Path) -> set[str]:
+def _pickle_entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    [entry] = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+    return entry
+
+
+def _pickles_in_old_file(path: Path) -> list[bytes]:
+    pickles = []
     with path.open("rb") as file:
-        return set(chain.from_iterable(_names_in(file) for _ in range(PICKLES)))
+        for _ in range(PICKLES):
+            start = file.tell()
+            for _ in pickletools.genops(file):
+                pass
+            end = file.tell()
+            file.seek(start)
+            pickles.append(file.read(end - start))
+    return pickles
 
 
-def _names_in(file: BinaryIO) -> Iterator[str]:
-    """What a pickle asks for.
+def _protocol(pickle: bytes) -> int:
+    return pickle[1] if pickle.startswith(PROTO) else 0
+
+
+def _copy(path: Path, copy: Path, pickles: list[bytes], archive: bool) -> None:
+    """Copy a file with other pickles in the place of its own; an archive's tensors stay where they are in it."""
+    if archive:
+        shutil.copyfile(path, copy)
+        with zipfile.ZipFile(copy, "a") as entries:
+            entry = _pickle_entry(entries)
+            entries.filelist.remove(entry)
+            del entries.NameToInfo[entry.filename]
+            entries.writestr(entry.filename, pickles[0])
+        return
+    with path.open("rb") as old, copy.open("wb") as new:
+        for pickle in pickles:
+            for _ in pickletools.genops(old):
+                pass
+            new.write(pickle)
+        shutil.copyfileobj(old, new)
+
+
+def _names_in(pickle: bytes) -> Iterator[str]:
+    """The names of all that a pickle would call, or has as values.
 
     Raises:
-        Refusal: It has a tuple of a tuple twice, of another twice, …, which as a key would be hashed for ever.
+        Refusal: It has nested tuples that would take forever to hash, each of which holds another twice.
     """
     sizes: list[int] = []  # of what would lie on the stack: elements of tuples, counted as often as they occur
     marks: list[int] = []
     memo: dict[Any, int] = {}
-    for operation, argument, _ in pickletools.genops(file):
+    for operation, argument, _ in pickletools.genops(pickle):
         if operation.name in ("GLOBAL", "INST"):
             module, _, name = str(argument).partition(" ")
             yield name_of(module, name)

@@ -11,11 +11,13 @@ import io
 import lzma
 import math
 import pickle
+import pickletools
 import re
+import struct
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +31,10 @@ COMPRESSED: dict[bytes, Callable[[], Any]] = {
 }
 """What a compressed file begins with → what unpacks it: the formats of joblib, but lz4."""
 OBJECTS = "holds an array of Python objects, where only numbers can be opened safely; save those alone"
+STATE_ALONE = "save the state_dict alone: torch.save(model.state_dict(), ...)"
 NUMBERS = re.compile(r"[fiu][1248]|b1")
+DOTTED = re.compile(r"(?=.{1,255}$)\w+(\.\w+)*", re.ASCII)
+GROWTH = 32  # times that a pickle may be as large in protocol 2; one of short bytes is 12 times as large
 
 
 class Refusal(ValueError):
@@ -37,7 +42,7 @@ class Refusal(ValueError):
 
 
 def name_of(module: str, name: str) -> str:
-    """The name that Python 3 has for what a pickle of protocol 2 or before asks for, by Python's own tables.
+    """The name that Python 3 has for what a pickle of protocol 2 or before would call, by Python's own tables.
 
     Python 3 writes such pickles, as torch.save does, with the names of Python 2: `int` as `__builtin__ long`.
 
@@ -50,6 +55,98 @@ def name_of(module: str, name: str) -> str:
     """
     renamed = _compat_pickle.IMPORT_MAPPING.get(module, module), name
     return ".".join(_compat_pickle.NAME_MAPPING.get((module, name), renamed))
+
+
+class _Text(NamedTuple):
+    """A text on a pickle's stack: where the operations that put it there begin, and its numbers in the memo."""
+
+    text: str
+    start: int
+    numbers: set[int]
+
+
+def in_protocol_2(content: bytes) -> bytes:
+    """A pickle of any protocol as one of protocol 2, which torch's unpickler reads; it is rewritten, and never run.
+
+    Names that a pickle puts together on its stack (protocol 4) are written out, so that they can be checked.
+
+    Args:
+        content: Pickle, from its first operation to its last.
+
+    Returns:
+        Pickle of the same objects, but for bytearrays, of which it has the bytes.
+
+    Raises:
+        Refusal: It has an operation that protocol 2 has no other for, such as that of a frozenset, asks for what is no
+            name, or would become far larger.
+    """
+    operations: list[tuple[pickletools.OpcodeInfo, Any, Any]] = list(pickletools.genops(content))
+    ends = [start for *_, start in operations[1:]] + [len(content)]
+    written: list[bytes] = []
+    top: list[_Text] = []  # texts that lie on top of the stack
+    memo: dict[int, str | None] = {}  # texts, and none of other objects
+    size = 0  # of all that was written
+    gone: set[int] = set()  # numbers in the memo of texts that were parts of a name
+
+    def write(piece: bytes) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > GROWTH * len(content):
+            raise Refusal("uses the same names over and over; it is damaged, so get it again")
+        written.append(piece)
+
+    def write_text(text: str) -> None:
+        encoded = text.encode("utf-8", "surrogatepass")
+        write(pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded)
+
+    def remember(number: int) -> None:
+        memo[number] = top[-1].text if top else None
+        gone.discard(number)
+        if top:
+            top[-1].numbers.add(number)
+        write(pickle.LONG_BINPUT + struct.pack("<I", number))
+
+    for (operation, argument, start), end in zip(operations, ends, strict=True):
+        name = operation.name
+        if name in ("PROTO", "FRAME"):
+            continue
+        if name == "MEMOIZE":
+            remember(len(memo))
+        elif name.endswith("PUT"):
+            remember(int(argument))
+        elif "UNICODE" in name:
+            top.append(_Text(argument, len(written), set()))
+            write_text(argument)
+        elif name.endswith("GET") and (text := memo.get(int(argument))) is not None:
+            top.append(_Text(text, len(written), set()))
+            if argument in gone:
+                write_text(text)
+                remember(int(argument))
+            else:
+                write(content[start:end])
+        elif name == "STACK_GLOBAL":
+            if len(top) < 2 or not all(DOTTED.fullmatch(one.text) for one in top[-2:]):
+                raise Refusal(f"refused, the pickle would call what has no name; {STATE_ALONE}")
+            module, called = top[-2:]
+            del written[module.start :]
+            gone |= module.numbers | called.numbers
+            write(f"c{module.text}\n{called.text}\n".encode())
+            top.clear()
+        else:
+            top.clear()
+            if "BYTE" in name:  # a bytearray's, too; as Python writes bytes in protocol 2
+                write(b"c_codecs\nencode\n")
+                write_text(argument.decode("latin1"))
+                write_text("latin1")
+                write(pickle.TUPLE2 + pickle.REDUCE)
+            elif operation.proto <= 2 or name == "EMPTY_SET":  # torch's unpickler knows it
+                write(content[start:end])
+            else:
+                raise Refusal(
+                    f"written with pickle protocol {operation.proto}, whose {name} is not read here; save it with "
+                    "torch.save's default protocol"
+                )
+    return pickle.PROTO + b"\x02" + b"".join(written)
 
 
 def read_at_most(path: Path, limit: int) -> bytes:

@@ -98,9 +98,13 @@ def test_an_array_of_numpy_is_centroids(tmp_path: Path, dtype: str, order: str) 
         np.testing.assert_array_equal(opened(tmp_path, content)[0], array.astype(np.float32))
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("centres", [torch.from_numpy, np.asarray], ids=["tensor", "array"])
-def test_a_torch_file_with_cluster_centers_is_centroids(tmp_path: Path, centres: Callable[[np.ndarray], Any]) -> None:
-    centroids, source = opened(tmp_path, in_torch({"n_features_in_": 8, "cluster_centers_": centres(rows(0, 10))}))
+def test_a_torch_file_with_cluster_centers_is_centroids(
+    tmp_path: Path, centres: Callable[[np.ndarray], Any], protocol: int
+) -> None:
+    content = {"n_features_in_": 8, "cluster_centers_": centres(rows(0, 10))}
+    centroids, source = opened(tmp_path, in_torch(content, pickle_protocol=protocol))
     np.testing.assert_array_equal(centroids, rows(0, 10))
     assert source["imported"] == "torch file"
 

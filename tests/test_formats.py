@@ -675,7 +675,7 @@ def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, s
         content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": symbols}
         torch.save(content, tmp_path / "theirs.pt")
     trained = read_trained(tmp_path / "theirs.pt")
-    assert not trained.told
+    assert all(note.startswith("not used here, kept for an export: ") for note in trained.notes)
     first = 0
     for predictor, order in zip(trained.predictors, orders, strict=True):
         for place, cluster in enumerate(order):
@@ -691,7 +691,7 @@ def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> No
     content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": [symbols]}
     torch.save(content, tmp_path / "theirs.pt")
     trained = read_trained(tmp_path / "theirs.pt")
-    assert trained.told == ["its dictionary calls cluster 7 '8': labels are places in the dictionary"]
+    assert trained.notes[0] == "its dictionary calls cluster 7 '8': labels are places in the dictionary"
     assert_close(trained.predictors[0]["codewords"], state["label_embs_concat"][4:], rtol=0, atol=0)
 
 
@@ -716,6 +716,19 @@ def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: p
     assert "taken for those of torchaudio.pipelines, - | E T A O N" in said
     assert "it has no mask embedding, which is drawn anew" in said
     assert 0 < read_trained(tmp_path / "b.ckpt").encoder["mask_embedding"].std() < 1
+
+
+def test_a_vocabulary_that_is_given_silences_what_was_said_of_letters_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = of_torchaudio(small("group"), aux_num_out=29).state_dict()
+    torch.save(state | {"head--vocabulary.weight": torch.zeros(1)}, tmp_path / "letters.pt")
+    Vocabulary().write(tmp_path / "vocabulary.json")
+    import_model(str(tmp_path / "letters.pt"), tmp_path / "a.ckpt", 4, tmp_path / "vocabulary.json")
+    said = capsys.readouterr().out
+    assert "left out, since there is no place for it here: head--vocabulary.weight" in said
+    assert "it has no mask embedding" in said
+    assert "taken for those of torchaudio.pipelines" not in said
 
 
 # Settings that this package does not use

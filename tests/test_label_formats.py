@@ -1,4 +1,6 @@
+import gzip
 import json
+import lzma
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -309,8 +311,11 @@ def test_a_row_that_could_be_two_utterances_is_refused(dev_cuts: CutSet, tmp_pat
         lambda text: (text + "\n").encode(),
         lambda text: (text + " \r\n\r\n").encode(),
         lambda text: text.removesuffix("\n").encode(),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: lzma.compress(text.encode("utf-16")),
     ],
-    ids=["BOM", "UTF-16", "BOM and CRLF", "UTF-16 and CRLF", "an empty line", "empty lines", "no last line break"],
+    ids=["BOM", "UTF-16", "BOM and CRLF", "UTF-16 and CRLF", "an empty line", "empty lines", "no last line break"]
+    + ["gzip", "xz and UTF-16"],
 )
 def test_labels_that_other_programs_saved_again_come_in(
     suffix: str,
@@ -326,10 +331,19 @@ def test_labels_that_other_programs_saved_again_come_in(
     assert_same(import_labels(files, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7]), labels)
 
 
-@pytest.mark.parametrize("content", ["1 2\n".encode("utf-16-le"), b"\xff\xfe1", b"1 \xe4\n", b"\x00\n1\n"])
-def test_labels_that_are_no_text_are_refused_in_one_sentence(content: bytes, manifests: Path, tmp_path: Path) -> None:
+NO_TEXT = r"units\.km: is not UTF-8, nor UTF-16 with its mark; convert it"
+ZEROS = r"units\.km, line 1: has zero bytes, as UTF-16 without its mark; save it as UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("1 2\n".encode("utf-16-le"), ZEROS), (b"\x00\n1\n", ZEROS), (b"\xff\xfe1", NO_TEXT), (b"1 \xe4\n", NO_TEXT)],
+)
+def test_labels_that_are_no_text_are_refused_in_one_sentence(
+    content: bytes, sentence: str, manifests: Path, tmp_path: Path
+) -> None:
     (tmp_path / "units.km").write_bytes(content)
-    with pytest.raises(ValueError, match=r"units\.km: no text in UTF-8; save it as UTF-8"):
+    with pytest.raises(ValueError, match=sentence):
         import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])
 
 

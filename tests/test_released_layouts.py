@@ -380,7 +380,7 @@ def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]
 def test_other_heads_are_set_aside_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:
     path, theirs, names = strange(format, where, tmp_path)
     trained = read_trained(path, 4)
-    assert f"left out, since there is no place for it here: {min(names)} and {len(names) - 1} more" in trained.told
+    assert f"left out, since there is no place for it here: {min(names)} and {len(names) - 1} more" in trained.notes
     assert trained.head is None
     rows = torch.randn(2, 16_000)
     rows[1, 9_000:] = 0
@@ -409,7 +409,7 @@ def test_a_head_that_somebody_added_to_ours_is_named_too(tmp_path: Path, form: s
     else:
         save_file({"speaker_head.weight": torch.rand(3, 64), **to_state(trained)}, path, about(trained))
     again = read_trained(path)
-    assert again.told == ["left out, since there is no place for it here: speaker_head.weight"]
+    assert again.notes == ["left out, since there is no place for it here: speaker_head.weight"]
     assert_close(again.encoder, trained.encoder, rtol=0, atol=0)
 
 
@@ -429,7 +429,7 @@ def test_a_model_of_fairseq_with_a_decoder_is_its_encoder(tmp_path: Path) -> Non
     settings = {"model": {"_name": "hubert_seq2seq", "w2v_args": {"model": model, "task": task}}, "task": task}
     torch.save({"args": None, "cfg": settings, "model": state}, tmp_path / "theirs.pt")
     trained = read_trained(tmp_path / "theirs.pt")
-    assert trained.told == ["left out, since there is no place for it here: decoder.embed_tokens.weight and 1 more"]
+    assert trained.notes[0] == "left out, since there is no place for it here: decoder.embed_tokens.weight and 1 more"
     assert_layers_equal(load_encoder(tmp_path / "theirs.pt"), theirs, torch.randn(2, 16_000))
 
 

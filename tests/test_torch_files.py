@@ -50,6 +50,39 @@ def test_a_type_is_data_that_says_its_name(tmp_path: Path, kind: type, new_form:
     assert again(kind, tmp_path / "a.pt", new_form=new_form) == f"{kind.__module__}.{kind.__qualname__}"
 
 
+PROTOCOLS = range(3, pickle.HIGHEST_PROTOCOL + 1)
+
+
+@pytest.mark.parametrize("new_form", [True, False])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_file_of_a_higher_protocol_holds_the_same(tmp_path: Path, protocol: int, new_form: bool) -> None:
+    both = torch.randn(7, 3)
+    settings = {"rate": np.float64(0.25), "kind": int, "kinds": argparse.Namespace(a=int, b="argparse"), "name": "int"}
+    content = {"model": {"a": both, "b": both[2:], "builtins": torch.zeros(1)}, "cfg": settings, "raw": b"\xff" * 300}
+    content |= {"text": "é\ud800" * 200, "large": [2**70, -1], "empty": (b"", "", set())}
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=new_form)
+    found = read_torch(tmp_path / "a.pt")
+    assert plain(found.pop("cfg")) == plain(settings) | {
+        "kind": "builtins.int",
+        "kinds": {"a": "builtins.int", "b": "argparse"},
+        "rate": 0.25,
+    }
+    model = found.pop("model")
+    assert_close(model, content["model"])
+    assert model["b"].data_ptr() == model["a"][2:].data_ptr()
+    assert found == {name: content[name] for name in ("raw", "text", "large", "empty")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
+
+
+@pytest.mark.parametrize("value", [{1}, frozenset([1])], ids=str)
+def test_what_protocol_2_has_no_operation_for_is_refused_by_its_protocol(tmp_path: Path, value: Any) -> None:
+    torch.save({"more": value, "model": {"a": torch.zeros(1)}}, tmp_path / "a.pt", pickle_protocol=5)
+    with pytest.raises(
+        ValueError, match=r"a\.pt: written with pickle protocol \d, whose \w+ is not read here; save it"
+    ):
+        read_torch(tmp_path / "a.pt")
+
+
 HINTS = [typing.Any, list[int], dict[str, int], type(None), type(...), ...]
 HINTS += [typing.Union[int, str], typing.Optional[int], typing.List[int], typing.Dict[str, int]]  # noqa: UP006, UP007, UP045
 
@@ -131,12 +164,43 @@ def test_what_runs_is_refused_under_the_names_of_python_2_as_well(
     tmp_path: Path, written: str, asked: str, protocol: int
 ) -> None:
     body = bytes([0x80, protocol]) + f"c{written}\n".replace(" ", "\n").encode() + b"X\x01\x00\x00\x001\x85R."
-    with pytest.raises(ValueError, match=f"asks for {asked}, which is no data; take its weights alone"):
+    with pytest.raises(ValueError, match=f"refused, the pickle would call {asked}; save the state_dict alone"):
         load_encoder(in_archive(body, tmp_path / "a.pt"))
     if protocol == 2:
         (tmp_path / "kmeans").write_bytes(body)
         with pytest.raises(ValueError, match=f"asks for {asked} while it is opened, which may run anything"):
             load_kmeans(tmp_path / "kmeans")
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        (text("os") + text("system"), "os.system"),
+        (text("__builtin__") + text("eval"), "builtins.eval"),
+        (text("os") + b"\x94" + b"0" + text("x") + text("y") + b"00h\x00" + text("system"), "os.system"),
+        (text("os") + b"q\x05" + text("x") + b"\x930h\x05" + text("system"), "os.system"),
+        (text("collections") + text("OrderedDict\nR."), "what has no name"),
+        (text("builtins\neval\n") + text("x"), "what has no name"),
+        (text("os.system ") + text("x"), "what has no name"),
+        (text("o") + text("s") + b"\x86" + text("system"), "what has no name"),
+        (b"N" + text("system"), "what has no name"),
+    ],
+)
+def test_a_name_that_a_pickle_of_protocol_4_puts_together_is_refused(tmp_path: Path, body: bytes, asked: str) -> None:
+    body = b"\x80\x04" + body + b"\x93" + text("touch x") + b"\x85R."
+    with pytest.raises(ValueError, match=rf"a\.pt: refused, the pickle would call ({asked}|os\.x); save the state"):
+        read_torch(in_archive(body, tmp_path / "a.pt"))
+
+
+def test_a_small_pickle_of_protocol_4_does_not_become_a_large_one(tmp_path: Path) -> None:
+    """A name of 255 letters is asked for with five bytes each time."""
+    body = b"\x80\x04" + text("c" * 255) + b"\x94" + (b"h\x00" + text("O") + b"\x930") * 10_000 + b"N."
+    with pytest.raises(ValueError, match=r"a\.pt: uses the same names over and over; it is damaged"):
+        read_torch(in_archive(body, tmp_path / "a.pt"))
 
 
 @pytest.mark.parametrize("name", ["__builtin__ type", "__builtin__ long", "_operator getitem", "typing Any"])

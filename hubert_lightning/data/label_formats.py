@@ -7,15 +7,13 @@
 Of the first two there is a file for each stream: `units.0.km`, `units.1.km`.
 """
 
-import codecs
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from itertools import takewhile, zip_longest
 from pathlib import Path, PurePosixPath
-from typing import TextIO
 
 import numpy as np
 from lhotse.cut import Cut
@@ -23,7 +21,7 @@ from rich.console import Console
 
 from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import fingerprint, read_manifest
-from hubert_lightning.files import replacing, write_whole
+from hubert_lightning.files import lines_of, replacing, write_whole
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 
 SUFFIXES = (".km", ".txt", ".jsonl")
@@ -93,7 +91,8 @@ def import_labels(
 
     Args:
         labels: A .km, .txt or .jsonl file; of .km and .txt one for each stream. The lines of a .km are those of the
-            .tsv beside it (fairseq's manifest of the same name), or, if there is none, of the manifest.
+            .tsv beside it (fairseq's manifest of the same name), or, if there is none, of the manifest. Their text
+            is UTF-8 or UTF-16, and may be compressed with gzip, bzip2 or xz.
         manifest: Manifests whose utterances are labelled, all of them.
         out: Folder of the new store.
         clusters: Number of clusters of each stream.
@@ -179,19 +178,18 @@ def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """id → (streams, labels) of every utterance."""
-    with _opened(path) as file:
-        for number, line in _lines(file, path):
-            try:
-                row = json.loads(line)
-                name, clusters = row["id"], np.array(row["clusters"])
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
-                raise ValueError(f"{path}, line {number}: no labels ({error}); correct or remove it") from error
-            if clusters.ndim != 2 or clusters.dtype.kind != "i":
-                raise ValueError(
-                    f'{path}, line {number}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; '
-                    "correct it"
-                )
-            yield name, clusters
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+            name, clusters = row["id"], np.array(row["clusters"])
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path}, line {number}: no labels ({error}); correct or remove it") from error
+        if clusters.ndim != 2 or clusters.dtype.kind != "i":
+            raise ValueError(
+                f'{path}, line {number}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; '
+                "correct it"
+            )
+        yield name, clusters
 
 
 def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = None) -> Iterator[tuple[str, np.ndarray]]:
@@ -202,61 +200,48 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = No
         cuts: Utterance of each line, for .km.
         tsv: File that says so; none if it is the manifest.
     """
-    with ExitStack() as stack:
-        files = [_lines(stack.enter_context(_opened(path)), path) for path in paths]
-        texts = [(line for _, line in file) for file in files]
-        places = zip_longest(cuts, *texts) if paths[0].suffix == ".km" else zip_longest(*texts)
-        for number, lines in enumerate(places, start=1):
-            if None in lines:
-                others = "the manifest's utterances" if paths[0].suffix == ".km" else "the other files"
-                others += f" in {tsv.name}" if tsv else ""
-                raise ValueError(f"{paths[0]}: not as many lines as {others} ({number}); give both of one corpus")
-            words = [line.split() for line in lines if isinstance(line, str)]
-            names = {line[0] if line else "" for line in words}
-            if paths[0].suffix == ".km":
-                names, words = {lines[0].id}, [["", *line] for line in words]
-            if names == {""}:
-                raise ValueError(f"{paths[0]}, line {number}: empty; remove it")
-            if len(names) > 1:
-                raise ValueError(
-                    f"{paths[0]}, line {number}: {' and '.join(sorted(names))} are not one utterance; put the files in "
-                    "one order"
-                )
-            try:
-                yield names.pop(), np.array([line[1:] for line in words], dtype=np.int64)
-            except (ValueError, OverflowError) as error:
-                raise ValueError(
-                    f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
-                ) from error
+    texts = [(line for _, line in _lines(path)) for path in paths]
+    rows = zip_longest(cuts, *texts) if paths[0].suffix == ".km" else zip_longest(*texts)
+    for number, lines in enumerate(rows, start=1):
+        if None in lines:
+            others = "the manifest's utterances" if paths[0].suffix == ".km" else "the other files"
+            others += f" in {tsv.name}" if tsv else ""
+            raise ValueError(f"{paths[0]}: not as many lines as {others} ({number}); give both of one corpus")
+        words = [line.split() for line in lines if isinstance(line, str)]
+        names = {line[0] if line else "" for line in words}
+        if paths[0].suffix == ".km":
+            names, words = {lines[0].id}, [["", *line] for line in words]
+        if names == {""}:
+            raise ValueError(f"{paths[0]}, line {number}: empty; remove it")
+        if len(names) > 1:
+            raise ValueError(
+                f"{paths[0]}, line {number}: {' and '.join(sorted(names))} are not one utterance; put the files in "
+                "one order"
+            )
+        try:
+            yield names.pop(), np.array([line[1:] for line in words], dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
+            ) from error
 
 
-def _opened(path: Path) -> TextIO:
-    """A text file in the encoding that its first bytes tell: UTF-8, or UTF-16 with its mark."""
-    with path.open("rb") as file:
-        first = file.read(4)
-    sixteen = first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return path.open(encoding="utf-16" if sixteen else "utf-8-sig")
-
-
-def _lines(file: Iterable[str], path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and content of every line, but for empty ones at the end of the file.
 
     Raises:
         ValueError: The file is no text.
     """
     empty: list[tuple[int, str]] = []
-    try:
-        for number, line in enumerate(file, start=1):
-            if "\0" in line:
-                raise UnicodeError  # of UTF-16 without its mark
-            if not line.strip():
-                empty.append((number, line))
-                continue
-            yield from empty
-            empty.clear()
-            yield number, line
-    except UnicodeError as error:
-        raise ValueError(f"{path}: no text in UTF-8; save it as UTF-8") from error
+    for number, line in enumerate(lines_of(path), start=1):
+        if "\0" in line:
+            raise ValueError(f"{path}, line {number}: has zero bytes, as UTF-16 without its mark; save it as UTF-8")
+        if not line.strip():
+            empty.append((number, line))
+            continue
+        yield from empty
+        empty.clear()
+        yield number, line
 
 
 def _tsv_beside(labels: Path) -> Path | None:
@@ -277,16 +262,15 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
     for cut in cuts:
         for name, is_id in _names_of(cut):
             by_name[name[-1]].append((name, is_id, cut))
-    with _opened(tsv) as file:
-        lines = list(_lines(file, tsv))
-    found: list[Cut] = []
+    lines = list(_lines(tsv))
+    listed: list[Cut] = []
     rows: dict[str, int] = {}
     root = lines[0][1].strip() if lines else ""
     for number, line in lines[1:]:
         path, _, samples = line.rstrip("\n").rpartition("\t")
-        place = f"{tsv}, line {number}"
+        location = f"{tsv}, line {number}"
         if not path or not samples.strip().isdecimal():
-            raise ValueError(f"{place}: no path, tab and number of samples; write fairseq's manifest again")
+            raise ValueError(f"{location}: no path, tab and number of samples; write fairseq's manifest again")
         row = _without_suffix(str(PurePosixPath(root) / path))
         alike = [(_in_common(row, name), name, is_id, cut) for name, is_id, cut in by_name.get(row[-1], [])]
         least = len(PurePosixPath(path).parts)
@@ -296,18 +280,18 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
         if len(best) != 1:
             both = " and ".join(sorted(best)[:2])
             fact = f"{both} could both be {path}" if best else f"{path} is no utterance of the manifest"
-            raise ValueError(f"{place}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
+            raise ValueError(f"{location}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
         [cut] = best.values()
         if cut.id in rows:
-            raise ValueError(f"{place}: {path} is {cut.id}, as line {rows[cut.id]} is; keep one row per utterance")
+            raise ValueError(f"{location}: {path} is {cut.id}, as line {rows[cut.id]} is; keep one row per utterance")
         if abs(int(samples) - cut.num_samples) >= HOP:
             raise ValueError(
-                f"{place}: {path} has {samples.strip()} samples, and {cut.id} {cut.num_samples} at {SAMPLE_RATE} Hz; "
-                "give labels of this audio"
+                f"{location}: {path} has {samples.strip()} samples, and {cut.id} {cut.num_samples} at {SAMPLE_RATE} "
+                "Hz; give labels of this audio"
             )
         rows[cut.id] = number
-        found.append(cut)
-    return found
+        listed.append(cut)
+    return listed
 
 
 def _names_of(cut: Cut) -> Iterator[tuple[tuple[str, ...], bool]]:

@@ -13,9 +13,9 @@ from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
 from hubert_lightning.files import write_whole
+from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
 
 BLANK = 0  # the token of CTC that stands for no character
-BOUNDARY = "|"  # between words
 APOSTROPHES = "'’ʼ＇"  # one letter that is written in four ways
 OTHER_APOSTROPHES = "ʻ‘`´′"  # what a table may have in its place
 JOINERS = "\u200c\u200d\u180b\u180c\u180d\u180f"  # they have no width, and yet change what is written in some scripts
@@ -187,9 +187,7 @@ class Vocabulary:
     @property
     def search_names(self) -> list[str]:
         """What lexicons, and language models of letters, call the tokens: the delimiter is "|" there."""
-        if self.delimiter is None or BOUNDARY in self.tokens:
-            return list(self.tokens)
-        return [BOUNDARY if token == self.delimiter else token for token in self.tokens]
+        return with_boundary(self.tokens, self.delimiter)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text that tokens spell: nothing is collapsed, and a blank shows as it is written."""
@@ -317,13 +315,13 @@ class Vocabulary:
     def _plainly(self) -> dict[str, int]:
         """The token of each character, where every token spells one; empty where some spell several."""
         composed = {unicodedata.normalize("NFC", form): token for form, token in self._forms.items()}
-        several = any(len(form) > 1 and not _is_mark(form) for form in composed)
+        several = any(len(form) > 1 and not is_mark(form) for form in composed)
         return {} if several or self.spaced else {form: token for form, token in composed.items() if len(form) == 1}
 
     @cached_property
     def _characters(self) -> set[str]:
         """Characters that tokens spell, alone or with others."""
-        forms = [unicodedata.normalize("NFC", form) for form in self._forms if not _is_mark(form)]
+        forms = [unicodedata.normalize("NFC", form) for form in self._forms if not is_mark(form)]
         return {character for form in forms for character in form}
 
     @cached_property
@@ -471,11 +469,6 @@ def _may_be_joined(character: str) -> bool:
 def _is_in(ranges: Sequence[tuple[int, int]], character: str) -> bool:
     code = ord(character)
     return code > 0x7F and any(first <= code <= last for first, last in ranges)
-
-
-def _is_mark(token: str) -> bool:
-    """Whether a token is written as those that stand for no text, such as <s> and [UNK]."""
-    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
 
 
 def _clusters(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, some, trained_with, with_boundary
+from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, some, tokens_with_boundary, trained_with
 from hubert_lightning.torch_files import read_torch
 
 WHAT_WE_OPEN = (
@@ -198,8 +198,8 @@ def _completed(theirs: Trained, rest: Trained) -> Trained:
     encoder = theirs.encoder | rest.encoder
     head, vocabulary = theirs.head, theirs.vocabulary
     if head is not None and rest.vocabulary is not None:
-        tokens = with_boundary(rest.vocabulary)
-        of_theirs = tokens if vocabulary is None else with_boundary(vocabulary)
+        tokens = tokens_with_boundary(rest.vocabulary)
+        of_theirs = tokens if vocabulary is None else tokens_with_boundary(vocabulary)
         if [*of_theirs] == fairseq.rows_of(tokens)[0] and len(head["weight"]) == len(of_theirs):
             head, of_theirs = fairseq.in_order_of(tokens, head), tokens
         if [*of_theirs[1:]] == [*tokens[1:]] and len(head["weight"]) == len(tokens):
@@ -213,5 +213,6 @@ def _completed(theirs: Trained, rest: Trained) -> Trained:
         vocabulary=vocabulary,
         special=theirs.special or (rest.special if head is None else []),
         source={**rest.source, "settings": {**rest.source.get("settings", {}), **theirs.source.get("settings", {})}},
-        told=[],
+        notes=[],
+        vocabulary_note=None,
     )

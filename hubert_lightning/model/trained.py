@@ -1,4 +1,4 @@
-"""What somebody trained, in our names, whichever file it came in."""
+"""Pre-trained weights under this package's names, whichever file they came in."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from hubert_lightning.model.hubert import KERNELS, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
-
-BOUNDARY = "|"  # the token between words, in every system
+from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
 
 
 class Trained(NamedTuple):
@@ -25,7 +24,8 @@ class Trained(NamedTuple):
     vocabulary:  arguments of data.text.Vocabulary: what that layer spells, and how a text becomes it
     special:     codewords that fairseq keeps for its own symbols (4, final dim), of each stream
     source:      where it comes from
-    told:        what whoever imports it should know: what was left out, or taken for granted
+    notes:       what `hubert import` prints: what was left out, or taken for granted
+    vocabulary_note: what it prints unless another vocabulary is given: which tokens were taken for granted
     """
 
     config: EncoderConfig
@@ -36,7 +36,8 @@ class Trained(NamedTuple):
     vocabulary: dict[str, Any] | None = None
     special: Sequence[Tensor] = ()
     source: Mapping[str, Any] = {}
-    told: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    vocabulary_note: str | None = None
 
     @property
     def num_clusters(self) -> list[int]:
@@ -328,7 +329,7 @@ def spelling(
         tokens have several letters
     printed:   other arguments of data.text.Vocabulary
     """
-    letters = [token for token in tokens[1:] if token != delimiter and not _is_mark(token)]
+    letters = [token for token in tokens[1:] if token != delimiter and not is_mark(token)]
     if delimiter not in tokens[1:]:
         delimiter = None
     if spaced is None:
@@ -342,12 +343,9 @@ def spelling(
     return made | ({"spaced": True} if spaced else {}) | printed
 
 
-def with_boundary(vocabulary: Mapping[str, Any]) -> list[str]:
-    """The tokens as systems call them whose delimiter is always "|"."""
-    tokens, delimiter = list(vocabulary["tokens"]), vocabulary.get("delimiter", BOUNDARY)
-    if delimiter is None or BOUNDARY in tokens:
-        return tokens
-    return [BOUNDARY if token == delimiter else token for token in tokens]
+def tokens_with_boundary(vocabulary: Mapping[str, Any]) -> list[str]:
+    """The tokens in a vocabulary's settings, as systems call them whose delimiter is always "|"."""
+    return with_boundary(vocabulary["tokens"], vocabulary.get("delimiter", BOUNDARY))
 
 
 def _case(letters: Sequence[str]) -> str:
@@ -357,11 +355,6 @@ def _case(letters: Sequence[str]) -> str:
     if cased and all(one == one.upper() for one in cased):
         return "upper"
     return "lower" if cased and all(one == one.lower() for one in cased) else "as_written"
-
-
-def _is_mark(token: str) -> bool:
-    """Whether a token is written as those that stand for no text, such as <s> and [UNK]."""
-    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
 
 
 def mask_embedding(dim: int) -> tuple[Tensor, str]:
@@ -389,7 +382,7 @@ def keeping(trained: Trained, system: str, settings: Mapping[str, Any]) -> Train
         return trained
     listed = ", ".join(f"{name} {value}" for name, value in sorted(plain.items()))
     source = {**trained.source, "settings": {**trained.source.get("settings", {}), system: plain}}
-    return trained._replace(source=source, told=[*trained.told, f"not used here, kept for an export: {listed}"])
+    return trained._replace(source=source, notes=[*trained.notes, f"not used here, kept for an export: {listed}"])
 
 
 def kept_for(trained: Trained, system: str) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from hubert_lightning.model.trained import (
     some,
     spelling,
     to_ours,
+    tokens_with_boundary,
     trained_with,
-    with_boundary,
 )
 from hubert_lightning.torch_files import plain
 
@@ -234,7 +234,7 @@ def write(trained: Trained) -> dict[str, bytes]:
         numbered = [[*OWN_SYMBOLS, *map(str, range(of))] for of in clusters]
         content |= {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": numbered}
     else:
-        names, rows = rows_of(with_boundary(trained.vocabulary))
+        names, rows = rows_of(tokens_with_boundary(trained.vocabulary))
         # fairseq makes the pre-trained model first, for which it wants clusters, and throws its head away
         state = {INSIDE_CTC + name: value for name, value in (state | codewords).items()}
         state |= {HEAD + part: _at(value, rows, part) for part, value in trained.head.items()}
@@ -329,12 +329,12 @@ def _pretrained(
 ) -> Trained:
     state = dict(state)
     head = {name: state.pop(name, None) for name in PRETRAINED_HEAD}
-    ours, told = _to_ours(path, state)
+    ours, notes = _to_ours(path, state)
     config = _config(path, ours, model, task)
     temperature = float(model.get("logit_temp", 0.1))
     there = [name for name, value in head.items() if value is not None]
     if not there:
-        return Trained(config, ours, temperature=temperature, told=told)
+        return Trained(config, ours, temperature=temperature, notes=notes)
     codewords, weight, bias = head.values()
     if codewords is None or weight is None or bias is None:
         raise ValueError(f"{path} has half a head of pre-training, {' and '.join(there)} alone; get it again")
@@ -350,10 +350,10 @@ def _pretrained(
     for of, order in zip(symbols, orders, strict=False):
         places = enumerate(of[own:]) if order == slice(None) else ()
         if other := next(((place, name) for place, name in places if name != str(place)), None):
-            told.append("its dictionary calls cluster {} {!r}: labels are places in the dictionary".format(*other))
+            notes.append("its dictionary calls cluster {} {!r}: labels are places in the dictionary".format(*other))
     if rows == [own + 1]:  # one cluster says nothing: `write` puts it where there was no head
-        return Trained(config, ours, temperature=temperature, told=told)
-    return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split], told=told)
+        return Trained(config, ours, temperature=temperature, notes=notes)
+    return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split], notes=notes)
 
 
 def _fine_tuned(
@@ -367,9 +367,9 @@ def _fine_tuned(
     # Fine-tuning does not keep the head of pre-training whole
     state = {name: value for name, value in state.items() if not name.endswith(PRETRAINED_HEAD)}
     head = {part: state.pop(HEAD + part) for part in ("weight", "bias") if HEAD + part in state}
-    ours, told = _to_ours(path, state)
+    ours, notes = _to_ours(path, state)
     trained = Trained(
-        _config(path, ours, model, task), ours, temperature=float(model.get("logit_temp", 0.1)), told=told
+        _config(path, ours, model, task), ours, temperature=float(model.get("logit_temp", 0.1)), notes=notes
     )
     if not head:
         return trained
@@ -411,9 +411,9 @@ def _to_ours(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
     """The encoder's state under our names, and what to tell of what is left out."""
     over_channels = any(name.endswith(f"{LAYER_NORM.format(1)}.weight") for name in state)
     dialect = DIALECT._replace(conv_norm=LAYER_NORM) if over_channels else DIALECT
-    encoder, told = encoder_alone(state, dialect, path)
+    encoder, notes = encoder_alone(state, dialect, path)
     try:
-        return to_ours(encoder, dialect), told
+        return to_ours(encoder, dialect), notes
     except ValueError as error:
         raise ValueError(f"{path}: {error}; copy or download it again") from error
 

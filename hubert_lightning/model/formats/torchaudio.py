@@ -32,8 +32,8 @@ from hubert_lightning.model.trained import (
     some,
     spelling,
     to_ours,
+    tokens_with_boundary,
     trained_with,
-    with_boundary,
 )
 
 FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
@@ -109,7 +109,7 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
         named.pop(f"{outer}logit_generator.{name}", None)
         for name in ("label_embeddings", "final_proj.weight", "final_proj.bias")
     )
-    named, told = encoder_alone(named, DIALECT, path)
+    named, notes = encoder_alone(named, DIALECT, path)
     try:
         ours = to_ours(named, DIALECT)
     except ValueError as error:
@@ -122,7 +122,7 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     config = settings_of(known | stated | {"feature_grad_mult": 1.0 if over_channels else 0.1}, path)
     if "mask_embedding" not in ours:  # Wav2Vec2Model has none
         ours["mask_embedding"], sentence = mask_embedding(config.dim)
-        told.append(sentence)
+        notes.append(sentence)
     predictors = []
     parts = {"codewords": codewords, "projection.weight": weight, "projection.bias": bias}
     if found := {name: value for name, value in parts.items() if value is not None}:
@@ -130,18 +130,20 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
             raise ValueError(f"{path} has half a head of pre-training, {' and '.join(found)} alone; get it again")
         predictors = [found]
     letters: Sequence[str] | None = None
+    vocabulary_note = None
     if head:
         if len(head) < 2:
             raise ValueError(f"{path} has half a layer that spells, aux.{some(head)} alone; get it again")
         rows = len(head["weight"])
         letters = labels
         if letters is None and (letters := {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(rows)):
-            told.append(
+            vocabulary_note = (
                 f"it does not say what its {rows} tokens are, which are taken for those of torchaudio.pipelines, "
                 f"{' '.join(letters)}; if they are not, say so with --vocabulary"
             )
     spelt = spelling(letters) if letters else None
-    return Trained(config, ours, predictors, head=head or None, vocabulary=spelt, told=told)
+    trained = Trained(config, ours, predictors, head=head or None, vocabulary=spelt, notes=notes)
+    return trained._replace(vocabulary_note=vocabulary_note)
 
 
 def with_settings(path: Path, trained: Trained) -> Trained:
@@ -223,7 +225,7 @@ def write(trained: Trained) -> dict[str, bytes]:
     about: dict[str, Any] = {"function": f"torchaudio.models.{function}", "arguments": arguments}
     about |= {"normalize_waveform": config.normalize_waveform}
     if trained.vocabulary is not None:
-        about["labels"] = with_boundary(trained.vocabulary)
+        about["labels"] = tokens_with_boundary(trained.vocabulary)
     return {
         WEIGHTS: file.getvalue(),
         ABOUT: (json.dumps(about, ensure_ascii=False, indent=2) + "\n").encode(),

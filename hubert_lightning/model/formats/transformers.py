@@ -14,7 +14,6 @@ from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
-    BOUNDARY,
     Dialect,
     Trained,
     encoder_alone,
@@ -28,6 +27,7 @@ from hubert_lightning.model.trained import (
     spelling,
     to_ours,
 )
+from hubert_lightning.tokens import BOUNDARY
 from hubert_lightning.torch_files import read_torch
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
@@ -98,19 +98,19 @@ def read(folder: Path) -> Trained:
     head = {part: state.pop(spells + part) for part in ("weight", "bias") if spells + part in state} or None
     if head is not None and len(head) == 1:
         raise ValueError(f"{folder} has half a layer that spells, {spells}{some(head)} alone; save the model again")
-    state, told = encoder_alone(state, DIALECT, folder)
+    state, notes = encoder_alone(state, DIALECT, folder)
     try:
         encoder = to_ours(state, DIALECT)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}; copy or download it again") from error
     if "mask_embedding" not in encoder:  # transformers leaves it out where a model was configured without masking
         encoder["mask_embedding"], sentence = mask_embedding(config.dim)
-        told.append(sentence)
+        notes.append(sentence)
     vocabulary = None
     if head is not None and (folder / VOCABULARY).exists():
         order, vocabulary = _vocabulary(folder, len(head["weight"]))
         head = {part: value[order] for part, value in head.items()}
-    return Trained(config, encoder, head=head, vocabulary=vocabulary, told=told)
+    return Trained(config, encoder, head=head, vocabulary=vocabulary, notes=notes)
 
 
 def with_settings(folder: Path, trained: Trained) -> Trained:
@@ -302,13 +302,13 @@ def _ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
-    """The row of the blank: that of the tokenizer's padding, or of the model's where no tokenizer is told of."""
+    """The row of the blank: that of the tokenizer's padding, or of the model's where there is no tokenizer."""
     if pad in tokens:
         return tokens.index(pad)
     place = read_json(folder / CONFIG).get("pad_token_id")
-    told = any((folder / name).exists() for name in (TOKENIZER, SPECIAL))
+    has_tokenizer = any((folder / name).exists() for name in (TOKENIZER, SPECIAL))
     if (
-        not told
+        not has_tokenizer
         and isinstance(place, int)
         and 0 <= place < len(tokens)
         and re.fullmatch(r"[\[<].+[\]>]", tokens[place])
