@@ -232,7 +232,7 @@ def _spelled(word: str, language: str) -> str | None:
                 said = f"{said}{'' if base in (*UNSPACED, 'ko') else ' '}{PERCENT[base]}" if base in PERCENT else None
     except (NotImplementedError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError):
         return None  # num2words fails in many ways where it does not know a language well
-    if said is None:
+    if said is None or "ttt" in said:  # Swedish etttusen, which is spelled ettusen
         return None
     said = said.replace(",", "")
     return said.replace("-", " ") if base == "en" else said
