@@ -179,7 +179,7 @@ class Vocabulary:
                 words[place] = "" if self.spaced else "".join(one for one in word if one not in unknown)
         return " ".join(filter(None, words))
 
-    @property
+    @cached_property
     def boundary(self) -> int | None:
         """The token between words, if there is one."""
         return None if self.delimiter is None else self.tokens.index(self.delimiter)
