@@ -279,7 +279,7 @@ def _search(decoder: CTCDecoder, vocabulary: Vocabulary, log_probs: Tensor) -> l
         while tokens and tokens[0] == vocabulary.boundary:
             tokens.pop(0)
         if isinstance(decoder.decoder, LexiconDecoder):  # a narrow beam may end in the middle of a word
-            text = unicodedata.normalize("NFC", " ".join(" ".join(one.words).split()))
+            text = vocabulary.printed(" ".join(" ".join(one.words).split()))
         else:
             text = vocabulary.text_of(tokens)
         few.append(Hypothesis(text, float(one.score), tuple(tokens), tuple(one.words)))

@@ -250,13 +250,14 @@ class CTCFinetuning(LightningModule):
         log_probs = self(batch.waveform, batch.length)
         hypotheses = search(log_probs, num_frames(batch.length), self.vocabulary)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
+        references = [self.vocabulary.printed(text) for text in batch.text]
         for error in (self.wer, self.cer):
-            error.update([*map(comparable, hypotheses)], [*map(comparable, batch.text)])
+            error.update([*map(comparable, hypotheses)], [*map(comparable, references)])
         errors = {f"{part}/wer": self.wer, f"{part}/cer": self.cer}
         self.log_dict(errors, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
         self.rows += [
             {"id": i, "speaker": speaker, "reference": reference, "hypothesis": hypothesis}
-            for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, batch.text, hypotheses, strict=True)
+            for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, references, hypotheses, strict=True)
         ]
 
     def _write(self, name: str) -> None:

@@ -37,6 +37,7 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
         ValueError: It cannot be read, is empty, or has a word without spelling or one of other tokens.
     """
     words: dict[str, list[list[str]]] = {}
+    names = frozenset(tokens)
     for number, line in enumerate(lines_of(path), start=1):
         word, _, spelling = line.strip(" \r\n").partition("\t" if "\t" in line else " ")
         word, named = word.strip(), re.findall(r"[^ \t\r\n]+", spelling)
@@ -47,8 +48,8 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
             raise ValueError(f"{path}, line {number}: {missing}; make it with `hubert lexicon`")
         if word in MARKS:
             continue
-        spelled = [token if token in tokens else unicodedata.normalize("NFC", token) for token in named]
-        if unknown := set(spelled) - set(tokens):
+        spelled = [token if token in names else unicodedata.normalize("NFC", token) for token in named]
+        if unknown := set(spelled) - names:
             raise ValueError(
                 f"{path}, line {number}: {word!r} is spelled with {sorted(unknown)}, which are not among the "
                 "model's tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"

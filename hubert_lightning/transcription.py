@@ -141,7 +141,7 @@ def words_in(
             words += [
                 one_word(word, letters[of.start : of.stop], vocabulary) for word, of in search.word_tokens(found) if of
             ]
-        return " ".join(found.text for found in best if found.text), words
+        return vocabulary.printed(" ".join(found.text for found in best if found.text)), words
     letters = []
     for piece, row, found in zip(pieces, rows, best, strict=True):
         if piece.new_word and letters and vocabulary.boundary is not None:

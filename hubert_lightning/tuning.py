@@ -104,7 +104,7 @@ def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[lis
     said = [(cut, text) for cut in cuts if (text := transcript(cut, vocabulary))]
     if not said:
         raise ValueError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
-    return [cut for cut, _ in said], [text for _, text in said]
+    return [cut for cut, _ in said], [vocabulary.printed(text) for _, text in said]
 
 
 def tune(

@@ -32,6 +32,7 @@ from hubert_lightning.scoring import Result, read_results, score
 from hubert_lightning.spelling import write_lexicon
 from hubert_lightning.transcription import align, transcribe, words_in
 from hubert_lightning.transcripts import FORMATS, SUFFIX, Format, Transcript
+from hubert_lightning.tuning import tune_decoder
 from hubert_lightning.word_times import word_times
 
 SENTENCES = {
@@ -242,6 +243,76 @@ def test_a_perfect_model_is_tested_without_errors(
     assert score(read_results(tmp_path / "test.jsonl")).letters.errors == 0
     row = json.loads((tmp_path / "test.jsonl").read_text("utf-8"))
     assert row["reference"] == row["hypothesis"] == their_text(tmp_path / "model", case.path)
+
+
+CHINESE = ("今天天气很好", "今天，天气 很好。", "今天天气很好", {"word_delimiter_token": None})
+FRENCH = ("qui|?|moi|!|", "qui ? moi !", "qui? moi!", {"clean_up_tokenization_spaces": True})
+
+
+def save_punctuated(folder: Path, encoder: Encoder, tokens: str, text: str, printed: str, tokenizer: Any) -> list[Path]:
+    """A model that says some tokens, and a manifest whose transcript has what it cannot print."""
+    path = path_of(list(tokens), "[PAD]")
+    save_model(folder / "model", encoder, [*sorted(set(tokens)), *SPECIAL], path, **tokenizer)
+    assert their_text(folder / "model", path) == printed
+    cut = Recording.from_file(encoder.recording).to_cut()
+    cut.supervisions = [SupervisionSegment("a", cut.recording_id, 0, cut.duration, text=text)]
+    write_manifest([cut], folder / "test.jsonl.gz")
+    return [folder / "test.jsonl.gz"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "printed", "tokenizer"),
+    [
+        CHINESE,
+        ("私は学生です", "「私は」学生 です！", "私は学生です", {"word_delimiter_token": None}),
+        ("ภาษาไทยดี", "ภาษาไทย ดี", "ภาษาไทยดี", {"word_delimiter_token": None}),
+        ("you|and|me", "you, and me", "you_and_me", {"replace_word_delimiter_char": "_"}),
+        ("you|and|me", "you, and me", "youandme", {"replace_word_delimiter_char": ""}),
+        FRENCH,
+        ("ME|AND", "me - and", "me and", {"do_lower_case": True}),
+    ],
+)
+def test_a_perfect_model_has_no_errors_in_a_punctuated_sentence(
+    tmp_path: Path, encoder: Encoder, tokens: str, text: str, printed: str, tokenizer: dict[str, Any]
+) -> None:
+    manifests = save_punctuated(tmp_path, encoder, tokens, text, printed, tokenizer)
+    model = CTCFinetuning(pretrained=tmp_path / "model", keep_head=True)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = TranscribedData(validation=manifests, test=manifests, num_workers=0)
+    for errors in (*trainer.validate(model, data, verbose=False), *trainer.test(model, data, verbose=False)):
+        assert {error for name, error in errors.items() if not name.endswith("loss")} == {0.0}
+    row = json.loads((tmp_path / "test.jsonl").read_text("utf-8"))
+    assert row["reference"] == row["hypothesis"] == printed
+
+
+@pytest.mark.parametrize(("tokens", "text", "printed", "tokenizer"), [CHINESE, FRENCH])
+def test_a_decoder_of_a_perfect_model_has_no_errors_in_a_punctuated_sentence(
+    tmp_path: Path,
+    encoder: Encoder,
+    tokens: str,
+    text: str,
+    printed: str,
+    tokenizer: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifests = save_punctuated(tmp_path, encoder, tokens, text, printed, tokenizer)
+    vocabulary, _ = heard(tmp_path / "model", encoder)
+    words, decoder = tmp_path / "words.lexicon", tmp_path / "decoder.json"
+    write_lexicon(vocabulary.normalise(text).split(), words, vocabulary, "words")
+    tune_decoder(tmp_path / "model", manifests, decoder, lexicon=words, trials=1, beam_size=20)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "WER 0.00 % with each frame's best letter, 0.00 % with the usual weights" in told
+    assert not transcribe(tmp_path / "model", [encoder.recording], output=tmp_path / "out", decoder=decoder)
+    assert (tmp_path / "out" / "said.txt").read_text("utf-8") == printed + "\n"
+
+
+def test_words_that_are_given_apart_are_aligned_apart(tmp_path: Path, encoder: Encoder) -> None:
+    case = a_case("chinese", "NFC", None, 1)
+    save_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=None)
+    given = {"text": "今天，天气 很好", "format": "json", "output": tmp_path / "out"}
+    assert not align(tmp_path / "model", [encoder.recording], **given)  # type: ignore[arg-type]
+    content = json.loads((tmp_path / "out" / "said.json").read_text("utf-8"))
+    assert [word["word"] for word in content["words"]] == ["今天", "天气", "很好"]
 
 
 @pytest.mark.parametrize("delimiter", ["|", " ", None])

@@ -106,7 +106,7 @@ class Vocabulary:
         return always | {name: value for name, value in others.items() if value != getattr(Vocabulary, name)}
 
     def normalise(self, text: str) -> str:
-        """The text as this vocabulary prints it.
+        """The text with the characters that the tokens spell, and with spaces between words.
 
         In this order: no invisible characters, canonical composition (NFC), the case, the apostrophe that is a token,
         spaces for punctuation and symbols that are no token (if so set), one space between words and none around them.
@@ -179,7 +179,7 @@ class Vocabulary:
                 words[place] = "" if self.spaced else "".join(one for one in word if one not in unknown)
         return " ".join(filter(None, words))
 
-    @property
+    @cached_property
     def boundary(self) -> int | None:
         """The token between words, if there is one."""
         return None if self.delimiter is None else self.tokens.index(self.delimiter)
@@ -195,12 +195,23 @@ class Vocabulary:
         if self.spaced:
             named = [name for name in named if name != self.delimiter]
             return unicodedata.normalize("NFC", " ".join(named))
-        return self._printed("".join(self.separator if name == self.delimiter else name for name in named))
+        return self._composed("".join(self.separator if name == self.delimiter else name for name in named))
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text that collapsed tokens spell, with one space between words and none around them."""
         text = self.decode(tokens)
         return " ".join((_cleaned_up(text.strip()) if self.clean_up else text).split())
+
+    def printed(self, text: str) -> str:
+        """A normalised text as the model prints it, to be compared with what it prints.
+
+        Without a token between words, it prints no spaces, as in Chinese; with one, the separator; and contractions and
+        punctuation as transformers does if `clean_up`.
+        """
+        if not self.spaced:
+            can_part = self.delimiter is not None or any(any(map(str.isspace, token)) for token in self.tokens[1:])
+            text = self._composed(text.replace(" ", self.separator if can_part else ""))
+        return " ".join((_cleaned_up(text) if self.clean_up else text).split())
 
     def words_of(self, tokens: Sequence[int]) -> list[SpelledWord]:
         """The words that collapsed tokens spell, and which tokens each is made of."""
@@ -213,11 +224,11 @@ class Vocabulary:
                     first, last = first if letters else place, place + 1
                     letters += character
                 elif letters:
-                    words.append(SpelledWord(self._printed(letters), first, last))
+                    words.append(SpelledWord(self._composed(letters), first, last))
                     letters = ""
         return _merged(words, self.text_of(tokens)) if self.clean_up and words else words
 
-    def _printed(self, text: str) -> str:
+    def _composed(self, text: str) -> str:
         return unicodedata.normalize("NFC", text.lower() if self.lower_case else text)
 
     def unknown_characters(self, text: str) -> set[str]:
