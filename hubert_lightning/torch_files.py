@@ -100,7 +100,9 @@ def _stand_in(name: str) -> Callable:
 def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> Any:
     """What `torch.save` wrote, its tensors mapped from the file, objects of other packages as `StandIn`.
 
-    stand_ins: others for some names: "module.name" → what does nothing but hold its arguments
+    Args:
+        path: File to read.
+        stand_ins: Other stand-ins for some names: "module.name" → a function that does nothing but hold its arguments.
 
     Raises:
         ValueError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.

@@ -13,7 +13,7 @@ from torch import Tensor
 from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, some, tokens_with_boundary, trained_with
+from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, summary_of, tokens_with_boundary, trained_with
 from hubert_lightning.torch_files import read_torch
 
 WHAT_WE_OPEN = (
@@ -84,8 +84,8 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
         said = f"{type(error).__name__}: {error}".split("\n")[0]
         raise ValueError(f"{path} holds something that no model of its kind has ({said}); get it again") from error
     heads = [trained.encoder, *trained.predictors, trained.head or {}]
-    if strangers := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path} holds something else than weights ({some(strangers)}); get it again")
+    if other_values := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path} holds something else than weights ({summary_of(other_values)}); get it again")
     weight, dim = (trained.head or {}).get("weight"), trained.config.dim
     if weight is not None and weight.dim() == 2 and weight.shape[1] != dim:
         raise ValueError(

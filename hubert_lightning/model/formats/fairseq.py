@@ -26,8 +26,8 @@ from hubert_lightning.model.trained import (
     prefix_of,
     settings_of,
     shapes_of,
-    some,
     spelling,
+    summary_of,
     to_ours,
     tokens_with_boundary,
     trained_with,
@@ -175,9 +175,9 @@ def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> T
         stated = {ours: model[theirs] for ours, theirs in SETTINGS.items() if theirs in TUNED and theirs in model}
         stated |= {"layer_drop": model["layerdrop"]} if "layerdrop" in model else {}
         trained = trained._replace(config=trained_with(trained.config, stated, path))
-    found = {f"{part}.{name}": of[name] for part, of in parts.items() for name in KEPT[part] if name in of}
+    kept = {f"{part}.{name}": given[name] for part, given in parts.items() for name in KEPT[part] if name in given}
     # A label rate may be another setting's name
-    return keeping(trained, "fairseq", {name: of for name, of in found.items() if not str(of).startswith("${")})
+    return keeping(trained, "fairseq", {name: value for name, value in kept.items() if not str(value).startswith("${")})
 
 
 def of_state(path: Path, state: Mapping[str, Tensor], num_heads: int | None) -> Trained:
@@ -342,18 +342,20 @@ def _pretrained(
     split = codewords.split(rows)
     tied = not model.get("untie_final_proj", len(rows) == 1)
     weights, biases = ([part] * len(rows) if tied else part.chunk(len(rows)) for part in (weight, bias))
-    orders = [_by_cluster(of[own:]) for of in symbols] or [slice(None)] * len(rows)
+    orders = [_by_cluster(dictionary[own:]) for dictionary in symbols] or [slice(None)] * len(rows)
     predictors = [
-        {"codewords": of[own:][order], "projection.weight": w.clone(), "projection.bias": b.clone()}
-        for of, order, w, b in zip(split, orders, weights, biases, strict=True)
+        {"codewords": stream[own:][order], "projection.weight": w.clone(), "projection.bias": b.clone()}
+        for stream, order, w, b in zip(split, orders, weights, biases, strict=True)
     ]
-    for of, order in zip(symbols, orders, strict=False):
-        places = enumerate(of[own:]) if order == slice(None) else ()
-        if other := next(((place, name) for place, name in places if name != str(place)), None):
+    for dictionary, order in zip(symbols, orders, strict=False):
+        numbered = enumerate(dictionary[own:]) if order == slice(None) else ()
+        if other := next(((index, name) for index, name in numbered if name != str(index)), None):
             notes.append("its dictionary calls cluster {} {!r}: labels are places in the dictionary".format(*other))
     if rows == [own + 1]:  # one cluster says nothing: `write` puts it where there was no head
         return Trained(config, ours, temperature=temperature, notes=notes)
-    return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split], notes=notes)
+    return Trained(
+        config, ours, predictors, temperature, special=[stream[:own].clone() for stream in split], notes=notes
+    )
 
 
 def _fine_tuned(
@@ -374,18 +376,18 @@ def _fine_tuned(
     if not head:
         return trained
     if len(head) < 2:
-        raise ValueError(f"{path} has half a layer that spells, {HEAD}{some(head)} alone; get it again")
+        raise ValueError(f"{path} has half a layer that spells, {HEAD}{summary_of(head)} alone; get it again")
     tokens = tokens or _beside(path, len(head["weight"]))
     return trained._replace(head=head, vocabulary=None if tokens is None else spelling(tokens))
 
 
 def _by_cluster(symbols: Sequence[str]) -> list[int] | slice:
-    """Places of the clusters 0, 1, … in a dictionary, which may list them by how frequent they are."""
-    places = {symbol: place for place, symbol in enumerate(symbols)}
+    """Rows of the clusters 0, 1, … in a dictionary, which may list them by how frequent they are."""
+    rows = {symbol: row for row, symbol in enumerate(symbols)}
     wanted = [str(cluster) for cluster in range(len(symbols))]
-    if [*symbols] == wanted or places.keys() != set(wanted):
+    if [*symbols] == wanted or rows.keys() != set(wanted):
         return slice(None)
-    return [places[cluster] for cluster in wanted]
+    return [rows[cluster] for cluster in wanted]
 
 
 def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence[Sequence[str]]) -> list[int]:
