@@ -198,12 +198,12 @@ class BeamSearch:
 
     def nbest_of(self, utterances: Sequence[Tensor]) -> list[list[Hypothesis]]:
         """The same for utterances of any length: (frames, tokens) float32 each, on the CPU."""
-        found = list(self.searched(utterances))
+        hypotheses = list(self.searched(utterances))
         if self.rescorer is None:
-            return found
-        scores = iter(self.rescorer([self.as_read(one.text) for few in found for one in few]))
+            return hypotheses
+        scores = iter(self.rescorer([self.as_read(one.text) for few in hypotheses for one in few]))
         weight = self.settings.rescorer_weight
-        rescored = [[one._replace(score=one.score + weight * next(scores)) for one in few] for few in found]
+        rescored = [[one._replace(score=one.score + weight * next(scores)) for one in few] for few in hypotheses]
         return [sorted(few, key=lambda one: -one.score) for few in rescored]
 
     def searched(self, utterances: Sequence[Tensor]) -> Iterator[list[Hypothesis]]:
@@ -229,20 +229,20 @@ class BeamSearch:
         other._pool = None
         return other
 
-    def word_tokens(self, found: Hypothesis) -> list[tuple[str, range]]:
-        """The words of a lexicon in a hypothesis, and the places of each one's tokens."""
+    def word_tokens(self, hypothesis: Hypothesis) -> list[tuple[str, range]]:
+        """The words of a lexicon in a hypothesis, and the indices of each one's tokens."""
         assert self._lexicon is not None
         names = self.vocabulary.search_names
         ends = {BOUNDARY, names[BLANK]}
-        words, place = [], 0
-        for word in found.words:
-            while place < len(found.tokens) and found.tokens[place] == self.vocabulary.boundary:
-                place += 1
-            spelled = [name for name in (names[token] for token in found.tokens[place:]) if name != BOUNDARY]
+        words, index = [], 0
+        for word in hypothesis.words:
+            while index < len(hypothesis.tokens) and hypothesis.tokens[index] == self.vocabulary.boundary:
+                index += 1
+            spelled = [name for name in (names[token] for token in hypothesis.tokens[index:]) if name != BOUNDARY]
             ways = [[name for name in way if name not in ends] for way in self._lexicon[word]]
             length = max((len(way) for way in ways if spelled[: len(way)] == way), default=0)
-            words.append((unicodedata.normalize("NFC", word), range(place, place + length)))
-            place += length
+            words.append((unicodedata.normalize("NFC", word), range(index, index + length)))
+            index += length
         return words
 
     def close(self) -> None:
@@ -356,8 +356,8 @@ def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary,
     Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
     """
     names = [
-        f"token {place}" if place == BLANK or token in MARKS else token
-        for place, token in enumerate(vocabulary.search_names)
+        f"token {index}" if index == BLANK or token in MARKS else token
+        for index, token in enumerate(vocabulary.search_names)
     ]
     if path is None:
         return Dictionary([*names, UNKNOWN]), ZeroLM()
@@ -411,10 +411,10 @@ def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]], silence
     """What the letters of a lexicon can become, as torchaudio builds it, too."""
     trie, start = Trie(decoder.tokens_dict.index_size(), silence), decoder.lm.start(False)
     for word, spellings in lexicon.items():
-        place = decoder.word_dict.get_index(word)
-        _, score = decoder.lm.score(start, place)
+        index = decoder.word_dict.get_index(word)
+        _, score = decoder.lm.score(start, index)
         for spelling in spellings:
-            trie.insert([decoder.tokens_dict.get_index(token) for token in spelling], place, score)
+            trie.insert([decoder.tokens_dict.get_index(token) for token in spelling], index, score)
     trie.smear(SmearingMode.MAX)
     return trie
 

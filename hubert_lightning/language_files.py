@@ -182,8 +182,8 @@ def _words_of_binary(path: Path) -> set[str] | None:
         plain.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        place = content.rfind(first)
-        if place < 0 or content[-1] != 0:
+        index = content.rfind(first)
+        if index < 0 or content[-1] != 0:
             return None
-        words = content[place:-1].split(b"\0")
+        words = content[index:-1].split(b"\0")
     return {word.decode(errors="replace") for word in words} - MARKS
