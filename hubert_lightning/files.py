@@ -19,6 +19,8 @@ COMPRESSIONS = {
     b"PK\x03\x04": "zip",
 }
 """The first bytes of compressed files."""
+BUFFER = 2**18
+"""Bytes that are read at once."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -79,24 +81,59 @@ def compression(path: Path) -> str | None:
     return next((name for start, name in COMPRESSIONS.items() if first.startswith(start)), None)
 
 
+class _Reader(io.RawIOBase):
+    """The bytes of a file; what is wrong with it is a sentence that names it."""
+
+    def __init__(self, path: Path, how: str | None) -> None:
+        super().__init__()
+        openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+        self.path, self.how = path, how
+        self.file = self._tried(openers.get(how, open), path, "rb")
+
+    def _tried(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{self.path}: compressed with {self.how}, and damaged ({error}); copy or download it again"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read ({error.strerror or error}); give a text file") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._tried(self.file.readinto, buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._tried(self.file.seek, offset, whence))
+
+    def tell(self) -> int:
+        return int(self.file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
 @contextmanager
 def decompressed(path: Path) -> Iterator[BinaryIO]:
     """A file to read bytes from, without the compression of gzip, bzip2 or xz.
 
     Raises:
-        ValueError: It cannot be read, is compressed in another way, or is not whole.
+        ValueError: It cannot be read, is compressed in another way, or is not whole. Other errors of those who read it
+            stay theirs.
     """
     how = compression(path)
     if how in ("zstd", "zip"):
         raise ValueError(f"{path}: compressed with {how}; decompress it, or compress it with gzip, bzip2 or xz")
-    openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
-    try:
-        with openers.get(how, open)(path, "rb") as file:
-            yield file
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: compressed with {how}, and damaged ({error}); copy or download it again") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); give a text file") from error
+    with _Reader(path, how) as raw, io.BufferedReader(raw, BUFFER) as file:
+        yield file
 
 
 @contextmanager

@@ -36,17 +36,17 @@ def prepare_csv(
     """A CSV or TSV file of paths and sentences → `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
     Args:
-        table: its first line names the columns, which tabs, commas, semicolons or bars part; UTF-8 or UTF-16, as Excel
-            exports it, and maybe compressed
-        out: where the manifests go
-        path_column: of the audio files; path, audio, file, wav or filename if not given
-        text_column: of what is said in them; text, sentence, transcript or transcription if not given
-        speaker_column: of who says it; speaker, client_id or speaker_id if not given and there
-        heldout: share of the utterances that go to dev: all of some speakers, if there are ten or more; which ones is a
-            matter of their names, not of the order of the rows
-        audio: folder that paths begin from; the table's if not given
-        spell_numbers: language of the sentences, such as en or pt_BR, in which numbers in them are spelled out; they
-            stay as they are if not given
+        table: CSV or TSV with column names in its first line, separated by tabs, commas, semicolons or bars; UTF-8 or
+            UTF-16; may be compressed
+        out: folder of the manifests
+        path_column: column of the audio paths; default: path, audio, file, wav, filename or audio_filepath
+        text_column: column of the transcripts; default: text, sentence, transcript or transcription
+        speaker_column: column of the speakers; default: speaker, client_id or speaker_id, if there
+        heldout: share of the utterances that go to dev: all of some speakers, if there are ten or more; chosen by their
+            names, not by the order of the rows
+        audio: folder that relative paths start from; default: the table's
+        spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers are spelled out; default: they
+            stay as they are
     """
     if not 0 <= heldout < 1:
         raise ValueError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
@@ -67,8 +67,8 @@ def prepare_csv(
         raise ValueError(f"{table}: no rows below its first line, which names the columns; fill it in")
     files = list(_named_once(files))
     dev = _heldout(files, heldout)
-    found = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
-    return prepare({name: of for name, of in found.items() if of}, Path(out), number_language=spell_numbers)
+    parts = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
+    return prepare({name: part for name, part in parts.items() if part}, Path(out), number_language=spell_numbers)
 
 
 def _read(table: Path) -> tuple[list[str], list[list[str]]]:
@@ -90,7 +90,7 @@ def _read(table: Path) -> tuple[list[str], list[list[str]]]:
         # with quotes around their cells
         plain = list(_rows(table, text, delimiter, csv.QUOTE_NONE))
         lines = lines if _is_right(lines) and not _is_right(plain) else plain
-    rows = (row[: max((place + 1 for place, cell in enumerate(row) if cell.strip()), default=0)] for row in lines[1:])
+    rows = (row[: max((index + 1 for index, cell in enumerate(row) if cell.strip()), default=0)] for row in lines[1:])
     return [name.strip() for name in lines[0]] if lines else [], [row for row in rows if row]
 
 
@@ -119,21 +119,21 @@ def _is_right(rows: Sequence[list[str]]) -> bool:
 def _column(
     table: Path, there: Sequence[str], given: str | None, usual: Sequence[str], what: str, needed: bool = True
 ) -> int | None:
-    """The place of the column that is given, or has a usual name."""
+    """The index of the column that is given, or has a usual name."""
     for wanted in [given] if given else usual:
-        places = [place for place, name in enumerate(there) if name.lower() == wanted.lower()]
-        if len(places) > 1:
-            numbers = " and ".join(str(place + 1) for place in places)
+        columns = [index for index, name in enumerate(there) if name.lower() == wanted.lower()]
+        if len(columns) > 1:
+            numbers = " and ".join(str(index + 1) for index in columns)
             raise ValueError(f"{table}: columns {numbers} are both called {wanted}; rename one")
-        if not places:
+        if not columns:
             continue
         others = [name for name in there if name.lower() in usual and name.lower() != wanted]
         if what == "text" and not given and others:
             raise ValueError(
-                f"{table}: the columns {there[places[0]]} and {' and '.join(others)} may both be the transcript; name "
+                f"{table}: the columns {there[columns[0]]} and {' and '.join(others)} may both be the transcript; name "
                 "one with --text_column"
             )
-        return places[0]
+        return columns[0]
     if needed and there and Path(there[0]).suffix.lower() in SUFFIXES:
         raise ValueError(
             f"{table}: its first line, {', '.join(there)[:60]!r}, is no names of columns but a recording; put names "
