@@ -398,7 +398,7 @@ def _is_number_or_said(character: str) -> bool:
     return unicodedata.category(character)[0] == "N" or is_said(character)
 
 
-def account(before: Sequence[str], spelled: Sequence[Spelled] | None) -> str | None:
+def number_report(before: Sequence[str], spelled: Sequence[Spelled] | None) -> str | None:
     """A sentence on what transcripts have of numbers and symbols; none if they have none."""
     numbers = [words_with_digits_or_symbols(text) for text in before]
     count, num_texts = sum(map(len, numbers)), sum(map(bool, numbers))
