@@ -138,6 +138,17 @@ def test_quotes_are_letters_between_tabs(tmp_path: Path) -> None:
     assert [cut.supervisions[0].text for cut in read_manifest(train)] == ['"Yes, he said', "no"]
 
 
+def test_quotes_that_a_program_doubled_between_tabs_are_undone(tmp_path: Path) -> None:
+    clips(tmp_path, 2)
+    with (tmp_path / "table.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(
+            [["path", "text"], ["clips/00.wav", 'said "hi"'], ["clips/01.wav", "plain"]]
+        )
+    prepare_csv(tmp_path / "table.tsv", tmp_path / "out", heldout=0.0)
+    texts = [cut.supervisions[0].text for cut in read_manifest(tmp_path / "out" / "train.jsonl.gz")]
+    assert texts == ['said "hi"', "plain"]
+
+
 def test_a_speaker_who_says_most_is_not_held_out(tmp_path: Path) -> None:
     names = clips(tmp_path, 30)
     for salt in range(5):

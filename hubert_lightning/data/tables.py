@@ -89,7 +89,7 @@ def _read(table: Path) -> tuple[list[str], list[list[str]]]:
         # Quotes are letters like others between tabs, as in Common Voice's tables, unless columns come out right only
         # with quotes around their cells
         plain = list(_rows(table, text, delimiter, csv.QUOTE_NONE))
-        lines = lines if _is_right(lines) and not _is_right(plain) else plain
+        lines = lines if _is_right(lines) and (not _is_right(plain) or _is_quoted(plain)) else plain
     rows = (row[: max((index + 1 for index, cell in enumerate(row) if cell.strip()), default=0)] for row in lines[1:])
     return [name.strip() for name in lines[0]] if lines else [], [row for row in rows if row]
 
@@ -108,6 +108,14 @@ def _rows(table: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Ite
         raise ValueError(f"{table}: no CSV file ({error}); export it again") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _is_quoted(rows: Sequence[list[str]]) -> bool:
+    """Whether a program put quotes around cells with quotes in them: it doubles those, in every such cell."""
+    cells = [cell for row in rows for cell in row if cell.startswith('"')]
+    inner = [cell[1:-1] for cell in cells if len(cell) > 1 and cell.endswith('"')]
+    closed = len(inner) == len(cells) and not any('"' in cell.replace('""', "") for cell in inner)
+    return closed and any('""' in cell for cell in inner)
 
 
 def _is_right(rows: Sequence[list[str]]) -> bool:
