@@ -146,7 +146,8 @@ def words_in(
     for piece, row, found in zip(pieces, rows, best, strict=True):
         if piece.new_word and letters and vocabulary.boundary is not None:
             letters.append(Letter(vocabulary.boundary, piece.start, piece.start, 0.0))
-        letters += letters_of(piece, row, found) if timed else [Letter(token, 0, 0, 0.0) for token in found.tokens]
+        letters += letters_of(piece, row, found)
+    letters = parted_in_pauses(letters, vocabulary)
     return vocabulary.text_of([letter.token for letter in letters]), words_of(letters, vocabulary) if timed else []
 
 

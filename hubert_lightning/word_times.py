@@ -161,6 +161,25 @@ def with_boundaries_as_blanks(log_probs: Tensor, vocabulary: Vocabulary) -> Tens
     return torch.cat([quiet[:, None], log_probs[:, 1:]], dim=1)
 
 
+def with_boundaries_in_pauses(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Log-probabilities in which a boundary is as likely as the blank in the middle of every pause without one.
+
+    Args:
+        log_probs: (frames, tokens)
+        vocabulary: What the tokens are.
+
+    Returns:
+        (frames, tokens)
+    """
+    runs, paused, bounded = _silences(log_probs, vocabulary)
+    middles = torch.from_numpy(runs[paused & ~bounded].sum(axis=1) // 2)
+    if vocabulary.boundary is None or not len(middles):
+        return log_probs
+    log_probs = log_probs.clone()
+    log_probs[middles, vocabulary.boundary] = log_probs[middles, BLANK]
+    return log_probs
+
+
 class Part(NamedTuple):
     """Frames of a recording, `start` to `end`, that are decoded at once, and whether a word begins with them."""
 
@@ -176,14 +195,28 @@ def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500) -> li
     log_probs: (frames, tokens)
     longest:   frames of a part; one ends in its second half if possible
     """
+    runs, paused, bounded = _silences(log_probs, vocabulary)
+    return list(_parted(len(log_probs), longest, runs, bounded | paused))
+
+
+def _silences(log_probs: Tensor, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of frames without a letter.
+
+    Args:
+        log_probs: (frames, tokens)
+        vocabulary: What the tokens are.
+
+    Returns:
+        The first frame of every run, and the one after its last, (runs, 2); whether it is a pause; whether it has a
+        boundary, or, of a vocabulary without one, a blank.
+    """
     best = log_probs.argmax(dim=-1).numpy()
     boundary = BLANK if vocabulary.boundary is None else vocabulary.boundary
     quiet = (best == BLANK) | (best == boundary)
-    # First frame of every run of frames without a letter, and the one after its last
     runs = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     paused = runs[:, 1] - runs[:, 0] >= PAUSE
     bounded = np.array([(best[first:last] == boundary).any() for first, last in runs], dtype=bool)
-    return list(_parted(len(best), longest, runs, bounded | paused))
+    return runs, paused, bounded
 
 
 def _parted(end: int, longest: int, runs: np.ndarray, between_words: np.ndarray) -> Iterator[Part]:
