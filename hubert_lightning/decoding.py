@@ -38,6 +38,7 @@ from hubert_lightning.data.text import BLANK, BOUNDARY, Vocabulary
 from hubert_lightning.files import write_whole
 from hubert_lightning.language_files import MARKS, UNKNOWN, for_kenlm, no_model, read_lexicon, unigrams
 from hubert_lightning.rescoring import CausalLM
+from hubert_lightning.word_times import with_boundaries_in_pauses
 
 
 def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> list[str]:
@@ -170,12 +171,13 @@ class BeamSearch:
     ) -> None:
         self.settings, self.vocabulary = settings, vocabulary
         tokens = vocabulary.search_names
-        end = tokens[vocabulary.boundary or BLANK]
         for file in (settings.lm, settings.lexicon):
             if file and not Path(file).is_file():
                 raise ValueError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
-        self._lexicon = _ended(read_lexicon(Path(settings.lexicon), tokens[1:]), end) if settings.lexicon else None
-        self._decoder = _flashlight(settings, vocabulary, self._lexicon)
+        lexicon = read_lexicon(Path(settings.lexicon), tokens[1:]) if settings.lexicon else None
+        self._delimiter = _delimiter(settings, vocabulary, lexicon)
+        self._lexicon = None if lexicon is None else _ended(lexicon, tokens[self._delimiter or BLANK])
+        self._decoder = _flashlight(settings, vocabulary, self._lexicon, self._delimiter)
         self._trie: Trie | None = None
         self.rescorer = CausalLM(settings.rescorer, device=device) if settings.rescorer else None
         # Elsewhere, forking a process that has threads is not safe
@@ -208,6 +210,7 @@ class BeamSearch:
 
     def searched(self, utterances: Sequence[Tensor]) -> Iterator[list[Hypothesis]]:
         """What the search finds, before it is rescored."""
+        utterances = [self._searchable(utterance) for utterance in utterances]
         if self._num_workers < 2:
             return (_search(self._decoder, self.vocabulary, utterance) for utterance in utterances)
         if self._pool is None:  # forked, so that the language model is in memory once
@@ -216,14 +219,36 @@ class BeamSearch:
             )
         return self._pool.map(_search_inherited, [utterance.numpy() for utterance in utterances])
 
+    def _searchable(self, log_probs: Tensor) -> Tensor:
+        """Log-probabilities in which words of a lexicon may end where the model says no delimiter.
+
+        Args:
+            log_probs: (frames, tokens)
+
+        Returns:
+            (frames, tokens), with one more frame if there is a lexicon.
+        """
+        boundary = self.vocabulary.boundary
+        if boundary is None or not len(log_probs):
+            return log_probs
+        if self._delimiter is None:  # which the search takes for a blank
+            log_probs = log_probs.clone()
+            log_probs[:, BLANK] = torch.maximum(log_probs[:, BLANK], log_probs[:, boundary])
+            log_probs[:, boundary] = -math.inf
+        elif self._lexicon is not None:
+            # transformers trains without a delimiter after the last word
+            end = torch.full_like(log_probs[:1], -math.inf)
+            end[:, BLANK], end[:, boundary] = 0.0, -self.settings.silence_score
+            log_probs = torch.cat([with_boundaries_in_pauses(log_probs, self.vocabulary), end])
+        return log_probs
+
     def with_weights(self, **changed: Any) -> "BeamSearch":
         """The same search with other weights, beam or n-best; nothing is read again."""
         if self._lexicon and self._trie is None:
-            self._trie = _spellings(self._decoder, self._lexicon, self.vocabulary.boundary or BLANK)
+            self._trie = _spellings(self._decoder, self._lexicon, self._delimiter or BLANK)
         other = copy.copy(self)
         other.settings = replace(self.settings, **changed)
-        silence = self.vocabulary.boundary or BLANK
-        other._decoder = _reweighted(self._decoder, self._trie, other.settings, silence)
+        other._decoder = _reweighted(self._decoder, self._trie, other.settings, self._delimiter or BLANK)
         if other.settings.num_workers is not None:
             other._num_workers = other.settings.num_workers
         other._pool = None
@@ -290,13 +315,16 @@ def _search(decoder: CTCDecoder, vocabulary: Vocabulary, log_probs: Tensor) -> l
 
 
 def _flashlight(
-    settings: DecoderSettings, vocabulary: Vocabulary, lexicon: dict[str, list[list[str]]] | None
+    settings: DecoderSettings,
+    vocabulary: Vocabulary,
+    lexicon: dict[str, list[list[str]]] | None,
+    delimiter: int | None,
 ) -> CTCDecoder:
     """The search that `torchaudio.models.decoder.ctc_decoder` builds, with words and tokens numbered by us."""
     options: LexiconFreeDecoderOptions | LexiconDecoderOptions
     if lexicon is None:
         options = LexiconFreeDecoderOptions(**_options(settings, len(vocabulary)))
-        known, lm = _letter_model(settings.lm, vocabulary)
+        known, lm = _letter_model(settings.lm, vocabulary, delimiter)
     else:
         shared = _options(settings, len(vocabulary))
         options = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **shared)
@@ -310,7 +338,7 @@ def _flashlight(
         lm=lm,
         decoder_options=options,
         blank_token=vocabulary.search_names[BLANK],
-        sil_token=vocabulary.search_names[vocabulary.boundary or BLANK],
+        sil_token=vocabulary.search_names[delimiter or BLANK],
         unk_word=UNKNOWN,
     )
 
@@ -350,7 +378,7 @@ def _word_model(settings: DecoderSettings, known: Dictionary, words: list[str]) 
     return lm
 
 
-def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary, KenLM | ZeroLM]:
+def _letter_model(path: str | None, vocabulary: Vocabulary, delimiter: int | None) -> tuple[Dictionary, KenLM | ZeroLM]:
     """A language model of tokens, and what it calls each of them.
 
     Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
@@ -376,17 +404,30 @@ def _letter_model(path: str | None, vocabulary: Vocabulary) -> tuple[Dictionary,
             f"{path}: knows {fact}; give the lexicon that spells them (`hubert lexicon`), or make a model of letters, "
             "in the case of the vocabulary, with `hubert ngram --letters true`"
         )
-    if vocabulary.boundary is not None:
-        others = {*names[: vocabulary.boundary], *names[vocabulary.boundary + 1 :]}
+    if delimiter is not None:
+        others = {*names[:delimiter], *names[delimiter + 1 :]}
         boundary = next((name for name in BOUNDARIES if name in there - others), None)
         if boundary is None:
             raise ValueError(
                 f"{path}: a language model of letters without the space between words, {BOUNDARY}; make one with "
                 "`hubert ngram --letters true`"
             )
-        names[vocabulary.boundary] = boundary
+        names[delimiter] = boundary
     known = Dictionary([*names, UNKNOWN])
     return known, _kenlm(path, known)
+
+
+def _delimiter(
+    settings: DecoderSettings, vocabulary: Vocabulary, lexicon: dict[str, list[list[str]]] | None
+) -> int | None:
+    """The token between words of a search; between phonemes, only if its lexicon or its language model has one."""
+    if vocabulary.boundary is None or not vocabulary.spaced:
+        return vocabulary.boundary
+    if lexicon is not None:
+        parted = any(BOUNDARY in spelled for ways in lexicon.values() for spelled in ways)
+    else:
+        parted = settings.lm is not None and not (unigrams(Path(settings.lm)) or set()).isdisjoint(BOUNDARIES)
+    return vocabulary.boundary if parted else None
 
 
 def _ended(lexicon: dict[str, list[list[str]]], end: str) -> dict[str, list[list[str]]]:

@@ -61,7 +61,7 @@ def ngram(
         lines += 1
         words.update(said)
         if letters:
-            ends = [] if spelled_with.boundary is None else [BOUNDARY]
+            ends = [] if spelled_with.boundary is None or spelled_with.spaced else [BOUNDARY]
             said = [
                 letter
                 for word in said

@@ -22,7 +22,7 @@ from rich.text import Text
 from scipy.stats import bootstrap, permutation_test
 
 from hubert_lightning.data.text import comparable
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import UTF_16, lines_of, write_whole
 
 RESAMPLES = 9_999
 SEED = 0
@@ -143,12 +143,15 @@ def read_results(path: Path) -> list[Result]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the test.jsonl that `hubert test` wrote into the run's folder")
     found: dict[str, Result] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            result = _result(line, f"{path}, line {number}")
-            if result.id in found:
-                raise ValueError(f"{path}, line {number}: {result.id} is here twice; keep one result per utterance")
-            found[result.id] = result
+    content = path.read_bytes()
+    lines = [line.encode() for line in lines_of(path)] if content[:2] in UTF_16 else content.splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        result = _result(line, f"{path}, line {number}")
+        if result.id in found:
+            raise ValueError(f"{path}, line {number}: {result.id} is here twice; keep one result per utterance")
+        found[result.id] = result
     if not found:
         raise ValueError(f"{path}: empty; run `hubert test` again, which writes a line per utterance")
     if not any(result.reference.strip() for result in found.values()):

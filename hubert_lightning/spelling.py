@@ -81,7 +81,7 @@ def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, sourc
         raise ValueError(
             f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case"
         )
-    end = [] if vocabulary.boundary is None else [BOUNDARY]
+    end = [] if vocabulary.boundary is None or vocabulary.spaced else [BOUNDARY]
     write_whole(out, "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in spelled).encode())
     left_out = len(set(words) - MARKS) - len(spelled)
     print(f"{out}: {len(spelled)} words" + (f", without {left_out} that cannot be spelled" if left_out else ""))

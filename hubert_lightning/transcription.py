@@ -101,10 +101,13 @@ def align(
         raise ValueError(f"one text for {len(paths)} files; leave text out, and put each file's beside it")
     recogniser = load_ctc(model)
     vocabulary = replace(recogniser.vocabulary, punctuation="space")  # which nobody says
-    said = {str(paths[0]): text} if text is not None else _texts_beside(paths)
+    said = {str(paths[0]): (text, None)} if text is not None else _texts_beside(paths)
 
     def find(cut: Cut, log_probs: Tensor) -> Transcript:
-        words = vocabulary.normalise(said.get(cut.id) or "")
+        written, unreadable = said.get(cut.id, (None, None))
+        if unreadable:
+            raise ValueError(unreadable)
+        words = vocabulary.normalise(written or "")
         if not words:
             raise ValueError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
         if unknown := vocabulary.unknown_characters(words):
@@ -153,7 +156,8 @@ def words_in(
     for piece, row, found in zip(pieces, rows, best, strict=True):
         if piece.new_word and letters and vocabulary.boundary is not None:
             letters.append(Letter(vocabulary.boundary, piece.start, piece.start, 0.0))
-        letters += letters_of(piece, row, found) if timed else [Letter(token, 0, 0, 0.0) for token in found.tokens]
+        letters += letters_of(piece, row, found)
+    letters = parted_in_pauses(letters, vocabulary)
     return vocabulary.text_of([letter.token for letter in letters]), words_of(letters, vocabulary) if timed else []
 
 
@@ -179,9 +183,10 @@ def _for_each(
     return of_each(paths, spelled, what, GROUP // len(model.vocabulary))
 
 
-def _texts_beside(paths: Sequence[Path]) -> dict[str, str]:
+def _texts_beside(paths: Sequence[Path]) -> dict[str, tuple[str | None, str | None]]:
+    """The text beside each file, or why it cannot be read."""
     found = {}
     for folder in sorted({path.parent for path in paths}):
-        for path, (text, _) in transcribed(folder, [path for path in paths if path.parent == folder]):
-            found[str(path)] = text or ""
+        for path, text_or_reason in transcribed(folder, [path for path in paths if path.parent == folder]):
+            found[str(path)] = text_or_reason
     return found

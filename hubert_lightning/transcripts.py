@@ -143,18 +143,24 @@ UNSPACED = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts without spa
 
 
 class Piece(NamedTuple):
-    """A word, or a part of one that is too long for a line or a subtitle; times are milliseconds."""
+    """A word, or a part of one that is too long for a line or a subtitle; times are milliseconds.
+
+    before: what the transcript has between it and the piece before
+    """
 
     text: str
     start: int
     end: int
-    new_word: bool
+    before: str
 
 
 def _srt(result: Transcript) -> str:
     """Subtitles of at most two lines of 42 columns and six seconds; a pause begins another."""
     captions: list[list[list[Piece]]] = []  # of lines of pieces
-    for piece in (piece for word in result.words for piece in _pieces(word)):
+    separators = _separators(result)
+    for piece in (
+        piece for word, before in zip(result.words, separators, strict=True) for piece in _pieces(word, before)
+    ):
         lines = captions[-1] if captions else []
         if (
             not lines
@@ -178,13 +184,29 @@ def _srt(result: Transcript) -> str:
     return "".join(blocks)
 
 
-def _pieces(word: Word) -> Iterator[Piece]:
+def _separators(result: Transcript) -> list[str]:
+    """What the text has before each word: nothing in Chinese, "_" if a model prints that; a space for other words."""
+    separators, end = [], 0
+    for word in result.words:
+        start = result.text.find(word.text, end)
+        before = result.text[end:start] if start >= 0 else " "
+        if any(map(str.isalnum, before)):  # a word that the text does not have here
+            before = " "
+        else:
+            end = start + len(word.text) if start >= 0 else end
+        separators.append(" " if before.isspace() else before)
+    return separators
+
+
+def _pieces(word: Word, before: str) -> Iterator[Piece]:
     """The word, or its characters if it is too long for a line, or is a sentence too long for a subtitle."""
     for part in _without_spaces(word):
         in_time = _milliseconds(part.end) - _milliseconds(part.start) <= LONGEST
         whole = cell_len(part.text) <= LINE and (in_time or _is_one_word(part.text))
         for index, piece in enumerate([part] if whole else _characters(part)):
-            yield Piece(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), not index)
+            between = "" if index else before
+            yield Piece(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), between)
+            before = " "
 
 
 def _is_one_word(text: str) -> bool:
@@ -244,7 +266,7 @@ def _columns(line: Sequence[Piece]) -> int:
 
 
 def _text_of(line: Sequence[Piece]) -> str:
-    return "".join(f" {piece.text}" if piece.new_word else piece.text for piece in line).removeprefix(" ")
+    return "".join(piece.before + piece.text for piece in line).removeprefix(" ")
 
 
 def _milliseconds(seconds: float) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import forced_align, merge_tokens
 
-from hubert_lightning.data.text import BLANK, Vocabulary
+from hubert_lightning.data.text import BLANK, Piece, Vocabulary
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 
 LARGEST = 2**29
@@ -136,7 +136,7 @@ def _said(text: str, letters: Sequence[Letter], confidence: float) -> Word:
 
 
 def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame: int = 0) -> list[Word]:
-    """The words of a text on the most likely path that spells it.
+    """The words of a text on the most likely path that spells it, in whichever of the tokens that can.
 
     Args:
         log_probs: (frames, tokens), float32.
@@ -149,7 +149,8 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
     """
     words = text.split()
     # The words of a lexicon may be written otherwise than the model spells them
-    spelled = [vocabulary.encode(vocabulary.normalise(word).replace(" ", "") or word) for word in words]
+    written = [vocabulary.normalise(word).replace(" ", "") or word for word in words]
+    spelled = _spelled(log_probs, written, vocabulary)
     delimiter = [] if vocabulary.boundary is None or vocabulary.spaced else [vocabulary.boundary]
     tokens = [token for number, word in enumerate(spelled) for token in (*(delimiter if number else ()), *word)]
     letters = iter(aligned(log_probs, tokens, vocabulary, first_frame))
@@ -161,6 +162,78 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
     return times
 
 
+def _spelled(log_probs: Tensor, words: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
+    """Spell each word with the tokens of the most likely path.
+
+    Args:
+        log_probs: (frames, tokens)
+        words: Normalised words.
+        vocabulary: What the tokens are.
+
+    Returns:
+        Tokens of each word; the longest ones if no path spells the words, or if there are too many paths to compare.
+
+    Raises:
+        ValueError: A word has characters that are no token.
+    """
+    longest = [vocabulary.encode(word) for word in words]
+    pieces = [vocabulary.pieces(word) for word in words]
+    if [len(of_word) for of_word in pieces] == [len(of_word) for of_word in longest]:
+        return longest
+    edges, word_of = list[Piece](), list[int]()  # between the places of the text, in which a delimiter is one, too
+    end = 0
+    for number, of_word in enumerate(pieces):
+        if number and vocabulary.boundary is not None and not vocabulary.spaced:
+            edges.append(Piece(end, end + 1, vocabulary.boundary))
+            word_of.append(-1)
+            end += 1
+        edges += [Piece(end + piece.first, end + piece.last, piece.token) for piece in of_word]
+        word_of += [number] * len(of_word)
+        end = edges[-1].last
+    if len(log_probs) * (len(edges) + end + 1) > LARGEST:
+        return longest
+    path = _likeliest(log_probs, edges, end)
+    if not path:
+        return longest
+    return [[edges[edge].token for edge in path if word_of[edge] == number] for number in range(len(words))]
+
+
+def _likeliest(log_probs: Tensor, edges: Sequence[Piece], end: int) -> list[int]:
+    """The edges on the most likely path of CTC from place 0 to `end`; none if there are too few frames for any.
+
+    A state is an edge, which emits its token, or a place, which emits blanks.
+    """
+    into: list[list[int]] = [[] for _ in range(end + 1)]
+    for number, edge in enumerate(edges):
+        into[edge.last].append(number)
+    nothing = len(edges) + end + 1
+    before = [
+        [number, len(edges) + edge.first, *(other for other in into[edge.first] if edges[other].token != edge.token)]
+        for number, edge in enumerate(edges)
+    ] + [[len(edges) + place, *into[place]] for place in range(end + 1)]
+    most = max(map(len, before))
+    sources = np.array([states + [nothing] * (most - len(states)) for states in before])
+    tokens = np.array([*(edge.token for edge in edges), *[BLANK] * (end + 1)])
+    scores = np.full(nothing + 1, -np.inf)
+    scores[len(edges)] = 0.0  # as if a blank came first
+    chosen = np.zeros((len(log_probs), nothing), dtype=np.uint16)
+    states = np.arange(nothing)
+    for frame, row in enumerate(log_probs.double().numpy()):
+        candidates = scores[sources]
+        chosen[frame] = candidates.argmax(axis=1)
+        scores[:-1] = candidates[states, chosen[frame]] + row[tokens]
+    state = max([len(edges) + end, *into[end]], key=lambda last: scores[last])
+    if scores[state] == -np.inf:
+        return []
+    path: list[int] = []
+    for row in chosen[::-1]:
+        source = sources[state, row[state]]
+        if state < len(edges) and source != state:
+            path.append(state)
+        state = source
+    return path[::-1]
+
+
 def with_boundaries_as_blanks(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Log-probabilities for an alignment that may pass over boundaries, as at the ends and twice between two words."""
     if vocabulary.boundary is None:
@@ -170,6 +243,25 @@ def with_boundaries_as_blanks(log_probs: Tensor, vocabulary: Vocabulary) -> Tens
     less = torch.linspace(0.01, 0.02, len(log_probs), dtype=torch.float64)
     quiet = torch.maximum(log_probs[:, BLANK].double(), log_probs[:, vocabulary.boundary].double() - less)
     return torch.cat([quiet[:, None], log_probs[:, 1:]], dim=1)
+
+
+def with_boundaries_in_pauses(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Log-probabilities in which a boundary is as likely as the blank in the middle of every pause without one.
+
+    Args:
+        log_probs: (frames, tokens)
+        vocabulary: What the tokens are.
+
+    Returns:
+        (frames, tokens)
+    """
+    runs, paused, bounded = _silences(log_probs, vocabulary)
+    middles = torch.from_numpy(runs[paused & ~bounded].sum(axis=1) // 2)
+    if vocabulary.boundary is None or not len(middles):
+        return log_probs
+    log_probs = log_probs.clone()
+    log_probs[middles, vocabulary.boundary] = log_probs[middles, BLANK]
+    return log_probs
 
 
 class Part(NamedTuple):
@@ -189,14 +281,28 @@ def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500) -> li
         vocabulary: Vocabulary of the tokens.
         longest: Most frames of a part; one ends in its second half if possible.
     """
+    runs, paused, bounded = _silences(log_probs, vocabulary)
+    return list(_parted(len(log_probs), longest, runs, bounded | paused))
+
+
+def _silences(log_probs: Tensor, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of frames without a letter.
+
+    Args:
+        log_probs: (frames, tokens)
+        vocabulary: What the tokens are.
+
+    Returns:
+        The first frame of every run, and the one after its last, (runs, 2); whether it is a pause; whether it has a
+        boundary, or, of a vocabulary without one, a blank.
+    """
     best = log_probs.argmax(dim=-1).numpy()
     boundary = BLANK if vocabulary.boundary is None else vocabulary.boundary
     quiet = (best == BLANK) | (best == boundary)
-    # First frame of every run of frames without a letter, and the one after its last
     runs = np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
     paused = runs[:, 1] - runs[:, 0] >= PAUSE
     bounded = np.array([(best[first:last] == boundary).any() for first, last in runs], dtype=bool)
-    return list(_parted(len(best), longest, runs, bounded | paused))
+    return runs, paused, bounded
 
 
 def _parted(end: int, longest: int, runs: np.ndarray, between_words: np.ndarray) -> Iterator[Part]:

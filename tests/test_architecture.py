@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "rescoring": set(),
     "language_files": {"files"},
-    "decoding": {"files", "data.text", "language_files", "rescoring"},
+    "decoding": {"files", "data.text", "language_files", "rescoring", "word_times"},
     "spelling": {"files", "data.manifest", "data.text", "language_files", "recognition"},
     "language_model": {"files", "data.text", "language_files", "spelling"},
     "pauses": {"frames", "data.audio", "extraction", "lhotse"},

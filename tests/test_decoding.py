@@ -34,6 +34,7 @@ from hubert_lightning.decoding import (
 )
 from hubert_lightning.language_model import ngram
 from hubert_lightning.rescoring import CausalLM
+from hubert_lightning.transcription import words_in
 
 letters = Vocabulary()
 normalise = letters.normalise
@@ -149,7 +150,11 @@ def test_the_search_is_flashlights(files: Path, weights: tuple[float, float, flo
     )
     search = BeamSearch(settings, letters)
     for log_probs, found in zip(heard(), search.nbest_of(heard()), strict=True):
-        own = flashlights_own(files, log_probs, 5, lm_weight=lm, word_score=word, sil_score=silence)
+        # One more frame ends the last word, at no cost, where it has not ended yet
+        end = torch.full((1, len(LETTERS)), -torch.inf)
+        end[:, BLANK], end[:, letters.boundary] = 0.0, -silence
+        ended = torch.cat([log_probs, end])
+        own = flashlights_own(files, ended, 5, lm_weight=lm, word_score=word, sil_score=silence)
         assert [one.text.split() for one in found] == [words for words, _ in own]
         assert [one.score for one in found] == [score for _, score in own]
         assert len(found) > 1
@@ -329,3 +334,72 @@ def test_settings_of_another_kind_are_refused(tmp_path: Path, wrong: dict[str, A
     (tmp_path / "decoder.json").write_text(json.dumps(wrong))
     with pytest.raises(ValueError, match=r"decoder\.json: no settings of a decoder \(.*; (it is a num|choose low)"):
         read_settings(tmp_path / "decoder.json")
+
+
+def spoken(words: str, vocabulary: Vocabulary, pause: int = 1, boundaries: bool = True, silent: int = 30) -> Tensor:
+    """Log-probabilities of a model that is sure of letters at .9, and of anything else in silence at 1e-7.
+
+    Args:
+        words: What is said; a blank follows every letter.
+        vocabulary: What the tokens are.
+        pause: Blanks between words.
+        boundaries: Whether the model says the delimiter between words.
+        silent: Blanks after the last word.
+    """
+    frames = []
+    for number, word in enumerate(words.split()):
+        if number:
+            frames += (["|"] if boundaries else []) + [None] * pause
+        for letter in word:
+            frames += [letter, None]
+    rows = torch.full((len(frames) + silent, len(vocabulary)), 1e-7)
+    rows[:, BLANK] = 1
+    for row, letter in zip(rows, frames, strict=False):
+        if letter is not None:
+            row[BLANK], row[vocabulary.tokens.index(letter)] = 0.1, 0.9
+    return (rows / rows.sum(dim=1, keepdim=True)).log()
+
+
+@pytest.mark.parametrize("lexicon", ["digits.lexicon", "bare.lexicon"])  # with the delimiter after each word, or not
+@pytest.mark.parametrize("silent", [0, 30])
+@pytest.mark.parametrize("text", ["ONE", "TWO THREE", "NINE EIGHT ONE ZERO"])
+def test_a_last_word_without_delimiter_is_said(files: Path, lexicon: str, silent: int, text: str) -> None:
+    (files / "bare.lexicon").write_text((files / "digits.lexicon").read_text().replace(" |", ""))
+    search = BeamSearch(settings_of(files, lexicon=str(files / lexicon), num_workers=0), letters)
+    [[best]] = search.nbest_of([spoken(text, letters, silent=silent)])
+    assert best.text == text
+    assert [word for word, _ in search.word_tokens(best)] == text.split()
+
+
+def test_words_before_a_pause_without_delimiter_are_said(files: Path) -> None:
+    search = BeamSearch(settings_of(files, num_workers=0), letters)
+    for text in ("ONE TWO", "NINE EIGHT ZERO"):
+        [[best]] = search.nbest_of([spoken(text, letters, pause=40, boundaries=False)])
+        assert best.text == text
+
+
+@pytest.mark.parametrize("silence", [-0.7, 0.0, 0.7])
+def test_the_end_costs_nothing_where_the_model_says_the_delimiter(files: Path, silence: float) -> None:
+    weights = {"lm_weight": 1.0, "word_score": 0.5}
+    search = BeamSearch(settings_of(files, silence_score=silence, beam_size=20, num_workers=0, **weights), letters)
+    path = [BLANK, *(token for letter in letters.targets("ONE NINE") for token in (letter, BLANK))]
+    log_probs = certain(path)[0].clamp(min=-30)
+    [(words, score)] = flashlights_own(files, log_probs, 1, sil_score=silence, **weights)
+    [[best]] = search.nbest_of([log_probs])
+    assert best.text.split() == words == ["ONE", "NINE"]
+    assert best.score == pytest.approx(score, rel=1e-6)  # the scores of silence cancel out in float32
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("lm", [None, "letters.arpa"])
+def test_a_search_without_lexicon_parts_words_in_pauses_as_the_best_letters_do(
+    files: Path, lm: str | None, timed: bool
+) -> None:
+    model = lm and str(files / lm)
+    search = BeamSearch(DecoderSettings(lm=model, lm_weight=0.5, beam_size=20, num_workers=0), letters)
+    log_probs = spoken("ONE TWO FIVE", letters, pause=40, boundaries=False)
+    text, words = words_in(log_probs, letters, search, timed)
+    assert text == "ONE TWO FIVE" == words_in(log_probs, letters)[0]
+    assert [(word.text, word.start) for word in words] == [
+        (word.text, word.start) for word in (words_in(log_probs, letters)[1] if timed else ())
+    ]

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
+from torch.nn.functional import one_hot
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.text import Vocabulary, vocabulary_of
+from hubert_lightning.decoding import BeamSearch, DecoderSettings
 from hubert_lightning.language_model import ngram
 from hubert_lightning.spelling import lexicon
+from hubert_lightning.transcription import words_in
 
 TEXT = """The cat sat on the mat.
 The dog sat on the log, the cat on the dog.
@@ -163,3 +167,27 @@ def test_words_in_another_case_than_the_vocabulary_s_make_no_lexicon(tmp_path: P
     assert Vocabulary().case == "upper"
     with pytest.raises(ValueError, match=r"words\.txt: no words that the vocabulary spells; give the voc"):
         lexicon(tmp_path / "words.txt", tmp_path / "a.lexicon")
+
+
+def test_phonemes_are_parted_by_no_delimiter(tmp_path: Path) -> None:
+    phonemes = Vocabulary(("<pad>", "|", "tʃ", "a", "ʃ", "t", "aɪ"), "as_written", spaced=True)
+    phonemes.write(tmp_path / "vocabulary.json")
+    (tmp_path / "text.txt").write_text("tʃ a t\nʃ aɪ t a\ntʃ aɪ a tʃ\n")
+    ngram(tmp_path / "text.txt", tmp_path / "a.arpa", order=2, vocabulary=tmp_path / "vocabulary.json")
+    ngram(tmp_path / "text.txt", tmp_path / "b.arpa", 2, tmp_path / "vocabulary.json", letters=True)
+    assert words_of(tmp_path / "a.lexicon") == {name: [name] for name in ("a", "aɪ", "t", "tʃ", "ʃ")}
+    said = [0, 2, 0, 1, 0, 6, 0, 3, 0, 1, 2, 0]  # the model says | between words
+    log_probs = one_hot(torch.tensor(said), 7).float().log().clamp(min=-20)
+    for files in ({"lm": "a.arpa", "lexicon": "a.lexicon"}, {"lexicon": "a.lexicon"}, {"lm": "b.arpa"}):
+        named = {name: str(tmp_path / file) for name, file in files.items()}
+        search = BeamSearch(DecoderSettings(**named, beam_size=20, num_workers=0), phonemes)
+        assert words_in(log_probs, phonemes, search)[0] == "tʃ aɪ a tʃ"
+
+
+def test_words_that_are_said_in_phonemes_keep_the_delimiter_of_their_lexicon(tmp_path: Path) -> None:
+    phonemes = Vocabulary(("<pad>", "|", "tʃ", "a", "t"), "as_written", spaced=True)
+    (tmp_path / "a.lexicon").write_text("chat\ttʃ a t |\nat\ta t |\n")
+    log_probs = one_hot(torch.tensor([0, 2, 0, 3, 4, 0, 1, 0, 3, 4, 4, 0]), 5).float().log().clamp(min=-20)
+    search = BeamSearch(DecoderSettings(lexicon=str(tmp_path / "a.lexicon"), num_workers=0), phonemes)
+    text, words = words_in(log_probs, phonemes, search)
+    assert text == " ".join(word.text for word in words) == "chat at"

@@ -198,6 +198,14 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_results(tmp_path / "test.jsonl") == [Result("1", "A", "")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_results_may_come_from_an_editor(tmp_path: Path, encoding: str) -> None:
+    results = [Result("1", "ONE Ω", "ONE", "ann"), Result("2", "É", "TWO")]
+    content = "\r\n".join(json.dumps(result._asdict(), ensure_ascii=False) for result in results)
+    (tmp_path / "test.jsonl").write_bytes((content + "\r\n\r\n").encode(encoding))
+    assert read_results(tmp_path / "test.jsonl") == results
+
+
 GOOD = '{"id": "1", "reference": "A", "hypothesis": "A"}\n'
 
 
@@ -206,7 +214,8 @@ GOOD = '{"id": "1", "reference": "A", "hypothesis": "A"}\n'
     [
         ("", r"test\.jsonl: empty; run `hubert test` again"),
         (GOOD + "no json\n", r"test\.jsonl, line 2: not JSON \(.*\); give the test\.jsonl"),
-        (GOOD + "\n", r"test\.jsonl, line 2: not JSON"),
+        (GOOD + "\nno json\n", r"test\.jsonl, line 3: not JSON"),
+        ("\n \n", r"test\.jsonl: empty; run `hubert test` again"),
         ("[1]\n", r"test\.jsonl, line 1: no JSON object; give the test\.jsonl"),
         ('{"id": "1", "hypothesis": "A"}\n', r'line 1: has no "reference"; .* \(predict\.jsonl has no references\)'),
         ('{"id": "1", "reference": "A"}\n', 'line 1: has no "hypothesis"; give the'),

@@ -203,6 +203,11 @@ def test_a_known_text_is_aligned_where_it_was_said(
     assert capsys.readouterr().out == expected
     speech[1].with_suffix(".txt").unlink()
     speech[2].with_suffix(".txt").write_text("5 words")
+    speech[0].with_suffix(".txt").write_bytes("où".encode("latin-1"))
+    assert run("align", model, speech[0]) == 1
+    reason = f"{speech[0]}: its transcript, {speech[0].stem}.txt, is not UTF-8: convert it"
+    assert reason in capsys.readouterr().err
+    speech[0].with_suffix(".txt").write_text(said(model, samples(speech[0])))
     assert run("align", model, *speech) == 1
     told = capsys.readouterr()
     assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in told.err

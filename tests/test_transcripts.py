@@ -115,3 +115,19 @@ def test_words_of_a_lexicon_with_spaces_or_nothing_in_them_keep_the_columns_of_a
         "a_b_c 1 1.00 0.30 NEW 0.50\na_b_c 1 1.50 0.40 YORK 0.50\na_b_c 1 2.50 0.50 CITY 1.00\n"
     )
     assert captions_of(words)[0][2] == ["NEW YORK CITY"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("今天天气很好", ["今天", "天气", "很好"]),
+        ("ab_cd_ab", ["ab", "cd", "ab"]),
+        ("abcd", ["ab", "cd"]),
+        ("今天 天气", ["今天", "天气"]),
+        ("new york city", ["New York", "city"]),  # a lexicon may write words otherwise than the model
+    ],
+)
+def test_a_subtitle_reads_as_the_text_does(text: str, words: list[str]) -> None:
+    timed = [Word(word, 0.4 * place, 0.4 * place + 0.3, 1.0) for place, word in enumerate(words)]
+    shown = FORMATS["srt"](Transcript("a.wav", 4.0, text, timed)).split("\n")[2]
+    assert shown.lower() == text

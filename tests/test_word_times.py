@@ -1,6 +1,8 @@
 """Words get the times of the most likely path, and recordings are parted without losing or doubling anything."""
 
+from collections.abc import Sequence
 from itertools import groupby, pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +62,49 @@ def test_the_path_is_the_likeliest_of_all_that_spell_the_text(text: str) -> None
     spans = [(of[0] * 0.02, (of[-1] + 1) * 0.02) for of in [*expected, of_word]]
     found = word_times(log_probs, text, small)
     assert [(word.start, word.end) for word in found] == [(pytest.approx(a), pytest.approx(b)) for a, b in spans]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "other"),
+    [
+        (("-", "|", "a", "b", "ab"), "ab", {}),
+        (("-", "|", "a", "b", "ab"), "ab ba", {}),
+        (("-", "|", "a", "aa"), "aaa", {}),
+        (("-", "e", "\u0301", "é"), "éé", {"delimiter": None}),
+        (("-", "|", "A", "a"), "a aa", {"lower_case": True}),  # two tokens that print the same
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_word_is_aligned_in_the_tokens_that_the_model_says(
+    tokens: tuple[str, ...], text: str, other: dict[str, Any], seed: int
+) -> None:
+    vocabulary = Vocabulary(tokens, "lower", **other)
+    logits = 3 * torch.randn(6, len(tokens), generator=torch.Generator().manual_seed(seed))
+    log_probs = logits.log_softmax(dim=-1)
+
+    def said(path: Sequence[int]) -> list[int]:
+        return [token for token, _ in groupby(path) if token != BLANK]
+
+    best = max(
+        (path for path in product(range(len(tokens)), repeat=6) if vocabulary.decode(said(path)) == text),
+        key=lambda path: sum(log_probs[frame, token].item() for frame, token in enumerate(path)),
+    )
+    log_of_it = torch.full_like(log_probs, -9.0)
+    log_of_it[range(6), list(best)] = log_probs[range(6), list(best)]
+    [greedy_text] = greedy(log_of_it[None], torch.tensor([6]), vocabulary)
+    assert greedy_text == text
+    expected, found = words_of(best_letters(log_of_it), vocabulary), word_times(log_probs, text, vocabulary)
+    assert [(word.text, word.start, word.end) for word in found] == [
+        (word.text, word.start, word.end) for word in expected
+    ]
+    assert [word.confidence for word in found] == pytest.approx([word.confidence for word in expected])
+
+
+def test_a_long_text_in_ambiguous_tokens_is_aligned_in_seconds() -> None:
+    vocabulary = Vocabulary(("-", "|", "a", "b", "ab", "ba"), "lower")
+    path = "aa-b-|-ba-|-" * 400
+    found = word_times(certain(path, vocabulary), "ab ba " * 400, vocabulary)
+    assert [word.confidence for word in found] == pytest.approx([1.0] * 800, abs=0.01)
 
 
 def test_no_words_have_no_times() -> None:

@@ -43,6 +43,14 @@ class SpelledWord(NamedTuple):
     last: int
 
 
+class Piece(NamedTuple):
+    """A token that spells a part of a word: the place of its first character in the word (NFD), and after its last."""
+
+    first: int
+    last: int
+    token: int
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens that a model spells with, and what is done to a text before it is spelled. Defaults: LibriSpeech's.
@@ -161,6 +169,38 @@ class Vocabulary:
     def spell(self, word: str) -> list[str]:
         """The tokens of a normalised word, by their names."""
         return [self.tokens[token] for token in self.encode(word)]
+
+    def pieces(self, word: str) -> list[Piece]:
+        """Find every token in some spelling of a normalised word.
+
+        Args:
+            word: Characters that are tokens, without spaces.
+
+        Returns:
+            Tokens by their first place, long ones first; as many as `encode` gives if there is one spelling.
+
+        Raises:
+            ValueError: The word has characters that are no token.
+        """
+        text, longest = unicodedata.normalize("NFD", word), self.encode(word)
+        places = range(len(text))
+        if self.spaced and text in self._alike:
+            return [Piece(0, len(text), token) for token in self._alike[text]]
+        found = [
+            Piece(first, last, token)
+            for first in places
+            for last in range(min(first + self._longest, len(text)), first, -1)
+            for token in self._alike.get(text[first:last], [])
+        ]
+        begun = {0}
+        for piece in found:
+            begun |= {piece.last} if piece.first in begun else set()
+        ended = {len(text)}
+        for piece in reversed(found):
+            ended |= {piece.first} if piece.last in ended else set()
+        if 0 not in ended:  # marks in an order of their own
+            return [Piece(place, place + 1, token) for place, token in enumerate(longest)]
+        return [piece for piece in found if piece.first in begun and piece.last in ended]
 
     def targets(self, text: str) -> list[int]:
         """What CTC learns of a normalised text: its tokens, and the delimiter after the last word.
@@ -305,15 +345,21 @@ class Vocabulary:
 
     @cached_property
     def _forms(self) -> dict[str, int]:
-        """What each token spells, decomposed (NFD), but for the blank and the delimiter."""
-        forms: dict[str, int] = {}
+        """What each token spells, decomposed (NFD), but for the blank and the delimiter; of several alike, the first."""
+        return {form: tokens[0] for form, tokens in self._alike.items()}
+
+    @cached_property
+    def _alike(self) -> dict[str, list[int]]:
+        """All tokens that spell the same."""
+        forms: dict[str, list[int]] = {}
         indices = list(range(1, len(self)))
         if self.lower_case:  # of A and a, which print as one, A is spelled with, as in transformers
             indices.sort(key=lambda index: self.tokens[index] == self.tokens[index].lower())
         for index in indices:
             token = self.tokens[index]
             if token and not any(map(str.isspace, token)) and (token != self.delimiter or self.spaced):
-                forms.setdefault(unicodedata.normalize("NFD", token.lower() if self.lower_case else token), index)
+                form = unicodedata.normalize("NFD", token.lower() if self.lower_case else token)
+                forms.setdefault(form, []).append(index)
         if "σ" in forms:
             forms.setdefault("ς", forms["σ"])
         return forms
