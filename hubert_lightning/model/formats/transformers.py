@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.files import open_text
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
@@ -206,8 +207,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if file.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, where settings have a few thousand; get it again")
+    with open_text(file) as opened:
+        text = opened.read()
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
@@ -257,7 +260,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
     """Which of the head's rows is the blank's, the next token's, …, and what they spell."""
     settings = _tokenizer_settings(folder)
-    names = {place: token for token, place in _ids(folder, settings).items()}
+    ids = _ids(folder, settings)
+    names = {place: token for token, place in ids.items()}  # the last of several, as transformers prints it
     tokens = [names.get(place, f"<{place}>") for place in range(rows)]  # the latter of rows that have no token
     blank = _blank(folder, settings["pad_token"], tokens)
     order = [blank, *(place for place in range(rows) if place != blank)]
@@ -270,6 +274,9 @@ def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
     )
     special = {"unknown": "unk_token", "start": "bos_token", "end": "eos_token"}
     made |= {ours: settings[theirs] for ours, theirs in special.items() if settings[theirs] in made["tokens"][1:]}
+    others = {token: names[place] for token, place in ids.items() if place < rows and names[place] != token}
+    if others := {token: name for token, name in others.items() if name != tokens[blank]}:
+        made |= {"same": others}
     if settings["do_lower_case"] and not phonemes:
         made |= {"case": "lower", "lower_case": True}
     if settings["replace_word_delimiter_char"] != " " and not phonemes:
@@ -374,10 +381,11 @@ def _config(trained: Trained) -> dict[str, Any]:
 def _tokenizer(vocabulary: Mapping[str, Any]) -> dict[str, bytes]:
     tokens = in_their_order(vocabulary)
     unknown = vocabulary.get("unknown") or next((name for name in UNKNOWN if name in vocabulary["tokens"][1:]), None)
-    ids = {token: place for place, token in enumerate(tokens) if token != f"<{place}>"}
+    ids = {token: tokens.index(name) for token, name in (vocabulary.get("same") or {}).items()}  # the last is printed
+    ids |= {token: place for place, token in enumerate(tokens) if token != f"<{place}>"}
     if unknown is None:
         # It needs one, which is not the blank; the head has no row for it, so that no text can be trained with it
-        unknown = next(name for name in UNKNOWN if name not in tokens)
+        unknown = next(name for name in UNKNOWN if name not in ids)
         ids[unknown] = len(tokens)
     delimiter = vocabulary.get("delimiter", BOUNDARY)
     spaced = vocabulary.get("spaced", False)
