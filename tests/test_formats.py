@@ -1048,3 +1048,64 @@ def test_a_model_of_fairseq_with_half_its_settings_has_the_size_of_its_weights(
         del model[name]
     torch.save({"cfg": {"model": model, "task": task}, "model": fairseq_state(theirs)}, tmp_path / "theirs.pt")
     assert_layers_equal(load_encoder(tmp_path / "theirs.pt"), theirs, waveform)
+
+
+def beside_a_model(folder: Path, dictionary: bytes, rows: int) -> list[str]:
+    """The tokens that a model of fairseq has by the dictionary beside it."""
+    _, _, state = fine_tuned_state("group")
+    state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, rows).state_dict().items()}
+    model, task = fairseq_settings(small("group"))
+    cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
+    torch.save({"args": None, "cfg": cfg, "model": state}, folder / "theirs.pt")
+    (folder / "dict.ltr.txt").write_bytes(dictionary)
+    vocabulary = read_trained(folder / "theirs.pt").vocabulary
+    assert vocabulary is not None
+    return vocabulary["tokens"]
+
+
+DICTIONARIES = {
+    "a mark": ("| 9\nA 1\nB 1\n".encode("utf-8-sig"), ["|", "A", "B"]),
+    "UTF-16": ("| 9\r\nA 1\r\nÉ 1\r\n".encode("utf-16"), ["|", "A", "É"]),
+    "breaks of lines that are none": ("| 1\n\u2028 1\n\x85 1\n\x1c 1\n".encode(), ["|", "\u2028", "\x85", "\x1c"]),
+    "a mark as a symbol": ("\ufeff 1\nA 1\n".encode(), ["\ufeff", "A"]),
+    "symbols of spaces": (b"| 1\n  1\na b 1\n", ["|", " ", "a b"]),
+    "a flag": (b"| 1\nA 1 #fairseq:overwrite\n", ["|", "A"]),
+    "a flag that matters": (b"| 1\nA 1\nB 1\nA 2 #fairseq:overwrite\n", ["|", "<5>", "B", "A"]),
+}
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_a_dictionary_beside_a_model_is_read_as_in_fairseq(tmp_path: Path, name: str) -> None:
+    content, symbols = DICTIONARIES[name]
+    assert beside_a_model(tmp_path, content, len(symbols) + 4)[4:] == symbols
+
+
+def test_fairseqs_own_symbols_may_be_overwritten(tmp_path: Path) -> None:
+    tokens = beside_a_model(tmp_path, b"| 1\n<unk> 1 #fairseq:overwrite\n", 6)
+    assert tokens == ["<s>", "<pad>", "</s>", "<3>", "|", "<unk>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"| 1\nA 1\nA 1\n", "line 3: 'A' is there already; keep it once, or add #fairseq:overwrite"),
+        (b"| 1\nA x\n", "line 2: 'x' is no count, as follows each symbol; correct the line"),
+        (b"| 1\n\xe9 1\n", "dict.ltr.txt: is not UTF-8, nor UTF-16 with its mark; convert it"),
+        (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it spells 3"),
+    ],
+)
+def test_a_dictionary_that_is_none_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        beside_a_model(tmp_path, content, 7)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_tokens_that_look_like_breaks_of_lines_come_back_from_fairseq(tmp_path: Path, kept: bool) -> None:
+    tokens = ["<blank>", "|", "a", "\u2028", "\x85", "\ufeff", "\x1c"]
+    trained = ours("group", "encoder")._replace(vocabulary={"tokens": tokens}, head=dict(nn.Linear(64, 7).state_dict()))
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "there", "fairseq")
+    if not kept:
+        (tmp_path / "there" / "hubert_lightning.safetensors").unlink()
+    again = read_trained(tmp_path / "there").vocabulary
+    assert again is not None
+    assert [*again["tokens"]][-6:] == tokens[1:]

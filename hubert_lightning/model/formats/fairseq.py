@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
@@ -39,6 +40,8 @@ OWN_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the blank of CTC is the first
 INSIDE_CTC = "w2v_encoder.w2v_model."
 HEAD = "w2v_encoder.proj."
 PRETRAINED_HEAD = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
+OVERWRITE = "#fairseq:overwrite"
+"""After a symbol in a dictionary: it takes the place of the one of its name."""
 BESIDE_BLANK = "<bos>"
 NEVER = -1e4  # a bias that no letter wins against
 
@@ -489,15 +492,39 @@ def _old_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _beside(path: Path, rows: int) -> list[str] | None:
-    """The symbols in the dictionary that lies beside a checkpoint, as fairseq reads it."""
+    """The symbols in the dictionary that lies beside a checkpoint, as fairseq reads it (data/dictionary.py).
+
+    Raises:
+        ValueError: It is no such dictionary, or not of as many symbols as the model has rows.
+    """
     file = path.parent / "dict.ltr.txt"
     if not file.exists():
         return None
-    symbols = [line.rsplit(" ", 1)[0] for line in file.read_text("utf-8").splitlines() if line]
-    tokens = [*OWN_SYMBOLS, *symbols]
-    if len(tokens) != rows:
-        raise ValueError(f"{file} has {len(symbols)} symbols, and the model beside it spells {rows - len(OWN_SYMBOLS)}")
-    return tokens
+    symbols = list(OWN_SYMBOLS)
+    for number, line in enumerate(lines_of(file), start=1):
+        entry, flagged = line.removesuffix("\n"), False
+        if entry.rstrip().endswith(" " + OVERWRITE):
+            entry, flagged = entry.rstrip().removesuffix(" " + OVERWRITE), True
+        symbol, space, count = entry.rstrip().rpartition(" ")
+        if not entry.strip():
+            continue
+        if not space:
+            symbol = count
+        elif not count.isdecimal():
+            raise ValueError(f"{file}, line {number}: {count!r} is no count, as follows each symbol; correct the line")
+        symbol = symbol or ("\ufeff" if number == 1 else "")  # a symbol at the start that looks like a mark
+        if symbol in symbols:
+            place = symbols.index(symbol)
+            if not flagged:
+                raise ValueError(
+                    f"{file}, line {number}: {symbol!r} is there already; keep it once, or add {OVERWRITE}"
+                )
+            symbols[place] = f"<{place}>"  # a row that nothing spells any more
+        symbols.append(symbol)
+    if len(symbols) != rows:
+        own = len(OWN_SYMBOLS)
+        raise ValueError(f"{file} has {len(symbols) - own} symbols, and the model beside it spells {rows - own}")
+    return symbols
 
 
 def _symbols(names: Any) -> bytes:
