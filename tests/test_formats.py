@@ -1109,3 +1109,31 @@ def test_tokens_that_look_like_breaks_of_lines_come_back_from_fairseq(tmp_path: 
     again = read_trained(tmp_path / "there").vocabulary
     assert again is not None
     assert [*again["tokens"]][-6:] == tokens[1:]
+
+
+def test_settings_that_a_fine_tuned_model_of_fairseq_has_no_use_for_come_back_there(tmp_path: Path) -> None:
+    _, _, state = fine_tuned_state("group")
+    model, task = fairseq_settings(small("group"))
+    model |= {"logit_temp": 0.2, "required_seq_len_multiple": 4, "checkpoint_activations": True, "max_positions": 99}
+    cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
+    torch.save({"args": None, "cfg": cfg, "model": state}, tmp_path / "theirs.pt")
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
+    back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]["model"]["w2v_args"]["model"]
+    named = ("logit_temp", "required_seq_len_multiple", "checkpoint_activations", "max_positions")
+    assert [back[name] for name in named] == [model[name] for name in named]
+    [note] = [note for note in read_trained(tmp_path / "theirs.pt").notes if "kept for an export" in note]
+    assert all(name in note for name in named)
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, 2), (7, 8), (None, None)])
+def test_tokens_of_a_sentence_that_have_no_row_keep_their_numbers(tmp_path: Path, start: Any, end: Any) -> None:
+    of_transformers(
+        small("group"), "HubertForCTC", vocab_size=4, pad_token_id=0, bos_token_id=start, eos_token_id=end
+    ).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "a": 2, "<unk>": 3}))
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (start, end)

@@ -94,7 +94,8 @@ KEPT = {
     "model": (
         *MASKS,
         *("mask_min_space", "mask_channel_min_space", "dropout_features", "skip_masked", "skip_nomask", "latent_temp"),
-        *("final_dim", "untie_final_proj"),
+        *("final_dim", "untie_final_proj", "required_seq_len_multiple", "checkpoint_activations", "max_positions"),
+        *("pos_enc_type", "attn_type", "depthwise_conv_kernel_size", "fp16"),
     ),
     "task": ("label_rate", "max_sample_size", "min_sample_size", "max_keep_size", "min_keep_size", "random_crop")
     + ("pad_audio", "enable_padding"),
@@ -187,6 +188,8 @@ def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> T
         stated |= {"layer_drop": model["layerdrop"]} if "layerdrop" in model else {}
         trained = trained._replace(config=trained_with(trained.config, stated, path))
     found = {f"{part}.{name}": of[name] for part, of in parts.items() for name in KEPT[part] if name in of}
+    if not trained.predictors and "logit_temp" in parts["model"]:  # of the head of pre-training, which is not there
+        found["model.logit_temp"] = parts["model"]["logit_temp"]
     # A label rate may be another setting's name
     return keeping(trained, "fairseq", {name: of for name, of in found.items() if not str(of).startswith("${")})
 
@@ -345,7 +348,7 @@ def _model(trained: Trained) -> dict[str, Any]:
         "conv_feature_layers": str([(config.conv_channels, *of) for of in zip(KERNELS, STRIDES, strict=True)]),
         "final_dim": trained.predictors[0]["codewords"].shape[1] if streams else final_dim,
         "untie_final_proj": streams > 1 or kept.get("untie_final_proj", True),  # each stream has its own here
-        "logit_temp": trained.temperature,
+        "logit_temp": kept.get("logit_temp", trained.temperature),
         **FIXED,
         **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
     }

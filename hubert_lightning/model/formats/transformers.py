@@ -117,7 +117,12 @@ def read(folder: Path) -> Trained:
 def with_settings(folder: Path, trained: Trained) -> Trained:
     """What `read` made, with the settings of its config that are not of an encoder, for `write`."""
     theirs = read_json(folder / CONFIG)
-    return keeping(trained, "transformers", {name: theirs[name] for name in KEPT if name in theirs})
+    settings = {name: theirs[name] for name in KEPT if name in theirs}
+    if trained.head is not None:
+        spoken = {"bos_token_id": "start", "eos_token_id": "end"}  # which `write` knows of a vocabulary that has them
+        missing = [name for name, ours in spoken.items() if ours not in (trained.vocabulary or {})]
+        settings |= {name: theirs[name] for name in missing if theirs.get(name) is not None}
+    return keeping(trained, "transformers", settings)
 
 
 def write(trained: Trained) -> dict[str, bytes]:
