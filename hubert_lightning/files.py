@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,11 @@ def printable(path: Path) -> str:
     """A path as text on one line, with escapes for what is no UTF-8 and for line breaks and tabs."""
     name = os.fsencode(path).decode("utf-8", "backslashreplace")
     return name.translate({ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
+
+
+def composed(name: str) -> str:
+    """A name in NFC: of Unicode's normal forms, file systems and programs choose one (macOS NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_safetensors(path: Path) -> bool:

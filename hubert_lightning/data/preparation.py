@@ -26,7 +26,7 @@ from hubert_lightning.data.manifest import fingerprint, read_manifest, write_man
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
-from hubert_lightning.files import lines_of, printable, write_whole
+from hubert_lightning.files import composed, lines_of, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
 REFUSALS_SHOWN = 20
@@ -180,7 +180,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
         except ValueError:
             broken = f"its transcript is in {path.name}, which is not UTF-8: convert that"
             continue
-        listed |= {words[0]: " ".join(words[1].split()) for words in lines if len(words) == 2}
+        listed |= {composed(words[0]): " ".join(words[1].split()) for words in lines if len(words) == 2}
     for path in paths:
         beside = path.with_suffix(".txt")
         try:
@@ -188,7 +188,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
         except ValueError:
             yield path, (None, f"its transcript, {beside.name}, is not UTF-8: convert it, or move it away")
             continue
-        text = text or listed.get(path.stem, "")
+        text = text or listed.get(composed(path.stem), "")
         yield path, (text or None, None if text else broken)
 
 

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from hubert_lightning.data.preparation import AudioFile, identity, prepare
 from hubert_lightning.data.probe import SUFFIXES
-from hubert_lightning.files import open_text
+from hubert_lightning.files import composed, open_text
 
 PATH, TEXT, SPEAKER = (
     ("path", "audio", "file", "wav", "filename", "audio_filepath"),
@@ -57,12 +57,14 @@ def prepare_csv(
     assert path_of is not None
     assert text_of is not None
     root = Path(audio) if audio else Path(table).parent
+    listings: dict[Path, dict[str, str]] = {}
     files = []
     for row in rows:
         cells = dict(enumerate(row))
         speaker = cells.get(speaker_of, "") if speaker_of is not None else ""
         refused = _wrong(row, names, path_of, root)
-        files.append(_file(root, cells.get(path_of, ""), cells.get(text_of, ""), speaker or None, refused))
+        file = _file(root, cells.get(path_of, ""), cells.get(text_of, ""), speaker or None, refused)
+        files.append(file._replace(path=_on_disk(file.path, listings)))
     if not files:
         raise ValueError(f"{table}: no rows below its first line, which names the columns; fill it in")
     files = list(_named_once(files))
@@ -185,6 +187,22 @@ def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | 
     elif refused is None and not words:
         refused = "no sentence in its row of the table"
     return AudioFile(root / path.strip(), Path(path.strip()).as_posix(), speaker, words or None, refused)
+
+
+def _on_disk(path: Path, listings: dict[Path, dict[str, str]]) -> Path:
+    """A path as its folders and its file are called on the disk, in whichever normal form of Unicode (macOS: NFD).
+
+    Args:
+        path: Path as a table has it.
+        listings: Contents of folders that were looked at before: the name of each entry by its name in NFC.
+    """
+    if path.parent == path or os.path.lexists(path):
+        return path
+    folder = _on_disk(path.parent, listings)
+    if folder not in listings:
+        names = os.listdir(folder) if folder.is_dir() else []
+        listings[folder] = {composed(name): name for name in names}
+    return folder / listings[folder].get(composed(path.name), path.name)
 
 
 def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:

@@ -70,6 +70,7 @@ class Vocabulary:
         start: Token of a sentence's start, which CTC does not use.
         end: Token of a sentence's end, which CTC does not use.
         blank_id: Place of the blank among the tokens of the system that the model comes from.
+        same: Other spellings of tokens, such as letters that share a token, each with the token that is printed.
     """
 
     tokens: tuple[str, ...] = LETTERS
@@ -85,6 +86,7 @@ class Vocabulary:
     start: str | None = None
     end: str | None = None
     blank_id: int = 0
+    same: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))  # a checkpoint holds a list
@@ -101,6 +103,8 @@ class Vocabulary:
                 f"case {self.case!r} and punctuation {self.punctuation!r}; choose upper, lower or as_written, and "
                 "refuse or space"
             )
+        if strangers := sorted(set((self.same or {}).values()) - set(self.tokens[1:])):
+            raise ValueError(f"same names {strangers[0]!r}, which is no token; name one of the tokens after the blank")
         if not 0 <= self.blank_id < len(self.tokens):
             raise ValueError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
 
@@ -345,7 +349,7 @@ class Vocabulary:
 
     @cached_property
     def _forms(self) -> dict[str, int]:
-        """What each token spells, decomposed (NFD), but for the blank and the delimiter; of several alike, the first."""
+        """What each token spells, decomposed (NFD), but for blank and delimiter; of several alike, the first."""
         return {form: tokens[0] for form, tokens in self._alike.items()}
 
     @cached_property
@@ -360,6 +364,9 @@ class Vocabulary:
             if token and not any(map(str.isspace, token)) and (token != self.delimiter or self.spaced):
                 form = unicodedata.normalize("NFD", token.lower() if self.lower_case else token)
                 forms.setdefault(form, []).append(index)
+        for other, token in (self.same or {}).items():
+            if token != self.delimiter and other and not any(map(str.isspace, other)):
+                forms.setdefault(unicodedata.normalize("NFD", other), [self.tokens.index(token)])
         if "σ" in forms:
             forms.setdefault("ς", forms["σ"])
         return forms

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.files import open_text
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
@@ -118,7 +119,12 @@ def read(folder: Path) -> Trained:
 def with_settings(folder: Path, trained: Trained) -> Trained:
     """What `read` made, with the settings of its config that are not of an encoder, for `write`."""
     theirs = read_json(folder / CONFIG)
-    return keeping(trained, "transformers", {name: theirs[name] for name in KEPT if name in theirs})
+    settings = {name: theirs[name] for name in KEPT if name in theirs}
+    if trained.head is not None:
+        spoken = {"bos_token_id": "start", "eos_token_id": "end"}  # which `write` knows of a vocabulary that has them
+        missing = [name for name, ours in spoken.items() if ours not in (trained.vocabulary or {})]
+        settings |= {name: theirs[name] for name in missing if theirs.get(name) is not None}
+    return keeping(trained, "transformers", settings)
 
 
 def write(trained: Trained) -> dict[str, bytes]:
@@ -208,8 +214,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if file.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, where settings have a few thousand; get it again")
+    with open_text(file) as opened:
+        text = opened.read()
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
@@ -261,7 +269,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
     """Which of the head's rows is the blank's, the next token's, …, and what they spell."""
     settings = _tokenizer_settings(folder)
-    names = {row: token for token, row in _ids(folder, settings).items()}
+    ids = _ids(folder, settings)
+    names = {row: token for token, row in ids.items()}  # the last of several, as transformers prints it
     tokens = [names.get(row, f"<{row}>") for row in range(rows)]  # the latter of rows that have no token
     blank = _blank(folder, settings["pad_token"], tokens)
     order = [blank, *(row for row in range(rows) if row != blank)]
@@ -272,6 +281,9 @@ def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
     made = spelling([tokens[row] for row in order], None if delimiter == tokens[blank] else delimiter, spaced=phonemes)
     special = {"unknown": "unk_token", "start": "bos_token", "end": "eos_token"}
     made |= {ours: settings[theirs] for ours, theirs in special.items() if settings[theirs] in made["tokens"][1:]}
+    others = {token: names[row] for token, row in ids.items() if row < rows and names[row] != token}
+    if others := {token: name for token, name in others.items() if name != tokens[blank]}:
+        made |= {"same": others}
     if settings["do_lower_case"] and not phonemes:
         made |= {"case": "lower", "lower_case": True}
     if settings["replace_word_delimiter_char"] != " " and not phonemes:
@@ -378,10 +390,11 @@ def _config(trained: Trained) -> dict[str, Any]:
 def _tokenizer(vocabulary: Mapping[str, Any]) -> dict[str, bytes]:
     tokens = in_their_order(vocabulary)
     unknown = vocabulary.get("unknown") or next((name for name in UNKNOWN if name in vocabulary["tokens"][1:]), None)
-    ids = {token: row for row, token in enumerate(tokens) if token != f"<{row}>"}
+    ids = {token: tokens.index(name) for token, name in (vocabulary.get("same") or {}).items()}  # the last is printed
+    ids |= {token: row for row, token in enumerate(tokens) if token != f"<{row}>"}
     if unknown is None:
         # It needs one, which is not the blank; the head has no row for it, so that no text can be trained with it
-        unknown = next(name for name in UNKNOWN if name not in tokens)
+        unknown = next(name for name in UNKNOWN if name not in ids)
         ids[unknown] = len(tokens)
     delimiter = vocabulary.get("delimiter", BOUNDARY)
     spaced = vocabulary.get("spaced", False)
