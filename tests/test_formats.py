@@ -1039,6 +1039,13 @@ def test_a_fine_tuned_model_of_fairseq_without_the_settings_of_its_encoder_has_t
     assert any("no settings of its encoder" in note for note in read_trained(tmp_path / "theirs.pt", 4).notes)
 
 
+def test_a_model_of_s3prl_without_settings_has_the_size_of_its_weights(tmp_path: Path, waveform: Tensor) -> None:
+    theirs = of_transformers(small("layer"))
+    torch.save({"model_weight": fairseq_state(theirs), "model_cfg": {}, "task_cfg": {}}, tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt", 4)
+    assert_layers_equal(encoder_of(trained, tmp_path), theirs, waveform)
+
+
 def test_a_model_of_fairseq_with_half_its_settings_has_the_size_of_its_weights(
     tmp_path: Path, waveform: Tensor
 ) -> None:

@@ -113,7 +113,7 @@ def _of_file(found: Path, num_heads: int | None) -> Trained:
         if fairseq.is_fairseq(content) and not torchaudio.is_state(content["model"]):
             return fairseq.with_settings(found, fairseq.read(found, content, num_heads), content)
         if fairseq.is_s3prl(content):
-            return fairseq.with_settings(found, fairseq.read_s3prl(found, content), content)
+            return fairseq.with_settings(found, fairseq.read_s3prl(found, content, num_heads), content)
         tensors, notes = _state_in(content)
         trained = _of_state(found, tensors, num_heads)
         return trained._replace(notes=[*trained.notes, *notes])
@@ -129,6 +129,8 @@ def _state_in(content: Any) -> tuple[Mapping[str, Any], list[str]]:
     Returns:
         The state, or an empty one if there is none, and a sentence on other states beside it, if there are any.
     """
+    if isinstance(content, dict) and not isinstance(content.get("state_dict", {}), dict):
+        raise TypeError(f"a state_dict that is of type {type(content['state_dict']).__name__}")
     depth = [("", content)]
     seen: set[int] = set()
     for _ in range(MAX_DEPTH):

@@ -160,14 +160,14 @@ def read(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -
     return _noted(_fine_tuned(path, state, *told, tokens), of_encoder)
 
 
-def read_s3prl(path: Path, content: Mapping[str, Any]) -> Trained:
-    """A checkpoint that s3prl converted (s3prl upstream/hubert/convert.py)."""
+def read_s3prl(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -> Trained:
+    """A checkpoint that s3prl converted (s3prl upstream/hubert/convert.py); arguments as of `read`."""
     state, model, task = (
         dict(content["model_weight"]),
-        plain(content["model_cfg"]) or {},
+        plain(content["model_cfg"]),
         plain(content.get("task_cfg")),
     )
-    told = _told(path, state, model, task or {}, None)
+    told = _told(path, state, model, task or {}, num_heads)
     return _noted(_pretrained(path, state, *told, plain(content.get("dictionaries_symbols")) or []), model)
 
 
@@ -220,6 +220,7 @@ def _told(
     path: Path, state: Mapping[str, Tensor], model: Mapping[str, Any], task: Mapping[str, Any], num_heads: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of model and task, those that are missing from the weights or, where these do not tell, as released."""
+    _check(path, model, task)
     known = shapes_of(_to_ours(path, state)[0], path)
     shapes = {SETTINGS[name]: value for name, value in known.items() if name in SETTINGS}
     if _has_encoder(model):
@@ -464,7 +465,12 @@ def _to_ours(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
         raise ValueError(f"{path}: {error}; copy or download it again") from error
 
 
-def _config(path: Path, ours: Mapping[str, Tensor], model: Mapping[str, Any], task: Mapping[str, Any]) -> EncoderConfig:
+def _check(path: Path, model: Mapping[str, Any], task: Mapping[str, Any]) -> None:
+    """Refuse settings of another encoder.
+
+    Raises:
+        ValueError: One is not as here.
+    """
     for name, value in FIXED.items():
         if model.get(name, value) != value:
             raise ValueError(f"{path} sets {name} to {model[name]}; this encoder only knows {value}")
@@ -476,6 +482,9 @@ def _config(path: Path, ours: Mapping[str, Tensor], model: Mapping[str, Any], ta
             f"{path} has convolutions {layout}; this encoder only knows kernels {list(KERNELS)} and strides "
             f"{list(STRIDES)}, give another model"
         )
+
+
+def _config(path: Path, ours: Mapping[str, Tensor], model: Mapping[str, Any], task: Mapping[str, Any]) -> EncoderConfig:
     known = shapes_of(ours, path)
     stated = {name: model.get(theirs, DEFAULTS[theirs]) for name, theirs in SETTINGS.items()}
     stated |= {"conv_channels": known["conv_channels"], "conv_norm": known["conv_norm"]}
