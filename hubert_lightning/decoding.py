@@ -369,9 +369,7 @@ def _word_model(settings: DecoderSettings, known: Dictionary, words: list[str]) 
     return lm
 
 
-def _letter_model(
-    path: str | None, vocabulary: Vocabulary, delimiter: int | None
-) -> tuple[Dictionary, KenLM | ZeroLM]:
+def _letter_model(path: str | None, vocabulary: Vocabulary, delimiter: int | None) -> tuple[Dictionary, KenLM | ZeroLM]:
     """A language model of tokens, and what it calls each of them.
 
     Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
