@@ -68,15 +68,15 @@ class DecoderSettings:
         lm: n-gram language model, ARPA or KenLM's binary form: of words with a lexicon, of letters without. Either file
             may be compressed with gzip, bzip2 or xz.
         lexicon: The words that can be said, each on a line with its letters; anything can be spelled if not given.
-        lm_weight: Of the language model's log-probability.
-        word_score: Added for each word (of a lexicon).
-        silence_score: Added for each word boundary.
+        lm_weight: Weight of the language model's log-probability.
+        word_score: Score added for each word (of a lexicon).
+        silence_score: Score added for each word boundary.
         beam_size: Hypotheses that are kept at each frame.
-        beam_threshold: Hypotheses whose score is further below the best one are dropped.
+        beam_threshold: Distance below the best score at which hypotheses are dropped.
         nbest: Hypotheses that are returned, or that the rescorer chooses from.
         rescorer: Directory of a causal language model of transformers.
-        rescorer_weight: Of its log-probability, which is added to the search's score.
-        rescorer_case: Into which letters it reads are turned: "lower", "upper", or "as_written".
+        rescorer_weight: Weight of its log-probability, which is added to the search's score.
+        rescorer_case: Case of the text that it reads: "lower", "upper", or "as_written".
         num_workers: Processes that search; one for each core if not given, 0 for none.
     """
 
@@ -138,10 +138,13 @@ def read_settings(path: Path) -> DecoderSettings:
 
 
 class Hypothesis(NamedTuple):
-    """A text that may have been said, and its score: natural logarithms of the model, weighted ones of the rest.
+    """A text that may have been said.
 
-    tokens: that were decoded, repeats collapsed and blanks dropped
-    words:  of the lexicon, if there is one
+    Attributes:
+        text: Text as the model prints it.
+        score: Natural logarithm of the model's probability, plus the weighted scores of the rest.
+        tokens: Decoded tokens, repeats collapsed and blanks dropped.
+        words: Words of the lexicon, if there is one.
     """
 
     text: str
@@ -154,10 +157,10 @@ class BeamSearch:
     """Looks for the most likely words.
 
     Args:
-        settings: What for.
-        vocabulary: What the tokens of the log-probabilities are.
-        ranks: How many processes on this machine search, each with its share of the cores.
-        device: Of the rescorer; the CPU if not given.
+        settings: Weights, files and beam of the search.
+        vocabulary: Tokens of the log-probabilities.
+        ranks: Number of processes on this machine that search, each with its share of the cores.
+        device: Device of the rescorer; the CPU if not given.
 
     Raises:
         ValueError: A file is missing, or is not what its name says, or does not fit the vocabulary.
@@ -197,12 +200,12 @@ class BeamSearch:
 
     def nbest_of(self, utterances: Sequence[Tensor]) -> list[list[Hypothesis]]:
         """The same for utterances of any length: (frames, tokens) float32 each, on the CPU."""
-        found = list(self.searched(utterances))
+        hypotheses = list(self.searched(utterances))
         if self.rescorer is None:
-            return found
-        scores = iter(self.rescorer([self.as_read(one.text) for few in found for one in few]))
+            return hypotheses
+        scores = iter(self.rescorer([self.as_read(one.text) for few in hypotheses for one in few]))
         weight = self.settings.rescorer_weight
-        rescored = [[one._replace(score=one.score + weight * next(scores)) for one in few] for few in found]
+        rescored = [[one._replace(score=one.score + weight * next(scores)) for one in few] for few in hypotheses]
         return [sorted(few, key=lambda one: -one.score) for few in rescored]
 
     def searched(self, utterances: Sequence[Tensor]) -> Iterator[list[Hypothesis]]:
@@ -251,20 +254,20 @@ class BeamSearch:
         other._pool = None
         return other
 
-    def word_tokens(self, found: Hypothesis) -> list[tuple[str, range]]:
-        """The words of a lexicon in a hypothesis, and the places of each one's tokens."""
+    def word_tokens(self, hypothesis: Hypothesis) -> list[tuple[str, range]]:
+        """The words of a lexicon in a hypothesis, and the indices of each one's tokens."""
         assert self._lexicon is not None
         names = self.vocabulary.search_names
         ends = {BOUNDARY, names[BLANK]}
-        words, place = [], 0
-        for word in found.words:
-            while place < len(found.tokens) and found.tokens[place] == self.vocabulary.boundary:
-                place += 1
-            spelled = [name for name in (names[token] for token in found.tokens[place:]) if name != BOUNDARY]
+        words, index = [], 0
+        for word in hypothesis.words:
+            while index < len(hypothesis.tokens) and hypothesis.tokens[index] == self.vocabulary.boundary:
+                index += 1
+            spelled = [name for name in (names[token] for token in hypothesis.tokens[index:]) if name != BOUNDARY]
             ways = [[name for name in way if name not in ends] for way in self._lexicon[word]]
             length = max((len(way) for way in ways if spelled[: len(way)] == way), default=0)
-            words.append((unicodedata.normalize("NFC", word), range(place, place + length)))
-            place += length
+            words.append((unicodedata.normalize("NFC", word), range(index, index + length)))
+            index += length
         return words
 
     def close(self) -> None:
@@ -318,20 +321,13 @@ def _flashlight(
     delimiter: int | None,
 ) -> CTCDecoder:
     """The search that `torchaudio.models.decoder.ctc_decoder` builds, with words and tokens numbered by us."""
-    options: dict[str, Any] = {
-        "beam_size": settings.beam_size,
-        "beam_size_token": len(vocabulary),
-        "beam_threshold": settings.beam_threshold,
-        "lm_weight": settings.lm_weight,
-        "sil_score": settings.silence_score,
-        "log_add": False,
-        "criterion_type": CriterionType.CTC,
-    }
+    options: LexiconFreeDecoderOptions | LexiconDecoderOptions
     if lexicon is None:
-        how = LexiconFreeDecoderOptions(**options)
+        options = LexiconFreeDecoderOptions(**_options(settings, len(vocabulary)))
         known, lm = _letter_model(settings.lm, vocabulary, delimiter)
     else:
-        how = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **options)
+        shared = _options(settings, len(vocabulary))
+        options = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **shared)
         known = Dictionary([*lexicon, UNKNOWN])
         lm = _word_model(settings, known, list(lexicon))
     return CTCDecoder(
@@ -340,11 +336,24 @@ def _flashlight(
         word_dict=known,
         tokens_dict=Dictionary(vocabulary.search_names),
         lm=lm,
-        decoder_options=how,
+        decoder_options=options,
         blank_token=vocabulary.search_names[BLANK],
         sil_token=vocabulary.search_names[delimiter or BLANK],
         unk_word=UNKNOWN,
     )
+
+
+def _options(settings: DecoderSettings, num_tokens: int) -> dict[str, Any]:
+    """The options of a search, with a lexicon or without."""
+    return {
+        "beam_size": settings.beam_size,
+        "beam_size_token": num_tokens,
+        "beam_threshold": settings.beam_threshold,
+        "lm_weight": settings.lm_weight,
+        "sil_score": settings.silence_score,
+        "log_add": False,
+        "criterion_type": CriterionType.CTC,
+    }
 
 
 def _kenlm(path: str, known: Dictionary) -> KenLM:
@@ -375,8 +384,8 @@ def _letter_model(path: str | None, vocabulary: Vocabulary, delimiter: int | Non
     Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
     """
     names = [
-        f"token {place}" if place == BLANK or token in MARKS else token
-        for place, token in enumerate(vocabulary.search_names)
+        f"token {index}" if index == BLANK or token in MARKS else token
+        for index, token in enumerate(vocabulary.search_names)
     ]
     if path is None:
         return Dictionary([*names, UNKNOWN]), ZeroLM()
@@ -443,10 +452,10 @@ def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]], silence
     """What the letters of a lexicon can become, as torchaudio builds it, too."""
     trie, start = Trie(decoder.tokens_dict.index_size(), silence), decoder.lm.start(False)
     for word, spellings in lexicon.items():
-        place = decoder.word_dict.get_index(word)
-        _, score = decoder.lm.score(start, place)
+        index = decoder.word_dict.get_index(word)
+        _, score = decoder.lm.score(start, index)
         for spelling in spellings:
-            trie.insert([decoder.tokens_dict.get_index(token) for token in spelling], place, score)
+            trie.insert([decoder.tokens_dict.get_index(token) for token in spelling], index, score)
     trie.smear(SmearingMode.MAX)
     return trie
 
@@ -455,15 +464,7 @@ def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSetting
     """A decoder that shares all but its options with another."""
     other = copy.copy(decoder)
     other.nbest = settings.nbest
-    options = {
-        "beam_size": settings.beam_size,
-        "beam_size_token": decoder.tokens_dict.index_size(),
-        "beam_threshold": settings.beam_threshold,
-        "lm_weight": settings.lm_weight,
-        "sil_score": settings.silence_score,
-        "log_add": False,
-        "criterion_type": CriterionType.CTC,
-    }
+    options = _options(settings, decoder.tokens_dict.index_size())
     if trie is None:
         free = LexiconFreeDecoderOptions(**options)
         other.decoder = LexiconFreeDecoder(free, decoder.lm, silence, decoder.blank, [])

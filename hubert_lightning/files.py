@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ COMPRESSIONS = {
     b"PK\x03\x04": "zip",
 }
 """The first bytes of compressed files."""
+BUFFER = 2**18
+"""Bytes that are read at once."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -26,6 +29,11 @@ def printable(path: Path) -> str:
     """A path as text on one line, with escapes for what is no UTF-8 and for line breaks and tabs."""
     name = os.fsencode(path).decode("utf-8", "backslashreplace")
     return name.translate({ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
+
+
+def composed(name: str) -> str:
+    """A name in NFC: of Unicode's normal forms, file systems and programs choose one (macOS NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -79,24 +87,59 @@ def compression(path: Path) -> str | None:
     return next((name for start, name in COMPRESSIONS.items() if first.startswith(start)), None)
 
 
+class _Reader(io.RawIOBase):
+    """The bytes of a file; what is wrong with it is a sentence that names it."""
+
+    def __init__(self, path: Path, how: str | None) -> None:
+        super().__init__()
+        openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+        self.path, self.how = path, how
+        self.file = self._tried(openers.get(how, open), path, "rb")
+
+    def _tried(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{self.path}: compressed with {self.how}, and damaged ({error}); copy or download it again"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read ({error.strerror or error}); give a text file") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._tried(self.file.readinto, buffer))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._tried(self.file.seek, offset, whence))
+
+    def tell(self) -> int:
+        return int(self.file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
 @contextmanager
 def decompressed(path: Path) -> Iterator[BinaryIO]:
     """A file to read bytes from, without the compression of gzip, bzip2 or xz.
 
     Raises:
-        ValueError: It cannot be read, is compressed in another way, or is not whole.
+        ValueError: It cannot be read, is compressed in another way, or is not whole. Other errors of those who read it
+            stay theirs.
     """
     how = compression(path)
     if how in ("zstd", "zip"):
         raise ValueError(f"{path}: compressed with {how}; decompress it, or compress it with gzip, bzip2 or xz")
-    openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
-    try:
-        with openers.get(how, open)(path, "rb") as file:
-            yield file
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: compressed with {how}, and damaged ({error}); copy or download it again") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); give a text file") from error
+    with _Reader(path, how) as raw, io.BufferedReader(raw, BUFFER) as file:
+        yield file
 
 
 @contextmanager

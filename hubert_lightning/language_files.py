@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from shutil import copyfileobj
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from hubert_lightning.files import compression, decompressed, lines_of
 
@@ -104,7 +104,8 @@ def for_kenlm(path: Path) -> Iterator[Path]:
             yield path
             return
         with TemporaryDirectory() as folder:
-            with decompressed(path) as model, (copy := Path(folder) / "model.bin").open("wb") as file:
+            copy = Path(folder) / "model.bin"
+            with _copying(path), decompressed(path) as model, copy.open("wb") as file:
                 copyfileobj(model, file)
             yield copy
         return
@@ -118,10 +119,23 @@ def for_kenlm(path: Path) -> Iterator[Path]:
     if lines is None:
         raise ValueError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
     with TemporaryDirectory() as folder:
-        with (copy := Path(folder) / "model.arpa").open("w", encoding="utf-8", newline="\n") as file:
+        copy = Path(folder) / "model.arpa"
+        with _copying(path), copy.open("w", encoding="utf-8", newline="\n") as file:
             file.write("\\data\\\n")
             file.writelines(_tabbed(lines))
         yield copy
+
+
+@contextmanager
+def _copying(path: Path) -> Iterator[None]:
+    """Errors of a temporary copy, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{path}: KenLM reads a temporary copy of it, which cannot be written to {gettempdir()} "
+            f"({error.strerror}); make room there, or set TMPDIR to a folder with room"
+        ) from error
 
 
 def no_model(path: Path | str, reason: object) -> ValueError:
@@ -168,8 +182,8 @@ def _words_of_binary(path: Path) -> set[str] | None:
         plain.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        place = content.rfind(first)
-        if place < 0 or content[-1] != 0:
+        index = content.rfind(first)
+        if index < 0 or content[-1] != 0:
             return None
-        words = content[place:-1].split(b"\0")
+        words = content[index:-1].split(b"\0")
     return {word.decode(errors="replace") for word in words} - MARKS

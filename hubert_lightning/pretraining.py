@@ -42,9 +42,9 @@ class HubertPretraining(LightningModule):
             fresh weights if none.
         keep_head: Go on from the head of `pretrained`, too, whose clusters the labels then must be of.
         optimizer: Any torch optimizer; its learning rate is the peak. Base's AdamW if none is named.
-        warmup: Share of all steps, of each iteration its own, in which the learning rate rises to its peak; from there
-            it falls to 0 at the last step.
-        warmup_steps: Number of these steps, in place of a share.
+        warmup: Fraction of the iteration's steps over which the learning rate rises linearly to its peak; it then falls
+            linearly to 0.
+        warmup_steps: Number of warm-up steps; overrides `warmup`.
         max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
         compile: Let torch compile the encoder: slow to start, then faster.
         activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
@@ -72,7 +72,7 @@ class HubertPretraining(LightningModule):
         if not 0 <= masked_weight <= 1:
             raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
         if not 0 <= warmup <= 1:
-            raise ValueError(f"warmup is {warmup}; it is a share of all steps, from 0 to 1: warmup_steps counts them")
+            raise ValueError(f"warmup is {warmup}; it is a fraction from 0 to 1; warmup_steps is a number")
         if warmup_steps is not None and warmup_steps < 0:
             raise ValueError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
         if isinstance(encoder, dict):  # from a checkpoint

@@ -118,8 +118,8 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
         files = {out: (centroids[0], source)}
     else:
         files = {
-            out.with_suffix(f".{stream}{out.suffix}"): (of, _of_stream(source, stream, len(centroids)))
-            for stream, of in enumerate(centroids)
+            out.with_suffix(f".{stream}{out.suffix}"): (means, _of_stream(source, stream, len(centroids)))
+            for stream, means in enumerate(centroids)
         }
     for path in files:
         _check_new(path)

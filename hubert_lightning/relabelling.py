@@ -180,7 +180,7 @@ class Relabel(Callback):
         if not on_rank_zero(trainer, there):
             if self.quantizer and self.given:
                 fitted, source = self.given
-                columns = [of.columns for of in self.streams]
+                columns = [stream.columns for stream in self.streams]
                 check_features(self.quantizer, fitted, source, extractor, columns, self.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
@@ -278,13 +278,15 @@ def check_features(
             f"{path}: fitted on {theirs}, where the features are {extractor.name}; give both of one model and layer"
         )
     asked = json.dumps(parts)
-    if (said := source.get("parts", asked)) != asked:
-        raise ValueError(f"{path}: fitted on parts {said}, where parts are {asked}; give the same parts in this order")
-    for of, seen in zip(centroids, columns, strict=True):
+    if (fitted := source.get("parts", asked)) != asked:
+        raise ValueError(
+            f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order"
+        )
+    for means, seen in zip(centroids, columns, strict=True):
         dim = len(range(extractor.shape[-1])[seen])
-        if of.shape[1] != dim:
+        if means.shape[1] != dim:
             raise ValueError(
-                f"{path}: centroids of {of.shape[1]} dimensions, where {extractor.name} has {dim}; give both of one "
+                f"{path}: centroids of {means.shape[1]} dimensions, where {extractor.name} has {dim}; give both of one "
                 "model and layer"
             )
 

@@ -46,6 +46,11 @@ STANDS_FOR = re.compile(
 """Names that a stand-in takes the place of: data, and types that are said to be what data is of."""
 
 LARGEST_TUPLE = 10**6  # elements, those of tuples inside of it among them
+ELEMENTS, ITEMS = "elements", "items"
+"""What a pickle puts into an object that it made of a class: into a list's, and into a dictionary's."""
+KEEP_FIRST = {"NEWOBJ": "", "REDUCE": "", "BUILD": ""} | dict.fromkeys(("APPEND", "APPENDS"), ELEMENTS)
+KEEP_FIRST |= dict.fromkeys(("SETITEM", "SETITEMS"), ITEMS)
+"""Operations that leave on the stack what they make of its first object, or that object, and what they put into it."""
 PICKLES = 5  # in a file from before torch 1.6, ahead of its numbers
 
 
@@ -75,6 +80,13 @@ class StandInDict(StandIn):
         return OrderedDict()  # of which it also changes the state
 
 
+class StandInList(StandIn):
+    """Takes the place of a class of lists, for the same reason."""
+
+    def __new__(cls, *made_of: Any) -> Any:
+        return []
+
+
 def _reconstructed(kind: Any, *base_and_state: Any) -> StandIn:
     """Takes the place of `copyreg._reconstructor`, by which protocols 0 and 1 make any object."""
     if not (isinstance(kind, type) and issubclass(kind, StandIn)):
@@ -89,18 +101,22 @@ def _no_items(*made_of: Any) -> list[Any]:
 DICTIONARIES = ("collections.defaultdict", "AttributeDict", "DotDict")  # the ends of names of their classes
 
 
-def _stand_in(name: str) -> Callable:
+def _stand_in(name: str, filled: str) -> Callable:
+    """What takes the place of a name; `filled` says what a pickle puts into what that makes, as of `_names_in`."""
     if name == "copyreg._reconstructor":
         return _reconstructed
     if name == "collections.deque":
         return _no_items  # they follow
-    return type("StandIn", (StandInDict if name.endswith(DICTIONARIES) else StandIn,), {"name": name})
+    kind = StandInDict if filled == ITEMS or name.endswith(DICTIONARIES) else StandInList if filled else StandIn
+    return type("StandIn", (kind,), {"name": name})
 
 
 def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> Any:
     """What `torch.save` wrote, its tensors mapped from the file, objects of other packages as `StandIn`.
 
-    stand_ins: others for some names: "module.name" → what does nothing but hold its arguments
+    Args:
+        path: File to read.
+        stand_ins: Other stand-ins for some names: "module.name" → a function that does nothing but hold its arguments.
 
     Raises:
         ValueError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.
@@ -135,13 +151,13 @@ def _read(path: Path, file: Path, pickles: list[bytes], archive: bool, stand_ins
         archive: Whether it is a zip archive.
         stand_ins: As of `read_torch`.
     """
-    names = _sound(path, lambda: set(chain.from_iterable(map(_names_in, pickles))))
+    names = _sound(path, lambda: dict(sorted(chain.from_iterable(map(_names_in, pickles)))))
     known = {
-        name: stand_ins.get(name) or _stand_in(name)
-        for name in names
+        name: stand_ins.get(name) or _stand_in(name, filled)
+        for name, filled in names.items()
         if name in stand_ins or STANDS_FOR.fullmatch(name)
     }
-    if foreign := sorted(name for name in names - known.keys() if not MADE_BY_TORCH.fullmatch(name)):
+    if foreign := [name for name in names if name not in known and not MADE_BY_TORCH.fullmatch(name)]:
         raise _would_call(path, foreign[0])
     with safe_globals([(stand_in, name) for name, stand_in in known.items()]):
         load = partial(torch.load, file, map_location="cpu", weights_only=True)
@@ -268,34 +284,44 @@ def _copy(path: Path, copy: Path, pickles: list[bytes], archive: bool) -> None:
         shutil.copyfileobj(old, new)
 
 
-def _names_in(pickle: bytes) -> Iterator[str]:
-    """The names of all that a pickle would call, or has as values.
+def _names_in(pickle: bytes) -> Iterator[tuple[str, str]]:
+    """The names of all that a pickle would call, or has as values, and what it puts into what they make.
+
+    Yields:
+        Name, and `ELEMENTS`, `ITEMS` or "" for nothing; a name that occurs several times may have several.
 
     Raises:
         Refusal: It has nested tuples that would take forever to hash, each of which holds another twice.
     """
-    sizes: list[int] = []  # of what would lie on the stack: elements of tuples, counted as often as they occur
+    # Of what would lie on the stack: elements of tuples, counted as often as they occur; and the name it is made by
+    stack: list[tuple[int, str]] = []
     marks: list[int] = []
-    memo: dict[Any, int] = {}
+    memo: dict[Any, tuple[int, str]] = {}
     for operation, argument, _ in pickletools.genops(pickle):
+        made_by = ""
         if operation.name in ("GLOBAL", "INST"):
             module, _, name = str(argument).partition(" ")
-            yield name_of(module, name)
+            made_by = name_of(module, name)
+            yield made_by, ""
         if operation.name == "MARK":
-            marks.append(len(sizes))
+            marks.append(len(stack))
         elif operation.name.endswith("GET"):
-            sizes.append(memo[argument])
+            stack.append(memo[argument])
         elif operation.name.endswith("PUT"):
-            memo[argument] = sizes[-1]
+            memo[argument] = stack[-1]
         else:
             taken = operation.stack_before
-            first = len(sizes) - len(taken)
+            first = len(stack) - len(taken)
             if pickletools.markobject in taken:
                 first = marks.pop() - taken.index(pickletools.markobject)
-            size = 1 + sum(sizes[first:]) if operation.name.startswith("TUPLE") else 1
+            size = 1 + sum(size for size, _ in stack[first:]) if operation.name.startswith("TUPLE") else 1
             if size > LARGEST_TUPLE:
                 raise Refusal(f"has a tuple of more than {LARGEST_TUPLE} elements; it is damaged, so get it again")
-            sizes[first:] = [size] * len(operation.stack_after)
+            if operation.name in KEEP_FIRST:
+                made_by = stack[first][1]
+                if made_by and KEEP_FIRST[operation.name]:
+                    yield made_by, KEEP_FIRST[operation.name]
+            stack[first:] = [(size, made_by)] * len(operation.stack_after)
 
 
 def _check_archive(path: Path) -> None:

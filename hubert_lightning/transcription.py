@@ -122,9 +122,16 @@ def align(
 def words_in(
     log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None = None, timed: bool = True
 ) -> tuple[str, list[Word]]:
-    """The text of a recording of any length, and its words with their times if they are asked for.
+    """The text of a recording of any length, and its words.
 
-    log_probs: (frames, tokens) float32
+    Args:
+        log_probs: (frames, tokens), float32.
+        vocabulary: Vocabulary of the tokens.
+        search: Beam search; each frame's best token if not given.
+        timed: Whether the words, with their times, are needed.
+
+    Returns:
+        The text, and its words; none unless `timed`.
     """
     if search is None:
         letters = parted_in_pauses(best_letters(log_probs), vocabulary)

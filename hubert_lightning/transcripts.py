@@ -86,10 +86,15 @@ def _text(result: Transcript) -> str:
 
 def _json(result: Transcript) -> str:
     words = [
-        {"word": word.text, "start": _ms(word.start), "end": _ms(word.end), "confidence": round(word.confidence, 4)}
+        {
+            "word": word.text,
+            "start": _rounded(word.start),
+            "end": _rounded(word.end),
+            "confidence": round(word.confidence, 4),
+        }
         for word in result.words
     ]
-    content = {"file": result.file, "duration": _ms(result.duration), "text": result.text, "words": words}
+    content = {"file": result.file, "duration": _rounded(result.duration), "text": result.text, "words": words}
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
@@ -198,8 +203,8 @@ def _pieces(word: Word, before: str) -> Iterator[Piece]:
     for part in _without_spaces(word):
         in_time = _milliseconds(part.end) - _milliseconds(part.start) <= LONGEST
         whole = cell_len(part.text) <= LINE and (in_time or _is_one_word(part.text))
-        for place, piece in enumerate([part] if whole else _characters(part)):
-            between = "" if place else before
+        for index, piece in enumerate([part] if whole else _characters(part)):
+            between = "" if index else before
             yield Piece(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), between)
             before = " "
 
@@ -224,13 +229,13 @@ def _characters(word: Word) -> list[Word]:
     for part in word.letters or (word,):
         written = _written(part.text)
         share = (part.end - part.start) / max(len(written), 1)
-        for place, text in enumerate(written):
-            end = part.start + (place + 1) * share
+        for index, text in enumerate(written):
+            end = part.start + (index + 1) * share
             if characters and _stays_with(characters[-1].text[-1], text[0]):
                 before = characters.pop()
                 characters.append(before._replace(text=before.text + text, end=end))
             else:
-                characters.append(Word(text, part.start + place * share, end, part.confidence))
+                characters.append(Word(text, part.start + index * share, end, part.confidence))
     return characters
 
 
@@ -274,7 +279,7 @@ def _clock(milliseconds: int) -> str:
     return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d},{rest % 1000:03d}"
 
 
-def _ms(seconds: float) -> float:
+def _rounded(seconds: float) -> float:
     return round(seconds, 3)
 
 

@@ -28,7 +28,8 @@ class Letter(NamedTuple):
 class Word(NamedTuple):
     """A word, the seconds from which to which it was said, and the mean probability of its letters' frames.
 
-    letters: the same of each of its tokens, where the word is made of nothing else
+    Attributes:
+        letters: The same of each of its tokens, where the word is made of nothing else.
     """
 
     text: str
@@ -45,7 +46,11 @@ PAUSE = 25
 def best_letters(log_probs: Tensor) -> list[Letter]:
     """The tokens on the path of each frame's best token, repeats collapsed and blanks dropped.
 
-    log_probs: (frames, tokens) float32
+    Args:
+        log_probs: (frames, tokens), float32.
+
+    Returns:
+        Each token with its frames and the mean of its probability over them.
     """
     if not len(log_probs):
         return []
@@ -54,7 +59,7 @@ def best_letters(log_probs: Tensor) -> list[Letter]:
     ends = lengths.cumsum(0)
     sums = np.add.reduceat(best.values.double().exp().numpy(), (ends - lengths).numpy())
     runs = zip(tokens.tolist(), (ends - lengths).tolist(), ends.tolist(), sums.tolist(), strict=True)
-    return [Letter(token, start, end, of / (end - start)) for token, start, end, of in runs if token != BLANK]
+    return [Letter(token, start, end, total / (end - start)) for token, start, end, total in runs if token != BLANK]
 
 
 def parted_in_pauses(letters: Sequence[Letter], vocabulary: Vocabulary) -> list[Letter]:
@@ -75,8 +80,11 @@ def parted_in_pauses(letters: Sequence[Letter], vocabulary: Vocabulary) -> list[
 def aligned(log_probs: Tensor, tokens: Sequence[int], vocabulary: Vocabulary, first_frame: int = 0) -> list[Letter]:
     """When each of the tokens was said, on the most likely path that spells them.
 
-    log_probs:   (frames, tokens) float32
-    first_frame: of the recording, which the first row is
+    Args:
+        log_probs: (frames, tokens), float32.
+        tokens: Tokens without blanks.
+        vocabulary: Vocabulary of the tokens.
+        first_frame: Frame of the recording that the first row is.
 
     Raises:
         ValueError: There are more tokens than frames.
@@ -130,8 +138,11 @@ def _said(text: str, letters: Sequence[Letter], confidence: float) -> Word:
 def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame: int = 0) -> list[Word]:
     """The words of a text on the most likely path that spells it, in whichever of the tokens that can.
 
-    log_probs:   (frames, tokens) float32
-    first_frame: of the recording, which the first row is
+    Args:
+        log_probs: (frames, tokens), float32.
+        text: Normalised text.
+        vocabulary: Vocabulary of the tokens.
+        first_frame: Frame of the recording that the first row is.
 
     Raises:
         ValueError: It has characters that are no token, or more letters than frames.
@@ -265,8 +276,10 @@ def parts(log_probs: Tensor, vocabulary: Vocabulary, longest: int = 1_500) -> li
     """Where a long recording can be parted without cutting a word: between words, in the longest pause if there are
     several; where there is none for long, between letters.
 
-    log_probs: (frames, tokens)
-    longest:   frames of a part; one ends in its second half if possible
+    Args:
+        log_probs: (frames, tokens).
+        vocabulary: Vocabulary of the tokens.
+        longest: Most frames of a part; one ends in its second half if possible.
     """
     runs, paused, bounded = _silences(log_probs, vocabulary)
     return list(_parted(len(log_probs), longest, runs, bounded | paused))

@@ -1,6 +1,7 @@
 """From the aligner's TextGrids to the phones of frames."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -200,12 +201,48 @@ def test_recordings_of_a_folder_are_found_by_their_path_with_or_without_suffix(t
     assert {cut.id: symbols(cut) for cut in read_manifest(path)} == {
         "b.wav": ["AA"], "sub/b.wav": ["B"], "sub/long.wav-000": ["D"], "sub/long.wav-001": ["IY"],
     }  # fmt: skip
-    (tmp_path / "textgrids" / "b.TextGrid").unlink()
-    with pytest.raises(ValueError, match=r"^sub/b\.wav: .*b\.TextGrid would be its TextGrid and that of b\.wav; name"):
-        prepare_alignments(manifest, tmp_path / "textgrids", tmp_path / "out")
-    textgrid(tmp_path / "textgrids" / "again" / "sub" / "b.TextGrid", [(0.0, 1.2, "B")])
-    with pytest.raises(ValueError, match=r"^b\.wav: .* and .*b\.TextGrid could both be its TextGrid; give"):
-        prepare_alignments(manifest, tmp_path / "textgrids", tmp_path / "out")
+
+
+def test_a_textgrid_that_could_be_of_several_utterances_is_listed_and_the_others_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    textgrids = tmp_path / "textgrids"
+    textgrid(textgrids / "sub" / "b.TextGrid", [(0.0, 1.2, "B")])
+    textgrid(textgrids / "good.TextGrid")
+    for place in ("p/a", "q/a"):
+        textgrid(textgrids / place / "y.TextGrid")
+    cuts = aligned(tmp_path, *map(utterance, ["b.wav", "sub/b.wav", "good", "a/y"]))
+    assert [cut.id for cut in cuts if phones_of(cut)] == ["good"]
+    listed = [line.split("\t") for line in (tmp_path / "out" / "m.refused.tsv").read_text("utf-8").splitlines()]
+    y = [str(textgrids / place / "y.TextGrid") for place in ("p/a", "q/a")]
+    both = "could be the TextGrid of a/y, as {} could; leave one of them in the folder"
+    owned = "would be the TextGrid of b.wav and of sub/b.wav; name each by its whole id, such as b.wav.TextGrid"
+    assert listed == [
+        [y[0], both.format(y[1])],
+        [y[1], both.format(y[0])],
+        [str(textgrids / "sub" / "b.TextGrid"), owned],
+    ]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 TextGrids refused, so that 3 utterances stay without phones" in said
+    assert "no TextGrid and stay without phones" not in said
+    with pytest.raises(ValueError, match=r"^.*/p/a/y\.TextGrid: could be the TextGrid of a/y, as "):
+        aligned(tmp_path / "alone", utterance("a/y"), textgrids=textgrids)
+
+
+@pytest.mark.parametrize(("of_manifest", "of_file"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_textgrids_are_the_same_in_any_normal_form(tmp_path: Path, of_manifest: str, of_file: str) -> None:
+    """macOS has decomposed ones."""
+    for name in ("één.wav", "fünf/sechs"):
+        textgrid(tmp_path / "textgrids" / f"{unicodedata.normalize(of_file, name.removesuffix('.wav'))}.TextGrid")
+    ids = [unicodedata.normalize(of_manifest, name) for name in ("één.wav", "fünf/sechs")]
+    assert all(phones_of(cut) for cut in aligned(tmp_path, *map(utterance, ids)))
+
+
+def test_names_in_both_normal_forms_are_told_apart(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    for form, symbol in zip(forms, ("AA", "B"), strict=True):
+        textgrid(tmp_path / "textgrids" / f"{form}.TextGrid", [(0.0, 1.2, symbol)])
+    assert [symbols(cut) for cut in aligned(tmp_path, *map(utterance, forms))] == [["AA"], ["B"]]
 
 
 def test_phones_may_end_a_frame_after_the_audio_and_no_later(tmp_path: Path) -> None:
@@ -244,9 +281,16 @@ def test_synthetic_speech_comes_with_phones_that_pass(dev_cuts: CutSet) -> None:
 
 
 DAMAGED = {
-    "empty": (b"", "cannot be read as a TextGrid"),
-    "something else": (b"\x00\x01 this is no TextGrid", "cannot be read as a TextGrid"),
-    "latin-1": (long_format({"phones": [(0.0, 1.2, "\xe9")]}, 1.2).encode("latin-1"), "UnicodeDecodeError"),
+    "empty": (b"", r"cannot be read as a TextGrid \(the file is empty\); align"),
+    "something else": (b"\x00\x01 this is no text", r"\(it does not begin as one, with ooTextFile\); align"),
+    "a page of the web": (b"<html>\n<body>not found</body>\n</html>\n", "it does not begin as one, with ooTextFile"),
+    "without times": (long_format({"phones": HELLO}, 1.2).replace("xmin", "x").encode(), "Expected field in Textgrid"),
+    "half a number": (long_format({"phones": HELLO}, 1.2)[:85].encode(), "it is cut short or damaged"),
+    "UTF-16 cut short": (long_format({"phones": HELLO}, 1.2).encode("utf-16")[:101], "it is not UTF-8, nor UTF-16"),
+    "latin-1": (
+        long_format({"phones": [(0.0, 1.2, "\xe9")]}, 1.2).encode("latin-1"),
+        "it is not UTF-8, nor UTF-16 with its mark",
+    ),
     "cut short": (short_format({"phones": HELLO}, 1.2)[:-12].encode(), r"phones end at 0\.83 s of 1\.20 s"),
     "overlapping": (long_format({"phones": [(0.0, 0.7, "T"), (0.6, 1.2, "AA")]}, 1.2).encode(), "overlap"),
     "of words": (long_format({"words": HELLO_WORD}, 1.2).encode(), "no tier called phones, only words; take"),
@@ -283,9 +327,11 @@ def test_one_bad_textgrid_of_many_is_listed_and_the_others_are_used(
     for name, (_, fact) in DAMAGED.items():
         [reason] = [line.split("\t")[1] for line in listed if f"/{name}.TextGrid\t" in line]
         assert re.search(fact, reason)
+        assert str(tmp_path) not in reason
+        assert "Error" not in reason
     said = " ".join(capsys.readouterr().out.split())
-    assert "9 TextGrids refused, so that 11 utterances stay without phones (all of them in m.refused.tsv" in said
-    assert "1 of 13 utterances have no TextGrid and stay without phones, the first is alone" in said
+    assert "13 TextGrids refused, so that 15 utterances stay without phones (all of them in m.refused.tsv" in said
+    assert "1 of 17 utterances have no TextGrid and stay without phones, the first is alone" in said
     for path in (tmp_path / "textgrids").iterdir():
         textgrid(path, [(0.0, 3.0, "AA")] if path.stem == "talk" else [(0.0, 1.2, "AA")])
     cuts = aligned(tmp_path, *map(utterance, [*names, "late", "alone"]), *pieces("talk", 3))

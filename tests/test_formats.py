@@ -940,3 +940,200 @@ def test_a_folder_that_was_trained_on_in_transformers_comes_back_as_it_is_now(tm
     theirs.lm_head.weight.add_(1)
     theirs.save_pretrained(tmp_path / "theirs")
     assert_close(load_ctc(tmp_path / "theirs").head.weight, theirs.lm_head.weight, rtol=0, atol=0)
+
+
+# Files that training scripts made, whose settings or keys are not those of the system that the weights are of
+
+
+def fine_tuned_state(norm: str, prefix: str = "") -> tuple[Any, nn.Linear, dict[str, Tensor]]:
+    """A model of transformers and a layer that spells 32 tokens, and both under fairseq's names."""
+    theirs, head = of_transformers(small(norm)), nn.Linear(64, 32)
+    state = {f"{prefix}w2v_encoder.w2v_model.{name}": value for name, value in fairseq_state(theirs).items()}
+    state |= {f"{prefix}w2v_encoder.proj.{name}": value for name, value in head.state_dict().items()}
+    return theirs, head, state
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "bare": lambda state: state,
+    "a key for the model": lambda state: {"model": state, "optimizer": {"state": {0: torch.ones(2)}}, "epoch": 3},
+    "the model's arguments": lambda state: {"model": state, "args": Namespace(lr=0.1)},
+    "PyTorch's tutorial": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}, "loss": 0.1},
+    "Lightning": lambda state: {"state_dict": state, "hyper_parameters": {"lr": 0.1}, "epoch": 3},
+    "module": lambda state: {"module": state},
+    "net": lambda state: {"net": state},
+    "weights": lambda state: {"weights": state},
+    "two keys": lambda state: {"ema": {"decay": 0.9, "shadow": state}},
+    "an average beside it": lambda state: {"ema": {of: 2 * value for of, value in state.items()}, "model": state},
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_state_of_fairseq_is_found_under_any_key(tmp_path: Path, wrapped: str, prefix: str) -> None:
+    _, head, state = fine_tuned_state("group", prefix)
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    torch.save(state, tmp_path / "bare.pt")
+    torch.save(WRAPPED[wrapped](state), tmp_path / "theirs.pt")
+    trained, bare = (read_trained(tmp_path / name, 4) for name in ("theirs.pt", "bare.pt"))
+    assert_close(trained.encoder, bare.encoder, rtol=0, atol=0)
+    assert trained.config == bare.config
+    assert trained.head is not None
+    assert_close(trained.head, dict(head.state_dict()), rtol=0, atol=0)
+    assert trained.vocabulary is not None
+    assert trained.vocabulary["tokens"] == LETTERS
+    several = "it has several states, of which that under model is taken: not ema"
+    assert (several in trained.notes) == (wrapped == "an average beside it")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_a_state_of_torchaudio_is_found_under_any_key(tmp_path: Path, wrapped: str, prefix: str) -> None:
+    theirs = of_torchaudio(small("group"), num_classes=20, final_dim=24)
+    state = {prefix + name: value for name, value in theirs.state_dict().items()}
+    torch.save(WRAPPED[wrapped](state), tmp_path / "theirs.pt")
+    trained = read_trained(tmp_path / "theirs.pt", 4)
+    assert trained.num_clusters == [20]
+    assert_close(
+        trained.encoder["projection.weight"], state[f"{prefix}wav2vec2.encoder.feature_projection.projection.weight"]
+    )
+
+
+def test_a_whole_pretrained_model_of_fairseq_keeps_its_head_inside_of_a_module(tmp_path: Path) -> None:
+    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "theirs.pt")
+    assert read_trained(tmp_path / "theirs.pt", 4).num_clusters == [20]
+
+
+def test_a_state_that_is_nowhere_or_holds_itself_is_refused(tmp_path: Path) -> None:
+    around: dict[str, Any] = {"model": {"layer.weight": torch.ones(2)}}
+    around["self"] = around
+    torch.save(around, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=r"theirs\.pt holds no HuBERT; give"):
+        read_trained(tmp_path / "theirs.pt")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("inside", [None, {}, "absent"])
+def test_a_fine_tuned_model_of_fairseq_without_the_settings_of_its_encoder_has_the_size_of_its_weights(
+    tmp_path: Path, waveform: Tensor, norm: str, inside: Any
+) -> None:
+    theirs, _, state = fine_tuned_state(norm)
+    tuned = {"_name": "hubert_ctc", "w2v_path": "/a/b.pt", "dropout": 0.03, "layerdrop": 0.06, "mask_prob": 0.7}
+    tuned |= {} if inside == "absent" else {"w2v_args": inside}
+    content = {"args": None, "cfg": {"model": tuned, "task": {"_name": "audio_finetuning"}}, "model": state}
+    torch.save(content, tmp_path / "theirs.pt")
+    with pytest.raises(
+        ValueError, match="has a width of 64, and does not tell how many heads attend; say so: hubert imp"
+    ):
+        read_trained(tmp_path / "theirs.pt")
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt", num_heads=4)
+    model = load_ctc(tmp_path / "ours.ckpt")
+    assert_layers_equal(model.encoder, theirs, waveform)
+    config = read_trained(tmp_path / "ours.ckpt").config
+    assert (config.dropout, config.layer_drop) == (0.03, 0.06)
+    assert config.normalize_waveform == (norm == "layer")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
+    back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]["model"]
+    assert (back["mask_prob"], back["w2v_args"]["model"]["mask_prob"]) == (0.7, 0.8)
+    assert any("no settings of its encoder" in note for note in read_trained(tmp_path / "theirs.pt", 4).notes)
+
+
+def test_a_model_of_fairseq_with_half_its_settings_has_the_size_of_its_weights(
+    tmp_path: Path, waveform: Tensor
+) -> None:
+    theirs = of_transformers(small("layer"))
+    model, task = fairseq_settings(small("layer"))
+    for name in ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "conv_pos", "conv_pos_groups"):
+        del model[name]
+    torch.save({"cfg": {"model": model, "task": task}, "model": fairseq_state(theirs)}, tmp_path / "theirs.pt")
+    assert_layers_equal(load_encoder(tmp_path / "theirs.pt"), theirs, waveform)
+
+
+def beside_a_model(folder: Path, dictionary: bytes, rows: int) -> list[str]:
+    """The tokens that a model of fairseq has by the dictionary beside it."""
+    _, _, state = fine_tuned_state("group")
+    state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, rows).state_dict().items()}
+    model, task = fairseq_settings(small("group"))
+    cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
+    torch.save({"args": None, "cfg": cfg, "model": state}, folder / "theirs.pt")
+    (folder / "dict.ltr.txt").write_bytes(dictionary)
+    vocabulary = read_trained(folder / "theirs.pt").vocabulary
+    assert vocabulary is not None
+    return vocabulary["tokens"]
+
+
+DICTIONARIES = {
+    "a mark": ("| 9\nA 1\nB 1\n".encode("utf-8-sig"), ["|", "A", "B"]),
+    "UTF-16": ("| 9\r\nA 1\r\nÉ 1\r\n".encode("utf-16"), ["|", "A", "É"]),
+    "breaks of lines that are none": ("| 1\n\u2028 1\n\x85 1\n\x1c 1\n".encode(), ["|", "\u2028", "\x85", "\x1c"]),
+    "a mark as a symbol": ("\ufeff 1\nA 1\n".encode(), ["\ufeff", "A"]),
+    "symbols of spaces": (b"| 1\n  1\na b 1\n", ["|", " ", "a b"]),
+    "a flag": (b"| 1\nA 1 #fairseq:overwrite\n", ["|", "A"]),
+    "a flag that matters": (b"| 1\nA 1\nB 1\nA 2 #fairseq:overwrite\n", ["|", "<5>", "B", "A"]),
+}
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_a_dictionary_beside_a_model_is_read_as_in_fairseq(tmp_path: Path, name: str) -> None:
+    content, symbols = DICTIONARIES[name]
+    assert beside_a_model(tmp_path, content, len(symbols) + 4)[4:] == symbols
+
+
+def test_fairseqs_own_symbols_may_be_overwritten(tmp_path: Path) -> None:
+    tokens = beside_a_model(tmp_path, b"| 1\n<unk> 1 #fairseq:overwrite\n", 6)
+    assert tokens == ["<s>", "<pad>", "</s>", "<3>", "|", "<unk>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"| 1\nA 1\nA 1\n", "line 3: 'A' is there already; keep it once, or add #fairseq:overwrite"),
+        (b"| 1\nA x\n", "line 2: 'x' is no count, as follows each symbol; correct the line"),
+        (b"| 1\n\xe9 1\n", "dict.ltr.txt: is not UTF-8, nor UTF-16 with its mark; convert it"),
+        (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it spells 3"),
+    ],
+)
+def test_a_dictionary_that_is_none_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        beside_a_model(tmp_path, content, 7)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_tokens_that_look_like_breaks_of_lines_come_back_from_fairseq(tmp_path: Path, kept: bool) -> None:
+    tokens = ["<blank>", "|", "a", "\u2028", "\x85", "\ufeff", "\x1c"]
+    trained = ours("group", "encoder")._replace(vocabulary={"tokens": tokens}, head=dict(nn.Linear(64, 7).state_dict()))
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "there", "fairseq")
+    if not kept:
+        (tmp_path / "there" / "hubert_lightning.safetensors").unlink()
+    again = read_trained(tmp_path / "there").vocabulary
+    assert again is not None
+    assert [*again["tokens"]][-6:] == tokens[1:]
+
+
+def test_settings_that_a_fine_tuned_model_of_fairseq_has_no_use_for_come_back_there(tmp_path: Path) -> None:
+    _, _, state = fine_tuned_state("group")
+    model, task = fairseq_settings(small("group"))
+    model |= {"logit_temp": 0.2, "required_seq_len_multiple": 4, "checkpoint_activations": True, "max_positions": 99}
+    cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
+    torch.save({"args": None, "cfg": cfg, "model": state}, tmp_path / "theirs.pt")
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
+    back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]["model"]["w2v_args"]["model"]
+    named = ("logit_temp", "required_seq_len_multiple", "checkpoint_activations", "max_positions")
+    assert [back[name] for name in named] == [model[name] for name in named]
+    [note] = [note for note in read_trained(tmp_path / "theirs.pt").notes if "kept for an export" in note]
+    assert all(name in note for name in named)
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, 2), (7, 8), (None, None)])
+def test_tokens_of_a_sentence_that_have_no_row_keep_their_numbers(tmp_path: Path, start: Any, end: Any) -> None:
+    of_transformers(
+        small("group"), "HubertForCTC", vocab_size=4, pad_token_id=0, bos_token_id=start, eos_token_id=end
+    ).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "a": 2, "<unk>": 3}))
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (start, end)

@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +259,41 @@ def test_utterances_of_one_length_get_their_own_labels(
     said = capsys.readouterr().err
     assert "no three.tsv beside it says which utterance a line is of; they are taken in the order of the" in said
     assert in_order.source.kmeans != by_name.source.kmeans  # they are not the same labels
+
+
+@pytest.mark.parametrize(("of_manifest", "of_tsv"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_the_same_in_any_normal_form(dev_cuts: CutSet, tmp_path: Path, of_manifest: str, of_tsv: str) -> None:
+    """macOS has decomposed ones."""
+    [first, *_] = dev_cuts
+    [source] = first.recording.sources
+    cuts = []
+    for name in ("é/ü", "e/u"):
+        written = unicodedata.normalize(of_manifest, name)
+        recording = replace(first.recording, id=written, sources=[replace(source, source=f"/corpus/{written}.flac")])
+        cuts.append(replace(first, id=written, recording=recording, supervisions=[]))
+    write_manifest(cuts, tmp_path / "two.jsonl.gz")
+    frames = num_frames(first.num_samples)
+    (tmp_path / "two.km").write_text("".join(" ".join([label] * frames) + "\n" for label in "01"))
+    rows = [unicodedata.normalize(of_tsv, f"{name}.flac\t{first.num_samples}") for name in ("e/u", "é/ü")]
+    (tmp_path / "two.tsv").write_text("\n".join(["/corpus", *rows]) + "\n")
+    store = import_labels([tmp_path / "two.km"], [tmp_path / "two.jsonl.gz"], tmp_path / "store", [50])
+    assert [store[cut.id][0, 0] for cut in cuts] == [1, 0]
+
+
+def test_names_in_both_normal_forms_are_told_apart(dev_cuts: CutSet, tmp_path: Path) -> None:
+    [first, *_] = dev_cuts
+    [source] = first.recording.sources
+    names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    recordings = [replace(first.recording, id=of, sources=[replace(source, source=f"/{of}.flac")]) for of in names]
+    pairs = zip(names, recordings, strict=True)
+    write_manifest(
+        [replace(first, id=of, recording=it, supervisions=[]) for of, it in pairs], tmp_path / "two.jsonl.gz"
+    )
+    frames = num_frames(first.num_samples)
+    (tmp_path / "two.km").write_text("".join(" ".join([label] * frames) + "\n" for label in "01"))
+    (tmp_path / "two.tsv").write_text("".join(["/\n", *(f"{of}.flac\t{first.num_samples}\n" for of in names)]))
+    store = import_labels([tmp_path / "two.km"], [tmp_path / "two.jsonl.gz"], tmp_path / "store", [50])
+    assert [store[of][0, 0] for of in names] == [0, 1]
 
 
 def changed_row(line: int, change: Callable[[str], str]) -> Callable[[list[str]], list[str]]:

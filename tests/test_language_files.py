@@ -4,8 +4,10 @@ import base64
 import bz2
 import gzip
 import lzma
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch.nn.functional import one_hot
 
 from hubert_lightning.data.text import LETTERS, Vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, Hypothesis
-from hubert_lightning.files import lines_of
-from hubert_lightning.language_files import read_lexicon, unigrams
+from hubert_lightning.files import decompressed, lines_of
+from hubert_lightning.language_files import for_kenlm, read_lexicon, unigrams
 from hubert_lightning.language_model import ngram
 from hubert_lightning.spelling import lexicon
 
@@ -279,6 +281,44 @@ def test_a_file_that_is_no_lexicon_is_refused_by_name(tmp_path: Path, content: b
             found(tmp_path / "a.lexicon", None, Vocabulary())
         with pytest.raises(ValueError, match=f"a.lexicon.*{sentence}"):
             list(lines_of(tmp_path / "a.lexicon"))
+
+
+def test_an_error_of_a_reader_is_not_the_file_s(tmp_path: Path) -> None:
+    for form, content in (("gz", gzip.compress(b"ONE")), ("xz", lzma.compress(b"ONE")), ("txt", b"ONE")):
+        (path := tmp_path / f"words.{form}").write_bytes(content)
+        for error in (OSError(ENOSPC, "No space left on device"), EOFError("of another file")):
+
+            def read_and_fail(path: Path = path, error: Exception = error) -> None:
+                with decompressed(path) as file:
+                    assert file.read() == b"ONE"
+                    raise error
+
+            with pytest.raises(type(error)) as raised:
+                read_and_fail()
+            assert raised.value is error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_full_disk_is_named_where_a_language_model_is_copied(tmp_path: Path) -> None:
+    import resource
+
+    binary = gzip.decompress(base64.b64decode(BINARY))
+    (tmp_path / "lm.bin.xz").write_bytes(lzma.compress(binary + bytes(100_000)))
+    arpa = "\\data\\\nngram 1=9\n\n\\1-grams:\n" + "-1 ONE\n" * 20_000
+    (tmp_path / "lm.arpa").write_text(arpa)  # with spaces for tabs
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("lm.bin.xz", "lm.arpa"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with (
+                pytest.raises(
+                    ValueError, match=rf"{name}: KenLM reads a temporary copy .* \(File too large\); make room"
+                ),
+                for_kenlm(tmp_path / name),
+            ):
+                pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_letters_in_another_case_are_refused(files: Path, tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_a_folder_of_every_kind_of_audio_is_read_at_16_khz(tmp_path: Path) -> No
     }
     for cut in cuts:
         assert cut.sampling_rate == SAMPLE_RATE
-        assert abs(cut.num_samples - 8000) <= 1
+        # FFmpeg ends short Ogg Vorbis up to a block off
+        assert abs(cut.num_samples - 8000) <= (320 if cut.id.endswith("ogg") else 1)
         assert read_waveform(cut).shape == (cut.num_samples,)
         assert [supervision.speaker for supervision in cut.supervisions] == (["ann"] if "/" in cut.id else [])
     assert not (tmp_path / "out" / "mixed.refused.tsv").exists()

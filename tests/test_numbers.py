@@ -222,8 +222,8 @@ def test_fit_names_what_its_vocabulary_has_no_tokens_for_with_counts(tmp_path: P
     [manifest] = prepare_csv(table_of(tmp_path, "ten € more", "5 % & 5 €", "plain words"), tmp_path / "out", heldout=0)
     spelled_with = vocabulary_of(["a plain text of many words", "brief jokes vex quartz gnome"])[0]
     sentence = (
-        r"0\.wav: the transcript 'ten € more' has characters that are not .*letters, as of 1 others \(in all '%' 1 "
-        r"times, '&' 1 times, '5' 2 times, '€' 2 times\); spell them out \(numbers: `hubert prepare`"
+        r"0\.wav: the transcript 'ten € more' has characters that are not .*letters \(and 1 other\), in all '%' 1 "
+        r"times, '&' 1 times, '5' 2 times, '€' 2 times; spell them out \(numbers: `hubert prepare`"
     )
     with pytest.raises(ValueError, match=sentence):
         check_transcripts(read_manifest(manifest), spelled_with)
@@ -235,7 +235,7 @@ def test_fit_tells_a_transcript_of_nothing_from_none(tmp_path: Path) -> None:
     for cut in wordless:
         cut.supervisions[0].text = "..."
     with pytest.raises(
-        ValueError, match=r"0\.wav: the transcript '\.\.\.' has nothing that is spelled, as of 1 others"
+        ValueError, match=r"0\.wav: the transcript '\.\.\.' contains only punctuation or symbols \(and 1 other\); write"
     ):
         check_transcripts(wordless, Vocabulary(punctuation="space"))
 

@@ -219,9 +219,3 @@ WEIGHTS = {
 def test_the_docs_have_the_decoder_weights_of_wav2vec_2() -> None:
     document = (ROOT / "docs/librispeech.md").read_text("utf-8")
     assert rows_of(document, "| labels | pre-trained on LibriSpeech, 4-gram") == WEIGHTS
-
-
-def test_no_number_is_from_memory() -> None:
-    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.*")]
-    files += [*(ROOT / "hubert_lightning").rglob("*.py")]
-    assert not [str(path) for path in files if path.is_file() and "from memory" in path.read_text("utf-8")]

@@ -144,7 +144,7 @@ def test_the_learning_rate_warms_up_for_8_percent_of_the_steps_unless_their_numb
 
 
 def test_a_warm_up_that_is_no_share_or_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup is 32000; it is a share of all steps"):
+    with pytest.raises(ValueError, match="warmup is 32000; it is a fraction from 0 to 1"):
         a_model(warmup=32_000)
     with pytest.raises(ValueError, match="warmup_steps is -1; it is a number of steps"):
         a_model(warmup_steps=-1)

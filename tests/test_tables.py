@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import unicodedata
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.preparation import prepare_folder
 from hubert_lightning.data.tables import prepare_csv
 from hubert_lightning.frames import SAMPLE_RATE
 
@@ -138,6 +140,17 @@ def test_quotes_are_letters_between_tabs(tmp_path: Path) -> None:
     assert [cut.supervisions[0].text for cut in read_manifest(train)] == ['"Yes, he said', "no"]
 
 
+def test_quotes_that_a_program_doubled_between_tabs_are_undone(tmp_path: Path) -> None:
+    clips(tmp_path, 2)
+    with (tmp_path / "table.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(
+            [["path", "text"], ["clips/00.wav", 'said "hi"'], ["clips/01.wav", "plain"]]
+        )
+    prepare_csv(tmp_path / "table.tsv", tmp_path / "out", heldout=0.0)
+    texts = [cut.supervisions[0].text for cut in read_manifest(tmp_path / "out" / "train.jsonl.gz")]
+    assert texts == ['said "hi"', "plain"]
+
+
 def test_a_speaker_who_says_most_is_not_held_out(tmp_path: Path) -> None:
     names = clips(tmp_path, 30)
     for salt in range(5):
@@ -239,3 +252,42 @@ def test_common_voice_s_tables_keep_their_quotes_and_rows(tmp_path: Path) -> Non
     [train] = prepare_csv(tmp_path / "validated.tsv", tmp_path / "out", heldout=0)
     assert [cut.supervisions[0].text for cut in read_manifest(train)] == sentences
     assert [cut.supervisions[0].speaker for cut in read_manifest(train)] == ["s0", "s1", "s2", "s3"]
+
+
+@pytest.mark.parametrize(("of_table", "of_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_file_is_found_in_any_normal_form_of_its_name(tmp_path: Path, of_table: str, of_disk: str) -> None:
+    """macOS has decomposed ones."""
+    names = ["größe/één.wav", "größe/elf.wav", "zwölf.wav"]
+    for number, name in enumerate(names):
+        path = tmp_path / unicodedata.normalize(of_disk, name)
+        path.parent.mkdir(exist_ok=True)
+        noise = 0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(number))
+        soundfile.write(path, noise.numpy(), SAMPLE_RATE)
+    rows = [f"{unicodedata.normalize(of_table, name)},a sentence" for name in [*names, "größe/nicht da.wav"]]
+    (tmp_path / "table.csv").write_text("\n".join(["path,text", *rows]))
+    [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
+    cuts = list(read_manifest(train))
+    assert {cut.id for cut in cuts} == {unicodedata.normalize(of_table, name) for name in names}
+    assert all(Path(cut.recording.sources[0].source).is_file() for cut in cuts)
+    assert "nicht da.wav" in (tmp_path / "out" / "train.refused.tsv").read_text()
+
+
+def test_files_in_both_normal_forms_are_told_apart(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    for number, form in enumerate(forms):
+        noise = 0.1 * torch.randn(SAMPLE_RATE + number, generator=torch.Generator().manual_seed(number))
+        soundfile.write(tmp_path / f"{form}.wav", noise.numpy(), SAMPLE_RATE)
+    (tmp_path / "table.csv").write_text("\n".join(["path,text", *(f"{form}.wav,a sentence" for form in forms)]))
+    [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
+    lengths = {cut.id: cut.num_samples for cut in read_manifest(train)}
+    assert lengths == {f"{form}.wav": SAMPLE_RATE + number for number, form in enumerate(forms)}
+
+
+def test_a_transcript_of_a_folder_is_found_in_any_normal_form_of_its_name(tmp_path: Path) -> None:
+    name = "één-1-0001"
+    noise = 0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    soundfile.write(tmp_path / f"{unicodedata.normalize('NFD', name)}.flac", noise.numpy(), SAMPLE_RATE)
+    (tmp_path / "één-1.trans.txt").write_text(f"{unicodedata.normalize('NFC', name)} A SENTENCE\n")
+    [manifest] = prepare_folder(tmp_path, tmp_path / "out")
+    [cut] = read_manifest(manifest)
+    assert [supervision.text for supervision in cut.supervisions] == ["A SENTENCE"]

@@ -130,6 +130,14 @@ LAYOUTS = {
         tokenizer_config=FACEBOOK,
         config={"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer"},
     ),
+    "two letters of one row": Layout(
+        {"a": 0, "ä": 0, "b": 1, "é": 2, "è": 2, "e": 2, "ß": 3, "ss": 3, "|": 4, "[UNK]": 5, "[PAD]": 6},
+        rows=7,
+        tokenizer_config=NAMES,
+    ),
+    "a space and | of one row": Layout(
+        {" ": 3, "a": 0, "b": 1, "c": 2, "|": 3, "[UNK]": 4, "[PAD]": 5}, rows=6, tokenizer_config=NAMES
+    ),
     "one language of several": Layout(
         {"deu": {"<pad>": 0, "a": 1, "ß": 2, "|": 3, "<unk>": 4}, "eng": {"<pad>": 0, "x": 1, "|": 2, "<unk>": 3}},
         rows=5,
@@ -206,6 +214,38 @@ def test_a_tokenizer_goes_out_as_it_came_in(tmp_path: Path, encoder: Encoder, na
         file.unlink()
     again.append(read_trained(tmp_path / "back").vocabulary)
     assert [vocabulary_from(one or {}, name) for one in again] == [load_ctc(tmp_path / "theirs").vocabulary] * 3
+
+
+@pytest.mark.parametrize("name", ["two letters of one row", "a space and | of one row"])
+def test_letters_that_share_a_row_are_read_and_go_out(tmp_path: Path, encoder: Encoder, name: str) -> None:
+    """As in transformers#15275; the last of them is printed."""
+    layout = LAYOUTS[name]
+    saved(tmp_path / "theirs", encoder, layout)
+    vocabulary = load_ctc(tmp_path / "theirs").vocabulary
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    letters = [token for token in layout.table if len(token) == 1 and token not in "| "]
+    for text in ["ab ba", *letters]:
+        assert vocabulary.normalise(text) == text
+        order = [theirs.pad_token_id, *(place for place in range(layout.rows) if place != theirs.pad_token_id)]
+        assert [order[token] for token in vocabulary.encode(text)] == theirs(text).input_ids
+    import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
+    export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
+    table = json.loads((tmp_path / "back" / "vocab.json").read_text("utf-8"))
+    assert {token: table.get(token) for token in layout.table} == layout.table
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_that_other_programs_saved_again_say_the_same(tmp_path: Path, encoder: Encoder, encoding: str) -> None:
+    saved(tmp_path, encoder, LAYOUTS["the tutorial on fine-tuning, of 2021"])
+    before = load_ctc(tmp_path)
+    for file in tmp_path.glob("*.json"):
+        file.write_text(file.read_text("utf-8"), encoding)
+    after = load_ctc(tmp_path)
+    assert after.vocabulary == before.vocabulary
+    assert after.encoder.config == before.encoder.config
+    (tmp_path / "vocab.json").write_text('{"é": 1}', "latin-1")
+    with pytest.raises(ValueError, match=r"vocab\.json: is not UTF-8, nor UTF-16 with its mark; convert it"):
+        load_ctc(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["fairseq", "torchaudio", "safetensors"])

@@ -130,6 +130,57 @@ def test_a_choice_of_fairseq_is_its_value(tmp_path: Path, fairseq: types.ModuleT
     assert plain(read_torch(tmp_path / "a.pt")["cfg"]) == {"backend": "legacy_ddp"}
 
 
+class Counts(OrderedDict):
+    """As fairseq's MetersDict: a dictionary with a state of its own."""
+
+    def __init__(self, *items: Any) -> None:
+        super().__init__(*items)
+        self.priorities = [1, 2]
+
+
+class Named(dict):
+    """As fairseq's item classes: a dictionary made without arguments."""
+
+
+class Several(list):
+    """A class of lists."""
+
+
+@pytest.mark.parametrize("new_form", [True, False])
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_dictionaries_and_lists_of_fairseqs_classes_are_data(
+    tmp_path: Path, fairseq: types.ModuleType, protocol: int, new_form: bool
+) -> None:
+    for kind in (Counts, Named, Several):
+        setattr(fairseq, kind.__name__, kind)
+    content: dict[str, Any] = {
+        "meters": Counts({"loss": Counts({"sum": np.float32(0.5)}), "empty": Counts()}),
+        "named": Named(a=Named(b=[1]), c=Named()),
+        "several": Several([Several([1, 2]), 3]),
+        "one": Several(["x"]),
+        "model": {"a": torch.ones(1)},
+    }
+    content["again"] = content["several"]
+    modules = {kind: kind.__module__ for kind in (Counts, Named, Several)}
+    for kind in modules:
+        kind.__module__ = "fairseq"
+    try:
+        torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=new_form)
+    finally:
+        for kind, module in modules.items():
+            kind.__module__ = module
+    del sys.modules["fairseq"]
+    found = read_torch(tmp_path / "a.pt")
+    assert_close(found.pop("model")["a"], torch.ones(1))
+    assert plain(found) == {
+        "meters": {"loss": {"sum": 0.5}, "empty": {}},
+        "named": {"a": {"b": [1]}, "c": {}},
+        "several": [[1, 2], 3],
+        "one": ["x"],
+        "again": [[1, 2], 3],
+    }
+
+
 def in_archive(body: bytes, path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", body)

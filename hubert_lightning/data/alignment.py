@@ -23,6 +23,7 @@ from rich.table import Table
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.preparation import Refusal, print_refusals, write_refusals
 from hubert_lightning.data.probe import SUFFIXES
+from hubert_lightning.files import UTF_16, composed, printable
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 SILENCE = "sil"
@@ -74,10 +75,10 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     manifest, textgrids, out = Path(manifest), Path(textgrids), Path(out)
     cuts = list(read_manifest(manifest))
     path = _destination(manifest, out, cuts)
-    found = _find_all(cuts, textgrids, manifest)
+    found, refused = _find_all(cuts, textgrids, manifest)
     read = lru_cache(maxsize=1)(_read)  # the pieces of a recording follow each other
     aligned = []
-    refused: dict[str, ValueError] = {}  # by the utterance
+    errors: list[ValueError] = []
     with Progress(transient=True) as progress:
         for cut in progress.track(cuts, description="reading TextGrids"):
             if cut.id in found:
@@ -85,12 +86,14 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
                 try:
                     cut = _align(cut, textgrid, read(textgrid), own, drop_stress)
                 except ValueError as error:
-                    refused[cut.id] = error
+                    errors.append(error)
+                    refused[cut.id] = [Refusal(textgrid, str(error).removeprefix(f"{textgrid}: "))]
             aligned.append(cut)
-    if len(refused) == len(found):
-        raise next(iter(refused.values()))
+    if not found.keys() - refused.keys():
+        first, *_ = next(iter(refused.values()))
+        raise errors[0] if errors else ValueError(f"{first.path}: {first.reason}")
     write_manifest(aligned, path)
-    reasons = {found[cut_id][0]: str(error) for cut_id, error in reversed(refused.items())}  # the first of each file's
+    reasons = {textgrid: reason for of in reversed(refused.values()) for textgrid, reason in of}  # each file's first
     refusals = [Refusal(textgrid, reason) for textgrid, reason in sorted(reasons.items())]
     write_refusals(refusals, _refused_beside(path))
     _report(aligned, path, refused.keys(), refusals)
@@ -111,52 +114,76 @@ def _destination(manifest: Path, out: Path, cuts: list[Cut]) -> Path:
     return path
 
 
-def _find_all(cuts: list[Cut], textgrids: Path, manifest: Path) -> dict[str, tuple[Path, bool]]:
-    """Cut id → its TextGrid, and whether that is of the cut alone (else of the whole recording)."""
+def _find_all(
+    cuts: list[Cut], textgrids: Path, manifest: Path
+) -> tuple[dict[str, tuple[Path, bool]], dict[str, list[Refusal]]]:
+    """Find the TextGrid of each cut.
+
+    Args:
+        cuts: All cuts of the manifest.
+        textgrids: Folder of the TextGrids.
+        manifest: File that errors name.
+
+    Returns:
+        Cut id → its TextGrid, and whether that is of the cut alone (else of the whole recording).
+        Cut id → the TextGrids that could be its own, but also another's or no more than others, and why not.
+
+    Raises:
+        ValueError: There are no TextGrids, or none is of an utterance of the manifest.
+    """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(textgrids.rglob("*")):
         if file.suffix.lower() == ".textgrid" and not file.name.startswith("."):
-            by_name[file.stem].append(file)
+            by_name[composed(file.stem)].append(file)
     if not by_name:
         fact = "no TextGrid below it" if textgrids.is_dir() else "no such folder"
         raise ValueError(f"{textgrids}: {fact}; give the folder that the Montreal Forced Aligner wrote to")
     found: dict[str, tuple[Path, bool]] = {}
-    owners: dict[Path, str] = {}
+    refused: dict[str, list[Refusal]] = {}
+    cuts_of: dict[Path, list[Cut]] = defaultdict(list)
     for cut in cuts:
         own = _find(cut.id, by_name, textgrids)
-        path = own or _find(cut.recording_id, by_name, textgrids)
-        if path is None:
-            continue
-        owner = owners.setdefault(path, cut.recording_id)
-        if owner != cut.recording_id:
-            raise ValueError(
-                f"{cut.id}: {path} would be its TextGrid and that of {owner}; name each by its whole id, such as "
-                f"{cut.id}.TextGrid"
-            )
-        found[cut.id] = path, own is not None
-    if not found:
+        paths = own or _find(cut.recording_id, by_name, textgrids)
+        if len(paths) == 1:
+            found[cut.id] = paths[0], bool(own)
+            cuts_of[paths[0]].append(cut)
+        elif paths:
+            reason = f"could be the TextGrid of {cut.id}, as {{}} could; leave one of them in the folder"
+            pairs = zip(paths, [*paths[1:], paths[0]], strict=True)
+            refused[cut.id] = [Refusal(path, reason.format(printable(other))) for path, other in pairs]
+    for path, of in cuts_of.items():
+        owners = {cut.recording_id: cut.id for cut in reversed(of)}
+        if len(owners) > 1:
+            *_, second, first = owners.values()
+            reason = f"would be the TextGrid of {first} and of {second}; name each by its whole id, such as"
+            refused |= {cut.id: [Refusal(path, f"{reason} {first}.TextGrid")] for cut in of}
+            found = {cut_id: place for cut_id, place in found.items() if place[0] != path}
+    if not found and not refused:
         raise ValueError(
             f"{manifest}: none of its {len(cuts)} utterances has a TextGrid below {textgrids}, such as "
             f"{cuts[0].id}.TextGrid; give the folder with alignments of this corpus"
         )
-    return found
+    return found, refused
 
 
-def _find(name: str, by_name: dict[str, list[Path]], textgrids: Path) -> Path | None:
-    """The TextGrid of a cut or a recording: of sub/b.wav, as `prepare folder` calls it, sub/b.TextGrid too."""
+def _find(name: str, by_name: dict[str, list[Path]], textgrids: Path) -> list[Path]:
+    """The TextGrids that a cut or a recording could have: sub/b.wav, as `prepare folder` calls it, sub/b.TextGrid too.
+
+    Names are the same in any normal form of Unicode, of which file systems and programs choose one (macOS NFD), unless
+    there are files in both.
+    """
     for parts in (PurePosixPath(name).parts, PurePosixPath(_without_suffix(name)).parts):
-        places = {path: (*path.relative_to(textgrids).parts[:-1], path.stem) for path in by_name.get(parts[-1], [])}
-        called = [path for path, place in places.items() if place[-len(parts) :] == parts]
-        if len(called) > 1:
-            exact = [path for path in called if places[path] == parts]
-            if len(exact) != 1:
-                raise ValueError(
-                    f"{name}: {called[0]} and {called[1]} could both be its TextGrid; give a folder with one alignment"
-                )
-            return exact[0]
-        if called:
-            return called[0]
-    return None
+        for form in (str, composed):
+            wanted = tuple(map(form, parts))
+            places = {
+                path: tuple(map(form, (*path.relative_to(textgrids).parts[:-1], path.stem)))
+                for path in by_name.get(composed(parts[-1]), [])
+            }
+            called = [path for path, place in places.items() if place[-len(parts) :] == wanted]
+            exact = [path for path in called if places[path] == wanted]
+            if called:
+                return exact if len(exact) == 1 else called
+    return []
 
 
 def _without_suffix(name: str) -> str:
@@ -186,11 +213,12 @@ def _align(cut: Cut, path: Path, tiers: dict[str, list[Interval]], own: bool, dr
 def _read(path: Path) -> dict[str, list[Interval]]:
     """Every interval tier of a TextGrid, by its name: long or short format, UTF-8 or UTF-16."""
     from praatio import textgrid
+    from praatio.utilities.errors import PraatioException
 
     try:
         tiers = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="silence").tiers
     except Exception as error:  # praatio fails in as many ways as there are damaged files
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(str(error).split()) if isinstance(error, PraatioException) else _why_unread(path, error)
         raise ValueError(f"{path}: cannot be read as a TextGrid ({reason}); align that utterance again") from error
     intervals = {}
     for tier in tiers:
@@ -204,6 +232,22 @@ def _read(path: Path) -> dict[str, list[Interval]]:
                     f"{tier.maxTimestamp:.2f} s); align that utterance again"
                 )
     return intervals
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """What is wrong with a file on which praatio fails with an error of Python."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    content = path.read_bytes()
+    if not content.strip():
+        return "the file is empty"
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8, nor UTF-16 with its mark"
+    encoding = "utf-16" if content.startswith(UTF_16) else "utf-8"
+    head = content[:200].decode(encoding, "ignore")
+    if "ooText" not in head and "TextGrid" not in head:
+        return "it does not begin as one, with ooTextFile"
+    return "it is cut short or damaged"
 
 
 def _tier(tiers: dict[str, list[Interval]], kind: str, speaker: str | None, path: Path) -> list[Interval] | None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from math import ceil, gcd
 
 import av
+import numpy as np
 import soundfile
 import torch
 import torchaudio
@@ -17,10 +18,11 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
-from hubert_lightning.data.sound_files import File, open_audio, reason_of
+from hubert_lightning.data.sound_files import CodedAudio, File, open_audio, reason_of
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
+TAIL = 320  # samples at 16 kHz, 20 ms: decoders of lossy formats disagree by so much on where a file ends
 REACH = 64  # samples at 16 kHz: more than the resampling filter sees on either side, for any rate above 1.6 kHz
 
 
@@ -102,7 +104,10 @@ def _read_source(
             "`hubert prepare` again to leave it out"
         ) from error
     offset = first - begin * ours
-    if ceil(len(audio) * ours / theirs) < offset + num_samples:
+    missing = offset + num_samples - ceil(len(audio) * ours / theirs)
+    if 0 < missing <= TAIL and isinstance(file, CodedAudio):
+        audio = np.pad(audio, ((0, ceil(missing * theirs / ours)), (0, 0)))
+    elif missing > 0:
         raise ValueError(
             f"{cut_id}: {_place(source)} ends at {begin * theirs / rate + len(audio) / rate:.3f} s, before the "
             f"{(first + num_samples) / SAMPLE_RATE:.3f} s that its manifest counts on; restore the file, or run "

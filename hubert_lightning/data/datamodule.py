@@ -72,7 +72,7 @@ class PretrainingData(LightningDataModule):
         super().__init__()
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
-        if weights is not None and (len(weights) != len(train) or not all(0 < of < math.inf for of in weights)):
+        if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
             raise ValueError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
@@ -238,8 +238,12 @@ def _check_masks(prob: float, length: int) -> None:
 
 
 def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = True) -> None:
-    """Refuse transcripts that CTC cannot learn; where nothing is learnt, unknown characters are told, and count as
-    errors.
+    """Refuse transcripts that CTC cannot learn.
+
+    Args:
+        cuts: Utterances with their transcripts.
+        vocabulary: Vocabulary of the model.
+        training: Whether the model learns from them; if not, unknown characters are a warning, and count as errors.
 
     Raises:
         ValueError: A cut without words, with characters that are no token, or with more tokens than frames.
@@ -247,7 +251,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
     texts = [(cut, transcript(cut, vocabulary)) for cut in cuts]
     if wordless := [(cut.id, text) for cut, words in texts if not words and (text := _as_written(cut))]:
         raise ValueError(
-            f"{wordless[0][0]}: the transcript {wordless[0][1][:40]!r} has nothing that is spelled"
+            f"{wordless[0][0]}: the transcript {wordless[0][1][:40]!r} contains only punctuation or symbols"
             f"{_and_others(wordless)}; write down what is said, or leave it out"
         )
     if without := [cut.id for cut, text in texts if not text]:
@@ -262,7 +266,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
         counts = ", ".join(f"{character!r} {written[character]} times" for character in sorted(unknown))
         if not training:
             log.warning(
-                "%s: the transcript has characters that the model cannot spell%s (in all %s): they count as errors",
+                "%s: the transcript has characters that the model cannot spell%s, in all %s; they count as errors",
                 having[0][0],
                 _and_others(having),
                 counts,
@@ -270,7 +274,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
     if unknown and training:
         raise ValueError(
             f"{having[0][0]}: the transcript {having[0][1][:40]!r} has characters that are not among the model's "
-            f"letters{_and_others(having)} (in all {counts}); spell them out (numbers: `hubert prepare` with "
+            f"letters{_and_others(having)}, in all {counts}; spell them out (numbers: `hubert prepare` with "
             "--spell_numbers LANGUAGE) or remove them and prepare the manifest again, or train a model with a "
             "vocabulary of its own (`hubert vocabulary`)"
         )
@@ -289,7 +293,8 @@ def _as_written(cut: Cut) -> str:
 
 
 def _and_others(ids: Sequence[Any]) -> str:
-    return f", as of {len(ids) - 1} others" if len(ids) > 1 else ""
+    number = len(ids) - 1
+    return f" (and {number} other{'s' * (number > 1)})" if number else ""
 
 
 def _model(data: LightningDataModule) -> Any:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import fingerprint, read_manifest
-from hubert_lightning.files import lines_of, replacing, write_whole
+from hubert_lightning.files import composed, lines_of, replacing, write_whole
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 
 SUFFIXES = (".km", ".txt", ".jsonl")
@@ -261,7 +261,7 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
     by_name: dict[str, list[tuple[tuple[str, ...], bool, Cut]]] = defaultdict(list)
     for cut in cuts:
         for name, is_id in _names_of(cut):
-            by_name[name[-1]].append((name, is_id, cut))
+            by_name[composed(name[-1])].append((name, is_id, cut))
     lines = list(_lines(tsv))
     listed: list[Cut] = []
     rows: dict[str, int] = {}
@@ -272,7 +272,10 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
         if not path or not samples.strip().isdecimal():
             raise ValueError(f"{location}: no path, tab and number of samples; write fairseq's manifest again")
         row = _without_suffix(str(PurePosixPath(root) / path))
-        alike = [(_in_common(row, name), name, is_id, cut) for name, is_id, cut in by_name.get(row[-1], [])]
+        named = by_name.get(composed(row[-1]), [])
+        # Of names in both normal forms of Unicode, the one that has the row's
+        named = [one for one in named if one[0][-1] == row[-1]] or named
+        alike = [(_in_common(row, name), name, is_id, cut) for name, is_id, cut in named]
         least = len(PurePosixPath(path).parts)
         alike = [one for one in alike if one[0] >= (len(one[1]) if one[2] else least)]
         most = max((common for common, *_ in alike), default=0)
@@ -310,9 +313,9 @@ def _without_suffix(path: str) -> tuple[str, ...]:
 
 
 def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many parts of two paths are the same, from the end."""
+    """How many parts of two paths are the same, from the end, in any normal form of Unicode."""
     pairs = zip(reversed(first), reversed(second), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return sum(1 for _ in takewhile(lambda pair: composed(pair[0]) == composed(pair[1]), pairs))
 
 
 def _write_tsv(cuts: Sequence[Cut], path: Path) -> None:

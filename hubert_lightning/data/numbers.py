@@ -239,15 +239,15 @@ def _spelled(word: str, language: str) -> str | None:
 
 
 def _telephone(words: Sequence[str]) -> set[int]:
-    """Places of digits that follow one another as those of telephone numbers do: three groups, or after 0 or +."""
+    """Indices of digits that follow one another as those of telephone numbers do: three groups, or after 0 or +."""
     digits = [re.fullmatch(r"[(]?[+]?[\d/()-]+[.,;:!?)]?", word) is not None for word in words]
-    places: set[int] = set()
+    indices: set[int] = set()
     for alike, run in groupby(range(len(words)), digits.__getitem__):
         group = list(run)
         first = words[group[0]].lstrip("(")
         if alike and (len(group) > 2 or (len(group) > 1 and first[0] in "0+")):
-            places.update(group)
-    return places
+            indices.update(group)
+    return indices
 
 
 def _is_by_a_number(words: Sequence[str], is_number: Sequence[bool], index: int) -> bool:
@@ -398,27 +398,27 @@ def _is_number_or_said(character: str) -> bool:
     return unicodedata.category(character)[0] == "N" or is_said(character)
 
 
-def account(before: Sequence[str], spelled: Sequence[Spelled] | None) -> str | None:
+def number_report(before: Sequence[str], spelled: Sequence[Spelled] | None) -> str | None:
     """A sentence on what transcripts have of numbers and symbols; none if they have none."""
-    found = [words_with_digits_or_symbols(text) for text in before]
-    number, of_texts = sum(map(len, found)), sum(map(bool, found))
-    if not number:
+    numbers = [words_with_digits_or_symbols(text) for text in before]
+    count, num_texts = sum(map(len, numbers)), sum(map(bool, numbers))
+    if not count:
         return None
-    start = f"{of_texts} of {len(before)} transcripts have numbers or symbols that are said as words ({number} in all"
+    start = f"{num_texts} of {len(before)} transcripts have numbers or symbols that are said as words ({count} in all"
     if spelled is None:
         return (
-            f"{start}, {_some(found)}): `hubert fit` refuses those that its vocabulary has no tokens for; "
+            f"{start}, {_summary_of(numbers)}): `hubert fit` refuses those that its vocabulary has no tokens for; "
             "--spell_numbers LANGUAGE spells numbers out"
         )
     done, left = [one.numbers for one in spelled], [one.left for one in spelled]
-    examples = f", {_some(done)}" if any(done) else ""
-    rest = f", {_some(left)}" if any(left) else ""
+    examples = f", {_summary_of(done)}" if any(done) else ""
+    rest = f", {_summary_of(left)}" if any(left) else ""
     return (
         f"{start}): {sum(map(len, done))} spelled out in {sum(map(bool, done))} transcripts{examples}; "
         f"{sum(map(len, left))} left in {sum(map(bool, left))}{rest}"
     )
 
 
-def _some(words: Sequence[Sequence[str]], most: int = 5) -> str:
-    different = list(dict.fromkeys(word for of_text in words for word in of_text))
+def _summary_of(words: Sequence[Sequence[str]], most: int = 5) -> str:
+    different = list(dict.fromkeys(word for words_of_text in words for word in words_of_text))
     return "such as " + ", ".join(different[:most])

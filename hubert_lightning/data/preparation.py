@@ -23,10 +23,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
-from hubert_lightning.data.numbers import account, check_language, spell_numbers
+from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
-from hubert_lightning.files import lines_of, printable, write_whole
+from hubert_lightning.files import composed, lines_of, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 
 REFUSALS_SHOWN = 20
@@ -180,7 +180,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
         except ValueError:
             broken = f"its transcript is in {path.name}, which is not UTF-8: convert that"
             continue
-        listed |= {words[0]: " ".join(words[1].split()) for words in lines if len(words) == 2}
+        listed |= {composed(words[0]): " ".join(words[1].split()) for words in lines if len(words) == 2}
     for path in paths:
         beside = path.with_suffix(".txt")
         try:
@@ -188,7 +188,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
         except ValueError:
             yield path, (None, f"its transcript, {beside.name}, is not UTF-8: convert it, or move it away")
             continue
-        text = text or listed.get(path.stem, "")
+        text = text or listed.get(composed(path.stem), "")
         yield path, (text or None, None if text else broken)
 
 
@@ -280,14 +280,14 @@ def _spelled(found: dict[str, list[AudioFile]], language: str | None) -> tuple[d
     """The same files, with numbers spelled out if a language is given, and a sentence on them."""
     texts = dict.fromkeys(file.text for files in found.values() for file in files if file.text and not file.refused)
     if language is None:
-        return found, account([text for text in texts if text], None)
+        return found, number_report([text for text in texts if text], None)
     check_language(language)
     spelled = {text: spell_numbers(text, language) for text in texts if text}
     replaced = {
         name: [file._replace(text=spelled[file.text].text) if file.text in spelled else file for file in files]
         for name, files in found.items()
     }
-    return replaced, account(list(spelled), list(spelled.values()))
+    return replaced, number_report(list(spelled), list(spelled.values()))
 
 
 def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:

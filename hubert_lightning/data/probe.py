@@ -38,6 +38,12 @@ what of its header the size counts, to which multiple of bytes it is padded."""
 SLACK = 0.1
 """Seconds that may be missing of what a file states; some encoders count the samples of their filters."""
 
+SPARE_FRAMES = 3
+"""Frames of MP3 by which a header may miscount; some count themselves."""
+
+MANY_BYTES = 100_000
+"""Bytes besides a stream's that are worth a remark; fewer may be tables and the headers of packets."""
+
 CLIPPED = 0.98
 """The level from which a sample counts as clipped: µ-law's loudest sample and that of 8 bits are above it."""
 
@@ -179,7 +185,7 @@ def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundF
         if plain.sequential:
             raise
         return error
-    if levels.num_samples != plain.num_samples or _occurs_again(file, b"fLaC") or len(chain(file)) > 1:
+    if levels.num_samples != plain.num_samples or chain(file):
         return None
     return _judged(file, plain, levels, [])
 
@@ -198,6 +204,8 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
     seconds = levels.num_samples / coded.rate
     missing = (coded.stated or 0) - seconds
     remarks = []
+    if coded.frames and last < coded.frames - SPARE_FRAMES:
+        return f"truncated: its header counts {coded.frames} frames, and {last} are there; copy it again"
     if missing > SLACK:
         if coded.failed or coded.container != "flac":  # a FLAC file may be a part that has the header of the whole
             return f"truncated: it states {coded.stated:.2f} s, and {seconds:.2f} s can be decoded; copy it again"
@@ -208,10 +216,11 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
         return f"corrupt: {failed} of its {last} packets cannot be decoded; copy it again"
     if failed:
         remarks.append(f"damaged: it has packets that cannot be decoded and are left out, {failed} of {last}")
-    if coded.alone and coded.num_bytes < 0.55 * os.path.getsize(file):
+    others = os.path.getsize(file) - coded.num_bytes
+    if coded.alone and others > max(MANY_BYTES, coded.num_bytes):
         remarks.append(
-            f"not read whole: {os.path.getsize(file) - coded.num_bytes} of its bytes are not of the stream that is "
-            "read; it may be several files joined end to end, or hold several streams"
+            f"not read whole: {others} of its bytes are not of the stream that is read; it may hold several streams, "
+            "or several files joined end to end"
         )
     return _judged(file, coded, levels, remarks)
 

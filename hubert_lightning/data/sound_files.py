@@ -1,11 +1,12 @@
 """Samples of one audio file, whatever its format.
 
-soundfile reads PCM, FLAC and Ogg Vorbis. FFmpeg's libraries, through PyAV, decode every other format. A few old codecs
-of telephony that only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so that every verb
-reads a file in the same way.
+soundfile reads PCM and FLAC. FFmpeg's libraries, through PyAV, decode every other format. A few old codecs of telephony
+that only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so that every verb reads a file
+in the same way.
 """
 
 import logging
+import mmap
 import os
 import re
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import av
 import numpy as np
@@ -29,18 +30,15 @@ log = logging.getLogger(__name__)
 File = str | bytes
 """An absolute path, or the content of a file."""
 
-PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM"}
+PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}  # in CAF, whose last packet FFmpeg loses
 # FFmpeg takes these for other codecs or does not know them; libsndfile decodes them, but cannot seek in them
 ONLY_LIBSNDFILE = {"G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32", "VOX_ADPCM"}
 ONLY_LIBSNDFILE |= {"DWVW_12", "DWVW_16", "DWVW_24", "DPCM_8", "DPCM_16"}
 
-# How the files begin that soundfile is asked about. It would take others, too, and its library for MP3 counts and seeks
-# wrongly and writes to stderr
-HEADS = tuple(b"RIFF RIFX RF64 FORM riff fLaC OggS .snd dns. caff NIST PVF1 2BIT Exte".split())
-
-VORBIS_RUN_UP = 2**16
-"""Samples that are read before a segment of Ogg Vorbis: after a seek, libvorbisfile's first block may be wrong."""
+# How files begin that soundfile is asked about. It would take others, too, but counts and seeks wrongly in MP3 and in
+# cut or damaged Ogg Vorbis, and takes floating-point numbers in W64 for integers
+HEADS = tuple(b"RIFF RIFX RF64 FORM fLaC .snd dns. caff NIST PVF1 2BIT Exte".split())
 
 RUN_UP = 5.0
 """Seconds that a decoder is given before a segment; see `CONVERGING`."""
@@ -117,7 +115,7 @@ def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -
 
 
 class PlainAudio:
-    """PCM, FLAC or Ogg Vorbis, read by soundfile, or a codec that only libsndfile decodes.
+    """PCM or FLAC, read by soundfile, or a codec that only libsndfile decodes.
 
     Attributes:
         num_samples: Length in samples that libsndfile expects.
@@ -128,7 +126,6 @@ class PlainAudio:
         self._sound = sound
         self.rate, self.num_channels, self.num_samples = sound.samplerate, sound.channels, sound.frames
         self.sequential = sound.subtype in ONLY_LIBSNDFILE
-        self._run_up = VORBIS_RUN_UP if sound.subtype == "VORBIS" else 0
 
     @classmethod
     def opened(cls, file: File) -> "PlainAudio | None":
@@ -140,7 +137,7 @@ class PlainAudio:
             sound = soundfile.SoundFile(BytesIO(file) if isinstance(file, bytes) else file)
         except soundfile.SoundFileError:
             return None
-        plain = sound.subtype in PCM | ALAC | ONLY_LIBSNDFILE | {"VORBIS"} or sound.format == "FLAC"
+        plain = sound.subtype in PCM | ALAC | ONLY_LIBSNDFILE or sound.format == "FLAC"
         if plain and 0 < sound.frames < 2**62:  # a FLAC file that was written to a pipe states no length
             return cls(sound)
         sound.close()
@@ -153,16 +150,19 @@ class PlainAudio:
         self._sound.close()
 
     def read(self, first: int, num_samples: int) -> np.ndarray:
-        run_up = first if self.sequential else min(self._run_up, first)
-        if not self.sequential:
-            self._sound.seek(min(first - run_up, self.num_samples))
-        self._skip(run_up)
+        if self.sequential:
+            self._skip(first)
+        else:
+            self._sound.seek(min(first, self.num_samples))
         return self._sound.read(num_samples, dtype="float32", always_2d=True)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        # not `SoundFile.blocks`: where a file ends early it fills the block with whatever lay in memory
-        while len(block := self._sound.read(60 * self.rate, dtype="float32", always_2d=True)):
+        # not `SoundFile.blocks`, which goes on where a file ends early, with whatever lay in memory
+        size = 60 * self.rate
+        while len(block := self._sound.read(size, dtype="float32", always_2d=True)):
             yield block
+            if len(block) < size:
+                return
 
     def _skip(self, num_samples: int) -> None:
         while num_samples and len(skipped := self._sound.read(min(num_samples, 60 * self.rate), dtype="float32")):
@@ -189,6 +189,7 @@ class CodedAudio:
         form: Sampling rate, layout and number of channels of what is read.
         empty: Whether no sample can be decoded.
         stated: Length in seconds that the file states, None if it states none.
+        frames: Number of packets that the header of an MP3 file counts, None without one.
         num_packets: Number of packets that were read by `blocks`.
         num_bytes: Bytes of these packets together.
         failed: Numbers of the packets that could not be decoded.
@@ -209,6 +210,7 @@ class CodedAudio:
         self._recent = deque[tuple[int, np.ndarray]]()  # the last blocks, and the sample that each begins with
         self._recent_from: int | None = None
         self.stated: float | None = None
+        self.frames: int | None = None
         self.num_packets = self.num_bytes = 0
         self.failed: set[int] = set()
         self.span = 0.0
@@ -308,9 +310,11 @@ class CodedAudio:
             stream.codec_context.thread_count = 1  # as many packets out as in; recordings are decoded in parallel
             self.codec = stream.codec_context.name
             self._converges &= self.codec in CONVERGING
-            for number, packet in enumerate(container.demux(stream)):
+            late = 0
+            for number, packet in enumerate(_packets(container, stream)):
                 if number == 0:
                     self._describe(container, stream, packet)
+                    late = _priming_left(container, stream, packet)
                 if number < begin:
                     continue
                 frames = self._frames(stream, number, packet)
@@ -322,7 +326,9 @@ class CodedAudio:
                 if not packet.size:  # the end
                     blocks += convert.rest()
                 self._converges &= not convert.used
-                yield number, np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else NOTHING
+                block = np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else NOTHING
+                yield number, block[late:]
+                late = max(late - len(block), 0)
 
     def _frames(self, stream: av.AudioStream, number: int, packet: av.Packet) -> list[av.AudioFrame]:
         self.num_packets, self.num_bytes = self.num_packets + 1, self.num_bytes + packet.size
@@ -342,17 +348,15 @@ class CodedAudio:
         film = [video for video in container.streams.video if not video.disposition & Disposition.attached_pic]
         if name == "matroska,webm" and container.duration and not film:
             self.stated = container.duration / av.time_base
-        elif (
-            stream.duration
-            and stream.time_base
-            and (name in STATING or (name == "mp3" and _states_frames(self._file, first.pos)))
-        ):
+        elif name in STATING and stream.duration and stream.time_base:
             self.stated = float(stream.duration * stream.time_base)
+        if name == "mp3":
+            self.frames = _frames_of_mp3(self._file, first.pos)
         self.alone = not container.streams.video
 
 
 class ChainedAudio:
-    """Ogg files joined end to end, as streams of radio are: each has its own codec, rate and channels.
+    """Ogg or FLAC files joined end to end, as streams of radio are: each has its own rate and channels.
 
     The file is held in memory, and its parts are decoded to count them before a segment is read: convert such files to
     FLAC if they are read often.
@@ -430,10 +434,11 @@ class _Converter:
 def _samples(frame: av.AudioFrame) -> np.ndarray:
     """(samples, channels) float32 in [-1, 1]"""
     name = frame.format.name
-    scale = FULL_SCALE.get(name.removesuffix("p"))
-    if scale is None:
-        raise OSError(f"its samples are in a format ({name}) that is not read here")
-    values = frame.to_ndarray()
+    # PyAV 18 knows no s64, and crashes where it counts planes beyond FFmpeg's eight
+    if name.removesuffix("p") not in FULL_SCALE or (name.endswith("p") and frame.layout.nb_channels > 7):
+        [frame] = av.AudioResampler("flt", frame.layout, frame.sample_rate).resample(frame)
+        name = frame.format.name
+    values, scale = frame.to_ndarray(), FULL_SCALE[name.removesuffix("p")]
     values = values.T if name.endswith("p") else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype == np.uint8:
         values = values - np.float32(128)
@@ -445,9 +450,54 @@ def _opened(file: File) -> Iterator[InputContainer]:
     # FFmpeg is given the content, not the name, and no protocol, so that a file which is a playlist opens no others
     with (
         BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as content,
-        av.open(content, "r", options={"protocol_whitelist": "none"}) as container,
+        av.open(_Seekable(content), "r", options={"protocol_whitelist": "none"}, metadata_errors="ignore") as container,
     ):
         yield container
+
+
+class _Seekable:
+    """A file in which seeking to nowhere is an error to FFmpeg, not a traceback that PyAV prints."""
+
+    def __init__(self, content: IO[bytes]) -> None:
+        self.read, self.tell = content.read, content.tell
+        self.name = str(getattr(content, "name", ""))  # by which FFmpeg knows files without a head
+        self._content = content
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As that of a file, or -1."""
+        try:
+            return self._content.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
+def _packets(container: InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
+    """The packets of a stream.
+
+    Raises:
+        OSError: PyAV cannot read on, in whatever way: it raises exceptions of many types on odd files.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError:
+            raise
+        except Exception as error:
+            raise OSError(f"FFmpeg cannot read on: {type(error).__name__}: {error}") from error
+        yield packet
+
+
+def _priming_left(container: InputContainer, stream: av.AudioStream, first: av.Packet) -> int:
+    """Samples of Opus's priming that FFmpeg leaves in, since older versions wrote it at another rate into Matroska."""
+    head = stream.codec_context.extradata or b""
+    if container.format.name != "matroska,webm" or not head.startswith(b"OpusHead") or len(head) < 12:
+        return 0
+    skipped = bytes(first.get_sidedata("skip_samples") or b"") if first.has_sidedata("skip_samples") else b""
+    removed = int.from_bytes(skipped[:4], "little")
+    return max(int.from_bytes(head[10:12], "little") - removed, 0)  # RFC 7845, 5.1: pre-skip at 48 kHz
 
 
 def _head(file: File) -> bytes:
@@ -457,18 +507,22 @@ def _head(file: File) -> bytes:
         return content.read(16)
 
 
-def _states_frames(file: File, first_packet: int | None) -> bool:
-    """Whether the frame before an MP3 file's first packet is a Xing header, which counts the frames."""
+def _frames_of_mp3(file: File, first_packet: int | None) -> int | None:
+    """How many frames an MP3 file has, if the one before its first packet is a Xing header, which counts them."""
     if not first_packet:
-        return False
+        return None
     longest = 2048  # bytes of a frame
     with BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as content:
         content.seek(max(first_packet - longest, 0))
         before = content.read(min(first_packet, longest))
     # It stands behind the frame's header of 4 bytes and its side information, whose length depends on the channels
-    found = [at for mark in (b"Xing", b"Info") if (at := before.rfind(mark)) >= 0]
-    headers = [before[at - side - 4 : at - side - 2] for at in found for side in (32, 17, 9) if at >= side + 4]
-    return any(header[0] == 0xFF and header[1] & 0xE0 == 0xE0 for header in headers)
+    for mark in (b"Xing", b"Info"):
+        at = before.rfind(mark)
+        headers = [before[at - side - 4 : at - side - 2] for side in (32, 17, 9) if at >= side + 4]
+        counted = before[at + 7 : at + 12]  # the last of four bytes of flags, and the number
+        if any(header[0] == 0xFF and header[1] & 0xE0 == 0xE0 for header in headers) and counted[:1] and counted[0] & 1:
+            return int.from_bytes(counted[1:], "big")
+    return None
 
 
 def reason_of(error: Exception) -> str:
@@ -503,21 +557,31 @@ def coded_audio(file: File) -> CodedAudio | ChainedAudio:
 def decoder_of(file: File) -> CodedAudio | ChainedAudio:
     """A new decoder for a file."""
     contents = chain(file)
-    return ChainedAudio(contents) if len(contents) > 1 else CodedAudio(file)
+    return ChainedAudio(contents) if contents else CodedAudio(file)
 
 
 def chain(file: File) -> list[bytes]:
-    """The Ogg files that are joined in one: each begins with pages that begin streams. None of another format."""
-    if not _head(file).startswith(b"OggS"):
+    """The Ogg or FLAC files that are joined in one; none if there is only one, or another format.
+
+    An Ogg file begins with pages that begin streams, a FLAC file with its mark and a block of 34 bytes.
+    """
+    head = _head(file)[:4]
+    if head not in (b"OggS", b"fLaC"):
         return []
-    content = file
-    if isinstance(content, str):
-        with open(content, "rb") as opened:
-            content = opened.read()
-    starts, after_data = [], True
-    for page in re.finditer(rb"OggS\x00(.)", content, re.DOTALL):
-        begins = bool(page[1][0] & 2)
-        if begins and after_data:
-            starts.append(page.start())
-        after_data = not begins
-    return [content[start:end] for start, end in pairwise([*starts, len(content)])]
+    if isinstance(file, bytes):
+        return _links(file, head)
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _links(content, head)
+
+
+def _links(content: bytes | mmap.mmap, head: bytes) -> list[bytes]:
+    if head == b"fLaC":
+        starts = [mark.start() for mark in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", content)]
+    else:
+        starts, after_data = [], True
+        for page in re.finditer(rb"OggS\x00(.)", content, re.DOTALL):
+            begins = bool(page[1][0] & 2)
+            if begins and after_data:
+                starts.append(page.start())
+            after_data = not begins
+    return [content[start:end] for start, end in pairwise([*starts, len(content)])] if len(starts) > 1 else []

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from hubert_lightning.data.preparation import AudioFile, identity, prepare
 from hubert_lightning.data.probe import SUFFIXES
-from hubert_lightning.files import open_text
+from hubert_lightning.files import composed, open_text
 
 PATH, TEXT, SPEAKER = (
     ("path", "audio", "file", "wav", "filename", "audio_filepath"),
@@ -36,17 +36,17 @@ def prepare_csv(
     """A CSV or TSV file of paths and sentences → `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
     Args:
-        table: its first line names the columns, which tabs, commas, semicolons or bars part; UTF-8 or UTF-16, as Excel
-            exports it, and maybe compressed
-        out: where the manifests go
-        path_column: of the audio files; path, audio, file, wav or filename if not given
-        text_column: of what is said in them; text, sentence, transcript or transcription if not given
-        speaker_column: of who says it; speaker, client_id or speaker_id if not given and there
-        heldout: share of the utterances that go to dev: all of some speakers, if there are ten or more; which ones is a
-            matter of their names, not of the order of the rows
-        audio: folder that paths begin from; the table's if not given
-        spell_numbers: language of the sentences, such as en or pt_BR, in which numbers in them are spelled out; they
-            stay as they are if not given
+        table: CSV or TSV with column names in its first line, separated by tabs, commas, semicolons or bars; UTF-8 or
+            UTF-16; may be compressed
+        out: folder of the manifests
+        path_column: column of the audio paths; default: path, audio, file, wav, filename or audio_filepath
+        text_column: column of the transcripts; default: text, sentence, transcript or transcription
+        speaker_column: column of the speakers; default: speaker, client_id or speaker_id, if there
+        heldout: share of the utterances that go to dev: all of some speakers, if there are ten or more; chosen by their
+            names, not by the order of the rows
+        audio: folder that relative paths start from; default: the table's
+        spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers are spelled out; default: they
+            stay as they are
     """
     if not 0 <= heldout < 1:
         raise ValueError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
@@ -57,18 +57,20 @@ def prepare_csv(
     assert path_of is not None
     assert text_of is not None
     root = Path(audio) if audio else Path(table).parent
+    listings: dict[Path, dict[str, str]] = {}
     files = []
     for row in rows:
         cells = dict(enumerate(row))
         speaker = cells.get(speaker_of, "") if speaker_of is not None else ""
         refused = _wrong(row, names, path_of, root)
-        files.append(_file(root, cells.get(path_of, ""), cells.get(text_of, ""), speaker or None, refused))
+        file = _file(root, cells.get(path_of, ""), cells.get(text_of, ""), speaker or None, refused)
+        files.append(file._replace(path=_on_disk(file.path, listings)))
     if not files:
         raise ValueError(f"{table}: no rows below its first line, which names the columns; fill it in")
     files = list(_named_once(files))
     dev = _heldout(files, heldout)
-    found = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
-    return prepare({name: of for name, of in found.items() if of}, Path(out), number_language=spell_numbers)
+    parts = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
+    return prepare({name: part for name, part in parts.items() if part}, Path(out), number_language=spell_numbers)
 
 
 def _read(table: Path) -> tuple[list[str], list[list[str]]]:
@@ -89,8 +91,8 @@ def _read(table: Path) -> tuple[list[str], list[list[str]]]:
         # Quotes are letters like others between tabs, as in Common Voice's tables, unless columns come out right only
         # with quotes around their cells
         plain = list(_rows(table, text, delimiter, csv.QUOTE_NONE))
-        lines = lines if _is_right(lines) and not _is_right(plain) else plain
-    rows = (row[: max((place + 1 for place, cell in enumerate(row) if cell.strip()), default=0)] for row in lines[1:])
+        lines = lines if _is_right(lines) and (not _is_right(plain) or _is_quoted(plain)) else plain
+    rows = (row[: max((index + 1 for index, cell in enumerate(row) if cell.strip()), default=0)] for row in lines[1:])
     return [name.strip() for name in lines[0]] if lines else [], [row for row in rows if row]
 
 
@@ -110,6 +112,14 @@ def _rows(table: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Ite
         csv.field_size_limit(limit)
 
 
+def _is_quoted(rows: Sequence[list[str]]) -> bool:
+    """Whether a program put quotes around cells with quotes in them: it doubles those, in every such cell."""
+    cells = [cell for row in rows for cell in row if cell.startswith('"')]
+    inner = [cell[1:-1] for cell in cells if len(cell) > 1 and cell.endswith('"')]
+    closed = len(inner) == len(cells) and not any('"' in cell.replace('""', "") for cell in inner)
+    return closed and any('""' in cell for cell in inner)
+
+
 def _is_right(rows: Sequence[list[str]]) -> bool:
     """Whether all rows have as many columns, whose names have no quotes around them."""
     quoted = rows and any(len(name) > 1 and name[0] == name[-1] == '"' for name in rows[0])
@@ -119,21 +129,21 @@ def _is_right(rows: Sequence[list[str]]) -> bool:
 def _column(
     table: Path, there: Sequence[str], given: str | None, usual: Sequence[str], what: str, needed: bool = True
 ) -> int | None:
-    """The place of the column that is given, or has a usual name."""
+    """The index of the column that is given, or has a usual name."""
     for wanted in [given] if given else usual:
-        places = [place for place, name in enumerate(there) if name.lower() == wanted.lower()]
-        if len(places) > 1:
-            numbers = " and ".join(str(place + 1) for place in places)
+        columns = [index for index, name in enumerate(there) if name.lower() == wanted.lower()]
+        if len(columns) > 1:
+            numbers = " and ".join(str(index + 1) for index in columns)
             raise ValueError(f"{table}: columns {numbers} are both called {wanted}; rename one")
-        if not places:
+        if not columns:
             continue
         others = [name for name in there if name.lower() in usual and name.lower() != wanted]
         if what == "text" and not given and others:
             raise ValueError(
-                f"{table}: the columns {there[places[0]]} and {' and '.join(others)} may both be the transcript; name "
+                f"{table}: the columns {there[columns[0]]} and {' and '.join(others)} may both be the transcript; name "
                 "one with --text_column"
             )
-        return places[0]
+        return columns[0]
     if needed and there and Path(there[0]).suffix.lower() in SUFFIXES:
         raise ValueError(
             f"{table}: its first line, {', '.join(there)[:60]!r}, is no names of columns but a recording; put names "
@@ -177,6 +187,22 @@ def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | 
     elif refused is None and not words:
         refused = "no sentence in its row of the table"
     return AudioFile(root / path.strip(), Path(path.strip()).as_posix(), speaker, words or None, refused)
+
+
+def _on_disk(path: Path, listings: dict[Path, dict[str, str]]) -> Path:
+    """A path as its folders and its file are called on the disk, in whichever normal form of Unicode (macOS: NFD).
+
+    Args:
+        path: Path as a table has it.
+        listings: Contents of folders that were looked at before: the name of each entry by its name in NFC.
+    """
+    if path.parent == path or os.path.lexists(path):
+        return path
+    folder = _on_disk(path.parent, listings)
+    if folder not in listings:
+        names = os.listdir(folder) if folder.is_dir() else []
+        listings[folder] = {composed(name): name for name in names}
+    return folder / listings[folder].get(composed(path.name), path.name)
 
 
 def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:

@@ -36,7 +36,7 @@ LETTERS = ("-", BOUNDARY, *ascii_uppercase, "'")
 
 
 class SpelledWord(NamedTuple):
-    """A word, and the places of its first token and of the one after its last in a sequence of tokens."""
+    """A word, and the indices of its first token and of the one after its last in a sequence of tokens."""
 
     text: str
     first: int
@@ -65,11 +65,12 @@ class Vocabulary:
         lower_case: Print in lower case what tokens in upper case spell.
         spaced: Print a space between tokens, as between phonemes; each counts as a word.
         clean_up: Print punctuation and English contractions without the space before them, as transformers does.
-        turkic: Whether I and i are the capital of ı and the small letter of İ; told by the tokens if not given.
+        turkic: Whether I and i are the capital of ı and the small letter of İ; inferred from the tokens if not given.
         unknown: Token of what has no token.
         start: Token of a sentence's start, which CTC does not use.
         end: Token of a sentence's end, which CTC does not use.
         blank_id: Place of the blank among the tokens of the system that the model comes from.
+        same: Other spellings of tokens, such as letters that share a token, each with the token that is printed.
     """
 
     tokens: tuple[str, ...] = LETTERS
@@ -85,6 +86,7 @@ class Vocabulary:
     start: str | None = None
     end: str | None = None
     blank_id: int = 0
+    same: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -102,6 +104,8 @@ class Vocabulary:
                 f"case {self.case!r} and punctuation {self.punctuation!r}; choose upper, lower or as_written, and "
                 "refuse or space"
             )
+        if strangers := sorted(set((self.same or {}).values()) - set(self.tokens[1:])):
+            raise ValueError(f"same names {strangers[0]!r}, which is no token; name one of the tokens after the blank")
         if not 0 <= self.blank_id < len(self.tokens):
             raise ValueError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
 
@@ -141,7 +145,7 @@ class Vocabulary:
         text = visible(text)
         if not self.spaced:
             pieces = self._marks.split(text) if self._marks else [text]
-            text = "".join(piece if place % 2 else self._plain(piece) for place, piece in enumerate(pieces))
+            text = "".join(piece if index % 2 else self._plain(piece) for index, piece in enumerate(pieces))
         return " ".join(text.split())
 
     def _plain(self, text: str) -> str:
@@ -232,9 +236,9 @@ class Vocabulary:
     def known(self, text: str) -> str:
         """A normalised text without the characters that are no token."""
         words = text.split()
-        for place, word in enumerate(words):
+        for index, word in enumerate(words):
             if unknown := self.unknown_characters(word):
-                words[place] = "" if self.spaced else "".join(one for one in word if one not in unknown)
+                words[index] = "" if self.spaced else "".join(one for one in word if one not in unknown)
         return " ".join(filter(None, words))
 
     @cached_property
@@ -276,10 +280,10 @@ class Vocabulary:
         words: list[SpelledWord] = []
         letters, first, last = "", 0, 0
         names = [" " if token == self.boundary else self._shown[token] + " " * self.spaced for token in tokens]
-        for place, name in enumerate([*names, " "]):
+        for index, name in enumerate([*names, " "]):
             for character in name:  # a token of several may hold a space
                 if not character.isspace():
-                    first, last = first if letters else place, place + 1
+                    first, last = first if letters else index, index + 1
                     letters += character
                 elif letters:
                     words.append(SpelledWord(self._composed(letters), first, last))
@@ -333,12 +337,12 @@ class Vocabulary:
                 if token is not None and ways[end] is not None:
                     ways[start] = (end, token)
                     break
-        tokens, place = [], 0
-        while place < len(text):
-            way = ways[place]
+        tokens, index = [], 0
+        while index < len(text):
+            way = ways[index]
             if way is None:
                 return None
-            place, token = way
+            index, token = way
             tokens.append(token)
         return tokens
 
@@ -363,21 +367,24 @@ class Vocabulary:
 
     @cached_property
     def _forms(self) -> dict[str, int]:
-        """What each token spells, decomposed (NFD), but for the blank and the delimiter; the first of those alike."""
+        """What each token spells, decomposed (NFD), but for blank and delimiter; of several alike, the first."""
         return {form: tokens[0] for form, tokens in self._alike.items()}
 
     @cached_property
     def _alike(self) -> dict[str, list[int]]:
         """All tokens that spell the same."""
         forms: dict[str, list[int]] = {}
-        places = list(range(1, len(self)))
+        indices = list(range(1, len(self)))
         if self.lower_case:  # of A and a, which print as one, A is spelled with, as in transformers
-            places.sort(key=lambda place: self.tokens[place] == self.tokens[place].lower())
-        for place in places:
-            token = self.tokens[place]
+            indices.sort(key=lambda index: self.tokens[index] == self.tokens[index].lower())
+        for index in indices:
+            token = self.tokens[index]
             if token and not any(map(str.isspace, token)) and (token != self.delimiter or self.spaced):
                 form = unicodedata.normalize("NFD", token.lower() if self.lower_case else token)
-                forms.setdefault(form, []).append(place)
+                forms.setdefault(form, []).append(index)
+        for other, token in (self.same or {}).items():
+            if token != self.delimiter and other and not any(map(str.isspace, other)):
+                forms.setdefault(unicodedata.normalize("NFD", other), [self.tokens.index(token)])
         if "σ" in forms:
             forms.setdefault("ς", forms["σ"])
         return forms
@@ -471,8 +478,13 @@ def vocabulary_of(
 ) -> tuple[Vocabulary, Counter[str], Counter[str]]:
     """The vocabulary that spells these texts: every letter, mark and digit in them is a token.
 
-    kept:    punctuation and symbols that are tokens too where they occur
-    returns: the vocabulary, how often each of its characters occurs, and how often each that is no token
+    Args:
+        texts: Transcripts.
+        case: Case of the tokens: "upper", "lower" or "as_written".
+        kept: Punctuation and symbols that are tokens too where they occur.
+
+    Returns:
+        The vocabulary, the count of each of its characters, and the count of each character that is no token.
     """
     texts = [visible(text) for text in texts]
     # Only languages with both write either
@@ -548,13 +560,13 @@ def _is_in(ranges: Sequence[tuple[int, int]], character: str) -> bool:
 
 def _clusters(text: str) -> list[str]:
     """A decomposed text, parted before every character that is no mark."""
-    found: list[str] = []
+    clusters: list[str] = []
     for character in text:
-        if found and unicodedata.combining(character):
-            found[-1] += character
+        if clusters and unicodedata.combining(character):
+            clusters[-1] += character
         else:
-            found.append(character)
-    return found
+            clusters.append(character)
+    return clusters
 
 
 def _cleaned_up(text: str) -> str:

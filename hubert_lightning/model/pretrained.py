@@ -13,7 +13,7 @@ from torch import Tensor
 from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, some, tokens_with_boundary, trained_with
+from hubert_lightning.model.trained import TRAINING, Trained, encoder_of, summary_of, tokens_with_boundary, trained_with
 from hubert_lightning.torch_files import read_torch
 
 WHAT_WE_OPEN = (
@@ -25,6 +25,9 @@ REST = "hubert_lightning.safetensors"
 """In a folder of another system's format: what that format has no place for."""
 KMEANS = "kmeans.safetensors"  # of units, which may lie in a folder, too
 BESIDE = (REST, KMEANS)
+STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+"""Keys under which training scripts save the state of a model, the usual ones first."""
+MAX_DEPTH = 4  # dicts around each other in which a state is looked for
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -84,8 +87,8 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
         said = f"{type(error).__name__}: {error}".split("\n")[0]
         raise ValueError(f"{path} holds something that no model of its kind has ({said}); get it again") from error
     heads = [trained.encoder, *trained.predictors, trained.head or {}]
-    if strangers := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path} holds something else than weights ({some(strangers)}); get it again")
+    if other_values := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path} holds something else than weights ({summary_of(other_values)}); get it again")
     weight, dim = (trained.head or {}).get("weight"), trained.config.dim
     if weight is not None and weight.dim() == 2 and weight.shape[1] != dim:
         raise ValueError(
@@ -105,14 +108,52 @@ def _of_file(found: Path, num_heads: int | None) -> Trained:
             return checkpoint.of_safetensors(found, tensors, metadata)
     else:
         content = read_torch(found)
-        if checkpoint.is_of_fit(content) and not torchaudio.is_state(content["state_dict"]):
+        if checkpoint.is_of_fit(content) and not _is_foreign(content["state_dict"]):
             return checkpoint.of_fit(found, content)
-        if fairseq.is_fairseq(content):
-            return fairseq.with_settings(found, fairseq.read(found, content), content)
+        if fairseq.is_fairseq(content) and not torchaudio.is_state(content["model"]):
+            return fairseq.with_settings(found, fairseq.read(found, content, num_heads), content)
         if fairseq.is_s3prl(content):
             return fairseq.with_settings(found, fairseq.read_s3prl(found, content), content)
-        tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+        tensors, notes = _state_in(content)
+        trained = _of_state(found, tensors, num_heads)
+        return trained._replace(notes=[*trained.notes, *notes])
     return _of_state(found, tensors, num_heads)
+
+
+def _state_in(content: Any) -> tuple[Mapping[str, Any], list[str]]:
+    """The state dict in a file, which may lie in a dict under any key, with others such as that of an optimizer.
+
+    Args:
+        content: Content of the file.
+
+    Returns:
+        The state, or an empty one if there is none, and a sentence on other states beside it, if there are any.
+    """
+    depth = [("", content)]
+    seen: set[int] = set()
+    for _ in range(MAX_DEPTH):
+        dicts = [(key, inner) for key, inner in depth if isinstance(inner, dict) and id(inner) not in seen]
+        seen |= {id(inner) for _, inner in dicts}
+        if states := [(key, inner) for key, inner in dicts if _is_foreign(inner)]:
+            states.sort(key=lambda pair: STATES.index(pair[0]) if pair[0] in STATES else len(STATES))
+            (taken, state), *others = states
+            names = ", ".join(key for key, _ in others)
+            return state, [
+                f"it has several states, of which that under {taken} is taken: not {names}"
+            ] if others else []
+        depth = [(str(key), inner) for _, outer in dicts for key, inner in outer.items()]
+    return {}, []
+
+
+def _is_foreign(state: Any) -> bool:
+    """Whether a dict holds the weights of an encoder under the names of another system."""
+    if not isinstance(state, dict):
+        return False
+    names = [name for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)]
+    dialects = (fairseq.DIALECT.projection, transformers.DIALECT.projection)
+    return torchaudio.is_state(dict.fromkeys(names)) or any(
+        name == f"{part}.weight" or name.endswith(f".{part}.weight") for name in names for part in dialects
+    )
 
 
 def located(path: Path | str) -> Path:

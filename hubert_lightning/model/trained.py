@@ -17,15 +17,17 @@ from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
 class Trained(NamedTuple):
     """An encoder's weights and those of its heads.
 
-    config:      size of the encoder
-    encoder:     state of a HubertEncoder
-    predictors:  states of the heads of pre-training, one for each stream of labels, with their temperature
-    head:        weight (tokens, dim) and bias (tokens,) of the layer that spells, its blank first
-    vocabulary:  arguments of data.text.Vocabulary: what that layer spells, and how a text becomes it
-    special:     codewords that fairseq keeps for its own symbols (4, final dim), of each stream
-    source:      where it comes from
-    notes:       what `hubert import` prints: what was left out, or taken for granted
-    vocabulary_note: what it prints unless another vocabulary is given: which tokens were taken for granted
+    Args:
+        config: Size of the encoder.
+        encoder: State of a HubertEncoder.
+        predictors: States of the heads of pre-training, one for each stream of labels.
+        temperature: Temperature of these heads.
+        head: weight (tokens, dim) and bias (tokens,) of the CTC head, its blank first.
+        vocabulary: Arguments of data.text.Vocabulary: the head's tokens, and how a text is turned into them.
+        special: (4, final dim), codewords that fairseq keeps for its own symbols, of each stream.
+        source: Where the weights come from.
+        notes: Sentences for whoever imports the model: what was left out, or assumed.
+        vocabulary_note: Sentence on a vocabulary that was assumed; it goes when another one is given.
     """
 
     config: EncoderConfig
@@ -101,8 +103,8 @@ def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
 def prefix_of(state: Mapping[str, Any], dialect: Dialect) -> str:
     """What precedes the encoder's names where it is a part of another module; "" where it is the whole."""
     last = f"{dialect.projection}.weight"
-    found = [name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")]
-    return min(found, key=len, default="")
+    prefixes = [name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")]
+    return min(prefixes, key=len, default="")
 
 
 def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -126,7 +128,9 @@ def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     rest = [name for name in inside if name not in known]
     roots = {pattern.split(".")[0] for pattern in dialect}
     if wrong := [name for name in rest if name.split(".")[0] in roots]:
-        raise ValueError(f"{path} has weights that this encoder has no place for ({some(wrong)}); give a plain HuBERT")
+        raise ValueError(
+            f"{path} has weights that this encoder has no place for ({summary_of(wrong)}); give a plain HuBERT"
+        )
     rest += [name for name in state if not name.startswith(prefix)]
     return known, left_out(rest)
 
@@ -134,7 +138,7 @@ def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
 def left_out(names: Iterable[str]) -> list[str]:
     """What to tell of weights that are set aside: one sentence, or none."""
     rest = list(names)
-    return [f"left out, since there is no place for it here: {some(rest)}"] if rest else []
+    return [f"left out, since there is no place for it here: {summary_of(rest)}"] if rest else []
 
 
 def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
@@ -198,7 +202,7 @@ def shapes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "layers.0.ffn_input.weight",
     )
     if missing := [name for name in wanted if name not in state or state[name].dim() < 2]:
-        raise ValueError(f"{path} lacks weights of the encoder ({some(missing)}); give a whole HuBERT")
+        raise ValueError(f"{path} lacks weights of the encoder ({summary_of(missing)}); give a whole HuBERT")
     conv, projection, positions, ffn = (state[name] for name in wanted)
     over_channels = "convolutions.1.norm.weight" in state
     return {
@@ -222,7 +226,9 @@ def settings_of(values: Any, path: Path) -> EncoderConfig:
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} does not say how large its encoder is; give a checkpoint of `hubert fit` or `import`")
     if unknown := values.keys() - {field.name for field in fields(EncoderConfig)}:
-        raise ValueError(f"{path} has encoder settings we do not know ({some(unknown)}); open it with its own version")
+        raise ValueError(
+            f"{path} has encoder settings we do not know ({summary_of(unknown)}); open it with its own version"
+        )
     for name, value in values.items():
         default = getattr(EncoderConfig, name)
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
@@ -284,7 +290,7 @@ def predictors_of(trained: Trained, path: Path) -> list[ClusterPredictor]:
     heads = []
     for state in trained.predictors:
         if state.keys() != {"codewords", "projection.weight", "projection.bias"} or state["codewords"].dim() != 2:
-            raise ValueError(f"{path} has half a head of pre-training ({some(state)}); get it again")
+            raise ValueError(f"{path} has half a head of pre-training ({summary_of(state)}); get it again")
         clusters, final_dim = state["codewords"].shape
         with torch.device("meta"):
             head = ClusterPredictor(trained.config.dim, clusters, final_dim, trained.temperature)
@@ -301,10 +307,10 @@ def load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) 
     """
     expected = {name: value.shape for name, value in module.state_dict().items()}
     if missing := expected.keys() - state.keys():
-        raise ValueError(f"{path} lacks weights of the {what} ({some(missing)}); give a whole HuBERT")
+        raise ValueError(f"{path} lacks weights of the {what} ({summary_of(missing)}); give a whole HuBERT")
     if unexpected := state.keys() - expected.keys():
         raise ValueError(
-            f"{path} has weights that this {what} has no place for ({some(unexpected)}); give a plain HuBERT"
+            f"{path} has weights that this {what} has no place for ({summary_of(unexpected)}); give a plain HuBERT"
         )
     for name, shape in expected.items():
         if state[name].shape != shape:
@@ -323,11 +329,15 @@ def spelling(
 ) -> dict[str, Any]:
     """How a foreign system's tokens spell: in the case that its letters have, with spaces for punctuation.
 
-    tokens:    the blank first
-    delimiter: the token between words; none if it is not among them
-    spaced:    whether spaces part tokens, as phonemes; if not given, they do where no token parts words, and some
-        tokens have several letters
-    printed:   other arguments of data.text.Vocabulary
+    Args:
+        tokens: Tokens, the blank first.
+        delimiter: Token between words; none if it is not among them.
+        spaced: Whether spaces part tokens, as phonemes; if not given, they do where no token parts words, and some
+            tokens have several letters.
+        **printed: Other arguments of data.text.Vocabulary.
+
+    Returns:
+        Arguments of data.text.Vocabulary.
     """
     letters = [token for token in tokens[1:] if token != delimiter and not is_mark(token)]
     if delimiter not in tokens[1:]:
@@ -363,7 +373,7 @@ def mask_embedding(dim: int) -> tuple[Tensor, str]:
     return drawn, "it has no mask embedding, which is drawn anew: fine-tuning and pre-training will have to learn it"
 
 
-def some(names: Any) -> str:
+def summary_of(names: Any) -> str:
     """The first of some names, and how many more there are."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else first
@@ -397,4 +407,4 @@ def trained_with(config: EncoderConfig, stated: Mapping[str, Any], path: Path) -
 
 def _is_plain(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return len(values) <= 16 and all(of is None or type(of) in (bool, int, float, str) for of in values)
+    return len(values) <= 16 and all(one is None or type(one) in (bool, int, float, str) for one in values)

@@ -33,7 +33,7 @@ def of_fit(path: Path, content: Mapping[str, Any]) -> Trained:
         (settings.get("vocabulary") or {}) if "head" in parts else None,
         imported.get("special", ()),
         {name: value for name, value in imported.items() if name != "special"},
-        left_out(_strangers(content["state_dict"])),
+        left_out(_foreign_names(content["state_dict"])),
     )
 
 
@@ -73,7 +73,7 @@ def of_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         vocabulary,
         [one["weight"] for one in _numbered(parts, "special.")],
         source,
-        left_out(_strangers(tensors)),
+        left_out(_foreign_names(tensors)),
     )
 
 
@@ -110,8 +110,8 @@ def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _strangers(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of what is none of our parts, such as a head that somebody added to one of our modules."""
+def _foreign_names(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights that are none of our parts, such as a head that somebody added to one of our modules."""
     return [name for name in state if name.partition(".")[0] not in ("encoder", "head", "predictors", "special")]
 
 

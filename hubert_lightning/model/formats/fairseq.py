@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
+    TRAINING,
     Dialect,
     Trained,
     encoder_alone,
@@ -26,8 +28,8 @@ from hubert_lightning.model.trained import (
     prefix_of,
     settings_of,
     shapes_of,
-    some,
     spelling,
+    summary_of,
     to_ours,
     tokens_with_boundary,
     trained_with,
@@ -38,6 +40,8 @@ OWN_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the blank of CTC is the first
 INSIDE_CTC = "w2v_encoder.w2v_model."
 HEAD = "w2v_encoder.proj."
 PRETRAINED_HEAD = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
+OVERWRITE = "#fairseq:overwrite"
+"""After a symbol in a dictionary: it takes the place of the one of its name."""
 BESIDE_BLANK = "<bos>"
 NEVER = -1e4  # a bias that no letter wins against
 
@@ -90,7 +94,8 @@ KEPT = {
     "model": (
         *MASKS,
         *("mask_min_space", "mask_channel_min_space", "dropout_features", "skip_masked", "skip_nomask", "latent_temp"),
-        *("final_dim", "untie_final_proj"),
+        *("final_dim", "untie_final_proj", "required_seq_len_multiple", "checkpoint_activations", "max_positions"),
+        *("pos_enc_type", "attn_type", "depthwise_conv_kernel_size", "fp16"),
     ),
     "task": ("label_rate", "max_sample_size", "min_sample_size", "max_keep_size", "min_keep_size", "random_crop")
     + ("pad_audio", "enable_padding"),
@@ -131,33 +136,39 @@ def is_s3prl(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(content.get("model_weight"), dict) and "model_cfg" in content
 
 
-def read(path: Path, content: Mapping[str, Any]) -> Trained:
+def read(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -> Trained:
     """A checkpoint of fairseq.
 
-    content: what `read_torch` found in it
+    content:   what `read_torch` found in it
+    num_heads: that attend, where it has no settings of its encoder
 
     Raises:
         ValueError: It is no HuBERT, or one with parts that we have not.
     """
     settings = plain(content.get("cfg")) or _old_settings(plain(content.get("args")) or {})
     model, task = settings.get("model") or {}, settings.get("task") or {}
-    state = dict(content["model"])
+    state = _whole(content["model"])
     symbols = plain(content.get("task_state") or {})
     if not prefix_of(state, DIALECT):
         dictionaries = [entry["symbols"] for entry in symbols.get("dictionaries") or []]
         dictionaries = dictionaries or plain(content.get("dictionaries_symbols")) or []  # s3prl's, in what we write
-        return _pretrained(path, state, model, task, dictionaries)
+        return _noted(_pretrained(path, state, *_told(path, state, model, task, num_heads), dictionaries), model)
     inside = _old_settings(plain(model.get("w2v_args")) or {})
     tokens = (symbols.get("target_dictionary") or {}).get("symbols")
-    return _fine_tuned(path, state, inside.get("model") or model, inside.get("task") or task, tokens)
+    of_encoder = inside.get("model") or model
+    told = _told(path, state, of_encoder, inside.get("task") or task, num_heads)
+    return _noted(_fine_tuned(path, state, *told, tokens), of_encoder)
 
 
 def read_s3prl(path: Path, content: Mapping[str, Any]) -> Trained:
     """A checkpoint that s3prl converted (s3prl upstream/hubert/convert.py)."""
-    model, task = plain(content["model_cfg"]), plain(content.get("task_cfg")) or {}
-    return _pretrained(
-        path, dict(content["model_weight"]), model, task, plain(content.get("dictionaries_symbols")) or []
+    state, model, task = (
+        dict(content["model_weight"]),
+        plain(content["model_cfg"]) or {},
+        plain(content.get("task_cfg")),
     )
+    told = _told(path, state, model, task or {}, None)
+    return _noted(_pretrained(path, state, *told, plain(content.get("dictionaries_symbols")) or []), model)
 
 
 def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> Trained:
@@ -170,28 +181,61 @@ def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> T
     model = settings.get("model") or plain(content.get("model_cfg")) or {}
     task = settings.get("task") or plain(content.get("task_cfg")) or {}
     parts = {"model": model, "task": task}
-    if inside := _old_settings(plain(model.get("w2v_args")) or {}):
+    inside = _old_settings(plain(model.get("w2v_args")) or {})
+    if inside or prefix_of(_whole(content.get("model") or {}), DIALECT):
         parts = {"model": inside.get("model") or {}, "task": inside.get("task") or {}, "ctc": model}
         stated = {ours: model[theirs] for ours, theirs in SETTINGS.items() if theirs in TUNED and theirs in model}
         stated |= {"layer_drop": model["layerdrop"]} if "layerdrop" in model else {}
         trained = trained._replace(config=trained_with(trained.config, stated, path))
-    found = {f"{part}.{name}": of[name] for part, of in parts.items() for name in KEPT[part] if name in of}
+    kept = {f"{part}.{name}": given[name] for part, given in parts.items() for name in KEPT[part] if name in given}
+    if not trained.predictors and "logit_temp" in parts["model"]:  # of the head of pre-training, which is not there
+        kept["model.logit_temp"] = parts["model"]["logit_temp"]
     # A label rate may be another setting's name
-    return keeping(trained, "fairseq", {name: of for name, of in found.items() if not str(of).startswith("${")})
+    return keeping(trained, "fairseq", {name: value for name, value in kept.items() if not str(value).startswith("${")})
 
 
 def of_state(path: Path, state: Mapping[str, Tensor], num_heads: int | None) -> Trained:
     """The bare weights of a model, pre-trained or inside of another, without settings."""
-    ours, _ = _to_ours(path, state)
-    known = shapes_of(ours, path)
-    stated = {"layer_norm_first": known["conv_norm"] == "layer"}
-    stated |= {"encoder_attention_heads": heads_of(known["dim"], num_heads, path)}
-    settings = {SETTINGS[name]: value for name, value in known.items() if name in SETTINGS} | stated
-    mode = "layer_norm" if known["conv_norm"] == "layer" else "default"
-    settings, task = settings | {"extractor_mode": mode}, {"normalize": mode == "layer_norm"}
+    state = _whole(state)
+    settings, task = _told(path, state, {}, {}, num_heads)
     if prefix_of(state, DIALECT):
         return _fine_tuned(path, state, settings, task, None)
     return _pretrained(path, state, settings, task, [])
+
+
+def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a model, without the prefix of a module that holds the whole of it."""
+    outer = prefix_of(state, DIALECT).removesuffix(INSIDE_CTC)
+    if outer and all(name.startswith(outer) for name in state):
+        return {name.removeprefix(outer): value for name, value in state.items()}
+    return dict(state)
+
+
+def _has_encoder(model: Mapping[str, Any]) -> bool:
+    """Whether settings of a model are those of an encoder, and not only of what was made of one."""
+    return any(SETTINGS[name] in model for name in ("num_layers", "dim", "ffn_dim", "num_heads", "pre_norm"))
+
+
+def _told(
+    path: Path, state: Mapping[str, Tensor], model: Mapping[str, Any], task: Mapping[str, Any], num_heads: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of model and task, those that are missing from the weights or, where these do not tell, as released."""
+    known = shapes_of(_to_ours(path, state)[0], path)
+    shapes = {SETTINGS[name]: value for name, value in known.items() if name in SETTINGS}
+    if _has_encoder(model):
+        return shapes | dict(model), dict(task)
+    over_channels = known["conv_norm"] == "layer"
+    released: dict[str, Any] = {SETTINGS[name]: value for name, value in TRAINING[known["conv_norm"]].items()}
+    released |= {"layer_norm_first": over_channels, "extractor_mode": "layer_norm" if over_channels else "default"}
+    released |= {"encoder_attention_heads": heads_of(known["dim"], num_heads, path)}
+    return shapes | released | dict(model), {"normalize": over_channels} | dict(task)
+
+
+def _noted(trained: Trained, model: Mapping[str, Any]) -> Trained:
+    if _has_encoder(model):
+        return trained
+    note = "it has no settings of its encoder, which are taken from its weights and from the released model of its kind"
+    return trained._replace(notes=[*trained.notes, note])
 
 
 def write(trained: Trained) -> dict[str, bytes]:
@@ -304,7 +348,7 @@ def _model(trained: Trained) -> dict[str, Any]:
         "conv_feature_layers": str([(config.conv_channels, *of) for of in zip(KERNELS, STRIDES, strict=True)]),
         "final_dim": trained.predictors[0]["codewords"].shape[1] if streams else final_dim,
         "untie_final_proj": streams > 1 or kept.get("untie_final_proj", True),  # each stream has its own here
-        "logit_temp": trained.temperature,
+        "logit_temp": kept.get("logit_temp", trained.temperature),
         **FIXED,
         **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
     }
@@ -342,18 +386,20 @@ def _pretrained(
     split = codewords.split(rows)
     tied = not model.get("untie_final_proj", len(rows) == 1)
     weights, biases = ([part] * len(rows) if tied else part.chunk(len(rows)) for part in (weight, bias))
-    orders = [_by_cluster(of[own:]) for of in symbols] or [slice(None)] * len(rows)
+    orders = [_by_cluster(dictionary[own:]) for dictionary in symbols] or [slice(None)] * len(rows)
     predictors = [
-        {"codewords": of[own:][order], "projection.weight": w.clone(), "projection.bias": b.clone()}
-        for of, order, w, b in zip(split, orders, weights, biases, strict=True)
+        {"codewords": stream[own:][order], "projection.weight": w.clone(), "projection.bias": b.clone()}
+        for stream, order, w, b in zip(split, orders, weights, biases, strict=True)
     ]
-    for of, order in zip(symbols, orders, strict=False):
-        places = enumerate(of[own:]) if order == slice(None) else ()
-        if other := next(((place, name) for place, name in places if name != str(place)), None):
+    for dictionary, order in zip(symbols, orders, strict=False):
+        numbered = enumerate(dictionary[own:]) if order == slice(None) else ()
+        if other := next(((index, name) for index, name in numbered if name != str(index)), None):
             notes.append("its dictionary calls cluster {} {!r}: labels are places in the dictionary".format(*other))
     if rows == [own + 1]:  # one cluster says nothing: `write` puts it where there was no head
         return Trained(config, ours, temperature=temperature, notes=notes)
-    return Trained(config, ours, predictors, temperature, special=[of[:own].clone() for of in split], notes=notes)
+    return Trained(
+        config, ours, predictors, temperature, special=[stream[:own].clone() for stream in split], notes=notes
+    )
 
 
 def _fine_tuned(
@@ -374,18 +420,18 @@ def _fine_tuned(
     if not head:
         return trained
     if len(head) < 2:
-        raise ValueError(f"{path} has half a layer that spells, {HEAD}{some(head)} alone; get it again")
+        raise ValueError(f"{path} has half a layer that spells, {HEAD}{summary_of(head)} alone; get it again")
     tokens = tokens or _beside(path, len(head["weight"]))
     return trained._replace(head=head, vocabulary=None if tokens is None else spelling(tokens))
 
 
 def _by_cluster(symbols: Sequence[str]) -> list[int] | slice:
-    """Places of the clusters 0, 1, … in a dictionary, which may list them by how frequent they are."""
-    places = {symbol: place for place, symbol in enumerate(symbols)}
+    """Rows of the clusters 0, 1, … in a dictionary, which may list them by how frequent they are."""
+    rows = {symbol: row for row, symbol in enumerate(symbols)}
     wanted = [str(cluster) for cluster in range(len(symbols))]
-    if [*symbols] == wanted or places.keys() != set(wanted):
+    if [*symbols] == wanted or rows.keys() != set(wanted):
         return slice(None)
-    return [places[cluster] for cluster in wanted]
+    return [rows[cluster] for cluster in wanted]
 
 
 def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence[Sequence[str]]) -> list[int]:
@@ -451,15 +497,39 @@ def _old_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _beside(path: Path, rows: int) -> list[str] | None:
-    """The symbols in the dictionary that lies beside a checkpoint, as fairseq reads it."""
+    """The symbols in the dictionary that lies beside a checkpoint, as fairseq reads it (data/dictionary.py).
+
+    Raises:
+        ValueError: It is no such dictionary, or not of as many symbols as the model has rows.
+    """
     file = path.parent / "dict.ltr.txt"
     if not file.exists():
         return None
-    symbols = [line.rsplit(" ", 1)[0] for line in file.read_text("utf-8").splitlines() if line]
-    tokens = [*OWN_SYMBOLS, *symbols]
-    if len(tokens) != rows:
-        raise ValueError(f"{file} has {len(symbols)} symbols, and the model beside it spells {rows - len(OWN_SYMBOLS)}")
-    return tokens
+    symbols = list(OWN_SYMBOLS)
+    for number, line in enumerate(lines_of(file), start=1):
+        entry, flagged = line.removesuffix("\n"), False
+        if entry.rstrip().endswith(" " + OVERWRITE):
+            entry, flagged = entry.rstrip().removesuffix(" " + OVERWRITE), True
+        symbol, space, count = entry.rstrip().rpartition(" ")
+        if not entry.strip():
+            continue
+        if not space:
+            symbol = count
+        elif not count.isdecimal():
+            raise ValueError(f"{file}, line {number}: {count!r} is no count, as follows each symbol; correct the line")
+        symbol = symbol or ("\ufeff" if number == 1 else "")  # a symbol at the start that looks like a mark
+        if symbol in symbols:
+            place = symbols.index(symbol)
+            if not flagged:
+                raise ValueError(
+                    f"{file}, line {number}: {symbol!r} is there already; keep it once, or add {OVERWRITE}"
+                )
+            symbols[place] = f"<{place}>"  # a row that nothing spells any more
+        symbols.append(symbol)
+    if len(symbols) != rows:
+        own = len(OWN_SYMBOLS)
+        raise ValueError(f"{file} has {len(symbols) - own} symbols, and the model beside it spells {rows - own}")
+    return symbols
 
 
 def _symbols(names: Any) -> bytes:

@@ -29,8 +29,8 @@ from hubert_lightning.model.trained import (
     mask_embedding,
     settings_of,
     shapes_of,
-    some,
     spelling,
+    summary_of,
     to_ours,
     tokens_with_boundary,
     trained_with,
@@ -133,7 +133,7 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     vocabulary_note = None
     if head:
         if len(head) < 2:
-            raise ValueError(f"{path} has half a layer that spells, aux.{some(head)} alone; get it again")
+            raise ValueError(f"{path} has half a layer that spells, aux.{summary_of(head)} alone; get it again")
         rows = len(head["weight"])
         letters = labels
         if letters is None and (letters := {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(rows)):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.files import open_text
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
@@ -23,8 +24,8 @@ from hubert_lightning.model.trained import (
     mask_embedding,
     prefix_of,
     settings_of,
-    some,
     spelling,
+    summary_of,
     to_ours,
 )
 from hubert_lightning.tokens import BOUNDARY
@@ -97,7 +98,9 @@ def read(folder: Path) -> Trained:
     spells = f"{prefix_of(state, DIALECT).removesuffix(PREFIX)}lm_head."
     head = {part: state.pop(spells + part) for part in ("weight", "bias") if spells + part in state} or None
     if head is not None and len(head) == 1:
-        raise ValueError(f"{folder} has half a layer that spells, {spells}{some(head)} alone; save the model again")
+        raise ValueError(
+            f"{folder} has half a layer that spells, {spells}{summary_of(head)} alone; save the model again"
+        )
     state, notes = encoder_alone(state, DIALECT, folder)
     try:
         encoder = to_ours(state, DIALECT)
@@ -116,7 +119,12 @@ def read(folder: Path) -> Trained:
 def with_settings(folder: Path, trained: Trained) -> Trained:
     """What `read` made, with the settings of its config that are not of an encoder, for `write`."""
     theirs = read_json(folder / CONFIG)
-    return keeping(trained, "transformers", {name: theirs[name] for name in KEPT if name in theirs})
+    settings = {name: theirs[name] for name in KEPT if name in theirs}
+    if trained.head is not None:
+        spoken = {"bos_token_id": "start", "eos_token_id": "end"}  # which `write` knows of a vocabulary that has them
+        missing = [name for name, ours in spoken.items() if ours not in (trained.vocabulary or {})]
+        settings |= {name: theirs[name] for name in missing if theirs.get(name) is not None}
+    return keeping(trained, "transformers", settings)
 
 
 def write(trained: Trained) -> dict[str, bytes]:
@@ -135,9 +143,9 @@ def write(trained: Trained) -> dict[str, bytes]:
     }
     if trained.head is not None and trained.vocabulary is not None:
         state = {PREFIX + name: value for name, value in state.items()}
-        place = trained.vocabulary.get("blank_id", 0)
+        blank = trained.vocabulary.get("blank_id", 0)
         for name, value in trained.head.items():
-            state[f"lm_head.{name}"] = torch.cat([value[1 : place + 1], value[:1], value[place + 1 :]])
+            state[f"lm_head.{name}"] = torch.cat([value[1 : blank + 1], value[:1], value[blank + 1 :]])
         features["processor_class"] = "Wav2Vec2Processor"
         files |= _tokenizer(trained.vocabulary)
     files["preprocessor_config.json"] = _json(features)
@@ -159,7 +167,7 @@ def read_config(folder: Path) -> EncoderConfig:
         raise ValueError(f"{file} describes a model of type {theirs.get('model_type')!r}, not 'hubert'; give a HuBERT")
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
     if absent := [name for name in required if name not in theirs]:
-        raise ValueError(f"{file} lacks {some(absent)}; open the model in transformers and save_pretrained() it")
+        raise ValueError(f"{file} lacks {summary_of(absent)}; open the model in transformers and save_pretrained() it")
     channels = theirs["conv_dim"][0] if isinstance(theirs["conv_dim"], list) and theirs["conv_dim"] else None
     supported = {"conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "conv_dim": [channels] * len(KERNELS)}
     for name, value in (supported | FIXED).items():
@@ -185,17 +193,17 @@ def _do_normalize(folder: Path) -> Any:
         ValueError: It is for audio of another sampling rate.
     """
     files = [folder / name for name in ("processor_config.json", "preprocessor_config.json")]
-    said = {file: read_json(file) for file in files if file.exists()}
-    nested = {file: of.get("feature_extractor", of.get("audio_processor")) for file, of in said.items()}
-    extractors = [(file, of) for file, of in nested.items() if isinstance(of, dict)]
-    extractors += [(file, of) for file, of in said.items() if file == files[1] or "do_normalize" in of]
+    settings = {file: read_json(file) for file in files if file.exists()}
+    nested = {file: held.get("feature_extractor", held.get("audio_processor")) for file, held in settings.items()}
+    extractors = [(file, inner) for file, inner in nested.items() if isinstance(inner, dict)]
+    extractors += [(file, held) for file, held in settings.items() if file == files[1] or "do_normalize" in held]
     if not extractors:
         return None
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise ValueError(f"{file} sets sampling_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
-    said = extractor.get("do_normalize", True)  # their default
-    return False if said is None else said
+    normalize = extractor.get("do_normalize", True)  # their default
+    return False if normalize is None else normalize
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -206,8 +214,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if file.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, where settings have a few thousand; get it again")
+    with open_text(file) as opened:
+        text = opened.read()
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
@@ -243,7 +253,9 @@ def _shards(folder: Path, index: Path, shards: list[str], places: Mapping[str, s
             raise ValueError(f"{folder} has no {shard}, of which {index.name} speaks; copy or download it again")
         state |= _tensors(folder / shard)
     if missing := places.keys() - state.keys():
-        raise ValueError(f"{folder} lacks weights that its {index.name} names ({some(missing)}); download it again")
+        raise ValueError(
+            f"{folder} lacks weights that its {index.name} names ({summary_of(missing)}); download it again"
+        )
     return state
 
 
@@ -257,19 +269,21 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
     """Which of the head's rows is the blank's, the next token's, …, and what they spell."""
     settings = _tokenizer_settings(folder)
-    names = {place: token for token, place in _ids(folder, settings).items()}
-    tokens = [names.get(place, f"<{place}>") for place in range(rows)]  # the latter of rows that have no token
+    ids = _ids(folder, settings)
+    names = {row: token for token, row in ids.items()}  # the last of several, as transformers prints it
+    tokens = [names.get(row, f"<{row}>") for row in range(rows)]  # the latter of rows that have no token
     blank = _blank(folder, settings["pad_token"], tokens)
-    order = [blank, *(place for place in range(rows) if place != blank)]
+    order = [blank, *(row for row in range(rows) if row != blank)]
     phonemes = settings["tokenizer_class"] == PHONEMES
     delimiter = settings["word_delimiter_token"]
     if not phonemes and delimiter not in tokens and " " in tokens:
         delimiter = " "
-    made = spelling(
-        [tokens[place] for place in order], None if delimiter == tokens[blank] else delimiter, spaced=phonemes
-    )
+    made = spelling([tokens[row] for row in order], None if delimiter == tokens[blank] else delimiter, spaced=phonemes)
     special = {"unknown": "unk_token", "start": "bos_token", "end": "eos_token"}
     made |= {ours: settings[theirs] for ours, theirs in special.items() if settings[theirs] in made["tokens"][1:]}
+    others = {token: names[row] for token, row in ids.items() if row < rows and names[row] != token}
+    if others := {token: name for token, name in others.items() if name != tokens[blank]}:
+        made |= {"same": others}
     if settings["do_lower_case"] and not phonemes:
         made |= {"case": "lower", "lower_case": True}
     if settings["replace_word_delimiter_char"] != " " and not phonemes:
@@ -288,11 +302,13 @@ def _ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
         if not isinstance(ids.get(language), dict):
             raise ValueError(f"{file} holds several languages; save the model with the tokenizer of one of them")
         ids = dict(ids[language])
-    if wrong := next((token for token, place in ids.items() if not isinstance(place, int)), None):
+    if wrong := next((token for token, number in ids.items() if not isinstance(number, int)), None):
         raise ValueError(f"{file} numbers {wrong!r} with {ids[wrong]!r}; save its tokenizer again")
     taken = set(ids.values())
     ids |= {
-        token: place for token, place in settings["added_tokens"].items() if not {token, place} & (ids.keys() | taken)
+        token: number
+        for token, number in settings["added_tokens"].items()
+        if not {token, number} & (ids.keys() | taken)
     }
     special = [settings[name] for name in ("bos_token", "eos_token", "unk_token")]
     for token in dict.fromkeys(special):
@@ -305,15 +321,15 @@ def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
     """The row of the blank: that of the tokenizer's padding, or of the model's where there is no tokenizer."""
     if pad in tokens:
         return tokens.index(pad)
-    place = read_json(folder / CONFIG).get("pad_token_id")
+    padding = read_json(folder / CONFIG).get("pad_token_id")
     has_tokenizer = any((folder / name).exists() for name in (TOKENIZER, SPECIAL))
     if (
         not has_tokenizer
-        and isinstance(place, int)
-        and 0 <= place < len(tokens)
-        and re.fullmatch(r"[\[<].+[\]>]", tokens[place])
+        and isinstance(padding, int)
+        and 0 <= padding < len(tokens)
+        and re.fullmatch(r"[\[<].+[\]>]", tokens[padding])
     ):
-        return place
+        return padding
     raise ValueError(f"{folder / VOCABULARY} has no {pad!r}, the blank; save its tokenizer again")
 
 
@@ -329,9 +345,9 @@ def _tokenizer_settings(folder: Path) -> dict[str, Any]:
     stated = dict(config)
     added: dict[str, Any] = {}
     if isinstance(config.get("added_tokens_decoder"), dict):
-        for place, token in config["added_tokens_decoder"].items():
-            if place.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
-                added[token["content"]] = int(place)
+        for number, token in config["added_tokens_decoder"].items():
+            if number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
+                added[token["content"]] = int(number)
     else:
         stated |= read_json(folder / SPECIAL) if (folder / SPECIAL).exists() else {}
         added = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
@@ -364,7 +380,7 @@ def _config(trained: Trained) -> dict[str, Any]:
         # On an utterance that is too short for its text, the loss is 0, as here and in fairseq
         theirs |= {"architectures": ["HubertForCTC"], "vocab_size": len(trained.head["weight"])}
         theirs |= {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
-        ids: dict[str | None, int] = {token: place for place, token in enumerate(in_their_order(trained.vocabulary))}
+        ids: dict[str | None, int] = {token: row for row, token in enumerate(in_their_order(trained.vocabulary))}
         theirs |= {"pad_token_id": trained.vocabulary.get("blank_id", 0)}
         theirs |= {"bos_token_id": ids.get(trained.vocabulary.get("start"))}
         theirs |= {"eos_token_id": ids.get(trained.vocabulary.get("end"))}
@@ -374,10 +390,11 @@ def _config(trained: Trained) -> dict[str, Any]:
 def _tokenizer(vocabulary: Mapping[str, Any]) -> dict[str, bytes]:
     tokens = in_their_order(vocabulary)
     unknown = vocabulary.get("unknown") or next((name for name in UNKNOWN if name in vocabulary["tokens"][1:]), None)
-    ids = {token: place for place, token in enumerate(tokens) if token != f"<{place}>"}
+    ids = {token: tokens.index(name) for token, name in (vocabulary.get("same") or {}).items()}  # the last is printed
+    ids |= {token: row for row, token in enumerate(tokens) if token != f"<{row}>"}
     if unknown is None:
         # It needs one, which is not the blank; the head has no row for it, so that no text can be trained with it
-        unknown = next(name for name in UNKNOWN if name not in tokens)
+        unknown = next(name for name in UNKNOWN if name not in ids)
         ids[unknown] = len(tokens)
     delimiter = vocabulary.get("delimiter", BOUNDARY)
     spaced = vocabulary.get("spaced", False)
@@ -407,7 +424,8 @@ def _tokenizer(vocabulary: Mapping[str, Any]) -> dict[str, bytes]:
 def in_their_order(vocabulary: Mapping[str, Any]) -> list[str]:
     """The tokens as transformers numbers them, its blank where it was."""
     blank, *tokens = vocabulary["tokens"]
-    return [*tokens[: (place := vocabulary.get("blank_id", 0))], blank, *tokens[place:]]
+    row = vocabulary.get("blank_id", 0)
+    return [*tokens[:row], blank, *tokens[row:]]
 
 
 def _json(content: Any) -> bytes:
