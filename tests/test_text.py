@@ -100,6 +100,14 @@ def test_a_vocabulary_is_read_as_it_was_written(tmp_path):
         ('{"letters": []}', "no vocabulary, .*letters"),
         ('{"tokens": ["-", "|", "a", "a"]}', r"the tokens \['a'\] are there more than once"),
         ('{"tokens": ["-", "|"], "case": "Upper"}', "case 'Upper' and"),
+        ('{"tokens": ["-", "|", 1, "a"]}', "the token 1 is no text; put it in quotes"),
+        ('{"tokens": ["-", "|", null]}', "the token None is no text"),
+        ('{"tokens": "abc|"}', r"the tokens are 'abc\|'; give a list of them"),
+        ('{"tokens": 5}', "the tokens are 5; give a list of them"),
+        ('{"tokens": ["-", "|", "a"], "delimiter": 1}', "delimiter is 1, which is no text"),
+        ('{"tokens": ["-", "|", "a"], "separator": null}', "separator is None, which is no text"),
+        ('{"tokens": ["-", "|", "a"], "lower_case": "no"}', "lower_case is 'no'; choose true or false"),
+        ('{"tokens": ["-", "|", "a"], "blank_id": "0"}', "blank_id is '0'; give a number"),
     ],
 )
 def test_what_is_no_vocabulary_is_refused(tmp_path, content, sentence):

@@ -89,6 +89,7 @@ class Vocabulary:
     same: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         object.__setattr__(self, "tokens", tuple(self.tokens))  # a checkpoint holds a list
         if len(set(self.tokens)) < len(self.tokens):
             twice = sorted({token for token in self.tokens if self.tokens.count(token) > 1})
@@ -107,6 +108,23 @@ class Vocabulary:
             raise ValueError(f"same names {strangers[0]!r}, which is no token; name one of the tokens after the blank")
         if not 0 <= self.blank_id < len(self.tokens):
             raise ValueError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
+
+    def _check_types(self) -> None:
+        """Refuse what JSON may hold in place of texts and switches."""
+        if not isinstance(self.tokens, (list, tuple)):
+            raise ValueError(f'the tokens are {self.tokens!r}; give a list of them, such as ["<blank>", "|", "a"]')
+        if numbers := [token for token in self.tokens if not isinstance(token, str)]:
+            raise ValueError(f"the token {numbers[0]!r} is no text; put it in quotes")
+        for name in ("delimiter", "separator", "unknown", "start", "end"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "separator"):
+                raise ValueError(f"{name} is {value!r}, which is no text; put it in quotes")
+        for name in ("lower_case", "spaced", "clean_up", "turkic"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name != "turkic"):
+                raise ValueError(f"{name} is {value!r}; choose true or false")
+        if not isinstance(self.blank_id, int):
+            raise ValueError(f"blank_id is {self.blank_id!r}; give a number")
 
     def __len__(self) -> int:
         return len(self.tokens)
