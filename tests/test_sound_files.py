@@ -265,19 +265,14 @@ def test_a_long_file_is_entered_near_the_segment_once_its_packets_are_counted(ba
 @pytest.mark.parametrize(
     ("suffix", "subtype"),
     [("wav", "GSM610"), ("wav", "G721_32"), ("au", "G723_24"), ("au", "G723_40"), ("wav", "NMS_ADPCM_24")]
-    + [("aiff", "IMA_ADPCM"), ("caf", "ALAC_16"), ("w64", "GSM610"), ("aiff", "DWVW_16"), ("vox", "VOX_ADPCM")],
+    + [("aiff", "IMA_ADPCM"), ("caf", "ALAC_16"), ("w64", "GSM610"), ("vox", "VOX_ADPCM")],
 )
 def test_codecs_of_telephony_are_prepared_and_read_in_segments(tmp_path: Path, suffix: str, subtype: str) -> None:
     time = np.arange(8_000 * 20) / 8_000
     tone = 0.3 * np.sin(2 * np.pi * (200 + 5 * time) * time)
     path = tmp_path / "phone" / f"call.{suffix}"
     path.parent.mkdir()
-    try:
-        kind = {"format": "RAW"} if suffix == "vox" else {}
-        soundfile.write(path, tone, 8_000, subtype=subtype, **kind)
-        soundfile.read(path, frames=100)
-    except soundfile.SoundFileError as error:
-        pytest.skip(f"libsndfile does not write and read {subtype} in {suffix}: {error}")
+    soundfile.write(path, tone, 8_000, subtype=subtype, format="RAW" if suffix == "vox" else None)
     prepare_folder(path.parent, tmp_path, max_duration=60.0)
     [cut] = read_manifest(tmp_path / "phone.jsonl.gz")
     whole = read_waveform(cut)
