@@ -100,7 +100,7 @@ def test_a_word_is_aligned_in_the_tokens_that_the_model_says(
     assert [word.confidence for word in found] == pytest.approx([word.confidence for word in expected])
 
 
-def test_a_long_text_in_ambiguous_tokens_is_aligned_in_seconds() -> None:
+def test_a_long_text_in_ambiguous_tokens_is_aligned() -> None:
     vocabulary = Vocabulary(("-", "|", "a", "b", "ab", "ba"), "lower")
     path = "aa-b-|-ba-|-" * 400
     found = word_times(certain(path, vocabulary), "ab ba " * 400, vocabulary)
