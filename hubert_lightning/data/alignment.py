@@ -138,32 +138,32 @@ def _find_all(
     if not by_name:
         fact = "no TextGrid below it" if textgrids.is_dir() else "no such folder"
         raise ValueError(f"{textgrids}: {fact}; give the folder that the Montreal Forced Aligner wrote to")
-    found: dict[str, tuple[Path, bool]] = {}
+    textgrid_of: dict[str, tuple[Path, bool]] = {}
     refused: dict[str, list[Refusal]] = {}
     cuts_of: dict[Path, list[Cut]] = defaultdict(list)
     for cut in cuts:
         own = _find(cut.id, by_name, textgrids)
         paths = own or _find(cut.recording_id, by_name, textgrids)
         if len(paths) == 1:
-            found[cut.id] = paths[0], bool(own)
+            textgrid_of[cut.id] = paths[0], bool(own)
             cuts_of[paths[0]].append(cut)
         elif paths:
             reason = f"could be the TextGrid of {cut.id}, as {{}} could; leave one of them in the folder"
             pairs = zip(paths, [*paths[1:], paths[0]], strict=True)
             refused[cut.id] = [Refusal(path, reason.format(printable(other))) for path, other in pairs]
-    for path, of in cuts_of.items():
-        owners = {cut.recording_id: cut.id for cut in reversed(of)}
+    for path, sharing in cuts_of.items():
+        owners = {cut.recording_id: cut.id for cut in reversed(sharing)}
         if len(owners) > 1:
             *_, second, first = owners.values()
             reason = f"would be the TextGrid of {first} and of {second}; name each by its whole id, such as"
-            refused |= {cut.id: [Refusal(path, f"{reason} {first}.TextGrid")] for cut in of}
-            found = {cut_id: place for cut_id, place in found.items() if place[0] != path}
-    if not found and not refused:
+            refused |= {cut.id: [Refusal(path, f"{reason} {first}.TextGrid")] for cut in sharing}
+            textgrid_of = {cut_id: textgrid for cut_id, textgrid in textgrid_of.items() if textgrid[0] != path}
+    if not textgrid_of and not refused:
         raise ValueError(
             f"{manifest}: none of its {len(cuts)} utterances has a TextGrid below {textgrids}, such as "
             f"{cuts[0].id}.TextGrid; give the folder with alignments of this corpus"
         )
-    return found, refused
+    return textgrid_of, refused
 
 
 def _find(name: str, by_name: dict[str, list[Path]], textgrids: Path) -> list[Path]:

@@ -18,7 +18,8 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
-from hubert_lightning.data.sound_files import CodedAudio, File, open_audio, reason_of
+from hubert_lightning.data.coded_audio import CodedAudio, File
+from hubert_lightning.data.sound_files import open_audio, reason_of
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below

@@ -70,8 +70,8 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
             "the subsets, or use `hubert prepare folder` for another layout"
         )
     skipped = Counter[str]()
-    found = {subset: _utterances(corpus / subset, skipped) for subset in subsets or there}
-    return prepare(found, out, skipped=skipped)
+    files_of = {subset: _utterances(corpus / subset, skipped) for subset in subsets or there}
+    return prepare(files_of, out, skipped=skipped)
 
 
 def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
@@ -88,11 +88,11 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     ten_minutes = _utterances(corpus / "1h" / "0", Counter())
     one_hour = _utterances(corpus / "1h", skipped)
     nine_hours = _utterances(corpus / "9h", skipped)
-    found = {"10min": ten_minutes, "1h": one_hour, "10h": one_hour + nine_hours if nine_hours else []}
-    found = {name: files for name, files in found.items() if files}
-    if not found:
+    files_of = {"10min": ten_minutes, "1h": one_hour, "10h": one_hour + nine_hours if nine_hours else []}
+    files_of = {name: files for name, files in files_of.items() if files}
+    if not files_of:
         raise ValueError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
-    return prepare(found, out, skipped=skipped)
+    return prepare(files_of, out, skipped=skipped)
 
 
 def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_numbers: str | None = None) -> list[Path]:
@@ -193,7 +193,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterable[tuple[Path, tuple[s
 
 
 def prepare(
-    found: dict[str, list[AudioFile]],
+    files_of: dict[str, list[AudioFile]],
     out: Path,
     max_duration: float | None = None,
     skipped: Mapping[str, int] | None = None,
@@ -202,7 +202,7 @@ def prepare(
     """Write a manifest for each list of audio files, and report what was found.
 
     Args:
-        found: Audio files of each manifest, by its name.
+        files_of: Audio files of each manifest, by its name.
         out: Folder of the manifests.
         max_duration: Seconds; longer recordings are cut into equal pieces.
         skipped: Counts of other files by their suffix, for the report.
@@ -215,16 +215,16 @@ def prepare(
         ValueError: All files of a manifest are refused, or a manifest that lists other audio is there already.
     """
     out = Path(out)
-    found, numbers = _spelled(found, number_language)
+    files_of, numbers = _spelled(files_of, number_language)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
-    sounds = _decode_all(sorted({file.path for files in found.values() for file in files}))
+    sounds = _decode_all(sorted({file.path for files in files_of.values() for file in files}))
     manifests: dict[Path, CutSet] = {}
     refusals: dict[Path, list[Refusal]] = {}
     remarks: dict[Path, list[Refusal]] = {}
-    for name, files in found.items():
+    for name, files in files_of.items():
         path, listing = out / f"{name}.jsonl.gz", out / f"{name}.refused.tsv"
         cuts, refusals[listing] = _cuts(list(_usable_once(files, sounds)), sounds, max_duration)
         remarks[out / f"{name}.remarks.tsv"] = _remarks(files, sounds, {refused.path for refused in refusals[listing]})
@@ -276,16 +276,18 @@ def _remarks(files: Iterable[AudioFile], sounds: Mapping[Path, Sound | str], ref
     return [Refusal(path, one) for path, sound in taken.items() if isinstance(sound, Sound) for one in sound.remarks]
 
 
-def _spelled(found: dict[str, list[AudioFile]], language: str | None) -> tuple[dict[str, list[AudioFile]], str | None]:
+def _spelled(
+    files_of: dict[str, list[AudioFile]], language: str | None
+) -> tuple[dict[str, list[AudioFile]], str | None]:
     """The same files, with numbers spelled out if a language is given, and a sentence on them."""
-    texts = dict.fromkeys(file.text for files in found.values() for file in files if file.text and not file.refused)
+    texts = dict.fromkeys(file.text for files in files_of.values() for file in files if file.text and not file.refused)
     if language is None:
-        return found, number_report([text for text in texts if text], None)
+        return files_of, number_report([text for text in texts if text], None)
     check_language(language)
     spelled = {text: spell_numbers(text, language) for text in texts if text}
     replaced = {
         name: [file._replace(text=spelled[file.text].text) if file.text in spelled else file for file in files]
-        for name, files in found.items()
+        for name, files in files_of.items()
     }
     return replaced, number_report(list(spelled), list(spelled.values()))
 

@@ -13,7 +13,8 @@ import numpy as np
 import soundfile
 
 from hubert_lightning.data.audio import unusable
-from hubert_lightning.data.sound_files import Audio, ChainedAudio, CodedAudio, PlainAudio, chain, decoder_of, reason_of
+from hubert_lightning.data.coded_audio import ChainedAudio, CodedAudio, chain, decoder_of
+from hubert_lightning.data.sound_files import Audio, PlainAudio, reason_of
 from hubert_lightning.frames import SAMPLE_RATE
 
 # fmt: off
@@ -71,16 +72,17 @@ class Sound(NamedTuple):
 
 
 class _Levels:
-    """Levels of samples that arrive in blocks, which tell that no model should hear them."""
+    """Levels of all samples of an audio file, which tell whether a model should learn from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, audio: Audio) -> None:
         self.num_samples = self.clipped = 0
         self.lowest, self.highest = np.inf, -np.inf
         self.finite = True
         self.energy = self.energy_of_mean = 0.0
+        for block in audio.blocks():
+            self._add(block)
 
-    def add(self, block: np.ndarray) -> None:
-        """Take the next samples, (samples, channels)."""
+    def _add(self, block: np.ndarray) -> None:
         self.num_samples += len(block)
         lowest, highest = float(block.min()), float(block.max())  # of NaN if there is one
         if not np.isfinite(lowest + highest):
@@ -177,10 +179,8 @@ def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundF
     """Decode a file with soundfile; what is wrong with it, or None, if FFmpeg has to look: the file may be longer."""
     if reason := unusable(plain.rate):
         return reason
-    levels = _Levels()
     try:
-        for block in plain.blocks():
-            levels.add(block)
+        levels = _Levels(plain)
     except soundfile.SoundFileError as error:
         if plain.sequential:
             raise
@@ -194,9 +194,7 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
     """Decode a file with FFmpeg's libraries."""
     if coded.rate and (reason := unusable(coded.rate)):
         return reason
-    levels = _Levels()
-    for block in coded.blocks():
-        levels.add(block)
+    levels = _Levels(coded)
     last = coded.num_packets - 1  # the end of the stream counts as one
     failed = len(coded.failed - {last - 1})
     if not levels.num_samples:
@@ -228,10 +226,7 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
 def _probe_chained(file: str, chained: ChainedAudio) -> Sound | str:
     if chained.rate and (reason := unusable(chained.rate)):
         return reason
-    levels = _Levels()
-    for block in chained.blocks():
-        levels.add(block)
-    return _judged(file, chained, levels, [])
+    return _judged(file, chained, _Levels(chained), [])
 
 
 def _judged(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sound | str:

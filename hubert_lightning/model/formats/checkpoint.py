@@ -111,7 +111,7 @@ def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _foreign_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of weights that are none of our parts, such as a head that somebody added to one of our modules."""
+    """Names of weights that belong to no part of our models, such as an additional head."""
     return [name for name in state if name.partition(".")[0] not in ("encoder", "head", "predictors", "special")]
 
 

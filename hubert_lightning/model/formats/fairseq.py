@@ -140,7 +140,7 @@ def read(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -
     """A checkpoint of fairseq.
 
     content:   what `read_torch` found in it
-    num_heads: that attend, where it has no settings of its encoder
+    num_heads: number of attention heads, for a file without settings of its encoder
 
     Raises:
         ValueError: It is no HuBERT, or one with parts that we have not.
@@ -152,12 +152,14 @@ def read(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -
     if not prefix_of(state, DIALECT):
         dictionaries = [entry["symbols"] for entry in symbols.get("dictionaries") or []]
         dictionaries = dictionaries or plain(content.get("dictionaries_symbols")) or []  # s3prl's, in what we write
-        return _noted(_pretrained(path, state, *_told(path, state, model, task, num_heads), dictionaries), model)
+        return _noted(
+            _pretrained(path, state, *_sizes_and_task(path, state, model, task, num_heads), dictionaries), model
+        )
     inside = _old_settings(plain(model.get("w2v_args")) or {})
     tokens = (symbols.get("target_dictionary") or {}).get("symbols")
     of_encoder = inside.get("model") or model
-    told = _told(path, state, of_encoder, inside.get("task") or task, num_heads)
-    return _noted(_fine_tuned(path, state, *told, tokens), of_encoder)
+    sizes_and_task = _sizes_and_task(path, state, of_encoder, inside.get("task") or task, num_heads)
+    return _noted(_fine_tuned(path, state, *sizes_and_task, tokens), of_encoder)
 
 
 def read_s3prl(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -> Trained:
@@ -167,8 +169,8 @@ def read_s3prl(path: Path, content: Mapping[str, Any], num_heads: int | None = N
         plain(content["model_cfg"]),
         plain(content.get("task_cfg")),
     )
-    told = _told(path, state, model, task or {}, num_heads)
-    return _noted(_pretrained(path, state, *told, plain(content.get("dictionaries_symbols")) or []), model)
+    sizes_and_task = _sizes_and_task(path, state, model, task or {}, num_heads)
+    return _noted(_pretrained(path, state, *sizes_and_task, plain(content.get("dictionaries_symbols")) or []), model)
 
 
 def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> Trained:
@@ -197,7 +199,7 @@ def with_settings(path: Path, trained: Trained, content: Mapping[str, Any]) -> T
 def of_state(path: Path, state: Mapping[str, Tensor], num_heads: int | None) -> Trained:
     """The bare weights of a model, pre-trained or inside of another, without settings."""
     state = _whole(state)
-    settings, task = _told(path, state, {}, {}, num_heads)
+    settings, task = _sizes_and_task(path, state, {}, {}, num_heads)
     if prefix_of(state, DIALECT):
         return _fine_tuned(path, state, settings, task, None)
     return _pretrained(path, state, settings, task, [])
@@ -216,7 +218,7 @@ def _has_encoder(model: Mapping[str, Any]) -> bool:
     return any(SETTINGS[name] in model for name in ("num_layers", "dim", "ffn_dim", "num_heads", "pre_norm"))
 
 
-def _told(
+def _sizes_and_task(
     path: Path, state: Mapping[str, Tensor], model: Mapping[str, Any], task: Mapping[str, Any], num_heads: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of model and task, those that are missing from the weights or, where these do not tell, as released."""

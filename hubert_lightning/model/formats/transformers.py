@@ -118,12 +118,12 @@ def read(folder: Path) -> Trained:
 
 def with_settings(folder: Path, trained: Trained) -> Trained:
     """What `read` made, with the settings of its config that are not of an encoder, for `write`."""
-    theirs = read_json(folder / CONFIG)
-    settings = {name: theirs[name] for name in KEPT if name in theirs}
+    config = read_json(folder / CONFIG)
+    settings = {name: config[name] for name in KEPT if name in config}
     if trained.head is not None:
         spoken = {"bos_token_id": "start", "eos_token_id": "end"}  # which `write` knows of a vocabulary that has them
         missing = [name for name, ours in spoken.items() if ours not in (trained.vocabulary or {})]
-        settings |= {name: theirs[name] for name in missing if theirs.get(name) is not None}
+        settings |= {name: config[name] for name in missing if config.get(name) is not None}
     return keeping(trained, "transformers", settings)
 
 
