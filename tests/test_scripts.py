@@ -330,4 +330,5 @@ def test_a_search_has_the_times_of_its_tokens(
     for lexicon in (None, str(tmp_path / "words.lexicon")) if delimiter else (None,):
         search = BeamSearch(DecoderSettings(lexicon=lexicon, beam_size=20, word_score=0.0, num_workers=0), vocabulary)
         found = Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary, search))
+        assert found.text == text
         check_formats(case.said, text, lambda format, found=found: FORMATS[format](found))  # type: ignore[misc]

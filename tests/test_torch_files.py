@@ -83,14 +83,22 @@ def test_what_protocol_2_has_no_operation_for_is_refused_by_its_protocol(tmp_pat
         read_torch(tmp_path / "a.pt")
 
 
-HINTS = [typing.Any, list[int], dict[str, int], type(None), type(...), ...]
-HINTS += [typing.Union[int, str], typing.Optional[int], typing.List[int], typing.Dict[str, int]]  # noqa: UP006, UP007, UP045
+# hints of types, and the names that are left of them
+HINTS = [
+    (typing.Any, "typing.Any"),
+    (list[int], "builtins.list"),
+    (dict[str, int], "builtins.dict"),
+    (type(None), None),
+]
+HINTS += [(type(...), "builtins.Ellipsis"), (..., "builtins.Ellipsis")]
+HINTS += [(typing.Union[int, str], "typing.Union"), (typing.Optional[int], "typing.Union")]  # noqa: UP007, UP045
+HINTS += [(typing.List[int], "typing.List"), (typing.Dict[str, int], "typing.Dict")]  # noqa: UP006
 
 
-@pytest.mark.parametrize("hint", HINTS, ids=str)
-def test_hints_of_types_open(tmp_path: Path, hint: Any) -> None:
-    """As omegaconf keeps of every field that fairseq's dataclasses have."""
-    again({"ref_type": hint}, tmp_path / "a.pt")
+@pytest.mark.parametrize(("hint", "name"), HINTS, ids=str)
+def test_a_hint_of_a_type_is_the_name_of_what_it_is_made_of(tmp_path: Path, hint: Any, name: str | None) -> None:
+    """omegaconf keeps a hint for every field of fairseq's dataclasses."""
+    assert again({"ref_type": hint, "lr": 0.5}, tmp_path / "a.pt") == {"ref_type": name, "lr": 0.5}
 
 
 @pytest.mark.parametrize(
