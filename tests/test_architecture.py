@@ -49,7 +49,10 @@ MAY_IMPORT = {
         "lhotse",
     },
     "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
-    "scoring": {"files", "data.text"},
+    "messages": set(),
+    "results": {"files"},
+    "run_record": {"data.labels", "lightning"},
+    "scoring": {"files", "results", "data.text"},
     "onnx_export": {"frames", "model.*"},
     "model_card": {"model.*"},
     "exchange": {
@@ -70,7 +73,9 @@ MAY_IMPORT = {
         "sharding",
         "decoding",
         "recognition",
+        "results",
         "data.batches",
+        "data.manifest",
         "data.text",
         "lightning",
     },
@@ -121,6 +126,9 @@ MAY_IMPORT = {
     "unit_files": {"frames", "files", "data.preparation", "recordings", "units", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
+        "messages",
+        "results",
+        "run_record",
         "parser",
         "checkpoints",
         "preemption",
@@ -138,6 +146,7 @@ MAY_IMPORT = {
     },
     "demo": {"data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
     "cli": {
+        "messages",
         "experiment",
         "demo",
         "averaging",
@@ -187,7 +196,7 @@ def imported(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
             if source == "hubert_lightning" or (source.startswith("hubert_lightning.") and _is_package(source)):
-                names |= {f"{source}.{alias.name}" for alias in node.names}
+                names |= {f"{source}.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
             else:
                 names.add(source)
         elif isinstance(node, ast.Import):
