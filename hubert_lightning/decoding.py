@@ -109,14 +109,19 @@ class DecoderSettings:
 
 
 def write_settings(settings: DecoderSettings, path: Path) -> None:
-    """Write them as JSON; files beside it or below are named as seen from there, so that the folder can be moved."""
+    """Write settings to a JSON file."""
+    write_whole(path, settings_json(settings, path))
+
+
+def settings_json(settings: DecoderSettings, path: Path) -> bytes:
+    """Settings as JSON; files beside its path or below are named relative to it, so that the folder can be moved."""
     content = asdict(settings)
     for key in ("lm", "lexicon", "rescorer"):
         if content[key]:
             file = Path(content[key]).resolve()
             inside = file.is_relative_to(path.parent.resolve())
             content[key] = str(file.relative_to(path.parent.resolve()) if inside else file)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_settings(path: Path) -> DecoderSettings:

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "word_times",
         "lhotse",
     },
-    "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
+    "tuning": {"files", "data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
     "scoring": {"files", "data.text"},
     "onnx_export": {"frames", "model.*"},
     "model_card": {"model.*"},
@@ -136,7 +136,7 @@ MAY_IMPORT = {
         "unit_quality",
         "lightning",
     },
-    "demo": {"data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
+    "demo": {"files", "data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
     "cli": {
         "experiment",
         "demo",
