@@ -108,6 +108,17 @@ class DecoderSettings:
             )
 
 
+def settings_identity(settings: DecoderSettings) -> dict[str, Any]:
+    """What a search finds depends on: the settings, and size and modification time of every file that they name."""
+    files: dict[str, list[list[Any]]] = {}
+    for name in (settings.lm, settings.lexicon, settings.rescorer):
+        if name:
+            path = Path(name)
+            inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            files[os.path.abspath(path)] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in inside]
+    return {name: value for name, value in asdict(settings).items() if name != "num_workers"} | {"files": files}
+
+
 def write_settings(settings: DecoderSettings, path: Path) -> None:
     """Write settings to a JSON file."""
     write_whole(path, settings_json(settings, path))

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "pauses": {"frames", "data.audio", "extraction", "lhotse"},
     "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
-    "transcripts": {"files", "data.preparation", "word_times"},
+    "transcripts": {"files", "journal", "data.preparation", "word_times"},
+    "journal": {"files"},
     "recordings": {"frames", "data.preparation", "data.probe", "lhotse"},
     "transcription": {
         "data.preparation",
@@ -118,7 +119,7 @@ MAY_IMPORT = {
         "recordings",
         "lhotse",
     },
-    "unit_files": {"frames", "files", "data.preparation", "recordings", "units", "lhotse"},
+    "unit_files": {"frames", "files", "journal", "data.preparation", "recordings", "units", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
         "parser",
