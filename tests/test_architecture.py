@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "pauses": {"frames", "data.audio", "extraction", "lhotse"},
     "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
-    "transcripts": {"files", "data.preparation", "word_times"},
+    "transcripts": {"files", "journal", "data.preparation", "word_times"},
+    "journal": {"files"},
     "recordings": {"frames", "data.preparation", "data.probe", "lhotse"},
     "transcription": {
         "data.preparation",
@@ -48,7 +49,7 @@ MAY_IMPORT = {
         "word_times",
         "lhotse",
     },
-    "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
+    "tuning": {"files", "data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
     "messages": set(),
     "results": {"files"},
     "run_record": {"data.labels", "lightning"},
@@ -123,7 +124,7 @@ MAY_IMPORT = {
         "recordings",
         "lhotse",
     },
-    "unit_files": {"frames", "files", "data.preparation", "recordings", "units", "lhotse"},
+    "unit_files": {"frames", "files", "journal", "data.preparation", "recordings", "units", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
         "messages",
@@ -144,7 +145,7 @@ MAY_IMPORT = {
         "unit_quality",
         "lightning",
     },
-    "demo": {"data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
+    "demo": {"files", "data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
     "cli": {
         "messages",
         "experiment",
