@@ -255,6 +255,13 @@ class HubertCLI(LightningCLI):
         copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
         report(scores, Console())
         print(f"results in {folder}")
+        _end_tracking(self.trainer)
+
+    def after_validate(self) -> None:
+        _end_tracking(self.trainer)
+
+    def after_predict(self) -> None:
+        _end_tracking(self.trainer)
 
     def after_fit(self) -> None:
         trainer = self.trainer
@@ -267,9 +274,14 @@ class HubertCLI(LightningCLI):
                 rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
                 facts |= {"stopped_early": reason, "max_steps": trainer.max_steps}
             _write_metrics(Path(trainer.default_root_dir) / "metrics.json", trainer.callback_metrics, facts)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
-                    logger.experiment.finish()  # type: ignore[attr-defined]
+            _end_tracking(trainer)
+
+
+def _end_tracking(trainer: Trainer) -> None:
+    """End the runs of W&B: the next iteration, or a test of the same process, is a run of its own."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table") and trainer.is_global_zero:
+            logger.experiment.finish()  # type: ignore[attr-defined]
 
 
 def _default_precision(trainer: Namespace) -> str | None:
