@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 AFTER_STEP = "saving after this step"
 SAME = 0.2
@@ -62,6 +62,8 @@ class Interrupts:
         self.launched: list[subprocess.Popen] = []
         """Processes of the same run that this one started, which end with it."""
         self._held = 0
+        self._repeats = 0
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._swallowed
         self._first: float | None = None
         self._timer: threading.Timer | None = None
         self._before = {number: signal.signal(number, self._handle) for number in numbers}
@@ -94,6 +96,7 @@ class Interrupts:
             except subprocess.TimeoutExpired:
                 process.kill()
         signal.set_wakeup_fd(self._fd)
+        sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._mouth.setblocking(True)
@@ -117,12 +120,25 @@ class Interrupts:
                 process.terminate()
             raise Interrupted(number)
 
+    def _swallowed(self, error: Any) -> None:
+        """Raise again what came up where Python raises nothing: in a finalizer, or while a process is forked."""
+        if not issubclass(error.exc_type, (Interrupted, KeyboardInterrupt)):
+            self._unraisable(error)
+            return
+        number, self.heard = self.heard, 0
+        self._repeats += 1
+        again = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
+        again.daemon = True
+        again.start()
+
     def _listen(self) -> None:
         while True:
             for number in self._ear.recv(64):
                 if number == 0:
                     return
-                if number in self.numbers:
+                if number in self.numbers and self._repeats:
+                    self._repeats -= 1
+                elif number in self.numbers:
                     self._hear(number)
 
     def _hear(self, number: int) -> None:

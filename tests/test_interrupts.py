@@ -287,3 +287,28 @@ def test_handlers_are_as_they_were_after_a_command(finetuned: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
     assert signal.set_wakeup_fd(-1) == -1
     assert not [thread for thread in threading.enumerate() if thread.name in ("interrupts", "stalls")]
+
+
+FINALIZER = """
+import signal, time
+from hubert_lightning.interrupts import listening
+class Slow:
+    def __del__(self):
+        print("the finalizer", flush=True)
+        time.sleep(1)
+with listening([signal.SIGINT], lambda name: f"{name}: what was finished before is kept"):
+    Slow()
+    time.sleep(60)
+"""
+
+
+def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "finalizer.py").write_text(FINALIZER)
+    output = tmp_path / "output.txt"
+    process = fork_server.start([str(tmp_path / "finalizer.py")], output)
+    until(says(output, "the finalizer"), process)
+    os.kill(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    assert fork_server.ended(process, 30) == 130
+    assert time.monotonic() - began < 5
+    assert output.read_text() == "the finalizer\nhubert: Ctrl-C: what was finished before is kept\n"
