@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from jsonargparse import CLI, ArgumentParser
 
 from hubert_lightning import progress
 from hubert_lightning.interrupts import listening
+from hubert_lightning.messages import rank, show_messages
 
 USAGE = """usage: hubert VERB ...
 
@@ -57,6 +59,9 @@ KEPT = {
 }
 """What is left of a verb that a signal ends."""
 
+PATIENCE = 3
+"""Seconds that ranks other than the first wait before they print why they end."""
+
 # What torch says of an error that a process which reads audio raised
 FROM_A_WORKER = re.compile(
     r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)".*\nValueError: (?P<sentence>.+?)\s*', re.DOTALL
@@ -88,11 +93,12 @@ def main(args: Sequence[str] | None = None) -> None:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         _refuse(f"{verb!r} is no verb of hubert; it is one of {', '.join(VERBS)}")
+    show_messages()
     try:
         with _signals_of(verb):
             VERBS[verb](rest)
     except KeyboardInterrupt:
-        print("hubert: interrupted; what was written is whole, and the same command starts again", file=sys.stderr)
+        print("hubert: interrupted; what was written is whole, and the same command does the rest", file=sys.stderr)
         raise SystemExit(130) from None
     except ValueError as error:
         ours = _meant_for_the_user(error)
@@ -120,6 +126,8 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
 
 
 def _refuse(sentence: str) -> NoReturn:
+    if rank() > 0:
+        time.sleep(PATIENCE)  # if the first rank has failed alike, its launcher ends this process before it repeats it
     print(f"hubert: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 

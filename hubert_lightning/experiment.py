@@ -10,7 +10,7 @@ import json
 import secrets
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
@@ -35,16 +35,21 @@ from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.interrupts import held
+from hubert_lightning.messages import show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import SentenceParser
 from hubert_lightning.preemption import Preemption
+from hubert_lightning.results import copy_to_run, results_folder
+from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
+IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
+"""Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class HubertCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType) -> None:
+        show_messages()
         with warnings.catch_warnings():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
@@ -115,7 +121,7 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [WholeSteps(), Preemption(), Throughput(), CollapseWatch()],
+                    "callbacks": [WholeSteps(), RunRecord(), Preemption(), Throughput(), CollapseWatch()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -185,7 +191,7 @@ class HubertCLI(LightningCLI):
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
-                print(_finished_already(runs[-1], Path(config.output)))
+                rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
             try:
                 Path(config.output).mkdir(parents=True, exist_ok=True)
@@ -202,6 +208,7 @@ class HubertCLI(LightningCLI):
                 config.ckpt_path = str(newest)
         else:
             _settle(config)
+            _log_apart(config, str(self.subcommand))
         self.config[self.subcommand] = config
 
     def _refuse_another_run(self, config: Namespace) -> None:
@@ -252,11 +259,14 @@ class HubertCLI(LightningCLI):
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        folder = Path(self.trainer.default_root_dir)
+        assert self.model.results is not None
+        folder, origin = self.model.results
         _write_metrics(folder / "test-metrics.json", self.trainer.callback_metrics)
         scores = score(read_results(folder / "test.jsonl"))
-        write_scores(folder / "scores.json", scores)
+        write_scores(folder / "scores.json", scores, made_by=asdict(origin))
+        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
         report(scores, Console())
+        print(f"results in {folder}")
 
     def after_fit(self) -> None:
         trainer = self.trainer
@@ -266,7 +276,7 @@ class HubertCLI(LightningCLI):
             self._keep_results(trainer)
 
     def _keep_results(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             facts: dict[str, Any] = {"steps": trainer.global_step}
             if reason := _stopped_early(trainer):
@@ -414,6 +424,26 @@ def _settle(config: Namespace) -> None:
     for callback in _listed(config.trainer.callbacks):
         if "dirpath" in callback.get("init_args", {}) and callback.init_args.dirpath is None:
             callback.init_args.dirpath = config.output
+
+
+def _log_apart(config: Namespace, verb: str) -> None:
+    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are."""
+    model, data = config.model.init_args, config.data.init_args
+    run = Path(config.output)
+    folder = run / verb
+    if verb in ("test", "predict") and data.get("test"):
+        folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path)
+    for logger in _loggers(config):
+        settings = logger.init_args
+        if "save_dir" in settings:
+            settings.save_dir = str(folder)
+        if "job_type" in settings or _has_id(logger):  # W&B
+            settings.job_type = verb
+            settings.group = settings.get("group") or settings.get("name") or settings.get("id")
+            settings.name = f"{settings.get('name') or run.name}-{verb}-{folder.name}"
+        for name in IDENTITIES:
+            if name in settings:
+                settings[name] = None
 
 
 def _keep_run_id(config: Namespace) -> None:

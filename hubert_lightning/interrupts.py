@@ -87,9 +87,9 @@ class Interrupts:
         """Hold nothing any more, after an error."""
         self._held = 0
 
-    def restore(self) -> None:
-        """The handlers as they were before; whoever starts the command again finds no process of it."""
-        until = time.monotonic() + PATIENCE
+    def restore(self, seconds: float) -> None:
+        """Restore the handlers, after the launched processes have ended or, after so many seconds, are killed."""
+        until = time.monotonic() + seconds
         for process in self.launched:
             try:
                 process.wait(max(until - time.monotonic(), 0))
@@ -183,11 +183,16 @@ def listening(numbers: Sequence[int], sentence: Callable[[str], str] | None = No
         yield
         return
     _current = Interrupts(numbers, sentence)
+    seconds = 1.0  # after an error, which this process is to report, and not each of them
     try:
         yield
+        seconds = PATIENCE
+    except SystemExit:
+        seconds = PATIENCE
+        raise
     finally:
         ended, _current = _current, None
-        ended.restore()
+        ended.restore(seconds)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Preemption(Callback):
         return int(heard)
 
     def _leave(self, trainer: Trainer, number: int) -> NoReturn:
-        trainer.save_checkpoint(os.path.join(trainer.default_root_dir, LAST))
+        trainer.save_checkpoint(os.path.join(trainer.default_root_dir, LAST), weights_only=False)
         if trainer.is_global_zero:
             if self._signals:
                 name = interrupts.name_of(number)

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "pauses": {"frames", "data.audio", "extraction", "lhotse"},
     "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
-    "transcripts": {"files", "data.preparation", "word_times"},
+    "transcripts": {"files", "journal", "data.preparation", "word_times"},
+    "journal": {"files"},
     "recordings": {"frames", "data.preparation", "data.probe", "lhotse"},
     "transcription": {
         "data.preparation",
@@ -51,8 +52,11 @@ MAY_IMPORT = {
         "word_times",
         "lhotse",
     },
-    "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
-    "scoring": {"files", "data.text"},
+    "tuning": {"files", "data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
+    "messages": set(),
+    "results": {"files"},
+    "run_record": {"data.labels", "lightning"},
+    "scoring": {"files", "results", "data.text"},
     "onnx_export": {"frames", "model.*"},
     "model_card": {"model.*"},
     "exchange": {
@@ -73,7 +77,9 @@ MAY_IMPORT = {
         "sharding",
         "decoding",
         "recognition",
+        "results",
         "data.batches",
+        "data.manifest",
         "data.text",
         "lightning",
     },
@@ -131,9 +137,12 @@ MAY_IMPORT = {
         "recordings",
         "lhotse",
     },
-    "unit_files": {"frames", "files", "data.preparation", "recordings", "units", "lhotse"},
+    "unit_files": {"frames", "files", "journal", "data.preparation", "recordings", "units", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
+        "messages",
+        "results",
+        "run_record",
         "parser",
         "checkpoints",
         "interrupts",
@@ -152,8 +161,9 @@ MAY_IMPORT = {
         "unit_quality",
         "lightning",
     },
-    "demo": {"data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
+    "demo": {"files", "data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
     "cli": {
+        "messages",
         "experiment",
         "demo",
         "interrupts",
@@ -205,7 +215,7 @@ def imported(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
             if source == "hubert_lightning" or (source.startswith("hubert_lightning.") and _is_package(source)):
-                names |= {f"{source}.{alias.name}" for alias in node.names}
+                names |= {f"{source}.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
             else:
                 names.add(source)
         elif isinstance(node, ast.Import):
