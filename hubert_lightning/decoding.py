@@ -36,6 +36,7 @@ from torchaudio.models.decoder import CTCDecoder
 
 from hubert_lightning.data.text import BLANK, BOUNDARY, Vocabulary
 from hubert_lightning.files import write_whole
+from hubert_lightning.interrupts import ignore_interrupts
 from hubert_lightning.language_files import MARKS, UNKNOWN, for_kenlm, no_model, read_lexicon, unigrams
 from hubert_lightning.rescoring import CausalLM
 from hubert_lightning.word_times import with_boundaries_in_pauses
@@ -304,6 +305,7 @@ _inherited: tuple[CTCDecoder, Vocabulary]
 def _inherit(decoder: CTCDecoder, vocabulary: Vocabulary) -> None:
     global _inherited
     _inherited = decoder, vocabulary
+    ignore_interrupts()
     torch.set_num_threads(1)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -27,12 +27,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
+from hubert_lightning import progress, stalls
 from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.global_batch import HOW_NOT_WHAT
+from hubert_lightning.interrupts import held
 from hubert_lightning.messages import show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
@@ -41,6 +43,7 @@ from hubert_lightning.preemption import Preemption
 from hubert_lightning.results import copy_to_run, results_folder
 from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
+from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
@@ -127,11 +130,13 @@ class HubertCLI(LightningCLI):
                 parser_kwargs={"prog": "hubert"},
                 args=args,
             )
+        stalls.end("")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default="checkpoints/run", help="The run's folder.")
         parser.add_argument("--iterations", type=list[Iteration], default=[], help="Rounds of pre-training, in order.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StalledRanks, "stalls")
         parser.set_defaults(
             {
                 "checkpoint.filename": "last",
@@ -160,10 +165,17 @@ class HubertCLI(LightningCLI):
         plugins = _listed(self._get(self.config_init, "trainer").get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # it says which batch begins
+        for callback in callbacks:
+            if isinstance(callback, StalledRanks):
+                callback.attach(trainer)
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        progress.note("setting up")
         if self.subcommand == "fit":
             _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
@@ -267,6 +279,10 @@ class HubertCLI(LightningCLI):
         trainer = self.trainer
         if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        with held():
+            self._keep_results(trainer)
+
+    def _keep_results(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             facts: dict[str, Any] = {"steps": trainer.global_step}

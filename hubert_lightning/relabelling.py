@@ -20,6 +20,7 @@ from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from hubert_lightning import progress
 from hubert_lightning.clustering.kmeans import (
     KMeans,
     ScikitKMeans,
@@ -138,6 +139,7 @@ class Relabel(Callback):
         return together(lambda: layer_extractor(self.features, layer, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
+        progress.note("making labels (choosing the layer)")
         return best_layer(
             self.features,
             [*data.validation_cuts] or _some(data.train_cuts),
@@ -223,6 +225,7 @@ class Relabel(Callback):
             frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             sample, clusters = rows[:, stream.columns], stream.clusters
+            progress.note(f"making labels (K-means, {clusters} clusters)")
             fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
         return fitted
 

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hubert_lightning.data.batches import (
     PlannedBatches,
@@ -29,6 +30,7 @@ from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifest
 from hubert_lightning.data.text import Vocabulary
+from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
 
 log = logging.getLogger(__name__)
@@ -335,7 +337,13 @@ def _model(data: LightningDataModule) -> Any:
     return data.trainer.lightning_module
 
 
-def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shuffle: bool, **how: Any) -> DataLoader:
+def _loader(
+    data: Any,
+    batches: PretrainingBatches | TranscribedBatches,
+    frames: Sequence[int] | np.ndarray,
+    shuffle: bool,
+    **how: Any,
+) -> DataLoader:
     trainer = data.trainer
     sampler = PlannedBatches(
         frames,
@@ -351,13 +359,14 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shu
         **how,
     )
     return DataLoader(
-        batches,
+        WatchedReads(batches, attrgetter("cuts"), lambda place: batches.cuts[place].id, data.num_workers),
         sampler=sampler,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=data.num_workers,
         pin_memory=trainer.strategy.root_device.type == "cuda",
         persistent_workers=data.num_workers > 0,
+        worker_init_fn=quiet_worker if data.num_workers else None,
     )
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +16,7 @@ from lhotse.serialization import deserialize_item, load_jsonl
 
 from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.interrupts import thread_pool
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
@@ -116,7 +116,7 @@ def check_audio(cuts: Iterable[Cut]) -> None:
         for source in cut.recording.sources:
             if source.type == "file":
                 sizes[source.source] = (cut.id, (cut.custom or {}).get("bytes"))
-    with ThreadPoolExecutor() as pool:  # a network file system answers many questions at once
+    with thread_pool() as pool:  # a network file system answers many questions at once
         for (path, (cut_id, expected)), found in zip(sizes.items(), pool.map(_size, sizes), strict=True):
             if found is None:
                 raise ValueError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")

@@ -7,7 +7,6 @@ can, and lists those that cannot with the reason. What training reads later has 
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
@@ -28,6 +27,7 @@ from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
 from hubert_lightning.files import composed, lines_of, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
+from hubert_lightning.interrupts import thread_pool
 
 REFUSALS_SHOWN = 20
 
@@ -306,7 +306,7 @@ def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     # Threads suffice: the decoders hold no interpreter lock while they read and decode.
     with (
         Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress,
-        ThreadPoolExecutor() as pool,
+        thread_pool() as pool,
     ):
         task = progress.add_task("checking audio", total=sum(sizes), hours=0.0)
         for path, size, sound in zip(paths, sizes, pool.map(probe, paths), strict=True):

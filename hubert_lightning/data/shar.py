@@ -9,7 +9,6 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from rich.progress import track
 
 from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
+from hubert_lightning.interrupts import thread_pool
 
 SUFFIX = ".shar"
 VERSION = 1
@@ -43,7 +43,7 @@ def prepare_shar(shar: Path, out: Path) -> Path:
     pairs = [(cuts, archive.with_name(archive.name + ".tar")) for cuts, archive in pairs]
     if missing := [archive for _, archive in pairs if not archive.is_file()]:
         raise ValueError(f"{missing[0]}: not there, but belongs to a cuts.*.jsonl.gz; export both again")
-    with ThreadPoolExecutor() as pool:
+    with thread_pool() as pool:
         read = list(track(pool.map(_rows, *zip(*pairs, strict=True)), description="archives", total=len(pairs)))
     rows = [(*row[:3], number, *row[3:]) for number, of in enumerate(read) for row in of if row[1] >= WINDOW]
     if not rows:

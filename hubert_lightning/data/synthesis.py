@@ -26,6 +26,7 @@ from hubert_lightning.data.grammar import sentences, transcript
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
+from hubert_lightning.interrupts import thread_pool
 
 VERSION = 5  # of the corpus: another number when the same parameters make other audio
 MARKER = "corpus.json"
@@ -102,7 +103,7 @@ def synthesise_corpus(
     }
     texts = sentences(seed)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    with Progress(*columns) as progress, Espeak() as espeak, ThreadPoolExecutor() as pool:
+    with Progress(*columns) as progress, Espeak() as espeak, thread_pool() as pool:
         cuts: dict[str, list[MonoCut]] = {subset: [] for subset in sets}
         for subset, (minutes, num_speakers) in sets.items():
             task = progress.add_task(f"speaking {subset}", total=minutes * 60)
