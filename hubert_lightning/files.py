@@ -65,6 +65,7 @@ class _Output(io.FileIO):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.error: OSError | None = None
+        self.is_named = False
         there = path.stat() if path.exists() else None
         if there is not None and stat.S_ISDIR(there.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -98,10 +99,11 @@ class _Output(io.FileIO):
     def take_name(self) -> None:
         if self.regular:
             os.replace(self.unfinished, self.target)
+            self.is_named = True
 
     def remove_unfinished(self) -> None:
         """Remove what did not take its name."""
-        if self.regular:
+        if self.regular and not self.is_named:
             with suppress(OSError):
                 self.unfinished.unlink(missing_ok=True)
 
