@@ -3,6 +3,7 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import errno
 import importlib
 import os
 import re
@@ -49,6 +50,10 @@ FROM_A_WORKER = re.compile(
 )
 
 
+# What writing ends in, in libraries too, where a disk is full or no longer to be written to
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 class VerbParser(ArgumentParser):
     """Tells whoever gives one thing where several are wanted to put it in brackets."""
 
@@ -84,6 +89,13 @@ def main(args: Sequence[str] | None = None) -> None:
         if ours is None:
             raise
         _refuse(str(ours))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _refuse(
+            f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is kept, so "
+            "make room and run the same command again"
+        )
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise
