@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.averaging import first_not_finite, save_tensors, write_average
-from hubert_lightning.files import has_its_end, is_whole, replacing, sync_folder
+from hubert_lightning.files import also_named, has_its_end, is_whole, replacing, sync_folder
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.ranks import on_rank_zero
 
@@ -40,7 +39,6 @@ class WholeCheckpoints(TorchCheckpointIO):
         if path.name != LAST:
             with replacing(path) as file:
                 save_tensors(checkpoint, file)
-            sync_folder(path.parent)
             return
         new, before = path.with_name(f"{LAST}.new"), path.with_name(f"{LAST}.before")
         with replacing(new) as file:
@@ -292,22 +290,7 @@ class BestCheckpoints(ModelCheckpoint):
 
     def _name_best(self, trainer: Trainer) -> None:
         best, name = Path(self.best_model_path), Path(self._here(BEST))
-        on_rank_zero(trainer, lambda: _name_too(best, name))
+        on_rank_zero(trainer, lambda: also_named(best, name))
 
     def _here(self, path: str) -> str:
         return os.path.join(self.dirpath or "", os.path.basename(path)) if path else ""
-
-
-def _name_too(path: Path, name: Path) -> None:
-    """Let a file have another name, too, at once: by a link, or as a copy where the disk knows none."""
-    if name.exists() and name.samefile(path):
-        return
-    link = name.with_name(name.name + ".link")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:
-        with path.open("rb") as source, replacing(name) as file:
-            shutil.copyfileobj(source, file)
-    else:
-        os.replace(link, name)

@@ -8,12 +8,15 @@ import importlib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from jsonargparse import CLI, ArgumentParser
+
+from hubert_lightning.messages import rank, show_messages
 
 USAGE = """usage: hubert VERB ...
 
@@ -43,6 +46,9 @@ HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune 
 Each has its own help: hubert fit --help
 """
 
+
+PATIENCE = 3
+"""Seconds that ranks other than the first wait before they print why they end."""
 
 # What torch says of an error that a process which reads audio raised
 FROM_A_WORKER = re.compile(
@@ -79,6 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         _refuse(f"{verb!r} is no verb of hubert; it is one of {', '.join(VERBS)}")
+    show_messages()
     try:
         VERBS[verb](rest)
     except KeyboardInterrupt:
@@ -103,6 +110,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _refuse(sentence: str) -> NoReturn:
+    if rank() > 0:
+        time.sleep(PATIENCE)  # if the first rank has failed alike, its launcher ends this process before it repeats it
     print(f"hubert: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -10,7 +10,7 @@ import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
@@ -35,11 +35,13 @@ from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.files import write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
+from hubert_lightning.messages import show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import SentenceParser
 from hubert_lightning.preemption import Preemption
 from hubert_lightning.ranks import is_first_process
+from hubert_lightning.results import copy_to_run, results_folder
 from hubert_lightning.run_folder import (
     CONFIG,
     KEPT_CONFIG,
@@ -54,12 +56,15 @@ from hubert_lightning.run_folder import (
     write_json,
 )
 from hubert_lightning.run_lock import holder_of, locked, refuse
+from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
 RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while training goes on
+IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
+"""Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class HubertCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType) -> None:
+        show_messages()
         self._locks = ExitStack()
         with self._locks, warnings.catch_warnings():
             for expected in (
@@ -146,7 +152,7 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [WholeSteps(), Preemption(), Throughput(), CollapseWatch()],
+                    "callbacks": [WholeSteps(), RunRecord(), Preemption(), Throughput(), CollapseWatch()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -209,7 +215,7 @@ class HubertCLI(LightningCLI):
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
-                print(_finished_already(runs[-1], Path(config.output)))
+                rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
             self._lock(Path(config.output))
             unfinished = [run for run in unfinished if not _finished(run)] or unfinished[-1:]
@@ -225,6 +231,7 @@ class HubertCLI(LightningCLI):
                     set_damaged_aside(Path(config.output), newest)
         else:
             _settle(config)
+            _log_apart(config, str(self.subcommand))
             if self.subcommand in ("test", "predict"):
                 self._locks.enter_context(locked(Path(config.output), RESULTS_LOCK))
         self.config[self.subcommand] = config
@@ -294,11 +301,21 @@ class HubertCLI(LightningCLI):
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        folder = Path(self.trainer.default_root_dir)
+        assert self.model.results is not None
+        folder, origin = self.model.results
         write_json(folder / "test-metrics.json", _values(self.trainer.callback_metrics))
         scores = score(read_results(folder / "test.jsonl"))
-        write_scores(folder / "scores.json", scores)
+        write_scores(folder / "scores.json", scores, made_by=asdict(origin))
+        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
         report(scores, Console())
+        print(f"results in {folder}")
+        _end_tracking(self.trainer)
+
+    def after_validate(self) -> None:
+        _end_tracking(self.trainer)
+
+    def after_predict(self) -> None:
+        _end_tracking(self.trainer)
 
     def after_fit(self) -> None:
         trainer = self.trainer
@@ -312,12 +329,17 @@ class HubertCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveRunConfig):
                 callback.metrics = metrics
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / METRICS, metrics)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
-                    logger.experiment.finish()  # type: ignore[attr-defined]
+            _end_tracking(trainer)
+
+
+def _end_tracking(trainer: Trainer) -> None:
+    """End the runs of W&B: the next iteration, or a test of the same process, is a run of its own."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table") and trainer.is_global_zero:
+            logger.experiment.finish()  # type: ignore[attr-defined]
 
 
 def _given_configs(args: ArgsType) -> Iterator[Path]:
@@ -466,6 +488,26 @@ def _settle(config: Namespace) -> None:
     for callback in _listed(config.trainer.callbacks):
         if "dirpath" in callback.get("init_args", {}) and callback.init_args.dirpath is None:
             callback.init_args.dirpath = config.output
+
+
+def _log_apart(config: Namespace, verb: str) -> None:
+    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are."""
+    model, data = config.model.init_args, config.data.init_args
+    run = Path(config.output)
+    folder = run / verb
+    if verb in ("test", "predict") and data.get("test"):
+        folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path)
+    for logger in _loggers(config):
+        settings = logger.init_args
+        if "save_dir" in settings:
+            settings.save_dir = str(folder)
+        if "job_type" in settings or _has_id(logger):  # W&B
+            settings.job_type = verb
+            settings.group = settings.get("group") or settings.get("name") or settings.get("id")
+            settings.name = f"{settings.get('name') or run.name}-{verb}-{folder.name}"
+        for name in IDENTITIES:
+            if name in settings:
+                settings[name] = None
 
 
 def _keep_run_id(config: Namespace) -> None:

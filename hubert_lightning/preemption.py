@@ -43,7 +43,7 @@ class Preemption(Callback):
             every = max(10 // trainer.accumulate_grad_batches, 1)  # asking waits for the GPU
             told = self._anyone_told(trainer) if self._step % every == 0 else 0
         if told:
-            trainer.save_checkpoint(os.path.join(trainer.default_root_dir, LAST))
+            trainer.save_checkpoint(os.path.join(trainer.default_root_dir, LAST), weights_only=False)
             if trainer.is_global_zero:
                 print(f"told to end ({signal.Signals(told).name}): saved after step {self._step}", flush=True)
                 if told == signal.SIGUSR1 and (job := _slurm_job()):

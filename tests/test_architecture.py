@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "pauses": {"frames", "data.audio", "extraction", "lhotse"},
     "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
     "word_times": {"frames", "data.text"},
-    "transcripts": {"files", "data.preparation", "word_times"},
+    "transcripts": {"files", "journal", "data.preparation", "word_times"},
+    "journal": {"files"},
     "recordings": {"frames", "data.preparation", "data.probe", "lhotse"},
     "transcription": {
         "data.preparation",
@@ -50,8 +51,11 @@ MAY_IMPORT = {
         "word_times",
         "lhotse",
     },
-    "tuning": {"data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
-    "scoring": {"files", "data.text"},
+    "tuning": {"files", "data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
+    "messages": set(),
+    "results": {"files"},
+    "run_record": {"data.labels", "lightning"},
+    "scoring": {"files", "results", "data.text"},
     "onnx_export": {"frames", "model.*"},
     "model_card": {"model.*"},
     "exchange": {
@@ -65,7 +69,6 @@ MAY_IMPORT = {
     },
     "pretraining": {"global_batch", "model.*", "schedules", "sharding", "data.batches", "lightning"},
     "finetuning": {
-        "files",
         "frames",
         "global_batch",
         "model.*",
@@ -73,7 +76,9 @@ MAY_IMPORT = {
         "sharding",
         "decoding",
         "recognition",
+        "results",
         "data.batches",
+        "data.manifest",
         "data.text",
         "lightning",
     },
@@ -121,9 +126,12 @@ MAY_IMPORT = {
         "recordings",
         "lhotse",
     },
-    "unit_files": {"frames", "files", "data.preparation", "recordings", "units", "lhotse"},
+    "unit_files": {"frames", "files", "journal", "data.preparation", "recordings", "units", "lhotse"},
     "parser": {"lightning"},
     "experiment": {
+        "messages",
+        "results",
+        "run_record",
         "parser",
         "checkpoints",
         "files",
@@ -143,8 +151,9 @@ MAY_IMPORT = {
         "unit_quality",
         "lightning",
     },
-    "demo": {"data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
+    "demo": {"files", "data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
     "cli": {
+        "messages",
         "experiment",
         "demo",
         "averaging",
@@ -194,7 +203,7 @@ def imported(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
             if source == "hubert_lightning" or (source.startswith("hubert_lightning.") and _is_package(source)):
-                names |= {f"{source}.{alias.name}" for alias in node.names}
+                names |= {f"{source}.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
             else:
                 names.add(source)
         elif isinstance(node, ast.Import):

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
+from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifests
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
@@ -239,10 +239,9 @@ def prepare(
                 f"{path}: is there already and lists other audio; remove it, or choose another folder for the manifests"
             )
         manifests[path] = CutSet(cuts)
-    for path, manifest in manifests.items():
-        write_manifest(manifest, path)
     for path, listed in (refusals | remarks).items():
         write_refusals(listed, path)
+    write_manifests(manifests)
     _report(manifests, _each_once(refusals), _each_once(remarks), skipped or {})
     if numbers:
         print(numbers)

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from hubert_lightning.data.espeak import SILENCE, Espeak, Phone, Voice
 from hubert_lightning.data.grammar import sentences, transcript
 from hubert_lightning.data.manifest import write_manifest
+from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 VERSION = 5  # of the corpus: another number when the same parameters make other audio
@@ -290,7 +291,7 @@ def _about(seconds: float, cuts: list[MonoCut], seed: int) -> list[MonoCut]:
 
 def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
     """Whether the folder holds this corpus; an error if it holds something else."""
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(map(is_unfinished, out.iterdir())):
         return False
     marker = out / MARKER
     if not marker.is_file():
@@ -306,6 +307,5 @@ def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
 
 
 def _mark(out: Path, parameters: dict[str, float], complete: bool) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     marker = {"complete": complete, "folder": str(out), "parameters": parameters}
-    (out / MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+    write_whole(out / MARKER, json.dumps(marker, indent=1).encode())
