@@ -299,6 +299,9 @@ class CTCFinetuning(LightningModule):
                 write_rows(place / f"{kind}.jsonl", rows, origin)
             self.results = folder, origin
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
+
     def configure_model(self) -> None:
         if self.compiling:
             self.encoder.compile_parts()
