@@ -1,5 +1,6 @@
 """A run's state on disk: written whole or not at all, the newest good one found, and read by any number of ranks."""
 
+import csv
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -215,6 +217,28 @@ def _count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int)
         count |= dict.fromkeys(count, 0)
     validated["is_last_batch"] = False
     return int(batches["total"]["processed"])
+
+
+def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
+    """Let the table of a CSVLogger, which begins anew at every start, go on after its rows up to a checkpoint.
+
+    The row of the checkpoint's own step is missing if the run was killed between saving and logging it.
+    """
+    table = Path(logger.log_dir) / "metrics.csv"
+    if not table.exists():
+        return
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    last = checkpoint["global_step"] - 1  # the Trainer counts from 0
+    again = last if checkpoint.get("validation_due") else None
+    kept = [row for row in rows if int(row["step"]) <= last and not (int(row["step"]) == again and _validated(row))]
+    table_writer = logger.experiment  # which removes what is there; on other ranks than 0, it does nothing
+    table_writer.metrics = [{name: value for name, value in row.items() if value} for row in kept]
+    table_writer.save()
+
+
+def _validated(row: dict[str, str]) -> bool:
+    return any(value and name.startswith("val/") for name, value in row.items())
 
 
 class BestCheckpoints(ModelCheckpoint):

@@ -1,8 +1,10 @@
 """Whatever a kill interrupts is repeated: a run's checkpoints, metrics and logs are those of an uninterrupted run."""
 
+import csv
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints
-from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps
+from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, keep_rows
+from hubert_lightning.preemption import Preemption
 
 EPOCH = 6
 """Batches of an epoch."""
@@ -87,12 +91,13 @@ class Killed:
 def fit(folder: Path, stopping: int = 100, **settings: Any) -> Rows:
     """Run, or go on with, a fit, to its end, with the files of `HubertCLI`."""
     every = settings.pop("every", 2)
-    rows, data = Rows(), DataLoader(torch.zeros(EPOCH, 1), batch_size=1)
+    rows, data = settings.pop("logger", Rows()), DataLoader(torch.zeros(EPOCH, 1), batch_size=1)
     callbacks: list[Callback] = [
         BestCheckpoints(keep=2, dirpath=folder),
         EarlyStopping("val/wer", patience=stopping),
         ModelCheckpoint(dirpath=folder, filename="last", every_n_train_steps=every, enable_version_counter=False),
         WholeSteps(),
+        *settings.pop("more", []),
     ]
     trainer = Trainer(
         default_root_dir=folder,
@@ -213,3 +218,55 @@ def test_a_finished_run_that_is_given_more_steps_is_the_longer_run(steps: int, a
     assert found.keys() == expected.keys()
     for name, content in expected.items():
         assert list(differences(found[name], content)) == [], name
+
+
+class Told(Callback):
+    """Tells the process to end, in a step that a validation follows."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_told_to_end_before_a_validation_begins_with_it_when_it_goes_on(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"every": 100, "max_steps": 9}
+    whole = fit(tmp_path / "whole", **settings)
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", more=[Told(), Preemption()], **settings)
+    assert [*(tmp_path / "run").glob("best-*.ckpt")] == [tmp_path / "run" / "best-2.ckpt"]
+    after = fit(tmp_path / "run", **settings)
+    assert after.rows[0] == whole.rows[4 + 1]  # four steps and a validation precede it
+    assert set(after.rows[0][1]) == {"val/wer", "epoch"}
+    found, expected = results(tmp_path / "run"), results(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for name, content in expected.items():
+        assert list(differences(found[name], content)) == [], name
+
+
+def test_a_table_goes_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
+    def rows(folder: Path) -> list[dict[str, str]]:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return [
+                {name: value for name, value in row.items() if name != "train/once"} for row in csv.DictReader(file)
+            ]
+
+    def table(folder: Path) -> CSVLogger:
+        return CSVLogger(folder, name="", version="")
+
+    fit(tmp_path / "whole", logger=table(tmp_path / "whole"), max_steps=7)
+    fit(tmp_path / "run", logger=table(tmp_path / "run"), max_steps=5)
+    with (tmp_path / "run" / "metrics.csv").open("a") as file:  # of later steps, the last cut short
+        file.write("0,5,1.0,\n0,")
+    logger = table(tmp_path / "run")
+    keep_rows(logger, torch.load(tmp_path / "run" / "last.ckpt", weights_only=True))
+    fit(tmp_path / "run", logger=logger, max_steps=7)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    saved = torch.load(tmp_path / "run" / "previous.ckpt", weights_only=True)  # of step 6, before it was validated
+    assert (saved["global_step"], saved["validation_due"]) == (6, True)
+    logger = table(tmp_path / "run")
+    keep_rows(logger, saved)
+    assert [(row["step"], row["val/wer"] != "") for row in rows(tmp_path / "run")][-3:] == [
+        ("3", True),
+        ("4", False),
+        ("5", False),
+    ]
