@@ -23,13 +23,20 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer, s
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
 from hubert_lightning import progress, stalls
-from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint, set_damaged_aside
+from hubert_lightning.checkpoints import (
+    WholeCheckpoints,
+    WholeSteps,
+    keep_rows,
+    newest_checkpoint,
+    set_damaged_aside,
+)
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
@@ -140,6 +147,7 @@ class HubertCLI(LightningCLI):
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
+                "Experiment logs directory .* exists and is not empty",  # whose rows are kept
                 "You're resuming from a checkpoint that ended before",  # our sampler goes on with the next batch
                 "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
                 "Total length of .* across ranks is zero",  # of the validation that nobody asked for
@@ -154,7 +162,8 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [WholeSteps(), RunRecord(), Preemption(), Throughput(), CollapseWatch()],
+                    # The last of them saves what the others have logged
+                    "callbacks": [WholeSteps(), RunRecord(), Throughput(), CollapseWatch(), Preemption()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -302,6 +311,9 @@ class HubertCLI(LightningCLI):
                         f"{path}: its {name} is {tuple(theirs.shape)}, that of the model to train {here}; give both "
                         "the same encoder, or start from its encoder alone by model.init_args.pretrained"
                     )
+            for logger in self.trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    keep_rows(logger, checkpoint)
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
