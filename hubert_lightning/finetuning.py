@@ -200,6 +200,12 @@ class CTCFinetuning(LightningModule):
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         self.log("train/skipped_steps", self.global_batch.skipped)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+
     def operations(self, batch: TranscribedBatch) -> int:
         """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
         rows, samples = batch.waveform.shape
@@ -298,6 +304,9 @@ class CTCFinetuning(LightningModule):
             for place in dict.fromkeys([folder, run]):
                 write_rows(place / f"{kind}.jsonl", rows, origin)
             self.results = folder, origin
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
 
     def configure_model(self) -> None:
         if self.compiling:

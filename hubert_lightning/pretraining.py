@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,12 @@ class HubertPretraining(LightningModule):
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/skipped_steps", self.global_batch.skipped)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+
     def operations(self, batch: PretrainingBatch) -> int:
         """Floating-point operations of a training step on this batch."""
         rows, frames = batch.mask.shape
@@ -244,6 +251,9 @@ class HubertPretraining(LightningModule):
         ids = ids.transpose(0, 1).flatten(1)  # (streams, frames)
         counts = torch.zeros(len(ids), max(self.num_clusters), dtype=torch.int64, device=ids.device)
         return counts.scatter_add_(1, ids, torch.ones_like(ids))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
 
     def configure_model(self) -> None:
         if self.compiling:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from hubert_lightning import __version__
 from hubert_lightning.files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor  # which `hubert score` does without
 
 CHOSEN = ("best", "last")
 """Checkpoints of a run that are tested if none is named."""
@@ -83,7 +83,7 @@ def joined_paths(manifests: Sequence[Path | str]) -> str:
     return ", ".join(map(str, manifests))
 
 
-def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(state: "Mapping[str, Tensor]") -> str:
     """A short name that only equal weights share.
 
     Args:
@@ -92,7 +92,7 @@ def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
