@@ -381,7 +381,7 @@ def test_a_manifest_is_read_without_looking_for_cycles_among_its_cuts(manifests:
     try:
         cuts = read_manifest([manifests / name for name in ("train.jsonl.gz", "dev.jsonl.gz", "test.jsonl.gz")])
         assert len(cuts) > 10
-        assert not collections
+        assert collections <= 1  # once all are there
         assert gc.isenabled()
     finally:
         gc.callbacks.remove(count)
