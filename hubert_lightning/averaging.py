@@ -57,7 +57,7 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
                 )
     weights = {name: _mean([state[name] for state in states]) for name in states[0]}
     rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
-    return rest | {"state_dict": weights, "averaged": [str(path) for path in checkpoints]}
+    return rest | {"state_dict": weights, "averaged": [Path(path).name for path in checkpoints]}
 
 
 def _mean(values: list[Tensor]) -> Tensor:
