@@ -62,7 +62,7 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
             raise ValueError(f"{path}: its {broken} is NaN or infinite; average others")
     weights = {name: _mean([state[name] for state in states]) for name in states[0]}
     rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
-    return rest | {"state_dict": weights, "averaged": [str(path) for path in checkpoints]}
+    return rest | {"state_dict": weights, "averaged": [Path(path).name for path in checkpoints]}
 
 
 def first_not_finite(state: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from hubert_lightning.model.pretrained import (
     read_trained,
 )
 from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
-from hubert_lightning.model_card import model_card, run_facts
+from hubert_lightning.model_card import model_card, run_facts, told_source
 from hubert_lightning.onnx_export import write_onnx
 
 Format = Literal["transformers", "torchaudio", "fairseq", "safetensors", "onnx"]
@@ -92,7 +92,8 @@ def export_model(
     if trained.vocabulary is not None:
         trained = trained._replace(vocabulary=vocabulary_from(trained.vocabulary, model).settings())
     facts = run_facts(Path(model))
-    trained = trained._replace(source={**trained.source, **facts.told(), "encoder": encoder_fingerprint(encoder)})
+    source = told_source({**trained.source, **facts.told(), "encoder": encoder_fingerprint(encoder)})
+    trained = trained._replace(source=source)
     with new_folder(out) as folder:
         if format == "onnx":
             _write_onnx(folder, trained, encoder, layer, Path(model))

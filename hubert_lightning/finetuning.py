@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,9 @@ from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.ranges import within
 from hubert_lightning.recognition import load_ctc
+from hubert_lightning.restoring import load_task
 from hubert_lightning.results import Origin, joined_paths, results_folder, weights_fingerprint, write_rows
 from hubert_lightning.schedules import tri_stage
 from hubert_lightning.sharding import shard
@@ -80,6 +82,8 @@ class CTCFinetuning(LightningModule):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        within(0, 1, warmup=warmup, decay=decay)
+        within(0, freeze_steps=freeze_steps)
         if warmup + decay > 1:
             raise ValueError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
         weights = head = None
@@ -127,6 +131,30 @@ class CTCFinetuning(LightningModule):
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **given: Any,
+    ) -> Self:
+        """The model as `hubert fit` saved it; nothing in the file is executed, whatever `weights_only` says.
+
+        Args:
+            checkpoint_path: File of the checkpoint.
+            map_location: Device of the weights.
+            strict: Whether the checkpoint has to have all weights, and no others.
+            weights_only: Without effect.
+            **given: Arguments of this class that replace those in the checkpoint, such as `optimizer`.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or one of another model.
+        """
+        return load_task(cls, Path(checkpoint_path), strict, map_location, **given)
+
     def forward(
         self,
         waveform: Tensor,
@@ -144,11 +172,7 @@ class CTCFinetuning(LightningModule):
         kept:         (layers,), whether each layer is computed; drawn anew in training if not given
         returns:      (batch, frames, tokens) float32
         """
-        # Where rates are tried, it is not: one that suits the head alone would be far too high for the encoder
-        frozen = self.training and self.trainer.global_step < self.freeze_steps and not tries_rates(self.trainer)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            frames = self.encoder(waveform, length, mask, channel_mask, kept)
-        return self.head(frames).float().log_softmax(dim=-1)
+        return self._spelled(self.encoder(waveform, length, mask, channel_mask, kept))
 
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
@@ -185,7 +209,11 @@ class CTCFinetuning(LightningModule):
     def training_step(self, batch: TranscribedBatch) -> Tensor:
         torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
         kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
-        loss = self._loss(self(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept), batch)
+        # Where rates are tried, it is not frozen: one that suits the head alone would be far too high for the encoder
+        frozen = self.global_step < self.freeze_steps and not tries_rates(self.trainer)
+        with torch.set_grad_enabled(not frozen):
+            frames = self.encoder(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept)
+        loss = self._loss(self._spelled(frames), batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
         return self.global_batch.add(loss, len(batch.waveform), batch.id)
 
@@ -247,6 +275,9 @@ class CTCFinetuning(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         self._write("predict")
+
+    def _spelled(self, frames: Tensor) -> Tensor:
+        return self.head(frames).float().log_softmax(dim=-1)
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
         # The mean over utterances, not over letters: fairseq criterion ctc with sentence_avg

@@ -38,7 +38,7 @@ class GlobalBatch:
     """
 
     def __init__(self, max_skipped: int) -> None:
-        if max_skipped < 1:
+        if not 1 <= max_skipped <= 2**30:
             raise ValueError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
         self.max_skipped = max_skipped
         self.skipped = torch.zeros(())

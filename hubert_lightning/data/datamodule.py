@@ -26,6 +26,7 @@ from hubert_lightning.data.batches import (
     PretrainingBatches,
     TranscribedBatches,
     padded_frames,
+    speaker_of,
     transcript,
 )
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
@@ -36,11 +37,15 @@ from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.ranges import within
 
 log = logging.getLogger(__name__)
 
 SHAR_BLOCK = 100_000
 """Cuts that are shuffled among one another, of a corpus that stays on disk: some hundred archives."""
+MOST_WORKERS = 1024
+DEV_RUN = 100
+"""Utterances of each manifest that `fast_dev_run` clusters and trains on."""
 
 
 class PretrainingData(LightningDataModule):
@@ -76,6 +81,10 @@ class PretrainingData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._counted: dict[str, Any] | None = None
+        within(0, 2**40, min_duration=min_duration)
+        within(0, MOST_WORKERS, num_workers=num_workers)
+        within(0, 2**32 - 1, seed=seed)
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
         if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
@@ -121,20 +130,24 @@ class PretrainingData(LightningDataModule):
                 raise ValueError(f"{cut_id}: too short to validate on, less than two frames; leave it out")
         shortest = max(seconds_to_samples(self.min_duration), num_samples(2))
         self.train_cuts = train.chosen(train.num_samples >= shortest)
+        if stage == "fit" and self.trainer is not None and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.train_cuts, self.validation_cuts = _first(self.train_cuts), _first(self.validation_cuts)
         if not len(self.train_cuts) or (self.weights and not all(self.train_cuts.sizes)):
             empty = [str(path) for path, size in zip(self.manifests["train"], self.train_cuts.sizes) if not size]
             raise ValueError(
                 f"{', '.join(empty)}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
-        if short := len(train) - len(self.train_cuts):
+        if short := int((train.num_samples < shortest).sum()):
             log.warning(
                 "%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Which utterances, in which order, and which labels a checkpoint is trained with."""
+        """Which utterances, in which order, and which labels a checkpoint is trained with, and how much audio it is."""
         labels = self.labels.fingerprint if self.labels is not None else None
-        return _plain(self._manifests) | {"labels": labels}
+        if self._counted is None:
+            self._counted = _counts(self.train_cuts)
+        return _plain(self._manifests) | {"labels": labels, "counts": self._counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the manifests in the order of the checkpoint that training goes on from.
@@ -231,9 +244,12 @@ class TranscribedData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._counted: dict[str, Any] | None = None
+        within(0, MOST_WORKERS, num_workers=num_workers)
+        within(0, 2**32 - 1, seed=seed)
         _check_durations(max_duration=max_duration)
         _check_masks(mask_prob, mask_length)
-        _check_masks(channel_mask_prob, channel_mask_length)
+        _check_masks(channel_mask_prob, channel_mask_length, "channel_")
         self.manifests = {"train": train, "validation": validation, "test": test}
         self.max_duration = max_duration
         self.max_frames = num_frames(seconds_to_samples(max_duration))
@@ -273,8 +289,10 @@ class TranscribedData(LightningDataModule):
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
 
     def state_dict(self) -> dict[str, Any]:
-        """Which utterances and transcripts, in which order, a checkpoint is trained with."""
-        return _plain(self._manifests)
+        """Which utterances and transcripts, in which order, a checkpoint is trained with, and how much audio it is."""
+        if self._counted is None:
+            self._counted = _counts(self.cuts.get("train", ()))
+        return _plain(self._manifests) | {"counts": self._counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the manifests in the order of the checkpoint that training goes on from.
@@ -350,26 +368,37 @@ def _resumed(data: LightningDataModule) -> str:
     return str(data.trainer.ckpt_path)
 
 
+def _first(cuts: Corpora) -> Corpora:
+    """The first utterances of each corpus."""
+    return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN for size in cuts.sizes] or [np.zeros(0, bool)]))
+
+
 def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
+    return {"manifests": list(map(str, manifests or [])), **_counts(cuts), "fingerprint": audio}
+
+
+def _counts(cuts: Iterable[Cut]) -> dict[str, Any]:
+    """Utterances, hours and, where all are known, speakers."""
     samples = [count for _, count in ids_and_samples(cuts)]
-    return {
-        "manifests": list(map(str, manifests or [])),
-        "utterances": len(samples),
-        "hours": round(sum(samples) / SAMPLE_RATE / 3600, 4),
-        "fingerprint": audio,
-    }
+    counts = {"utterances": len(samples), "hours": round(sum(samples) / SAMPLE_RATE / 3600, 2)}
+    if isinstance(cuts, Corpora) and cuts.on_disk:
+        return counts
+    speakers = {speaker_of(cut) for cut in cuts}
+    return counts if "" in speakers else counts | {"speakers": len(speakers)}
 
 
 def _check_durations(**seconds: float) -> None:
     for name, value in seconds.items():
+        if not -math.inf < value <= 2**40:
+            raise ValueError(f"data.{name} is {value} s; it is a duration in seconds")
         if num_frames(seconds_to_samples(value)) < 2:
             raise ValueError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
 
 
-def _check_masks(prob: float, length: int) -> None:
-    if not 0 <= prob <= 1 or length < 1:
+def _check_masks(prob: float, length: int, of: str = "") -> None:
+    if not 0 <= prob <= 1 or not 1 <= length <= 2**30:
         raise ValueError(
-            f"masks of probability {prob} and length {length}: a probability is from 0 to 1, a span has 1 frame or more"
+            f"{of}mask_prob {prob} and {of}mask_length {length}: a probability is from 0 to 1, a length 1 or more"
         )
 
 
