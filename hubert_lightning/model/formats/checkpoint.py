@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.json_files import parse_json
 from hubert_lightning.model.trained import Trained, left_out, settings_of
 from hubert_lightning.torch_files import read_torch
 
@@ -58,7 +59,7 @@ def of_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         ValueError: It says something else of its tensors than that.
     """
     try:
-        about = json.loads(metadata[KEY])
+        about = parse_json(metadata[KEY])
         config, temperature = about["encoder"], float(about["temperature"])
         vocabulary, source = about["vocabulary"], dict(about["source"])
     except (ValueError, KeyError, TypeError) as error:
