@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import stat
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ COMPRESSIONS = {
 """The first bytes of compressed files."""
 BUFFER = 2**18
 """Bytes that are read at once."""
+GROWTH, LEAST = 100, 2**26
+"""Times that a compressed text may be as large as its file, and bytes that it may have in any case."""
+LONGEST_LINE = 2**26
+"""Characters of a line."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -73,6 +78,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
 
 
+def kind_of(path: Path | str) -> str:
+    """What a path is that is no regular file: opening a pipe waits for whoever writes to it, a device has no end.
+
+    Raises:
+        OSError: There is nothing.
+    """
+    mode = os.stat(path).st_mode
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((kind for is_one, kind in kinds.items() if is_one(mode)), "a device")
+
+
 def compression(path: Path) -> str | None:
     """How a file is compressed, told by its first bytes.
 
@@ -80,6 +96,8 @@ def compression(path: Path) -> str | None:
         ValueError: It cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
         with path.open("rb") as file:
             first = file.read(8)
     except OSError as error:
@@ -92,6 +110,7 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, path: Path, how: str | None) -> None:
         super().__init__()
+        self.most = max(GROWTH * path.stat().st_size, LEAST)
         openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
         self.path, self.how = path, how
         self.file = self._tried(openers.get(how, open), path, "rb")
@@ -113,7 +132,13 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return int(self._tried(self.file.readinto, buffer))
+        count = int(self._tried(self.file.readinto, buffer))
+        if self.how and self.file.tell() > self.most:
+            raise ValueError(
+                f"{self.path}: compressed with {self.how}, and more than {GROWTH} times as large as its file; "
+                "decompress it where you trust it"
+            )
+        return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._tried(self.file.seek, offset, whence))
@@ -161,4 +186,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapp
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a text, read as they are asked for, each ended by a line feed; raises as `open_text` does."""
     with open_text(path) as file:
-        yield from file
+        while line := file.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{path}: a line of more than {LONGEST_LINE} characters; give a text of shorter lines")
+            yield line

@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 from lhotse.cut import Cut
 
+from hubert_lightning.data.arrays import mapped
 from hubert_lightning.data.corpora import ids_and_samples
 from hubert_lightning.files import write_whole
 from hubert_lightning.frames import HOP, num_frames
@@ -127,7 +128,7 @@ def finish_store(folder: Path, source: LabelSource, num_shards: int) -> "LabelSt
     histogram = [np.zeros(clusters, dtype=np.int64) for clusters in source.clusters]
     parts, sizes, checksums = [], [], []
     for shard in range(num_shards):
-        labels, index = _shard(folder, shard), np.load(_index_of(folder, shard))
+        labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), _index_of(folder, shard)).copy()
         for stream, counts in enumerate(histogram):
             counts += np.bincount(labels[stream], minlength=len(counts))
         lengths = index[2, :-1].copy()
@@ -173,8 +174,10 @@ class LabelStore:
             about = _read_json(self.path / "store.json") or {}
             version, sizes, self._checksums = about.pop("version"), about.pop("bytes"), about.pop("checksums")
             self._index_checksum = about.pop("index_checksum")
-            self.histogram = [np.array(counts) for counts in about.pop("histogram")]
+            histogram = about.pop("histogram")
             self.source = LabelSource(**about | {"clusters": tuple(about["clusters"])})
+            _check_numbers(self.source, sizes, self._checksums, self._index_checksum, histogram)
+            self.histogram = [np.array(counts) for counts in histogram]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: its store.json is damaged, or of another version; remove that folder and relabel"
@@ -182,6 +185,8 @@ class LabelStore:
         if version != VERSION:
             raise ValueError(f"{path}: a store of version {version}, not {VERSION}; remove that folder and relabel")
         self._index = _mapped(self.path / "index.npy", self.path / "store.json", at_random=True)
+        if not _is_index(self._index):
+            raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
         self._keys = self._index[0]
         for shard, size in enumerate(sizes):
             file = self.path / f"{shard:05d}.npy"
@@ -210,8 +215,14 @@ class LabelStore:
         shard, frames = packed >> 32, packed & 0xFFFFFFFF
         labels = self._shards[shard]
         if labels is None:
-            labels = self._shards[shard] = _shard(self.path, shard, at_random=True)
+            labels = self._shards[shard] = self._checked(shard)
         return labels[:, start : start + frames]
+
+    def _checked(self, shard: int) -> np.ndarray:
+        labels = _shard(self.path, shard, at_random=True)
+        if labels.dtype != np.uint16 or labels.ndim != 2 or len(labels) != len(self.source.clusters):
+            raise ValueError(f"{self.path / f'{shard:05d}.npy'}: no labels of this store; remove it and relabel")
+        return labels
 
     def _found(self, cut_id: str) -> int:
         place = self._find(cut_id)
@@ -237,12 +248,24 @@ class LabelStore:
         """
         for shard in range(len(self._shards)):
             _check_shard(self.path, shard, self._checksums[shard])
+            for labels, clusters in zip(self._checked(shard), self.source.clusters, strict=True):
+                if labels.size and labels.max() >= clusters:
+                    raise ValueError(
+                        f"{self.path / f'{shard:05d}.npy'}: a label of {labels.max()} for {clusters} clusters; remove "
+                        f"{self.path} and relabel"
+                    )
         self.verify_index()
 
     def verify_index(self) -> None:
         """Read where every utterance's labels are; raises as `verify` does."""
         if crc32(np.ascontiguousarray(self._index).tobytes()) != self._index_checksum:
             raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
+        shard, frames = self._index[3] >> np.uint64(32), self._index[3] & np.uint64(0xFFFFFFFF)
+        lengths = np.array([self._checked(number).shape[1] for number in range(len(self._shards))], np.uint64)
+        inside = shard < len(lengths)
+        room = lengths[np.where(inside, shard, 0).astype(np.int64)] if len(lengths) else np.zeros_like(frames)
+        if not (inside & (frames <= room) & (self._index[2] <= room - np.minimum(frames, room))).all():
+            raise ValueError(f"{self.path / 'index.npy'}: points outside of the labels; remove {self.path} and relabel")
 
     def check(self, cuts: Iterable[Cut], num_clusters: Sequence[int]) -> None:
         """Refuse to train on labels that do not belong to these cuts and this model.
@@ -279,6 +302,28 @@ class LabelStore:
                 )
 
 
+def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checksum: Any, histogram: Any) -> None:
+    """Refuse what JSON may hold in place of the numbers and names of a store.
+
+    Raises:
+        TypeError: Something is of another type, or out of its range.
+    """
+    names = source.features, source.kmeans, source.manifest
+    counts = [source.hop, *source.clusters]
+    lists = [sizes, checksums, *(histogram if isinstance(histogram, list) else [None])]
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(numbers, list) for numbers in lists):
+        raise TypeError
+    numbers = [*counts, index_checksum, *(number for part in lists for number in part)]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or not source.clusters:
+        raise TypeError
+    if not all(2 <= clusters <= 2**16 for clusters in source.clusters) or not 0 < source.hop <= 2**16:
+        raise TypeError
+    if [len(part) for part in histogram] != list(source.clusters) or not all(map(sum, histogram)):
+        raise TypeError
+    if len(sizes) != len(checksums) or not sizes:
+        raise TypeError
+
+
 def _digest(cut_id: str) -> tuple[int, int]:
     digest = blake2b(cut_id.encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
@@ -295,17 +340,22 @@ def _shard(folder: Path, shard: int, at_random: bool = False) -> np.ndarray:
 
 def _mapped(file: Path, remove: Path, at_random: bool = False) -> np.ndarray:
     try:
-        array = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        array = mapped(file)
+    except ValueError as error:
         raise ValueError(f"{file}: damaged or missing; remove {remove} and relabel") from error
-    if at_random and hasattr(mmap, "MADV_RANDOM"):  # what lies around an utterance is another's: read no more
-        array._mmap.madvise(mmap.MADV_RANDOM)
+    if at_random and hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
+        # what lies around an utterance is another's: read no more
+        array.base.madvise(mmap.MADV_RANDOM)
     return np.asarray(array)  # a plain array: np.memmap is slow to slice
+
+
+def _is_index(array: np.ndarray) -> bool:
+    return array.dtype == np.uint64 and array.ndim == 2 and len(array) == 4 and array.shape[1] > 0
 
 
 def _check_shard(folder: Path, shard: int, checksum: int | None = None) -> None:
     labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), _index_of(folder, shard))
-    if int(index[1, -1]) != crc32(np.ascontiguousarray(index[:, :-1]).tobytes()):
+    if not _is_index(index) or int(index[1, -1]) != crc32(np.ascontiguousarray(index[:, :-1]).tobytes()):
         raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     expected = int(index[0, -1]) if checksum is None else checksum
     if int(index[0, -1]) != expected or crc32(labels.data) != expected:
