@@ -151,7 +151,7 @@ def _column(
         )
     if needed:
         raise ValueError(
-            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there) or 'an empty first line'}; name "
+            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there)[:200] or 'an empty first line'}; name "
             f"it with --{what}_column"
         )
     return None

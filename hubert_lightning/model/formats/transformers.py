@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.json_files import read_json
+from hubert_lightning.json_files import read_json, shown
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
@@ -164,7 +164,7 @@ def read_config(folder: Path) -> EncoderConfig:
         raise ValueError(f"{folder} has no {CONFIG}; open the model in transformers and save_pretrained() it")
     theirs = read_settings(file)
     if theirs.get("model_type") != "hubert":
-        raise ValueError(f"{file} describes a model of type {theirs.get('model_type')!r}, not 'hubert'; give a HuBERT")
+        raise ValueError(f"{file} describes a model of type {shown(theirs.get('model_type'))}, not 'hubert'; give a HuBERT")
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
     if absent := [name for name in required if name not in theirs]:
         raise ValueError(f"{file} lacks {summary_of(absent)}; open the model in transformers and save_pretrained() it")
@@ -173,11 +173,11 @@ def read_config(folder: Path) -> EncoderConfig:
     for name, value in (supported | FIXED).items():
         if theirs.get(name, value) != value:
             raise ValueError(
-                f"{file} sets {name} to {theirs[name]}; this encoder only knows {value}, so it cannot be used"
+                f"{file} sets {name} to {shown(theirs[name])}; this encoder only knows {value}, so it cannot be used"
             )
     norm = theirs["feat_extract_norm"]
     if norm not in ("group", "layer"):
-        raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
+        raise ValueError(f"{file} sets feat_extract_norm to {shown(norm)}; this encoder only knows 'group' and 'layer'")
     normalize = _do_normalize(folder)
     stated = {ours: theirs[name] for ours, name in SETTINGS.items()}
     stated |= {"conv_channels": channels or 0, "conv_norm": norm}
@@ -201,7 +201,7 @@ def _do_normalize(folder: Path) -> Any:
         return None
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise ValueError(f"{file} sets sampling_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
+        raise ValueError(f"{file} sets sampling_rate to {shown(rate)}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
     normalize = extractor.get("do_normalize", True)  # their default
     return False if normalize is None else normalize
 
@@ -243,9 +243,9 @@ def _shards(folder: Path, index: Path, shards: list[str], places: Mapping[str, s
     state: dict[str, Tensor] = {}
     for shard in shards:
         if Path(shard).name != shard or shard in (".", ".."):
-            raise ValueError(f"{index} names {shard!r}, a file outside of its directory; get the model elsewhere")
+            raise ValueError(f"{index} names {shown(shard)}, a file outside of its directory; get the model elsewhere")
         if not (folder / shard).exists():
-            raise ValueError(f"{folder} has no {shard}, of which {index.name} speaks; copy or download it again")
+            raise ValueError(f"{folder} has no {shown(shard)}, of which {index.name} speaks; copy or download it again")
         state |= _tensors(folder / shard)
     if missing := places.keys() - state.keys():
         raise ValueError(
@@ -298,7 +298,7 @@ def _ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
             raise ValueError(f"{file} holds several languages; save the model with the tokenizer of one of them")
         ids = dict(ids[language])
     if wrong := next((token for token, number in ids.items() if not isinstance(number, int)), None):
-        raise ValueError(f"{file} numbers {wrong!r} with {ids[wrong]!r}; save its tokenizer again")
+        raise ValueError(f"{file} numbers {shown(wrong)} with {shown(ids[wrong])}; save its tokenizer again")
     taken = set(ids.values())
     ids |= {
         token: number
@@ -325,7 +325,7 @@ def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
         and re.fullmatch(r"[\[<].+[\]>]", tokens[padding])
     ):
         return padding
-    raise ValueError(f"{folder / VOCABULARY} has no {pad!r}, the blank; save its tokenizer again")
+    raise ValueError(f"{folder / VOCABULARY} has no {shown(pad)}, the blank; save its tokenizer again")
 
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:
