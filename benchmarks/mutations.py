@@ -33,7 +33,9 @@ def main() -> None:
                 print(f"--- {reader.name}, mutation {number}, {how}: {found.verdict}\n{found.said}\n", flush=True)
     print(f"{'reader':40} success sentence wrong")
     for reader in readers:
-        print(f"{reader.name:40} " + " ".join(f"{ends[reader.name, end]:7}" for end in ("success", "sentence", "wrong")))
+        print(
+            f"{reader.name:40} " + " ".join(f"{ends[reader.name, end]:7}" for end in ("success", "sentence", "wrong"))
+        )
     wrong = sum(count for (_, end), count in ends.items() if end == "wrong")
     print(f"{given.count} mutations, {wrong} wrong; {longest:.1f} s and {largest / 2**30:.2f} GB at most")
     raise SystemExit(wrong > 0)

@@ -51,6 +51,8 @@ FROM_A_WORKER = re.compile(
     re.DOTALL,
 )
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))}
+"""Characters that a terminal obeys, but for line feeds, and what is printed for them."""
 RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 
 
@@ -96,7 +98,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"hubert: {sentence}", file=sys.stderr)
+    # a name in a file may hold what a terminal obeys
+    print(f"hubert: {sentence.translate(CONTROLS)}", file=sys.stderr)
     raise SystemExit(2)
 
 

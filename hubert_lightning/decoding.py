@@ -378,6 +378,8 @@ def _kenlm(path: str, known: Dictionary) -> KenLM:
     with _quiet(), for_kenlm(Path(path)) as file:
         try:
             return KenLM(str(file), known)
+        except UnicodeDecodeError as error:  # in a message of its own
+            raise no_model(path, "it is cut short or damaged") from error
         except RuntimeError as error:
             raise no_model(path, error) from error
 

@@ -42,7 +42,8 @@ def composed(name: str) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: a length, then JSON."""
+    """Whether a file begins as safetensors do: a length, then JSON; raises as `check_regular` does."""
+    check_regular(path)
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -76,6 +77,16 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there and is no file, such as a pipe, which would wait for whoever writes to it.
+
+    Raises:
+        ValueError: The path is that of a folder, a pipe, a socket or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
 
 
 def kind_of(path: Path | str) -> str:

@@ -140,7 +140,7 @@ def _copying(path: Path) -> Iterator[None]:
 
 def no_model(path: Path | str, reason: object) -> ValueError:
     """What KenLM says of a file that it cannot read, as a sentence."""
-    return ValueError(_no_model(path, str(reason).strip().splitlines()[-1]))
+    return ValueError(_no_model(path, str(reason).strip().splitlines()[-1][:200]))
 
 
 def _no_model(path: Path | str, reason: str) -> str:

@@ -90,11 +90,15 @@ def run_facts(path: Path) -> Facts:
     if not path.is_file() or path.suffix != ".ckpt":
         return Facts()
     folder, config = path.parent, dict[str, Any]()
-    if (folder / "config.yaml").exists():
-        with suppress(yaml.YAMLError):  # a card is written of what can be read
-            config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
-    data = ((config.get("data") or {}).get("init_args") or {}).get("train") or []
-    makers = [one["init_args"] for one in _callbacks(config) if str(one.get("class_path")).endswith("Relabel")]
+    if (folder / "config.yaml").is_file():
+        # a card is written of what can be read; a date or a number in YAML may be none
+        with suppress(yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError):
+            config = _object(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+    data = _object(_object(config.get("data")).get("init_args")).get("train") or []
+    data = data if isinstance(data, (str, list)) else []
+    makers = [
+        _object(one.get("init_args")) for one in _callbacks(config) if str(one.get("class_path")).endswith("Relabel")
+    ]
     labels: dict[str, Any] = makers[0] if makers else {}
     quality = _read(folder / "layers.json") or _read(folder / "quality.json") or _read(folder / "quality/quality.json")
     steps, metrics = read_checkpoint(path).get("global_step") or None, _read(folder / "metrics.json")
@@ -103,10 +107,10 @@ def run_facts(path: Path) -> Facts:
     return Facts(
         steps,
         tuple(map(str, [data] if isinstance(data, str) else data)),
-        {name: value for name, value in metrics.items() if name.startswith("val/")},
-        _read(folder / "scores.json"),
+        _numbers({name: value for name, value in metrics.items() if name.startswith("val/")}),
+        {part: _numbers(rates) for part, rates in _read(folder / "scores.json").items()},
         {name: labels[name] for name in ("features", "layer", "clusters") if labels.get(name) is not None},
-        quality,
+        {layer: _numbers(of) for layer, of in quality.items()},
     )
 
 
@@ -158,13 +162,23 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
 
 
 def _callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
-    callbacks = (config.get("trainer") or {}).get("callbacks") or []
-    return [{"init_args": {}, **one} for one in ([callbacks] if isinstance(callbacks, dict) else callbacks)]
+    callbacks = _object(config.get("trainer")).get("callbacks") or []
+    return [one for one in (callbacks if isinstance(callbacks, list) else [callbacks]) if isinstance(one, dict)]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    """The numbers in an object."""
+    return {name: number for name, number in _object(value).items() if type(number) in (int, float)}
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    if not file.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        return _object(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}

@@ -9,6 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hubert_lightning.files import check_regular
+
 LARGEST = 2**31
 """No number of a configuration is larger: sizes, and what rotary positions turn by."""
 
@@ -38,6 +40,7 @@ class CausalLM:
             _check_size(Path(path), config)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, config=config, **here)
             here |= {"config": config, "use_safetensors": True, "output_loading_info": True}
+            self.tokenizer("a", add_special_tokens=False)
             self.model, about = cast(Any, AutoModelForCausalLM.from_pretrained(path, **here))
         except Exception as error:  # transformers fails in as many ways as there are damaged files
             raise ValueError(
@@ -88,7 +91,10 @@ class CausalLM:
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse weights in a pickle, which transformers would open by itself."""
+    """Refuse weights in a pickle, which transformers would open by itself, and what is no file."""
+    for path in folder.iterdir():
+        if not path.is_dir():
+            check_regular(path)
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         raise ValueError(
             f"rescorer {folder}: its weights are a pickle, which may hold code; open the model where you trust it, and "

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import select
 import shutil
@@ -31,10 +32,9 @@ import torch
 import yaml
 from conftest import TINY
 from lhotse import CutSet
-from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from test_alignment import HELLO, HELLO_WORD, long_format, short_format
-from test_formats import fairseq_settings, fairseq_state, of_torchaudio, of_transformers, small
+from test_formats import beside_a_model, fairseq_settings, fairseq_state, of_transformers, small
 from test_recognition import save_ctc, save_transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -60,10 +60,11 @@ from hubert_lightning.exchange import export_model
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.language_model import ngram
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import load_encoder, read_trained
+from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.recognition import load_ctc
 from hubert_lightning.rescoring import CausalLM
 from hubert_lightning.scoring import score_file
+from hubert_lightning.spelling import lexicon
 
 SECONDS, BYTES = 30, 2 * 2**30
 """What a reader may take."""
@@ -127,6 +128,10 @@ def manifest(folder: Path, name: str) -> list[Any]:
     write_manifest(cuts, folder / name)
     shutil.rmtree(folder / "made")
     return cuts
+
+
+def make_manifest(name: str) -> Callable[[Path], object]:
+    return lambda folder: manifest(folder, name)
 
 
 def read_cuts(path: Path) -> None:
@@ -230,9 +235,20 @@ def searched(search: BeamSearch) -> None:
 
 def read_lm(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        searched(BeamSearch(DecoderSettings(str(folder / name), str(folder / "a.lexicon"), num_workers=0), Vocabulary()))
+        searched(
+            BeamSearch(DecoderSettings(str(folder / name), str(folder / "a.lexicon"), num_workers=0), Vocabulary())
+        )
 
     return read
+
+
+def read_decoder(folder: Path) -> None:
+    searched(search_with(folder / "decoder.json", Vocabulary()))
+
+
+def read_spelling(folder: Path) -> None:
+    vocabulary = read_vocabulary(folder / "vocabulary.json")
+    vocabulary.targets(vocabulary.normalise("a"))
 
 
 def make_causal_lm(folder: Path) -> None:
@@ -284,6 +300,31 @@ def make_torchaudio(folder: Path) -> None:
 
 def make_transformers(folder: Path) -> None:
     save_transformers(folder, ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B"], "<pad>")
+
+
+def make_exported(folder: Path) -> None:
+    save_ctc(folder / "a.ckpt")
+    export_model(str(folder / "a.ckpt"), folder / "out")
+
+
+def make_dictionary(folder: Path) -> None:
+    beside_a_model(folder, b"| 9\nA 1\nB 1\n", 7)
+
+
+def make_transcripts(folder: Path) -> None:
+    (folder / "audio").mkdir()
+    speech(folder / "audio")
+    (folder / "audio" / "x.trans.txt").write_text("a ONE TWO\n")
+    (folder / "audio" / "b.txt").write_text("TWO ONE\n")
+
+
+def read_transcripts(folder: Path) -> None:
+    [made] = prepare_folder(folder / "audio", folder / "new")
+    read_manifest(made)
+
+
+def make_words(folder: Path) -> None:
+    (folder / "words.txt").write_text("ONE\nTWO\nTHREE\n" * 5)
 
 
 def make_kmeans(folder: Path) -> None:
@@ -352,27 +393,35 @@ READERS = [
         lambda folder: export_model(str(folder / "last.ckpt"), folder / "out"),
         ("*.json", "*.yaml"),
     ),
+    Reader("exported model", make_exported, lambda folder: load_ctc(folder / "out"), ("out/*",)),
+    Reader("dictionary", make_dictionary, lambda folder: load_ctc(folder / "theirs.pt"), ("dict*",)),
+    Reader("transcripts", make_transcripts, read_transcripts, ("*/*.txt",)),
+    Reader("list of fairseq", make_label_text(".km"), read_label_text(".km"), ("*.tsv",)),
+    Reader("words", make_words, lambda folder: lexicon(folder / "words.txt", folder / "new.lexicon")),
+    Reader("text", make_words, lambda folder: ngram(folder / "words.txt", folder / "new.arpa")),
     Reader("fairseq", make_fairseq, lambda folder: load_encoder(folder / "a.pt")),
     Reader("torchaudio", make_torchaudio, lambda folder: load_encoder(folder / "out"), ("out/*.pt", "out/*.json")),
     Reader("transformers", make_transformers, load_ctc, ("*.json", "*.safetensors")),
     Reader("settings of transformers", make_transformers, load_ctc, ("*.json",)),
     Reader("K-means", make_kmeans, of_every(load_kmeans)),
-    Reader("manifest", lambda folder: manifest(folder, "m.jsonl"), lambda folder: read_cuts(folder / "m.jsonl"), ("*.jsonl",)),
-    Reader("packed manifest", lambda folder: manifest(folder, "m.jsonl.gz"), lambda folder: read_cuts(folder / "m.jsonl.gz"), ("*.gz",)),
+    Reader("manifest", make_manifest("m.jsonl"), lambda folder: read_cuts(folder / "m.jsonl"), ("*.jsonl",)),
+    Reader("packed manifest", make_manifest("m.jsonl.gz"), lambda folder: read_cuts(folder / "m.jsonl.gz"), ("*.gz",)),
     Reader("Shar corpus", make_shar, read_shar, ("shar/*",)),
     Reader("Shar table", make_table, lambda folder: read_table(folder / "table.shar"), ("table.shar/*",)),
     Reader("label store", make_labels, read_labels, ("labels/*",)),
-    *(Reader(f"labels{suffix}", make_label_text(suffix), read_label_text(suffix), ("text*",)) for suffix in (".km", ".txt", ".jsonl")),
+    Reader("labels.km", make_label_text(".km"), read_label_text(".km"), ("text.km",)),
+    Reader("labels.txt", make_label_text(".txt"), read_label_text(".txt"), ("text*",)),
+    Reader("labels.jsonl", make_label_text(".jsonl"), read_label_text(".jsonl"), ("text*",)),
     Reader("long TextGrid", make_textgrid(long_format), read_textgrid, ("grids/*",)),
     Reader("short TextGrid", make_textgrid(short_format), read_textgrid, ("grids/*",)),
     Reader("CSV", make_csv, lambda folder: prepare_csv(folder / "t.csv", folder / "new"), ("*.csv",)),
     Reader("n-gram model", make_language, read_lm("a.arpa"), ("*.arpa",)),
     Reader("packed n-gram model", make_language, read_lm("a.arpa.gz"), ("*.arpa.gz",)),
     Reader("lexicon", make_language, read_lm("a.arpa"), ("*.lexicon",)),
-    Reader("vocabulary", make_language, lambda folder: read_vocabulary(folder / "vocabulary.json").encode("A"), ("vocab*",)),
-    Reader("decoder", make_language, lambda folder: searched(search_with(folder / "decoder.json", Vocabulary())), ("dec*",)),
+    Reader("vocabulary", make_language, read_spelling, ("vocab*",)),
+    Reader("decoder", make_language, read_decoder, ("d*",)),
     Reader("causal model", make_causal_lm, lambda folder: CausalLM(folder)(["one two"])),
-    Reader("results", make_results, lambda folder: score_file(folder / "test.jsonl", output=folder / "out.json"), ("*.jsonl",)),
+    Reader("results", make_results, lambda folder: score_file(folder / "test.jsonl", output=folder / "out.json")),
     Reader("audio", make_audio, read_audio),
 ]  # fmt: skip
 
@@ -470,8 +519,8 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 def _other_tar(content: bytes, draw: Random) -> tuple[bytes, str]:
     if draw.random() < 0.5:  # a field of a header: name, mode, size, checksum, type
-        members = tarfile.open(fileobj=io.BytesIO(content)).getmembers()
-        member = draw.choice(members)
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            member = draw.choice(archive.getmembers())
         member.size = draw.choice([-1, 0, 10**6, 6 * 2**30, 2**62])
         member.type = draw.choice([member.type, b"L", b"x", b"S", b"2", b"3", b"6"])
         new = bytearray(content)
@@ -509,7 +558,9 @@ def _other_text(content: bytes, draw: Random) -> tuple[bytes, str]:
         line = line[: len(line) // 2] + draw.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\x1b[31m", b"\r"]) + line
     elif way == "word":
         line = draw.choice([b"\t", b'"', b"\\", b"!!python/object/apply:os.system [ls]", b"&a [*a]"]) + line
-    lines[number : number + 1] = {"left out": [], "twice": [line, line], "long": [line.rstrip() * 10**5]}.get(way, [line])
+    lines[number : number + 1] = {"left out": [], "twice": [line, line], "long": [line.rstrip() * 10**5]}.get(
+        way, [line]
+    )
     return b"".join(lines), f"line {number + 1}: {way}"
 
 
@@ -534,7 +585,11 @@ def outcome(reader: Reader, folder: Path, names: list[str]) -> Outcome:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - began
-    told = json.loads(said) if said and ready else {"verdict": f"hung, or ended by signal {os.WTERMSIG(status)}", "said": ""}
+    told = (
+        json.loads(said)
+        if said and ready
+        else {"verdict": f"hung, or ended by signal {os.WTERMSIG(status)}", "said": ""}
+    )
     return Outcome(told["verdict"], told["said"], seconds, usage.ru_maxrss * 1024)
 
 
@@ -557,12 +612,26 @@ def _read_and_tell(reader: Reader, folder: Path, names: list[str], answer: int) 
             verdict, said = "ran something", ran[0]
         elif peak > BYTES:
             verdict, said = f"took {peak / 2**30:.1f} GB", said
-        os.write(answer, json.dumps({"verdict": verdict, "said": said if len(said) < 3000 else said[:400] + " ... " + said[-2000:]}).encode())
+        os.write(
+            answer,
+            json.dumps(
+                {"verdict": verdict, "said": said if len(said) < 3000 else said[:400] + " ... " + said[-2000:]}
+            ).encode(),
+        )
     finally:
         os._exit(0)
 
 
 def _verdict(reader: Reader, folder: Path, names: list[str]) -> tuple[str, str]:
+    texts = [
+        path.read_text(errors="ignore")
+        for name in names
+        for path in folder.rglob(name)
+        if path.is_file() and path.suffix == ".json"
+    ]
+    quoted = [
+        path for text in texts for path in re.findall(r"/[^\"\n]+", text)
+    ]  # a sentence may name what a file names
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             reader.read(folder)
@@ -575,12 +644,16 @@ def _verdict(reader: Reader, folder: Path, names: list[str]) -> tuple[str, str]:
             *(["several lines"] if "\n" in said else []),
             *(["too long"] if len(said) > LONGEST + len(str(folder)) else []),
             *(["no way out"] if "; " not in said and ": " not in said else []),
-            *(["no file"] if str(folder) not in said and not any(Path(name).stem in said for name in names) else []),
+            *(["no file"] if not any(name in said for name in (str(folder), *map(_stem, names), *quoted)) else []),
         ]
         return (", ".join(wrong) or "sentence"), said
     except BaseException:
         return "traceback", traceback.format_exc()
     return "success", ""
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
 
 
 def campaign(
@@ -589,16 +662,9 @@ def campaign(
     """Mutate and read so many times, each reader in its turn: the reader, the number, what was changed, the outcome."""
     for number in range(count):
         reader = readers[number % len(readers)]
-        sound = folder / "sound" / reader.name.replace(" ", "-")
-        if not sound.exists():
-            sound.mkdir(parents=True)
-            torch.manual_seed(0)
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                reader.make(sound)
-            whole = outcome(reader, _copied(sound, folder / "whole"), [])
-            assert whole.verdict == "success", (reader.name, whole)
+        sound = made(reader, folder)
         draw = Random(f"{seed} {number}")
-        damaged = _copied(sound, folder / f"damaged-{number}")
+        damaged = copied(sound, folder / f"damaged-{number}")
         files = sorted(path for pattern in reader.mutated for path in damaged.glob(pattern) if path.is_file())
         path = draw.choice([file for file in files if file.stat().st_size])
         how = f"{path.relative_to(damaged)}: {mutated(path, draw)}"
@@ -611,7 +677,21 @@ def campaign(
         shutil.rmtree(folder / "new", ignore_errors=True)
 
 
-def _copied(sound: Path, folder: Path) -> Path:
+def made(reader: Reader, folder: Path) -> Path:
+    """The sound files of a reader, which are made and read once."""
+    sound = folder / "sound" / reader.name.replace(" ", "-")
+    if not sound.exists():
+        sound.mkdir(parents=True)
+        torch.manual_seed(0)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            reader.make(sound)
+        whole = outcome(reader, copied(sound, folder / "whole"), [])
+        assert whole.verdict == "success", (reader.name, whole)
+        shutil.rmtree(folder / "new", ignore_errors=True)
+    return sound
+
+
+def copied(sound: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound, folder)
     return folder

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hubert_lightning.files import kind_of
+
 MAGIC = b"\x93NUMPY"
 
 
@@ -14,6 +16,8 @@ def mapped(path: Path) -> np.memmap:
         ValueError: The file is missing, cut short, or no such array. The message is a reason for a sentence.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(2, f"it is {kind_of(path)}")
         with path.open("rb") as file:
             begins = file.read(len(MAGIC)) == MAGIC
         if begins:  # of others, numpy would open archives and pickles

@@ -98,6 +98,8 @@ def _read_source(
     try:
         with open_audio(_readable(source), is_whole) as file:
             rate = file.rate
+            if reason := unusable(rate):
+                raise OSError(reason)
             # Every `ours` samples at 16 kHz a sample of the file falls on the same instant: reading between such
             # instants gives the resampling filter the phase that it has in the whole file.
             ours, theirs = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)

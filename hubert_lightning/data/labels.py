@@ -166,7 +166,7 @@ class LabelStore:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if not (self.path / "store.json").exists():
+        if not (self.path / "store.json").is_file():
             raise ValueError(
                 f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
             )
@@ -374,7 +374,7 @@ def _described(source: LabelSource) -> dict[str, Any]:
 def _read_json(path: Path) -> dict | None:
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

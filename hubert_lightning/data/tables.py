@@ -151,8 +151,8 @@ def _column(
         )
     if needed:
         raise ValueError(
-            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there)[:200] or 'an empty first line'}; name "
-            f"it with --{what}_column"
+            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there)[:200] or 'an empty first line'}"
+            f"; name it with --{what}_column"
         )
     return None
 

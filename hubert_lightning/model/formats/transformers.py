@@ -164,7 +164,9 @@ def read_config(folder: Path) -> EncoderConfig:
         raise ValueError(f"{folder} has no {CONFIG}; open the model in transformers and save_pretrained() it")
     theirs = read_settings(file)
     if theirs.get("model_type") != "hubert":
-        raise ValueError(f"{file} describes a model of type {shown(theirs.get('model_type'))}, not 'hubert'; give a HuBERT")
+        raise ValueError(
+            f"{file} describes a model of type {shown(theirs.get('model_type'))}, not 'hubert'; give a HuBERT"
+        )
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
     if absent := [name for name in required if name not in theirs]:
         raise ValueError(f"{file} lacks {summary_of(absent)}; open the model in transformers and save_pretrained() it")
@@ -201,7 +203,9 @@ def _do_normalize(folder: Path) -> Any:
         return None
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise ValueError(f"{file} sets sampling_rate to {shown(rate)}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
+        raise ValueError(
+            f"{file} sets sampling_rate to {shown(rate)}; this encoder hears audio of {SAMPLE_RATE} Hz alone"
+        )
     normalize = extractor.get("do_normalize", True)  # their default
     return False if normalize is None else normalize
 
