@@ -4,6 +4,7 @@ Heavy packages are imported by the verb that needs them, so that help and mistak
 """
 
 import dis
+import errno
 import importlib
 import os
 import re
@@ -56,6 +57,10 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *ran
 RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 
 
+# What writing ends in, in libraries too, where a disk is full or no longer to be written to
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 class VerbParser(ArgumentParser):
     """Tells whoever gives one thing where several are wanted to put it in brackets."""
 
@@ -91,6 +96,13 @@ def main(args: Sequence[str] | None = None) -> None:
         if ours is None:
             raise
         _refuse(str(ours))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _refuse(
+            f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is kept, so "
+            "make room and run the same command again"
+        )
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise

@@ -6,7 +6,9 @@ import io
 import lzma
 import os
 import stat
+import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,8 @@ GROWTH, LEAST = 100, 2**26
 """Times that a compressed text may be as large as its file, and bytes that it may have in any case."""
 LONGEST_LINE = 2**26
 """Characters of a line."""
+DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, OverflowError, zlib.error, struct.error, zipfile.BadZipFile)
+"""What zipfile ends in, depending on which byte is wrong (RuntimeError: it seems to need a password or a method)."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -77,6 +81,35 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of a folder's files are on the disk, where the disk can tell."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_whole(archive: Path) -> bool:
+    """Whether every byte of a zip archive, such as a checkpoint, is as it was written, by its checksums."""
+    try:
+        with zipfile.ZipFile(archive) as records:
+            return records.testzip() is None
+    except DAMAGED_ZIP:
+        return False
+
+
+def has_its_end(archive: Path) -> bool:
+    """Whether a zip archive has the directory at its end, which a file that was cut short lacks; reads no more."""
+    try:
+        with zipfile.ZipFile(archive):
+            return True
+    except DAMAGED_ZIP:
+        return False
 
 
 def check_regular(path: Path) -> None:

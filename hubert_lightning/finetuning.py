@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from hubert_lightning.data.batches import TranscribedBatch
 from hubert_lightning.data.text import BLANK, Vocabulary, comparable, read_vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
+from hubert_lightning.files import replacing
 from hubert_lightning.frames import num_frames
 from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
@@ -267,10 +269,11 @@ class CTCFinetuning(LightningModule):
             torch.distributed.all_gather_object(parts, rows)
             rows = list({row["id"]: row for part in parts for row in part}.values())  # the last step repeats some
         if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / name).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with replacing(Path(self.trainer.default_root_dir) / name) as file:
+                file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
 
     def configure_model(self) -> None:
         if self.compiling:

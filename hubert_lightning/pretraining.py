@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -242,6 +243,9 @@ class HubertPretraining(LightningModule):
         ids = ids.transpose(0, 1).flatten(1)  # (streams, frames)
         counts = torch.zeros(len(ids), max(self.num_clusters), dtype=torch.int64, device=ids.device)
         return counts.scatter_add_(1, ids, torch.ones_like(ids))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
 
     def configure_model(self) -> None:
         if self.compiling:

@@ -6,7 +6,7 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from hubert_lightning.data.batches import (
@@ -27,7 +28,9 @@ from hubert_lightning.data.batches import (
 )
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import check_audio, read_manifest
+from hubert_lightning.data.manifest import check_audio, read_manifests
+from hubert_lightning.data.provenance import Manifest, compared, ordered_fingerprint
+from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
 
@@ -82,6 +85,7 @@ class PretrainingData(LightningDataModule):
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.num_workers, self.seed = num_workers, seed
         self.train_cuts = self.validation_cuts = Corpora()
+        self._recorded: dict[str, list[Manifest]] = {}
 
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
@@ -108,6 +112,46 @@ class PretrainingData(LightningDataModule):
             log.warning(
                 "%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which utterances, in which order, and which labels a checkpoint is trained with."""
+        labels = self.labels.fingerprint if self.labels is not None else None
+        return _plain(self._manifests) | {"labels": labels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the manifests in the order of the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: Manifests or labels are not those that it was trained with.
+        """
+        if not _fitting(self):
+            return
+        checkpoint = _resumed(self)
+        order = {
+            part: compared(state_dict.get(part), self.manifests[part], self._manifests(part), part, checkpoint)
+            for part in ("train", "validation")
+        }
+        if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
+            raise ValueError(
+                f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
+                "a backup, or start another run with another --output"
+            )
+        for part, places in order.items():
+            self.manifests[part] = [self.manifests[part][place] for place in places]
+            self._recorded[part] = [self._recorded[part][place] for place in places]
+        self.train_cuts = Corpora([self.train_cuts.parts[place] for place in order["train"]])
+        self.validation_cuts = Corpora([self.validation_cuts.parts[place] for place in order["validation"]])
+        if self.weights is not None:
+            self.weights = [self.weights[place] for place in order["train"]]
+
+    def _manifests(self, part: str) -> list[Manifest]:
+        if part not in self._recorded:
+            cuts = self.train_cuts if part == "train" else self.validation_cuts
+            weights = self.weights if part == "train" and self.weights else [None] * len(cuts.parts)
+            prints = [of.fingerprint if isinstance(of, SharCuts) else ordered_fingerprint(of) for of in cuts.parts]
+            names = [Path(path).name for path in self.manifests[part]]
+            self._recorded[part] = [*map(Manifest, names, prints, weights)]
+        return self._recorded[part]
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_cuts, shuffle=True)
@@ -182,6 +226,8 @@ class TranscribedData(LightningDataModule):
         }
         self.num_workers, self.seed = num_workers, seed
         self.cuts: dict[str, CutSet] = {}
+        self._parts: dict[str, list[list[Cut]]] = {}  # of each manifest
+        self._recorded: dict[str, list[Manifest]] = {}
 
     def setup(self, stage: str) -> None:
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
@@ -191,12 +237,46 @@ class TranscribedData(LightningDataModule):
                 continue
             if paths is None:
                 raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
-            self.cuts[part] = read_manifest(paths)
+            if not paths:
+                raise ValueError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
+            self._parts[part] = read_manifests(paths)
+            self.cuts[part] = _joined(self._parts[part])
             check_audio(self.cuts[part])
             if stage != "predict":
                 check_transcripts(self.cuts[part], _model(self).vocabulary, training=part == "train")
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which utterances and transcripts, in which order, a checkpoint is trained with."""
+        return _plain(self._manifests)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the manifests in the order of the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: Manifests are not those that it was trained with.
+        """
+        if not _fitting(self):
+            return
+        checkpoint = _resumed(self)
+        for part in ("train", "validation"):
+            paths = self.manifests[part] or []
+            order = compared(state_dict.get(part), paths, self._manifests(part), part, checkpoint)
+            if order:
+                self._parts[part] = [self._parts[part][place] for place in order]
+                self.cuts[part] = _joined(self._parts[part])
+                self.manifests[part] = [paths[place] for place in order]
+                self._recorded[part] = [self._recorded[part][place] for place in order]
+
+    def _manifests(self, part: str) -> list[Manifest]:
+        if part not in self._recorded:
+            vocabulary, paths = _model(self).vocabulary, self.manifests[part] or []
+            prints = [
+                ordered_fingerprint(cuts, lambda cut: transcript(cut, vocabulary)) for cuts in self._parts.get(part, [])
+            ]
+            self._recorded[part] = [Manifest(Path(path).name, of) for path, of in zip(paths, prints, strict=True)]
+        return self._recorded[part]
 
     def train_dataloader(self) -> DataLoader:
         model = _model(self)
@@ -222,6 +302,27 @@ class TranscribedData(LightningDataModule):
     def _loader(self, part: str, batches: TranscribedBatches, shuffle: bool) -> DataLoader:
         frames = [num_frames(cut.num_samples) for cut in self.cuts[part]]
         return _loader(self, batches, [padded_frames(count) for count in frames] if shuffle else frames, shuffle)
+
+
+def _plain(manifests: Callable[[str], list[Manifest]]) -> dict[str, Any]:
+    """What a checkpoint says of the manifests, readable without our classes."""
+    return {part: [list(manifest) for manifest in manifests(part)] for part in ("train", "validation")}
+
+
+def _joined(parts: Sequence[Sequence[Cut]]) -> CutSet:
+    return CutSet([cut for cuts in parts for cut in cuts])
+
+
+def _fitting(data: LightningDataModule) -> bool:
+    """Whether what a checkpoint was trained with matters: not where it is judged."""
+    assert data.trainer is not None
+    return data.trainer.state.fn == TrainerFn.FITTING
+
+
+def _resumed(data: LightningDataModule) -> str:
+    """The checkpoint that training goes on from, as errors name it."""
+    assert data.trainer is not None
+    return str(data.trainer.ckpt_path)
 
 
 def _check_durations(**seconds: float) -> None:
