@@ -84,6 +84,8 @@ def test_a_number_is_one_that_a_recording_can_have(train_cuts: CutSet, tmp_path:
         ("supervisions", [3], "a supervision is 3"),
         ("supervisions.0.text", 3, "text is 3"),
         ("supervisions.0.speaker", {}, "speaker is"),
+        ("supervisions.0.text", "A" * 10**6, "text is 'AAA"),
+        ("supervisions.0.text", "e" + "\u0301\u0323" * 10**4, "more than 100 marks on one letter"),
         ("supervisions.0.alignment", {"phone": [3]}, "an alignment has 3"),
         ("supervisions.0.alignment", {"phone": [["a", float("nan"), 1]]}, "NaN"),
         ("custom", 3, "custom is 3"),

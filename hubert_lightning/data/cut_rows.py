@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import combining
 
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
@@ -18,6 +19,10 @@ RATES = (1, 10**6)
 MOST_CHANNELS = 1024
 LONGEST_NAME = 4096
 """Characters of an id or a path."""
+LONGEST_TEXT = 2**18
+"""Characters of a transcript: ten hours have as many."""
+MOST_MARKS = 100
+"""Marks of Unicode on one letter, the order of which takes quadratic time to find."""
 LONGEST_ROW = 2**25
 """Characters of a row: the phones of ten hours have as many."""
 TOLERANCE = 0.025
@@ -136,8 +141,10 @@ def _check_supervision(supervision: Any) -> None:
     _seconds(supervision.get("duration"), "a supervision's duration")
     for name in ("text", "speaker", "language", "gender"):
         value = supervision.get(name)
-        if value is not None and (not isinstance(value, str) or not is_text(value)):
+        if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_text(value)):
             raise ValueError(f"a supervision's {name} is {shown(value)}")
+        if value and not value.isascii() and _has_many_marks(value):
+            raise ValueError(f"a supervision's {name} has more than {MOST_MARKS} marks on one letter")
     _check_custom(supervision.get("custom"))
     alignment = supervision.get("alignment") or {}
     if not isinstance(alignment, dict):
@@ -150,6 +157,15 @@ def _check_supervision(supervision: Any) -> None:
                 raise ValueError(f"an alignment has {shown(item)}")
             _number(item[1], "a phone's start")
             _seconds(item[2], "a phone's duration")
+
+
+def _has_many_marks(text: str) -> bool:
+    count = 0
+    for character in text:
+        count = count + 1 if combining(character) else 0
+        if count > MOST_MARKS:
+            return True
+    return False
 
 
 def _check_custom(custom: Any) -> None:
