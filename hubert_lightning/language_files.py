@@ -50,10 +50,10 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
             continue
         spelled = [token if token in names else unicodedata.normalize("NFC", token) for token in named]
         if unknown := set(spelled) - names:
-            named = str(sorted(unknown))[:200]
+            quoted = str(sorted(unknown))[:200]
             raise ValueError(
-                f"{path}, line {number}: {word[:40]!r} is spelled with {named}, which are not among the model's tokens; "
-                "make the lexicon with `hubert lexicon` and the model's vocabulary"
+                f"{path}, line {number}: {word[:40]!r} is spelled with {quoted}, which are not among the model's "
+                "tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"
             )
         ways = words.setdefault(word, [])
         if spelled not in ways:
