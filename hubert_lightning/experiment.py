@@ -10,7 +10,7 @@ import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,27 +19,37 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint, set_damaged_aside
+from hubert_lightning import progress, stalls
+from hubert_lightning.checkpoints import (
+    WholeCheckpoints,
+    WholeSteps,
+    keep_rows,
+    newest_checkpoint,
+    set_damaged_aside,
+)
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.files import write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
+from hubert_lightning.interrupts import held
+from hubert_lightning.messages import is_first_process, show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import SentenceParser
 from hubert_lightning.preemption import Preemption
-from hubert_lightning.ranks import is_first_process
+from hubert_lightning.results import copy_to_run, results_folder
 from hubert_lightning.run_folder import (
     CONFIG,
     KEPT_CONFIG,
@@ -54,12 +64,16 @@ from hubert_lightning.run_folder import (
     write_json,
 )
 from hubert_lightning.run_lock import holder_of, locked, refuse
+from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
+from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
 RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while training goes on
+IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
+"""Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +141,13 @@ class HubertCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType) -> None:
+        show_messages()
         self._locks = ExitStack()
         with self._locks, warnings.catch_warnings():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
+                "Experiment logs directory .* exists and is not empty",  # whose rows are kept
                 "You're resuming from a checkpoint that ended before",  # our sampler goes on with the next batch
                 "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
                 "Total length of .* across ranks is zero",  # of the validation that nobody asked for
@@ -146,7 +162,8 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [WholeSteps(), Preemption(), Throughput(), CollapseWatch()],
+                    # The last of them saves what the others have logged
+                    "callbacks": [WholeSteps(), RunRecord(), Throughput(), CollapseWatch(), Preemption()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -155,11 +172,13 @@ class HubertCLI(LightningCLI):
                 parser_kwargs={"prog": "hubert"},
                 args=args,
             )
+        stalls.end("")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default="checkpoints/run", help="The run's folder.")
         parser.add_argument("--iterations", type=list[Iteration], default=[], help="Rounds of pre-training, in order.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StalledRanks, "stalls")
         parser.set_defaults(
             {
                 "checkpoint.filename": "last",
@@ -190,10 +209,17 @@ class HubertCLI(LightningCLI):
         plugins = _listed(self._get(self.config_init, "trainer").get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # it says which batch begins
+        for callback in callbacks:
+            if isinstance(callback, StalledRanks):
+                callback.attach(trainer)
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        progress.note("setting up")
         if self.subcommand == "fit":
             _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
@@ -209,7 +235,7 @@ class HubertCLI(LightningCLI):
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
-                print(_finished_already(runs[-1], Path(config.output)))
+                rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
             self._lock(Path(config.output))
             unfinished = [run for run in unfinished if not _finished(run)] or unfinished[-1:]
@@ -225,6 +251,7 @@ class HubertCLI(LightningCLI):
                     set_damaged_aside(Path(config.output), newest)
         else:
             _settle(config)
+            _log_apart(config, str(self.subcommand))
             if self.subcommand in ("test", "predict"):
                 self._locks.enter_context(locked(Path(config.output), RESULTS_LOCK))
         self.config[self.subcommand] = config
@@ -284,6 +311,9 @@ class HubertCLI(LightningCLI):
                         f"{path}: its {name} is {tuple(theirs.shape)}, that of the model to train {here}; give both "
                         "the same encoder, or start from its encoder alone by model.init_args.pretrained"
                     )
+            for logger in self.trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    keep_rows(logger, checkpoint)
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
@@ -294,16 +324,30 @@ class HubertCLI(LightningCLI):
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        folder = Path(self.trainer.default_root_dir)
+        assert self.model.results is not None
+        folder, origin = self.model.results
         write_json(folder / "test-metrics.json", _values(self.trainer.callback_metrics))
         scores = score(read_results(folder / "test.jsonl"))
-        write_scores(folder / "scores.json", scores)
+        write_scores(folder / "scores.json", scores, made_by=asdict(origin))
+        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
         report(scores, Console())
+        print(f"results in {folder}")
+        _end_tracking(self.trainer)
+
+    def after_validate(self) -> None:
+        _end_tracking(self.trainer)
+
+    def after_predict(self) -> None:
+        _end_tracking(self.trainer)
 
     def after_fit(self) -> None:
         trainer = self.trainer
         if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        with held():
+            self._keep_results(trainer)
+
+    def _keep_results(self, trainer: Trainer) -> None:
         facts: dict[str, Any] = {"steps": trainer.global_step}
         if reason := _stopped_early(trainer):
             rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
@@ -312,12 +356,17 @@ class HubertCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveRunConfig):
                 callback.metrics = metrics
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / METRICS, metrics)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
-                    logger.experiment.finish()  # type: ignore[attr-defined]
+            _end_tracking(trainer)
+
+
+def _end_tracking(trainer: Trainer) -> None:
+    """End the runs of W&B: the next iteration, or a test of the same process, is a run of its own."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table") and trainer.is_global_zero:
+            logger.experiment.finish()  # type: ignore[attr-defined]
 
 
 def _given_configs(args: ArgsType) -> Iterator[Path]:
@@ -466,6 +515,26 @@ def _settle(config: Namespace) -> None:
     for callback in _listed(config.trainer.callbacks):
         if "dirpath" in callback.get("init_args", {}) and callback.init_args.dirpath is None:
             callback.init_args.dirpath = config.output
+
+
+def _log_apart(config: Namespace, verb: str) -> None:
+    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are."""
+    model, data = config.model.init_args, config.data.init_args
+    run = Path(config.output)
+    folder = run / verb
+    if verb in ("test", "predict") and data.get("test"):
+        folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path)
+    for logger in _loggers(config):
+        settings = logger.init_args
+        if "save_dir" in settings:
+            settings.save_dir = str(folder)
+        if "job_type" in settings or _has_id(logger):  # W&B
+            settings.job_type = verb
+            settings.group = settings.get("group") or settings.get("name") or settings.get("id")
+            settings.name = f"{settings.get('name') or run.name}-{verb}-{folder.name}"
+        for name in IDENTITIES:
+            if name in settings:
+                settings[name] = None
 
 
 def _keep_run_id(config: Namespace) -> None:

@@ -1,6 +1,5 @@
 """A pre-trained encoder learns to spell: CTC over letters (HuBERT §II-F, §IV-D)."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,15 +19,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
+from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.data.text import BLANK, Vocabulary, comparable, read_vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
-from hubert_lightning.files import replacing
 from hubert_lightning.frames import num_frames
 from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.recognition import load_ctc
+from hubert_lightning.results import Origin, joined_paths, results_folder, weights_fingerprint, write_rows
 from hubert_lightning.schedules import tri_stage
 from hubert_lightning.sharding import shard
 
@@ -102,7 +102,7 @@ class CTCFinetuning(LightningModule):
             layer_drop=layer_drop,
             feature_grad_mult=0.0 if freeze_convolutions else 1.0,
         )
-        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT])
+        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT], logger=False)  # RunRecord logs what was built
         # What a checkpoint needs to be rebuilt without the one it came from
         kept = spelling.settings()
         self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=kept, keep_head=False)
@@ -118,7 +118,11 @@ class CTCFinetuning(LightningModule):
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
-        self.decoder = decoder
+        self.pretrained, self.keep_head, self.decoder = pretrained, keep_head, decoder
+        self.trained_steps: int | None = None
+        """Optimizer step of the checkpoint that was loaded."""
+        self.results: tuple[Path, Origin] | None = None
+        """Folder of what was last tested or predicted, and what made it."""
         self.search: Callable[..., list[str]] = greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
@@ -196,6 +200,12 @@ class CTCFinetuning(LightningModule):
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         self.log("train/skipped_steps", self.global_batch.skipped)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+
     def operations(self, batch: TranscribedBatch) -> int:
         """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
         rows, samples = batch.waveform.shape
@@ -222,7 +232,7 @@ class CTCFinetuning(LightningModule):
         self._score("test", batch, self.search)
 
     def on_test_epoch_end(self) -> None:
-        self._write("test.jsonl")
+        self._write("test")
 
     def on_predict_epoch_start(self) -> None:
         self.rows = []
@@ -234,7 +244,7 @@ class CTCFinetuning(LightningModule):
         return hypotheses
 
     def on_predict_epoch_end(self) -> None:
-        self._write("predict.jsonl")
+        self._write("predict")
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
         # The mean over utterances, not over letters: fairseq criterion ctc with sentence_avg
@@ -262,15 +272,38 @@ class CTCFinetuning(LightningModule):
             for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, references, hypotheses, strict=True)
         ]
 
-    def _write(self, name: str) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_steps = checkpoint.get("global_step")
+
+    def _search_settings(self) -> str | dict[str, Any]:
+        if not isinstance(self.search, BeamSearch):
+            return "greedy"
+        file = str(self.decoder) if isinstance(self.decoder, (str, Path)) else None
+        return {"file": file, **asdict(self.search.settings)}
+
+    def _write(self, kind: str) -> None:
         rows = self.rows
         if self.trainer.world_size > 1:
             parts: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(parts, rows)
             rows = list({row["id"]: row for part in parts for row in part}.values())  # the last step repeats some
+        weights = self.trainer.strategy.lightning_module_state_dict()  # which all ranks gather
         if self.trainer.is_global_zero:
-            with replacing(Path(self.trainer.default_root_dir) / name) as file:
-                file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+            run, checkpoint = Path(self.trainer.default_root_dir), self.trainer.ckpt_path
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            manifests = getattr(data, "manifests", {}).get("test") or []
+            origin = Origin(
+                checkpoint=None if checkpoint is None else str(checkpoint),
+                step=self.trained_steps,
+                weights=weights_fingerprint(weights),
+                manifest=joined_paths(manifests),
+                utterances=fingerprint(data.cuts["test"]) if manifests else "",
+                decoder=self._search_settings(),
+            )
+            folder = results_folder(run, kind, manifests, self.decoder, checkpoint) if manifests else run
+            for place in dict.fromkeys([folder, run]):
+                write_rows(place / f"{kind}.jsonl", rows, origin)
+            self.results = folder, origin
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.global_batch.refuse_unsound(self)
@@ -280,10 +313,15 @@ class CTCFinetuning(LightningModule):
             self.encoder.compile_parts()
         shard(self, self.encoder, [self.head])
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of this run up to the peak of the learning rate."""
+        return round(self.warmup * self.trainer.estimated_stepping_batches)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.global_batch.made(self, self.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup, decay = round(self.warmup * steps), round(self.decay * steps)
+        warmup, decay = self.warmup_steps, round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 

@@ -42,7 +42,7 @@ class GlobalBatch:
             raise ValueError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
         self.max_skipped = max_skipped
         self.skipped = torch.zeros(())
-        """Steps left out since training started here, (), float32."""
+        """Steps of the run that were left out, also before a restart, (), float32."""
         self._in_a_row, self._longest = torch.zeros(()), torch.zeros(())
         self._weight = 0.0
         self._batches: list[tuple[Sequence[str], Tensor]] = []  # of this step: ids, and whether the loss is finite

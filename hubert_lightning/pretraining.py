@@ -79,7 +79,8 @@ class HubertPretraining(LightningModule):
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
-        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT])
+        # RunRecord logs what was built
+        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT], logger=False)
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
         trained = None if pretrained is None else read_trained(pretrained)
@@ -91,6 +92,7 @@ class HubertPretraining(LightningModule):
         if keep_head:
             self._keep_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
+        self.pretrained, self.keep_head = pretrained, keep_head
         self.optimizer = optimizer or base_optimizer
         self.warmup, self.given_warmup_steps = warmup, warmup_steps
         self.global_batch = GlobalBatch(max_skipped)
@@ -159,6 +161,12 @@ class HubertPretraining(LightningModule):
             self.log("train/gradient_norm", norm)
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/skipped_steps", self.global_batch.skipped)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
 
     def operations(self, batch: PretrainingBatch) -> int:
         """Floating-point operations of a training step on this batch."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from hubert_lightning import progress
 from hubert_lightning.clustering.kmeans import (
     KMeans,
     ScikitKMeans,
@@ -140,6 +141,7 @@ class Relabel(Callback):
         return together(lambda: layer_extractor(self.features, layer, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
+        progress.note("making labels (choosing the layer)")
         return best_layer(
             self.features,
             [*data.validation_cuts] or _some(data.train_cuts),
@@ -149,6 +151,20 @@ class Relabel(Callback):
             precision=trainer.precision_plugin.forward_context,
             seed=self.seed,
         )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the labels are made, as given."""
+        return {
+            "features": self.features,
+            "layer": self.layer,
+            "clusters": self.clusters,
+            "parts": self.parts,
+            "max_frames": self.max_frames,
+            "kmeans": {"class": type(self.kmeans).__name__, **vars(self.kmeans)},
+            "seed": self.seed,
+            "quantizer": self.quantizer,
+        }
 
     def source(self, extractor: Extractor, cuts: Corpora) -> dict[str, str]:
         """Where the centroids come from: all that they depend on."""
@@ -214,11 +230,10 @@ class Relabel(Callback):
         if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
             rows = rows.to(device)  # otherwise they go there in chunks, each round
         for stream in self.streams:
-            if trainer.is_global_zero:
-                frames = len(rows) * trainer.world_size
-                of = stream.part or extractor.name
-                log.warning("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, of)
+            frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
+            log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             sample, clusters = rows[:, stream.columns], stream.clusters
+            progress.note(f"making labels (K-means, {clusters} clusters)")
             fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
         return fitted
 
@@ -256,7 +271,7 @@ class Relabel(Callback):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
             of = stream.part or store.source.features
-            log.warning(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
+            log.info(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
 
 
 def check_features(

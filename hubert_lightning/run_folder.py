@@ -13,8 +13,8 @@ import yaml
 
 from hubert_lightning.checkpoints import BEST, LAST, PREVIOUS
 from hubert_lightning.files import write_whole
+from hubert_lightning.messages import is_first_process
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
-from hubert_lightning.ranks import is_first_process
 
 log = logging.getLogger(__name__)
 

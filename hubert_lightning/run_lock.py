@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hubert_lightning.ranks import is_first_process
+from hubert_lightning.messages import is_first_process
 
 log = logging.getLogger(__name__)
 

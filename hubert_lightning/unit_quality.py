@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ from hubert_lightning.extraction import (
     chosen_features,
     mfcc_extractor,
 )
-from hubert_lightning.files import replacing, write_whole
+from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
@@ -75,14 +76,15 @@ def quality(
     best = _best(layers)
     numbers = {name: _numbers(of) for name, of in results.items()}
     kept = json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2)
-    write_whole(output / "quality.json", kept.encode())
     console = Console()
     console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
     if best is None:
         console.print("no utterance has phones, so nothing tells which layer is best; `hubert prepare alignments`")
     else:
         console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
-    _draw(results, clusters, output / "quality.png")
+    with replacing_all(output / "quality.png", output / "quality.json") as (figure, file):
+        figure.write(_drawn(results, clusters))
+        file.write(kept.encode())
     console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}")
 
 
@@ -292,7 +294,7 @@ def _table(results: dict[str, Quality], title: str) -> Table:
     return table
 
 
-def _draw(results: dict[str, Quality], clusters: int, path: Path) -> None:
+def _drawn(results: dict[str, Quality], clusters: int) -> bytes:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     shares, usage = figure.subplots(1, 2)
     names = [name.removeprefix("layer ") for name in results]
@@ -308,5 +310,6 @@ def _draw(results: dict[str, Quality], clusters: int, path: Path) -> None:
     usage.set(title=f"Clusters in use, as if alike, of {clusters}", xlabel="layer", ylim=(0, clusters))
     for axes in (shares, usage):
         axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=160)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=160)
+    return content.getvalue()

@@ -24,6 +24,7 @@ from hubert_lightning.data.labels import (
     shard_size,
     write_shard,
 )
+from hubert_lightning.files import unfinished_name
 from hubert_lightning.frames import num_frames
 
 SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
@@ -181,7 +182,7 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "00003.npy: cannot be written (File too large); what was finished before is kept" in said
     assert finished_shards(tmp_path / "full", SOURCE) == {0, 1, 2}
-    assert not list((tmp_path / "full").glob("*.part"))
+    assert not list((tmp_path / "full").glob(".*"))
     written(tmp_path / "full")
     written(tmp_path / "whole")
     assert files(tmp_path / "full") == files(tmp_path / "whole")
@@ -190,7 +191,7 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
 def test_an_interrupted_store_keeps_its_finished_shards(tmp_path: Path) -> None:
     begin_store(tmp_path, SOURCE)
     write_shard(tmp_path, 4, some_labels())
-    (tmp_path / "00005.npy.part").write_bytes(b"half")
+    unfinished_name(tmp_path / "00005.npy").write_bytes(b"half")
     (tmp_path / "00006.npy").write_bytes(b"no index yet")
     begin_store(tmp_path, SOURCE)
     assert finished_shards(tmp_path, SOURCE) == {4}

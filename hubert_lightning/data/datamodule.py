@@ -5,9 +5,11 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 
 import logging
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hubert_lightning.data.batches import (
     PlannedBatches,
@@ -28,11 +30,12 @@ from hubert_lightning.data.batches import (
 )
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import check_audio, read_manifests
+from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests
 from hubert_lightning.data.provenance import Manifest, compared, ordered_fingerprint
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
+from hubert_lightning.data.workers import WatchedReads, quiet_worker
+from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,7 @@ class PretrainingData(LightningDataModule):
             raise ValueError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
+        self.max_duration, self.max_crop = max_duration, max_crop
         self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
         self.min_duration = min_duration
@@ -86,6 +90,20 @@ class PretrainingData(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.train_cuts = self.validation_cuts = Corpora()
         self._recorded: dict[str, list[Manifest]] = {}
+
+    def record(self, *parts: str) -> dict[str, Any]:
+        """What tells this data from other data, for the loggers: manifests, their audio, crops and masks."""
+        cuts = {"train": self.train_cuts, "validation": self.validation_cuts}
+        read = {part: _of_part(self.manifests[part], cuts[part], cuts[part].fingerprint) for part in parts}
+        return read | {
+            "weights": self.weights,
+            "max_crop": self.max_crop,
+            "min_duration": self.min_duration,
+            "mask_prob": self.mask_prob,
+            "mask_length": self.mask_length,
+            "num_workers": self.num_workers,
+            "seed": self.seed,
+        }
 
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
@@ -217,6 +235,7 @@ class TranscribedData(LightningDataModule):
         _check_masks(mask_prob, mask_length)
         _check_masks(channel_mask_prob, channel_mask_length)
         self.manifests = {"train": train, "validation": validation, "test": test}
+        self.max_duration = max_duration
         self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.masking: dict[str, Any] = {
             "mask_prob": mask_prob,
@@ -228,6 +247,12 @@ class TranscribedData(LightningDataModule):
         self.cuts: dict[str, CutSet] = {}
         self._parts: dict[str, list[list[Cut]]] = {}  # of each manifest
         self._recorded: dict[str, list[Manifest]] = {}
+
+    def record(self, *parts: str) -> dict[str, Any]:
+        """What tells this data from other data, for the loggers: manifests, their audio and masks."""
+        given = [part for part in parts if part in self.cuts]
+        read = {part: _of_part(self.manifests[part], self.cuts[part], fingerprint(self.cuts[part])) for part in given}
+        return read | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
 
     def setup(self, stage: str) -> None:
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
@@ -325,6 +350,16 @@ def _resumed(data: LightningDataModule) -> str:
     return str(data.trainer.ckpt_path)
 
 
+def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
+    samples = [count for _, count in ids_and_samples(cuts)]
+    return {
+        "manifests": list(map(str, manifests or [])),
+        "utterances": len(samples),
+        "hours": round(sum(samples) / SAMPLE_RATE / 3600, 4),
+        "fingerprint": audio,
+    }
+
+
 def _check_durations(**seconds: float) -> None:
     for name, value in seconds.items():
         if num_frames(seconds_to_samples(value)) < 2:
@@ -380,6 +415,9 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
             "vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
+        # A token spells a character or more, and one ends the text: this is as many as CTC can need
+        if 2 * len(unicodedata.normalize("NFD", text)) + 1 <= num_frames(cut.num_samples):
+            continue
         tokens = vocabulary.targets(text)
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
@@ -404,7 +442,13 @@ def _model(data: LightningDataModule) -> Any:
     return data.trainer.lightning_module
 
 
-def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shuffle: bool, **how: Any) -> DataLoader:
+def _loader(
+    data: Any,
+    batches: PretrainingBatches | TranscribedBatches,
+    frames: Sequence[int] | np.ndarray,
+    shuffle: bool,
+    **how: Any,
+) -> DataLoader:
     trainer = data.trainer
     sampler = PlannedBatches(
         frames,
@@ -420,13 +464,14 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shu
         **how,
     )
     return DataLoader(
-        batches,
+        WatchedReads(batches, attrgetter("cuts"), lambda place: batches.cuts[place].id, data.num_workers),
         sampler=sampler,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=data.num_workers,
         pin_memory=trainer.strategy.root_device.type == "cuda",
         persistent_workers=data.num_workers > 0,
+        worker_init_fn=quiet_worker if data.num_workers else None,
     )
 
 

@@ -26,7 +26,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.arrays import mapped
 from hubert_lightning.data.corpora import ids_and_samples
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import HOP, num_frames
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ VERSION = 1
 LARGEST_SHARE = (
     0.9  # of all frames, that one cluster may have: fairseq issue 4521 is of a run whose labels were all one
 )
-SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy(\.part)?")
+SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy")
 MOST_SHARDS = 512  # each that is read keeps a file open
 
 
@@ -77,7 +77,7 @@ def begin_store(folder: Path, source: LabelSource) -> None:
         return
     if folder.exists():
         there = list(folder.iterdir()) if folder.is_dir() else [folder]
-        if not (folder / "source.json").exists() and not all(file.suffix == ".part" for file in there):
+        if not (folder / "source.json").exists() and not all(map(is_unfinished, there)):
             raise ValueError(f"{folder}: holds something else than labels; choose another folder")
         shards = [file for file in there if SHARD_FILE.fullmatch(file.name)]
         for old in [folder / "store.json", folder / "index.npy", *shards]:
