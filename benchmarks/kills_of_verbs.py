@@ -216,7 +216,8 @@ class Campaign:
         self.log.write_text("")
 
     def _args(self) -> list[str]:
-        return VERBS[self.verb].replace("IN/", f"{self.material}/").replace("OUT/", f"{self.out}/").split()
+        places = {"IN/": f"{self.material}/", "OUT/": f"{self.out}/"}
+        return [re.sub("IN/|OUT/", lambda found: places[found[0]], word) for word in VERBS[self.verb].split()]
 
     def _run(self, before: "partial[None] | None" = None) -> int:
         return fork_server.run(self._args(), self.log, before=before)

@@ -80,10 +80,11 @@ def label(folder: Path) -> None:
 
 
 def measured(name: str, what: Callable[[], Any]) -> Any:
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     result = what()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"  {name:34} {time.perf_counter() - began:7.1f} s   peak {peak:5.2f} GB", flush=True)
+    took, computed = time.perf_counter() - began, time.process_time() - computed
+    print(f"  {name:34} {took:7.1f} s, {computed:7.1f} s of CPU   peak {peak:5.2f} GB", flush=True)
     return result
 
 

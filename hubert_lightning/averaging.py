@@ -10,7 +10,7 @@ from torch import Tensor
 from hubert_lightning.files import has_its_end, is_whole, replacing
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 
-OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics")
+OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics", "final_metrics")
 """What a checkpoint holds for its run to go on, which no run does from a mean."""
 
 

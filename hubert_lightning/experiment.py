@@ -372,7 +372,7 @@ def _end_tracking(trainer: Trainer) -> None:
 def _given_configs(args: ArgsType) -> Iterator[Path]:
     """The files that a command line names as its configs."""
     typed = [str(arg) for arg in args] if isinstance(args, list) else []
-    for arg, following in zip(typed, [*typed[1:], ""], strict=True):
+    for arg, following in pairwise([*typed, ""]):
         if arg == "--config":
             yield Path(following)
         elif arg.startswith("--config="):

@@ -201,10 +201,12 @@ class CTCFinetuning(LightningModule):
         self.log("train/skipped_steps", self.global_batch.skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
         checkpoint["skipped_steps"] = float(self.global_batch.skipped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+        self.trained_steps = checkpoint.get("global_step")
 
     def operations(self, batch: TranscribedBatch) -> int:
         """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
@@ -272,9 +274,6 @@ class CTCFinetuning(LightningModule):
             for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, references, hypotheses, strict=True)
         ]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trained_steps = checkpoint.get("global_step")
-
     def _search_settings(self) -> str | dict[str, Any]:
         if not isinstance(self.search, BeamSearch):
             return "greedy"
@@ -304,9 +303,6 @@ class CTCFinetuning(LightningModule):
             for place in dict.fromkeys([folder, run]):
                 write_rows(place / f"{kind}.jsonl", rows, origin)
             self.results = folder, origin
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.refuse_unsound(self)
 
     def configure_model(self) -> None:
         if self.compiling:

@@ -163,6 +163,7 @@ class HubertPretraining(LightningModule):
             self.log("train/skipped_steps", self.global_batch.skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
         checkpoint["skipped_steps"] = float(self.global_batch.skipped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -251,9 +252,6 @@ class HubertPretraining(LightningModule):
         ids = ids.transpose(0, 1).flatten(1)  # (streams, frames)
         counts = torch.zeros(len(ids), max(self.num_clusters), dtype=torch.int64, device=ids.device)
         return counts.scatter_add_(1, ids, torch.ones_like(ids))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.refuse_unsound(self)
 
     def configure_model(self) -> None:
         if self.compiling:

@@ -19,7 +19,7 @@ from hubert_lightning.model.formats.checkpoint import read_checkpoint
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
-KEPT_CONFIG, KEPT_METRICS = "config", "metrics"  # in a checkpoint
+KEPT_CONFIG, KEPT_METRICS = "config", "final_metrics"  # in a checkpoint
 
 
 def kept_config(folder: Path) -> dict[str, Any]:

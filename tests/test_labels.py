@@ -314,7 +314,9 @@ def test_whatever_is_damaged_in_a_store_is_a_sentence_that_names_it(name: str, t
         about = json.loads(whole)
         wrong = [None, -1, 1.5, "x", [], {}, [[]], [None], float("nan"), 2**70, [2**70], True]
         damages += [json.dumps(about | {key: value}).encode() for key in about for value in wrong]
-        damages += [json.dumps({key: about[key] for key in about if key != left}).encode() for left in about]
+        damages += [
+            json.dumps({key: about[key] for key in about if key != left}).encode() for left in about if left != "hop"
+        ]
     else:
         places = rng.integers(len(whole), size=100)
         damages += [whole[:of] + bytes([whole[of] ^ 1 << int(rng.integers(8))]) + whole[of + 1 :] for of in places]

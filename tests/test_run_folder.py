@@ -262,7 +262,7 @@ def test_a_fine_tuning_goes_on_with_manifests_that_were_moved_and_are_named_in_a
 def test_a_run_whose_checkpoints_do_not_name_their_manifests_goes_on(
     manifests: Path, unfinished: Path, finished: Path
 ) -> None:
-    without(unfinished, "TranscribedData", "config", "metrics")
+    without(unfinished, "TranscribedData", "config", "final_metrics")
     main(command(manifests, unfinished))
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
