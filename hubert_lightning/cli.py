@@ -3,6 +3,7 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import dis
 import errno
 import importlib
 import os
@@ -10,10 +11,10 @@ import re
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from jsonargparse import CLI, ArgumentParser
@@ -63,10 +64,16 @@ KEPT = {
 PATIENCE = 3
 """Seconds that ranks other than the first wait before they print why they end."""
 
-# What torch says of an error that a process which reads audio raised
+# What torch says of an error that a process which reads audio raised, and that a line of ours raises by its name
 FROM_A_WORKER = re.compile(
-    r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)".*\nValueError: (?P<sentence>.+?)\s*', re.DOTALL
+    r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)", line \d+, in \S+\n +raise [^\n]*\n'
+    r"(?:    [^\n]*\n)*ValueError: (?P<sentence>.+?)\s*",
+    re.DOTALL,
 )
+
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))}
+"""Characters that a terminal obeys, but for line feeds, and what is printed for them."""
+RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 
 
 # What writing ends in, in libraries too, where a disk is full or no longer to be written to
@@ -140,7 +147,8 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
 def _refuse(sentence: str) -> NoReturn:
     if not is_first_process():
         time.sleep(PATIENCE)  # if the first rank has failed alike, its launcher ends this process before it repeats it
-    print(f"hubert: {sentence}", file=sys.stderr)
+    # a name in a file may hold what a terminal obeys
+    print(f"hubert: {sentence.translate(CONTROLS)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -151,17 +159,27 @@ def _of_other_processes(error: RuntimeError) -> str | None:
 
 
 def _meant_for_the_user(error: BaseException | None) -> BaseException | None:
-    """The error that this package raised, also where jsonargparse wrapped it while it built our classes.
+    """The error that a `raise` of this package raised, also where jsonargparse wrapped it while it built our classes.
 
-    Ours name the thing, the fact and the way out; others need their traceback.
+    Ours name the thing, the fact and the way out; others, such as that of an `int()` of ours, need their traceback.
     """
     while error is not None:
         raised = FROM_A_WORKER.fullmatch(str(error))
-        file = raised["file"] if raised else traceback.extract_tb(error.__traceback__)[-1].filename
-        if isinstance(error, ValueError) and Path(file).is_relative_to(Path(__file__).parent):
-            return ValueError(raised["sentence"]) if raised else error
+        if raised and Path(raised["file"]).is_relative_to(Path(__file__).parent):
+            return ValueError(raised["sentence"])
+        if isinstance(error, ValueError) and error.__traceback__ is not None and _is_raised_here(error.__traceback__):
+            return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _is_raised_here(trace: TracebackType) -> bool:
+    """Whether the last frame is of this package, and has come to a `raise`, not to a call of what is not Python."""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
+    return ours and code.co_code[trace.tb_lasti] in RAISES
 
 
 def _lightning(verb: str) -> Callable[[list[str]], None]:

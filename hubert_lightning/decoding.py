@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +37,7 @@ from torchaudio.models.decoder import CTCDecoder
 from hubert_lightning.data.text import BLANK, BOUNDARY, Vocabulary
 from hubert_lightning.files import write_whole
 from hubert_lightning.interrupts import ignore_interrupts
+from hubert_lightning.json_files import is_text, read_json, shown
 from hubert_lightning.language_files import MARKS, UNKNOWN, for_kenlm, no_model, read_lexicon, unigrams
 from hubert_lightning.rescoring import CausalLM
 from hubert_lightning.word_times import with_boundaries_in_pauses
@@ -59,6 +60,10 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
 BOUNDARIES = (BOUNDARY, "<space>", "▁", "<sp>")
 """What language models of letters call the space between words."""
 NUMBERS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
+
+LARGEST_WEIGHT = 1e6
+COUNTS = {"beam_size": (1, 10_000), "nbest": (1, 10_000), "num_workers": (0, 1024)}
+"""What a file may set: a search keeps a hypothesis of some 60 bytes for each frame and place in the beam."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,27 @@ class DecoderSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in NUMBERS}
-        counts = {"beam_size": self.beam_size, "nbest": self.nbest, "num_workers": self.num_workers or 0}
-        wrong = [name for name, value in numbers.items() if not isinstance(value, (int, float))]
-        wrong += [name for name, value in counts.items() if not isinstance(value, int)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}; it is a number")
-        if self.rescorer_case not in ("lower", "upper", "as_written"):
-            raise ValueError(f"rescorer_case is {self.rescorer_case!r}; choose lower, upper or as_written")
-        if self.beam_size < 1 or self.nbest < 1 or self.beam_threshold <= 0:
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= LARGEST_WEIGHT:
+                raise ValueError(f"{name} is {shown(value)}; it is a number, of {LARGEST_WEIGHT:.0f} at most")
+        counts = self.beam_size, self.nbest, self.beam_threshold
+        if all(isinstance(count, (int, float)) for count in counts) and min(counts) <= 0:
             raise ValueError(
                 f"beam_size {self.beam_size}, nbest {self.nbest}, beam_threshold {self.beam_threshold}; each is above 0"
             )
+        for name, (least, most) in COUNTS.items():
+            value = getattr(self, name)
+            if value is None and name == "num_workers":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ValueError(f"{name} is {shown(value)}; it is a number from {least} to {most}")
+        for name in ("lm", "lexicon", "rescorer"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or "\0" in value or not is_text(value)):
+                raise ValueError(f"{name} is {shown(value)}; it is a path")
+        if self.rescorer_case not in ("lower", "upper", "as_written"):
+            raise ValueError(f"rescorer_case is {shown(self.rescorer_case)}; choose lower, upper or as_written")
 
 
 def settings_identity(settings: DecoderSettings) -> dict[str, Any]:
@@ -142,16 +156,20 @@ def read_settings(path: Path) -> DecoderSettings:
     Raises:
         ValueError: It is not there, or holds something else.
     """
+    way_out = "make it with `hubert tune-decoder`"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such decoder; {way_out}")
+    content = read_json(path, way_out, fact=": no settings of a decoder")
+    known = {field.name for field in fields(DecoderSettings)}
+    if others := sorted(content.keys() - known) if isinstance(content, dict) else ["a list"]:
+        raise ValueError(f"{path}: no settings of a decoder (not {shown(others[0])}); {way_out}")
+    for key in ("lm", "lexicon", "rescorer"):
+        if content.get(key) and isinstance(content[key], str):
+            content[key] = str(path.parent / content[key])
     try:
-        content = json.loads(path.read_text("utf-8"))
-        for key in ("lm", "lexicon", "rescorer"):
-            if content.get(key):
-                content[key] = str(path.parent / content[key])
         return DecoderSettings(**content)
-    except OSError as error:
-        raise ValueError(f"{path}: no such decoder; make it with `hubert tune-decoder`") from error
-    except (TypeError, AttributeError, ValueError) as error:  # no JSON, or other settings
-        raise ValueError(f"{path}: no settings of a decoder ({error}); make it with `hubert tune-decoder`") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: no settings of a decoder ({error}); {way_out}") from error
 
 
 class Hypothesis(NamedTuple):
@@ -199,7 +217,7 @@ class BeamSearch:
         self.rescorer = CausalLM(settings.rescorer, device=device) if settings.rescorer else None
         # Elsewhere, forking a process that has threads is not safe
         cores = len(os.sched_getaffinity(0)) // ranks if sys.platform == "linux" else 0
-        self._num_workers = cores if settings.num_workers is None else settings.num_workers
+        self._num_workers = cores if settings.num_workers is None else min(settings.num_workers, max(cores, 2))
         self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary | None = None) -> list[str]:
@@ -378,6 +396,8 @@ def _kenlm(path: str, known: Dictionary) -> KenLM:
     with _quiet(), for_kenlm(Path(path)) as file:
         try:
             return KenLM(str(file), known)
+        except UnicodeDecodeError as error:  # in a message of its own
+            raise no_model(path, "it is cut short or damaged") from error
         except RuntimeError as error:
             raise no_model(path, error) from error
 

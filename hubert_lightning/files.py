@@ -31,6 +31,11 @@ COMPRESSIONS = {
 """The first bytes of compressed files."""
 BUFFER = 2**18
 """Bytes that are read at once."""
+GROWTH, LEAST = 300, 2**26
+"""Times that a compressed text may be as large as its file, and bytes that it may have in any case; a manifest of a
+million rows that differ in their id alone is 115 times as large."""
+LONGEST_LINE = 2**26
+"""Characters of a line."""
 DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, OverflowError, zlib.error, struct.error, zipfile.BadZipFile)
 """What zipfile ends in, depending on which byte is wrong (RuntimeError: it seems to need a password or a method)."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -48,7 +53,8 @@ def composed(name: str) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: a length, then JSON."""
+    """Whether a file begins as safetensors do: a length, then JSON; raises as `check_regular` does."""
+    check_regular(path)
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -223,6 +229,27 @@ def has_its_end(archive: Path) -> bool:
         return False
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is there and is no file, such as a pipe, which would wait for whoever writes to it.
+
+    Raises:
+        ValueError: The path is that of a folder, a pipe, a socket or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
+
+
+def kind_of(path: Path | str) -> str:
+    """What a path is that is no regular file: opening a pipe waits for whoever writes to it, a device has no end.
+
+    Raises:
+        OSError: There is nothing.
+    """
+    mode = os.stat(path).st_mode
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((kind for is_one, kind in kinds.items() if is_one(mode)), "a device")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name, that nothing may have, once all that is in it is on the disk.
@@ -350,6 +377,8 @@ def compression(path: Path) -> str | None:
         ValueError: It cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
         with path.open("rb") as file:
             first = file.read(8)
     except OSError as error:
@@ -362,6 +391,7 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, path: Path, how: str | None) -> None:
         super().__init__()
+        self.most = max(GROWTH * path.stat().st_size, LEAST)
         openers: dict[str | None, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
         self.path, self.how = path, how
         self.file = self._tried(openers.get(how, open), path, "rb")
@@ -383,7 +413,13 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return int(self._tried(self.file.readinto, buffer))
+        count = int(self._tried(self.file.readinto, buffer))
+        if self.how and self.file.tell() > self.most:
+            raise ValueError(
+                f"{self.path}: compressed with {self.how}, and more than {GROWTH} times as large as its file; "
+                "decompress it where you trust it"
+            )
+        return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._tried(self.file.seek, offset, whence))
@@ -431,4 +467,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapp
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a text, read as they are asked for, each ended by a line feed; raises as `open_text` does."""
     with open_text(path) as file:
-        yield from file
+        while line := file.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{path}: a line of more than {LONGEST_LINE} characters; give a text of shorter lines")
+            yield line

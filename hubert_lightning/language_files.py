@@ -44,15 +44,16 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
         if not word and not named:
             continue
         if not word or not named:
-            missing = f"{word!r} has no spelling" if word else "a spelling without its word"
+            missing = f"{word[:40]!r} has no spelling" if word else "a spelling without its word"
             raise ValueError(f"{path}, line {number}: {missing}; make it with `hubert lexicon`")
         if word in MARKS:
             continue
         spelled = [token if token in names else unicodedata.normalize("NFC", token) for token in named]
         if unknown := set(spelled) - names:
+            quoted = str(sorted(unknown))[:200]
             raise ValueError(
-                f"{path}, line {number}: {word!r} is spelled with {sorted(unknown)}, which are not among the "
-                "model's tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"
+                f"{path}, line {number}: {word[:40]!r} is spelled with {quoted}, which are not among the model's "
+                "tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"
             )
         ways = words.setdefault(word, [])
         if spelled not in ways:
@@ -140,7 +141,7 @@ def _copying(path: Path) -> Iterator[None]:
 
 def no_model(path: Path | str, reason: object) -> ValueError:
     """What KenLM says of a file that it cannot read, as a sentence."""
-    return ValueError(_no_model(path, str(reason).strip().splitlines()[-1]))
+    return ValueError(_no_model(path, str(reason).strip().splitlines()[-1][:200]))
 
 
 def _no_model(path: Path | str, reason: str) -> str:

@@ -98,7 +98,8 @@ def run_facts(path: Path) -> Facts:
         return Facts()
     folder = path.parent
     config: Any = None
-    with suppress(yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError):  # a card is written of what can be read
+    # A card is written of what can be read; a date or a number in YAML may be none
+    with suppress(yaml.YAMLError, OSError, ValueError, TypeError, RecursionError, OverflowError):
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     data = _inside(config, "data", "init_args").get("train") or []
     data = [manifest for manifest in (data if isinstance(data, list) else [data]) if isinstance(manifest, str)]
@@ -253,8 +254,9 @@ def _is_relabel(callback: Any) -> bool:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    if not file.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        return _inside(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}

@@ -134,7 +134,7 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
 
 def _of_stream(source: dict[str, str], stream: int, streams: int) -> dict[str, str]:
     """What a file of one stream says of itself: which it is, and of which part."""
-    parts = json.loads(source.get("parts", "null"))
+    parts = json.loads(source.get("parts", "null"))  # load_kmeans has checked it
     part = {"parts": json.dumps([parts[stream * len(parts) // streams]])} if parts else {}
     return source | part | {"stream": str(stream)}
 

@@ -23,6 +23,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from hubert_lightning.data.text import comparable
 from hubert_lightning.files import UTF_16, lines_of, write_whole
+from hubert_lightning.json_files import parse_json
 from hubert_lightning.results import origin_columns
 
 RESAMPLES = 9_999
@@ -165,7 +166,7 @@ def read_results(path: Path) -> list[Result]:
 
 def _result(line: bytes, place: str) -> Result:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{place}: not JSON ({error}); give the test.jsonl that `hubert test` writes") from error
     if not isinstance(row, dict):
@@ -177,7 +178,7 @@ def _result(line: bytes, place: str) -> Result:
             )
     texts = {name: row[name] for name in Result._fields if name in row}
     if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
-        raise ValueError(f'{place}: "{wrong}" is {json.dumps(texts[wrong])}, which is not text; put it in quotes')
+        raise ValueError(f'{place}: "{wrong}" is {json.dumps(texts[wrong])[:60]}, which is not text; put it in quotes')
     return Result(**texts)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import DEFAULT_PROTOCOL, safe_globals
 
+from hubert_lightning.files import check_regular
 from hubert_lightning.unpickling import NUMBERS, STATE_ALONE, Refusal, in_protocol_2, name_of
 
 MADE_BY_TORCH = re.compile(
@@ -121,7 +122,8 @@ def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> A
     Raises:
         ValueError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.
     """
-    archive = zipfile.is_zipfile(path)
+    check_regular(path)
+    archive = _sound(path, lambda: zipfile.is_zipfile(path))
     if archive:
         _check_archive(path)
     pickles = _sound(path, lambda: [_pickle_in_archive(path)] if archive else _pickles_in_old_file(path))

@@ -6,7 +6,6 @@ Which it is, the file's first bytes tell. The released quantizers of HuBERT are 
 
 import hashlib
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hubert_lightning.json_files import parse_json
 from hubert_lightning.torch_files import read_torch
 from hubert_lightning.unpickling import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
 
@@ -103,12 +103,22 @@ def read_source(said: Any, path: Path) -> dict[str, str]:
         ValueError: It says nothing of the kind.
     """
     try:
-        source = json.loads(said)
-    except (ValueError, TypeError, RecursionError):
+        source = parse_json(said)
+    except (ValueError, TypeError, AttributeError):
         source = None
-    if not isinstance(source, dict) or not all(isinstance(value, str) for value in source.values()):
+    known = isinstance(source, dict) and all(isinstance(value, str) for value in source.values())
+    if not known or not _is_parts(source.get("parts", "null")):
         raise ValueError(f"{path}: does not say where its centroids come from as we write it; save it again")
     return source
+
+
+def _is_parts(said: str) -> bool:
+    """Whether the parts of MFCCs that a K-means is of are a list of names, or none."""
+    try:
+        parts = parse_json(said)
+    except ValueError:
+        return False
+    return parts is None or (isinstance(parts, list) and all(isinstance(part, str) for part in parts))
 
 
 def _numpy_array(content: bytes, path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from rich.table import Table
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.preparation import Refusal, print_refusals, write_refusals
 from hubert_lightning.data.probe import SUFFIXES
-from hubert_lightning.files import UTF_16, composed, printable
+from hubert_lightning.files import UTF_16, check_regular, composed, printable
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 SILENCE = "sil"
@@ -215,6 +215,7 @@ def _read(path: Path) -> dict[str, list[Interval]]:
     from praatio import textgrid
     from praatio.utilities.errors import PraatioException
 
+    check_regular(path)
     try:
         tiers = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="silence").tiers
     except Exception as error:  # praatio fails in as many ways as there are damaged files

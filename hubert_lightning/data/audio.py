@@ -5,6 +5,8 @@ resamples a segment without what lies around it. Here a segment is the slice of 
 and a file that is shorter than its manifest is an error.
 """
 
+import os
+import stat
 from functools import lru_cache
 from math import ceil, gcd
 
@@ -19,7 +21,9 @@ from lhotse.cut.data import DataCut
 from torch import Tensor
 
 from hubert_lightning.data.coded_audio import CodedAudio, File
+from hubert_lightning.data.cut_rows import SHAR
 from hubert_lightning.data.sound_files import open_audio, reason_of
+from hubert_lightning.files import kind_of
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
@@ -56,6 +60,8 @@ def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = Non
             raise ValueError(f"{cut.id}: {name} is not applied when audio is read; save the changed audio to files")
     wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
     first, length = seconds_to_samples(cut.start) + first_sample, cut.recording.num_samples
+    if not any(wanted.intersection(source.channels) for source in cut.recording.sources):
+        raise ValueError(f"{cut.id}: its recording has no channel {cut.channel}; name one that it has")
     channels = torch.cat(
         [
             _read_source(cut.id, source, length, first, num_samples, [source.channels.index(one) for one in heard])
@@ -92,6 +98,8 @@ def _read_source(
     try:
         with open_audio(_readable(source), is_whole) as file:
             rate = file.rate
+            if reason := unusable(rate):
+                raise OSError(reason)
             # Every `ours` samples at 16 kHz a sample of the file falls on the same instant: reading between such
             # instants gives the resampling filter the phase that it has in the whole file.
             ours, theirs = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
@@ -124,13 +132,23 @@ def _readable(source: AudioSource) -> File:
     if source.type == "memory" and isinstance(source.source, bytes):
         return source.source
     if source.type == "file" and isinstance(source.source, str):
+        _check_regular(source.source)
         return source.source
-    if source.type == "shar" and isinstance(source.source, str) and source.source:
-        archive, offset, size = source.source.rsplit(":", 2)
-        with open(archive, "rb") as file:
-            file.seek(int(offset))
-            return file.read(int(size))
+    if source.type == "shar" and isinstance(source.source, str) and (part := SHAR.fullmatch(source.source)):
+        _check_regular(part["archive"])
+        with open(part["archive"], "rb") as file:
+            end = int(part["offset"]) + int(part["size"])
+            if end > (found := os.fstat(file.fileno()).st_size):
+                raise OSError(f"the archive has {found} bytes, and its audio ends at byte {end}")
+            file.seek(int(part["offset"]))
+            return file.read(int(part["size"]))
     raise OSError(f"audio of type {source.type!r} is not read here, only files and Shar archives")
+
+
+def _check_regular(path: str) -> None:
+    """Refuse a pipe, which would wait for a writer, and a device, which has no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"it is {kind_of(path)}")
 
 
 def _place(source: AudioSource) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import takewhile, zip_longest
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from lhotse.cut import Cut
@@ -22,6 +23,7 @@ from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, f
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.files import composed, lines_of, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
+from hubert_lightning.json_files import parse_json
 
 SUFFIXES = (".km", ".txt", ".jsonl")
 
@@ -180,16 +182,24 @@ def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """id → (streams, labels) of every utterance."""
     for number, line in _lines(path):
         try:
-            row = json.loads(line)
-            name, clusters = row["id"], np.array(row["clusters"])
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"{path}, line {number}: no labels ({error}); correct or remove it") from error
-        if clusters.ndim != 2 or clusters.dtype.kind != "i":
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: no labels, not JSON ({error}); correct or remove it") from error
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "clusters" not in row:
             raise ValueError(
-                f'{path}, line {number}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; '
-                "correct it"
+                f'{path}, line {number}: no labels (no "id" that is a text, or no "clusters"); correct or remove it'
             )
-        yield name, clusters
+        yield row["id"], _streams(row["clusters"], f"{path}, line {number}")
+
+
+def _streams(clusters: Any, place: str) -> np.ndarray:
+    """(streams, labels) of a list of integers for each stream, all of one length."""
+    streams = clusters if isinstance(clusters, list) and clusters else [[None]]
+    if not all(isinstance(ids, list) and len(ids) == len(streams[0]) for ids in streams) or not all(
+        type(cluster) is int and abs(cluster) < 2**63 for ids in streams for cluster in ids
+    ):
+        raise ValueError(f'{place}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; correct it')
+    return np.array(streams, dtype=np.int64)
 
 
 def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = None) -> Iterator[tuple[str, np.ndarray]]:

@@ -13,7 +13,7 @@ import mmap
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from io import BytesIO
 from math import ceil
@@ -24,6 +24,7 @@ from zlib import crc32
 import numpy as np
 from lhotse.cut import Cut
 
+from hubert_lightning.data.arrays import mapped
 from hubert_lightning.data.corpora import ids_and_samples
 from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import HOP, num_frames
@@ -174,7 +175,7 @@ def finish_store(folder: Path, source: LabelSource, num_shards: int) -> "LabelSt
     histogram = [np.zeros(clusters, dtype=np.int64) for clusters in source.clusters]
     parts, sizes, checksums = [], [], []
     for shard in range(num_shards):
-        labels, index = _shard(folder, shard), np.load(_index_of(folder, shard))
+        labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), _index_of(folder, shard)).copy()
         for stream, counts in enumerate(histogram):
             counts += np.bincount(labels[stream], minlength=len(counts))
         lengths = index[2, :-1].copy()
@@ -212,7 +213,7 @@ class LabelStore:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if not (self.path / "store.json").exists():
+        if not (self.path / "store.json").is_file():
             raise ValueError(
                 f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
             )
@@ -222,6 +223,8 @@ class LabelStore:
             version, sizes, self.checksums = about.pop("version"), about.pop("bytes"), about.pop("checksums")
             self._index_checksum = about.pop("index_checksum")
             histogram = about.pop("histogram")
+            if about.keys() != {field.name for field in fields(LabelSource)}:
+                raise ValueError("store.json lacks what its labels are of")
             self.source = LabelSource(**about | {"clusters": tuple(about["clusters"])})
             if not isinstance(version, int) or isinstance(version, bool):
                 raise ValueError("store.json holds other types")
@@ -271,8 +274,14 @@ class LabelStore:
         shard, frames = packed >> 32, packed & 0xFFFFFFFF
         labels = self._shards[shard]
         if labels is None:
-            labels = self._shards[shard] = _shard(self.path, shard, at_random=True)
+            labels = self._shards[shard] = self._checked(shard)
         return labels[:, start : start + frames]
+
+    def _checked(self, shard: int) -> np.ndarray:
+        labels = _shard(self.path, shard, at_random=True)
+        if labels.dtype != np.uint16 or labels.ndim != 2 or len(labels) != len(self.source.clusters):
+            raise ValueError(f"{self.path / f'{shard:05d}.npy'}: no labels of this store; remove it and relabel")
+        return labels
 
     def _found(self, cut_id: str) -> int:
         place = self._find(cut_id)
@@ -298,12 +307,24 @@ class LabelStore:
         """
         for shard in range(len(self._shards)):
             _check_shard(self.path, shard, self.checksums[shard])
+            for labels, clusters in zip(self._checked(shard), self.source.clusters, strict=True):
+                if labels.size and labels.max() >= clusters:
+                    raise ValueError(
+                        f"{self.path / f'{shard:05d}.npy'}: a label of {labels.max()} for {clusters} clusters; remove "
+                        f"{self.path} and relabel"
+                    )
         self.verify_index()
 
     def verify_index(self) -> None:
         """Read where every utterance's labels are; raises as `verify` does."""
         if crc32(np.ascontiguousarray(self._index).tobytes()) != self._index_checksum:
             raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
+        shard, frames = self._index[3] >> np.uint64(32), self._index[3] & np.uint64(0xFFFFFFFF)
+        lengths = np.array([self._checked(number).shape[1] for number in range(len(self._shards))], np.uint64)
+        inside = shard < len(lengths)
+        room = lengths[np.where(inside, shard, 0).astype(np.int64)] if len(lengths) else np.zeros_like(frames)
+        if not (inside & (frames <= room) & (self._index[2] <= room - np.minimum(frames, room))).all():
+            raise ValueError(f"{self.path / 'index.npy'}: points outside of the labels; remove {self.path} and relabel")
 
     def check(self, cuts: Iterable[Cut], num_clusters: Sequence[int]) -> None:
         """Refuse to train on labels that do not belong to these cuts and this model.
@@ -359,13 +380,12 @@ def _shard(folder: Path, shard: int, at_random: bool = False) -> np.ndarray:
 
 def _mapped(file: Path, remove: Path, at_random: bool = False) -> np.ndarray:
     try:
-        array = np.load(file, mmap_mode="r")
-    except Exception as error:  # the header is a line of Python, in which anything may be wrong
+        array = mapped(file)
+    except ValueError as error:
         raise ValueError(f"{file}: damaged or missing; remove {remove} and relabel") from error
-    if not isinstance(array, np.memmap):  # an archive of arrays
-        raise ValueError(f"{file}: damaged; remove {remove} and relabel")
-    if at_random and hasattr(mmap, "MADV_RANDOM"):  # what lies around an utterance is another's: read no more
-        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    if at_random and hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
+        # what lies around an utterance is another's: read no more
+        array.base.madvise(mmap.MADV_RANDOM)
     return np.asarray(array)  # a plain array: np.memmap is slow to slice
 
 
@@ -418,6 +438,8 @@ def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checks
     lists = [list(source.clusters), [source.hop, index_checksum], sizes, checksums, *histogram]
     if not all(isinstance(text, str) for text in texts) or not all(map(_are_counts, lists)) or not source.clusters:
         raise ValueError("store.json holds other types")
+    if not all(2 <= clusters <= 2**16 for clusters in source.clusters) or not 0 < source.hop <= 2**16 or not sizes:
+        raise ValueError("store.json holds numbers that no store has")
     if len(sizes) != len(checksums) or [*map(len, histogram)] != [*source.clusters] or not all(map(sum, histogram)):
         raise ValueError("store.json holds lists that do not belong together")
 

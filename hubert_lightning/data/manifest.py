@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import BinaryIO
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
-from lhotse.serialization import deserialize_item, load_jsonl
 
-from hubert_lightning.files import replacing_all
+from hubert_lightning.data.cut_rows import SHAR, cut_of, rows_of
+from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.interrupts import thread_pool
+from hubert_lightning.json_files import shown
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
@@ -56,15 +58,8 @@ def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
             raise ValueError(f"{path}: a folder of Shar archives; run `hubert prepare shar` and give what it writes")
         if not path.is_file():
             raise ValueError(f"{path}: no such manifest; make it with `hubert prepare`")
-        try:
-            items = [deserialize_item(line) for line in load_jsonl(path)]
-        except Exception as error:  # lhotse guesses the type of an item, and fails in as many ways as there are files
-            raise ValueError(
-                f"{path}: not a cut manifest ({type(error).__name__}: {error}); make one with `hubert prepare`"
-            ) from error
-        if not items:
-            raise ValueError(f"{path}: an empty manifest; remove it and make it again with `hubert prepare`")
-        for cut in items:
+        items: list[Cut] = []
+        for cut in _cuts_in(path):
             if not isinstance(cut, DataCut):
                 raise ValueError(
                     f"{path}: holds a {type(cut).__name__}, not cuts of recordings; make it with `hubert prepare`"
@@ -75,8 +70,22 @@ def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
                     "again with `hubert prepare`, from folders that share no utterance"
                 )
             found_in[cut.id] = path
+            items.append(cut)
+        if not items:
+            raise ValueError(f"{path}: an empty manifest; remove it and make it again with `hubert prepare`")
         parts.append(items)
     return parts
+
+
+def _cuts_in(path: Path) -> Iterator[Cut]:
+    number = 0
+    try:
+        for number, row in rows_of(path):  # noqa: B007
+            yield cut_of(row)
+    except ValueError as error:
+        said = str(error).removeprefix(f"{path}: ").split("; ")[0]
+        place = "" if said.startswith("line ") or not number else f"line {number}: "
+        raise ValueError(f"{path}: not a cut manifest ({place}{said}); make one with `hubert prepare`") from error
 
 
 def write_manifest(cuts: Iterable[Cut], path: Path) -> None:
@@ -121,6 +130,7 @@ def check_audio(cuts: Iterable[Cut]) -> None:
             `hubert prepare` decoded it.
     """
     sizes: dict[str, tuple[str, int | None]] = {}  # of every file: the cut that needs it, and its bytes if known
+    least: dict[str, tuple[str, int]] = {}  # of every Shar archive: the cut that reaches farthest into it, and how far
     for cut in cuts:
         if cut.sampling_rate != SAMPLE_RATE:
             raise ValueError(
@@ -130,17 +140,46 @@ def check_audio(cuts: Iterable[Cut]) -> None:
         for source in cut.recording.sources:
             if source.type == "file":
                 sizes[source.source] = (cut.id, (cut.custom or {}).get("bytes"))
+            elif source.type == "shar" and (part := SHAR.fullmatch(source.source)):
+                end = int(part["offset"]) + int(part["size"])
+                if end > least.get(part["archive"], ("", 0))[1]:
+                    least[part["archive"]] = cut.id, end
+            elif source.type != "memory":
+                raise ValueError(
+                    f"{cut.id}: audio of type {shown(source.type)} is not read here, only files and Shar archives; "
+                    "save it to a file, and run `hubert prepare` again"
+                )
     with thread_pool() as pool:  # a network file system answers many questions at once
         for (path, (cut_id, expected)), found in zip(sizes.items(), pool.map(_size, sizes), strict=True):
-            if found is None:
-                raise ValueError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")
+            _check_file(cut_id, path, found)
             if found == 0 or found != (expected or found):
                 raise ValueError(
                     f"{cut_id}: {path} has {found} bytes"
                     + (f", {expected} when it was prepared" if expected else "")
                     + "; restore it, or run `hubert prepare` again to leave it out"
                 )
+    for archive, (cut_id, end) in least.items():
+        found = _size(archive)
+        _check_file(cut_id, archive, found)
+        if (found or 0) < end:
+            raise ValueError(
+                f"{cut_id}: {archive} has {found} bytes, and its audio ends at byte {end}; restore it, or export it "
+                "again"
+            )
+
+
+def _check_file(cut_id: str, path: str, size: int | None) -> None:
+    """Refuse what is not there, and what is no regular file."""
+    if size is None:
+        raise ValueError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")
+    if size < 0:
+        raise ValueError(f"{cut_id}: {path} is {kind_of(path)}, not an audio file; run `hubert prepare` again")
 
 
 def _size(path: str) -> int | None:
-    return os.path.getsize(path) if os.path.isfile(path) else None
+    """Bytes of a file; -1 of what is no regular file, None of what is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1

@@ -10,23 +10,32 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path, PurePosixPath
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from lhotse import MonoCut, MultiCut, Recording
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
-from lhotse.serialization import load_jsonl
 from rich.progress import track
 
-from hubert_lightning.files import replacing_all
+from hubert_lightning.data.arrays import mapped
+from hubert_lightning.data.cut_rows import LONGEST, LONGEST_NAME, MOST_CHANNELS, RATES, rows_of
+from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.interrupts import thread_pool
+from hubert_lightning.json_files import is_text, parse_json, read_json, shown
 
 SUFFIX = ".shar"
 VERSION = 1
+NUMBERS = {"samples": "i8", "channels": "i2", "archive": "i4", "offset": "i8", "size": "i8"}
+"""Columns of a table besides the id."""
+AGAIN = "make it with `hubert prepare shar`"
+LARGEST = 2**20
+"""Bytes of what an archive says of one recording."""
+BLOCK = 2**20
+"""Rows that are checked at once."""
 
 
 def prepare_shar(shar: Path, out: Path) -> Path:
@@ -85,33 +94,63 @@ class SharCuts(Sequence[Cut]):
 
     def __init__(self, path: Path, places: np.ndarray | None = None) -> None:
         self.path, self.places = Path(path), places
+        listing, table = self.path / "corpus.json", self.path / "table.npy"
+        if not listing.is_file() or not table.is_file():
+            raise ValueError(f"{path}: no table of a Shar corpus; {AGAIN}")
+        about = read_json(listing, AGAIN)
+        if isinstance(about, dict) and about.get("version") != VERSION:
+            raise ValueError(
+                f"{path}: a table of version {shown(about.get('version'))}, not {VERSION}; prepare it again"
+            )
+        if not _is_listing(about):
+            raise ValueError(f"{listing}: no table of a Shar corpus (damaged, or not of this program); {AGAIN}")
+        self.archives, self._bytes = about["archives"], about["bytes"]
+        self._fingerprint = about["fingerprint"]
         try:
-            about = json.loads((self.path / "corpus.json").read_text())
-            if about["version"] != VERSION:
-                raise ValueError(f"{path}: a table of version {about['version']}, not {VERSION}; prepare it again")
-            self.archives, self._bytes = about["archives"], about["bytes"]
-            self._fingerprint = about["fingerprint"]
-            self._table = np.load(self.path / "table.npy", mmap_mode="r")
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: no table of a Shar corpus; make it with `hubert prepare shar`") from error
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror}); mend that, and try again") from error
+            self._table = mapped(table)
+        except ValueError as error:
+            raise ValueError(f"{table}: cannot be read ({error}); {AGAIN}") from error
+        if self._table.ndim != 1 or not len(self._table) or not _is_layout(self._table.dtype):
+            raise ValueError(f"{table}: {_described(self._table)} is no table of a Shar corpus; {AGAIN}")
 
     def __reduce__(self) -> tuple[type, tuple[Path, np.ndarray | None]]:
         return SharCuts, (self.path, self.places)  # another process maps the table itself
 
     def check(self) -> None:
-        """Raise `ValueError` if an archive is gone, or not as long as it was when `hubert prepare` read it."""
+        """Refuse archives that are not as `hubert prepare` read them, and rows that point outside of them.
+
+        Raises:
+            ValueError: An archive is gone, no file, or not as long as it was, or a row has numbers that no cut has.
+        """
         for archive, expected in zip(self.archives, self._bytes, strict=True):
             if not Path(archive).is_file():
+                fact = kind_of(archive) if Path(archive).exists() else "not there"
                 raise ValueError(
-                    f"{archive}: not there; mount or restore it, or `hubert prepare shar` again into the same folder"
+                    f"{archive}: {fact}; mount or restore it, or `hubert prepare shar` again into the same folder"
                 )
             if (found := Path(archive).stat().st_size) != expected:
                 raise ValueError(
                     f"{archive}: {found} bytes, {expected} when it was prepared; mount or restore it, or run `hubert "
                     "prepare shar` again"
                 )
+        for start in range(0, len(self._table), BLOCK):
+            self._check_rows(start)
+
+    def _check_rows(self, start: int) -> None:
+        rows = self._table[start : start + BLOCK]
+        archive = rows["archive"].astype(np.int64)
+        inside = (archive >= 0) & (archive < len(self.archives))
+        ends = np.array(self._bytes, np.int64)[np.where(inside, archive, 0)] - rows["offset"]  # bytes that follow
+        sound = inside & (rows["offset"] >= 0) & (rows["size"] > 0) & (rows["size"] <= ends)
+        sound &= (rows["samples"] >= WINDOW) & (rows["samples"] <= LONGEST * SAMPLE_RATE)
+        sound &= (rows["channels"] > 0) & (rows["channels"] <= MOST_CHANNELS)
+        if not sound.all():
+            row = rows[int(np.argmin(sound))]
+            numbers = ", ".join(f"{name} {row[name]}" for name in NUMBERS)
+            raise ValueError(
+                f"{self.path / 'table.npy'}: row {start + int(np.argmin(sound))} points outside of its archive, or has "
+                f"numbers that no cut has ({numbers}); {AGAIN}"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +169,10 @@ class SharCuts(Sequence[Cut]):
         for start in range(0, len(self), 100_000):
             part = slice(start, start + 100_000)
             ids = self._table["id"][part if self.places is None else self.places[part]]
-            yield from (cut_id.decode() for cut_id in ids.tolist())
+            for number, cut_id in enumerate(ids.tolist(), start):
+                if not (name := cut_id.decode(errors="replace")) or "\ufffd" in name:
+                    raise ValueError(f"{self.path / 'table.npy'}: the id of row {number} is no text; {AGAIN}")
+                yield name
 
     def chosen(self, places: np.ndarray) -> "SharCuts":
         """Some of the cuts, by their places among these."""
@@ -171,19 +213,44 @@ def _listings(shar: Path) -> list[Path]:
 
 
 def _layout(longest: int) -> np.dtype:
-    numbers = {"samples": "i8", "channels": "i2", "archive": "i4", "offset": "i8", "size": "i8"}
-    return np.dtype([("id", f"S{longest}"), *numbers.items()])
+    return np.dtype([("id", f"S{longest}"), *NUMBERS.items()])
+
+
+def _is_layout(dtype: np.dtype) -> bool:
+    return (
+        bool(dtype.names)
+        and dtype["id"].kind == "S"
+        and 0 < dtype["id"].itemsize <= LONGEST_NAME
+        and (dtype == _layout(dtype["id"].itemsize))
+    )
+
+
+def _described(array: np.ndarray) -> str:
+    return shown(f"an array of {array.dtype} of shape {array.shape}")[1:-1]
+
+
+def _is_listing(about: Any) -> bool:
+    """Whether JSON is what `prepare_shar` writes."""
+    archives, sizes = (about.get(name) for name in ("archives", "bytes")) if isinstance(about, dict) else (None, None)
+    return (
+        isinstance(archives, list)
+        and isinstance(sizes, list)
+        and len(archives) == len(sizes) > 0
+        and all(isinstance(path, str) and 0 < len(path) <= LONGEST_NAME and "\0" not in path for path in archives)
+        and all(type(size) is int and 0 < size < 2**62 for size in sizes)
+        and isinstance(about.get("fingerprint"), str)
+    )
 
 
 def _rows(cuts: Path, archive: Path) -> list[tuple[bytes, int, int, int, int]]:
     """id, samples at 16 kHz, channels, and where its file is, of each cut of an archive; 0 samples if it has none."""
     try:
-        with tarfile.open(archive, "r:") as members:
-            found = list(_recordings(members))
+        with _Archive(archive) as file, tarfile.open(fileobj=file, mode="r:") as members:
+            found = list(_recordings(members, archive.stat().st_size))
             by_id = dict(found)
-    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
+    except (tarfile.TarError, OSError, RecursionError, ValueError) as error:
         raise ValueError(f"{archive}: not an archive of recordings ({error}); export it again, uncompressed") from error
-    ids = [line["id"] for line in load_jsonl(cuts)]
+    ids = _ids(cuts)
     if len(ids) != len(found):
         raise ValueError(f"{cuts}: {len(ids)} cuts, but {len(found)} recordings in {archive.name}; export both again")
     if strangers := [cut_id for cut_id in ids if cut_id not in by_id]:
@@ -198,7 +265,31 @@ def _rows(cuts: Path, archive: Path) -> list[tuple[bytes, int, int, int, int]]:
     return rows
 
 
-def _recordings(members: tarfile.TarFile) -> Iterable[tuple[str, tuple[int, int, int, int, int]]]:
+def _ids(cuts: Path) -> list[str]:
+    """The id of each cut in a listing."""
+    ids: list[str] = []
+    try:
+        for number, row in rows_of(cuts):
+            cut_id = row.get("id") if isinstance(row, dict) else None
+            if not isinstance(cut_id, str) or not 0 < len(cut_id) <= LONGEST_NAME or not is_text(cut_id):
+                raise ValueError(f"line {number}: the id is {shown(cut_id)}")
+            ids.append(cut_id)
+    except ValueError as error:
+        said = str(error).removeprefix(f"{cuts}: ").split("; ")[0]
+        raise ValueError(f"{cuts}: no cuts of a Shar corpus ({said}); export it again") from error
+    return ids
+
+
+class _Archive(FileIO):
+    """An archive of which no more is read at once than a recording's description has, whatever its headers say."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LARGEST:
+            raise ValueError(f"a header of {size} bytes")
+        return super().read(size) or b""
+
+
+def _recordings(members: tarfile.TarFile, total: int) -> Iterable[tuple[str, tuple[int, int, int, int, int]]]:
     """Id of each cut → rate, samples and channels of its recording, where its file begins and how long it is."""
     data = None
     for member in members:
@@ -207,11 +298,31 @@ def _recordings(members: tarfile.TarFile) -> Iterable[tuple[str, tuple[int, int,
             continue
         cut_id = str(PurePosixPath(member.name).with_suffix(""))  # as lhotse names them
         if member.name.endswith(".json"):
+            if member.size > LARGEST or not member.isreg() or member.issparse():
+                raise ValueError(f"{shown(member.name)} has {member.size} bytes, and describes one recording")
+            if not data.isreg() or data.issparse() or data.offset_data + data.size > total:
+                raise ValueError(f"{shown(data.name)} is cut short, or no file")
             file = members.extractfile(member)
             assert file is not None
-            about = json.load(file)
-            channels = about.get("channel_ids") or about["sources"][0]["channels"]
-            yield cut_id, (about["sampling_rate"], about["num_samples"], len(channels), data.offset_data, data.size)
+            rate, samples, channels = _counts(parse_json(file.read()), member.name)
+            yield cut_id, (rate, samples, channels, data.offset_data, data.size)
         else:
             yield cut_id, (SAMPLE_RATE, 0, 1, 0, 0)  # a cut without a recording
         data = None
+
+
+def _counts(about: Any, name: str) -> tuple[int, int, int]:
+    """Sampling rate, samples and channels of a recording, as lhotse describes it."""
+    about = about if isinstance(about, dict) else {}
+    rate, samples, channels = about.get("sampling_rate"), about.get("num_samples"), about.get("channel_ids")
+    if not channels and isinstance(about.get("sources"), list) and about["sources"]:
+        source = about["sources"][0]
+        channels = source.get("channels") if isinstance(source, dict) else None
+    sound = type(rate) is int and RATES[0] <= rate <= RATES[1] and type(samples) is int
+    if not sound or not 0 <= samples <= LONGEST * rate or not isinstance(channels, list):
+        raise ValueError(
+            f"{shown(name)} has sampling_rate {shown(rate)}, num_samples {shown(samples)}, channels {shown(channels)}"
+        )
+    if not 0 < len(channels) <= MOST_CHANNELS:
+        raise ValueError(f"{shown(name)} has {len(channels)} channels")
+    return rate, samples, len(channels)

@@ -22,6 +22,9 @@ PATH, TEXT, SPEAKER = (
 MANY_SPEAKERS = 10
 """With so many, those held out can be others than those trained on."""
 
+LARGEST = 2**28
+"""Characters of a table: two million rows."""
+
 
 def prepare_csv(
     table: Path,
@@ -76,7 +79,9 @@ def prepare_csv(
 def _read(table: Path) -> tuple[list[str], list[list[str]]]:
     """The names of a table's columns, and its rows that are not empty."""
     with open_text(table, newline="") as file:
-        text, of_excel = file.read().lstrip("\r\n"), file.encoding == "utf-16"
+        text, of_excel = file.read(LARGEST + 1).lstrip("\r\n"), file.encoding == "utf-16"
+    if len(text) > LARGEST:
+        raise ValueError(f"{table}: more than {LARGEST} characters; give a table of fewer rows, or several")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(f"{table}: bytes of value 0 in line {line}, so no text; export it again as UTF-8")
@@ -133,14 +138,15 @@ def _column(
     for wanted in [given] if given else usual:
         columns = [index for index, name in enumerate(there) if name.lower() == wanted.lower()]
         if len(columns) > 1:
-            numbers = " and ".join(str(index + 1) for index in columns)
+            numbers = " and ".join(str(index + 1) for index in columns[:3])
             raise ValueError(f"{table}: columns {numbers} are both called {wanted}; rename one")
         if not columns:
             continue
         others = [name for name in there if name.lower() in usual and name.lower() != wanted]
         if what == "text" and not given and others:
+            both = " and ".join(others[:3])
             raise ValueError(
-                f"{table}: the columns {there[columns[0]]} and {' and '.join(others)} may both be the transcript; name "
+                f"{table}: the columns {there[columns[0]]} and {both} may both be the transcript; name "
                 "one with --text_column"
             )
         return columns[0]
@@ -151,8 +157,8 @@ def _column(
         )
     if needed:
         raise ValueError(
-            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there) or 'an empty first line'}; name "
-            f"it with --{what}_column"
+            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there)[:200] or 'an empty first line'}"
+            f"; name it with --{what}_column"
         )
     return None
 

@@ -13,6 +13,7 @@ from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
 from hubert_lightning.files import write_whole
+from hubert_lightning.json_files import is_text, read_json, shown
 from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
 
 BLANK = 0  # the token of CTC that stands for no character
@@ -30,6 +31,8 @@ IGNORABLE = (  # Unicode's Default_Ignorable_Code_Point, but for control and for
 DOT_ABOVE = "\u0307"  # which İ has, and which Python's lower case of İ keeps
 
 SAID = "%‰&@#§°№℃℉"  # besides the symbols of currencies and mathematics
+MOST_TOKENS = 100_000
+LONGEST_TOKEN = 1_000
 
 LETTERS = ("-", BOUNDARY, *ascii_uppercase, "'")
 """The 29 tokens of LibriSpeech transcripts; the blank is written "-"."""
@@ -92,39 +95,52 @@ class Vocabulary:
         self._check_types()
         object.__setattr__(self, "tokens", tuple(self.tokens))  # a checkpoint holds a list
         if len(set(self.tokens)) < len(self.tokens):
-            twice = sorted({token for token in self.tokens if self.tokens.count(token) > 1})
-            raise ValueError(f"the tokens {twice} are there more than once; give each token once")
+            twice = sorted(token for token, count in Counter(self.tokens).items() if count > 1)
+            raise ValueError(f"the tokens {shown(twice)} are there more than once; give each token once")
         if self.delimiter is not None and self.delimiter not in self.tokens[1:]:
             raise ValueError(
-                f"no token {self.delimiter!r} after the blank, the first; words need it between them, or the delimiter "
-                "null"
+                f"no token {shown(self.delimiter)} after the blank, the first; words need it between them, or the "
+                "delimiter null"
             )
         if self.case not in ("upper", "lower", "as_written") or self.punctuation not in ("refuse", "space"):
             raise ValueError(
-                f"case {self.case!r} and punctuation {self.punctuation!r}; choose upper, lower or as_written, and "
-                "refuse or space"
+                f"case {shown(self.case)} and punctuation {shown(self.punctuation)}; choose upper, lower or "
+                "as_written, and refuse or space"
             )
         if strangers := sorted(set((self.same or {}).values()) - set(self.tokens[1:])):
-            raise ValueError(f"same names {strangers[0]!r}, which is no token; name one of the tokens after the blank")
+            raise ValueError(
+                f"same names {shown(strangers[0])}, which is no token; name one of the tokens after the blank"
+            )
         if not 0 <= self.blank_id < len(self.tokens):
             raise ValueError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
 
     def _check_types(self) -> None:
-        """Refuse what JSON may hold in place of texts and switches."""
-        if not isinstance(self.tokens, (list, tuple)):
-            raise ValueError(f'the tokens are {self.tokens!r}; give a list of them, such as ["<blank>", "|", "a"]')
-        if numbers := [token for token in self.tokens if not isinstance(token, str)]:
-            raise ValueError(f"the token {numbers[0]!r} is no text; put it in quotes")
+        """Refuse what a file may hold in place of texts and switches."""
+        if not isinstance(self.tokens, (list, tuple)) or not 0 < len(self.tokens) <= MOST_TOKENS:
+            raise ValueError(
+                f"the tokens are {shown(self.tokens)}; give a list of them, {MOST_TOKENS} at most, such as "
+                '["<blank>", "|", "a"]'
+            )
+        if others := [token for token in self.tokens if not isinstance(token, str)]:
+            raise ValueError(f"the token {shown(others[0])} is no text; put it in quotes")
+        if others := [token for token in self.tokens if not _is_token(token)]:
+            raise ValueError(f"the token {shown(others[0])}; give each from 1 to {LONGEST_TOKEN} characters")
         for name in ("delimiter", "separator", "unknown", "start", "end"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "separator"):
-                raise ValueError(f"{name} is {value!r}, which is no text; put it in quotes")
+                raise ValueError(f"{name} is {shown(value)}, which is no text; put it in quotes")
+            if value and (len(value) > LONGEST_TOKEN or not is_text(value)):
+                raise ValueError(f"{name} is {shown(value)}; give a text of up to {LONGEST_TOKEN} characters")
         for name in ("lower_case", "spaced", "clean_up", "turkic"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (value is not None or name != "turkic"):
-                raise ValueError(f"{name} is {value!r}; choose true or false")
-        if not isinstance(self.blank_id, int):
-            raise ValueError(f"blank_id is {self.blank_id!r}; give a number")
+                raise ValueError(f"{name} is {shown(value)}; choose true or false")
+        if not isinstance(self.blank_id, int) or isinstance(self.blank_id, bool):
+            raise ValueError(f"blank_id is {shown(self.blank_id)}; give a number")
+        if self.same is not None and not isinstance(self.same, Mapping):
+            raise ValueError(f"same is {shown(self.same)}; give an object of spellings and their tokens")
+        if others := [text for pair in (self.same or {}).items() for text in pair if not _is_token(text)]:
+            raise ValueError(f"same has {shown(others[0])}, which is no text of 1 to {LONGEST_TOKEN} characters")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -445,34 +461,32 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises:
         ValueError: It is not there, or no vocabulary.
     """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-        known = {field.name for field in fields(Vocabulary)}
-        others = sorted(content.keys() - known) if isinstance(content, dict) else ["a list"]
-        if others:
-            raise ValueError(
-                f"no vocabulary, which has tokens, case and punctuation, not {others[0]!r}; make one with "
-                "`hubert vocabulary`"
-            )
-        return Vocabulary(**content)
-    except OSError as error:
-        raise ValueError(f"{path}: no such vocabulary; make it with `hubert vocabulary`") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path}: no vocabulary ({error}); make one with `hubert vocabulary`") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    path, way_out = Path(path), "make one with `hubert vocabulary`"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such vocabulary; make it with `hubert vocabulary`")
+    content = read_json(path, way_out, fact=": no vocabulary")
+    known = {field.name for field in fields(Vocabulary)}
+    if others := sorted(content.keys() - known) if isinstance(content, dict) else ["a list"]:
+        raise ValueError(
+            f"{path}: no vocabulary, which has tokens, case and punctuation, not {shown(others[0])}; {way_out}"
+        )
+    return vocabulary_from(content, path, "")
 
 
-def vocabulary_from(settings: Mapping[str, Any], path: Path | str) -> Vocabulary:
-    """The vocabulary that a model's file tells of.
+def vocabulary_from(
+    settings: Mapping[str, Any], path: Path | str, whose: str = "its vocabulary cannot be used: "
+) -> Vocabulary:
+    """The vocabulary that a model's file tells of; `whose` goes before what is wrong with it.
 
     Raises:
         ValueError: It is none.
     """
     try:
         return Vocabulary(**settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its vocabulary cannot be used: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{path}: {whose}{error}; make one with `hubert vocabulary`") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {whose}{error}") from error
 
 
 def vocabulary_of(
@@ -523,6 +537,10 @@ def visible(text: str) -> str:
 def comparable(text: str) -> str:
     """The text without differences that are no errors: forms of Unicode, of apostrophes and of spaces."""
     return " ".join(visible(text).translate(dict.fromkeys(map(ord, APOSTROPHES), "'")).split())
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_TOKEN and is_text(value)
 
 
 def _is_punctuation(character: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hubert_lightning.json_files import shown
 from hubert_lightning.model.hubert import KERNELS, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
@@ -232,7 +233,7 @@ def settings_of(values: Any, path: Path) -> EncoderConfig:
     for name, value in values.items():
         default = getattr(EncoderConfig, name)
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-            raise ValueError(f"{path} sets the encoder's {name} to {value!r}, as nobody would; it is damaged")
+            raise ValueError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
     try:
         return EncoderConfig(**values)
     except ValueError as error:

@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.files import check_regular
+from hubert_lightning.json_files import parse_json
 from hubert_lightning.model.trained import Trained, left_out, settings_of
 from hubert_lightning.torch_files import read_torch
 
@@ -43,6 +45,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: It is damaged, or no file of safetensors.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -58,7 +61,7 @@ def of_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         ValueError: It says something else of its tensors than that.
     """
     try:
-        about = json.loads(metadata[KEY])
+        about = parse_json(metadata[KEY])
         config, temperature = about["encoder"], float(about["temperature"])
         vocabulary, source = about["vocabulary"], dict(about["source"])
     except (ValueError, KeyError, TypeError) as error:

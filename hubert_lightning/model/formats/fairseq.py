@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.json_files import shown
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
     TRAINING,
@@ -527,19 +528,27 @@ def _beside(path: Path, rows: int) -> list[str] | None:
         if not space:
             symbol = count
         elif not count.isdecimal():
-            raise ValueError(f"{file}, line {number}: {count!r} is no count, as follows each symbol; correct the line")
+            raise ValueError(
+                f"{file}, line {number}: {shown(count)} is no count, as follows each symbol; correct the line"
+            )
         symbol = symbol or ("\ufeff" if number == 1 else "")  # a symbol at the start that looks like a mark
         if symbol in symbols:
             place = symbols.index(symbol)
             if not flagged:
                 raise ValueError(
-                    f"{file}, line {number}: {symbol!r} is there already; keep it once, or add {OVERWRITE}"
+                    f"{file}, line {number}: {shown(symbol)} is there already; keep it once, or add {OVERWRITE}"
                 )
             symbols[place] = f"<{place}>"  # a row that nothing spells any more
         symbols.append(symbol)
+        if len(symbols) > rows:
+            break
     if len(symbols) != rows:
         own = len(OWN_SYMBOLS)
-        raise ValueError(f"{file} has {len(symbols) - own} symbols, and the model beside it spells {rows - own}")
+        more = "" if len(symbols) < rows else " or more"
+        raise ValueError(
+            f"{file} has {len(symbols) - own}{more} symbols, and the model beside it spells {rows - own}; put the "
+            "dictionary of that model there"
+        )
     return symbols
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubert_lightning.model.formats.transformers import read_json
+from hubert_lightning.model.formats.transformers import read_settings
 from hubert_lightning.model.hubert import KERNELS, STRIDES
 from hubert_lightning.model.trained import (
     TRAINING,
@@ -152,7 +152,7 @@ def with_settings(path: Path, trained: Trained) -> Trained:
     beside = path.with_name(ABOUT)
     if path.name != WEIGHTS or not beside.exists():
         return trained._replace(config=released)
-    about = read_json(beside)
+    about = read_settings(beside)
     arguments = about.get("arguments") or {}
     stated: dict[str, Any] = {ours: arguments[theirs] for theirs, ours in ARGUMENTS.items() if theirs in arguments}
     if "normalize_waveform" in about:
@@ -169,7 +169,7 @@ def _told_beside(path: Path) -> tuple[list[str] | None, int | None]:
     beside = path.with_name(ABOUT)
     if path.name != WEIGHTS or not beside.exists():
         return None, None
-    about = read_json(beside)
+    about = read_settings(beside)
     labels, heads = about.get("labels"), (about.get("arguments") or {}).get("encoder_num_heads")
     return [str(label) for label in labels] if isinstance(labels, list) else None, heads
 

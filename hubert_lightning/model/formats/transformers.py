@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from hubert_lightning.files import open_text
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.json_files import read_json, shown
 from hubert_lightning.model.formats.checkpoint import read_safetensors
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.trained import (
@@ -118,7 +118,7 @@ def read(folder: Path) -> Trained:
 
 def with_settings(folder: Path, trained: Trained) -> Trained:
     """What `read` made, with the settings of its config that are not of an encoder, for `write`."""
-    config = read_json(folder / CONFIG)
+    config = read_settings(folder / CONFIG)
     settings = {name: config[name] for name in KEPT if name in config}
     if trained.head is not None:
         spoken = {"bos_token_id": "start", "eos_token_id": "end"}  # which `write` knows of a vocabulary that has them
@@ -162,9 +162,11 @@ def read_config(folder: Path) -> EncoderConfig:
     file = folder / CONFIG
     if not file.exists():
         raise ValueError(f"{folder} has no {CONFIG}; open the model in transformers and save_pretrained() it")
-    theirs = read_json(file)
+    theirs = read_settings(file)
     if theirs.get("model_type") != "hubert":
-        raise ValueError(f"{file} describes a model of type {theirs.get('model_type')!r}, not 'hubert'; give a HuBERT")
+        raise ValueError(
+            f"{file} describes a model of type {shown(theirs.get('model_type'))}, not 'hubert'; give a HuBERT"
+        )
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
     if absent := [name for name in required if name not in theirs]:
         raise ValueError(f"{file} lacks {summary_of(absent)}; open the model in transformers and save_pretrained() it")
@@ -173,11 +175,11 @@ def read_config(folder: Path) -> EncoderConfig:
     for name, value in (supported | FIXED).items():
         if theirs.get(name, value) != value:
             raise ValueError(
-                f"{file} sets {name} to {theirs[name]}; this encoder only knows {value}, so it cannot be used"
+                f"{file} sets {name} to {shown(theirs[name])}; this encoder only knows {value}, so it cannot be used"
             )
     norm = theirs["feat_extract_norm"]
     if norm not in ("group", "layer"):
-        raise ValueError(f"{file} sets feat_extract_norm to {norm}; this encoder only knows 'group' and 'layer'")
+        raise ValueError(f"{file} sets feat_extract_norm to {shown(norm)}; this encoder only knows 'group' and 'layer'")
     normalize = _do_normalize(folder)
     stated = {ours: theirs[name] for ours, name in SETTINGS.items()}
     stated |= {"conv_channels": channels or 0, "conv_norm": norm}
@@ -193,7 +195,7 @@ def _do_normalize(folder: Path) -> Any:
         ValueError: It is for audio of another sampling rate.
     """
     files = [folder / name for name in ("processor_config.json", "preprocessor_config.json")]
-    settings = {file: read_json(file) for file in files if file.exists()}
+    settings = {file: read_settings(file) for file in files if file.exists()}
     nested = {file: held.get("feature_extractor", held.get("audio_processor")) for file, held in settings.items()}
     extractors = [(file, inner) for file, inner in nested.items() if isinstance(inner, dict)]
     extractors += [(file, held) for file, held in settings.items() if file == files[1] or "do_normalize" in held]
@@ -201,12 +203,14 @@ def _do_normalize(folder: Path) -> Any:
         return None
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise ValueError(f"{file} sets sampling_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
+        raise ValueError(
+            f"{file} sets sampling_rate to {shown(rate)}; this encoder hears audio of {SAMPLE_RATE} Hz alone"
+        )
     normalize = extractor.get("do_normalize", True)  # their default
     return False if normalize is None else normalize
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
     """The settings in a file of a directory.
 
     Raises:
@@ -214,12 +218,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if file.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, where settings have a few thousand; get it again")
-    with open_text(file) as opened:
-        text = opened.read()
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
+    content = read_json(file, "copy or download it again", LARGEST_JSON)
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no settings; copy or download it again")
     return content
@@ -232,7 +231,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             return _tensors(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            places = read_json(index).get("weight_map")
+            places = read_settings(index).get("weight_map")
             if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
                 raise ValueError(f"{index} does not say which weight is where; copy or download it again")
             return _shards(folder, index, sorted(set(places.values())), places)
@@ -248,9 +247,9 @@ def _shards(folder: Path, index: Path, shards: list[str], places: Mapping[str, s
     state: dict[str, Tensor] = {}
     for shard in shards:
         if Path(shard).name != shard or shard in (".", ".."):
-            raise ValueError(f"{index} names {shard!r}, a file outside of its directory; get the model elsewhere")
+            raise ValueError(f"{index} names {shown(shard)}, a file outside of its directory; get the model elsewhere")
         if not (folder / shard).exists():
-            raise ValueError(f"{folder} has no {shard}, of which {index.name} speaks; copy or download it again")
+            raise ValueError(f"{folder} has no {shown(shard)}, of which {index.name} speaks; copy or download it again")
         state |= _tensors(folder / shard)
     if missing := places.keys() - state.keys():
         raise ValueError(
@@ -296,14 +295,14 @@ def _vocabulary(folder: Path, rows: int) -> tuple[list[int], dict[str, Any]]:
 def _ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
     """The number of every token: those of the table, those that were added, and special ones that are in neither."""
     file = folder / VOCABULARY
-    ids = read_json(file)
+    ids = read_settings(file)
     if any(isinstance(of_language, dict) for of_language in ids.values()):
         language = settings["target_lang"]
         if not isinstance(ids.get(language), dict):
             raise ValueError(f"{file} holds several languages; save the model with the tokenizer of one of them")
         ids = dict(ids[language])
     if wrong := next((token for token, number in ids.items() if not isinstance(number, int)), None):
-        raise ValueError(f"{file} numbers {wrong!r} with {ids[wrong]!r}; save its tokenizer again")
+        raise ValueError(f"{file} numbers {shown(wrong)} with {shown(ids[wrong])}; save its tokenizer again")
     taken = set(ids.values())
     ids |= {
         token: number
@@ -321,7 +320,7 @@ def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
     """The row of the blank: that of the tokenizer's padding, or of the model's where there is no tokenizer."""
     if pad in tokens:
         return tokens.index(pad)
-    padding = read_json(folder / CONFIG).get("pad_token_id")
+    padding = read_settings(folder / CONFIG).get("pad_token_id")
     has_tokenizer = any((folder / name).exists() for name in (TOKENIZER, SPECIAL))
     if (
         not has_tokenizer
@@ -330,13 +329,13 @@ def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
         and re.fullmatch(r"[\[<].+[\]>]", tokens[padding])
     ):
         return padding
-    raise ValueError(f"{folder / VOCABULARY} has no {pad!r}, the blank; save its tokenizer again")
+    raise ValueError(f"{folder / VOCABULARY} has no {shown(pad)}, the blank; save its tokenizer again")
 
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:
     """What transformers makes the tokenizer with: tokenizer_config.json, in folders of old completed by other files."""
-    config = read_json(folder / TOKENIZER) if (folder / TOKENIZER).exists() else {}
-    kind = config.get("tokenizer_class") or read_json(folder / CONFIG).get("tokenizer_class")
+    config = read_settings(folder / TOKENIZER) if (folder / TOKENIZER).exists() else {}
+    kind = config.get("tokenizer_class") or read_settings(folder / CONFIG).get("tokenizer_class")
     settings: dict[str, Any] = {
         **{"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
         **{"word_delimiter_token": None if kind == PHONEMES else BOUNDARY, "replace_word_delimiter_char": " "},
@@ -349,8 +348,8 @@ def _tokenizer_settings(folder: Path) -> dict[str, Any]:
             if number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
                 added[token["content"]] = int(number)
     else:
-        stated |= read_json(folder / SPECIAL) if (folder / SPECIAL).exists() else {}
-        added = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
+        stated |= read_settings(folder / SPECIAL) if (folder / SPECIAL).exists() else {}
+        added = read_settings(folder / ADDED) if (folder / ADDED).exists() else {}
     for name in settings:
         if name in stated:
             value = stated[name]
