@@ -44,8 +44,11 @@ class WholeCheckpoints(TorchCheckpointIO):
                 save_tensors(checkpoint, file)
             return
         new, before = path.with_name(f"{LAST}.new"), path.with_name(f"{LAST}.before")
-        with replacing(new) as file:
-            save_tensors(checkpoint, file)
+        try:
+            with replacing(new) as file:
+                save_tensors(checkpoint, file)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(new), str(path), 1)) from error
         try:
             if path.exists() and not has_its_end(path):
                 set_aside(path)
@@ -134,8 +137,8 @@ def _unsound(path: Path) -> str | None:
         return "damaged"
     try:
         state = read_checkpoint(path)["state_dict"]
-    except ValueError:  # whole, and something else
-        return "damaged"
+    except ValueError:  # whole, and something else, which is said when it is read
+        return None
     if name := first_not_finite(state):
         return f"not finite (its {name} is NaN or infinite)"
     return None

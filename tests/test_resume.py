@@ -54,7 +54,7 @@ KILLS = [
     "hubert_lightning.pretraining HubertPretraining.training_step 10 after",
     # while a checkpoint is written
     "hubert_lightning.averaging torch.save 2 after",
-    # when the checkpoint before has lost its name, and the new one has none yet
+    # between the renames of a save
     "hubert_lightning.checkpoints os.replace 3 before",
     # iteration 2: after K-means, before the first label; then once more in a step
     "hubert_lightning.relabelling save_kmeans 1 after",
