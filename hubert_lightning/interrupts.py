@@ -100,7 +100,8 @@ class Interrupts:
         signal.set_wakeup_fd(self._fd)
         sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # While Python exits after the first signal, a second one would be a traceback
+            signal.signal(number, _exit_now if self.heard else handler)
         self._mouth.setblocking(True)
         self._mouth.send(b"\0")
         self._thread.join()
@@ -246,6 +247,10 @@ def end_process(code: int, launched: Sequence[subprocess.Popen] = ()) -> NoRetur
     flushing.start()
     flushing.join(1)
     os._exit(code)
+
+
+def _exit_now(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 def _leave_to_parent() -> None:
