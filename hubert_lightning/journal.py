@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from hubert_lightning.files import replacing
+from hubert_lightning.files import remove_unfinished, replacing
 
 VERSION = 1
 """Counts changes of this package after which the same model and settings make other outputs."""
@@ -37,6 +37,7 @@ class Journal:
         self._identities: dict[str, dict[str, Any]] = {}
         self._descriptor: int | None = None  # of the text that was read or written here, whatever takes its name
         self._is_open = self._was_added = False  # to more lines
+        remove_unfinished(path.parent)  # also where all is done and nothing is written
         self._is_whole = self._read()
 
     def _read(self) -> bool:

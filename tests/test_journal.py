@@ -16,6 +16,7 @@ from test_transcription import run
 from hubert_lightning.clustering.kmeans import save_kmeans
 from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.files import remove_unfinished, unfinished_name
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.journal import Journal
 
@@ -244,3 +245,13 @@ def test_a_journal_is_read_once_and_not_once_a_recording(tmp_path: Path) -> None
         assert len(journal) == 100_001
         assert sum(Path(f"/nowhere/{number}") in journal for number in range(1_000)) == 0
         assert tmp_path / "a" in journal
+
+
+def test_what_a_kill_left_is_removed_although_all_is_done(model: Path, speech: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("transcribe", model, *speech, "--output", out)
+    left = unfinished_name(out / ".made-text.jsonl")
+    left.write_bytes(b"half")
+    remove_unfinished.cache_clear()  # as in another process
+    run("transcribe", model, *speech, "--output", out)
+    assert not left.exists()
