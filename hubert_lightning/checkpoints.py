@@ -143,7 +143,7 @@ class BestCheckpoints(ModelCheckpoint):
         mode: Literal["min", "max"] = "min",
         dirpath: Path | None = None,
     ) -> None:
-        if keep < 1:
+        if not 1 <= keep <= 10**6:
             raise ValueError(f"BestCheckpoints: keep is {keep}; keep one or more, or leave the callback out")
         super().__init__(
             dirpath=None if dirpath is None else str(dirpath),

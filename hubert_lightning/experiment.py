@@ -8,9 +8,14 @@ next one takes its labels. What is finished is not done again: the same command 
 import copy
 import json
 import secrets
+import shutil
+import traceback
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +27,14 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer, s
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
 from hubert_lightning import progress, stalls
+from hubert_lightning.arguments import check_arguments
 from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
@@ -38,8 +45,16 @@ from hubert_lightning.interrupts import held
 from hubert_lightning.messages import show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
-from hubert_lightning.parser import SentenceParser
+from hubert_lightning.parser import INSIDE, SentenceParser
 from hubert_lightning.preemption import Preemption
+from hubert_lightning.restoring import (
+    check_kind,
+    check_run,
+    check_state,
+    check_weights,
+    model_arguments,
+    probe_optimizer,
+)
 from hubert_lightning.results import copy_to_run, results_folder
 from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
@@ -48,6 +63,8 @@ from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
+SCRATCH = ".fast_dev_run"
+"""How the folder of a trial run ends."""
 IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
 """Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
 
@@ -103,7 +120,7 @@ class HubertCLI(LightningCLI):
 
     def __init__(self, args: ArgsType) -> None:
         show_messages()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._scratch_removed():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
@@ -126,11 +143,21 @@ class HubertCLI(LightningCLI):
                 seed_everything_default=0,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                auto_configure_optimizers=False,  # both tasks make their own, with its schedule
                 parser_class=SentenceParser,
                 parser_kwargs={"prog": "hubert"},
                 args=args,
             )
         stalls.end("")
+
+    @contextmanager
+    def _scratch_removed(self) -> Iterator[None]:
+        self._scratch: Path | None = None
+        try:
+            yield
+        finally:
+            if self._scratch is not None and getattr(rank_zero_only, "rank", 0) == 0:
+                shutil.rmtree(self._scratch, ignore_errors=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default="checkpoints/run", help="The run's folder.")
@@ -144,11 +171,14 @@ class HubertCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        for name in INSIDE:  # configs that LightningCLI wrote before say that there is none
+            parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        check_arguments(config, self.config.subcommand)
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
@@ -158,14 +188,24 @@ class HubertCLI(LightningCLI):
             _check_kind(Path(config.ckpt_path), config.model.class_path)
 
     def _parse_ckpt_path(self) -> None:
-        if self.config.subcommand != "fit":  # whose model is what the config says: before_fit
-            super()._parse_ckpt_path()
+        """Take the settings of the model that is judged from its checkpoint; a fit has those of its config."""
+        verb = self.config.subcommand
+        config = self.config[verb]
+        if verb != "fit" and (path := config.ckpt_path):
+            module, _, name = config.model.class_path.rpartition(".")
+            task = getattr(import_module(module), name)  # that of the config, not of the checkpoint
+            stated = model_arguments(task, read_checkpoint(Path(path)), Path(path))
+            model = {"class_path": config.model.class_path, "init_args": stated}
+            self.config = self.parser.parse_object({verb: {"model": model}}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plugins = _listed(self._get(self.config_init, "trainer").get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
-        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        except (TypeError, ValueError) as error:  # such as a strategy that the accelerator has not
+            raise ValueError(f"trainer: {_one_line(error)}; correct the config") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # it says which batch begins
         for callback in callbacks:
@@ -173,9 +213,30 @@ class HubertCLI(LightningCLI):
                 callback.attach(trainer)
         return trainer
 
+    def instantiate_classes(self) -> None:
+        """Raises `ValueError` with what another package says of a value that the config gives it."""
+        with _sentences():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with _sentences():
+            super()._run_subcommand(subcommand)
+
+    def _to_scratch(self, config: Namespace) -> None:
+        """Let a trial run (`fast_dev_run`) write to a folder that is removed, beside the one of the run."""
+        folder = Path(config.output).resolve()
+        if any(part.endswith(SCRATCH) for part in folder.parts):
+            return  # one iteration of a trial run
+        self._scratch = folder.with_name(folder.name + SCRATCH)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        config.output = str(self._scratch)
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         progress.note("setting up")
+        if config.trainer.fast_dev_run and self.subcommand != "validate":  # which writes nothing, and reads the labels
+            self._to_scratch(config)
         if self.subcommand == "fit":
             _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
@@ -228,11 +289,13 @@ class HubertCLI(LightningCLI):
                 )
 
     def before_fit(self) -> None:
-        """Raise `ValueError` if the checkpoint to go on from is one of a model of another size or other letters."""
+        """Raise `ValueError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
+        if make := getattr(self.model, "optimizer", None):
+            probe_optimizer(make)
         if path := self.config_init[self.subcommand].ckpt_path:
-            ours, checkpoint = self.model.state_dict(), read_checkpoint(Path(path))
-            spelled = checkpoint.get("hyper_parameters", {}).get("vocabulary")
-            if spelled and spelled != self.model.hparams.vocabulary:
+            path, checkpoint = Path(path), read_checkpoint(Path(path))
+            spelled = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
+            if spelled and spelled != self.model.hparams.get("vocabulary"):
                 raise ValueError(
                     f"{path}: spells with another vocabulary than the model to train; give both the same "
                     "model.init_args.vocabulary, or start from its encoder alone by model.init_args.pretrained"
@@ -242,19 +305,30 @@ class HubertCLI(LightningCLI):
                     f"{path}: weights alone, such as a mean, from which no run goes on; start another from its encoder "
                     "(model.init_args.pretrained)"
                 )
-            for name, theirs in checkpoint["state_dict"].items():
-                if name not in ours or theirs.shape != ours[name].shape:
-                    here = tuple(ours[name].shape) if name in ours else "not there"
-                    raise ValueError(
-                        f"{path}: its {name} is {tuple(theirs.shape)}, that of the model to train {here}; give both "
-                        "the same encoder, or start from its encoder alone by model.init_args.pretrained"
-                    )
+            check_weights(self.model, checkpoint, path)
+            check_state(self.trainer, checkpoint, path, "fit_loop")
+            if make:
+                check_run(self.model, make, checkpoint, path)
+
+    def before_validate(self) -> None:
+        self._check_judged("validate_loop")
+
+    def before_predict(self) -> None:
+        self._check_judged("predict_loop")
+
+    def _check_judged(self, loop: str) -> None:
+        """Raise `ValueError` if the checkpoint to judge is damaged, or one of another model."""
+        path = Path(self.config_init[self.subcommand].ckpt_path)
+        checkpoint = read_checkpoint(path)
+        check_weights(self.model, checkpoint, path)
+        check_state(self.trainer, checkpoint, path, loop)
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
             raise ValueError(
                 f"{type(self.model).__name__} has no error rates to test; use `hubert validate`, or fine-tune it first"
             )
+        self._check_judged("test_loop")
 
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
@@ -277,13 +351,15 @@ class HubertCLI(LightningCLI):
 
     def after_fit(self) -> None:
         trainer = self.trainer
-        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.interrupted:
             return
         with held():
             self._keep_results(trainer)
 
     def _keep_results(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the next iteration needs no more
+            return
         if trainer.is_global_zero:
             facts: dict[str, Any] = {"steps": trainer.global_step}
             if reason := _stopped_early(trainer):
@@ -298,6 +374,51 @@ def _end_tracking(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if hasattr(logger, "log_table") and trainer.is_global_zero:
             logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what Lightning and others say of a mistake in the config into `ValueError`s of one sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(f"{_one_line(error)}; correct the config") from error
+    except ImportError as error:
+        if str(error.name).startswith("hubert_lightning"):
+            raise
+        raise ValueError(f"{_one_line(error)}; {INSTALL}") from error
+    except ValueError as error:
+        if "val_check_interval" in str(error) and not str(error).startswith("trainer."):
+            raise ValueError(
+                f"trainer.val_check_interval: {_one_line(error)}; lower it, or set trainer.check_val_every_n_epoch to "
+                "null to count batches over epochs"
+            ) from error
+        chain = [error, *_causes(error)]
+        problem = next((one for one in chain if str(one).startswith("Problem with given class_path")), None)
+        if problem is None or _is_ours(chain[-1]):
+            raise
+        way = INSTALL if isinstance(chain[-1], ImportError) else "correct the config"
+        raise ValueError(f"{_one_line(problem)}; {way}") from error
+
+
+INSTALL = "install that package, or choose another class in the config (trainer.logger, trainer.callbacks)"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error comes from, the first one last."""
+    while cause := error.__cause__ or error.__context__:
+        yield cause
+        error = cause
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised in this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _default_precision(trainer: Namespace) -> str | None:
@@ -551,12 +672,10 @@ def _checkpoint_to_judge(folder: Path) -> str:
 def _check_kind(path: Path, class_path: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; correct --ckpt_path")
-    kind = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path", class_path)
-    if kind.rsplit(".", 1)[-1] != class_path.rsplit(".", 1)[-1]:
-        raise ValueError(
-            f"{path}: a checkpoint of {kind}, not of {class_path}; to fine-tune a pre-trained model, name it in "
-            "model.init_args.pretrained, not in --ckpt_path"
-        )
+    stated = read_checkpoint(path).get("hyper_parameters") or {}
+    if not isinstance(stated, dict):
+        raise ValueError(f"{path}: its hyper_parameters are no settings; take another checkpoint")
+    check_kind(stated, class_path.rsplit(".", 1)[-1], path)
 
 
 def _write_metrics(path: Path, metrics: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:

@@ -46,6 +46,7 @@ from hubert_lightning.data.labels import (
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import is_hub_name, located
+from hubert_lightning.ranges import within
 from hubert_lightning.ranks import on_rank_zero, together
 from hubert_lightning.unit_quality import best_layer, phone_quality
 
@@ -97,6 +98,8 @@ class Relabel(Callback):
         self.kmeans = kmeans or KMeans()
         if not self.clusters or not all(2 <= number <= 2**16 for number in self.clusters):
             raise ValueError(f"clusters {self.clusters}: each K-means has from 2 to 65536; change clusters")
+        within(max(self.clusters), max_frames=max_frames)
+        within(0, 2**32 - 1, seed=seed)
         if (features == "mfcc") != (layer is None):
             raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
         if parts and features != "mfcc":

@@ -40,6 +40,7 @@ from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.ranges import within
 from hubert_lightning.ranks import together
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
@@ -224,6 +225,9 @@ class LayerQuality(Callback):
     """
 
     def __init__(self, clusters: int = 100, max_frames: int = 50_000, seed: int = 0) -> None:
+        within(2, 2**16, clusters=clusters)
+        within(clusters, max_frames=max_frames)
+        within(0, 2**32 - 1, seed=seed)
         self.clusters, self.max_frames, self.seed = clusters, max_frames, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -348,7 +348,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
-        ("--data.init_args.weights=[.inf]", "data.weights [inf] for 1 manifests in data.train; give each one above 0"),
+        ("--data.init_args.weights=[.inf]", "data.init_args.weights[0] is inf; give a finite number"),
         ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
     ],
 )
@@ -415,7 +415,7 @@ def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
         ("--data.init_args.labels={run}/iteration1/labels", "and iterations, which make labels of their own, are both"),
         ("--data.init_args.max_duration=-3", "data.max_duration is -3.0 s, too short for two frames"),
         ("--data.init_args.max_crop=0.01", "data.max_crop is 0.01 s, too short for two frames"),
-        ("--data.init_args.mask_length=0", "masks of probability 0.8 and length 0"),
+        ("--data.init_args.mask_length=0", "mask_prob 0.8 and mask_length 0"),
         ("--output=/proc/nowhere", "/proc/nowhere: cannot be made"),
     ],
 )

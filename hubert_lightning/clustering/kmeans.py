@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hubert_lightning.clustering.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
 from hubert_lightning.files import is_safetensors, write_whole
+from hubert_lightning.ranges import within
 
 DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
 SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
@@ -42,12 +43,10 @@ class KMeans:
     def __init__(
         self, restarts: int = 3, max_rounds: int = 20, tolerance: float = 5e-4, batch_frames: int | None = None
     ) -> None:
-        if restarts < 1 or max_rounds < 1:
-            raise ValueError(f"restarts {restarts}, max_rounds {max_rounds}: K-means needs at least one of each")
-        if tolerance < 0 or (batch_frames is not None and batch_frames < 1):
-            raise ValueError(
-                f"tolerance {tolerance}, batch_frames {batch_frames}: neither may be negative, or no frame"
-            )
+        within(1, 10_000, restarts=restarts)
+        within(1, 10**6, max_rounds=max_rounds)
+        within(0, 1, tolerance=tolerance)
+        within(1, batch_frames=batch_frames)
         self.restarts, self.max_rounds, self.tolerance = restarts, max_rounds, tolerance
         self.batch_frames = batch_frames
 

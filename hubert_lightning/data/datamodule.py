@@ -24,6 +24,7 @@ from hubert_lightning.data.batches import (
     PretrainingBatches,
     TranscribedBatches,
     padded_frames,
+    speaker_of,
     transcript,
 )
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
@@ -32,11 +33,15 @@ from hubert_lightning.data.manifest import check_audio, fingerprint, read_manife
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.ranges import within
 
 log = logging.getLogger(__name__)
 
 SHAR_BLOCK = 100_000
 """Cuts that are shuffled among one another, of a corpus that stays on disk: some hundred archives."""
+MOST_WORKERS = 1024
+DEV_RUN = 100
+"""Utterances of each manifest that `fast_dev_run` clusters and trains on."""
 
 
 class PretrainingData(LightningDataModule):
@@ -72,6 +77,10 @@ class PretrainingData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._counted: dict[str, Any] | None = None
+        within(0, 2**40, min_duration=min_duration)
+        within(0, MOST_WORKERS, num_workers=num_workers)
+        within(0, 2**32 - 1, seed=seed)
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
         if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
@@ -100,6 +109,12 @@ class PretrainingData(LightningDataModule):
             "seed": self.seed,
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint tells of the data: how much there is, and not where it lies."""
+        if self._counted is None:
+            self._counted = _counts(self.train_cuts)
+        return {"train": self._counted}
+
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
             return
@@ -116,12 +131,14 @@ class PretrainingData(LightningDataModule):
                 raise ValueError(f"{cut_id}: too short to validate on, less than two frames; leave it out")
         shortest = max(seconds_to_samples(self.min_duration), num_samples(2))
         self.train_cuts = train.chosen(train.num_samples >= shortest)
+        if stage == "fit" and self.trainer is not None and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.train_cuts, self.validation_cuts = _first(self.train_cuts), _first(self.validation_cuts)
         if not len(self.train_cuts) or (self.weights and not all(self.train_cuts.sizes)):
             empty = [str(path) for path, size in zip(self.manifests["train"], self.train_cuts.sizes) if not size]
             raise ValueError(
                 f"{', '.join(empty)}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
-        if short := len(train) - len(self.train_cuts):
+        if short := int((train.num_samples < shortest).sum()):
             log.warning(
                 "%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration
             )
@@ -186,9 +203,12 @@ class TranscribedData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._counted: dict[str, Any] | None = None
+        within(0, MOST_WORKERS, num_workers=num_workers)
+        within(0, 2**32 - 1, seed=seed)
         _check_durations(max_duration=max_duration)
         _check_masks(mask_prob, mask_length)
-        _check_masks(channel_mask_prob, channel_mask_length)
+        _check_masks(channel_mask_prob, channel_mask_length, "channel_")
         self.manifests = {"train": train, "validation": validation, "test": test}
         self.max_duration = max_duration
         self.max_frames = num_frames(seconds_to_samples(max_duration))
@@ -206,6 +226,12 @@ class TranscribedData(LightningDataModule):
         given = [part for part in parts if part in self.cuts]
         read = {part: _of_part(self.manifests[part], self.cuts[part], fingerprint(self.cuts[part])) for part in given}
         return read | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint tells of the data: how much there is, and not where it lies."""
+        if self._counted is None:
+            self._counted = _counts(self.cuts.get("train", ()))
+        return {"train": self._counted}
 
     def setup(self, stage: str) -> None:
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
@@ -248,6 +274,11 @@ class TranscribedData(LightningDataModule):
         return _loader(self, batches, [padded_frames(count) for count in frames] if shuffle else frames, shuffle)
 
 
+def _first(cuts: Corpora) -> Corpora:
+    """The first utterances of each corpus."""
+    return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN for size in cuts.sizes] or [np.zeros(0, bool)]))
+
+
 def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
     samples = [count for _, count in ids_and_samples(cuts)]
     return {
@@ -258,16 +289,28 @@ def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) 
     }
 
 
+def _counts(cuts: Iterable[Cut]) -> dict[str, Any]:
+    """Utterances, hours and, where all are known, speakers."""
+    samples = [count for _, count in ids_and_samples(cuts)]
+    counts = {"utterances": len(samples), "hours": round(sum(samples) / SAMPLE_RATE / 3600, 2)}
+    if isinstance(cuts, Corpora) and cuts.on_disk:
+        return counts
+    speakers = {speaker_of(cut) for cut in cuts}
+    return counts if "" in speakers else counts | {"speakers": len(speakers)}
+
+
 def _check_durations(**seconds: float) -> None:
     for name, value in seconds.items():
+        if not -math.inf < value <= 2**40:
+            raise ValueError(f"data.{name} is {value} s; it is a duration in seconds")
         if num_frames(seconds_to_samples(value)) < 2:
             raise ValueError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
 
 
-def _check_masks(prob: float, length: int) -> None:
-    if not 0 <= prob <= 1 or length < 1:
+def _check_masks(prob: float, length: int, of: str = "") -> None:
+    if not 0 <= prob <= 1 or not 1 <= length <= 2**30:
         raise ValueError(
-            f"masks of probability {prob} and length {length}: a probability is from 0 to 1, a span has 1 frame or more"
+            f"{of}mask_prob {prob} and {of}mask_length {length}: a probability is from 0 to 1, a length 1 or more"
         )
 
 
