@@ -3,6 +3,7 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import errno
 import importlib
 import os
 import re
@@ -19,7 +20,7 @@ from jsonargparse import CLI, ArgumentParser
 
 from hubert_lightning import progress
 from hubert_lightning.interrupts import listening
-from hubert_lightning.messages import rank, show_messages
+from hubert_lightning.messages import is_first_process, show_messages
 
 USAGE = """usage: hubert VERB ...
 
@@ -68,6 +69,10 @@ FROM_A_WORKER = re.compile(
 )
 
 
+# What writing ends in, in libraries too, where a disk is full or no longer to be written to
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 class VerbParser(ArgumentParser):
     """Tells whoever gives one thing where several are wanted to put it in brackets."""
 
@@ -111,6 +116,13 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"hubert: {sentence}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _refuse(
+            f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is kept, so "
+            "make room and run the same command again"
+        )
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise
@@ -126,7 +138,7 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    if rank() > 0:
+    if not is_first_process():
         time.sleep(PATIENCE)  # if the first rank has failed alike, its launcher ends this process before it repeats it
     print(f"hubert: {sentence}", file=sys.stderr)
     raise SystemExit(2)

@@ -24,16 +24,29 @@ class CollapseWatch(Callback):
 
     After warm-up, of the mean of the last 20 logged values: masked frames are predicted no better than by how frequent
     clusters are; nearly always right (the labels say nothing); better than frames that are not masked; all as one or
-    very few clusters; or the loss is half a nat above what it has been. Each is told once.
+    very few clusters; or the loss is half a nat above what it has been. Each is told once; a run that goes on after a
+    restart remembers what was logged and told.
     """
+
+    def __init__(self) -> None:
+        self._values: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in METRICS}
+        self._lowest, self._told = float("inf"), set[str]()
+
+    def state_dict(self) -> dict[str, Any]:
+        values = {name: list(values) for name, values in self._values.items()}
+        return {"values": values, "lowest": self._lowest, "told": sorted(self._told)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, values in state_dict["values"].items():
+            self._values[name].extend(values)
+        self._lowest, self._told = state_dict["lowest"], set(state_dict["told"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         labels = getattr(trainer.datamodule, "labels", None)  # type: ignore[attr-defined]
         histogram = labels.histogram if isinstance(labels, LabelStore) else []
         self._watching = bool(histogram) and trainer.is_global_zero
         self._entropy = sum(_entropy(counts) for counts in histogram)
-        self._values: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in METRICS}
-        self._lowest, self._told, self._step = float("inf"), set[str](), trainer.global_step
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,15 +6,15 @@ next one takes its labels. What is finished is not done again: the same command 
 """
 
 import copy
-import json
 import secrets
 import shutil
 import traceback
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer, s
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -35,14 +36,21 @@ from torch import Tensor
 
 from hubert_lightning import progress, stalls
 from hubert_lightning.arguments import check_arguments
-from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, newest_checkpoint
+from hubert_lightning.checkpoints import (
+    WholeCheckpoints,
+    WholeSteps,
+    keep_rows,
+    newest_checkpoint,
+    set_damaged_aside,
+)
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.files import write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.interrupts import held
-from hubert_lightning.messages import show_messages
+from hubert_lightning.messages import is_first_process, show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import INSIDE, SentenceParser
@@ -56,6 +64,20 @@ from hubert_lightning.restoring import (
     probe_optimizer,
 )
 from hubert_lightning.results import copy_to_run, results_folder
+from hubert_lightning.run_folder import (
+    CONFIG,
+    KEPT_CONFIG,
+    KEPT_METRICS,
+    METRICS,
+    kept_config,
+    kept_metrics,
+    restore_config,
+    restore_given_config,
+    saved_configs,
+    says_manifests,
+    write_json,
+)
+from hubert_lightning.run_lock import holder_of, locked, refuse
 from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.stalls import StalledRanks
@@ -65,6 +87,7 @@ from hubert_lightning.unit_quality import check_phones
 RELABEL = "hubert_lightning.Relabel"
 SCRATCH = ".fast_dev_run"
 """How the folder of a trial run ends."""
+RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while training goes on
 IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
 """Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
 
@@ -99,17 +122,32 @@ class Iteration:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keeps the config in the run's folder, where the next command looks for it."""
+    """Keeps the config in the run's folder, where the next command looks for it, and in its checkpoints.
+
+    `metrics` are those of a run that has finished, None before; checkpoints hold them, too.
+    """
+
+    metrics: dict[str, Any] | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            folder = Path(trainer.default_root_dir)
-            run = self.config.clone()
-            run.ckpt_path = None  # a run is the same wherever this start of it went on from
-            for callback in _listed(run.trainer.callbacks):
-                if callback.get("init_args", {}).get("dirpath") == run.output:
-                    callback.init_args.dirpath = None  # nor where it was begun: its folder may be moved
-            self.parser.save(run, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+            path, text = Path(trainer.default_root_dir) / CONFIG, self._text.encode()
+            if not path.exists() or path.read_bytes() != text:
+                write_whole(path, text)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEPT_CONFIG] = self._text
+        if self.metrics is not None:
+            checkpoint[KEPT_METRICS] = self.metrics
+
+    @cached_property
+    def _text(self) -> str:
+        run = self.config.clone()
+        run.ckpt_path = None  # a run is the same wherever this start of it went on from
+        for callback in _listed(run.trainer.callbacks):
+            if callback.get("init_args", {}).get("dirpath") == run.output:
+                callback.init_args.dirpath = None  # nor where it was begun: its folder may be moved
+        return self.parser.dump(run, skip_none=False)
 
 
 class HubertCLI(LightningCLI):
@@ -120,10 +158,12 @@ class HubertCLI(LightningCLI):
 
     def __init__(self, args: ArgsType) -> None:
         show_messages()
-        with warnings.catch_warnings(), self._scratch_removed():
+        self._locks = ExitStack()
+        with self._locks, warnings.catch_warnings(), self._scratch_removed():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
+                "Experiment logs directory .* exists and is not empty",  # whose rows are kept
                 "You're resuming from a checkpoint that ended before",  # our sampler goes on with the next batch
                 "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning 2.6 with torch 2.13
                 "Total length of .* across ranks is zero",  # of the validation that nobody asked for
@@ -138,7 +178,8 @@ class HubertCLI(LightningCLI):
                 save_config_kwargs={"save_to_log_dir": False},
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
-                    "callbacks": [WholeSteps(), RunRecord(), Preemption(), Throughput(), CollapseWatch()],
+                    # The last of them saves what the others have logged
+                    "callbacks": [WholeSteps(), RunRecord(), Throughput(), CollapseWatch(), Preemption()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -176,6 +217,8 @@ class HubertCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        for path in _given_configs(args):
+            restore_given_config(path)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         check_arguments(config, self.config.subcommand)
@@ -254,39 +297,55 @@ class HubertCLI(LightningCLI):
             if not unfinished:
                 rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
-            try:
-                Path(config.output).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(
-                    f"{config.output}: cannot be made ({error.strerror}); choose another --output"
-                ) from error
+            self._lock(Path(config.output))
+            unfinished = [run for run in unfinished if not _finished(run)] or unfinished[-1:]
             *earlier, config = unfinished
             for run in earlier:
                 HubertCLI(Namespace(subcommand="fit", fit=run))
+            self._lock(Path(config.output))
             config.trainer.precision = config.trainer.precision or _default_precision(config.trainer)
             seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
             if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
                 config.ckpt_path = str(newest)
+                if is_first_process():
+                    set_damaged_aside(Path(config.output), newest)
         else:
             _settle(config)
             _log_apart(config, str(self.subcommand))
+            if self.subcommand in ("test", "predict"):
+                self._locks.enter_context(locked(Path(config.output), RESULTS_LOCK))
         self.config[self.subcommand] = config
+
+    def _lock(self, folder: Path) -> None:
+        """Be alone in a run's folder until this command ends, and in those of its iterations.
+
+        Raises:
+            ValueError: Another process is at work there; or the folder cannot be made.
+        """
+        self._locks.enter_context(locked(folder))
+        for other in (folder.parent, *folder.glob("iteration*")):
+            if is_first_process() and (holder := holder_of(other)):
+                raise refuse(other, holder)
 
     def _refuse_another_run(self, config: Namespace) -> None:
         """Raise `ValueError` if the folder holds what a run with another model, other data or labels left."""
         folder = Path(config.output)
         if not any(folder.glob("*.ckpt")):
             return  # nothing was trained here
-        if not (folder / "config.yaml").exists():
-            raise ValueError(f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output")
-        kept = _experiment(yaml.safe_load((folder / "config.yaml").read_text()))
-        asked = _experiment(yaml.safe_load(self._parser("fit").dump(config, skip_none=False)))
-        for key in kept:
-            if difference := next(_differences(kept[key], asked[key], key), None):
-                raise ValueError(
-                    f"{folder}: already holds another run, which differs in {difference}; "
-                    "choose another --output, or remove that folder"
-                )
+        by_content = says_manifests(folder, config.data.class_path)
+        asked = _experiment(yaml.safe_load(self._parser("fit").dump(config, skip_none=False)), by_content)
+        difference = _first_difference(_experiment(kept_config(folder), by_content), asked)
+        if difference is None:
+            return
+        for checkpoint, saved in saved_configs(folder):
+            if _first_difference(_experiment(saved, by_content), asked) is None:
+                restore_config(folder / CONFIG, f"another {difference} than its checkpoint", checkpoint)
+                return
+            break
+        raise ValueError(
+            f"{folder}: already holds another run, which differs in {difference}; "
+            "choose another --output, or remove that folder"
+        )
 
     def before_fit(self) -> None:
         """Raise `ValueError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
@@ -294,6 +353,8 @@ class HubertCLI(LightningCLI):
             probe_optimizer(make)
         if path := self.config_init[self.subcommand].ckpt_path:
             path, checkpoint = Path(path), read_checkpoint(Path(path))
+            if not says_manifests(path, self.config[self.subcommand].data.class_path):
+                rank_zero_info(f"{path}: does not say which manifests it was trained with, so they are not compared")
             spelled = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
             if spelled and spelled != self.model.hparams.get("vocabulary"):
                 raise ValueError(
@@ -309,6 +370,9 @@ class HubertCLI(LightningCLI):
             check_state(self.trainer, checkpoint, path, "fit_loop")
             if make:
                 check_run(self.model, make, checkpoint, path)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    keep_rows(logger, checkpoint)
 
     def before_validate(self) -> None:
         self._check_judged("validate_loop")
@@ -335,7 +399,7 @@ class HubertCLI(LightningCLI):
             return
         assert self.model.results is not None
         folder, origin = self.model.results
-        _write_metrics(folder / "test-metrics.json", self.trainer.callback_metrics)
+        write_json(folder / "test-metrics.json", _values(self.trainer.callback_metrics))
         scores = score(read_results(folder / "test.jsonl"))
         write_scores(folder / "scores.json", scores, made_by=asdict(origin))
         copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
@@ -357,15 +421,19 @@ class HubertCLI(LightningCLI):
             self._keep_results(trainer)
 
     def _keep_results(self, trainer: Trainer) -> None:
+        facts: dict[str, Any] = {"steps": trainer.global_step}
+        if reason := _stopped_early(trainer):
+            rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
+            facts |= {"stopped_early": reason, "max_steps": trainer.max_steps}
+        metrics = _values(trainer.callback_metrics) | facts
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveRunConfig):
+                callback.metrics = metrics
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the next iteration needs no more
             return
         if trainer.is_global_zero:
-            facts: dict[str, Any] = {"steps": trainer.global_step}
-            if reason := _stopped_early(trainer):
-                rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
-                facts |= {"stopped_early": reason, "max_steps": trainer.max_steps}
-            _write_metrics(Path(trainer.default_root_dir) / "metrics.json", trainer.callback_metrics, facts)
+            write_json(Path(trainer.default_root_dir) / METRICS, metrics)
             _end_tracking(trainer)
 
 
@@ -419,6 +487,16 @@ def _is_ours(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _given_configs(args: ArgsType) -> Iterator[Path]:
+    """The files that a command line names as its configs."""
+    typed = [str(arg) for arg in args] if isinstance(args, list) else []
+    for arg, following in pairwise([*typed, ""]):
+        if arg == "--config":
+            yield Path(following)
+        elif arg.startswith("--config="):
+            yield Path(arg.removeprefix("--config="))
 
 
 def _default_precision(trainer: Namespace) -> str | None:
@@ -583,7 +661,7 @@ def _keep_run_id(config: Namespace) -> None:
     """A run that goes on is the same run in W&B too: the config in its folder knows which."""
     folder, before = Path(config.output), None
     if any(folder.glob("*.ckpt")) and (folder / "config.yaml").exists():
-        loggers = _listed(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"])
+        loggers = _listed(kept_config(folder)["trainer"]["logger"])
         before = next((logger["init_args"]["id"] for logger in loggers if _has_id(logger)), None)
     for logger in _loggers(config):
         if _has_id(logger) and not logger.init_args.id:
@@ -606,7 +684,7 @@ def _listed(one_or_several: Any) -> list[Any]:
 
 def _finished(config: Namespace) -> bool:
     """Whether all steps are done, or as many were asked for as when the run stopped early."""
-    metrics = _final_metrics(Path(config.output))
+    metrics = kept_metrics(Path(config.output))
     if "stopped_early" in metrics:
         before, asked = metrics["max_steps"], config.trainer.max_steps
         return before < 1 or 0 < asked <= before
@@ -614,20 +692,12 @@ def _finished(config: Namespace) -> bool:
 
 
 def _finished_already(config: Namespace, output: Path) -> str:
-    if reason := _final_metrics(Path(config.output)).get("stopped_early"):
+    if reason := kept_metrics(Path(config.output)).get("stopped_early"):
         return (
             f"{output}: finished already, stopped early ({reason}); to go on, raise max_steps, and the patience of "
             "EarlyStopping or leave it out; for a new run choose another --output"
         )
     return f"{output}: finished already (metrics.json); for a new run choose another --output"
-
-
-def _final_metrics(folder: Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # or cut short: the checkpoint tells
-        return {}
-    return metrics if isinstance(metrics, dict) else {}
 
 
 def _stopped_early(trainer: Trainer) -> str | None:
@@ -639,18 +709,30 @@ def _stopped_early(trainer: Trainer) -> str | None:
     return next((" ".join(reason.split()) for reason in reasons if reason), None)
 
 
-def _experiment(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the one that it is: not where it runs, how fast, or what it logs."""
-    callbacks = config["trainer"]["callbacks"] or []
-    relabel = [dict(callback["init_args"]) for callback in callbacks if callback["class_path"].endswith("Relabel")]
+def _experiment(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
+    """What makes a run the one that it is: not where it runs, how fast, or what it logs.
+
+    Args:
+        config: Config of the run.
+        by_content: Whether its checkpoints tell which manifests and labels it has, whose paths may change then.
+
+    Returns:
+        What two configs of one run have in common.
+    """
+    callbacks = _listed(config["trainer"]["callbacks"])
+    relabel = [
+        dict(callback.get("init_args", {})) for callback in callbacks if callback["class_path"].endswith("Relabel")
+    ]
     for labels in relabel:
-        if labels["features"] != "mfcc":
+        if labels.get("features") != "mfcc":
             labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
         if labels.get("quantizer"):
             labels["quantizer"] = "a file"  # likewise
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     for option in HOW_NOT_WHAT:
         experiment["model"]["init_args"].pop(option, None)
+    for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):
+        experiment["data"]["init_args"].pop(option, None)
     if experiment["model"]["init_args"].get("warmup_steps") is not None:
         experiment["model"]["init_args"].pop("warmup", None)  # the share that this number replaces
     if experiment["model"]["init_args"].get("pretrained"):
@@ -678,9 +760,12 @@ def _check_kind(path: Path, class_path: str) -> None:
     check_kind(stated, class_path.rsplit(".", 1)[-1], path)
 
 
-def _write_metrics(path: Path, metrics: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
-    values = {name: value.item() for name, value in metrics.items()} | (facts or {})
-    path.write_text(json.dumps(values, indent=2) + "\n")
+def _values(metrics: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def _first_difference(kept: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    return next((found for key in kept for found in _differences(kept[key], asked[key], key)), None)
 
 
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:

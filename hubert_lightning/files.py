@@ -11,7 +11,9 @@ import re
 import secrets
 import shutil
 import stat
+import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,6 +31,8 @@ COMPRESSIONS = {
 """The first bytes of compressed files."""
 BUFFER = 2**18
 """Bytes that are read at once."""
+DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, OverflowError, zlib.error, struct.error, zipfile.BadZipFile)
+"""What zipfile ends in, depending on which byte is wrong (RuntimeError: it seems to need a password or a method)."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -65,6 +69,7 @@ class _Output(io.FileIO):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.error: OSError | None = None
+        self.is_named = False
         there = path.stat() if path.exists() else None
         if there is not None and stat.S_ISDIR(there.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -98,10 +103,12 @@ class _Output(io.FileIO):
     def take_name(self) -> None:
         if self.regular:
             os.replace(self.unfinished, self.target)
+            self.is_named = True
+            sync_folder(self.target.parent)
 
     def remove_unfinished(self) -> None:
         """Remove what did not take its name."""
-        if self.regular:
+        if self.regular and not self.is_named:
             with suppress(OSError):
                 self.unfinished.unlink(missing_ok=True)
 
@@ -186,6 +193,34 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of a folder's files are on the disk, where the disk can tell."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_whole(archive: Path) -> bool:
+    """Whether every byte of a zip archive, such as a checkpoint, is as it was written, by its checksums."""
+    try:
+        with zipfile.ZipFile(archive) as records:
+            return records.testzip() is None
+    except DAMAGED_ZIP:
+        return False
+
+
+def has_its_end(archive: Path) -> bool:
+    """Whether a zip archive has the directory at its end, which a file that was cut short lacks; reads no more."""
+    try:
+        with zipfile.ZipFile(archive):
+            return True
+    except DAMAGED_ZIP:
+        return False
 
 
 @contextmanager

@@ -228,6 +228,14 @@ class CTCFinetuning(LightningModule):
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         self.log("train/skipped_steps", self.global_batch.skipped)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
+        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+        self.trained_steps = checkpoint.get("global_step")
+
     def operations(self, batch: TranscribedBatch) -> int:
         """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
         rows, samples = batch.waveform.shape
@@ -296,9 +304,6 @@ class CTCFinetuning(LightningModule):
             {"id": i, "speaker": speaker, "reference": reference, "hypothesis": hypothesis}
             for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, references, hypotheses, strict=True)
         ]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trained_steps = checkpoint.get("global_step")
 
     def _search_settings(self) -> str | dict[str, Any]:
         if not isinstance(self.search, BeamSearch):

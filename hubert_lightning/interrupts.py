@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from hubert_lightning.messages import is_first_process
+
 AFTER_STEP = "saving after this step"
 SAME = 0.2
 """Seconds within which two signals are one: `timeout` and process managers send to the process and to its group."""
@@ -57,7 +59,7 @@ class Interrupts:
         """Signal that the main thread knows of, 0 if none."""
         self.saving = AFTER_STEP
         """What happens after a signal while the work is held."""
-        self.speaks = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+        self.speaks = is_first_process()
         """Whether this process is the one of its run that prints."""
         self.launched: list[subprocess.Popen] = []
         """Processes of the same run that this one started, which end with it."""

@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 
-RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-"""Environment variables by which torchrun, SLURM and Lightning number the processes of a run."""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+"""Variables that launchers set, 0 for rank 0: torchrun, Lightning, SLURM, LSF; of the node, Lightning and torchrun."""
 NOISE = (
     "💡 Tip:",  # advertisements
     "`Trainer(limit_val_batches=",  # that what was asked for is done, once a start
@@ -32,13 +32,13 @@ class _FirstRankHandler(logging.Handler):
     """Prints the messages of a run's first process: the others have the same ones."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if rank() == 0:
+        if is_first_process():
             print(self.format(record), file=sys.stderr, flush=True)
 
 
-def rank() -> int:
-    """The number of this process among those of the run, before the Trainer knows it: 0 for the first one."""
-    return max((int(value) for name in RANK_VARIABLES if (value := os.environ.get(name, "")).isdigit()), default=0)
+def is_first_process() -> bool:
+    """Whether this process is rank 0 of its run, or the only one; known before ranks have found one another."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

@@ -195,6 +195,13 @@ class HubertPretraining(LightningModule):
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/skipped_steps", self.global_batch.skipped)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
+        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+
     def operations(self, batch: PretrainingBatch) -> int:
         """Floating-point operations of a training step on this batch."""
         rows, frames = batch.mask.shape

@@ -40,7 +40,9 @@ from hubert_lightning.data.labels import (
     begin_store,
     finish_store,
     finished_shards,
+    is_of_source,
     shard_size,
+    stated_source,
     write_shard,
 )
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
@@ -187,9 +189,15 @@ class Relabel(Callback):
         provenance = self.source(extractor, data.train_cuts)
 
         def there() -> bool:
-            if path.exists() and load_kmeans(path)[1] == provenance:
-                return True
-            if path.exists() and any(path.parent.glob("*.ckpt")):
+            if not path.exists():
+                return False
+            try:
+                if load_kmeans(path)[1] == provenance:
+                    return True
+            except ValueError:
+                log.warning("%s: damaged; K-means is fitted again, and must come out the same", path)
+                return False
+            if _has_checkpoints(path.parent):
                 raise ValueError(
                     f"{path.parent}: its checkpoints were trained on labels of other features, settings or utterances "
                     f"({path.name} says which); choose another --output, or remove that folder"
@@ -203,7 +211,7 @@ class Relabel(Callback):
                 check_features(self.quantizer, fitted, source, extractor, columns, self.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
-            on_rank_zero(trainer, lambda: save_kmeans(path, fitted, provenance))
+            on_rank_zero(trainer, lambda: _keep_kmeans(path, fitted, provenance))
         return load_kmeans(path)[0]
 
     def _fitted(self, trainer: Trainer, data: PretrainingData, extractor: Extractor) -> list[Tensor]:
@@ -342,7 +350,36 @@ def _some(cuts: Corpora) -> list[Cut]:
     return [cut for part in cuts.parts if isinstance(part, list) for cut in part]
 
 
+def _keep_kmeans(path: Path, fitted: list[Tensor], provenance: dict[str, str]) -> None:
+    """Save a K-means, unless that of a run which has checkpoints was another.
+
+    Raises:
+        ValueError: It was another; or the disk is full.
+    """
+    before = (stated_source(path.parent / "labels") or {}).get("kmeans", kmeans_fingerprint(fitted))
+    if before != kmeans_fingerprint(fitted) and _has_checkpoints(path.parent):
+        raise ValueError(
+            f"{path}: damaged or missing, and another one when fitted again, where checkpoints were trained on labels "
+            "of the first; restore the file from a backup, or choose another --output"
+        )
+    save_kmeans(path, fitted, provenance)
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any(folder.glob("*.ckpt"))
+
+
 def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:
-    """Which shards are there, and whether the store is finished."""
+    """Which shards are there, and whether the store is finished.
+
+    Raises:
+        ValueError: Checkpoints of the run were trained on labels of another source; or the disk is full.
+    """
+    if _has_checkpoints(folder.parent) and not is_of_source(folder, source):
+        raise ValueError(
+            f"{folder.parent}: its checkpoints were trained on labels of other utterances or another K-means "
+            f"({folder.name}/source.json says which); restore the manifests and files of the run, or choose another "
+            "--output"
+        )
     begin_store(folder, source)
     return finished_shards(folder, source), (folder / "store.json").exists()

@@ -5,6 +5,7 @@ to the store by which the ranks met, and reads those of the others. The other th
 waits, too, when the process that holds the store is stopped.
 """
 
+import gc
 import json
 import math
 import os
@@ -214,7 +215,7 @@ class Watch:
 
     def _sign(self, end: str | None = None) -> Sign:
         now = progress.now
-        place = place_of(sys._current_frames().get(self._main or 0))
+        place = place_of(frame_of(self._main or 0))
         return Sign(socket.gethostname(), os.getpid(), self._beat, now.what, now.count, now.in_steps, place, end)
 
     def _judge(self) -> None:
@@ -359,6 +360,18 @@ def ended_rank(error: BaseException) -> str | None:
 
 def _of_collective(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, dist.DistError)) and bool(FROM_A_COLLECTIVE.search(str(error)))
+
+
+def frame_of(thread: int) -> FrameType | None:
+    """What a thread is in the middle of."""
+    # Python 3.11 waits for itself for ever if it collects garbage in `_current_frames`, holding its list of threads
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def place_of(frame: FrameType | None) -> str:

@@ -71,8 +71,9 @@ def transcribe(
     paths = listed(files)
     found_by = settings_identity(search.settings) if search else None
     settings = {"verb": "transcribe", "model": recogniser.fingerprint(), "precision": precision, "decoder": found_by}
+    journal = journal_of(output, format, settings)
     try:
-        with journal_of(output, format, settings) or nullcontext() as journal:
+        with nullcontext() if journal is None else journal:
             left = remaining(paths, format, output, journal)
             results = _for_each(recogniser, left, write_down, batch_duration, precision, num_workers)
             return write_all(results, format, output, len(paths), journal)
@@ -127,7 +128,8 @@ def align(
 
     settings = {"verb": "align", "precision": precision, "model": recogniser.fingerprint()}
     texts = {path: hashlib.sha256(repr(of).encode()).hexdigest()[:16] for path, of in said.items()}
-    with journal_of(output, format, settings, texts) or nullcontext() as journal:
+    journal = journal_of(output, format, settings, texts)
+    with nullcontext() if journal is None else journal:
         left = remaining(paths, format, output, journal)
         results = _for_each(recogniser, left, find, batch_duration, precision, num_workers)
         return write_all(results, format, output, len(paths), journal)

@@ -93,8 +93,9 @@ def _check_names(paths: Sequence[Path], format: Format, output: Path | None, jou
                 f"{twice[0]} and {twice[1]}: both would be one file in {output}, as on any disk that does not tell "
                 "capitals apart; transcribe them one after the other into folders of their own"
             )
-        here = {folder for folder in {path.parent for path in paths} if folder.resolve() == output.resolve()}
-        beside = [path for path in paths if format == "text" and path.parent in here]
+        folders = {path.parent for path in paths} if format == "text" and output.exists() else set()
+        here = {folder for folder in folders if folder.exists() and folder.samefile(output)}
+        beside = [path for path in paths if path.parent in here]
         ours = journal.row if journal is not None else lambda path: {}
         if lost := next((path for path in beside if path.with_suffix(".txt").is_file() and not ours(path)), None):
             raise ValueError(

@@ -7,6 +7,7 @@ model is trained.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -42,6 +43,8 @@ from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
 from hubert_lightning.ranges import within
 from hubert_lightning.ranks import together
+
+log = logging.getLogger(__name__)
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 
@@ -186,10 +189,12 @@ def best_layer(
     phones = hashlib.sha256(json.dumps([(cut.id, phones_of(cut)) for cut in cuts]).encode()).hexdigest()[:16]
     settings = {"encoder": encoder_fingerprint(encoder), "phones": phones, "clusters": clusters, "seed": seed}
     if record.exists():
-        with suppress(json.JSONDecodeError, KeyError):  # damaged: judged again
-            known = json.loads(record.read_text())
-            if known["settings"] == settings:
-                return known["best_layer"]
+        # Damaged, in whatever way: judged again
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            known = json.loads(record.read_bytes())
+            if known["settings"] == settings and known["best_layer"] in range(1, encoder.config.num_layers + 1):
+                return int(known["best_layer"])
+        log.warning("%s: of other settings, or damaged; layers are judged again", record)
     layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
     Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
     best = _best(layers)

@@ -27,8 +27,13 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     return finish_store(folder, source, 1)
 
 
-def told(labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is said of a run that logged these values, every 60 steps, after 600 steps of warm-up."""
+def told(
+    labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogCaptureFixture, restarts: int = 0
+) -> list[str]:
+    """What is said of a run that logged these values, every 60 steps, after 600 steps of warm-up.
+
+    restarts: after how many logged values it is interrupted, and goes on from a checkpoint; never if 0
+    """
     alerts: list[str] = []
     experiment = SimpleNamespace(alert=lambda title, text: alerts.append(text))
     trainer: Any = SimpleNamespace(
@@ -42,7 +47,11 @@ def told(labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogC
     task: Any = SimpleNamespace(warmup_steps=600)
     watch = CollapseWatch()
     watch.on_train_start(trainer, task)
-    for values in [HEALTHY | {"masked_loss": 9.0}] * 10 + logged:
+    for number, values in enumerate([HEALTHY | {"masked_loss": 9.0}] * 10 + logged, start=1):
+        if restarts and number % restarts == 0:
+            watch, before = CollapseWatch(), watch
+            watch.load_state_dict(before.state_dict())
+            watch.on_train_start(trainer, task)
         trainer.global_step += 60
         trainer.callback_metrics = {f"train/{name}": value for name, value in values.items()}
         watch.on_train_batch_end(trainer, task, None, None, 0)
@@ -74,6 +83,15 @@ def test_a_loss_that_rises_is_told(labels: LabelStore, caplog: pytest.LogCapture
     logged = [HEALTHY] * WINDOW + [HEALTHY | {"masked_loss": 2.8}] * WINDOW
     [said] = told(labels, logged, caplog)
     assert "risen from 2.00 to 2.5" in said
+
+
+def test_a_run_that_is_interrupted_again_and_again_is_told_the_same(
+    labels: LabelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    logged = [HEALTHY] * WINDOW + [HEALTHY | {"masked_loss": 2.8}] * (3 * WINDOW)
+    [said] = told(labels, logged, caplog, restarts=WINDOW // 2)
+    caplog.clear()
+    assert told(labels, logged, caplog) == [said]
 
 
 def test_a_healthy_run_is_left_alone(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,7 @@ ENDED = {0, 1, 130, 143}
 
 def start(manifests: Path, output: Path, ranks: int) -> list[BaseProcess]:
     typed = command(manifests, output)
-    quick = ["--stalls.timeout=0.05", "--stalls.step_timeout=1"]
+    quick = ["--stalls.timeout=0.15", "--stalls.step_timeout=2"]
     if ranks == 1:
         return [fork_server.start([*typed, *quick], output.with_name("output0.txt"))]
     on_two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=1"]
@@ -45,7 +45,7 @@ def disturb(processes: list[BaseProcess], draw: random.Random) -> str:
         for process in some:
             send(process, signal.SIGINT, to_all)
     if what.startswith("SIGSTOP"):
-        time.sleep(1 if what.endswith("second") else 6)
+        time.sleep(1 if what.endswith("second") else 14)
         for process in some:
             send(process, signal.SIGCONT, to_all)
     return f"{what} to {'the group of ' if to_all else ''}{len(some)} of {len(processes)}"

@@ -248,3 +248,23 @@ def test_private_parts_of_torch_and_lightning_are_where_we_look_for_them(tmp_pat
     for module, place in ((dataloader, DATA), (c10d_logger, OTHERS), (graph, BACKWARD)):
         frame = compile("sys._getframe()", module.__file__, "eval")
         assert place_of(eval(frame)) == place, moved.format(module.__name__, "torch", "stalls")
+
+
+LOCALS = """
+import gc, sys, threading
+from hubert_lightning.stalls import frame_of
+gc.set_threshold(1)  # so that whatever is allocated collects
+for _ in range(2000):
+    circle = [threading.local()]
+    circle.append(circle)
+    circle[0].value = 1
+    del circle
+    frame_of(threading.main_thread().ident)
+print("done")
+"""
+
+
+def test_looking_at_a_thread_does_not_lock_python(tmp_path: Path) -> None:
+    (tmp_path / "locals.py").write_text(LOCALS)
+    assert fork_server.run([str(tmp_path / "locals.py")], tmp_path / "output.txt", timeout=60) == 0
+    assert (tmp_path / "output.txt").read_text() == "done\n"

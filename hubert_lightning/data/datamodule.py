@@ -5,8 +5,9 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 
 import logging
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hubert_lightning.data.batches import (
@@ -29,7 +31,9 @@ from hubert_lightning.data.batches import (
 )
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifest
+from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests
+from hubert_lightning.data.provenance import Manifest, compared, ordered_fingerprint
+from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
@@ -94,6 +98,7 @@ class PretrainingData(LightningDataModule):
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.num_workers, self.seed = num_workers, seed
         self.train_cuts = self.validation_cuts = Corpora()
+        self._recorded: dict[str, list[Manifest]] = {}
 
     def record(self, *parts: str) -> dict[str, Any]:
         """What tells this data from other data, for the loggers: manifests, their audio, crops and masks."""
@@ -108,12 +113,6 @@ class PretrainingData(LightningDataModule):
             "num_workers": self.num_workers,
             "seed": self.seed,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint tells of the data: how much there is, and not where it lies."""
-        if self._counted is None:
-            self._counted = _counts(self.train_cuts)
-        return {"train": self._counted}
 
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
@@ -142,6 +141,46 @@ class PretrainingData(LightningDataModule):
             log.warning(
                 "%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which utterances, in which order, and which labels a checkpoint is trained with."""
+        labels = self.labels.fingerprint if self.labels is not None else None
+        return _plain(self._manifests) | {"labels": labels, "audio": _audio(self, self.train_cuts)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the manifests in the order of the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: Manifests or labels are not those that it was trained with.
+        """
+        if not _fitting(self):
+            return
+        checkpoint = _resumed(self)
+        order = {
+            part: compared(state_dict.get(part), self.manifests[part], self._manifests(part), part, checkpoint)
+            for part in ("train", "validation")
+        }
+        if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
+            raise ValueError(
+                f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
+                "a backup, or start another run with another --output"
+            )
+        for part, places in order.items():
+            self.manifests[part] = [self.manifests[part][place] for place in places]
+            self._recorded[part] = [self._recorded[part][place] for place in places]
+        self.train_cuts = Corpora([self.train_cuts.parts[place] for place in order["train"]])
+        self.validation_cuts = Corpora([self.validation_cuts.parts[place] for place in order["validation"]])
+        if self.weights is not None:
+            self.weights = [self.weights[place] for place in order["train"]]
+
+    def _manifests(self, part: str) -> list[Manifest]:
+        if part not in self._recorded:
+            cuts = self.train_cuts if part == "train" else self.validation_cuts
+            weights = self.weights if part == "train" and self.weights else [None] * len(cuts.parts)
+            prints = [of.fingerprint if isinstance(of, SharCuts) else ordered_fingerprint(of) for of in cuts.parts]
+            names = [Path(path).name for path in self.manifests[part]]
+            self._recorded[part] = [*map(Manifest, names, prints, weights)]
+        return self._recorded[part]
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_cuts, shuffle=True)
@@ -220,18 +259,14 @@ class TranscribedData(LightningDataModule):
         }
         self.num_workers, self.seed = num_workers, seed
         self.cuts: dict[str, CutSet] = {}
+        self._parts: dict[str, list[list[Cut]]] = {}  # of each manifest
+        self._recorded: dict[str, list[Manifest]] = {}
 
     def record(self, *parts: str) -> dict[str, Any]:
         """What tells this data from other data, for the loggers: manifests, their audio and masks."""
         given = [part for part in parts if part in self.cuts]
         read = {part: _of_part(self.manifests[part], self.cuts[part], fingerprint(self.cuts[part])) for part in given}
         return read | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint tells of the data: how much there is, and not where it lies."""
-        if self._counted is None:
-            self._counted = _counts(self.cuts.get("train", ()))
-        return {"train": self._counted}
 
     def setup(self, stage: str) -> None:
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
@@ -241,12 +276,46 @@ class TranscribedData(LightningDataModule):
                 continue
             if paths is None:
                 raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
-            self.cuts[part] = read_manifest(paths)
+            if not paths:
+                raise ValueError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
+            self._parts[part] = read_manifests(paths)
+            self.cuts[part] = _joined(self._parts[part])
             check_audio(self.cuts[part])
             if stage != "predict":
                 check_transcripts(self.cuts[part], _model(self).vocabulary, training=part == "train")
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which utterances and transcripts, in which order, a checkpoint is trained with."""
+        return _plain(self._manifests) | {"audio": _audio(self, self.cuts.get("train", ()))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the manifests in the order of the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: Manifests are not those that it was trained with.
+        """
+        if not _fitting(self):
+            return
+        checkpoint = _resumed(self)
+        for part in ("train", "validation"):
+            paths = self.manifests[part] or []
+            order = compared(state_dict.get(part), paths, self._manifests(part), part, checkpoint)
+            if order:
+                self._parts[part] = [self._parts[part][place] for place in order]
+                self.cuts[part] = _joined(self._parts[part])
+                self.manifests[part] = [paths[place] for place in order]
+                self._recorded[part] = [self._recorded[part][place] for place in order]
+
+    def _manifests(self, part: str) -> list[Manifest]:
+        if part not in self._recorded:
+            vocabulary, paths = _model(self).vocabulary, self.manifests[part] or []
+            prints = [
+                ordered_fingerprint(cuts, lambda cut: transcript(cut, vocabulary)) for cuts in self._parts.get(part, [])
+            ]
+            self._recorded[part] = [Manifest(Path(path).name, of) for path, of in zip(paths, prints, strict=True)]
+        return self._recorded[part]
 
     def train_dataloader(self) -> DataLoader:
         model = _model(self)
@@ -279,6 +348,27 @@ def _first(cuts: Corpora) -> Corpora:
     return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN for size in cuts.sizes] or [np.zeros(0, bool)]))
 
 
+def _plain(manifests: Callable[[str], list[Manifest]]) -> dict[str, Any]:
+    """What a checkpoint says of the manifests, readable without our classes."""
+    return {part: [list(manifest) for manifest in manifests(part)] for part in ("train", "validation")}
+
+
+def _joined(parts: Sequence[Sequence[Cut]]) -> CutSet:
+    return CutSet([cut for cuts in parts for cut in cuts])
+
+
+def _fitting(data: LightningDataModule) -> bool:
+    """Whether what a checkpoint was trained with matters: not where it is judged."""
+    assert data.trainer is not None
+    return data.trainer.state.fn == TrainerFn.FITTING
+
+
+def _resumed(data: LightningDataModule) -> str:
+    """The checkpoint that training goes on from, as errors name it."""
+    assert data.trainer is not None
+    return str(data.trainer.ckpt_path)
+
+
 def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
     samples = [count for _, count in ids_and_samples(cuts)]
     return {
@@ -287,6 +377,13 @@ def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) 
         "hours": round(sum(samples) / SAMPLE_RATE / 3600, 4),
         "fingerprint": audio,
     }
+
+
+def _audio(data: Any, cuts: Iterable[Cut]) -> dict[str, Any]:
+    """What a checkpoint tells of the training data: how much there is, counted once."""
+    if data._counted is None:
+        data._counted = _counts(cuts)
+    return dict(data._counted)
 
 
 def _counts(cuts: Iterable[Cut]) -> dict[str, Any]:
@@ -356,6 +453,9 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
             "vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
+        # A token spells a character or more, and one ends the text: this is as many as CTC can need
+        if 2 * len(unicodedata.normalize("NFD", text)) + 1 <= num_frames(cut.num_samples):
+            continue
         tokens = vocabulary.targets(text)
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):

@@ -1,5 +1,6 @@
 """Processes that read audio: what each of them reads, known to the training process when one is killed."""
 
+import gc
 import os
 import re
 import weakref
@@ -72,6 +73,7 @@ class WatchedReads(Dataset):
 
 def quiet_worker(worker: int) -> None:
     """A worker's start: it computes in one thread, and leaves signals to the training process."""
+    gc.freeze()  # looking for cycles among the cuts would copy all of them for this process
     torch.set_num_threads(1)
     ignore_interrupts()
 
