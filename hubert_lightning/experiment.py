@@ -85,6 +85,8 @@ from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
+SCRATCH = ".fast_dev_run"
+"""How the folder of a trial run ends."""
 RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while training goes on
 SCRATCH = ".fast_dev_run"
 """How the folder of a trial run ends."""
@@ -442,6 +444,51 @@ def _end_tracking(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if hasattr(logger, "log_table") and trainer.is_global_zero:
             logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what Lightning and others say of a mistake in the config into `ValueError`s of one sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(f"{_one_line(error)}; correct the config") from error
+    except ImportError as error:
+        if str(error.name).startswith("hubert_lightning"):
+            raise
+        raise ValueError(f"{_one_line(error)}; {INSTALL}") from error
+    except ValueError as error:
+        if "val_check_interval" in str(error) and not str(error).startswith("trainer."):
+            raise ValueError(
+                f"trainer.val_check_interval: {_one_line(error)}; lower it, or set trainer.check_val_every_n_epoch to "
+                "null to count batches over epochs"
+            ) from error
+        chain = [error, *_causes(error)]
+        problem = next((one for one in chain if str(one).startswith("Problem with given class_path")), None)
+        if problem is None or _is_ours(chain[-1]):
+            raise
+        way = INSTALL if isinstance(chain[-1], ImportError) else "correct the config"
+        raise ValueError(f"{_one_line(problem)}; {way}") from error
+
+
+INSTALL = "install that package, or choose another class in the config (trainer.logger, trainer.callbacks)"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error comes from, the first one last."""
+    while cause := error.__cause__ or error.__context__:
+        yield cause
+        error = cause
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised in this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _given_configs(args: ArgsType) -> Iterator[Path]:

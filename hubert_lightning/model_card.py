@@ -223,7 +223,7 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
 def _counts(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     """Hours, speakers and utterances of the training data, as the data module saved them."""
     for name in ("PretrainingData", "TranscribedData"):
-        counted = _inside(checkpoint, name, "counts")
+        counted = _inside(checkpoint, name, "audio")
         if counts := {key: counted[key] for key in ("hours", "speakers", "utterances") if _is_number(counted.get(key))}:
             return counts
     return {}

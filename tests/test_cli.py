@@ -350,7 +350,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
-        ("--data.init_args.weights=[.inf]", "data.weights [inf] for 1 manifests in data.train; give each one above 0"),
+        ("--data.init_args.weights=[.inf]", "data.init_args.weights[0] is inf; give a finite number"),
         ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
     ],
 )

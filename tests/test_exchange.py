@@ -271,7 +271,7 @@ def test_no_file_of_an_export_says_where_it_was_made(tmp_path: Path, format: Any
     content = torch.load(checkpoint, weights_only=True)
     content |= {"global_step": 321, "averaged": [str(private / "best.ckpt")]}
     content["imported"] = {"source": str(private / "their.pt"), "special": []}
-    content["PretrainingData"] = {"counts": {"utterances": 12, "hours": 3.5, "speakers": 4}}
+    content["PretrainingData"] = {"audio": {"utterances": 12, "hours": 3.5, "speakers": 4}}
     content["hyper_parameters"]["pretrained"] = str(private / "before.ckpt")
     torch.save(content, checkpoint)
     relabel = {"class_path": "hubert_lightning.Relabel", "init_args": {"features": str(private / "before.ckpt")}}

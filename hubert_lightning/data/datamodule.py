@@ -145,9 +145,7 @@ class PretrainingData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Which utterances, in which order, and which labels a checkpoint is trained with, and how much audio it is."""
         labels = self.labels.fingerprint if self.labels is not None else None
-        if self._counted is None:
-            self._counted = _counts(self.train_cuts)
-        return _plain(self._manifests) | {"labels": labels, "counts": self._counted}
+        return _plain(self._manifests) | {"labels": labels, "audio": _audio(self, self.train_cuts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the manifests in the order of the checkpoint that training goes on from.
@@ -289,10 +287,8 @@ class TranscribedData(LightningDataModule):
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
 
     def state_dict(self) -> dict[str, Any]:
-        """Which utterances and transcripts, in which order, a checkpoint is trained with, and how much audio it is."""
-        if self._counted is None:
-            self._counted = _counts(self.cuts.get("train", ()))
-        return _plain(self._manifests) | {"counts": self._counted}
+        """Which utterances and transcripts, in which order, a checkpoint is trained with."""
+        return _plain(self._manifests) | {"audio": _audio(self, self.cuts.get("train", ()))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the manifests in the order of the checkpoint that training goes on from.
@@ -347,6 +343,11 @@ class TranscribedData(LightningDataModule):
         return _loader(self, batches, [padded_frames(count) for count in frames] if shuffle else frames, shuffle)
 
 
+def _first(cuts: Corpora) -> Corpora:
+    """The first utterances of each corpus."""
+    return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN for size in cuts.sizes] or [np.zeros(0, bool)]))
+
+
 def _plain(manifests: Callable[[str], list[Manifest]]) -> dict[str, Any]:
     """What a checkpoint says of the manifests, readable without our classes."""
     return {part: [list(manifest) for manifest in manifests(part)] for part in ("train", "validation")}
@@ -375,6 +376,13 @@ def _first(cuts: Corpora) -> Corpora:
 
 def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
     return {"manifests": list(map(str, manifests or [])), **_counts(cuts), "fingerprint": audio}
+
+
+def _audio(data: Any, cuts: Iterable[Cut]) -> dict[str, Any]:
+    """What a checkpoint tells of the training data: how much there is, counted once."""
+    if data._counted is None:
+        data._counted = _counts(cuts)
+    return dict(data._counted)
 
 
 def _counts(cuts: Iterable[Cut]) -> dict[str, Any]:
