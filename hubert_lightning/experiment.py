@@ -501,51 +501,6 @@ def _given_configs(args: ArgsType) -> Iterator[Path]:
             yield Path(arg.removeprefix("--config="))
 
 
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """Turn what Lightning and others say of a mistake in the config into `ValueError`s of one sentence."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise ValueError(f"{_one_line(error)}; correct the config") from error
-    except ImportError as error:
-        if str(error.name).startswith("hubert_lightning"):
-            raise
-        raise ValueError(f"{_one_line(error)}; {INSTALL}") from error
-    except ValueError as error:
-        if "val_check_interval" in str(error) and not str(error).startswith("trainer."):
-            raise ValueError(
-                f"trainer.val_check_interval: {_one_line(error)}; lower it, or set trainer.check_val_every_n_epoch to "
-                "null to count batches over epochs"
-            ) from error
-        chain = [error, *_causes(error)]
-        problem = next((one for one in chain if str(one).startswith("Problem with given class_path")), None)
-        if problem is None or _is_ours(chain[-1]):
-            raise
-        way = INSTALL if isinstance(chain[-1], ImportError) else "correct the config"
-        raise ValueError(f"{_one_line(problem)}; {way}") from error
-
-
-INSTALL = "install that package, or choose another class in the config (trainer.logger, trainer.callbacks)"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors that an error comes from, the first one last."""
-    while cause := error.__cause__ or error.__context__:
-        yield cause
-        error = cause
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether it was raised in this package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
 def _default_precision(trainer: Namespace) -> str | None:
     """bfloat16 where there is a GPU that computes in it."""
     gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

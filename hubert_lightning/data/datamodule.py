@@ -369,11 +369,6 @@ def _resumed(data: LightningDataModule) -> str:
     return str(data.trainer.ckpt_path)
 
 
-def _first(cuts: Corpora) -> Corpora:
-    """The first utterances of each corpus."""
-    return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN for size in cuts.sizes] or [np.zeros(0, bool)]))
-
-
 def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
     return {"manifests": list(map(str, manifests or [])), **_counts(cuts), "fingerprint": audio}
 
