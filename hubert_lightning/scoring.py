@@ -179,6 +179,8 @@ def _result(line: bytes, place: str) -> Result:
     texts = {name: row[name] for name in Result._fields if name in row}
     if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
         raise ValueError(f'{place}: "{wrong}" is {json.dumps(texts[wrong])[:60]}, which is not text; put it in quotes')
+    if longest := next((name for name, text in texts.items() if len(text) > LONGEST), None):
+        raise ValueError(f'{place}: "{longest}" has more than {LONGEST} characters; give results of shorter recordings')
     return Result(**texts)
 
 
@@ -315,6 +317,8 @@ def _p_value(differences: np.ndarray) -> float:
     return float(test.pvalue)
 
 
+LONGEST = 2**17
+"""Characters of a text, the alignment of which takes quadratic time."""
 SPEAKERS_SHOWN = 20
 
 

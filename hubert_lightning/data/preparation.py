@@ -232,7 +232,7 @@ def prepare(
             write_refusals(refusals[listing], listing)
             raise ValueError(
                 f"{name}: all {len(files)} audio files are refused, for reasons listed in {listing}, the first, "
-                f"{printable(refusals[listing][0].path)}: {refusals[listing][0].reason}"
+                f"{printable(refusals[listing][0].path)[-300:]}: {refusals[listing][0].reason}"
             )
         if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
             raise ValueError(

@@ -156,9 +156,9 @@ def _column(
             "above it, such as path and text"
         )
     if needed:
+        found = " ".join(", ".join(there)[:200].split()) or "an empty first line"
         raise ValueError(
-            f"{table}: no column {given or ' or '.join(usual)}, only {', '.join(there)[:200] or 'an empty first line'}"
-            f"; name it with --{what}_column"
+            f"{table}: no column {given or ' or '.join(usual)}, only {found}; name it with --{what}_column"
         )
     return None
 
