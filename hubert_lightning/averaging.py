@@ -1,16 +1,16 @@
 """The mean of several checkpoints' weights: one model, often a little better than each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from hubert_lightning.files import replacing
+from hubert_lightning.files import has_its_end, is_whole, replacing
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 
-OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks")
+OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics", "final_metrics")
 """What a checkpoint holds for its run to go on, which no run does from a mean."""
 
 
@@ -55,9 +55,26 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
                 raise ValueError(
                     f"{path}: its {name} is {here}, that of {checkpoints[0]} {there}; average checkpoints of one model"
                 )
+    for path, state in zip(checkpoints, states, strict=True):
+        if has_its_end(Path(path)) and not is_whole(Path(path)):  # what is no zip archive has no checksums
+            raise ValueError(f"{path}: damaged; remove it, and run the same command again to average the others")
+        if (broken := first_not_finite(state)) is not None:
+            raise ValueError(f"{path}: its {broken} is NaN or infinite; average others")
     weights = {name: _mean([state[name] for state in states]) for name in states[0]}
     rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
-    return rest | {"state_dict": weights, "averaged": [str(path) for path in checkpoints]}
+    return rest | {"state_dict": weights, "averaged": [Path(path).name for path in checkpoints]}
+
+
+def first_not_finite(state: Mapping[str, Any]) -> str | None:
+    """The name of a tensor that has a value which is NaN or infinite, if one has."""
+    return next(
+        (
+            name
+            for name, value in state.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all()
+        ),
+        None,
+    )
 
 
 def _mean(values: list[Tensor]) -> Tensor:

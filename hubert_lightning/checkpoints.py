@@ -3,8 +3,7 @@
 import csv
 import logging
 import os
-import shutil
-import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from hubert_lightning.averaging import save_tensors, write_average
-from hubert_lightning.files import replacing
+from hubert_lightning.averaging import first_not_finite, save_tensors, write_average
+from hubert_lightning.files import also_named, has_its_end, is_whole, replacing, sync_folder
+from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.ranks import on_rank_zero
 
 log = logging.getLogger(__name__)
@@ -29,30 +29,75 @@ BEST, AVERAGE = "best.ckpt", "average.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all; a `last.ckpt` that is replaced stays as `previous.ckpt`."""
+    """Checkpoints that appear whole or not at all; a `last.ckpt` that is replaced stays as `previous.ckpt`.
+
+    `previous.ckpt` is replaced last, when the new `last.ckpt` is on the disk: at every moment one of the two is sound.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Raises `ValueError` if the disk is full; what was saved before stays."""
         path = Path(path)
-        with replacing(path) as file:
+        if path.name != LAST:
+            with replacing(path) as file:
+                save_tensors(checkpoint, file)
+            return
+        new, before = path.with_name(f"{LAST}.new"), path.with_name(f"{LAST}.before")
+        with replacing(new) as file:
             save_tensors(checkpoint, file)
-            if path.name == LAST and path.exists():
-                os.replace(path, path.with_name(PREVIOUS))
+        try:
+            if path.exists() and not has_its_end(path):
+                set_aside(path)
+            linked = path.exists() and _linked(path, before)
+            if path.exists() and not linked:  # without links, it loses its name first: it must be sound
+                os.replace(path, path.with_name(PREVIOUS)) if is_whole(path) else set_aside(path)
+            os.replace(new, path)
+            sync_folder(path.parent)
+            if linked:
+                os.replace(before, path.with_name(PREVIOUS))
+                sync_folder(path.parent)
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be replaced ({error.strerror}); what was saved before is kept, so correct that and "
+                "run the same command again"
+            ) from error
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+
+
+def _linked(path: Path, name: Path) -> bool:
+    """Whether a file could be given a second name, which some disks do not allow."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        return False
+    return True
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which no command reads it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that can be read to its end; none if the run has not saved any.
+    """The newest sound checkpoint of a run; none if the run has not saved any.
+
+    A checkpoint is sound if every byte is as it was written and every weight is finite.
 
     Raises:
-        ValueError: There are some, but all are damaged.
+        ValueError: There are some, but none is sound.
     """
     there = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     for path in there:
-        if is_whole(path):
+        if (reason := _unsound(path)) is None:
             return path
-        log.warning("%s is damaged, and passed over; what it was is trained again", path)
+        log.warning("%s is %s, and passed over; what it was is trained again", path, reason)
     if there:
         raise ValueError(
             f"{there[0]}: damaged, and no other checkpoint of this run is whole; restore one, or remove "
@@ -61,13 +106,39 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint is as it was written, by its checksums."""
+def set_damaged_aside(folder: Path, newest: Path | None) -> None:
+    """Rename a `last.ckpt` that was passed over, so that the next one does not make it `previous.ckpt`.
+
+    Args:
+        folder: Folder of the run.
+        newest: Its newest sound checkpoint.
+
+    Raises:
+        ValueError: The folder cannot be written to.
+    """
+    last = folder / LAST
+    if newest is None or newest == last or not last.exists():
+        return
     try:
-        with zipfile.ZipFile(path) as records:
-            return records.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
+        log.warning("%s is kept as %s", last, set_aside(last).name)
+    except OSError as error:
+        raise ValueError(
+            f"{last}: damaged, and cannot be renamed ({error.strerror}); make {folder} writable, and run the same "
+            "command again"
+        ) from error
+
+
+def _unsound(path: Path) -> str | None:
+    """Why training cannot go on from a checkpoint; None if it can."""
+    if not is_whole(path):
+        return "damaged"
+    try:
+        state = read_checkpoint(path)["state_dict"]
+    except ValueError:  # whole, and something else
+        return "damaged"
+    if name := first_not_finite(state):
+        return f"not finite (its {name} is NaN or infinite)"
+    return None
 
 
 class WholeSteps(Callback):
@@ -262,7 +333,7 @@ class BestCheckpoints(ModelCheckpoint):
         mode: Literal["min", "max"] = "min",
         dirpath: Path | None = None,
     ) -> None:
-        if keep < 1:
+        if not 1 <= keep <= 10**6:
             raise ValueError(f"BestCheckpoints: keep is {keep}; keep one or more, or leave the callback out")
         super().__init__(
             dirpath=None if dirpath is None else str(dirpath),
@@ -341,22 +412,7 @@ class BestCheckpoints(ModelCheckpoint):
 
     def _name_best(self, trainer: Trainer) -> None:
         best, name = Path(self.best_model_path), Path(self._here(BEST))
-        on_rank_zero(trainer, lambda: _name_too(best, name))
+        on_rank_zero(trainer, lambda: also_named(best, name))
 
     def _here(self, path: str) -> str:
         return os.path.join(self.dirpath or "", os.path.basename(path)) if path else ""
-
-
-def _name_too(path: Path, name: Path) -> None:
-    """Let a file have another name, too, at once: by a link, or as a copy where the disk knows none."""
-    if name.exists() and name.samefile(path):
-        return
-    link = name.with_name(name.name + ".link")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:
-        with path.open("rb") as source, replacing(name) as file:
-            shutil.copyfileobj(source, file)
-    else:
-        os.replace(link, name)

@@ -3,16 +3,24 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
+import errno
 import importlib
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
 from jsonargparse import CLI, ArgumentParser
+
+from hubert_lightning import progress
+from hubert_lightning.interrupts import listening
+from hubert_lightning.messages import is_first_process, show_messages
 
 USAGE = """usage: hubert VERB ...
 
@@ -43,10 +51,26 @@ Each has its own help: hubert fit --help
 """
 
 
+KEPT = {
+    "fit": "what was finished before is kept; the same command resumes",
+    "demo": "what was finished before is kept; the same command resumes",
+    "test": "its results are not written; the same command starts it again",
+    "predict": "its results are not written; the same command starts it again",
+    "validate": "nothing is changed; the same command starts it again",
+}
+"""What is left of a verb that a signal ends."""
+
+PATIENCE = 3
+"""Seconds that ranks other than the first wait before they print why they end."""
+
 # What torch says of an error that a process which reads audio raised
 FROM_A_WORKER = re.compile(
     r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)".*\nValueError: (?P<sentence>.+?)\s*', re.DOTALL
 )
+
+
+# What writing ends in, in libraries too, where a disk is full or no longer to be written to
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class VerbParser(ArgumentParser):
@@ -74,25 +98,56 @@ def main(args: Sequence[str] | None = None) -> None:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         _refuse(f"{verb!r} is no verb of hubert; it is one of {', '.join(VERBS)}")
+    show_messages()
     try:
-        VERBS[verb](rest)
+        with _signals_of(verb):
+            VERBS[verb](rest)
     except KeyboardInterrupt:
-        print("hubert: interrupted", file=sys.stderr)
+        print("hubert: interrupted; what was written is whole, and the same command does the rest", file=sys.stderr)
         raise SystemExit(130) from None
     except ValueError as error:
         ours = _meant_for_the_user(error)
         if ours is None:
             raise
         _refuse(str(ours))
+    except RuntimeError as error:
+        sentence = _of_other_processes(error)
+        if sentence is None:
+            raise
+        print(f"hubert: {sentence}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _refuse(
+            f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is kept, so "
+            "make room and run the same command again"
+        )
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise
         _refuse(f"W&B: {error}; or set WANDB_MODE=offline, or choose another trainer.logger")
 
 
+def _signals_of(verb: str) -> AbstractContextManager[None]:
+    """Verbs that train or judge a model end on SIGTERM as on Ctrl-C; others get the `KeyboardInterrupt` of Ctrl-C."""
+    if verb not in KEPT:
+        return listening([signal.SIGINT])
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    return listening(numbers, lambda name: f"{name} while {progress.now.what}: {KEPT[verb]}")
+
+
 def _refuse(sentence: str) -> NoReturn:
+    if not is_first_process():
+        time.sleep(PATIENCE)  # if the first rank has failed alike, its launcher ends this process before it repeats it
     print(f"hubert: {sentence}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _of_other_processes(error: RuntimeError) -> str | None:
+    """The sentence of an error that the end of another process caused: a loader worker, or another rank."""
+    workers, stalls = (sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "stalls"))
+    return (workers and workers.killed_worker(error)) or (stalls and stalls.ended_rank(error)) or None
 
 
 def _meant_for_the_user(error: BaseException | None) -> BaseException | None:
@@ -210,9 +265,6 @@ def _of_files(
         try:
             failed = function(**given)
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            print("hubert: interrupted; what was written is whole", file=sys.stderr)
-            raise SystemExit(130) from None
         except BrokenPipeError:  # whoever read has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None

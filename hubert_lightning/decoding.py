@@ -36,6 +36,7 @@ from torchaudio.models.decoder import CTCDecoder
 
 from hubert_lightning.data.text import BLANK, BOUNDARY, Vocabulary
 from hubert_lightning.files import write_whole
+from hubert_lightning.interrupts import ignore_interrupts
 from hubert_lightning.language_files import MARKS, UNKNOWN, for_kenlm, no_model, read_lexicon, unigrams
 from hubert_lightning.rescoring import CausalLM
 from hubert_lightning.word_times import with_boundaries_in_pauses
@@ -108,15 +109,31 @@ class DecoderSettings:
             )
 
 
+def settings_identity(settings: DecoderSettings) -> dict[str, Any]:
+    """What a search finds depends on: the settings, and size and modification time of every file that they name."""
+    files: dict[str, list[list[Any]]] = {}
+    for name in (settings.lm, settings.lexicon, settings.rescorer):
+        if name:
+            path = Path(name)
+            inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            files[os.path.abspath(path)] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in inside]
+    return {name: value for name, value in asdict(settings).items() if name != "num_workers"} | {"files": files}
+
+
 def write_settings(settings: DecoderSettings, path: Path) -> None:
-    """Write them as JSON; files beside it or below are named as seen from there, so that the folder can be moved."""
+    """Write settings to a JSON file."""
+    write_whole(path, settings_json(settings, path))
+
+
+def settings_json(settings: DecoderSettings, path: Path) -> bytes:
+    """Settings as JSON; files beside its path or below are named relative to it, so that the folder can be moved."""
     content = asdict(settings)
     for key in ("lm", "lexicon", "rescorer"):
         if content[key]:
             file = Path(content[key]).resolve()
             inside = file.is_relative_to(path.parent.resolve())
             content[key] = str(file.relative_to(path.parent.resolve()) if inside else file)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_settings(path: Path) -> DecoderSettings:
@@ -288,6 +305,7 @@ _inherited: tuple[CTCDecoder, Vocabulary]
 def _inherit(decoder: CTCDecoder, vocabulary: Vocabulary) -> None:
     global _inherited
     _inherited = decoder, vocabulary
+    ignore_interrupts()
     torch.set_num_threads(1)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import time
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.synthesis import synthesise_corpus
 from hubert_lightning.extraction import Extractor, layer_extractor, mfcc_extractor, sample_frames
+from hubert_lightning.files import replacing_all
 from hubert_lightning.relabelling import assign_clusters
 from hubert_lightning.unit_quality import phone_quality
 
@@ -87,8 +89,9 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         "cer": {name: scores[name]["test/cer"] for name in ("scratch", "pretrained")},
         "seconds": round(time.perf_counter() - started),
     }
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    _draw(results, pretraining, minutes / 6, output / "results.png")
+    with replacing_all(output / "results.png", output / "results.json") as (figure, file):
+        figure.write(_drawn(results, pretraining, minutes / 6))
+        file.write((json.dumps(results, indent=2) + "\n").encode())
     _report(console, results, runs, minutes / 6)
     console.print(f"{results['seconds']} s; numbers in {output / 'results.json'}, figure in {output / 'results.png'}")
 
@@ -167,7 +170,7 @@ def _report(console: Console, results: dict, runs: dict[str, Path], minutes: flo
         console.print(f"pretrained  {pretrained['hypothesis']}\n", highlight=False)
 
 
-def _draw(results: dict, pretraining: Path, minutes: float, path: Path) -> None:
+def _drawn(results: dict, pretraining: Path, minutes: float) -> bytes:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     curves, units, errors = figure.subplots(1, 3)
     blue, orange, grey = "#2a6f97", "#e07a3f", "#9aa5ad"
@@ -195,7 +198,9 @@ def _draw(results: dict, pretraining: Path, minutes: float, path: Path) -> None:
     errors.legend(frameon=False, loc="upper center", ncols=2)
     for axes in (curves, units, errors):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=160)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=160)
+    return content.getvalue()
 
 
 def _curve(run: Path, name: str) -> tuple[list[int], list[float]]:

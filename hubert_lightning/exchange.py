@@ -1,7 +1,6 @@
 """Models from and for the rest of the world: `hubert import` and `hubert export`."""
 
 import json
-import shutil
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from hubert_lightning.averaging import save_tensors
 from hubert_lightning.clustering.kmeans import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.data.text import Vocabulary, read_vocabulary, vocabulary_from
-from hubert_lightning.files import replacing
+from hubert_lightning.files import new_folder, replacing
 from hubert_lightning.model.formats import checkpoint, fairseq, torchaudio, transformers
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import (
@@ -24,7 +23,7 @@ from hubert_lightning.model.pretrained import (
     read_trained,
 )
 from hubert_lightning.model.trained import Trained, encoder_of, linear_of, predictors_of
-from hubert_lightning.model_card import model_card, run_facts
+from hubert_lightning.model_card import model_card, run_facts, told_source
 from hubert_lightning.onnx_export import write_onnx
 
 Format = Literal["transformers", "torchaudio", "fairseq", "safetensors", "onnx"]
@@ -93,24 +92,17 @@ def export_model(
     if trained.vocabulary is not None:
         trained = trained._replace(vocabulary=vocabulary_from(trained.vocabulary, model).settings())
     facts = run_facts(Path(model))
-    trained = trained._replace(source={**trained.source, **facts.told(), "encoder": encoder_fingerprint(encoder)})
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    source = told_source({**trained.source, **facts.told(), "encoder": encoder_fingerprint(encoder)})
+    trained = trained._replace(source=source)
+    with new_folder(out) as folder:
         if format == "onnx":
-            _write_onnx(part, trained, encoder, layer, Path(model))
+            _write_onnx(folder, trained, encoder, layer, Path(model))
         else:
             for name, content in _files(trained, format).items():
-                (part / name).write_bytes(content)
+                (folder / name).write_bytes(content)
         if kmeans is not None:
-            _write_kmeans(part, kmeans, trained.config.dim, encoder_fingerprint(encoder))
-        (part / "README.md").write_text(model_card(out.name, trained, encoder, facts, format), "utf-8")
-        part.rename(out)
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror}); make room, or choose another OUT") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            _write_kmeans(folder, kmeans, trained.config.dim, encoder_fingerprint(encoder))
+        (folder / "README.md").write_text(model_card(out.name, trained, encoder, facts, format), "utf-8")
     print(f"{out}: {_described(trained)}, for {format}")
 
 

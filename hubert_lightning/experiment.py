@@ -6,11 +6,16 @@ next one takes its labels. What is finished is not done again: the same command 
 """
 
 import copy
-import json
 import secrets
+import shutil
+import traceback
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,31 +23,73 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, keep_rows, newest_checkpoint
+from hubert_lightning import progress, stalls
+from hubert_lightning.arguments import check_arguments
+from hubert_lightning.checkpoints import (
+    WholeCheckpoints,
+    WholeSteps,
+    keep_rows,
+    newest_checkpoint,
+    set_damaged_aside,
+)
 from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quantizer
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.files import write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
+from hubert_lightning.interrupts import held
+from hubert_lightning.messages import is_first_process, show_messages
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import encoder_config
-from hubert_lightning.parser import SentenceParser
+from hubert_lightning.parser import INSIDE, SentenceParser
 from hubert_lightning.preemption import Preemption
+from hubert_lightning.restoring import (
+    check_kind,
+    check_run,
+    check_state,
+    check_weights,
+    model_arguments,
+    probe_optimizer,
+)
+from hubert_lightning.results import copy_to_run, results_folder
+from hubert_lightning.run_folder import (
+    CONFIG,
+    KEPT_CONFIG,
+    KEPT_METRICS,
+    METRICS,
+    kept_config,
+    kept_metrics,
+    restore_config,
+    restore_given_config,
+    saved_configs,
+    says_manifests,
+    write_json,
+)
+from hubert_lightning.run_lock import holder_of, locked, refuse
+from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
+from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
 
 RELABEL = "hubert_lightning.Relabel"
+RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while training goes on
+SCRATCH = ".fast_dev_run"
+"""How the folder of a trial run ends."""
+IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
+"""Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +122,32 @@ class Iteration:
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keeps the config in the run's folder, where the next command looks for it."""
+    """Keeps the config in the run's folder, where the next command looks for it, and in its checkpoints.
+
+    `metrics` are those of a run that has finished, None before; checkpoints hold them, too.
+    """
+
+    metrics: dict[str, Any] | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            folder = Path(trainer.default_root_dir)
-            run = self.config.clone()
-            run.ckpt_path = None  # a run is the same wherever this start of it went on from
-            for callback in _listed(run.trainer.callbacks):
-                if callback.get("init_args", {}).get("dirpath") == run.output:
-                    callback.init_args.dirpath = None  # nor where it was begun: its folder may be moved
-            self.parser.save(run, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+            path, text = Path(trainer.default_root_dir) / CONFIG, self._text.encode()
+            if not path.exists() or path.read_bytes() != text:
+                write_whole(path, text)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEPT_CONFIG] = self._text
+        if self.metrics is not None:
+            checkpoint[KEPT_METRICS] = self.metrics
+
+    @cached_property
+    def _text(self) -> str:
+        run = self.config.clone()
+        run.ckpt_path = None  # a run is the same wherever this start of it went on from
+        for callback in _listed(run.trainer.callbacks):
+            if callback.get("init_args", {}).get("dirpath") == run.output:
+                callback.init_args.dirpath = None  # nor where it was begun: its folder may be moved
+        return self.parser.dump(run, skip_none=False)
 
 
 class HubertCLI(LightningCLI):
@@ -95,7 +157,9 @@ class HubertCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType) -> None:
-        with warnings.catch_warnings():
+        show_messages()
+        self._locks = ExitStack()
+        with self._locks, warnings.catch_warnings(), self._scratch_removed():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
                 "Checkpoint directory .* exists and is not empty",  # of course: the run's labels are there
@@ -115,20 +179,32 @@ class HubertCLI(LightningCLI):
                 trainer_defaults={
                     "use_distributed_sampler": False,  # our batches are dealt to ranks already
                     # The last of them saves what the others have logged
-                    "callbacks": [WholeSteps(), Throughput(), CollapseWatch(), Preemption()],
+                    "callbacks": [WholeSteps(), RunRecord(), Throughput(), CollapseWatch(), Preemption()],
                 },
                 seed_everything_default=0,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                auto_configure_optimizers=False,  # both tasks make their own, with its schedule
                 parser_class=SentenceParser,
                 parser_kwargs={"prog": "hubert"},
                 args=args,
             )
+        stalls.end("")
+
+    @contextmanager
+    def _scratch_removed(self) -> Iterator[None]:
+        self._scratch: Path | None = None
+        try:
+            yield
+        finally:
+            if self._scratch is not None and getattr(rank_zero_only, "rank", 0) == 0:
+                shutil.rmtree(self._scratch, ignore_errors=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default="checkpoints/run", help="The run's folder.")
         parser.add_argument("--iterations", type=list[Iteration], default=[], help="Rounds of pre-training, in order.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StalledRanks, "stalls")
         parser.set_defaults(
             {
                 "checkpoint.filename": "last",
@@ -136,11 +212,16 @@ class HubertCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        for name in INSIDE:  # configs that LightningCLI wrote before say that there is none
+            parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        for path in _given_configs(args):
+            restore_given_config(path)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        check_arguments(config, self.config.subcommand)
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
@@ -150,17 +231,55 @@ class HubertCLI(LightningCLI):
             _check_kind(Path(config.ckpt_path), config.model.class_path)
 
     def _parse_ckpt_path(self) -> None:
-        if self.config.subcommand != "fit":  # whose model is what the config says: before_fit
-            super()._parse_ckpt_path()
+        """Take the settings of the model that is judged from its checkpoint; a fit has those of its config."""
+        verb = self.config.subcommand
+        config = self.config[verb]
+        if verb != "fit" and (path := config.ckpt_path):
+            module, _, name = config.model.class_path.rpartition(".")
+            task = getattr(import_module(module), name)  # that of the config, not of the checkpoint
+            stated = model_arguments(task, read_checkpoint(Path(path)), Path(path))
+            model = {"class_path": config.model.class_path, "init_args": stated}
+            self.config = self.parser.parse_object({verb: {"model": model}}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plugins = _listed(self._get(self.config_init, "trainer").get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        except (TypeError, ValueError) as error:  # such as a strategy that the accelerator has not
+            raise ValueError(f"trainer: {_one_line(error)}; correct the config") from error
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # it says which batch begins
+        for callback in callbacks:
+            if isinstance(callback, StalledRanks):
+                callback.attach(trainer)
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        """Raises `ValueError` with what another package says of a value that the config gives it."""
+        with _sentences():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with _sentences():
+            super()._run_subcommand(subcommand)
+
+    def _to_scratch(self, config: Namespace) -> None:
+        """Let a trial run (`fast_dev_run`) write to a folder that is removed, beside the one of the run."""
+        folder = Path(config.output).resolve()
+        if any(part.endswith(SCRATCH) for part in folder.parts):
+            return  # one iteration of a trial run
+        self._scratch = folder.with_name(folder.name + SCRATCH)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        config.output = str(self._scratch)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        progress.note("setting up")
+        if config.trainer.fast_dev_run and self.subcommand != "validate":  # which writes nothing, and reads the labels
+            self._to_scratch(config)
         if self.subcommand == "fit":
             _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
@@ -176,47 +295,68 @@ class HubertCLI(LightningCLI):
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
-                print(_finished_already(runs[-1], Path(config.output)))
+                rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
-            try:
-                Path(config.output).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(
-                    f"{config.output}: cannot be made ({error.strerror}); choose another --output"
-                ) from error
+            self._lock(Path(config.output))
+            unfinished = [run for run in unfinished if not _finished(run)] or unfinished[-1:]
             *earlier, config = unfinished
             for run in earlier:
                 HubertCLI(Namespace(subcommand="fit", fit=run))
+            self._lock(Path(config.output))
             config.trainer.precision = config.trainer.precision or _default_precision(config.trainer)
             seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
             if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
                 config.ckpt_path = str(newest)
+                if is_first_process():
+                    set_damaged_aside(Path(config.output), newest)
         else:
             _settle(config)
+            _log_apart(config, str(self.subcommand))
+            if self.subcommand in ("test", "predict"):
+                self._locks.enter_context(locked(Path(config.output), RESULTS_LOCK))
         self.config[self.subcommand] = config
+
+    def _lock(self, folder: Path) -> None:
+        """Be alone in a run's folder until this command ends, and in those of its iterations.
+
+        Raises:
+            ValueError: Another process is at work there; or the folder cannot be made.
+        """
+        self._locks.enter_context(locked(folder))
+        for other in (folder.parent, *folder.glob("iteration*")):
+            if is_first_process() and (holder := holder_of(other)):
+                raise refuse(other, holder)
 
     def _refuse_another_run(self, config: Namespace) -> None:
         """Raise `ValueError` if the folder holds what a run with another model, other data or labels left."""
         folder = Path(config.output)
         if not any(folder.glob("*.ckpt")):
             return  # nothing was trained here
-        if not (folder / "config.yaml").exists():
-            raise ValueError(f"{folder}: holds checkpoints of something else (no config.yaml); choose another --output")
-        kept = _experiment(yaml.safe_load((folder / "config.yaml").read_text()))
-        asked = _experiment(yaml.safe_load(self._parser("fit").dump(config, skip_none=False)))
-        for key in kept:
-            if difference := next(_differences(kept[key], asked[key], key), None):
-                raise ValueError(
-                    f"{folder}: already holds another run, which differs in {difference}; "
-                    "choose another --output, or remove that folder"
-                )
+        by_content = says_manifests(folder, config.data.class_path)
+        asked = _experiment(yaml.safe_load(self._parser("fit").dump(config, skip_none=False)), by_content)
+        difference = _first_difference(_experiment(kept_config(folder), by_content), asked)
+        if difference is None:
+            return
+        for checkpoint, saved in saved_configs(folder):
+            if _first_difference(_experiment(saved, by_content), asked) is None:
+                restore_config(folder / CONFIG, f"another {difference} than its checkpoint", checkpoint)
+                return
+            break
+        raise ValueError(
+            f"{folder}: already holds another run, which differs in {difference}; "
+            "choose another --output, or remove that folder"
+        )
 
     def before_fit(self) -> None:
-        """Raise `ValueError` if the checkpoint to go on from is one of a model of another size or other letters."""
+        """Raise `ValueError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
+        if make := getattr(self.model, "optimizer", None):
+            probe_optimizer(make)
         if path := self.config_init[self.subcommand].ckpt_path:
-            ours, checkpoint = self.model.state_dict(), read_checkpoint(Path(path))
-            spelled = checkpoint.get("hyper_parameters", {}).get("vocabulary")
-            if spelled and spelled != self.model.hparams.vocabulary:
+            path, checkpoint = Path(path), read_checkpoint(Path(path))
+            if not says_manifests(path, self.config[self.subcommand].data.class_path):
+                rank_zero_info(f"{path}: does not say which manifests it was trained with, so they are not compared")
+            spelled = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
+            if spelled and spelled != self.model.hparams.get("vocabulary"):
                 raise ValueError(
                     f"{path}: spells with another vocabulary than the model to train; give both the same "
                     "model.init_args.vocabulary, or start from its encoder alone by model.init_args.pretrained"
@@ -226,46 +366,137 @@ class HubertCLI(LightningCLI):
                     f"{path}: weights alone, such as a mean, from which no run goes on; start another from its encoder "
                     "(model.init_args.pretrained)"
                 )
-            for name, theirs in checkpoint["state_dict"].items():
-                if name not in ours or theirs.shape != ours[name].shape:
-                    here = tuple(ours[name].shape) if name in ours else "not there"
-                    raise ValueError(
-                        f"{path}: its {name} is {tuple(theirs.shape)}, that of the model to train {here}; give both "
-                        "the same encoder, or start from its encoder alone by model.init_args.pretrained"
-                    )
+            check_weights(self.model, checkpoint, path)
+            check_state(self.trainer, checkpoint, path, "fit_loop")
+            if make:
+                check_run(self.model, make, checkpoint, path)
             for logger in self.trainer.loggers:
                 if isinstance(logger, CSVLogger):
                     keep_rows(logger, checkpoint)
+
+    def before_validate(self) -> None:
+        self._check_judged("validate_loop")
+
+    def before_predict(self) -> None:
+        self._check_judged("predict_loop")
+
+    def _check_judged(self, loop: str) -> None:
+        """Raise `ValueError` if the checkpoint to judge is damaged, or one of another model."""
+        path = Path(self.config_init[self.subcommand].ckpt_path)
+        checkpoint = read_checkpoint(path)
+        check_weights(self.model, checkpoint, path)
+        check_state(self.trainer, checkpoint, path, loop)
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
             raise ValueError(
                 f"{type(self.model).__name__} has no error rates to test; use `hubert validate`, or fine-tune it first"
             )
+        self._check_judged("test_loop")
 
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        folder = Path(self.trainer.default_root_dir)
-        _write_metrics(folder / "test-metrics.json", self.trainer.callback_metrics)
+        assert self.model.results is not None
+        folder, origin = self.model.results
+        write_json(folder / "test-metrics.json", _values(self.trainer.callback_metrics))
         scores = score(read_results(folder / "test.jsonl"))
-        write_scores(folder / "scores.json", scores)
+        write_scores(folder / "scores.json", scores, made_by=asdict(origin))
+        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
         report(scores, Console())
+        print(f"results in {folder}")
+        _end_tracking(self.trainer)
+
+    def after_validate(self) -> None:
+        _end_tracking(self.trainer)
+
+    def after_predict(self) -> None:
+        _end_tracking(self.trainer)
 
     def after_fit(self) -> None:
         trainer = self.trainer
-        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.interrupted:
             return
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+        with held():
+            self._keep_results(trainer)
+
+    def _keep_results(self, trainer: Trainer) -> None:
+        facts: dict[str, Any] = {"steps": trainer.global_step}
+        if reason := _stopped_early(trainer):
+            rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
+            facts |= {"stopped_early": reason, "max_steps": trainer.max_steps}
+        metrics = _values(trainer.callback_metrics) | facts
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveRunConfig):
+                callback.metrics = metrics
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt", weights_only=False)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the next iteration needs no more
+            return
         if trainer.is_global_zero:
-            facts: dict[str, Any] = {"steps": trainer.global_step}
-            if reason := _stopped_early(trainer):
-                rank_zero_info(f"stopped early, after step {trainer.global_step}: {reason}")
-                facts |= {"stopped_early": reason, "max_steps": trainer.max_steps}
-            _write_metrics(Path(trainer.default_root_dir) / "metrics.json", trainer.callback_metrics, facts)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_table"):  # W&B: the next iteration is a run of its own
-                    logger.experiment.finish()  # type: ignore[attr-defined]
+            write_json(Path(trainer.default_root_dir) / METRICS, metrics)
+            _end_tracking(trainer)
+
+
+def _end_tracking(trainer: Trainer) -> None:
+    """End the runs of W&B: the next iteration, or a test of the same process, is a run of its own."""
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table") and trainer.is_global_zero:
+            logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+def _given_configs(args: ArgsType) -> Iterator[Path]:
+    """The files that a command line names as its configs."""
+    typed = [str(arg) for arg in args] if isinstance(args, list) else []
+    for arg, following in pairwise([*typed, ""]):
+        if arg == "--config":
+            yield Path(following)
+        elif arg.startswith("--config="):
+            yield Path(arg.removeprefix("--config="))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what Lightning and others say of a mistake in the config into `ValueError`s of one sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(f"{_one_line(error)}; correct the config") from error
+    except ImportError as error:
+        if str(error.name).startswith("hubert_lightning"):
+            raise
+        raise ValueError(f"{_one_line(error)}; {INSTALL}") from error
+    except ValueError as error:
+        if "val_check_interval" in str(error) and not str(error).startswith("trainer."):
+            raise ValueError(
+                f"trainer.val_check_interval: {_one_line(error)}; lower it, or set trainer.check_val_every_n_epoch to "
+                "null to count batches over epochs"
+            ) from error
+        chain = [error, *_causes(error)]
+        problem = next((one for one in chain if str(one).startswith("Problem with given class_path")), None)
+        if problem is None or _is_ours(chain[-1]):
+            raise
+        way = INSTALL if isinstance(chain[-1], ImportError) else "correct the config"
+        raise ValueError(f"{_one_line(problem)}; {way}") from error
+
+
+INSTALL = "install that package, or choose another class in the config (trainer.logger, trainer.callbacks)"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error comes from, the first one last."""
+    while cause := error.__cause__ or error.__context__:
+        yield cause
+        error = cause
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was raised in this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _default_precision(trainer: Namespace) -> str | None:
@@ -406,11 +637,31 @@ def _settle(config: Namespace) -> None:
             callback.init_args.dirpath = config.output
 
 
+def _log_apart(config: Namespace, verb: str) -> None:
+    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are."""
+    model, data = config.model.init_args, config.data.init_args
+    run = Path(config.output)
+    folder = run / verb
+    if verb in ("test", "predict") and data.get("test"):
+        folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path)
+    for logger in _loggers(config):
+        settings = logger.init_args
+        if "save_dir" in settings:
+            settings.save_dir = str(folder)
+        if "job_type" in settings or _has_id(logger):  # W&B
+            settings.job_type = verb
+            settings.group = settings.get("group") or settings.get("name") or settings.get("id")
+            settings.name = f"{settings.get('name') or run.name}-{verb}-{folder.name}"
+        for name in IDENTITIES:
+            if name in settings:
+                settings[name] = None
+
+
 def _keep_run_id(config: Namespace) -> None:
     """A run that goes on is the same run in W&B too: the config in its folder knows which."""
     folder, before = Path(config.output), None
     if any(folder.glob("*.ckpt")) and (folder / "config.yaml").exists():
-        loggers = _listed(yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"])
+        loggers = _listed(kept_config(folder)["trainer"]["logger"])
         before = next((logger["init_args"]["id"] for logger in loggers if _has_id(logger)), None)
     for logger in _loggers(config):
         if _has_id(logger) and not logger.init_args.id:
@@ -433,7 +684,7 @@ def _listed(one_or_several: Any) -> list[Any]:
 
 def _finished(config: Namespace) -> bool:
     """Whether all steps are done, or as many were asked for as when the run stopped early."""
-    metrics = _final_metrics(Path(config.output))
+    metrics = kept_metrics(Path(config.output))
     if "stopped_early" in metrics:
         before, asked = metrics["max_steps"], config.trainer.max_steps
         return before < 1 or 0 < asked <= before
@@ -441,20 +692,12 @@ def _finished(config: Namespace) -> bool:
 
 
 def _finished_already(config: Namespace, output: Path) -> str:
-    if reason := _final_metrics(Path(config.output)).get("stopped_early"):
+    if reason := kept_metrics(Path(config.output)).get("stopped_early"):
         return (
             f"{output}: finished already, stopped early ({reason}); to go on, raise max_steps, and the patience of "
             "EarlyStopping or leave it out; for a new run choose another --output"
         )
     return f"{output}: finished already (metrics.json); for a new run choose another --output"
-
-
-def _final_metrics(folder: Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # or cut short: the checkpoint tells
-        return {}
-    return metrics if isinstance(metrics, dict) else {}
 
 
 def _stopped_early(trainer: Trainer) -> str | None:
@@ -466,18 +709,30 @@ def _stopped_early(trainer: Trainer) -> str | None:
     return next((" ".join(reason.split()) for reason in reasons if reason), None)
 
 
-def _experiment(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the one that it is: not where it runs, how fast, or what it logs."""
-    callbacks = config["trainer"]["callbacks"] or []
-    relabel = [dict(callback["init_args"]) for callback in callbacks if callback["class_path"].endswith("Relabel")]
+def _experiment(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
+    """What makes a run the one that it is: not where it runs, how fast, or what it logs.
+
+    Args:
+        config: Config of the run.
+        by_content: Whether its checkpoints tell which manifests and labels it has, whose paths may change then.
+
+    Returns:
+        What two configs of one run have in common.
+    """
+    callbacks = _listed(config["trainer"]["callbacks"])
+    relabel = [
+        dict(callback.get("init_args", {})) for callback in callbacks if callback["class_path"].endswith("Relabel")
+    ]
     for labels in relabel:
-        if labels["features"] != "mfcc":
+        if labels.get("features") != "mfcc":
             labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
         if labels.get("quantizer"):
             labels["quantizer"] = "a file"  # likewise
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     for option in HOW_NOT_WHAT:
         experiment["model"]["init_args"].pop(option, None)
+    for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):
+        experiment["data"]["init_args"].pop(option, None)
     if experiment["model"]["init_args"].get("warmup_steps") is not None:
         experiment["model"]["init_args"].pop("warmup", None)  # the share that this number replaces
     if experiment["model"]["init_args"].get("pretrained"):
@@ -499,17 +754,18 @@ def _checkpoint_to_judge(folder: Path) -> str:
 def _check_kind(path: Path, class_path: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; correct --ckpt_path")
-    kind = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path", class_path)
-    if kind.rsplit(".", 1)[-1] != class_path.rsplit(".", 1)[-1]:
-        raise ValueError(
-            f"{path}: a checkpoint of {kind}, not of {class_path}; to fine-tune a pre-trained model, name it in "
-            "model.init_args.pretrained, not in --ckpt_path"
-        )
+    stated = read_checkpoint(path).get("hyper_parameters") or {}
+    if not isinstance(stated, dict):
+        raise ValueError(f"{path}: its hyper_parameters are no settings; take another checkpoint")
+    check_kind(stated, class_path.rsplit(".", 1)[-1], path)
 
 
-def _write_metrics(path: Path, metrics: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
-    values = {name: value.item() for name, value in metrics.items()} | (facts or {})
-    path.write_text(json.dumps(values, indent=2) + "\n")
+def _values(metrics: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def _first_difference(kept: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    return next((found for key in kept for found in _differences(kept[key], asked[key], key)), None)
 
 
 def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:

@@ -24,9 +24,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from hubert_lightning import progress
 from hubert_lightning.clustering.mfcc import PARTS, SPLICED, mfcc, spliced
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import Corpora
+from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.hubert import HubertEncoder, Statistics
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
@@ -175,18 +177,20 @@ def extract(
     returns:     group, piece, features from its window's start to its end: (frames, …, dim)
     """
     hours = sum(int(_samples(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
-    with _progress() as progress:
-        task = progress.add_task(what, total=hours, began=perf_counter())
+    with _progress() as bar:
+        task = bar.add_task(what, total=hours, began=perf_counter())
         for some in _planned_together(groups, most=1 if windows_of else 100_000):
             batches = [(number, batch) for number in some for batch in _batches(groups[number], max_frames, windows_of)]
+            waveforms = _Waveforms(groups, batches, as_whole and extractor.features_of_parts is not None)
             loader = DataLoader(
-                _Waveforms(groups, batches, as_whole and extractor.features_of_parts is not None),
+                WatchedReads(waveforms, waveforms.numbered, waveforms.id_of, num_workers),
                 batch_size=None,
                 num_workers=num_workers,
-                worker_init_fn=_one_thread if num_workers else None,
+                worker_init_fn=quiet_worker if num_workers else None,
                 generator=torch.Generator(),  # leaves the numbers alone that training draws
             )
-            for (number, pieces), read in zip(batches, loader, strict=True):
+            for place, ((number, pieces), read) in enumerate(zip(batches, loader, strict=True), start=1):
+                progress.note(f"making features ({what}, batch {place} of {len(batches)})")
                 if isinstance(read, ValueError):
                     raise read
                 with torch.no_grad():
@@ -194,7 +198,7 @@ def extract(
                 for piece, rows in zip(pieces, features, strict=True):
                     first, _, start, end = piece.window
                     yield number, piece, rows[start - first : end - first]
-                    progress.advance(task, (end - start) * HOP / SAMPLE_RATE / 3600)
+                    bar.advance(task, (end - start) * HOP / SAMPLE_RATE / 3600)
 
 
 def extract_cuts(
@@ -386,6 +390,15 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | ValueError])
         statistics = Statistics(*map(torch.cat, zip(*of_wholes, strict=True))) if of_wholes else None
         return pad_sequence(waveforms, batch_first=True), length, statistics
 
+    def numbered(self, number: int) -> Sequence[int]:
+        """A number for each cut of a batch, which `id_of` knows of the first few."""
+        start = number * WatchedReads.MOST
+        return range(start, start + len(self.batches[number][1]))
+
+    def id_of(self, number: int) -> str:
+        group, pieces = self.batches[number // WatchedReads.MOST]
+        return self.groups[group][pieces[number % WatchedReads.MOST].place].id
+
     def _statistics(self, cut: Cut) -> Statistics:
         """Of a whole recording, whose windows follow one another."""
         if self.counted is None or self.counted[0] != cut.id:
@@ -402,10 +415,6 @@ def _in_blocks(cut: Cut, seconds: int = 60) -> Iterator[Tensor]:
     block = seconds * SAMPLE_RATE
     for first in range(0, cut.num_samples, block):
         yield read_waveform(cut, first, min(block, cut.num_samples - first))
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 class _TimesRealTime(ProgressColumn):

@@ -1,14 +1,23 @@
 """Files that appear whole or not at all; what kind of file one is; text of any usual encoding and compression."""
 
 import bz2
+import errno
+import fcntl
 import gzip
 import io
 import lzma
 import os
+import re
+import secrets
+import shutil
+import stat
+import struct
 import unicodedata
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +31,8 @@ COMPRESSIONS = {
 """The first bytes of compressed files."""
 BUFFER = 2**18
 """Bytes that are read at once."""
+DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, OverflowError, zlib.error, struct.error, zipfile.BadZipFile)
+"""What zipfile ends in, depending on which byte is wrong (RuntimeError: it seems to need a password or a method)."""
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -42,35 +53,294 @@ def is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
+UNFINISHED = re.compile(r"\..{1,40}\.[0-9a-f]{16}\.unfinished", re.DOTALL)
+"""Names of files and folders that are not finished yet."""
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that only writing ends in."""
+
+
+class _Output(io.FileIO):
+    """A file under a name that no other has, which takes the place of its path when it is finished.
+
+    What is no regular file, such as /dev/stdout, is written to as it is. `error` keeps what writing failed with, to
+    tell it from errors of whatever is read meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.error: OSError | None = None
+        self.is_named = False
+        there = path.stat() if path.exists() else None
+        if there is not None and stat.S_ISDIR(there.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self.regular = there is None or stat.S_ISREG(there.st_mode)
+        if not self.regular:
+            super().__init__(path, "wb")
+            return
+        self.target = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
+        if self.target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.target.parent)
+        self.unfinished, descriptor = _opened(self.target)
+        super().__init__(descriptor, "wb")
+        if there is not None:
+            with suppress(OSError):  # disks of other systems know no modes
+                os.fchmod(descriptor, stat.S_IMODE(there.st_mode))
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def finish(self) -> None:
+        self.flush()
+        if self.regular:
+            os.fsync(self.fileno())
+
+    def take_name(self) -> None:
+        if self.regular:
+            os.replace(self.unfinished, self.target)
+            self.is_named = True
+            sync_folder(self.target.parent)
+
+    def remove_unfinished(self) -> None:
+        """Remove what did not take its name."""
+        if self.regular and not self.is_named:
+            with suppress(OSError):
+                self.unfinished.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its name once it is closed and on the disk; its folder is made.
+    """A file to write to, which takes its name once it is on the disk; its folder is made.
+
+    Until then it has a name that no other file has, and an old file stays as it is; so it does after an error. The new
+    one gets the old one's permissions. Of a symbolic link, the file that it leads to is replaced.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to; what had that name stays.
+        ValueError: The disk is full, or cannot be written to; or something else that is read meanwhile cannot be.
     """
-    part = path.with_name(path.name + ".part")
+    with replacing_all(path) as [file]:
+        yield file
+
+
+@contextmanager
+def replacing_all(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Files to write to that belong together, each as in `replacing`; they take their names when all are on the disk.
+
+    An old file with the last name goes first and the new one comes last, so that it is there with its own companions or
+    not at all, even if the process is killed in between.
+
+    Args:
+        paths: Paths of the files; the last stands for all.
+
+    Raises:
+        ValueError: As in `replacing`.
+    """
+    paths = tuple(map(Path, paths))
+    outputs: list[_Output] = []
+    files: list[BinaryIO] = []
+    path = paths[0]  # the one that is at work
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            yield file
+        for path in paths:
+            outputs.append(_Output(path))
+            files.append(io.BufferedWriter(outputs[-1], BUFFER))
+        yield files
+        for file, output in zip(files, outputs, strict=True):
+            path = output.path
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+            output.finish()
+        with _set_aside(outputs[-1]) if len(outputs) > 1 else nullcontext():
+            for output in outputs:
+                path = output.path
+                output.take_name()
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); what was finished before is kept, so make room and run the "
-            "same command again"
-        ) from error
+        failed = next((output.path for output in outputs if output.error is not None), None)
+        ours = [*paths, *(output.unfinished for output in outputs if output.regular)]
+        if failed is None and len(outputs) == len(paths) and _is_of_another(error, ours):
+            raise _unread(error) from error
+        raise _unwritten(failed or path, error) from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        for file, output in zip(files, outputs, strict=True):
+            output.remove_unfinished()
+            with suppress(OSError):
+                file.close()
+
+
+@contextmanager
+def _set_aside(output: _Output) -> Iterator[None]:
+    """No file with the name of an output, until that takes it, or something fails."""
+    if not output.regular or not output.target.exists():
+        yield
+        return
+    aside = unfinished_name(output.target)
+    os.rename(output.target, aside)
+    try:
+        yield
+    except BaseException:
+        os.rename(aside, output.target)
+        raise
+    aside.unlink()
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears whole or not at all; raises as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of a folder's files are on the disk, where the disk can tell."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_whole(archive: Path) -> bool:
+    """Whether every byte of a zip archive, such as a checkpoint, is as it was written, by its checksums."""
+    try:
+        with zipfile.ZipFile(archive) as records:
+            return records.testzip() is None
+    except DAMAGED_ZIP:
+        return False
+
+
+def has_its_end(archive: Path) -> bool:
+    """Whether a zip archive has the directory at its end, which a file that was cut short lacks; reads no more."""
+    try:
+        with zipfile.ZipFile(archive):
+            return True
+    except DAMAGED_ZIP:
+        return False
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name, that nothing may have, once all that is in it is on the disk.
+
+    Args:
+        path: Path of the folder.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to; or something else that is read meanwhile cannot be.
+    """
+    unfinished, descriptor = path, None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(path.parent)
+        unfinished = unfinished_name(path)
+        unfinished.mkdir()
+        descriptor = os.open(unfinished, os.O_RDONLY)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield unfinished
+        for file in unfinished.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        unfinished.rename(path)
+    except OSError as error:
+        if descriptor is not None and _is_of_another(error, [path, unfinished]):
+            raise _unread(error) from error
+        raise _unwritten(path, error) from error
+    finally:
+        if unfinished != path:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def also_named(path: Path, name: Path) -> None:
+    """Let a file have another name, too, at once: by a link, or as a copy where the disk knows none.
+
+    Raises:
+        ValueError: As in `replacing`.
+    """
+    if name.exists() and name.samefile(path):
+        return
+    remove_unfinished(name.parent)
+    link = unfinished_name(name)
+    with path.open("rb") as source:
+        with suppress(OSError):
+            fcntl.flock(source, fcntl.LOCK_SH)
+        try:
+            os.link(path, link)
+        except OSError:
+            with replacing(name) as file:
+                shutil.copyfileobj(source, file)
+        else:
+            os.replace(link, name)
+
+
+def unfinished_name(path: Path) -> Path:
+    """A name in the same folder that no file has, and by which what a killed process leaves is known and removed."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.unfinished")
+
+
+def _opened(path: Path) -> tuple[Path, int]:
+    """A new file beside another, locked as long as it is open, with permissions as `open` gives them."""
+    while True:
+        unfinished = unfinished_name(path)
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # not every disk knows locks; there, nobody can remove it either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # else it was taken for a killed process's
+            return unfinished, descriptor
+        os.close(descriptor)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file or folder is one that was not finished, by its name."""
+    return UNFINISHED.fullmatch(path.name) is not None
+
+
+@cache  # a folder of many outputs is not searched for each
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in a folder; once in the life of a process.
+
+    Those that write keep their files locked, so that a file which can be locked is a dead process's.
+    """
+    left = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        left = [Path(entry) for entry in entries if is_unfinished(Path(entry)) and not entry.is_symlink()]
+    for path in left:
+        with suppress(OSError):
+            how = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some disks lock only what is open to write
+            descriptor = os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+
+
+def _is_of_another(error: OSError, ours: Sequence[Path]) -> bool:
+    """Whether an error is of another file than some that are written, or of those in some folders."""
+    if error.filename is None or error.errno in OF_WRITING:
+        return isinstance(error, BrokenPipeError)
+    return not any(Path(os.fsdecode(error.filename)).is_relative_to(path) for path in ours)
+
+
+def _unread(error: OSError) -> Exception:
+    if error.filename is None:
+        return error
+    return ValueError(f"{os.fsdecode(error.filename)}: cannot be read ({error.strerror}); correct that, and run again")
+
+
+def _unwritten(path: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"{path}: cannot be written ({error.strerror or error}); what was finished before is kept, so make room and "
+        "run the same command again"
+    )
 
 
 def compression(path: Path) -> str | None:

@@ -1,10 +1,9 @@
 """A pre-trained encoder learns to spell: CTC over letters (HuBERT §II-F, §IV-D)."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.data.batches import TranscribedBatch
+from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.data.text import BLANK, Vocabulary, comparable, read_vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
 from hubert_lightning.frames import num_frames
@@ -27,7 +27,10 @@ from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
+from hubert_lightning.ranges import within
 from hubert_lightning.recognition import load_ctc
+from hubert_lightning.restoring import load_task
+from hubert_lightning.results import Origin, joined_paths, results_folder, weights_fingerprint, write_rows
 from hubert_lightning.schedules import tri_stage
 from hubert_lightning.sharding import shard
 
@@ -79,6 +82,8 @@ class CTCFinetuning(LightningModule):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        within(0, 1, warmup=warmup, decay=decay)
+        within(0, freeze_steps=freeze_steps)
         if warmup + decay > 1:
             raise ValueError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
         weights = head = None
@@ -101,7 +106,7 @@ class CTCFinetuning(LightningModule):
             layer_drop=layer_drop,
             feature_grad_mult=0.0 if freeze_convolutions else 1.0,
         )
-        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT])
+        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT], logger=False)  # RunRecord logs what was built
         # What a checkpoint needs to be rebuilt without the one it came from
         kept = spelling.settings()
         self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=kept, keep_head=False)
@@ -117,10 +122,38 @@ class CTCFinetuning(LightningModule):
         self.global_batch = GlobalBatch(max_skipped)
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
-        self.decoder = decoder
+        self.pretrained, self.keep_head, self.decoder = pretrained, keep_head, decoder
+        self.trained_steps: int | None = None
+        """Optimizer step of the checkpoint that was loaded."""
+        self.results: tuple[Path, Origin] | None = None
+        """Folder of what was last tested or predicted, and what made it."""
         self.search: Callable[..., list[str]] = greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **given: Any,
+    ) -> Self:
+        """The model as `hubert fit` saved it; nothing in the file is executed, whatever `weights_only` says.
+
+        Args:
+            checkpoint_path: File of the checkpoint.
+            map_location: Device of the weights.
+            strict: Whether the checkpoint has to have all weights, and no others.
+            weights_only: Without effect.
+            **given: Arguments of this class that replace those in the checkpoint, such as `optimizer`.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or one of another model.
+        """
+        return load_task(cls, Path(checkpoint_path), strict, map_location, **given)
 
     def forward(
         self,
@@ -139,11 +172,7 @@ class CTCFinetuning(LightningModule):
         kept:         (layers,), whether each layer is computed; drawn anew in training if not given
         returns:      (batch, frames, tokens) float32
         """
-        # Where rates are tried, it is not: one that suits the head alone would be far too high for the encoder
-        frozen = self.training and self.trainer.global_step < self.freeze_steps and not tries_rates(self.trainer)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            frames = self.encoder(waveform, length, mask, channel_mask, kept)
-        return self.head(frames).float().log_softmax(dim=-1)
+        return self._spelled(self.encoder(waveform, length, mask, channel_mask, kept))
 
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
@@ -180,7 +209,11 @@ class CTCFinetuning(LightningModule):
     def training_step(self, batch: TranscribedBatch) -> Tensor:
         torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
         kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
-        loss = self._loss(self(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept), batch)
+        # Where rates are tried, it is not frozen: one that suits the head alone would be far too high for the encoder
+        frozen = self.global_step < self.freeze_steps and not tries_rates(self.trainer)
+        with torch.set_grad_enabled(not frozen):
+            frames = self.encoder(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept)
+        loss = self._loss(self._spelled(frames), batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
         return self.global_batch.add(loss, len(batch.waveform), batch.id)
 
@@ -196,10 +229,12 @@ class CTCFinetuning(LightningModule):
         self.log("train/skipped_steps", self.global_batch.skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
         checkpoint["skipped_steps"] = float(self.global_batch.skipped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
+        self.trained_steps = checkpoint.get("global_step")
 
     def operations(self, batch: TranscribedBatch) -> int:
         """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
@@ -227,7 +262,7 @@ class CTCFinetuning(LightningModule):
         self._score("test", batch, self.search)
 
     def on_test_epoch_end(self) -> None:
-        self._write("test.jsonl")
+        self._write("test")
 
     def on_predict_epoch_start(self) -> None:
         self.rows = []
@@ -239,7 +274,10 @@ class CTCFinetuning(LightningModule):
         return hypotheses
 
     def on_predict_epoch_end(self) -> None:
-        self._write("predict.jsonl")
+        self._write("predict")
+
+    def _spelled(self, frames: Tensor) -> Tensor:
+        return self.head(frames).float().log_softmax(dim=-1)
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
         # The mean over utterances, not over letters: fairseq criterion ctc with sentence_avg
@@ -267,27 +305,50 @@ class CTCFinetuning(LightningModule):
             for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, references, hypotheses, strict=True)
         ]
 
-    def _write(self, name: str) -> None:
+    def _search_settings(self) -> str | dict[str, Any]:
+        if not isinstance(self.search, BeamSearch):
+            return "greedy"
+        file = str(self.decoder) if isinstance(self.decoder, (str, Path)) else None
+        return {"file": file, **asdict(self.search.settings)}
+
+    def _write(self, kind: str) -> None:
         rows = self.rows
         if self.trainer.world_size > 1:
             parts: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(parts, rows)
             rows = list({row["id"]: row for part in parts for row in part}.values())  # the last step repeats some
+        weights = self.trainer.strategy.lightning_module_state_dict()  # which all ranks gather
         if self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / name).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            run, checkpoint = Path(self.trainer.default_root_dir), self.trainer.ckpt_path
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            manifests = getattr(data, "manifests", {}).get("test") or []
+            origin = Origin(
+                checkpoint=None if checkpoint is None else str(checkpoint),
+                step=self.trained_steps,
+                weights=weights_fingerprint(weights),
+                manifest=joined_paths(manifests),
+                utterances=fingerprint(data.cuts["test"]) if manifests else "",
+                decoder=self._search_settings(),
+            )
+            folder = results_folder(run, kind, manifests, self.decoder, checkpoint) if manifests else run
+            for place in dict.fromkeys([folder, run]):
+                write_rows(place / f"{kind}.jsonl", rows, origin)
+            self.results = folder, origin
 
     def configure_model(self) -> None:
         if self.compiling:
             self.encoder.compile_parts()
         shard(self, self.encoder, [self.head])
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of this run up to the peak of the learning rate."""
+        return round(self.warmup * self.trainer.estimated_stepping_batches)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.global_batch.made(self, self.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup, decay = round(self.warmup * steps), round(self.decay * steps)
+        warmup, decay = self.warmup_steps, round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 

@@ -8,6 +8,8 @@ a loss or a gradient that is not finite.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +38,7 @@ class GlobalBatch:
     """
 
     def __init__(self, max_skipped: int) -> None:
-        if max_skipped < 1:
+        if not 1 <= max_skipped <= 2**30:
             raise ValueError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
         self.max_skipped = max_skipped
         self.skipped = torch.zeros(())
@@ -155,6 +157,47 @@ class GlobalBatch:
             f"{self.max_skipped} steps in a row were left out because {where} was not finite; {out}, and run the same "
             "command again: it goes on from the last checkpoint, whose weights are sound"
         )
+
+    def refuse_unsound(self, module: LightningModule) -> None:
+        """Refuse to save weights or optimizer states that are not finite, on all ranks if they are so on one.
+
+        A step with finite gradients can make such: where the rate is high, or where the optimizer's numbers overflow.
+
+        Raises:
+            ValueError: A value is NaN or infinite.
+        """
+        broken = _first_not_finite(module)
+        trainer = module.trainer
+        if trainer.strategy.reduce_boolean_decision(broken is None):
+            return
+        folder = Path(trainer.default_root_dir)
+        kept = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
+        start = f"from {kept}, the newest sound one" if kept else "from the start, since none was saved before"
+        raise ValueError(
+            f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is "
+            "not saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which goes "
+            f"on {start}; or start a run with a lower learning rate in another --output"
+        )
+
+
+def _first_not_finite(module: LightningModule) -> str | None:
+    """The name of a weight, or of a state of the optimizer, that is not finite on this rank."""
+    named: dict[str, Any] = dict(module.state_dict(keep_vars=True))
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    optimizers = [optimizer for optimizer in module.trainer.optimizers if isinstance(optimizer, Optimizer)]
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            named |= {f"{key} (optimizer) of {names.get(parameter, 'a weight')}": of for key, of in state.items()}
+    tensors = {name: _local(of).detach() for name, of in named.items() if isinstance(of, Tensor)}
+    tensors = {name: of for name, of in tensors.items() if of.is_floating_point() or of.is_complex()}
+    finite = [of.isfinite().all() for of in tensors.values()]
+    if not finite or bool(torch.stack([of.to(module.device) for of in finite]).all()):  # one wait for the GPU
+        return None
+    return next(name for name, of in zip(tensors, finite, strict=True) if not of)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def tries_rates(trainer: Trainer) -> bool:

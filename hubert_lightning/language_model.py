@@ -14,9 +14,9 @@ from pathlib import Path
 from kaldingram.train import NgramCounts
 
 from hubert_lightning.data.text import BOUNDARY
-from hubert_lightning.files import lines_of, write_whole
+from hubert_lightning.files import lines_of, replacing_all
 from hubert_lightning.language_files import MARKS, UNKNOWN
-from hubert_lightning.spelling import model_vocabulary, write_lexicon
+from hubert_lightning.spelling import lexicon_of, model_vocabulary
 
 
 def ngram(
@@ -71,15 +71,22 @@ def ngram(
     known = set(words) - MARKS
     if not known:
         raise ValueError(f"{text}: no sentences that the vocabulary spells; give a text in the language of the model")
-    write_whole(Path(out), _estimate(counts, min_counts).encode())
+    outputs, said_of_lexicon = {Path(out): _estimate(counts, min_counts)}, ""
+    if not letters:
+        beside = Path(out).with_suffix(".lexicon")
+        of_words, said_of_lexicon = lexicon_of(words, beside, spelled_with, str(text))
+        outputs = {beside: of_words} | outputs
+    with replacing_all(*outputs) as files:
+        for file, content in zip(files, outputs.values(), strict=True):
+            file.write(content.encode())
     print(f"{out}: {'letters' if letters else 'words'}, order {order}, of {lines} sentences")
     if unknown:
         print(
             f"{words['<unk>']} of {words.total()} words cannot be spelled and are unknown to the model, because of "
             + ", ".join(f"{character!r} ({count})" for character, count in unknown.most_common(20))
         )
-    if not letters:
-        write_lexicon(words, Path(out).with_suffix(".lexicon"), spelled_with, str(text))
+    if said_of_lexicon:
+        print(said_of_lexicon)
 
 
 def _estimate(counts: NgramCounts, min_counts: list[int] | None) -> str:

@@ -1,11 +1,12 @@
 """What a model says of itself to who finds it: how it came about, what it is worth, how it is used."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -17,7 +18,7 @@ USE = {
     "transformers": """```python
 from transformers import {processor}, {model}
 
-model, processor = {model}.from_pretrained("{name}"), {processor}.from_pretrained("{name}")
+model, processor = {model}.from_pretrained({name}), {processor}.from_pretrained({name})
 ```""",
     "torchaudio": """```python
 import json
@@ -25,33 +26,36 @@ import json
 import torch
 import torchaudio
 
-about = json.load(open("{name}/model.json"))
+folder = {name}
+about = json.load(open(f"{{folder}}/model.json"))
 model = getattr(torchaudio.models, about["function"].split(".")[-1])(**about["arguments"])
-model.load_state_dict(torch.load("{name}/model.pt", weights_only=True))
+model.load_state_dict(torch.load(f"{{folder}}/model.pt", weights_only=True))
 ```
 
 Where `normalize_waveform` is true in `model.json`, give each utterance zero mean and unit variance first.""",
     "fairseq": """```python
 from fairseq import checkpoint_utils
 
+folder = {name}
 load = checkpoint_utils.load_model_ensemble_and_task
-[model], _, _ = load(["{name}/checkpoint.pt"], arg_overrides={{"data": "{name}"}})
+[model], _, _ = load([f"{{folder}}/checkpoint.pt"], arg_overrides={{"data": folder}})
 ```
 
 fairseq as of September 2025 opens no fine-tuned HuBERT, whoever made it: its `hubert_asr.py` asks for `autoregressive`,
 which its config lacks. s3prl opens what was not fine-tuned:
-`S3PRLUpstream("hubert_local", path_or_url="{name}/checkpoint.pt")`.
+`S3PRLUpstream("hubert_local", path_or_url=f"{{folder}}/checkpoint.pt")`.
 """,
     "safetensors": """```python
 from hubert_lightning import load_encoder
 
-encoder = load_encoder("{name}")
+encoder = load_encoder({name})
 ```""",
     "onnx": """```python
 import numpy
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{name}/model.onnx")
+folder = {name}
+session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
 length = numpy.array([waveform.shape[1]])  # of (1, samples) float32, 400 or more
 [output] = session.run(None, {{"waveform": waveform, "length": length}})
 ```
@@ -59,6 +63,7 @@ length = numpy.array([waveform.shape[1]])  # of (1, samples) float32, 400 or mor
 Batches may be of any size; where the encoder has a group norm, as Base, padding counts in it: give it utterances
 one by one, or of one length.""",
 }
+"""Lines of Python for each format; `name` is the folder, as a literal."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Facts:
     """What is known of the run that a checkpoint came from.
 
     steps:   that it was trained for, if it says so
-    data:    manifests that it was trained on
+    data:    names of the manifests that it was trained on, without their folders
+    audio:   of the data that it was trained on: its utterances, hours and speakers, where the run has counted them
     metrics: of the validation that its run ended with, by name
     scores:  error rates of the last `hubert test` in its run, as `hubert score` writes them
     units:   of its labels: what was clustered, into how many
@@ -75,6 +81,7 @@ class Facts:
 
     steps: int | None = None
     data: tuple[str, ...] = ()
+    audio: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     units: dict[str, Any] = field(default_factory=dict)
@@ -82,28 +89,30 @@ class Facts:
 
     def told(self) -> dict[str, Any]:
         """For the file that holds the model."""
-        return {"steps": self.steps, "data": list(self.data)} if self.steps else {}
+        return {"steps": self.steps, "data": list(self.data), **self.audio} if self.steps else {}
 
 
 def run_facts(path: Path) -> Facts:
     """What lies beside a checkpoint of a run: config.yaml, metrics.json, scores.json, layers.json, quality.json."""
     if not path.is_file() or path.suffix != ".ckpt":
         return Facts()
-    folder, config = path.parent, dict[str, Any]()
-    if (folder / "config.yaml").exists():
-        with suppress(yaml.YAMLError):  # a card is written of what can be read
-            config = yaml.safe_load((folder / "config.yaml").read_text("utf-8")) or {}
-    data = ((config.get("data") or {}).get("init_args") or {}).get("train") or []
-    makers = [one["init_args"] for one in _callbacks(config) if str(one.get("class_path")).endswith("Relabel")]
-    labels: dict[str, Any] = makers[0] if makers else {}
+    folder = path.parent
+    config: Any = None
+    with suppress(yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError):  # a card is written of what can be read
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    data = _inside(config, "data", "init_args").get("train") or []
+    data = [manifest for manifest in (data if isinstance(data, list) else [data]) if isinstance(manifest, str)]
+    labels = next((_inside(one, "init_args") for one in _callbacks(config) if _is_relabel(one)), {})
     quality = _read(folder / "layers.json") or _read(folder / "quality.json") or _read(folder / "quality/quality.json")
-    steps, metrics = read_checkpoint(path).get("global_step") or None, _read(folder / "metrics.json")
+    checkpoint = read_checkpoint(path)
+    steps, metrics = checkpoint.get("global_step") or None, _read(folder / "metrics.json")
     if metrics.get("steps") != steps:  # of the end of the run, and not of this checkpoint
         metrics = {}
     return Facts(
         steps,
-        tuple(map(str, [data] if isinstance(data, str) else data)),
-        {name: value for name, value in metrics.items() if name.startswith("val/")},
+        tuple(name_of(manifest) for manifest in data),
+        _counts(checkpoint),
+        {name: value for name, value in metrics.items() if name.startswith("val/") and _is_number(value)},
         _read(folder / "scores.json"),
         {name: labels[name] for name in ("features", "layer", "clusters") if labels.get(name) is not None},
         quality,
@@ -116,10 +125,57 @@ def model_card(name: str, trained: Trained, encoder: HubertEncoder, facts: Facts
     task = "automatic-speech-recognition" if fine_tuned else "feature-extraction"
     library = {"transformers": "transformers", "onnx": "onnx"}.get(format, "hubert_lightning")
     model, processor = ("HubertForCTC", "AutoProcessor") if fine_tuned else ("HubertModel", "AutoFeatureExtractor")
-    front = [f"library_name: {library}", f"pipeline_tag: {task}", "tags: [hubert, speech, hubert_lightning]"]
-    use = USE[format].format(name=name, model=model, processor=processor)
-    lines = ["---", *front, "---", "", f"# {name}", "", *_sentences(trained, encoder, facts), "", "## Use", "", use, ""]
+    front = yaml.safe_dump(
+        {"library_name": library, "pipeline_tag": task, "tags": ["hubert", "speech", "hubert_lightning"]},
+        allow_unicode=True,
+        sort_keys=False,
+    )
+    literal = f'"{name}"' if re.fullmatch(r"[\w .-]+", name, re.ASCII) else ascii(name)
+    use = USE[format].format(name=literal, model=model, processor=processor)
+    facts_of_it = _sentences(trained, encoder, facts)
+    lines = ["---", front + "---", "", f"# {escaped(name)}", "", *facts_of_it, "", "## Use", "", use, ""]
     return "\n".join(lines)
+
+
+def escaped(text: object) -> str:
+    """A text as markdown that shows it as it is: in a cell of a table or a heading, without links, tags or code."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    shown = "".join(ENTITIES.get(character, character) for character in plain)
+    return re.sub(r"\bwww\.", "www&#46;", re.sub(r"([\\*_\[\]~])", r"\\\1", shown), flags=re.IGNORECASE)
+
+
+ENTITIES = {
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "|": "&#124;",
+    "`": "&#96;",
+    "@": "&#64;",
+    ":": "&#58;",
+    "$": "&#36;",
+}
+"""What would begin a tag, a cell, code, an address or a formula."""
+
+
+def name_of(path: object) -> str:
+    """The last part of a path, of any system: what may be told of where a file lies."""
+    return re.split(r"[\\/]+", str(path).rstrip("\\/"))[-1]
+
+
+def told_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model says of where it comes from, for other people: paths of this machine are names of files."""
+    kept = dict(source)
+    if "source" in kept and not _is_public(str(kept["source"])):
+        kept["source"] = name_of(kept["source"])
+    if isinstance(kept.get("data"), list):
+        kept["data"] = [name_of(manifest) for manifest in kept["data"]]
+    return kept
+
+
+def _is_public(source: str) -> bool:
+    """Whether a source is an address or a name of the Hugging Face hub, not a path."""
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not re.search(r"\.(ckpt|pt|bin|safetensors)$", source)
+    return bool(re.fullmatch(r"https?://[^@\s]+", source) or (named and not Path(source).exists()))
 
 
 def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterator[str]:
@@ -131,7 +187,7 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
     yield "| | |"
     yield "|---|---|"
     if fine_tuned and trained.vocabulary:
-        tokens = " ".join(trained.vocabulary["tokens"]).replace("|", "\\|")  # a bar would end the cell
+        tokens = escaped(" ".join(trained.vocabulary["tokens"]))
         yield f"| task | speech recognition, CTC over {len(trained.vocabulary['tokens'])} tokens: {tokens} |"
     else:
         clusters = " + ".join(map(str, trained.num_clusters))
@@ -139,27 +195,61 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
     if facts.steps:
         yield f"| steps | {facts.steps} |"
     if facts.data:
-        yield f"| trained on | {', '.join(facts.data)} |"
+        yield f"| trained on | {', '.join(map(escaped, facts.data))} |"
+    if facts.audio:
+        counted = [f"{value:g} {name}" for name, value in facts.audio.items()]
+        yield f"| audio | {', '.join(counted)} |"
     if facts.units:
-        yield f"| labels | {', '.join(f'{name} {value}' for name, value in facts.units.items())} |"
+        told = [f"{name} {_name_if_path(value)}" for name, value in facts.units.items()]
+        yield f"| labels | {', '.join(map(escaped, told))} |"
     for layer, of in facts.quality.items():
-        if isinstance(of, dict) and of.get("pnmi") is not None:
-            yield f"| PNMI, {layer} | {of['pnmi']:.3f} |"
+        if isinstance(of, dict) and _is_number(of.get("pnmi")):
+            yield f"| PNMI, {escaped(layer)} | {of['pnmi']:.3f} |"
     for part, what in (("words", "WER"), ("letters", "CER")):
-        if (of := facts.scores.get(part)) and of.get("rate") is not None:
+        of = _inside(facts.scores, part)
+        if _is_number(of.get("rate")):
             low, high = of.get("low"), of.get("high")
-            interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
+            interval = f" ({100 * low:.1f} to {100 * high:.1f})" if _is_number(low) and _is_number(high) else ""
             yield f"| {what} in its run's last test | {100 * of['rate']:.1f} %{interval} |"
     for metric, value in facts.metrics.items():
-        yield f"| {metric} | {value:.4g} |"
+        yield f"| {escaped(metric)} | {value:.4g} |"
+    source = told_source(trained.source)
     for key in ("source", "sha256", "encoder"):
-        if key in trained.source:
-            yield f"| {key} | {trained.source[key]} |"
+        if key in source:
+            yield f"| {key} | {escaped(source[key])} |"
 
 
-def _callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
-    callbacks = (config.get("trainer") or {}).get("callbacks") or []
-    return [{"init_args": {}, **one} for one in ([callbacks] if isinstance(callbacks, dict) else callbacks)]
+def _counts(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Hours, speakers and utterances of the training data, as the data module saved them."""
+    for name in ("PretrainingData", "TranscribedData"):
+        counted = _inside(checkpoint, name, "counts")
+        if counts := {key: counted[key] for key in ("hours", "speakers", "utterances") if _is_number(counted.get(key))}:
+            return counts
+    return {}
+
+
+def _name_if_path(value: Any) -> Any:
+    return name_of(value) if isinstance(value, str) and not _is_public(value) else value
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _inside(content: Any, *keys: str) -> dict[str, Any]:
+    """What a file of others holds under these keys, if it is a dictionary there; an empty one if not."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def _callbacks(config: Any) -> list[Any]:
+    callbacks = _inside(config, "trainer").get("callbacks") or []
+    return callbacks if isinstance(callbacks, list) else [callbacks]
+
+
+def _is_relabel(callback: Any) -> bool:
+    return isinstance(callback, dict) and str(callback.get("class_path")).endswith("Relabel")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -19,6 +19,12 @@ ASIDE = re.compile(
 UNKNOWN = re.compile(r"Option '(?P<option>[^']+)' is not accepted|does not accept option '(?P<key>[^']+)'")
 UNRECOGNIZED = re.compile(r"unrecognized arguments: -*(?P<argument>[^\s=]+)")
 
+INSIDE = {
+    "optimizer": "did you mean model.init_args.optimizer? Its rate follows the schedule of the recipe",
+    "lr_scheduler": "the schedule is that of the recipe: model.init_args.warmup and, to fine-tune, decay",
+}
+"""What LightningCLI offers for models that leave it to the command line, and where ours have it."""
+
 
 class SentenceParser(LightningArgumentParser):
     """Refuses with the key, the fact and the way out, without pages of usage."""
@@ -49,6 +55,8 @@ class SentenceParser(LightningArgumentParser):
         return f"{f'{key}: ' if key else ''}{' '.join(facts)}; {way}"
 
     def _unknown(self, option: str, given: re.Match[str] | None, key: str) -> str:
+        if (root := option.split(".")[0]) in INSIDE and not key:
+            return f"there is no option {root}; {INSIDE[root]}"
         known = [name.lstrip("-") for name in self._option_string_actions]
         names = {*known, *(name.rsplit(".", 1)[-1] for name in known), *(_options(given[1]) if given else ())}
         start, last = option.rpartition(".")[::2]

@@ -23,7 +23,7 @@ class PeakRateFinder(LearningRateFinder):
     """
 
     def __init__(self, lowest: float = 1e-6, highest: float = 1e-1, steps: int = 100) -> None:
-        if not 0 < lowest < highest or steps < 20:
+        if not 0 < lowest < highest < float("inf") or not 20 <= steps <= 10**6:
             raise ValueError(
                 f"PeakRateFinder: lowest {lowest}, highest {highest}, steps {steps}; try 20 steps or more, from a rate "
                 "above 0 to a higher one"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from hubert_lightning.model.operations import encoder_operations, head_operation
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.model.pretrained import read_trained
 from hubert_lightning.model.trained import Trained, encoder_of, predictors_of
+from hubert_lightning.ranges import within
+from hubert_lightning.restoring import load_task
 from hubert_lightning.schedules import linear_warmup_decay
 from hubert_lightning.sharding import shard
 
@@ -70,6 +72,13 @@ class HubertPretraining(LightningModule):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        within(1, 2**20, final_dim=final_dim)
+        within(1, 2**16, num_clusters=num_clusters)
+        within(0, feature_penalty=feature_penalty)
+        if isinstance(num_clusters, list) and not num_clusters:
+            raise ValueError("num_clusters is an empty list; give a number of clusters")
+        if not 1e-6 <= temperature <= 1e6:
+            raise ValueError(f"temperature is {temperature}; logits are divided by it: 0.1 in the paper")
         if not 0 <= masked_weight <= 1:
             raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
         if not 0 <= warmup <= 1:
@@ -79,7 +88,8 @@ class HubertPretraining(LightningModule):
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
-        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT])
+        # RunRecord logs what was built
+        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT], logger=False)
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
         trained = None if pretrained is None else read_trained(pretrained)
@@ -91,6 +101,7 @@ class HubertPretraining(LightningModule):
         if keep_head:
             self._keep_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
+        self.pretrained, self.keep_head = pretrained, keep_head
         self.optimizer = optimizer or base_optimizer
         self.warmup, self.given_warmup_steps = warmup, warmup_steps
         self.global_batch = GlobalBatch(max_skipped)
@@ -118,6 +129,30 @@ class HubertPretraining(LightningModule):
     def num_clusters(self) -> list[int]:
         """Of each stream of labels."""
         return [predictor.num_clusters for predictor in self.predictors]  # type: ignore[misc]
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **given: Any,
+    ) -> Self:
+        """The model as `hubert fit` saved it; nothing in the file is executed, whatever `weights_only` says.
+
+        Args:
+            checkpoint_path: File of the checkpoint.
+            map_location: Device of the weights.
+            strict: Whether the checkpoint has to have all weights, and no others.
+            weights_only: Without effect.
+            **given: Arguments of this class that replace those in the checkpoint, such as `optimizer`.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or one of another model.
+        """
+        return load_task(cls, Path(checkpoint_path), strict, map_location, **given)
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """Cluster logits of every frame for each stream, and the mean square of the convolutions' output.
@@ -161,6 +196,7 @@ class HubertPretraining(LightningModule):
             self.log("train/skipped_steps", self.global_batch.skipped)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.global_batch.refuse_unsound(self)
         checkpoint["skipped_steps"] = float(self.global_batch.skipped)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_kmeans
 from hubert_lightning.clustering.mfcc import PARTS, Part
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.extraction import Extractor, layer_extractor, mfcc_extractor, sample_frames
-from hubert_lightning.files import replacing
+from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import num_samples, seconds_to_samples
 from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.relabelling import Relabel, check_features
@@ -125,9 +125,10 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
         _check_new(path)
     if out.suffix not in (".joblib", ".bin", ".pkl"):
         raise ValueError(f"{out}: a file of joblib; choose a name that ends in .joblib or .bin")
-    for path, (of, its_source) in files.items():
-        with replacing(path) as file:
+    with replacing_all(*files) as opened:
+        for file, (of, its_source) in zip(opened, files.values(), strict=True):
             joblib.dump(_of_scikit_learn(of, its_source), file)
+    for path, (of, _) in files.items():
         print(f"{path}: {_said([of])}, for scikit-learn")
 
 

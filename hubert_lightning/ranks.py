@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch.distributed as dist
 from lightning import Trainer
 
+from hubert_lightning.data.workers import killed_worker
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,8 @@ def together(work: Callable[[], T]) -> T:
         failure = error
     if dist.is_initialized():
         failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, None if failure is None else str(failure) or repr(failure))
+        sentence = None if failure is None else killed_worker(failure) or str(failure) or repr(failure)
+        dist.all_gather_object(failures, sentence)
         if failure is None and (first := next(filter(None, failures), None)):
             raise ValueError(first)
     if failure is not None:

@@ -1,5 +1,7 @@
 """A fine-tuned model as a function: audio in, log-probabilities of letters out. It needs no Lightning."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from hubert_lightning.data.text import Vocabulary, vocabulary_from
 from hubert_lightning.extraction import Extractor, extract_cuts, length_if_padded
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import head_of, no_letters, read_trained
+from hubert_lightning.model.pretrained import encoder_fingerprint, head_of, no_letters, read_trained
 from hubert_lightning.model.trained import encoder_of, linear_of
 from hubert_lightning.pauses import quiet_windows
 
@@ -35,6 +37,14 @@ class CTCModel(nn.Module):
         returns:  (batch, frames, tokens) float32
         """
         return self.head(self.encoder(waveform, length, alone=alone)).float().log_softmax(dim=-1)
+
+    def fingerprint(self) -> str:
+        """A short name that models share only if they compute the same log-probabilities of the same letters."""
+        digest = hashlib.sha256(encoder_fingerprint(self.encoder).encode())
+        digest.update(json.dumps(self.vocabulary.settings(), sort_keys=True).encode())
+        for name, value in sorted(self.head.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def load_ctc(path: Path | str) -> CTCModel:

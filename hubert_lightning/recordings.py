@@ -64,23 +64,21 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
 
 
 def _of_groups(
-    rows_of: Rows, remaining: list[list[Cut]], make: Callable[[Cut, Tensor], Result]
+    rows_of: Rows, groups: list[list[Cut]], make: Callable[[Cut, Tensor], Result]
 ) -> Iterator[Result | Refusal]:
-    while remaining:
-        done = 0
+    done = 0
+    while done < len(groups):
         try:
-            for of_group in rows_of(remaining):
-                for cut, rows in zip(remaining[done], of_group, strict=True):
+            for of_group in rows_of(groups[done:]):
+                for cut, rows in zip(groups[done], of_group, strict=True):
                     yield _made(make, cut, rows)
                 done += 1
-            remaining = []
         except ValueError as error:  # a file that was sound when it was examined; the others of its group are
-            group, *others = remaining[done:]
-            if len(group) == 1:
-                yield Refusal(Path(group[0].id), str(error))
-                remaining = others
+            if len(groups[done]) == 1:
+                yield Refusal(Path(groups[done][0].id), str(error))
             else:
-                remaining = [*([cut] for cut in group), *others]
+                yield from _of_groups(rows_of, [[cut] for cut in groups[done]], make)
+            done += 1
 
 
 def _made(make: Callable[[Cut, Tensor], Result], cut: Cut, rows: Tensor) -> Result | Refusal:

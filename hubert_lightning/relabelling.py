@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, product
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from hubert_lightning import progress
 from hubert_lightning.clustering.kmeans import (
     KMeans,
     ScikitKMeans,
@@ -39,12 +40,15 @@ from hubert_lightning.data.labels import (
     begin_store,
     finish_store,
     finished_shards,
+    is_of_source,
     shard_size,
+    stated_source,
     write_shard,
 )
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.pretrained import is_hub_name, located
+from hubert_lightning.ranges import within
 from hubert_lightning.ranks import on_rank_zero, together
 from hubert_lightning.unit_quality import best_layer, phone_quality
 
@@ -96,6 +100,8 @@ class Relabel(Callback):
         self.kmeans = kmeans or KMeans()
         if not self.clusters or not all(2 <= number <= 2**16 for number in self.clusters):
             raise ValueError(f"clusters {self.clusters}: each K-means has from 2 to 65536; change clusters")
+        within(max(self.clusters), max_frames=max_frames)
+        within(0, 2**32 - 1, seed=seed)
         if (features == "mfcc") != (layer is None):
             raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
         if parts and features != "mfcc":
@@ -138,6 +144,7 @@ class Relabel(Callback):
         return together(lambda: layer_extractor(self.features, layer, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
+        progress.note("making labels (choosing the layer)")
         return best_layer(
             self.features,
             [*data.validation_cuts] or _some(data.train_cuts),
@@ -147,6 +154,20 @@ class Relabel(Callback):
             precision=trainer.precision_plugin.forward_context,
             seed=self.seed,
         )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How the labels are made, as given."""
+        return {
+            "features": self.features,
+            "layer": self.layer,
+            "clusters": self.clusters,
+            "parts": self.parts,
+            "max_frames": self.max_frames,
+            "kmeans": {"class": type(self.kmeans).__name__, **vars(self.kmeans)},
+            "seed": self.seed,
+            "quantizer": self.quantizer,
+        }
 
     def source(self, extractor: Extractor, cuts: Corpora) -> dict[str, str]:
         """Where the centroids come from: all that they depend on."""
@@ -168,9 +189,15 @@ class Relabel(Callback):
         provenance = self.source(extractor, data.train_cuts)
 
         def there() -> bool:
-            if path.exists() and load_kmeans(path)[1] == provenance:
-                return True
-            if path.exists() and any(path.parent.glob("*.ckpt")):
+            if not path.exists():
+                return False
+            try:
+                if load_kmeans(path)[1] == provenance:
+                    return True
+            except ValueError:
+                log.warning("%s: damaged; K-means is fitted again, and must come out the same", path)
+                return False
+            if _has_checkpoints(path.parent):
                 raise ValueError(
                     f"{path.parent}: its checkpoints were trained on labels of other features, settings or utterances "
                     f"({path.name} says which); choose another --output, or remove that folder"
@@ -184,7 +211,7 @@ class Relabel(Callback):
                 check_features(self.quantizer, fitted, source, extractor, columns, self.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
-            on_rank_zero(trainer, lambda: save_kmeans(path, fitted, provenance))
+            on_rank_zero(trainer, lambda: _keep_kmeans(path, fitted, provenance))
         return load_kmeans(path)[0]
 
     def _fitted(self, trainer: Trainer, data: PretrainingData, extractor: Extractor) -> list[Tensor]:
@@ -206,11 +233,10 @@ class Relabel(Callback):
         if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
             rows = rows.to(device)  # otherwise they go there in chunks, each round
         for stream in self.streams:
-            if trainer.is_global_zero:
-                frames = len(rows) * trainer.world_size
-                of = stream.part or extractor.name
-                log.warning("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, of)
+            frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
+            log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             sample, clusters = rows[:, stream.columns], stream.clusters
+            progress.note(f"making labels (K-means, {clusters} clusters)")
             fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
         return fitted
 
@@ -248,7 +274,7 @@ class Relabel(Callback):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
             of = stream.part or store.source.features
-            log.warning(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
+            log.info(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
 
 
 def check_features(
@@ -324,7 +350,36 @@ def _some(cuts: Corpora) -> list[Cut]:
     return [cut for part in cuts.parts if isinstance(part, list) for cut in part]
 
 
+def _keep_kmeans(path: Path, fitted: list[Tensor], provenance: dict[str, str]) -> None:
+    """Save a K-means, unless that of a run which has checkpoints was another.
+
+    Raises:
+        ValueError: It was another; or the disk is full.
+    """
+    before = (stated_source(path.parent / "labels") or {}).get("kmeans", kmeans_fingerprint(fitted))
+    if before != kmeans_fingerprint(fitted) and _has_checkpoints(path.parent):
+        raise ValueError(
+            f"{path}: damaged or missing, and another one when fitted again, where checkpoints were trained on labels "
+            "of the first; restore the file from a backup, or choose another --output"
+        )
+    save_kmeans(path, fitted, provenance)
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    return any(folder.glob("*.ckpt"))
+
+
 def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:
-    """Which shards are there, and whether the store is finished."""
+    """Which shards are there, and whether the store is finished.
+
+    Raises:
+        ValueError: Checkpoints of the run were trained on labels of another source; or the disk is full.
+    """
+    if _has_checkpoints(folder.parent) and not is_of_source(folder, source):
+        raise ValueError(
+            f"{folder.parent}: its checkpoints were trained on labels of other utterances or another K-means "
+            f"({folder.name}/source.json says which); restore the manifests and files of the run, or choose another "
+            "--output"
+        )
     begin_store(folder, source)
     return finished_shards(folder, source), (folder / "store.json").exists()

@@ -23,6 +23,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from hubert_lightning.data.text import comparable
 from hubert_lightning.files import UTF_16, lines_of, write_whole
+from hubert_lightning.results import origin_columns
 
 RESAMPLES = 9_999
 SEED = 0
@@ -130,7 +131,7 @@ def score_file(results: Path, against: Path | None = None, output: Path | None =
         console.print(f"first: {results}, second: {against}", markup=False, highlight=False, soft_wrap=True)
         report_comparison(comparison, console)
     if output:
-        write_scores(output, scores, comparison)
+        write_scores(output, scores, comparison, {"results": str(results), **origin_columns(results)})
         console.print(f"numbers in {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -406,13 +407,22 @@ def _lines(
     yield line
 
 
-def write_scores(path: Path, scores: Scores, comparison: Comparison | None = None) -> None:
+def write_scores(
+    path: Path, scores: Scores, comparison: Comparison | None = None, made_by: dict[str, Any] | None = None
+) -> None:
     """Write all numbers as JSON; an interval that a single utterance does not have is null.
+
+    Args:
+        path: The file to write.
+        scores: Error rates.
+        comparison: Difference to another system.
+        made_by: Checkpoint, manifest, decoder and version that the hypotheses come from.
 
     Raises:
         ValueError: The disk is full, or cannot be written to.
     """
     content: dict[str, Any] = {
+        "made_by": made_by or {},
         **_rates(scores),
         "speakers": {
             name: {**_rates(of), "num_utterances": len(of.utterances)} for name, of in scores.speakers.items()

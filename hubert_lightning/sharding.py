@@ -35,8 +35,8 @@ def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Modu
     Gradients are added up in float32. The layers are gathered in the precision that they are computed in; what lies
     before and after them in float32, since the cosines of the heads need it.
     """
-    if not isinstance(task.trainer.strategy, LayerwiseFSDP):
-        return
+    if task._trainer is None or not isinstance(task.trainer.strategy, LayerwiseFSDP):
+        return  # without a Trainer, a checkpoint is loaded
     assert task.device_mesh is not None
     mesh = task.device_mesh["data_parallel"]
     reduced = torch.bfloat16 if "bf16" in str(task.trainer.precision) else None

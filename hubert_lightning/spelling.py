@@ -71,10 +71,17 @@ def lexicon(words: Path, out: Path, vocabulary: Path | None = None) -> None:
 
 
 def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: str) -> None:
-    """Write the lexicon of words, sorted, each once; those that cannot be spelled are told and left out.
+    """Write the lexicon of words and print a sentence on it; raises as `lexicon_of` and `files.replacing` do."""
+    content, said = lexicon_of(words, out, vocabulary, source)
+    write_whole(out, content.encode())
+    print(said)
+
+
+def lexicon_of(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: str) -> tuple[str, str]:
+    """The lexicon of words, sorted, each once, without those that cannot be spelled; and a sentence on it.
 
     Raises:
-        ValueError: None of what `source` holds can be spelled, or the file cannot be written.
+        ValueError: None of what `source` holds can be spelled.
     """
     spelled = sorted(word for word in set(words) - MARKS if not vocabulary.unknown_characters(word))
     if not spelled:
@@ -82,9 +89,10 @@ def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, sourc
             f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case"
         )
     end = [] if vocabulary.boundary is None or vocabulary.spaced else [BOUNDARY]
-    write_whole(out, "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in spelled).encode())
+    content = "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in spelled)
     left_out = len(set(words) - MARKS) - len(spelled)
-    print(f"{out}: {len(spelled)} words" + (f", without {left_out} that cannot be spelled" if left_out else ""))
+    left = f", without {left_out} that cannot be spelled" if left_out else ""
+    return content, f"{out}: {len(spelled)} words{left}"
 
 
 def _words_of(path: Path) -> Iterable[str]:

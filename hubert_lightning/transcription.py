@@ -1,6 +1,8 @@
 """Recordings of any format and length → their words, as text, JSON, subtitles or CTM."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +14,10 @@ from torch import Tensor
 
 from hubert_lightning.data.preparation import Refusal, transcribed
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.decoding import BeamSearch, Hypothesis, search_with
+from hubert_lightning.decoding import BeamSearch, Hypothesis, search_with, settings_identity
 from hubert_lightning.recognition import CTCModel, load_ctc, log_probabilities
 from hubert_lightning.recordings import autocast, listed, of_each
-from hubert_lightning.transcripts import Format, Transcript, write_all
+from hubert_lightning.transcripts import Format, Transcript, journal_of, remaining, write_all
 from hubert_lightning.word_times import (
     Letter,
     Part,
@@ -50,7 +52,9 @@ def transcribe(
         model: a fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer
         files: audio of any format, rate, number of channels and length, or folders of it
         format: text; json with the time and confidence of every word; srt subtitles; ctm, as NIST's tools read it
-        output: folder for one file for each recording; standard output if not given
+        output: folder for one file for each recording; standard output if not given. Recordings that are done are
+            skipped, and their files left as they are; a recording is done again if its audio, the model or the settings
+            changed (.made-FORMAT.jsonl in the folder records them)
         decoder: how to search for words, a file of `hubert tune-decoder`; each frame's best letter if not given
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
@@ -65,9 +69,14 @@ def transcribe(
         return Transcript(cut.id, cut.duration, *words_in(log_probs, recogniser.vocabulary, search, timed))
 
     paths = listed(files)
-    results = _for_each(recogniser, paths, write_down, batch_duration, precision, num_workers)
+    found_by = settings_identity(search.settings) if search else None
+    settings = {"verb": "transcribe", "model": recogniser.fingerprint(), "precision": precision, "decoder": found_by}
+    journal = journal_of(output, format, settings)
     try:
-        return write_all(results, format, output, paths)
+        with nullcontext() if journal is None else journal:
+            left = remaining(paths, format, output, journal)
+            results = _for_each(recogniser, left, write_down, batch_duration, precision, num_workers)
+            return write_all(results, format, output, len(paths), journal)
     finally:
         if search:
             search.close()
@@ -90,7 +99,9 @@ def align(
         files: audio, each with its words beside it in `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech
         text: the words, if there is one file only
         format: ctm, as NIST's tools read it; json with confidences; srt subtitles
-        output: folder for one file for each recording; standard output if not given
+        output: folder for one file for each recording; standard output if not given. Recordings that are done are
+            skipped; a recording is done again if its audio, its text, the model or the settings changed
+            (.made-FORMAT.jsonl in the folder records them)
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
@@ -115,8 +126,13 @@ def align(
         quiet = with_boundaries_as_blanks(log_probs, vocabulary)
         return Transcript(cut.id, cut.duration, words, word_times(quiet, words, vocabulary))
 
-    results = _for_each(recogniser, paths, find, batch_duration, precision, num_workers)
-    return write_all(results, format, output, paths)
+    settings = {"verb": "align", "precision": precision, "model": recogniser.fingerprint()}
+    texts = {path: hashlib.sha256(repr(of).encode()).hexdigest()[:16] for path, of in said.items()}
+    journal = journal_of(output, format, settings, texts)
+    with nullcontext() if journal is None else journal:
+        left = remaining(paths, format, output, journal)
+        results = _for_each(recogniser, left, find, batch_duration, precision, num_workers)
+        return write_all(results, format, output, len(paths), journal)
 
 
 def words_in(
@@ -186,7 +202,10 @@ def _for_each(
 def _texts_beside(paths: Sequence[Path]) -> dict[str, tuple[str | None, str | None]]:
     """The text beside each file, or why it cannot be read."""
     found = {}
-    for folder in sorted({path.parent for path in paths}):
-        for path, text_or_reason in transcribed(folder, [path for path in paths if path.parent == folder]):
+    of_folder: dict[Path, list[Path]] = {}
+    for path in paths:
+        of_folder.setdefault(path.parent, []).append(path)
+    for folder in sorted(of_folder):
+        for path, text_or_reason in transcribed(folder, of_folder[folder]):
             found[str(path)] = text_or_reason
     return found

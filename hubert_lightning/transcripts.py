@@ -4,15 +4,16 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.cells import cell_len
 
 from hubert_lightning.data.preparation import Refusal
 from hubert_lightning.files import write_whole
+from hubert_lightning.journal import Journal
 from hubert_lightning.word_times import Word
 
 Format = Literal["text", "json", "srt", "ctm"]
@@ -29,14 +30,52 @@ class Transcript(NamedTuple):
     words: list[Word]
 
 
-def write_all(
-    results: Iterator[Transcript | Refusal], format: Format, output: Path | None, paths: Sequence[Path]
-) -> int:
-    """Write each result where it belongs, tell what failed, and return how many did.
+def journal_of(
+    output: Path | None, format: Format, settings: Mapping[str, Any], texts: Mapping[str, str] | None = None
+) -> Journal | None:
+    """What was made in a folder before; none of standard output."""
+    if output is None or (Path(output).exists() and not Path(output).is_dir()):
+        return None
+    return Journal(Path(output) / f".made-{format}.jsonl", settings, texts)
+
+
+def remaining(paths: Sequence[Path], format: Format, output: Path | None, journal: Journal | None) -> list[Path]:
+    """The recordings whose output is not there yet, or was made of something else.
 
     Raises:
         ValueError: Two of the files would have one name, or a file that is there already would be lost.
     """
+    _check_names(paths, format, output, journal)
+    if output is None or journal is None:
+        return list(paths)
+    left = [path for path in paths if path not in journal or not _is_made(_output(path, format, output), journal, path)]
+    if done := len(paths) - len(left):
+        print(
+            f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+            file=sys.stderr,
+        )
+    return left
+
+
+def _output(path: Path, format: Format, output: Path) -> Path:
+    return output / path.with_suffix(SUFFIX[format]).name
+
+
+def _is_made(output: Path, journal: Journal, recording: Path) -> bool:
+    """Whether an output is there, and not the one that was there before the recording's was made."""
+    there = _status(output)
+    return there is not None and there != journal.row(recording).get("before")
+
+
+def _status(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_ino, status.st_mtime_ns]
+
+
+def _check_names(paths: Sequence[Path], format: Format, output: Path | None, journal: Journal | None) -> None:
     number = len(paths)
     if format == "ctm" and (twice := _same(paths, [_recording(path) for path in paths])):
         raise ValueError(
@@ -54,14 +93,27 @@ def write_all(
                 f"{twice[0]} and {twice[1]}: both would be one file in {output}, as on any disk that does not tell "
                 "capitals apart; transcribe them one after the other into folders of their own"
             )
-        beside = [path for path in paths if format == "text" and path.parent.resolve() == output.resolve()]
-        if lost := next((path for path in beside if path.with_suffix(".txt").is_file()), None):
+        folders = {path.parent for path in paths} if format == "text" and output.exists() else set()
+        here = {folder for folder in folders if folder.exists() and folder.samefile(output)}
+        beside = [path for path in paths if path.parent in here]
+        ours = journal.row if journal is not None else lambda path: {}
+        if lost := next((path for path in beside if path.with_suffix(".txt").is_file() and not ours(path)), None):
             raise ValueError(
                 f"{lost.with_suffix('.txt')}: lies beside its audio, and may be its transcript, which would be "
                 "replaced; choose another --output"
             )
     elif format == "srt" and number > 1:
         raise ValueError(f"srt for {number} files needs a folder, one file each; name it with --output")
+
+
+def write_all(
+    results: Iterator[Transcript | Refusal],
+    format: Format,
+    output: Path | None,
+    number: int,
+    journal: Journal | None = None,
+) -> int:
+    """Write each result where it belongs, tell what failed, and return how many of a number of files did."""
     failed = 0
     for result in results:
         if isinstance(result, Refusal):
@@ -70,13 +122,18 @@ def write_all(
             continue
         content = FORMATS[format](result)
         if output is not None:
-            write_whole(output / Path(result.file).with_suffix(SUFFIX[format]).name, content.encode())
+            path = _output(Path(result.file), format, Path(output))
+            if journal is not None:  # first, so that an output that is there is known to be ours
+                journal.add(Path(result.file), before=_status(path))
+            write_whole(path, content.encode())
         elif format == "text" and number > 1:
             print(f"{result.file}\t{content}", end="", flush=True)
         else:
             print(content, end="", flush=True)
     if failed:
         print(f"hubert: {failed} of {number} files failed", file=sys.stderr)
+    if journal is not None:
+        journal.finish()
     return failed
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import jiwer
@@ -17,7 +18,8 @@ from torch import Tensor
 from hubert_lightning.data.batches import transcript
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.data.text import Vocabulary, comparable
-from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, write_settings
+from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, settings_json
+from hubert_lightning.files import replacing_all
 from hubert_lightning.recognition import load_ctc, log_probabilities
 from hubert_lightning.rescoring import CausalLM
 
@@ -84,10 +86,11 @@ def tune_decoder(
     settings, best = search.settings, study.best_value
     if neural is not None:
         settings, best = _tune_rescorer(search, neural, log_probs, references, nbest)
-    write_settings(settings, Path(out))
     without = _wer(references, plain)
     figure = Path(out).with_suffix(".png")
-    _draw(study, without, figure)
+    with replacing_all(figure, Path(out)) as (figure_file, settings_file):
+        figure_file.write(_drawn(study, without))
+        settings_file.write(settings_json(settings, Path(out)))
     names = [*study.best_params, *(["rescorer_weight"] if neural else [])]
     tuned = {name: getattr(settings, name) for name in names}
     print(
@@ -181,7 +184,7 @@ def _wer(references: Sequence[str], texts: Sequence[str]) -> float:
     return jiwer.wer([*map(comparable, references)], [*map(comparable, texts)])
 
 
-def _draw(study: optuna.Study, without: float, path: Path) -> None:
+def _drawn(study: optuna.Study, without: float) -> bytes:
     """WER of every trial over each weight, and the best so far."""
     names = list(study.best_params)
     figure = Figure(figsize=(3.4 * (len(names) + 1), 3.4), layout="constrained")
@@ -199,5 +202,6 @@ def _draw(study: optuna.Study, without: float, path: Path) -> None:
         axes.set(xlabel=name.replace("_", " "), title=f"best {study.best_params[name]:.2f}")
     for axes in (history, *panels):
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=160)
+    return content.getvalue()

@@ -1,15 +1,17 @@
 """Units of recordings of any format and length, as JSON lines, for Kaldi or numpy; and of what a microphone hears."""
 
 import json
+import os
 import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.data.preparation import Refusal
-from hubert_lightning.files import replacing
+from hubert_lightning.files import replacing, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.journal import Journal
 from hubert_lightning.recordings import listed, of_each
 from hubert_lightning.units import WINDOW_DURATION, Units, UnitStream, deduplicated
 
@@ -65,7 +68,9 @@ def units(
         format: jsonl; kaldi, an id and its units a line; npz, an array for each file
         deduplicate: give each run of equal units once, with its duration in frames of 20 ms
         output: file that is written whole or not at all; standard output if not given. For Kaldi, durations go beside
-            it, to OUTPUT.durations
+            it, to OUTPUT.durations. Recordings that are done are skipped, also after the command was killed; a
+            recording is done again if its audio, the model or the settings changed (.made-OUTPUT.jsonl beside it
+            records them)
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
         precision: that the encoder computes in
         num_workers: processes that read audio, besides this one
@@ -106,9 +111,79 @@ def units(
     def rows_of(groups: Sequence[Sequence[Cut]]) -> Iterator[list[Tensor]]:
         return found.of_cuts(groups, batch_duration, num_workers)
 
-    with ExitStack() as stack:
-        write = _writer(format, output, ids, deduplicate, stack)
-        return _write_all(of_each(paths, rows_of, make, GROUP), len(paths), write)
+    if output is None or (output.exists() and not output.is_file()):
+        with _writer(format, output, ids, deduplicate) as write:
+            return _write_all(of_each(paths, rows_of, make, GROUP), len(paths), write)
+    settings = found.source | {"verb": "units", "format": format, "deduplicate": deduplicate, "precision": precision}
+    with Journal(_journal_beside(output), settings) as journal:
+        made = _Made(journal, output, format, deduplicate)
+        left = [path for path in paths if path not in made]
+        if done := len(paths) - len(left):
+            print(
+                f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+                file=sys.stderr,
+            )
+
+        def keep(result: FileUnits) -> None:
+            journal.add(Path(result.file), **_content(result))
+
+        failed = _write_all(of_each(left, rows_of, make, GROUP), len(paths), keep)
+        made.write([path for path in sorted(paths, key=str) if path in made], ids)
+    return failed
+
+
+class _Made:
+    """Units that are known: in the journal, or, once finished, in the output that the journal tells of."""
+
+    def __init__(self, journal: Journal, output: Path, format: Format, deduplicate: bool) -> None:
+        self.journal, self.output, self.format, self.deduplicate = journal, output, format, deduplicate
+        self._in_output = bool(journal.about) and journal.about.get("output") == self._status()
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self.journal and (self._in_output or "units" in self.journal.row(path))
+
+    def write(self, paths: Sequence[Path], ids: Mapping[str, str]) -> None:
+        """Write the units of these files, which are known, unless the output has them and no others."""
+        names = {path: ids.get(str(path), str(path)) for path in paths}
+        if (
+            self._in_output
+            and len(paths) == len(self.journal)
+            and all(self._is_called(name, path) for path, name in names.items())
+        ):
+            return
+        with ExitStack() as stack:
+            read = stack.enter_context(_reader(self.format, self.output, self.deduplicate)) if self._in_output else None
+            write = stack.enter_context(_writer(self.format, self.output, ids, self.deduplicate))
+            for path in paths:
+                row = self.journal.row(path)
+                if read is not None and "units" not in row:
+                    row |= read(row["name"])
+                units, durations = (torch.tensor(row[key]) if key in row else None for key in ("units", "durations"))
+                assert units is not None
+                write(FileUnits(str(path), 0.0, units, durations))
+        short = [self.journal.identity(path) | {"name": name} for path, name in names.items()]
+        self.journal.finish(short, output=self._status())
+
+    def _is_called(self, name: str, path: Path) -> bool:
+        """Whether the output has a file's units, under this name."""
+        row = self.journal.row(path)
+        return "units" not in row and row.get("name") == name
+
+    def _status(self) -> list[list[int]]:
+        beside = [_durations_beside(self.output)] if self.format == "kaldi" and self.deduplicate else []
+        there = [path.stat() for path in (self.output, *beside) if path.is_file()]
+        return [[status.st_size, status.st_mtime_ns] for status in there]
+
+
+def _journal_beside(output: Path) -> Path:
+    digest = sha256(os.fsencode(output.name)).hexdigest()[:8]
+    name = output.name if len(output.name) < 60 else f"{output.name[:40]}-{digest}"
+    return output.with_name(f".made-{name}.jsonl")
+
+
+def _content(result: FileUnits) -> dict[str, list[int]]:
+    content = {"units": result.units.tolist()}
+    return content if result.durations is None else content | {"durations": result.durations.tolist()}
 
 
 def _check_output(format: Format, output: Path | None, deduplicate: bool) -> None:
@@ -157,27 +232,76 @@ def _joined(name: str) -> str:
     return re.sub(r"\s", "_", name)
 
 
+@contextmanager
 def _writer(
-    format: Format, output: Path | None, ids: dict[str, str], deduplicate: bool, stack: ExitStack
-) -> Callable[[FileUnits], None]:
-    """What writes one file's units; open files are closed, and take their names, with the stack."""
-    file = sys.stdout.buffer if output is None else stack.enter_context(replacing(output))
-    if format == "jsonl":
-        return lambda result: _put(file, _json(result))
-    if format == "npz":
-        archive = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED))
-        return lambda result: _put_arrays(archive, ids[result.file], result)
-    beside = None
-    if deduplicate:
-        assert output is not None
-        beside = stack.enter_context(replacing(output.with_name(output.name + ".durations")))
+    format: Format, output: Path | None, ids: Mapping[str, str], deduplicate: bool
+) -> Iterator[Callable[[FileUnits], None]]:
+    """What writes one file's units; the output takes its name at the end."""
+    if output is None:
+        yield _lines_to(format, ids, sys.stdout.buffer)
+    elif format == "npz":
+        with replacing(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            yield lambda result: _put_arrays(archive, ids[result.file], result)
+    elif format == "kaldi" and deduplicate:
+        with replacing_all(_durations_beside(output), output) as (beside, file):
+            yield _lines_to(format, ids, file, beside)
+    else:
+        with replacing(output) as file:
+            yield _lines_to(format, ids, file)
 
+
+def _lines_to(
+    format: Format, ids: Mapping[str, str], file: BinaryIO, beside: BinaryIO | None = None
+) -> Callable[[FileUnits], None]:
     def write(result: FileUnits) -> None:
-        _put(file, _kaldi(ids[result.file], result.units))
+        _put(file, _json(result) if format == "jsonl" else _kaldi(ids[result.file], result.units))
         if beside is not None and result.durations is not None:
             _put(beside, _kaldi(ids[result.file], result.durations))
 
     return write
+
+
+def _durations_beside(output: Path) -> Path:
+    return output.with_name(output.name + ".durations")
+
+
+@contextmanager
+def _reader(format: Format, output: Path, deduplicate: bool) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """What reads the units of one file, by the name that it has in an output."""
+    if format == "npz":
+        with np.load(output) as arrays:
+            yield lambda name: {
+                key: arrays[of].tolist()
+                for key, of in (("units", name), ("durations", f"{name}.durations"))
+                if key == "units" or deduplicate
+            }
+        return
+    with ExitStack() as stack:
+        paths = [output, *([_durations_beside(output)] if format == "kaldi" and deduplicate else [])]
+        files = [stack.enter_context(path.open("rb")) for path in paths]
+        places = [_places(file, format) for file in files]
+
+        def read(name: str) -> dict[str, Any]:
+            lines = []
+            for file, of in zip(files, places, strict=True):
+                file.seek(of[name])
+                lines.append(file.readline())
+            if format == "jsonl":
+                return json.loads(lines[0])
+            return {
+                key: [int(number) for number in line.split()[1:]] for key, line in zip(("units", "durations"), lines)
+            }
+
+        yield read
+
+
+def _places(file: BinaryIO, format: Format) -> dict[str, int]:
+    """Where the line of each name starts."""
+    places, start = {}, 0
+    for line in file:
+        places[json.loads(line)["file"] if format == "jsonl" else line.split(maxsplit=1)[0].decode()] = start
+        start += len(line)
+    return places
 
 
 def _put(file: BinaryIO, line: str) -> None:

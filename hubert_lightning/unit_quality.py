@@ -7,9 +7,11 @@ model is trained.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +37,14 @@ from hubert_lightning.extraction import (
     chosen_features,
     mfcc_extractor,
 )
-from hubert_lightning.files import replacing, write_whole
+from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.ranges import within
 from hubert_lightning.ranks import together
+
+log = logging.getLogger(__name__)
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 
@@ -72,14 +77,15 @@ def quality(
     best = _best(layers)
     numbers = {name: _numbers(of) for name, of in results.items()}
     kept = json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2)
-    write_whole(output / "quality.json", kept.encode())
     console = Console()
     console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
     if best is None:
         console.print("no utterance has phones, so nothing tells which layer is best; `hubert prepare alignments`")
     else:
         console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
-    _draw(results, clusters, output / "quality.png")
+    with replacing_all(output / "quality.png", output / "quality.json") as (figure, file):
+        figure.write(_drawn(results, clusters))
+        file.write(kept.encode())
     console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}")
 
 
@@ -183,10 +189,12 @@ def best_layer(
     phones = hashlib.sha256(json.dumps([(cut.id, phones_of(cut)) for cut in cuts]).encode()).hexdigest()[:16]
     settings = {"encoder": encoder_fingerprint(encoder), "phones": phones, "clusters": clusters, "seed": seed}
     if record.exists():
-        with suppress(json.JSONDecodeError, KeyError):  # damaged: judged again
-            known = json.loads(record.read_text())
-            if known["settings"] == settings:
-                return known["best_layer"]
+        # Damaged, in whatever way: judged again
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            known = json.loads(record.read_bytes())
+            if known["settings"] == settings and known["best_layer"] in range(1, encoder.config.num_layers + 1):
+                return int(known["best_layer"])
+        log.warning("%s: of other settings, or damaged; layers are judged again", record)
     layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
     Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
     best = _best(layers)
@@ -222,6 +230,9 @@ class LayerQuality(Callback):
     """
 
     def __init__(self, clusters: int = 100, max_frames: int = 50_000, seed: int = 0) -> None:
+        within(2, 2**16, clusters=clusters)
+        within(clusters, max_frames=max_frames)
+        within(0, 2**32 - 1, seed=seed)
         self.clusters, self.max_frames, self.seed = clusters, max_frames, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -287,7 +298,7 @@ def _table(results: dict[str, Quality], title: str) -> Table:
     return table
 
 
-def _draw(results: dict[str, Quality], clusters: int, path: Path) -> None:
+def _drawn(results: dict[str, Quality], clusters: int) -> bytes:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     shares, usage = figure.subplots(1, 2)
     names = [name.removeprefix("layer ") for name in results]
@@ -303,5 +314,6 @@ def _draw(results: dict[str, Quality], clusters: int, path: Path) -> None:
     usage.set(title=f"Clusters in use, as if alike, of {clusters}", xlabel="layer", ylim=(0, clusters))
     for axes in (shares, usage):
         axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=160)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=160)
+    return content.getvalue()

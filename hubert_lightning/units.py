@@ -14,7 +14,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.clustering.kmeans import assign, load_kmeans
+from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans
 from hubert_lightning.data.audio import resampled, unusable
 from hubert_lightning.extraction import Extractor, Window, extract_cuts, layer_extractor, mfcc_extractor, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
@@ -69,6 +69,8 @@ class Units:
             features = extractor(waveform, length, statistics)  # (batch, frames, dim)
             return assign(features.flatten(0, 1), centroids).view(features.shape[:2])
 
+        self.source = {"features": extractor.name, "kmeans": kmeans_fingerprint([centroids]), "window": window}
+        """What units depend on besides their recordings."""
         over_time = extractor.features_of_parts is not None
         self._extractor = Extractor(units, extractor.name, (), extractor.device, units if over_time else None)
 

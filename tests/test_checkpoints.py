@@ -2,8 +2,11 @@
 
 import math
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from conftest import ROOT
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints, load_encoder
 from hubert_lightning.averaging import averaged
-from hubert_lightning.checkpoints import WholeCheckpoints
+from hubert_lightning.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
 from hubert_lightning.cli import main
 
 SMALL = [
@@ -246,3 +249,120 @@ def test_what_cannot_be_averaged_is_one_sentence(
     assert not Path(out).exists()
     more = [*SMALL, *data(manifests), f"--output={tmp_path / 'run'}", f"--ckpt_path={finetuning / 'average.ckpt'}"]
     assert "average.ckpt: weights alone, such as a mean, from which no run goes on" in refused(capsys, "fit", *more)
+
+
+# Saves step 3 over what is there, and kills itself before the n-th thing that it does to files
+SAVE_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from hubert_lightning.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
+folder, number, links = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "links"
+calls = 0
+def hear(event, args):
+    global calls
+    if event in ("open", "os.rename", "os.link", "os.remove") and str(folder) in str(args[0]):
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+def refuse(*paths):
+    raise OSError("this disk has no links")
+if not links:
+    os.link = refuse
+if sys.argv[4] == "resumed":
+    set_damaged_aside(folder, newest_checkpoint(folder))
+sys.addaudithook(hear)
+WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.full((100,), 3.0)}}, folder / "last.ckpt")
+"""
+
+
+def saved(path: Path, step: int) -> None:
+    WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.full((100,), float(step))}}, path)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((4,), 2.0).numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+
+
+def step_of(path: Path | None) -> int:
+    assert path is not None
+    return int(weight(path)[0])
+
+
+@pytest.mark.parametrize("links", ["links", "no links"])
+@pytest.mark.parametrize(
+    ("damage", "known", "sound"),
+    [
+        (lambda last: None, "while training", 2),
+        (flip, "resumed", 1),
+        (flip, "while training", 1),
+        (lambda last: last.write_bytes(b""), "while training", 1),
+    ],
+    ids=["sound", "damaged before the start", "damaged while training", "emptied while training"],
+)
+def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
+    damage: Callable[[Path], object], known: str, sound: int, links: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "save.py"
+    script.write_text(SAVE_AND_DIE)
+    for number in range(1, 40):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        for step in (1, 2):
+            saved(folder / "last.ckpt", step)
+        damage(folder / "last.ckpt")
+        code = fork_server.run([str(script), str(folder), str(number), links, known], tmp_path / "output.txt")
+        found = step_of(newest_checkpoint(folder))
+        saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
+        assert step_of(newest_checkpoint(folder)) == 4
+        assert {path.name for path in folder.glob("*.ckpt")} == {"last.ckpt", "previous.ckpt"}
+        if code == 0:
+            assert found == 3
+            break
+        assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
+        assert found in (sound, 3)
+    assert number > 5
+
+
+def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        saved(tmp_path / "last.ckpt", step)
+    flip(tmp_path / "last.ckpt")
+    damaged = (tmp_path / "last.ckpt").read_bytes()
+    set_damaged_aside(tmp_path, newest_checkpoint(tmp_path))
+    saved(tmp_path / "last.ckpt", 3)
+    assert step_of(tmp_path / "previous.ckpt") == 1
+    assert (tmp_path / "last.ckpt.damaged").read_bytes() == damaged
+    assert "kept as last.ckpt.damaged" in caplog.text
+    assert len(list(tmp_path.glob("*.ckpt"))) == 2
+
+
+def test_a_damaged_best_checkpoint_is_named_when_the_mean_is_taken_and_the_same_command_takes_that_of_the_others(
+    tmp_path: Path,
+) -> None:
+    fit(tmp_path, SCORES)
+    (tmp_path / "average.ckpt").unlink()
+    content = bytearray((tmp_path / "best-5.ckpt").read_bytes())
+    place = content.index(weight(tmp_path / "best-5.ckpt").numpy().tobytes())
+    content[place] ^= 1
+    (tmp_path / "best-5.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"best-5\.ckpt: damaged; remove it, and run the same command again"):
+        fit(tmp_path, SCORES)
+    (tmp_path / "best-5.ckpt").unlink()
+    fit(tmp_path, SCORES)
+    mean = torch.load(tmp_path / "average.ckpt", weights_only=True)
+    assert [Path(path).name for path in mean["averaged"]] == ["best-2.ckpt", "best-6.ckpt"]
+    assert (tmp_path / "best.ckpt").samefile(tmp_path / "best-2.ckpt")
+
+
+def test_the_mean_of_weights_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, SCORES)
+    content = torch.load(tmp_path / "best-5.ckpt", weights_only=True)
+    content["state_dict"]["weight"][0] = math.nan
+    torch.save(content, tmp_path / "broken.ckpt")
+    with pytest.raises(ValueError, match=r"broken\.ckpt: its weight is NaN or infinite; average others"):
+        averaged([tmp_path / "best-2.ckpt", tmp_path / "broken.ckpt"])

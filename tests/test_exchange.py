@@ -1,7 +1,9 @@
 """`hubert import` and `export` as their users call them; ONNX; cards; training that goes on from any system's model."""
 
+import ast
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +218,7 @@ def test_a_card_says_how_the_model_came_about_and_what_it_is_worth(tmp_path: Pat
     assert front["library_name"] == "transformers"
     for fact in (
         "| steps | 321 |",
-        "| trained on | manifests/mine.jsonl.gz |",
+        "| trained on | mine.jsonl.gz |",
         "| labels | features mfcc, clusters 77 |",
     ):
         assert fact in card
@@ -225,6 +227,64 @@ def test_a_card_says_how_the_model_came_about_and_what_it_is_worth(tmp_path: Pat
     assert "| PNMI, layer 2 | 0.457 |" in card
     assert "| val/wer | 0.125 |" in card
     assert read_trained(tmp_path / "card").source["steps"] == 321
+
+
+EVIL = "a|b`c\n\n# h\n<script>alert(1)</script> [l](http://e.org) ![i](x) *s* _u_ www.e.org me@e.org & \u202e \\\" '"
+
+
+def rendered(card: str) -> str:
+    """Markdown as HTML, by the rules of GitHub: tables and bare addresses too."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("gfm-like" if find_spec("linkify_it") else "commonmark")
+    return markdown.enable("table").render(card.split("---\n", 2)[2])
+
+
+def test_a_card_shows_names_as_they_are_whatever_is_in_them(tmp_path: Path) -> None:
+    checkpoint = save_ours(ours("group", "letters"), tmp_path / "run.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"global_step": 321}, checkpoint)
+    relabel = {"class_path": "hubert_lightning.Relabel", "init_args": {"features": EVIL, "clusters": EVIL}}
+    config = {"data": {"init_args": {"train": [f"/home/me/{EVIL}.gz", 3]}}, "trainer": {"callbacks": [relabel]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "metrics.json").write_text(json.dumps({"steps": 321, f"val/{EVIL}": 0.125, "val/wer": EVIL}))
+    (tmp_path / "scores.json").write_text(json.dumps({"words": {"rate": EVIL, "low": 0}, "letters": [EVIL]}))
+    (tmp_path / "layers.json").write_text(json.dumps({EVIL: {"pnmi": 0.4567}, "layer 2": {"pnmi": EVIL}}))
+    out = tmp_path / """a"'); import os; [`x`] <b> | #"""
+    export_model(str(checkpoint), out, "safetensors")
+    card = (out / "README.md").read_text("utf-8")
+    assert set(yaml.safe_load(card.split("---")[1])) == {"library_name", "pipeline_tag", "tags"}
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [3] * len(rows)
+    html = rendered(card)
+    for tag in ("<script", "<a ", "<img", "<em>", "<strong>", "<b>"):
+        assert tag not in html.replace('<a href="https://arxiv.org/abs/2106.07447"', "")
+    assert html.count("<h1>") == 1
+    code = card.split("```python\n")[1].split("```")[0]
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert [ast.literal_eval(argument) for call in calls for argument in call.args] == [out.name]
+
+
+@pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors", "onnx"])
+def test_no_file_of_an_export_says_where_it_was_made(tmp_path: Path, format: Any) -> None:
+    private = tmp_path / "home-of-somebody"
+    private.mkdir()
+    checkpoint = save_ours(ours("group", "clusters"), private / "run.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    content |= {"global_step": 321, "averaged": [str(private / "best.ckpt")]}
+    content["imported"] = {"source": str(private / "their.pt"), "special": []}
+    content["PretrainingData"] = {"train": {"utterances": 12, "hours": 3.5, "speakers": 4}}
+    content["hyper_parameters"]["pretrained"] = str(private / "before.ckpt")
+    torch.save(content, checkpoint)
+    relabel = {"class_path": "hubert_lightning.Relabel", "init_args": {"features": str(private / "before.ckpt")}}
+    config = {"data": {"init_args": {"train": [str(private / "mine.jsonl.gz")]}}, "trainer": {"callbacks": [relabel]}}
+    (private / "config.yaml").write_text(yaml.safe_dump(config))
+    export_model(str(checkpoint), tmp_path / "out", format)
+    for file in (tmp_path / "out").iterdir():
+        assert b"home-of-somebody" not in file.read_bytes(), file.name
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| trained on | mine.jsonl.gz |" in card
+    assert "| audio | 3.5 hours, 4 speakers, 12 utterances |" in card
+    assert "| source | their.pt |" in card
+    assert "| labels | features before.ckpt |" in card
 
 
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "safetensors", "onnx"])

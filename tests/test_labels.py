@@ -1,3 +1,4 @@
+import json
 import pickle
 import random
 import subprocess
@@ -23,6 +24,7 @@ from hubert_lightning.data.labels import (
     shard_size,
     write_shard,
 )
+from hubert_lightning.files import unfinished_name
 from hubert_lightning.frames import num_frames
 
 SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
@@ -180,7 +182,7 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "00003.npy: cannot be written (File too large); what was finished before is kept" in said
     assert finished_shards(tmp_path / "full", SOURCE) == {0, 1, 2}
-    assert not list((tmp_path / "full").glob("*.part"))
+    assert not list((tmp_path / "full").glob(".*"))
     written(tmp_path / "full")
     written(tmp_path / "whole")
     assert files(tmp_path / "full") == files(tmp_path / "whole")
@@ -189,7 +191,7 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
 def test_an_interrupted_store_keeps_its_finished_shards(tmp_path: Path) -> None:
     begin_store(tmp_path, SOURCE)
     write_shard(tmp_path, 4, some_labels())
-    (tmp_path / "00005.npy.part").write_bytes(b"half")
+    unfinished_name(tmp_path / "00005.npy").write_bytes(b"half")
     (tmp_path / "00006.npy").write_bytes(b"no index yet")
     begin_store(tmp_path, SOURCE)
     assert finished_shards(tmp_path, SOURCE) == {4}
@@ -288,3 +290,42 @@ def test_a_description_that_is_damaged_or_of_another_version_is_named(tmp_path: 
     (tmp_path / "store.json").write_text(content)
     with pytest.raises(ValueError, match=r"its store\.json is damaged, or of another version; remove that folder"):
         LabelStore(tmp_path)
+
+
+def sentence(folder: Path) -> str | None:
+    try:
+        LabelStore(folder).verify()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", ["store.json", "index.npy", "00000.npy", "00000.index.npy"])
+def test_whatever_is_damaged_in_a_store_is_a_sentence_that_names_it(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    source = LabelSource("mfcc", "0" * 16, "1" * 16, (9,))
+    begin_store(tmp_path, source)
+    write_shard(tmp_path, 0, {str(number): rng.integers(9, size=(1, 7)) for number in range(5)})
+    finish_store(tmp_path, source, 1)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    damages = [b"", b"\xff\xfe", b"[" * 100_000, b"[1]", b"null", bytes(len(whole)), whole[: len(whole) // 2]]
+    if name == "store.json":
+        about = json.loads(whole)
+        wrong = [None, -1, 1.5, "x", [], {}, [[]], [None], float("nan"), 2**70, [2**70], True]
+        damages += [json.dumps(about | {key: value}).encode() for key in about for value in wrong]
+        damages += [
+            json.dumps({key: about[key] for key in about if key != left}).encode() for left in about if left != "hop"
+        ]
+    else:
+        places = rng.integers(len(whole), size=100)
+        damages += [whole[:of] + bytes([whole[of] ^ 1 << int(rng.integers(8))]) + whole[of + 1 :] for of in places]
+        damages += [whole[:of] + bytes([whole[of] ^ 1 << bit]) + whole[of + 1 :] for of in range(80) for bit in (0, 5)]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        said = sentence(tmp_path)
+        if said is not None:
+            assert str(tmp_path) in said
+            assert "relabel" in said or "make the labels again" in said
+        else:  # what cannot be told from a store of other labels, or lies between header and array
+            assert name != "store.json" or LabelStore(tmp_path).source != source or damaged == whole

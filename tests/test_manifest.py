@@ -1,5 +1,6 @@
 """From audio on disk to manifests, and back."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -366,3 +367,21 @@ def test_real_librispeech_is_prepared_whole(tmp_path: Path) -> None:
         read_manifest(tmp_path / "1h.jsonl.gz")
     )
     assert all(len(read_waveform(cut)) == cut.num_samples for cut in read_manifest(tmp_path / "10min.jsonl.gz"))
+
+
+def test_a_manifest_is_read_without_looking_for_cycles_among_its_cuts(manifests: Path) -> None:
+    """Which would take as long again, since every line makes a dozen objects that all stay."""
+    collections = 0
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        nonlocal collections
+        collections += phase == "start"
+
+    gc.callbacks.append(count)
+    try:
+        cuts = read_manifest([manifests / name for name in ("train.jsonl.gz", "dev.jsonl.gz", "test.jsonl.gz")])
+        assert len(cuts) > 10
+        assert collections <= 1  # once all are there
+        assert gc.isenabled()
+    finally:
+        gc.callbacks.remove(count)

@@ -364,3 +364,96 @@ def test_a_run_on_parts_that_were_not_spliced_is_refused_under_its_checkpoint(
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(ValueError, match="its checkpoints were trained on labels of other features"):
         relabelled(run, manifests, tmp_path, Relabel(**relabel), clusters=5)
+
+
+def flipped(path: Path, place: int) -> bytes:
+    """Change one bit of a file; returns what was in it."""
+    before = path.read_bytes()
+    path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+    return before
+
+
+@pytest.fixture
+def trained(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "trained"))
+
+
+@pytest.mark.parametrize("place", [3, 8, 40, 120, 1000, -1])
+def test_a_damaged_kmeans_is_said_and_restored_where_it_comes_out_the_same(
+    place: int, trained: Path, manifests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = trained / "kmeans.safetensors"
+    before = flipped(path, place if place >= 0 else path.stat().st_size - 1)
+    labels = {file: file.stat().st_mtime_ns for file in (trained / "labels").iterdir()}
+    relabelled(trained, manifests, trained, Relabel(clusters=20, max_frames=3000))
+    assert f"{path}: damaged; K-means is fitted again, and must come out the same" in caplog.text
+    assert path.read_bytes() == before
+    assert {file: file.stat().st_mtime_ns for file in (trained / "labels").iterdir()} == labels
+
+
+def test_a_damaged_kmeans_that_comes_out_another_is_refused_where_checkpoints_are(
+    trained: Path, manifests: Path
+) -> None:
+    about = LabelStore(trained / "labels").source
+    for name in ("source.json", "store.json"):  # as if it had been fitted on a machine that rounds otherwise
+        path = trained / "labels" / name
+        path.write_text(path.read_text().replace(about.kmeans, "0123456789abcdef"))
+    flipped(trained / "kmeans.safetensors", 1000)
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"kmeans\.safetensors: damaged or missing, and another one when fitted again"):
+        relabelled(trained, manifests, trained, Relabel(clusters=20, max_frames=3000))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_labels_under_a_checkpoint_are_not_those_of_other_validation_utterances(
+    trained: Path, manifests: Path, tmp_path: Path, dev_cuts: CutSet
+) -> None:
+    write_manifest(list(dev_cuts)[1:], tmp_path / "dev.jsonl.gz")
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="its checkpoints were trained on labels of other utterances or another K-m"):
+        relabelled(
+            trained,
+            manifests,
+            trained,
+            Relabel(clusters=20, max_frames=3000),
+            validation=[tmp_path / "dev.jsonl.gz"],
+        )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def gone_on(run: Path, manifests: Path, steps: int = 2, **options: object) -> None:
+    data = some_data(manifests, num_workers=0, **options)
+    relabel = [] if "labels" in options else [Relabel(clusters=20, max_frames=3000)]
+    trainer = Trainer(default_root_dir=run, max_steps=steps, accelerator="cpu", logger=False, callbacks=relabel)
+    trainer.fit(a_model(), datamodule=data, ckpt_path=run / "last.ckpt", weights_only=True)
+
+
+def test_a_pre_training_does_not_go_on_with_other_labels_or_utterances(
+    trained: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet
+) -> None:
+    gone_on(trained, manifests)
+    labels = Path(shutil.copytree(trained / "labels", tmp_path / "labels"))
+    gone_on(trained, manifests, labels=labels)  # the same, elsewhere
+    (trained / "last.ckpt").rename(tmp_path / "last.ckpt")
+    relabelled(trained, manifests, tmp_path / "other", Relabel(clusters=20, max_frames=3000, seed=1))
+    with pytest.raises(ValueError, match=r"labels: these labels are not those that .*last\.ckpt was trained with"):
+        gone_on(tmp_path, manifests, labels=tmp_path / "other" / "labels")
+    cuts = list(train_cuts)
+    write_manifest([cuts[1], cuts[0], *cuts[2:]], tmp_path / "train.jsonl.gz")
+    with pytest.raises(ValueError, match=r"train\.jsonl\.gz: its utterances, their order or their transcripts"):
+        gone_on(tmp_path, manifests, labels=labels, train=[tmp_path / "train.jsonl.gz"])
+
+
+def test_a_damaged_source_of_labels_is_restored(
+    trained: Path, manifests: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = trained / "labels" / "source.json"
+    whole = path.read_bytes()
+    written = {file: file.stat().st_mtime_ns for file in (trained / "labels").iterdir() if file != path}
+    for damaged in (b"", b"\xff", b"[1]", b"[" * 100_000, whole.replace(b"mfcc", b"mfcb")):
+        path.write_bytes(damaged)
+        relabelled(trained, manifests, trained, Relabel(clusters=20, max_frames=3000))
+        assert path.read_bytes() == whole
+        assert "source.json: damaged; restored from store.json" in caplog.text
+        caplog.clear()
+    assert {file: file.stat().st_mtime_ns for file in written} == written

@@ -269,7 +269,7 @@ def test_a_run_that_is_told_to_end_saves_after_the_step_and_goes_on(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
     assert code == 128 + told, log.read_text()[-3000:]
-    said = re.search(rf"told to end \({told.name}\): saved after step (\d+)", log.read_text())
+    said = re.search(rf"hubert: {told.name}: saved at step (\d+); the same command resumes\n", log.read_text())
     assert said, log.read_text()[-3000:]
     saved = torch.load(output / "iteration1" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == int(said[1]) > 0

@@ -1,5 +1,6 @@
 """What a run tells W&B, read back from the file that an offline run leaves."""
 
+import json
 import struct
 import time
 from pathlib import Path
@@ -116,6 +117,27 @@ def test_a_run_that_goes_on_is_the_same_run(manifests: Path, tmp_path: Path) -> 
         )
     before, after = (run_of(records(path)) for path in tmp_path.glob("iteration1/wandb/offline-run-*/run-*.wandb"))
     assert before.run_id == after.run_id
+
+
+def test_a_test_is_a_run_of_its_own_in_the_fits_group(manifests: Path, tmp_path: Path) -> None:
+    main(
+        [
+            *("fit", *layers("configs/finetune/10h.yaml", "smoke-finetune.yaml"), f"--output={tmp_path}", WANDB),
+            f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+            f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
+        ]
+    )
+    fit = run_of(offline_run(tmp_path))
+    config = {item.key: json.loads(item.value_json) for item in fit.config.update}
+    config |= {item.key: json.loads(item.value_json) for found in offline_run(tmp_path) for item in found.config.update}
+    assert config["model"]["encoder"]["dim"] == 32
+    assert config["optimizer"]["class"] == "AdamW"
+    main(["test", "--config", str(tmp_path / "config.yaml"), f"--output={tmp_path}"])
+    [test] = (run_of(records(path)) for path in (tmp_path / "test").rglob("run-*.wandb"))
+    assert len([*tmp_path.rglob("run-*.wandb")]) == 2
+    assert test.run_id != fit.run_id
+    assert (test.run_group, test.job_type, test.display_name) == ("base", "test", "base-test-test")
 
 
 def test_without_an_account_the_way_out_is_named(

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from hubert_lightning.clustering.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
 from hubert_lightning.files import is_safetensors, write_whole
+from hubert_lightning.ranges import within
 
 DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
 SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
+CHECKSUM, SHA256 = "checksum", "sha256:"  # key and start of the value: one is left where the other is damaged
 GROWTH = 4  # each level of a fit sees so many times the rows of the one before
 
 
@@ -42,12 +44,10 @@ class KMeans:
     def __init__(
         self, restarts: int = 3, max_rounds: int = 20, tolerance: float = 5e-4, batch_frames: int | None = None
     ) -> None:
-        if restarts < 1 or max_rounds < 1:
-            raise ValueError(f"restarts {restarts}, max_rounds {max_rounds}: K-means needs at least one of each")
-        if tolerance < 0 or (batch_frames is not None and batch_frames < 1):
-            raise ValueError(
-                f"tolerance {tolerance}, batch_frames {batch_frames}: neither may be negative, or no frame"
-            )
+        within(1, 10_000, restarts=restarts)
+        within(1, 10**6, max_rounds=max_rounds)
+        within(0, 1, tolerance=tolerance)
+        within(1, batch_frames=batch_frames)
         self.restarts, self.max_rounds, self.tolerance = restarts, max_rounds, tolerance
         self.batch_frames = batch_frames
 
@@ -350,8 +350,9 @@ def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> 
         ValueError: The disk is full, or cannot be written to.
     """
     tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
+    said = source | {CHECKSUM: _checksum(centroids, source)}
     # One key: of several, safetensors writes the order at random
-    write_whole(path, save(tensors, metadata={"source": json.dumps(source, sort_keys=True)}))
+    write_whole(path, save(tensors, metadata={"source": json.dumps(said, sort_keys=True)}))
 
 
 def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
@@ -371,7 +372,8 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
             names = [f"centroids.{stream}" for stream in range(len(file.keys()))]
             if names and sorted(names) == sorted(file.keys()):
                 source = read_source((file.metadata() or {})["source"], path)
-                return [checked_centroids(file.get_tensor(name).numpy(), path) for name in names], source
+                centroids = [checked_centroids(file.get_tensor(name).numpy(), path) for name in names]
+                return centroids, _checked_source(path, centroids, source)
     except (SafetensorError, KeyError, TypeError):  # the last of a dtype that numpy has not
         pass
     raise ValueError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
@@ -389,6 +391,23 @@ def load_quantizer(path: Path, clusters: Sequence[int]) -> tuple[list[Tensor], d
             f"{path}: a K-means with {theirs} clusters, where {[*clusters]} are asked for; change clusters"
         )
     return centroids, source
+
+
+def _checked_source(path: Path, centroids: list[Tensor], source: dict[str, str]) -> dict[str, str]:
+    """The source without its checksum, which files of earlier versions do not have.
+
+    Raises:
+        ValueError: The checksum is another than that of the file's content.
+    """
+    rest = {key: value for key, value in source.items() if key != CHECKSUM and not value.startswith(SHA256)}
+    if rest != source and source != rest | {CHECKSUM: _checksum(centroids, rest)}:
+        raise ValueError(f"{path}: damaged (its checksum is another); restore it, or fit it again")
+    return rest
+
+
+def _checksum(centroids: list[Tensor], source: dict[str, str]) -> str:
+    about = kmeans_fingerprint(centroids) + json.dumps(source, sort_keys=True)
+    return SHA256 + hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def kmeans_fingerprint(centroids: list[Tensor]) -> str:

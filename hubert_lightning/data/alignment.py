@@ -92,10 +92,10 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     if not found.keys() - refused.keys():
         first, *_ = next(iter(refused.values()))
         raise errors[0] if errors else ValueError(f"{first.path}: {first.reason}")
-    write_manifest(aligned, path)
     reasons = {textgrid: reason for of in reversed(refused.values()) for textgrid, reason in of}  # each file's first
     refusals = [Refusal(textgrid, reason) for textgrid, reason in sorted(reasons.items())]
     write_refusals(refusals, _refused_beside(path))
+    write_manifest(aligned, path)
     _report(aligned, path, refused.keys(), refusals)
     return path
 

@@ -355,7 +355,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             channel_mask=channel_mask,
             text=texts,
             id=tuple(cut.id for cut in cuts),
-            speaker=tuple(_speaker(cut) for cut in cuts),
+            speaker=tuple(speaker_of(cut) for cut in cuts),
             waste=1 - int(length.sum()) / waveform.numel(),
             seed=plan.seed,
             step_seed=plan.step_seed,
@@ -367,5 +367,6 @@ def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
     return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
 
 
-def _speaker(cut: Cut) -> str:
+def speaker_of(cut: Cut) -> str:
+    """The first speaker of a cut; empty where the manifest does not say."""
     return next((segment.speaker for segment in cut.supervisions if segment.speaker), "")

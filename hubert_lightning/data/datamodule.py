@@ -5,9 +5,11 @@ All that can be wrong with a manifest is found in `setup` and when the loaders a
 
 import logging
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,34 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
 
 from hubert_lightning.data.batches import (
     PlannedBatches,
     PretrainingBatches,
     TranscribedBatches,
     padded_frames,
+    speaker_of,
     transcript,
 )
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import check_audio, read_manifest
+from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests
+from hubert_lightning.data.provenance import Manifest, compared, ordered_fingerprint
+from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
+from hubert_lightning.data.workers import WatchedReads, quiet_worker
+from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.ranges import within
 
 log = logging.getLogger(__name__)
 
 SHAR_BLOCK = 100_000
 """Cuts that are shuffled among one another, of a corpus that stays on disk: some hundred archives."""
+MOST_WORKERS = 1024
+DEV_RUN = 100
+"""Utterances of each manifest that `fast_dev_run` clusters and trains on."""
 
 
 class PretrainingData(LightningDataModule):
@@ -70,18 +81,38 @@ class PretrainingData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._counted: dict[str, Any] | None = None
+        within(0, 2**40, min_duration=min_duration)
+        within(0, MOST_WORKERS, num_workers=num_workers)
+        within(0, 2**32 - 1, seed=seed)
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
         if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
             raise ValueError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
+        self.max_duration, self.max_crop = max_duration, max_crop
         self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
         self.min_duration = min_duration
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.num_workers, self.seed = num_workers, seed
         self.train_cuts = self.validation_cuts = Corpora()
+        self._recorded: dict[str, list[Manifest]] = {}
+
+    def record(self, *parts: str) -> dict[str, Any]:
+        """What tells this data from other data, for the loggers: manifests, their audio, crops and masks."""
+        cuts = {"train": self.train_cuts, "validation": self.validation_cuts}
+        read = {part: _of_part(self.manifests[part], cuts[part], cuts[part].fingerprint) for part in parts}
+        return read | {
+            "weights": self.weights,
+            "max_crop": self.max_crop,
+            "min_duration": self.min_duration,
+            "mask_prob": self.mask_prob,
+            "mask_length": self.mask_length,
+            "num_workers": self.num_workers,
+            "seed": self.seed,
+        }
 
     def setup(self, stage: str) -> None:
         if len(self.train_cuts):
@@ -99,15 +130,59 @@ class PretrainingData(LightningDataModule):
                 raise ValueError(f"{cut_id}: too short to validate on, less than two frames; leave it out")
         shortest = max(seconds_to_samples(self.min_duration), num_samples(2))
         self.train_cuts = train.chosen(train.num_samples >= shortest)
+        if stage == "fit" and self.trainer is not None and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.train_cuts, self.validation_cuts = _first(self.train_cuts), _first(self.validation_cuts)
         if not len(self.train_cuts) or (self.weights and not all(self.train_cuts.sizes)):
             empty = [str(path) for path, size in zip(self.manifests["train"], self.train_cuts.sizes) if not size]
             raise ValueError(
                 f"{', '.join(empty)}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
-        if short := len(train) - len(self.train_cuts):
+        if short := int((train.num_samples < shortest).sum()):
             log.warning(
                 "%d of %d training utterances last less than %s s: left out", short, len(train), self.min_duration
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which utterances, in which order, and which labels a checkpoint is trained with, and how much audio it is."""
+        labels = self.labels.fingerprint if self.labels is not None else None
+        if self._counted is None:
+            self._counted = _counts(self.train_cuts)
+        return _plain(self._manifests) | {"labels": labels, "counts": self._counted}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the manifests in the order of the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: Manifests or labels are not those that it was trained with.
+        """
+        if not _fitting(self):
+            return
+        checkpoint = _resumed(self)
+        order = {
+            part: compared(state_dict.get(part), self.manifests[part], self._manifests(part), part, checkpoint)
+            for part in ("train", "validation")
+        }
+        if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
+            raise ValueError(
+                f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
+                "a backup, or start another run with another --output"
+            )
+        for part, places in order.items():
+            self.manifests[part] = [self.manifests[part][place] for place in places]
+            self._recorded[part] = [self._recorded[part][place] for place in places]
+        self.train_cuts = Corpora([self.train_cuts.parts[place] for place in order["train"]])
+        self.validation_cuts = Corpora([self.validation_cuts.parts[place] for place in order["validation"]])
+        if self.weights is not None:
+            self.weights = [self.weights[place] for place in order["train"]]
+
+    def _manifests(self, part: str) -> list[Manifest]:
+        if part not in self._recorded:
+            cuts = self.train_cuts if part == "train" else self.validation_cuts
+            weights = self.weights if part == "train" and self.weights else [None] * len(cuts.parts)
+            prints = [of.fingerprint if isinstance(of, SharCuts) else ordered_fingerprint(of) for of in cuts.parts]
+            names = [Path(path).name for path in self.manifests[part]]
+            self._recorded[part] = [*map(Manifest, names, prints, weights)]
+        return self._recorded[part]
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.train_cuts, shuffle=True)
@@ -169,10 +244,14 @@ class TranscribedData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._counted: dict[str, Any] | None = None
+        within(0, MOST_WORKERS, num_workers=num_workers)
+        within(0, 2**32 - 1, seed=seed)
         _check_durations(max_duration=max_duration)
         _check_masks(mask_prob, mask_length)
-        _check_masks(channel_mask_prob, channel_mask_length)
+        _check_masks(channel_mask_prob, channel_mask_length, "channel_")
         self.manifests = {"train": train, "validation": validation, "test": test}
+        self.max_duration = max_duration
         self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.masking: dict[str, Any] = {
             "mask_prob": mask_prob,
@@ -182,6 +261,14 @@ class TranscribedData(LightningDataModule):
         }
         self.num_workers, self.seed = num_workers, seed
         self.cuts: dict[str, CutSet] = {}
+        self._parts: dict[str, list[list[Cut]]] = {}  # of each manifest
+        self._recorded: dict[str, list[Manifest]] = {}
+
+    def record(self, *parts: str) -> dict[str, Any]:
+        """What tells this data from other data, for the loggers: manifests, their audio and masks."""
+        given = [part for part in parts if part in self.cuts]
+        read = {part: _of_part(self.manifests[part], self.cuts[part], fingerprint(self.cuts[part])) for part in given}
+        return read | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
 
     def setup(self, stage: str) -> None:
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
@@ -191,12 +278,48 @@ class TranscribedData(LightningDataModule):
                 continue
             if paths is None:
                 raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
-            self.cuts[part] = read_manifest(paths)
+            if not paths:
+                raise ValueError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
+            self._parts[part] = read_manifests(paths)
+            self.cuts[part] = _joined(self._parts[part])
             check_audio(self.cuts[part])
             if stage != "predict":
                 check_transcripts(self.cuts[part], _model(self).vocabulary, training=part == "train")
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # whatever they say, nobody asked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which utterances and transcripts, in which order, a checkpoint is trained with, and how much audio it is."""
+        if self._counted is None:
+            self._counted = _counts(self.cuts.get("train", ()))
+        return _plain(self._manifests) | {"counts": self._counted}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the manifests in the order of the checkpoint that training goes on from.
+
+        Raises:
+            ValueError: Manifests are not those that it was trained with.
+        """
+        if not _fitting(self):
+            return
+        checkpoint = _resumed(self)
+        for part in ("train", "validation"):
+            paths = self.manifests[part] or []
+            order = compared(state_dict.get(part), paths, self._manifests(part), part, checkpoint)
+            if order:
+                self._parts[part] = [self._parts[part][place] for place in order]
+                self.cuts[part] = _joined(self._parts[part])
+                self.manifests[part] = [paths[place] for place in order]
+                self._recorded[part] = [self._recorded[part][place] for place in order]
+
+    def _manifests(self, part: str) -> list[Manifest]:
+        if part not in self._recorded:
+            vocabulary, paths = _model(self).vocabulary, self.manifests[part] or []
+            prints = [
+                ordered_fingerprint(cuts, lambda cut: transcript(cut, vocabulary)) for cuts in self._parts.get(part, [])
+            ]
+            self._recorded[part] = [Manifest(Path(path).name, of) for path, of in zip(paths, prints, strict=True)]
+        return self._recorded[part]
 
     def train_dataloader(self) -> DataLoader:
         model = _model(self)
@@ -224,16 +347,58 @@ class TranscribedData(LightningDataModule):
         return _loader(self, batches, [padded_frames(count) for count in frames] if shuffle else frames, shuffle)
 
 
+def _plain(manifests: Callable[[str], list[Manifest]]) -> dict[str, Any]:
+    """What a checkpoint says of the manifests, readable without our classes."""
+    return {part: [list(manifest) for manifest in manifests(part)] for part in ("train", "validation")}
+
+
+def _joined(parts: Sequence[Sequence[Cut]]) -> CutSet:
+    return CutSet([cut for cuts in parts for cut in cuts])
+
+
+def _fitting(data: LightningDataModule) -> bool:
+    """Whether what a checkpoint was trained with matters: not where it is judged."""
+    assert data.trainer is not None
+    return data.trainer.state.fn == TrainerFn.FITTING
+
+
+def _resumed(data: LightningDataModule) -> str:
+    """The checkpoint that training goes on from, as errors name it."""
+    assert data.trainer is not None
+    return str(data.trainer.ckpt_path)
+
+
+def _first(cuts: Corpora) -> Corpora:
+    """The first utterances of each corpus."""
+    return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN for size in cuts.sizes] or [np.zeros(0, bool)]))
+
+
+def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:
+    return {"manifests": list(map(str, manifests or [])), **_counts(cuts), "fingerprint": audio}
+
+
+def _counts(cuts: Iterable[Cut]) -> dict[str, Any]:
+    """Utterances, hours and, where all are known, speakers."""
+    samples = [count for _, count in ids_and_samples(cuts)]
+    counts = {"utterances": len(samples), "hours": round(sum(samples) / SAMPLE_RATE / 3600, 2)}
+    if isinstance(cuts, Corpora) and cuts.on_disk:
+        return counts
+    speakers = {speaker_of(cut) for cut in cuts}
+    return counts if "" in speakers else counts | {"speakers": len(speakers)}
+
+
 def _check_durations(**seconds: float) -> None:
     for name, value in seconds.items():
+        if not -math.inf < value <= 2**40:
+            raise ValueError(f"data.{name} is {value} s; it is a duration in seconds")
         if num_frames(seconds_to_samples(value)) < 2:
             raise ValueError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
 
 
-def _check_masks(prob: float, length: int) -> None:
-    if not 0 <= prob <= 1 or length < 1:
+def _check_masks(prob: float, length: int, of: str = "") -> None:
+    if not 0 <= prob <= 1 or not 1 <= length <= 2**30:
         raise ValueError(
-            f"masks of probability {prob} and length {length}: a probability is from 0 to 1, a span has 1 frame or more"
+            f"{of}mask_prob {prob} and {of}mask_length {length}: a probability is from 0 to 1, a length 1 or more"
         )
 
 
@@ -279,6 +444,9 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
             "vocabulary of its own (`hubert vocabulary`)"
         )
     for cut, text in texts:
+        # A token spells a character or more, and one ends the text: this is as many as CTC can need
+        if 2 * len(unicodedata.normalize("NFD", text)) + 1 <= num_frames(cut.num_samples):
+            continue
         tokens = vocabulary.targets(text)
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
@@ -303,7 +471,13 @@ def _model(data: LightningDataModule) -> Any:
     return data.trainer.lightning_module
 
 
-def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shuffle: bool, **how: Any) -> DataLoader:
+def _loader(
+    data: Any,
+    batches: PretrainingBatches | TranscribedBatches,
+    frames: Sequence[int] | np.ndarray,
+    shuffle: bool,
+    **how: Any,
+) -> DataLoader:
     trainer = data.trainer
     sampler = PlannedBatches(
         frames,
@@ -319,13 +493,14 @@ def _loader(data: Any, batches: Dataset, frames: Sequence[int] | np.ndarray, shu
         **how,
     )
     return DataLoader(
-        batches,
+        WatchedReads(batches, attrgetter("cuts"), lambda place: batches.cuts[place].id, data.num_workers),
         sampler=sampler,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=data.num_workers,
         pin_memory=trainer.strategy.root_device.type == "cuda",
         persistent_workers=data.num_workers > 0,
+        worker_init_fn=quiet_worker if data.num_workers else None,
     )
 
 

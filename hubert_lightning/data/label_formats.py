@@ -10,7 +10,6 @@ Of the first two there is a file for each stream: `units.0.km`, `units.1.km`.
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from hashlib import sha256
 from itertools import takewhile, zip_longest
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,7 @@ from rich.console import Console
 
 from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import fingerprint, read_manifest
-from hubert_lightning.files import composed, lines_of, replacing, write_whole
+from hubert_lightning.files import composed, lines_of, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 
 SUFFIXES = (".km", ".txt", ".jsonl")
@@ -45,12 +44,13 @@ def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
     paths = [out]
     if out.suffix != ".jsonl" and streams > 1:
         paths = [out.with_suffix(f".{stream}{out.suffix}") for stream in range(streams)]
-    if out.suffix == ".km":
-        _write_tsv(cuts, out.with_suffix(".tsv"))
+    companions = {out.with_suffix(".tsv"): _tsv(cuts)} if out.suffix == ".km" else {}
     if out.suffix == ".txt" and (spaced := next((cut.id for cut in cuts if len(cut.id.split()) != 1), None)):
         raise ValueError(f"{spaced}: Kaldi's text cannot hold an id with spaces; export to .jsonl")
-    with ExitStack() as files:
-        opened = [files.enter_context(replacing(path)) for path in paths]
+    with replacing_all(*companions, *reversed(paths)) as files:
+        for file, text in zip(files, companions.values(), strict=False):
+            file.write(text.encode())
+        opened = files[len(companions) :][::-1]
         for cut in cuts:
             clusters = labels[cut.id].tolist()
             if out.suffix == ".jsonl":
@@ -318,7 +318,7 @@ def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: composed(pair[0]) == composed(pair[1]), pairs))
 
 
-def _write_tsv(cuts: Sequence[Cut], path: Path) -> None:
+def _tsv(cuts: Sequence[Cut]) -> str:
     rows = ["/"]
     for cut in cuts:
         source, *others = cut.recording.sources
@@ -328,7 +328,7 @@ def _write_tsv(cuts: Sequence[Cut], path: Path) -> None:
                 "export to .jsonl"
             )
         rows.append(f"{Path(source.source).resolve().relative_to('/')}\t{cut.num_samples}")
-    write_whole(path, ("\n".join(rows) + "\n").encode())
+    return "\n".join(rows) + "\n"
 
 
 def _check_suffix(path: Path) -> None:

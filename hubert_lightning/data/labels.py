@@ -12,6 +12,7 @@ import logging
 import mmap
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -24,7 +25,7 @@ import numpy as np
 from lhotse.cut import Cut
 
 from hubert_lightning.data.corpora import ids_and_samples
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import HOP, num_frames
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ VERSION = 1
 LARGEST_SHARE = (
     0.9  # of all frames, that one cluster may have: fairseq issue 4521 is of a run whose labels were all one
 )
-SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy(\.part)?")
+SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy")
 MOST_SHARDS = 512  # each that is read keeps a file open
 
 
@@ -71,11 +72,11 @@ def begin_store(folder: Path, source: LabelSource) -> None:
         raise ValueError(
             f"labels of {list(source.clusters)} clusters: each stream has from 2 to 65536; change clusters"
         )
-    if _read_json(folder / "source.json") == _described(source):
+    if stated_source(folder) == _described(source):
         return
     if folder.exists():
         there = list(folder.iterdir()) if folder.is_dir() else [folder]
-        if not (folder / "source.json").exists() and not all(file.suffix == ".part" for file in there):
+        if not (folder / "source.json").exists() and not all(map(is_unfinished, there)):
             raise ValueError(f"{folder}: holds something else than labels; choose another folder")
         shards = [file for file in there if SHARD_FILE.fullmatch(file.name)]
         for old in [folder / "store.json", folder / "index.npy", *shards]:
@@ -83,9 +84,52 @@ def begin_store(folder: Path, source: LabelSource) -> None:
     write_whole(folder / "source.json", json.dumps(_described(source)).encode())
 
 
+def stated_source(folder: Path) -> dict[str, Any] | None:
+    """What a store, finished or not, says that its labels are clusters of.
+
+    A damaged `source.json` is restored from `store.json`.
+
+    Args:
+        folder: Folder of the store.
+
+    Returns:
+        Content of `source.json`; none if there is no such file, empty if nothing tells what was in it.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to.
+    """
+    try:
+        return _read_json(folder / "source.json")
+    except ValueError as error:
+        try:
+            source = LabelStore(folder).source
+        except ValueError:
+            log.warning("%s; the labels are made again", error)
+            return {}
+    _restore_source(folder, source)
+    return _described(source)
+
+
+def _restore_source(folder: Path, source: LabelSource) -> None:
+    write_whole(folder / "source.json", json.dumps(_described(source)).encode())
+    log.warning("%s: damaged; restored from store.json", folder / "source.json")
+
+
+def is_of_source(folder: Path, source: LabelSource) -> bool:
+    """Whether a store is one of these labels, or nothing says that it is not; raises as `stated_source` does."""
+    stated = stated_source(folder)
+    if not stated or stated == _described(source):
+        return True
+    with suppress(ValueError):
+        if LabelStore(folder).source == source:  # what differs is damage
+            _restore_source(folder, source)
+            return True
+    return False
+
+
 def finished_shards(folder: Path, source: LabelSource) -> set[int]:
     """The shards of an interrupted store that need not be made again: whole ones, of the same source."""
-    if _read_json(folder / "source.json") != _described(source):
+    if stated_source(folder) != _described(source):
         return set()
     finished = set()
     for index in sorted(folder.glob("[0-9]*.index.npy")):
@@ -99,7 +143,10 @@ def finished_shards(folder: Path, source: LabelSource) -> set[int]:
             (folder / "store.json").unlink(missing_ok=True)
     if (folder / "store.json").exists():
         try:
-            LabelStore(folder).verify_index()
+            store = LabelStore(folder)
+            store.verify_index()
+            if store.source != source or store.checksums != [_checksum(folder, shard) for shard in sorted(finished)]:
+                raise ValueError(f"{folder / 'store.json'}: damaged")
         except ValueError as error:
             log.warning("%s; it is closed again", error)
             (folder / "store.json").unlink()
@@ -170,18 +217,26 @@ class LabelStore:
                 f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
             )
         try:
-            about = _read_json(self.path / "store.json") or {}
-            version, sizes, self._checksums = about.pop("version"), about.pop("bytes"), about.pop("checksums")
+            about = _read_json(self.path / "store.json")
+            assert about is not None
+            version, sizes, self.checksums = about.pop("version"), about.pop("bytes"), about.pop("checksums")
             self._index_checksum = about.pop("index_checksum")
-            self.histogram = [np.array(counts) for counts in about.pop("histogram")]
+            histogram = about.pop("histogram")
             self.source = LabelSource(**about | {"clusters": tuple(about["clusters"])})
-        except (KeyError, TypeError, AttributeError) as error:
+            if not isinstance(version, int) or isinstance(version, bool):
+                raise ValueError("store.json holds other types")
+            if version == VERSION:
+                _check_numbers(self.source, sizes, self.checksums, self._index_checksum, histogram)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"{path}: its store.json is damaged, or of another version; remove that folder and relabel"
             ) from error
         if version != VERSION:
             raise ValueError(f"{path}: a store of version {version}, not {VERSION}; remove that folder and relabel")
+        self.histogram = [np.array(counts) for counts in histogram]
         self._index = _mapped(self.path / "index.npy", self.path / "store.json", at_random=True)
+        if self._index.dtype != np.uint64 or self._index.ndim != 2 or len(self._index) != 4:
+            raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
         self._keys = self._index[0]
         for shard, size in enumerate(sizes):
             file = self.path / f"{shard:05d}.npy"
@@ -190,6 +245,12 @@ class LabelStore:
                     f"{file}: cut short or missing ({size} bytes were written); relabel: only that shard is made again"
                 )
         self._shards: list[np.ndarray | None] = [None] * len(sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name that only stores of the same labels share."""
+        about = [_described(self.source), self.checksums, self._index_checksum]
+        return blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return LabelStore, (self.path,)  # another process maps the files itself
@@ -236,7 +297,7 @@ class LabelStore:
             ValueError: A file is not as it was written; the first is named.
         """
         for shard in range(len(self._shards)):
-            _check_shard(self.path, shard, self._checksums[shard])
+            _check_shard(self.path, shard, self.checksums[shard])
         self.verify_index()
 
     def verify_index(self) -> None:
@@ -290,21 +351,32 @@ def _index_of(folder: Path, shard: int) -> Path:
 
 def _shard(folder: Path, shard: int, at_random: bool = False) -> np.ndarray:
     file = folder / f"{shard:05d}.npy"
-    return _mapped(file, file, at_random)
+    labels = _mapped(file, file, at_random)
+    if labels.dtype != np.uint16 or labels.ndim != 2 or not labels.flags.c_contiguous:
+        raise ValueError(f"{file}: damaged; remove {file} and relabel")
+    return labels
 
 
 def _mapped(file: Path, remove: Path, at_random: bool = False) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # the header is a line of Python, in which anything may be wrong
         raise ValueError(f"{file}: damaged or missing; remove {remove} and relabel") from error
+    if not isinstance(array, np.memmap):  # an archive of arrays
+        raise ValueError(f"{file}: damaged; remove {remove} and relabel")
     if at_random and hasattr(mmap, "MADV_RANDOM"):  # what lies around an utterance is another's: read no more
-        array._mmap.madvise(mmap.MADV_RANDOM)
+        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return np.asarray(array)  # a plain array: np.memmap is slow to slice
+
+
+def _checksum(folder: Path, shard: int) -> int:
+    return int(_mapped(_index_of(folder, shard), _index_of(folder, shard))[0, -1])
 
 
 def _check_shard(folder: Path, shard: int, checksum: int | None = None) -> None:
     labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), _index_of(folder, shard))
+    if index.dtype != np.uint64 or index.ndim != 2 or len(index) != 4 or not index.shape[1]:
+        raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     if int(index[1, -1]) != crc32(np.ascontiguousarray(index[:, :-1]).tobytes()):
         raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     expected = int(index[0, -1]) if checksum is None else checksum
@@ -321,11 +393,37 @@ def _described(source: LabelSource) -> dict[str, Any]:
     return {"version": VERSION} | asdict(source) | {"clusters": list(source.clusters)}
 
 
-def _read_json(path: Path) -> dict | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; none if there is no file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct that, and run again") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{path}: damaged; restore it from a backup, or remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: damaged; restore it from a backup, or remove it")
+    return content
+
+
+def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checksum: Any, histogram: Any) -> None:
+    """Raise `ValueError` if what `store.json` says is of types or in ranges that no store has."""
+    texts = [source.features, source.kmeans, source.manifest]
+    lists = [list(source.clusters), [source.hop, index_checksum], sizes, checksums, *histogram]
+    if not all(isinstance(text, str) for text in texts) or not all(map(_are_counts, lists)) or not source.clusters:
+        raise ValueError("store.json holds other types")
+    if len(sizes) != len(checksums) or [*map(len, histogram)] != [*source.clusters] or not all(map(sum, histogram)):
+        raise ValueError("store.json holds lists that do not belong together")
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _npy(array: np.ndarray) -> memoryview:

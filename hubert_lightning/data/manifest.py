@@ -1,17 +1,23 @@
 """Manifests: lhotse `CutSet`s as JSONL, one line an utterance, every count at 16 kHz; read, written, checked."""
 
+import gc
+import gzip
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from lhotse.serialization import deserialize_item, load_jsonl
 
+from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.interrupts import thread_pool
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
@@ -22,6 +28,19 @@ def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
     return CutSet([cut for part in parts for cut in part])
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No search for reference cycles meanwhile, which takes as long again where millions of objects are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collection()
 def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
     """The cuts of each manifest.
 
@@ -66,18 +85,21 @@ def write_manifest(cuts: Iterable[Cut], path: Path) -> None:
     Raises:
         ValueError: The disk is full, or cannot be written to.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # lhotse compresses by the suffix
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        CutSet(list(cuts)).to_jsonl(unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); make room, or choose another folder"
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_manifests({Path(path): cuts})
+
+
+def write_manifests(manifests: Mapping[Path, Iterable[Cut]]) -> None:
+    """Write manifests that belong together; raises as `write_manifest` does."""
+    with replacing_all(*manifests) as files:
+        for (path, cuts), file in zip(manifests.items(), files, strict=True):
+            _write_cuts(cuts, path, file)
+
+
+def _write_cuts(cuts: Iterable[Cut], path: Path, file: BinaryIO) -> None:
+    compressed = path.suffix == ".gz"
+    with gzip.GzipFile("", "wb", 6, file, mtime=0) if compressed else nullcontext(file) as lines:
+        for cut in cuts:
+            lines.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
 
 
 def fingerprint(cuts: Iterable[Cut]) -> str:
@@ -108,7 +130,7 @@ def check_audio(cuts: Iterable[Cut]) -> None:
         for source in cut.recording.sources:
             if source.type == "file":
                 sizes[source.source] = (cut.id, (cut.custom or {}).get("bytes"))
-    with ThreadPoolExecutor() as pool:  # a network file system answers many questions at once
+    with thread_pool() as pool:  # a network file system answers many questions at once
         for (path, (cut_id, expected)), found in zip(sizes.items(), pool.map(_size, sizes), strict=True):
             if found is None:
                 raise ValueError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")

@@ -7,7 +7,6 @@ can, and lists those that cannot with the reason. What training reads later has 
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
@@ -22,12 +21,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
+from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifests
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.data.text import has_words
 from hubert_lightning.files import composed, lines_of, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
+from hubert_lightning.interrupts import thread_pool
 
 REFUSALS_SHOWN = 20
 
@@ -239,10 +239,9 @@ def prepare(
                 f"{path}: is there already and lists other audio; remove it, or choose another folder for the manifests"
             )
         manifests[path] = CutSet(cuts)
-    for path, manifest in manifests.items():
-        write_manifest(manifest, path)
     for path, listed in (refusals | remarks).items():
         write_refusals(listed, path)
+    write_manifests(manifests)
     _report(manifests, _each_once(refusals), _each_once(remarks), skipped or {})
     if numbers:
         print(numbers)
@@ -307,7 +306,7 @@ def _decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     # Threads suffice: the decoders hold no interpreter lock while they read and decode.
     with (
         Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress,
-        ThreadPoolExecutor() as pool,
+        thread_pool() as pool,
     ):
         task = progress.add_task("checking audio", total=sum(sizes), hours=0.0)
         for path, size, sound in zip(paths, sizes, pool.map(probe, paths), strict=True):

@@ -9,8 +9,8 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import overload
 
@@ -21,8 +21,9 @@ from lhotse.cut import Cut
 from lhotse.serialization import load_jsonl
 from rich.progress import track
 
-from hubert_lightning.files import replacing, write_whole
+from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
+from hubert_lightning.interrupts import thread_pool
 
 SUFFIX = ".shar"
 VERSION = 1
@@ -42,7 +43,7 @@ def prepare_shar(shar: Path, out: Path) -> Path:
     pairs = [(cuts, archive.with_name(archive.name + ".tar")) for cuts, archive in pairs]
     if missing := [archive for _, archive in pairs if not archive.is_file()]:
         raise ValueError(f"{missing[0]}: not there, but belongs to a cuts.*.jsonl.gz; export both again")
-    with ThreadPoolExecutor() as pool:
+    with thread_pool() as pool:
         read = list(track(pool.map(_rows, *zip(*pairs, strict=True)), description="archives", total=len(pairs)))
     rows = [(*row[:3], number, *row[3:]) for number, of in enumerate(read) for row in of if row[1] >= WINDOW]
     if not rows:
@@ -52,8 +53,6 @@ def prepare_shar(shar: Path, out: Path) -> Path:
     if len(same := ids[1:][ids[1:] == ids[:-1]]):
         raise ValueError(f"{shar}: {same[0].decode()} is there twice; give each cut its own id and export it again")
     folder = out / (shar.resolve().name + SUFFIX)
-    with replacing(folder / "table.npy") as file:
-        np.save(file, table)
     digest = hashlib.sha256(b"".join(b"%s\t%d\n" % (row["id"], row["samples"]) for row in table)).hexdigest()[:16]
     about = {
         "version": VERSION,
@@ -61,7 +60,11 @@ def prepare_shar(shar: Path, out: Path) -> Path:
         "bytes": [archive.stat().st_size for _, archive in pairs],
         "fingerprint": digest,
     }
-    write_whole(folder / "corpus.json", json.dumps(about, indent=2).encode())
+    content = BytesIO()  # np.save into a file does not say why it failed
+    np.save(content, table)
+    with replacing_all(folder / "table.npy", folder / "corpus.json") as (rows_file, about_file):
+        rows_file.write(content.getbuffer())
+        about_file.write(json.dumps(about, indent=2).encode())
     hours = table["samples"].sum() / SAMPLE_RATE / 3600
     print(f"{folder}: {len(table)} utterances, {hours:.2f} h, in {len(pairs)} archives")
     if short := sum(map(len, read)) - len(table):

@@ -24,7 +24,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from hubert_lightning.data.espeak import SILENCE, Espeak, Phone, Voice
 from hubert_lightning.data.grammar import sentences, transcript
 from hubert_lightning.data.manifest import write_manifest
+from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
+from hubert_lightning.interrupts import thread_pool
 
 VERSION = 5  # of the corpus: another number when the same parameters make other audio
 MARKER = "corpus.json"
@@ -101,7 +103,7 @@ def synthesise_corpus(
     }
     texts = sentences(seed)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    with Progress(*columns) as progress, Espeak() as espeak, ThreadPoolExecutor() as pool:
+    with Progress(*columns) as progress, Espeak() as espeak, thread_pool() as pool:
         cuts: dict[str, list[MonoCut]] = {subset: [] for subset in sets}
         for subset, (minutes, num_speakers) in sets.items():
             task = progress.add_task(f"speaking {subset}", total=minutes * 60)
@@ -290,7 +292,7 @@ def _about(seconds: float, cuts: list[MonoCut], seed: int) -> list[MonoCut]:
 
 def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
     """Whether the folder holds this corpus; an error if it holds something else."""
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(map(is_unfinished, out.iterdir())):
         return False
     marker = out / MARKER
     if not marker.is_file():
@@ -306,6 +308,5 @@ def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
 
 
 def _mark(out: Path, parameters: dict[str, float], complete: bool) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     marker = {"complete": complete, "folder": str(out), "parameters": parameters}
-    (out / MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+    write_whole(out / MARKER, json.dumps(marker, indent=1).encode())

@@ -166,6 +166,8 @@ class Vocabulary:
         if self.case == "upper":
             text = text.replace("i", "İ") if self._is_turkic else text
             text = text.replace("ß", "ẞ") if "ẞ" in self._characters else text
+            if text.isascii():
+                return text.upper()
             # The upper case of a few characters is several
             return "".join(one if len(one.upper()) > 1 and one in self._characters else one.upper() for one in text)
         return text

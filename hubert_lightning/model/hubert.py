@@ -5,7 +5,7 @@ Values, gradients and initialisation are those of the reference code (tests/test
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # together they see WINDOW samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an option
+LARGEST, MOST_PARAMETERS = 2**20, 10**11  # beyond which a size is a slip of the pen
 PIECE = 1_500  # frames, 30 s, that are convolved at once where norms over time are given
 
 
@@ -65,8 +66,11 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; an encoder needs at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; an encoder needs at least 1, and {LARGEST} are more than it can "
+                    "have"
+                )
         for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, at least 0 and below 1")
@@ -75,8 +79,14 @@ class EncoderConfig:
                 raise ValueError(f"dim {self.dim} is not divisible by {name} {getattr(self, name)}; change one of them")
         if self.conv_norm not in ("group", "layer"):
             raise ValueError(f"conv_norm is {self.conv_norm!r}; choose 'group' or 'layer'")
-        if self.feature_grad_mult < 0:
+        if not 0 <= self.feature_grad_mult < float("inf"):
             raise ValueError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
+        parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
+        if parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"dim {self.dim}, num_layers {self.num_layers}, ffn_dim {self.ffn_dim} and conv_channels "
+                f"{self.conv_channels} make {parameters / 1e9:.0f} billion parameters; lower one of them"
+            )
 
 
 class Statistics(NamedTuple):
@@ -271,9 +281,10 @@ class HubertEncoder(nn.Module):
 
     def draw_kept(self, generator: torch.Generator | None = None) -> list[bool]:
         """Which layers a step computes, (layers,): in training, each is dropped with the chance `layer_drop`."""
-        dropped = self.config.layer_drop if self.training else 0.0
+        if not self.training or torch.compiler.is_exporting():
+            return [True] * len(self.layers)
         # On the CPU, where reading the draw does not wait for a GPU
-        return (torch.rand(len(self.layers), generator=generator) >= dropped).tolist()
+        return (torch.rand(len(self.layers), generator=generator) >= self.config.layer_drop).tolist()
 
     def _embed(
         self, waveform: Tensor, length: Tensor | None, alone: bool, statistics: Statistics | None = None
@@ -392,6 +403,22 @@ class PositionalConvolution(nn.Module):
             config.dim, config.dim, config.pos_kernel, padding=config.pos_kernel // 2, groups=config.pos_groups
         )
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)  # one gain for each position
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the class that torch made for the weight norm, which cannot be pickled."""
+        conv, parameters = self.conv, dict(self.conv.named_parameters())
+        made = {name: getattr(conv, name) for name in ("in_channels", "kernel_size", "padding", "groups")}
+        rest = {name: value for name, value in self.__dict__.items() if name != "_modules"}
+        return {"rest": rest, "made": made, "parameters": parameters, "training": conv.training}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state["rest"], _modules={})
+        channels = state["made"].pop("in_channels")
+        conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["made"])
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2).train(state["training"])
+        for name, value in state["parameters"].items():
+            owner, _, last = name.rpartition(".")
+            setattr(self.conv.get_submodule(owner), last, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, dim) → (batch, frames, dim)"""

@@ -1,0 +1,314 @@
+"""Ctrl-C and SIGTERM, sent to real processes: one sentence, the right exit status, and a run that resumes."""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import fork_server
+import pytest
+import soundfile
+import torch
+from conftest import ROOT
+
+from hubert_lightning.cli import main
+
+SAVED = re.compile(r"hubert: (Ctrl-C|SIGTERM|SIGUSR1): saved at step (\d+); the same command resumes\n")
+# A callback by which each step and each batch of validation takes longer
+SLOW = """
+import time
+
+from lightning import Callback
+
+
+class Slow(Callback):
+    def __init__(self, step: float = 0.0, validation: float = 0.0) -> None:
+        self.step, self.validation = step, validation
+
+    def on_train_batch_start(self, *_):
+        if self.step:
+            print("a step begins", flush=True)
+        time.sleep(self.step)
+
+    def on_validation_batch_start(self, *_):
+        print("validation begins", flush=True)
+        time.sleep(self.validation)
+
+    on_test_batch_start = on_validation_batch_start
+"""
+
+
+def command(manifests: Path, output: Path, *more: str, steps: int = 100_000) -> list[str]:
+    """A pre-training of one iteration that nobody waits for."""
+    return [
+        "fit",
+        *("--config", str(ROOT / "configs/demo.yaml")),
+        *("--config", str(ROOT / "tests/smoke.yaml")),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        "--data.init_args.max_duration=6",
+        "--data.init_args.num_workers=2",
+        "--checkpoint.every_n_train_steps=50000",
+        "--trainer.val_check_interval=100000",
+        "--trainer.check_val_every_n_epoch=null",
+        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {steps}}}]",
+        f"--output={output}",
+        *more,
+    ]
+
+
+def until(condition: Callable[[], bool], process: BaseProcess, seconds: float = 120) -> None:
+    """Wait until something is there; the process must not end before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.exitcode is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def says(output: Path, text: str) -> Callable[[], bool]:
+    return lambda: output.exists() and text in output.read_text()
+
+
+def trains(run: Path, rows: int = 2) -> Callable[[], bool]:
+    """Whether some steps are logged."""
+    metrics = run / "iteration1" / "metrics.csv"
+    return lambda: metrics.exists() and metrics.read_text().count("\n") > rows
+
+
+def to_group(process: BaseProcess, number: int) -> None:
+    """As a terminal does: to the process and to its workers."""
+    os.killpg(process.pid, number)
+
+
+def step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_after_the_step(
+    number: signal.Signals, manifests: Path, tmp_path: Path
+) -> None:
+    process = fork_server.start(command(manifests, tmp_path / "run"), tmp_path / "output.txt")
+    until(trains(tmp_path / "run"), process)
+    to_group(process, number)
+    assert fork_server.ended(process, 60) == 128 + number
+    printed = (tmp_path / "output.txt").read_text()
+    [(_, step)] = SAVED.findall(printed)
+    assert step_of(tmp_path / "run/iteration1/last.ckpt") == int(step) > 0
+    assert "Traceback" not in printed
+    more = command(manifests, tmp_path / "run", steps=int(step) + 1)
+    assert fork_server.run(more, tmp_path / "again.txt") == 0
+    assert json.loads((tmp_path / "run/iteration1/metrics.json").read_text())["steps"] == int(step) + 1
+
+
+def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    slow = "--trainer.callbacks+={class_path: slow.Slow, init_args: {step: 60}}"
+    environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
+    output = tmp_path / "output.txt"
+    process = fork_server.start(
+        command(manifests, tmp_path / "run", slow), output, folder=tmp_path, environment=environment, before=with_folder
+    )
+    until(says(output, "a step begins"), process)
+    to_group(process, signal.SIGINT)
+    until(says(output, "saving after this step; a second one ends at once"), process)
+    time.sleep(0.5)
+    to_group(process, signal.SIGINT)
+    began = time.monotonic()
+    assert fork_server.ended(process, 20) == 130
+    assert time.monotonic() - began < 3
+    assert "hubert: Ctrl-C again: ended at once; what was saved before is kept\n" in output.read_text()
+    assert "Traceback" not in output.read_text()
+
+
+LABELLING = "clusters: 1500, max_frames: 4000, kmeans: {class_path: hubert_lightning.ScikitKMeans}, max_steps: 2"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_labels_are_made_ends_at_once_and_says_what_is_kept(
+    number: signal.Signals, manifests: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output.txt"
+    labels = f"--iterations=[{{features: mfcc, {LABELLING}}}]"
+    process = fork_server.start(command(manifests, tmp_path / "run", labels), output)
+    until(says(output, "K-means: 1500 clusters"), process)
+    to_group(process, number)
+    began = time.monotonic()
+    assert fork_server.ended(process, 60) == 128 + number
+    assert time.monotonic() - began < 15
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert re.search(
+        rf"hubert: {name} while making labels \(K-means, 1500 clusters\): what was finished before is kept; "
+        "the same command resumes\n",
+        output.read_text(),
+    )
+    assert "Traceback" not in output.read_text()
+    assert not list((tmp_path / "run").rglob("*.part*"))
+
+
+def test_ranks_that_wait_for_labels_end_with_the_one_that_makes_them(manifests: Path, tmp_path: Path) -> None:
+    labels = f"--iterations=[{{features: mfcc, {LABELLING}}}]"
+    more = [labels, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    outputs = [tmp_path / f"output{rank}.txt" for rank in range(2)]
+    ranks = [
+        fork_server.start(command(manifests, tmp_path / "run", *more), output, environment=environment)
+        for output, environment in zip(outputs, fork_server.of_ranks(2), strict=True)
+    ]
+    until(says(outputs[0], "K-means: 1500 clusters"), ranks[0])
+    for rank in ranks:
+        to_group(rank, signal.SIGINT)
+    assert [fork_server.ended(rank, 60) for rank in ranks] == [130, 130]
+    said = "".join(output.read_text() for output in outputs)
+    assert said.count("hubert: Ctrl-C while making labels") == 1
+    assert "Traceback" not in said
+
+
+def test_a_validation_is_abandoned_and_repeated(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    output, run = tmp_path / "output.txt", tmp_path / "run"
+    environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
+    slow = [
+        "--trainer.callbacks+={class_path: slow.Slow, init_args: {validation: 2}}",
+        "--trainer.val_check_interval=2",
+    ]
+    slow += ["--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1.0", "--data.init_args.max_duration=3"]
+    process = fork_server.start(
+        command(manifests, run, *slow), output, folder=tmp_path, environment=environment, before=with_folder
+    )
+    until(says(output, "validation begins"), process)
+    to_group(process, signal.SIGTERM)
+    assert fork_server.ended(process, 60) == 143
+    said = output.read_text()
+    assert "SIGTERM: saving; the same command repeats this validation" in said
+    assert SAVED.findall(said) == [("SIGTERM", "2")]
+    assert said.count("validation begins") == 1  # of many batches
+    assert step_of(run / "iteration1/last.ckpt") == 2
+
+
+def with_folder() -> None:
+    sys.path.insert(0, os.getcwd())
+
+
+@pytest.fixture(scope="module")
+def finetuned(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuning of two steps, from scratch."""
+    output = tmp_path_factory.mktemp("finetuned") / "run"
+    data = [f"--data.init_args.{part}=[{manifests / 'dev.jsonl.gz'}]" for part in ("train", "validation", "test")]
+    args = [
+        "fit",
+        *("--config", str(ROOT / "configs/finetune/small.yaml")),
+        *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
+        *data,
+        f"--output={output}",
+        "--model.init_args.pretrained=null",
+    ]
+    assert fork_server.run(args, output.with_name("output.txt")) == 0, output.with_name("output.txt").read_text()
+    return output
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "kept"),
+    [
+        ("validate", r"validating \(batch 1\)", "nothing is changed; the same command starts it again"),
+        ("test", r"testing \(batch 1\)", "its results are not written; the same command starts it again"),
+    ],
+)
+def test_a_signal_while_a_model_is_judged_ends_at_once(
+    verb: str, what: str, kept: str, finetuned: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    output = tmp_path / "output.txt"
+    process = fork_server.start(
+        [
+            verb,
+            "--config",
+            str(finetuned / "config.yaml"),
+            "--trainer.callbacks+={class_path: slow.Slow, init_args: {validation: 60}}",
+        ],
+        output,
+        folder=tmp_path,
+        environment=dict(os.environ) | {"PYTHONPATH": str(tmp_path)},
+        before=with_folder,
+    )
+    until(says(output, "validation begins"), process)
+    before = sorted(path.name for path in finetuned.iterdir())
+    to_group(process, signal.SIGINT)
+    assert fork_server.ended(process, 20) == 130
+    assert re.search(rf"hubert: Ctrl-C while {what}: {kept}\n", output.read_text()), output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert sorted(path.name for path in finetuned.iterdir()) == before
+
+
+# `hubert prepare`, each of whose files takes a second to decode
+SLOW_FILES = """
+import sys, time
+from hubert_lightning.cli import main
+from hubert_lightning.data import preparation
+probe = preparation.probe
+def slow(path):
+    time.sleep(1)
+    print("a file", flush=True)
+    return probe(path)
+preparation.probe = slow
+main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_ends_a_verb_after_the_files_that_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "recordings").mkdir()
+    for number in range(400):
+        soundfile.write(tmp_path / "recordings" / f"{number}.wav", [0.0] * 16000, 16000)
+    (tmp_path / "slow_files.py").write_text(SLOW_FILES)
+    output = tmp_path / "output.txt"
+    typed = [str(tmp_path / "slow_files.py"), "prepare", "folder", str(tmp_path / "recordings"), str(tmp_path / "out")]
+    process = fork_server.start(typed, output)
+    until(says(output, "a file"), process)
+    to_group(process, signal.SIGINT)
+    began = time.monotonic()
+    assert fork_server.ended(process, 60) == 130
+    assert time.monotonic() - began < 8  # of 400 s and more
+    assert output.read_text().endswith(
+        "hubert: interrupted; what was written is whole, and the same command does the rest\n"
+    )
+    assert "Traceback" not in output.read_text()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_handlers_are_as_they_were_after_a_command(finetuned: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    main(["validate", "--config", str(finetuned / "config.yaml")])
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not [thread for thread in threading.enumerate() if thread.name in ("interrupts", "stalls")]
+
+
+FINALIZER = """
+import signal, time
+from hubert_lightning.interrupts import listening
+class Slow:
+    def __del__(self):
+        print("the finalizer", flush=True)
+        time.sleep(1)
+with listening([signal.SIGINT], lambda name: f"{name}: what was finished before is kept"):
+    Slow()
+    time.sleep(60)
+"""
+
+
+def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "finalizer.py").write_text(FINALIZER)
+    output = tmp_path / "output.txt"
+    process = fork_server.start([str(tmp_path / "finalizer.py")], output)
+    until(says(output, "the finalizer"), process)
+    os.kill(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    assert fork_server.ended(process, 30) == 130
+    assert time.monotonic() - began < 5
+    assert output.read_text() == "the finalizer\nhubert: Ctrl-C: what was finished before is kept\n"
