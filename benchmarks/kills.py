@@ -5,7 +5,7 @@
 A trial starts a fit, kills it, starts it again, one to three times, then lets it end, and compares all of its files
 with those of a fit that nothing interrupted. A kill is a SIGKILL at a random moment, or before a random one of the
 calls by which the fit writes (open, fsync, rename, link, remove, mkdir). `--writes` kills once before each of these
-calls, in turn. Of two ranks, one is killed, and the other must end by itself.
+calls, in turn. Of two ranks, one is killed, and the other must end by itself, once they have found each other.
 
 What differs rightly is left out of the comparison: speeds (`Throughput`), the folder's own path, previous.ckpt. Of the
 rows of metrics.csv, none may come twice, and of each kill one may be missing.
@@ -39,12 +39,15 @@ import fork_server  # noqa: E402
 
 SPEEDS = ("train/audio_seconds_per_second", "train/data_wait", "train/mfu", "train/waste")
 """Metrics of the time since they were last logged, or since the start."""
-UNCOMPARED = ("previous.ckpt", "metrics.csv")
-"""The one depends on what was saved last before the end; a row of the other may be missing, of the step of a kill."""
+UNCOMPARED = ("previous.ckpt", "metrics.csv", "run.lock")
+"""The first depends on what was saved last before the end; a row of the second may be missing, of the step of a kill;
+the third stays, to be taken over, where all was done but giving it back."""
 WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
 FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PATIENCE = 120
 """Seconds in which the other rank must end."""
+MET = "distributed processes registered"
+"""What is printed when ranks have found each other."""
 
 
 @dataclass
@@ -253,6 +256,7 @@ def killed(fit: Fit, folder: Path, log: Path, kill: Kill) -> bool:
     Raises:
         RuntimeError: It ended otherwise, or another rank did not end.
     """
+    before = log.stat().st_size if log.exists() else 0
     processes = begin(fit, folder, log, kill)
     try:
         if kill.seconds:
@@ -262,6 +266,8 @@ def killed(fit: Fit, folder: Path, log: Path, kill: Kill) -> bool:
         code = processes[kill.rank].exitcode
         if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f"ended with {code} before it was killed:\n{log.read_text()[-3000:]}")
+        if MET not in log.read_text()[before:]:
+            return code != 0  # those that wait for another are ended by what started them: srun, torchrun
         for rank, process in enumerate(processes):
             process.join(PATIENCE)
             if process.exitcode is None:

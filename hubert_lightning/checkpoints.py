@@ -286,6 +286,9 @@ def _count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int)
     checkpoint["epoch"] = epochs["current"]["completed"]
     # Which the Trainer counts when the step is at its end
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(checkpoint["global_step"] - 1, 0)
+    optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for name, count in optimizer["zero_grad"].items():  # that of a step that has begun is done again
+        count |= dict.fromkeys(count, optimizer["step"][name]["completed"])
     validated = loops["epoch_loop.val_loop.batch_progress"]
     for count in (validated["total"], validated["current"]):
         count |= dict.fromkeys(count, 0)

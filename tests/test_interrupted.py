@@ -243,6 +243,28 @@ def test_a_run_that_is_told_to_end_before_a_validation_begins_with_it_when_it_go
         assert list(differences(found[name], content)) == [], name
 
 
+def test_a_run_that_is_killed_in_the_step_after_a_restart_ends_in_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"accumulate_grad_batches": 2, "val_check_interval": 6, "max_steps": 7, "every": 2}
+    fit(tmp_path / "whole", **settings)
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "run", more=[Told(), Preemption()], **settings)  # at step 4, as is saved once more in step 5
+    (tmp_path / "copies").mkdir()
+    killed = Killed(tmp_path / "run", tmp_path / "copies")
+    with monkeypatch.context() as patch:
+        for name in ("replace", "link", "remove", "fsync"):
+            patch.setattr(os, name, killed.around(getattr(os, name)))
+        fit(tmp_path / "run", **settings)
+    expected = results(tmp_path / "whole")
+    for number in range(killed.number):
+        fit(tmp_path / "copies" / f"{number}", **settings)
+        found = results(tmp_path / "copies" / f"{number}")
+        assert found.keys() == expected.keys(), number
+        for name, content in expected.items():
+            assert list(differences(found[name], content)) == [], (number, name)
+
+
 def test_a_table_goes_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
     def rows(folder: Path) -> list[dict[str, str]]:
         with (folder / "metrics.csv").open(newline="") as file:
