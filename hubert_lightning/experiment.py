@@ -495,7 +495,7 @@ def _given_configs(args: ArgsType) -> Iterator[Path]:
     """The files that a command line names as its configs."""
     typed = [str(arg) for arg in args] if isinstance(args, list) else []
     for arg, following in pairwise([*typed, ""]):
-        if arg == "--config":
+        if arg in ("-c", "--config"):
             yield Path(following)
         elif arg.startswith("--config="):
             yield Path(arg.removeprefix("--config="))
