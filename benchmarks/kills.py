@@ -39,9 +39,8 @@ import fork_server  # noqa: E402
 
 SPEEDS = ("train/audio_seconds_per_second", "train/data_wait", "train/mfu", "train/waste")
 """Metrics of the time since they were last logged, or since the start."""
-UNCOMPARED = ("previous.ckpt", "metrics.csv", "run.lock")
-"""The first depends on what was saved last before the end; a row of the second may be missing, of the step of a kill;
-the third stays, to be taken over, where all was done but giving it back."""
+UNCOMPARED = ("previous.ckpt", "metrics.csv")
+"""The one depends on what was saved last before the end; a row of the other may be missing, of the step of a kill."""
 WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
 FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PATIENCE = 120
