@@ -12,7 +12,7 @@ import traceback
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
@@ -297,6 +297,9 @@ class HubertCLI(LightningCLI):
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
+                for folder in dict.fromkeys([config.output, *(run.output for run in runs)]):
+                    with suppress(ValueError), locked(Path(folder)):
+                        pass  # which removes the lock of a fit that was killed when all was done
                 rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
             self._lock(Path(config.output))
