@@ -21,7 +21,7 @@ from jsonargparse import CLI, ArgumentParser
 
 from hubert_lightning import progress
 from hubert_lightning.interrupts import listening
-from hubert_lightning.messages import is_first_process, show_messages
+from hubert_lightning.messages import prints, show_messages
 
 USAGE = """usage: hubert VERB ...
 
@@ -60,6 +60,9 @@ KEPT = {
     "validate": "nothing is changed; the same command starts it again",
 }
 """What is left of a verb that a signal ends."""
+
+OF_RANKS = ("fit", "validate", "test", "predict")
+"""Verbs whose processes are ranks of one run, where a launcher starts several."""
 
 PATIENCE = 3
 """Seconds that ranks other than the first wait before they print why they end."""
@@ -105,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> None:
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         _refuse(f"{verb!r} is no verb of hubert; it is one of {', '.join(VERBS)}")
-    show_messages()
+    show_messages(of_ranks=verb in OF_RANKS)
     try:
         with _signals_of(verb):
             VERBS[verb](rest)
@@ -145,7 +148,7 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    if not is_first_process():
+    if not prints():
         time.sleep(PATIENCE)  # if the first rank has failed alike, its launcher ends this process before it repeats it
     # a name in a file may hold what a terminal obeys
     print(f"hubert: {sentence.translate(CONTROLS)}", file=sys.stderr)

@@ -63,7 +63,7 @@ from hubert_lightning.restoring import (
     model_arguments,
     probe_optimizer,
 )
-from hubert_lightning.results import copy_to_run, results_folder
+from hubert_lightning.results import SCORES, copy_to_run, results_folder
 from hubert_lightning.run_folder import (
     CONFIG,
     KEPT_CONFIG,
@@ -159,7 +159,7 @@ class HubertCLI(LightningCLI):
     """
 
     def __init__(self, args: ArgsType) -> None:
-        show_messages()
+        show_messages(of_ranks=True)
         self._locks = ExitStack()
         with self._locks, warnings.catch_warnings(), self._scratch_removed():
             for expected in (
@@ -406,8 +406,8 @@ class HubertCLI(LightningCLI):
         folder, origin = self.model.results
         write_json(folder / "test-metrics.json", _values(self.trainer.callback_metrics))
         scores = score(read_results(folder / "test.jsonl"))
-        write_scores(folder / "scores.json", scores, made_by=asdict(origin))
-        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", "scores.json"))
+        write_scores(folder / SCORES, scores, made_by=asdict(origin))
+        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", SCORES))
         report(scores, Console())
         print(f"results in {folder}")
         _end_tracking(self.trainer)

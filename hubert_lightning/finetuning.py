@@ -30,7 +30,7 @@ from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.ranges import within
 from hubert_lightning.recognition import load_ctc
 from hubert_lightning.restoring import load_task
-from hubert_lightning.results import Origin, joined_paths, results_folder, weights_fingerprint, write_rows
+from hubert_lightning.results import SCORES, Origin, joined_paths, results_folder, weights_fingerprint, write_rows
 from hubert_lightning.schedules import tri_stage
 from hubert_lightning.sharding import shard
 
@@ -331,8 +331,11 @@ class CTCFinetuning(LightningModule):
                 decoder=self._search_settings(),
             )
             folder = results_folder(run, kind, manifests, self.decoder, checkpoint) if manifests else run
-            for place in dict.fromkeys([folder, run]):
-                write_rows(place / f"{kind}.jsonl", rows, origin)
+            write_rows(folder / f"{kind}.jsonl", rows, origin)
+            if folder != run:
+                if kind == "test":
+                    (run / SCORES).unlink(missing_ok=True)  # which are of the test before
+                write_rows(run / f"{kind}.jsonl", rows, origin)
             self.results = folder, origin
 
     def configure_model(self) -> None:

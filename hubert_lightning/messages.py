@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
-"""Variables that launchers set, 0 for rank 0: torchrun, Lightning, SLURM, LSF; of the node, Lightning and torchrun."""
+GLOBAL_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""Variables by which SLURM, LSF and MPI number the processes that they start, over all nodes."""
 NOISE = (
     "💡 Tip:",  # advertisements
     "`Trainer(limit_val_batches=",  # that what was asked for is done, once a start
@@ -14,11 +14,17 @@ NOISE = (
 """Beginnings of messages of libraries that say nothing to a user of this package."""
 
 
-def show_messages() -> None:
+def show_messages(of_ranks: bool) -> None:
     """Show this package's information and warnings on standard error, and hide messages that are noise.
 
     Without this call, as in a notebook, Python's defaults hold: warnings are shown, information is not.
+
+    Args:
+        of_ranks: Whether the processes that a launcher started are ranks of one run, of which only the first one
+            prints; otherwise each is a job of its own.
     """
+    global _of_ranks
+    _of_ranks = of_ranks
     package = logging.getLogger("hubert_lightning")
     if not any(isinstance(handler, _FirstRankHandler) for handler in package.handlers):
         package.addHandler(_FirstRankHandler())
@@ -28,17 +34,33 @@ def show_messages() -> None:
             handler.addFilter(_is_no_noise)
 
 
+_of_ranks = False
+
+
+def prints() -> bool:
+    """Whether this process prints what all processes of its run have to say."""
+    return not _of_ranks or is_first_process()
+
+
 class _FirstRankHandler(logging.Handler):
     """Prints the messages of a run's first process: the others have the same ones."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if is_first_process():
+        if prints():
             print(self.format(record), file=sys.stderr, flush=True)
 
 
 def is_first_process() -> bool:
-    """Whether this process is rank 0 of its run, or the only one; known before ranks have found one another."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+    """Whether this process is rank 0 of its run, or the only one; known before ranks have found one another.
+
+    torchrun states the rank, and may give rank 0 to another node than the first. Otherwise SLURM, LSF or MPI have
+    numbered their processes, unless Lightning has started this one, which numbers nodes and processes of a node.
+    """
+    if rank := os.environ.get("RANK"):
+        return rank == "0"
+    if "LOCAL_RANK" not in os.environ and (given := next(filter(None, map(os.environ.get, GLOBAL_RANKS)), None)):
+        return given == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CHOSEN = ("best", "last")
 """Checkpoints of a run that are tested if none is named."""
 LONGEST_NAME = 100
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Origin:
 
     def columns(self) -> dict[str, Any]:
         """The fields that every line of the results repeats: short ones."""
-        decoder = self.decoder if isinstance(self.decoder, str) else self.decoder.get("file") or "beam search"
+        decoder = self.decoder
+        if not isinstance(decoder, str):
+            settings = {name: value for name, value in decoder.items() if name != "file"}
+            decoder = decoder.get("file") or decoder_name(settings)
         return {name: value for name, value in asdict(self).items() if name != "utterances"} | {"decoder": decoder}
 
 
@@ -59,6 +63,8 @@ def results_folder(
 ) -> Path:
     """The folder for the results of some manifests: `test/dev-clean`, `test/dev-clean-lm`, `test/dev-clean-average`.
 
+    Another set, decoder or checkpoint that would have the same folder gets one with six digits more.
+
     Args:
         run: Folder of the run.
         kind: "test" or "predict".
@@ -68,14 +74,31 @@ def results_folder(
     """
     parts = ["+".join(_stem(path) for path in manifests)]
     if decoder is not None:
-        parts.append("decoder" if is_dataclass(decoder) or isinstance(decoder, Mapping) else _stem(decoder))
+        parts.append(_stem(decoder) if isinstance(decoder, (str, Path)) else "decoder")
     if checkpoint is not None and (stem := Path(checkpoint).stem) not in CHOSEN:
         parts.append(stem)
     name = re.sub(r"[^\w.+-]", "_", "-".join(parts))[:LONGEST_NAME]
-    folder, joined = run / kind / name, joined_paths(manifests)
-    if _manifest_of(folder / f"{kind}.jsonl") not in (None, joined):  # another set whose files have the same names
-        folder = folder.with_name(f"{name}-{hashlib.sha256(joined.encode()).hexdigest()[:6]}")
+    folder = run / kind / name
+    made_by = {
+        "manifest": joined_paths(manifests),
+        "decoder": decoder_name(decoder),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
+    there = origin_columns(folder / f"{kind}.jsonl")
+    if there and any(there.get(key) != value for key, value in made_by.items()):
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:6]
+        folder = folder.with_name(f"{name}-{digest}")
     return folder
+
+
+def decoder_name(decoder: Any) -> str:
+    """A decoder in one word or path: "greedy", the file of a beam search's settings, or a digest of the settings."""
+    if decoder is None:
+        return "greedy"
+    if isinstance(decoder, (str, Path)):
+        return str(decoder)
+    settings = asdict(decoder) if is_dataclass(decoder) else vars(decoder) if hasattr(decoder, "__dict__") else decoder  # type: ignore[arg-type]
+    return f"beam search {hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
 def joined_paths(manifests: Sequence[Path | str]) -> str:
@@ -107,7 +130,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], origin: Origin) ->
 
 
 def copy_to_run(folder: Path, run: Path, names: Sequence[str]) -> None:
-    """Copy results into the run's folder, where those of the newest test are."""
+    """Copy results into the run's folder, where those of the newest test are.
+
+    Args:
+        folder: Folder of the results.
+        run: Folder of the run.
+        names: Names of files. The last one is removed first and comes last, so that it never stands beside others'.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to.
+    """
+    (run / names[-1]).unlink(missing_ok=True)
     for name in names:
         write_whole(run / name, (folder / name).read_bytes())
 
@@ -121,10 +154,6 @@ def origin_columns(path: Path) -> dict[str, Any]:
         return {}
     names = Origin.__dataclass_fields__
     return {name: row[name] for name in names if name in row} if isinstance(row, dict) else {}
-
-
-def _manifest_of(path: Path) -> str | None:
-    return origin_columns(path).get("manifest")
 
 
 def _stem(path: Path | str) -> str:

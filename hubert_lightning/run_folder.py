@@ -80,11 +80,20 @@ def restore_config(path: Path, reason: str, checkpoint: Path) -> None:
 def restore_given_config(path: Path) -> None:
     """Restore a config that a command names, if it is one of a run's and is damaged.
 
+    A config names classes, which are imported. So a copy out of a checkpoint is not used before somebody has seen it.
+
     Raises:
-        ValueError: It is damaged, and no checkpoint holds a copy.
+        ValueError: It was damaged; the sentence says whether it is restored.
     """
-    if path.name == CONFIG and path.is_file() and any(path.parent.glob("*.ckpt")):
+    if path.name != CONFIG or not path.is_file() or not any(path.parent.glob("*.ckpt")):
+        return
+    config, reason = _read_config(path)
+    if config is None:
         kept_config(path.parent)
+        raise ValueError(
+            f"{path}: was damaged ({reason}), and is restored from the checkpoint beside it; look whether it is your "
+            "run's, and run the same command again"
+        )
 
 
 def says_manifests(checkpoint: Path, class_path: str) -> bool:

@@ -150,11 +150,34 @@ def test_a_run_goes_on_whose_config_is_empty_missing_or_has_a_wrong_letter(
         shutil.rmtree(kept)
 
 
-def test_a_test_finds_the_config_of_its_run_though_it_was_damaged(run: Path, manifests: Path) -> None:
+def test_a_damaged_config_that_is_named_is_restored_to_be_looked_at_and_then_used(
+    run: Path, manifests: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = (run / "config.yaml").read_bytes()
     (run / "config.yaml").write_bytes(b"")
     test = f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]"
-    main(["test", "--config", str(run / "config.yaml"), f"--output={run}", test])
+    command = ["test", "--config", str(run / "config.yaml"), f"--output={run}", test]
+    said = refused(capsys, command)
+    assert "was damaged (empty), and is restored from the checkpoint beside it; look whether it is your run's" in said
+    assert (run / "config.yaml").read_bytes() == whole
+    main(command)
     assert (run / "test.jsonl").exists()
+
+
+def test_a_config_in_a_foreign_checkpoint_imports_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign_code.py").write_text("from pathlib import Path\nPath('trace').touch()\nclass Model: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in run.glob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        content["config"] = content["config"].replace("hubert_lightning.CTCFinetuning", "foreign_code.Model")
+        path.unlink()
+        torch.save(content, path)
+    (run / "config.yaml").write_bytes(b"")
+    assert "look whether it is your run's" in refused(capsys, ["validate", "--config", str(run / "config.yaml")])
+    assert not (tmp_path / "trace").exists()
 
 
 def without(run: Path, *names: str) -> None:

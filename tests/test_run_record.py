@@ -135,12 +135,14 @@ def test_results_say_what_made_them_and_other_sets_keep_theirs(
         [f"--data.init_args.test=[{elsewhere}]"],
         [f"--model.init_args.decoder={tmp_path / 'beam.json'}"],
         [f"--ckpt_path={run / 'average.ckpt'}"],
+        [f"--ckpt_path={run / 'last.ckpt'}"],
+        ["--model.init_args.decoder={beam_size: 6, num_workers: 0}"],
     ):
         main(["test", "--config", str(run / "config.yaml"), f"--output={run}", *options])
         tested[" ".join(options)] = json.loads((run / "scores.json").read_text())
     kept = {path.parent.name: json.loads(path.read_text()) for path in (run / "test").glob("*/scores.json")}
-    assert len(kept) == 5
-    assert {"test", "dev", "test-beam", "test-average"} < kept.keys()
+    assert len(kept) == 7
+    assert {"test", "dev", "test-beam", "test-average", "test-decoder"} < kept.keys()
     assert sorted(map(str, kept.values())) == sorted(map(str, tested.values()))
     for folder, scores in kept.items():
         made_by = scores["made_by"]
@@ -178,7 +180,7 @@ def test_good_news_is_information_and_is_said_once_by_all_processes(
         assert said.count(sentence) == 1
     for noise in ("weights_only", "Tip:", "litlogger"):  # which Lightning prints at each start
         assert noise not in said
-    show_messages()  # twice, and still each is said once
+    show_messages(of_ranks=True)  # twice, and still each is said once
     log = logging.getLogger("hubert_lightning.data.datamodule")
     log.warning("short utterances")
     monkeypatch.setenv("LOCAL_RANK", "1")
