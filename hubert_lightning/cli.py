@@ -59,7 +59,7 @@ KEPT = {
     "predict": "its results are not written; the same command starts it again",
     "validate": "nothing is changed; the same command starts it again",
 }
-"""What is left of a verb that a signal ends."""
+"""What remains when a signal ends the verb."""
 
 OF_RANKS = ("fit", "validate", "test", "predict")
 """Verbs whose processes are ranks of one run, where a launcher starts several."""
@@ -67,7 +67,7 @@ OF_RANKS = ("fit", "validate", "test", "predict")
 PATIENCE = 3
 """Seconds that ranks other than the first wait before they print why they end."""
 
-# What torch says of an error that a process which reads audio raised, and that a line of ours raises by its name
+# A ValueError of this package, raised again by torch from a loader worker
 FROM_A_WORKER = re.compile(
     r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)", line \d+, in \S+\n +raise [^\n]*\n'
     r"(?:    [^\n]*\n)*ValueError: (?P<sentence>.+?)\s*",

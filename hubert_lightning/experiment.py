@@ -91,7 +91,7 @@ RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while
 SCRATCH = ".fast_dev_run"
 """How the folder of a trial run ends."""
 IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
-"""Settings by which loggers of W&B, files, MLflow, Comet and Neptune go on with a run that is there."""
+"""Arguments by which loggers (W&B, CSV, MLflow, Comet, Neptune) resume an existing run."""
 
 
 @dataclass(frozen=True)

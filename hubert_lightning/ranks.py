@@ -1,4 +1,4 @@
-"""What one rank of a run does for all, and what befalls one befalls all: none is left waiting for another."""
+"""Work on rank 0 for all ranks; a failure on one rank fails all, so that none is left waiting."""
 
 from collections.abc import Callable
 from typing import TypeVar

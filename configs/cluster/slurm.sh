@@ -19,7 +19,7 @@
 # A requeued job, here after a node failed, goes on from the last checkpoint in the run's folder.
 #SBATCH --requeue
 # So does one that runs out of time: 180 s before, SLURM signals this shell ("B:"). Without "B:" the signal would go to
-# the processes, which do not know what to do with it while labels are being made.
+# the processes at once.
 #SBATCH --signal=B:USR1@180
 set -uo pipefail
 
