@@ -166,8 +166,11 @@ class GlobalBatch:
         Raises:
             ValueError: A value is NaN or infinite.
         """
-        broken = _first_not_finite(module)
-        trainer = module.trainer
+        broken, trainer = _first_not_finite(module), module._trainer
+        if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
+            if broken:
+                raise ValueError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
+            return
         if trainer.strategy.reduce_boolean_decision(broken is None):
             return
         folder = Path(trainer.default_root_dir)
@@ -184,7 +187,8 @@ def _first_not_finite(module: LightningModule) -> str | None:
     """The name of a weight, or of a state of the optimizer, that is not finite on this rank."""
     named: dict[str, Any] = dict(module.state_dict(keep_vars=True))
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-    optimizers = [optimizer for optimizer in module.trainer.optimizers if isinstance(optimizer, Optimizer)]
+    used = module._trainer.optimizers if module._trainer else []
+    optimizers = [optimizer for optimizer in used if isinstance(optimizer, Optimizer)]
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
             named |= {f"{key} (optimizer) of {names.get(parameter, 'a weight')}": of for key, of in state.items()}

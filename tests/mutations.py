@@ -603,11 +603,13 @@ def _read_and_tell(reader: Reader, folder: Path, names: list[str], answer: int) 
 
     try:
         torch.set_num_threads(1)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used, before = (
+            int(pages) * resource.getpagesize() for pages in Path("/proc/self/statm").read_text().split()[:2]
+        )
         resource.setrlimit(resource.RLIMIT_AS, (used + 2 * BYTES, used + 2 * BYTES))
         sys.addaudithook(watch)
         verdict, said = _verdict(reader, folder, names)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # which the parent has, too
         if ran:
             verdict, said = "ran something", ran[0]
         elif peak > BYTES:
