@@ -81,6 +81,8 @@ RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 
 # What writing ends in, in libraries too, where a disk is full or no longer to be written to
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+OUTSIDE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE)
+"""Errors of files that no mistake of this package causes: permissions, a folder for a file, a failing disk."""
 
 
 class VerbParser(ArgumentParser):
@@ -127,11 +129,16 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"hubert: {sentence}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno in NO_ROOM:
+            _refuse(
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is "
+                "kept, so make room and run the same command again"
+            )
+        if error.errno not in OUTSIDE or error.filename is None:
             raise
         _refuse(
-            f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is kept, so "
-            "make room and run the same command again"
+            f"{error.filename}: cannot be read or written ({error.strerror}); what was finished before is kept, so "
+            "correct that and run the same command again"
         )
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):

@@ -6,6 +6,7 @@ next one takes its labels. What is finished is not done again: the same command 
 """
 
 import copy
+import logging
 import secrets
 import shutil
 import traceback
@@ -83,6 +84,8 @@ from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
+
+log = logging.getLogger(__name__)
 
 RELABEL = "hubert_lightning.Relabel"
 SCRATCH = ".fast_dev_run"
@@ -223,6 +226,7 @@ class HubertCLI(LightningCLI):
             restore_given_config(path)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        _find_moved(config, args)
         check_arguments(config, self.config.subcommand)
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
@@ -403,11 +407,12 @@ class HubertCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         assert self.model.results is not None
-        folder, origin = self.model.results
+        folder, origin, whole = self.model.results
         write_json(folder / "test-metrics.json", _values(self.trainer.callback_metrics))
         scores = score(read_results(folder / "test.jsonl"))
         write_scores(folder / SCORES, scores, made_by=asdict(origin))
-        copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", SCORES))
+        if whole:
+            copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", SCORES))
         report(scores, Console())
         print(f"results in {folder}")
         _end_tracking(self.trainer)
@@ -492,6 +497,17 @@ def _is_ours(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _find_moved(config: Namespace, args: ArgsType) -> None:
+    """Let the folder of a run be where its config lies, if the command names that and no other output."""
+    given = [path for path in _given_configs(args) if path.name == CONFIG and any(path.parent.glob("*.ckpt"))]
+    options = [str(arg) for arg in args] if isinstance(args, list) else []
+    if not given or any(option.partition("=")[0] == "--output" for option in options):
+        return
+    if (folder := given[-1].parent).resolve() != Path(config.output).resolve():
+        log.info("%s: the run was moved here from %s", folder, config.output)
+        config.output = str(folder)
 
 
 def _given_configs(args: ArgsType) -> Iterator[Path]:
@@ -648,7 +664,9 @@ def _log_apart(config: Namespace, verb: str) -> None:
     run = Path(config.output)
     folder = run / verb
     if verb in ("test", "predict") and data.get("test"):
-        folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path)
+        limit = config.trainer.get(f"limit_{verb}_batches")
+        whole = limit is None or (isinstance(limit, float) and limit == 1.0)  # 1 is one batch
+        folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path, whole)
     for logger in _loggers(config):
         settings = logger.init_args
         if "save_dir" in settings:

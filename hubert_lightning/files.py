@@ -63,6 +63,8 @@ UNFINISHED = re.compile(r"\..{1,40}\.[0-9a-f]{16}\.unfinished", re.DOTALL)
 """Names of files and folders that are not finished yet."""
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that only writing ends in."""
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Errors that say nothing of whether a file is damaged."""
 
 
 class _Output(io.FileIO):
@@ -216,7 +218,9 @@ def is_whole(archive: Path) -> bool:
     try:
         with zipfile.ZipFile(archive) as records:
             return records.testzip() is None
-    except DAMAGED_ZIP:
+    except DAMAGED_ZIP as error:
+        if isinstance(error, OSError) and error.errno in UNREADABLE:
+            raise ValueError(f"{archive}: cannot be read ({error.strerror}); correct that, and run again") from error
         return False
 
 

@@ -125,8 +125,8 @@ class CTCFinetuning(LightningModule):
         self.pretrained, self.keep_head, self.decoder = pretrained, keep_head, decoder
         self.trained_steps: int | None = None
         """Optimizer step of the checkpoint that was loaded."""
-        self.results: tuple[Path, Origin] | None = None
-        """Folder of what was last tested or predicted, and what made it."""
+        self.results: tuple[Path, Origin, bool] | None = None
+        """Folder of what was last tested or predicted, what made it, and whether it is the whole set."""
         self.search: Callable[..., list[str]] = greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
@@ -322,21 +322,23 @@ class CTCFinetuning(LightningModule):
             run, checkpoint = Path(self.trainer.default_root_dir), self.trainer.ckpt_path
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             manifests = getattr(data, "manifests", {}).get("test") or []
+            tested = {row["id"] for row in rows}
             origin = Origin(
                 checkpoint=None if checkpoint is None else str(checkpoint),
                 step=self.trained_steps,
                 weights=weights_fingerprint(weights),
                 manifest=joined_paths(manifests),
-                utterances=fingerprint(data.cuts["test"]) if manifests else "",
+                utterances=fingerprint(cut for cut in data.cuts["test"] if cut.id in tested) if manifests else "",
                 decoder=self._search_settings(),
             )
-            folder = results_folder(run, kind, manifests, self.decoder, checkpoint) if manifests else run
+            whole = not manifests or len(tested) == len(data.cuts["test"])
+            folder = results_folder(run, kind, manifests, self.decoder, checkpoint, whole) if manifests else run
             write_rows(folder / f"{kind}.jsonl", rows, origin)
-            if folder != run:
+            if folder != run and whole:
                 if kind == "test":
                     (run / SCORES).unlink(missing_ok=True)  # which are of the test before
                 write_rows(run / f"{kind}.jsonl", rows, origin)
-            self.results = folder, origin
+            self.results = folder, origin, whole
 
     def configure_model(self) -> None:
         if self.compiling:

@@ -47,6 +47,7 @@ from hubert_lightning.data.labels import (
 )
 from hubert_lightning.extraction import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
 from hubert_lightning.frames import num_frames
+from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import is_hub_name, located
 from hubert_lightning.ranges import within
 from hubert_lightning.ranks import on_rank_zero, together
@@ -118,7 +119,9 @@ class Relabel(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
             raise ValueError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
-        folder = Path(trainer.default_root_dir)
+        folder, model = Path(trainer.default_root_dir), Path(self.features)
+        if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
+            data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # of the iteration before
         for cut in _judged(data):
             check_alignment(cut)
         extractor = self._extractor(trainer, data)

@@ -60,6 +60,7 @@ def results_folder(
     manifests: Sequence[Path | str],
     decoder: Any = None,
     checkpoint: Path | str | None = None,
+    whole: bool = True,
 ) -> Path:
     """The folder for the results of some manifests: `test/dev-clean`, `test/dev-clean-lm`, `test/dev-clean-average`.
 
@@ -71,12 +72,15 @@ def results_folder(
         manifests: Paths of the manifests.
         decoder: Settings file of a beam search, or its settings; none for greedy search.
         checkpoint: Checkpoint that is tested. `best.ckpt` and `last.ckpt` are not part of the name.
+        whole: Whether all utterances are tested; otherwise the name ends in "-partial".
     """
     parts = ["+".join(_stem(path) for path in manifests)]
     if decoder is not None:
         parts.append(_stem(decoder) if isinstance(decoder, (str, Path)) else "decoder")
     if checkpoint is not None and (stem := Path(checkpoint).stem) not in CHOSEN:
         parts.append(stem)
+    if not whole:
+        parts.append("partial")
     name = re.sub(r"[^\w.+-]", "_", "-".join(parts))[:LONGEST_NAME]
     folder = run / kind / name
     made_by = {

@@ -1,8 +1,10 @@
 """The settings that tell two runs apart, as they were built, for every logger."""
 
+import inspect
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from hubert_lightning import __version__
@@ -21,6 +23,9 @@ OF_TRAINER = (
     "val_check_interval",
     "check_val_every_n_epoch",
     "overfit_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "max_time",
 )
 """Attributes of the Trainer that change what is learned, or how fast."""
 NOT_BUILT = ("_class_path", "_instantiator", "pretrained", "keep_head")
@@ -41,6 +46,9 @@ class RunRecord(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             _log(trainer, evaluation_record(trainer, "validation"))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _log(trainer, evaluation_record(trainer, "test"))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _log(trainer, evaluation_record(trainer, "test"))
@@ -65,10 +73,11 @@ def fit_record(trainer: Trainer) -> dict[str, Any]:
         "keep_head": getattr(model, "keep_head", False),
         "optimizer": {"class": type(optimizer).__name__, **_own_settings(optimizer.defaults)},
         "schedule": {"warmup_steps": model.warmup_steps, "total_steps": trainer.estimated_stepping_batches},
-        "trainer": {name: getattr(trainer, name) for name in OF_TRAINER},
+        "trainer": {name: getattr(trainer, name, None) for name in OF_TRAINER},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "strategy": type(trainer.strategy).__name__,
         "accelerator": type(trainer.accelerator).__name__,
-        "callbacks": sorted({type(callback).__name__ for callback in trainer.callbacks}),  # type: ignore[attr-defined]
+        "callbacks": _callbacks(trainer),
     }
     if hasattr(data, "record"):
         record["data"] = data.record("train", "validation")
@@ -94,6 +103,7 @@ def evaluation_record(trainer: Trainer, part: str) -> dict[str, Any]:
         "checkpoint": trainer.ckpt_path,
         "step": getattr(trainer.lightning_module, "trained_steps", None),
         "decoder": getattr(trainer.lightning_module, "decoder", None) if part == "test" else None,
+        "limit_batches": trainer.limit_test_batches if part == "test" else trainer.limit_val_batches,
         "data": data.record(part) if hasattr(data, "record") else None,
     }
     return plain(record)
@@ -108,6 +118,18 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def _callbacks(trainer: Trainer) -> dict[str, Any]:
+    """Class of each callback → its numbers and words, as it was built; not what it has counted."""
+    told = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        asked = inspect.signature(type(callback)).parameters
+        values = {name: getattr(callback, name) for name in asked if name != "dirpath" and hasattr(callback, name)}
+        told[type(callback).__name__] = {
+            name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))
+        }
+    return dict(sorted(told.items()))
 
 
 def _own_settings(defaults: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,7 @@ MAY_IMPORT = {
         "ranges",
         "ranks",
         "data.*",
+        "model.formats.checkpoint",
         "model.pretrained",
         "clustering.*",
         "extraction",

@@ -8,21 +8,23 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 from lhotse import CutSet, SupervisionSegment
 from lightning import Trainer
 from sklearn.cluster import MiniBatchKMeans
 from test_pretraining import a_model, some_data
 
 from hubert_lightning import relabelling
+from hubert_lightning.cli import main
 from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.clustering.mfcc import mfcc, spliced
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.datamodule import TranscribedData
 from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.data.manifest import write_manifest
+from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.frames import num_frames
+from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.relabelling import Relabel
 
@@ -457,3 +459,35 @@ def test_a_damaged_source_of_labels_is_restored(
         assert "source.json: damaged; restored from store.json" in caplog.text
         caplog.clear()
     assert {file: file.stat().st_mtime_ns for file in written} == written
+
+
+def test_an_iteration_is_not_trained_on_other_utterances_than_the_one_before(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    edited = tmp_path / "train.jsonl.gz"
+    cuts = list(read_manifest(manifests / "train.jsonl.gz"))
+    write_manifest(cuts, edited)
+    command = [
+        *("fit", "--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")),
+        *(f"--data.init_args.train=[{edited}]", "--data.init_args.validation=null", f"--output={tmp_path / 'run'}"),
+        "--iterations=[{clusters: 20, max_frames: 2000, max_steps: 1},"
+        "{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: 1}]",
+    ]
+    main(command)
+    shutil.rmtree(tmp_path / "run/iteration2")
+    write_manifest(cuts[:-1], edited)
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+    before = tmp_path / "run/iteration1/last.ckpt"
+    said = f"{edited}: its utterances, their order or their transcripts are not those that {before}"
+    assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_no_teacher(run: Path, tmp_path: Path) -> None:
+    content = bytearray((run / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "last.ckpt").write_bytes(content)
+    for read in (load_encoder, read_checkpoint):
+        with pytest.raises(ValueError, match="damaged, some bytes are not as they were written"):
+            read(tmp_path / "last.ckpt")

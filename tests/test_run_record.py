@@ -92,6 +92,7 @@ def test_the_record_of_a_fit_is_of_what_was_built(pretraining: Path, finetuning:
         ["train: dev"],
         ["iteration: {clusters: 10, max_frames: 2000, max_steps: 1}"],
         ["iteration: {clusters: 20, max_frames: 2000, max_steps: 2}"],
+        ["--trainer.limit_train_batches=2"],
     ],
 )
 def test_two_runs_that_differ_have_records_that_differ(
@@ -186,3 +187,28 @@ def test_good_news_is_information_and_is_said_once_by_all_processes(
     monkeypatch.setenv("LOCAL_RANK", "1")
     log.warning("short utterances")
     assert capsys.readouterr().err == "short utterances\n"
+
+
+def test_a_test_of_some_batches_replaces_no_whole_one(finetuning: Path, manifests: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finetuning, run)
+    command = ["test", "--config", str(run / "config.yaml"), f"--output={run}", "--data.init_args.max_duration=3"]
+    main(command)
+    whole = [(run / name).read_bytes() for name in ("test.jsonl", "scores.json", "test-metrics.json")]
+    main([*command, "--trainer.limit_test_batches=2"])  # of three
+    assert [(run / name).read_bytes() for name in ("test.jsonl", "scores.json", "test-metrics.json")] == whole
+    made_by = json.loads((run / "test/test-partial/scores.json").read_text())["made_by"]
+    assert made_by["utterances"] != json.loads(whole[1])["made_by"]["utterances"]
+
+
+def test_a_run_whose_folder_was_moved_is_found_by_its_config(finetuning: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finetuning, moved)
+    before = (finetuning / "last.ckpt").read_bytes()
+    shutil.rmtree(finetuning / "test", ignore_errors=True)
+    main(["test", "--config", str(moved / "config.yaml")])
+    assert (moved / "test/test/scores.json").exists()
+    assert not (finetuning / "test").exists()
+    main(["fit", "--config", str(moved / "config.yaml"), "--trainer.max_steps=3"])
+    assert read_checkpoint(moved / "last.ckpt")["global_step"] == 3
+    assert (finetuning / "last.ckpt").read_bytes() == before

@@ -147,6 +147,19 @@ class PretrainingData(LightningDataModule):
         labels = self.labels.fingerprint if self.labels is not None else None
         return _plain(self._manifests) | {"labels": labels, "audio": _audio(self, self.train_cuts)}
 
+    def check_same(self, state_dict: Any, checkpoint: Path) -> None:
+        """Refuse to train on other utterances than the iteration before.
+
+        Args:
+            state_dict: State of that iteration's data, in its checkpoint.
+            checkpoint: Path of the checkpoint.
+
+        Raises:
+            ValueError: The training manifests are others.
+        """
+        if isinstance(state_dict, dict):  # checkpoints of earlier versions do not say
+            compared(state_dict.get("train"), self.manifests["train"], self._manifests("train"), "train", checkpoint)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the manifests in the order of the checkpoint that training goes on from.
 

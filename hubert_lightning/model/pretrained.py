@@ -109,6 +109,7 @@ def _of_file(found: Path, num_heads: int | None) -> Trained:
     else:
         content = read_torch(found)
         if checkpoint.is_of_fit(content) and not _is_foreign(content["state_dict"]):
+            checkpoint.verify(found)
             return checkpoint.of_fit(found, content)
         if fairseq.is_fairseq(content) and not torchaudio.is_state(content["model"]):
             return fairseq.with_settings(found, fairseq.read(found, content, num_heads), content)

@@ -1,7 +1,9 @@
 """Our own files: the `.ckpt` of a fit, and one safetensors file with the same in it."""
 
 import json
+import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hubert_lightning.files import check_regular
+from hubert_lightning.files import check_regular, is_whole
 from hubert_lightning.json_files import parse_json
 from hubert_lightning.model.trained import Trained, left_out, settings_of
 from hubert_lightning.torch_files import read_torch
@@ -127,12 +129,33 @@ def is_of_fit(content: Any) -> bool:
     return isinstance(content, dict) and "state_dict" in content and "hyper_parameters" in content
 
 
+def verify(path: Path) -> None:
+    """Compare every byte of a checkpoint with its checksums, once for each state of the file.
+
+    Args:
+        path: Checkpoint; a file that is no zip archive has no checksums.
+
+    Raises:
+        ValueError: A byte is not as it was written.
+    """
+    if path.is_file() and zipfile.is_zipfile(path):
+        state = path.stat()
+        if not _is_whole(path, state.st_ino, state.st_size, state.st_mtime_ns):
+            raise ValueError(f"{path}: damaged, some bytes are not as they were written; take another checkpoint")
+
+
+@lru_cache(maxsize=16)
+def _is_whole(path: Path, *state: int) -> bool:
+    return is_whole(path)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
 
     Raises:
         ValueError: The file is damaged, or no checkpoint of a fit.
     """
+    verify(path)
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(
