@@ -1,7 +1,8 @@
 """One command at a time on a folder: a lock file that outlives a crash no longer than it must.
 
 The file says which process holds it: host, process and when that started, job. On the same host, the process table
-tells whether it still runs. From another host, the file's time tells, which the holder renews.
+tells whether it still runs, however long it stands still. From another host, the file's time tells, which the holder
+renews.
 """
 
 import fcntl
@@ -28,7 +29,7 @@ RUN_LOCK = "run.lock"
 RENEWED = 20.0
 """Seconds after which a holder renews the time of its file."""
 STALE = 90.0
-"""Seconds after which a file that was not renewed is a dead process's."""
+"""Seconds after which a file that was not renewed is a dead process's, where the process table cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Holder:
         """Whether the process has ended; None if that cannot be told from here."""
         here = Holder.this()
         if (self.host, self.machine) == (here.host, here.machine):
-            return not self.started or _started(self.process) != self.started
+            return _started(self.process) != self.started if self.started else None
         if self.job and self.job == here.job and self.restart != here.restart:
             return True  # SLURM puts a job back when its processes have ended
         return None
@@ -105,9 +106,10 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
     if _held.get(path) == os.getpid() or (content := _content(path)) is None:
         return None
     holder = _holder(content)
-    if holder is None or holder.is_dead() or _age(path, path) > STALE:
+    if holder is None:
         return None
-    return holder
+    dead = holder.is_dead()
+    return None if dead or (dead is None and _age(path, path) > STALE) else holder
 
 
 def refuse(folder: Path, holder: Holder) -> ValueError:
@@ -149,7 +151,7 @@ def _wait_for_end(path: Path, own: Path) -> None:
         before, renewed = _content(path), _time(path)
         holder = _holder(before)
         dead = None if holder is None else holder.is_dead()
-        if before is None or dead or _age(path, own) > STALE:
+        if before is None or dead or (dead is None and _age(path, own) > STALE):
             _remove(path, before)
             return
     if dead is False:

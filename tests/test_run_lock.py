@@ -100,6 +100,21 @@ def test_a_lock_is_held_by_a_process_and_not_by_another_of_the_same_number(folde
     fork_server.end(process)
 
 
+def test_a_process_of_this_host_that_stands_still_keeps_its_lock_however_old_it_is(folder: Path) -> None:
+    process = holding(folder)
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    try:
+        os.utime(folder / "run.lock", (0, time.time() - 100 * run_lock.STALE))
+        held = holder_of(folder)
+        assert held is not None
+        assert held.process == process.pid
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* is at work in it"), locked(folder):
+            pass
+    finally:
+        fork_server.end(process)
+    assert holder_of(folder) is None
+
+
 def test_of_many_that_find_a_dead_ones_lock_at_once_one_gets_it(folder: Path) -> None:
     dead = holding(folder)
     os.kill(dead.pid or 0, signal.SIGKILL)  # and nobody waits for it yet
