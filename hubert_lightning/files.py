@@ -325,6 +325,24 @@ def _opened(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+@contextmanager
+def unfinished_file(path: Path) -> Iterator[Path]:
+    """A new file beside another, which nobody takes for a killed process's, and which is removed in the end.
+
+    Args:
+        path: Path of the other file, which need not exist.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+    unfinished, descriptor = _opened(path)
+    try:
+        yield unfinished
+    finally:
+        unfinished.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether a file or folder is one that was not finished, by its name."""
     return UNFINISHED.fullmatch(path.name) is not None

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hubert_lightning.files import remove_unfinished, unfinished_file, unfinished_name
 from hubert_lightning.messages import is_first_process
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
         name: Name of the lock file, one for each kind of command that may be alone.
 
     Raises:
-        ValueError: Another process holds it; or the folder cannot be written to.
+        ValueError: Another process holds it; or the file cannot be read, or the folder written to.
     """
     path = folder.resolve() / name
     if not is_first_process() or _held.get(path) == os.getpid():
@@ -95,13 +96,17 @@ def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
     finally:
         ended.set()
         _held.pop(path, None)
-        if _content(path) == mine:
-            with suppress(OSError):
+        with suppress(OSError):
+            if path.read_bytes() == mine:
                 path.unlink()
 
 
 def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
-    """The other process that holds a folder's lock; None if it is free, or held by a process known to be dead."""
+    """The other process that holds a folder's lock; None if it is free, or held by a process known to be dead.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
     path = folder.resolve() / name
     if _held.get(path) == os.getpid() or (content := _content(path)) is None:
         return None
@@ -109,7 +114,10 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
     if holder is None:
         return None
     dead = holder.is_dead()
-    return None if dead or (dead is None and _age(path, path) > STALE) else holder
+    if dead is None:
+        with suppress(OSError), unfinished_file(path) as now:  # whose time the same disk gives; else it is alive
+            dead = _age(path, now) > STALE
+    return None if dead else holder
 
 
 def refuse(folder: Path, holder: Holder) -> ValueError:
@@ -128,16 +136,14 @@ def _taken(path: Path) -> bytes:
     mine = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        with own.open("xb") as file:
-            file.write(mine)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
+        remove_unfinished(path.parent)
+        with unfinished_file(path) as own:
+            with own.open("wb") as file:
+                file.write(mine)
+                file.flush()
+                os.fsync(file.fileno())
             while not _linked(own, path):
                 _wait_for_end(path, own)
-        finally:
-            own.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"{path.parent}: cannot be made or written to ({error.strerror}); correct that, or choose another --output"
@@ -149,9 +155,11 @@ def _wait_for_end(path: Path, own: Path) -> None:
     """Return when the holder is known to be dead and its file is removed; raises if it is alive."""
     with _alone(path.parent):
         before, renewed = _content(path), _time(path)
+        if before is None:
+            return
         holder = _holder(before)
         dead = None if holder is None else holder.is_dead()
-        if before is None or dead or (dead is None and _age(path, own) > STALE):
+        if dead or (dead is None and _age(path, own) > STALE):
             _remove(path, before)
             return
     if dead is False:
@@ -170,10 +178,10 @@ def _wait_for_end(path: Path, own: Path) -> None:
 
 def _remove(path: Path, content: bytes | None) -> None:
     """Remove the file of a dead process, unless another process has just put its own there."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    aside = unfinished_name(path)
     with suppress(FileNotFoundError):
         os.rename(path, aside)
-        if _content(aside) != content:
+        if aside.read_bytes() != content:
             _linked(aside, path)
         aside.unlink()
 
@@ -208,7 +216,10 @@ def _linked(own: Path, path: Path) -> bool:
 def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
     """Renew the time of a file; end the process, which must have stood still, if another has taken over."""
     while not ended.wait(RENEWED):
-        content = _content(path)
+        try:
+            content = path.read_bytes()
+        except OSError:  # such as of a server that restarts
+            continue
         if content == mine:
             with suppress(OSError):
                 os.utime(path)
@@ -219,10 +230,24 @@ def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
 
 
 def _content(path: Path) -> bytes | None:
+    """What a file says, None if there is none.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     try:
         return path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"{path}: cannot be read ({error.strerror}), so that nothing tells whether a process is at work there; correct "
+        "that, or remove it if none is"
+    )
 
 
 def _holder(content: bytes | None) -> Holder | None:
@@ -238,14 +263,18 @@ def _holder(content: bytes | None) -> Holder | None:
 
 
 def _time(path: Path) -> float:
-    with suppress(OSError):
+    """When a file was renewed, long ago if there is none; raises as `_content` does."""
+    try:
         return path.stat().st_mtime
-    return float("-inf")
+    except FileNotFoundError:
+        return float("-inf")
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _age(path: Path, now: Path) -> float:
-    """Seconds since a file was renewed, by the clock of its disk, which a file that is renewed now tells."""
-    return (_time(now) if now != path else time.time()) - _time(path)
+    """Seconds since a file was renewed, by the clock of its disk, which a file beside it that was renewed now tells."""
+    return _time(now) - _time(path)
 
 
 def _machine() -> str:
@@ -264,5 +293,12 @@ def _started(process: int) -> str:
         except OSError:
             return ""
         return "" if fields[0] in "ZX" else fields[19]  # proc_pid_stat(5): state, starttime
-    listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False)
-    return listed.stdout.strip()
+    return _listed_start(process)
+
+
+def _listed_start(process: int) -> str:
+    """When a process started as `ps` says, the same in every language and time zone; empty if there is none."""
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(process)]
+    fixed = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+    state, _, start = subprocess.run(command, capture_output=True, text=True, env=fixed).stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else start.strip()

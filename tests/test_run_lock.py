@@ -16,6 +16,7 @@ from test_run_folder import command
 
 from hubert_lightning import run_lock
 from hubert_lightning.cli import main
+from hubert_lightning.files import remove_unfinished, unfinished_name
 from hubert_lightning.run_lock import Holder, holder_of, locked
 
 HOLD = """
@@ -138,6 +139,43 @@ def test_a_lock_of_another_host_or_a_damaged_one_is_a_dead_ones_when_it_is_old(c
     with locked(folder):
         assert holder_of(folder) is None
         assert json.loads(path.read_text())["process"] == os.getpid()
+
+
+def test_a_lock_that_cannot_be_read_is_refused_and_stays(folder: Path) -> None:
+    (folder / "run.lock").mkdir()
+    for ask in (lambda: locked(folder).__enter__(), lambda: holder_of(folder)):
+        with pytest.raises(ValueError, match=r"run\.lock: cannot be read \(Is a directory\).*remove it if none is"):
+            ask()
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
+
+
+def test_the_age_of_a_lock_is_told_by_the_clock_of_its_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder, host="elsewhere", machine="another")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10_000)  # a clock that is fast
+    assert holder_of(folder) is not None
+    monkeypatch.setattr(time, "time", lambda: now - 10_000)
+    os.utime(path, (0, now - 1.1 * run_lock.STALE))
+    assert holder_of(folder) is None
+    assert [one.name for one in folder.iterdir()] == ["run.lock"]
+
+
+def test_a_start_is_the_same_in_every_language_and_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = set()
+    for zone, language in (("UTC", "C"), ("Asia/Tokyo", "de_DE.UTF-8"), ("America/New_York", "ja_JP.UTF-8")):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", language)
+        starts.add(run_lock._listed_start(os.getppid()))
+    assert len(starts) == 1
+    assert starts != {""}
+
+
+def test_what_a_process_that_was_killed_while_it_took_a_lock_left_is_removed(folder: Path) -> None:
+    left = unfinished_name(folder / "run.lock")
+    left.write_bytes(b"{}")
+    remove_unfinished.cache_clear()
+    with locked(folder):
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
 def test_a_process_on_another_host_is_alive_if_it_renews_its_lock(folder: Path) -> None:
