@@ -27,6 +27,7 @@ from hubert_lightning.messages import is_first_process
 log = logging.getLogger(__name__)
 
 RUN_LOCK = "run.lock"
+ELSEWHERE = "choose another --output"
 RENEWED = 20.0
 """Seconds after which a holder renews the time of its file."""
 STALE = 90.0
@@ -70,7 +71,7 @@ class Holder:
 
 
 @contextmanager
-def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
+def locked(folder: Path, name: str = RUN_LOCK, instead: str = ELSEWHERE) -> Iterator[None]:
     """Hold the lock of a folder, which is made; within the same process as often as asked, and on rank 0 alone.
 
     A lock that a dead process left is taken over. Whether a process on another host is dead is known after at most
@@ -79,6 +80,7 @@ def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
     Args:
         folder: Folder that is written to.
         name: Name of the lock file, one for each kind of command that may be alone.
+        instead: What the user may do instead, if another process holds it.
 
     Raises:
         ValueError: Another process holds it; or the file cannot be read, or the folder written to.
@@ -87,7 +89,7 @@ def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
     if not is_first_process() or _held.get(path) == os.getpid():
         yield
         return
-    mine = _taken(path)
+    mine = _taken(path, instead)
     _held[path] = os.getpid()
     ended = threading.Event()
     threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
@@ -120,18 +122,18 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
     return None if dead else holder
 
 
-def refuse(folder: Path, holder: Holder) -> ValueError:
+def refuse(folder: Path, holder: Holder, instead: str = ELSEWHERE) -> ValueError:
     """The sentence that names who holds a folder."""
     return ValueError(
         f"{folder}: process {holder.process} on {holder.host} is at work in it"
-        f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or choose another --output"
+        f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or {instead}"
     )
 
 
 _held: dict[Path, int] = {}  # locks of this process, by which it is told from one that it forked
 
 
-def _taken(path: Path) -> bytes:
+def _taken(path: Path, instead: str) -> bytes:
     """Put a file of this process in place; returns what is in it."""
     mine = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
     try:
@@ -143,7 +145,7 @@ def _taken(path: Path) -> bytes:
                 file.flush()
                 os.fsync(file.fileno())
             while not _linked(own, path):
-                _wait_for_end(path, own)
+                _wait_for_end(path, own, instead)
     except OSError as error:
         raise ValueError(
             f"{path.parent}: cannot be made or written to ({error.strerror}); correct that, or choose another --output"
@@ -151,7 +153,7 @@ def _taken(path: Path) -> bytes:
     return mine
 
 
-def _wait_for_end(path: Path, own: Path) -> None:
+def _wait_for_end(path: Path, own: Path, instead: str) -> None:
     """Return when the holder is known to be dead and its file is removed; raises if it is alive."""
     with _alone(path.parent):
         before, renewed = _content(path), _time(path)
@@ -164,14 +166,14 @@ def _wait_for_end(path: Path, own: Path) -> None:
             return
     if dead is False:
         assert holder is not None
-        raise refuse(path.parent, holder)
+        raise refuse(path.parent, holder, instead)
     who = f"process {holder.process} on {holder.host}" if holder else "whoever wrote it, which it does not say,"
     log.warning("%s: waiting up to %.0f s to see whether %s is alive", path, STALE, who)
     while _content(path) == before:
         time.sleep(0.5)
         os.utime(own)
         if _time(path) != renewed and holder is not None:
-            raise refuse(path.parent, holder)
+            raise refuse(path.parent, holder, instead)
         if _age(path, own) > STALE:
             return  # to be looked at once more, and removed, alone
 

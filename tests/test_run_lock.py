@@ -12,6 +12,7 @@ from pathlib import Path
 import fork_server
 import pytest
 import torch
+from test_cli import SMOKE_FINETUNE, refused, transcribed
 from test_run_folder import command
 
 from hubert_lightning import run_lock
@@ -196,6 +197,50 @@ def test_a_job_that_was_put_back_into_the_queue_goes_on_at_once_on_another_host(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with locked(folder):
         assert json.loads((folder / "run.lock").read_text())["restart"] == "1"
+
+
+def held_by_another(folder: Path, name: str) -> None:
+    """The lock of a living process: this one's parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = {"process": os.getppid(), "started": run_lock._started(os.getppid()), "token": "0"}
+    (folder / name).write_text(json.dumps(vars(Holder.this()) | parent))
+
+
+def test_a_trial_run_empties_no_folder_but_a_trials_and_waits_for_no_other_trial(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    trial, scratch = [*command(manifests, tmp_path / "run"), "--trainer.fast_dev_run=1"], tmp_path / "run.fast_dev_run"
+    scratch.mkdir()
+    (scratch / "theirs").write_bytes(b"theirs")
+    assert f"{scratch}: a trial (fast_dev_run) would empty this folder" in refused(capsys, *trial)
+    assert [path.name for path in scratch.iterdir()] == ["theirs"]
+    (scratch / "theirs").rename(scratch / ".trial")
+    held_by_another(scratch, "run.lock")
+    (scratch / "last.ckpt").write_bytes(b"of the other trial")
+    assert f"{scratch}: process {os.getppid()} on " in refused(capsys, *trial)
+    assert sorted(path.name for path in scratch.iterdir()) == [".trial", "last.ckpt", "run.lock"]
+    (scratch / "run.lock").unlink()
+    main(trial)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_two_sets_are_tested_at_once_and_one_set_is_not_tested_twice_at_once(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={run}", "--model.init_args.pretrained=null"])
+    held_by_another(run / "test" / "dev", "results.lock")
+
+    def command(name: str) -> list[str]:
+        return ["test", "--config", f"{run}/config.yaml", f"--data.init_args.test=[{manifests / name}.jsonl.gz]"]
+
+    said = refused(capsys, *command("dev"))
+    assert f"{run / 'test/dev'}: process {os.getppid()} on " in said
+    assert "wait for its end, end it, or take another set, checkpoint or decoder" in said
+    assert "--output" not in said
+    main(command("test"))
+    assert (run / "test" / "test" / "scores.json").exists()
+    assert not (run / "test" / "test" / "results.lock").exists()
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK"])
