@@ -31,7 +31,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from torch import Tensor
 
@@ -48,7 +48,7 @@ from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quanti
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.interrupts import held
 from hubert_lightning.messages import is_first_process, show_messages
@@ -78,7 +78,7 @@ from hubert_lightning.run_folder import (
     says_manifests,
     write_json,
 )
-from hubert_lightning.run_lock import holder_of, locked, refuse
+from hubert_lightning.run_lock import RUN_LOCK, holder_of, locked, refuse
 from hubert_lightning.run_record import RunRecord
 from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.stalls import StalledRanks
@@ -90,9 +90,9 @@ log = logging.getLogger(__name__)
 RELABEL = "hubert_lightning.Relabel"
 SCRATCH = ".fast_dev_run"
 """How the folder of a trial run ends."""
-RESULTS_LOCK = "results.lock"  # of what tests and predictions write, also while training goes on
-SCRATCH = ".fast_dev_run"
-"""How the folder of a trial run ends."""
+TRIAL = ".trial"
+"""File that says of a folder that a trial run made it."""
+RESULTS_LOCK = "results.lock"  # of what a test or prediction writes, also while training goes on
 IDENTITIES = ("id", "version", "run_id", "experiment_key", "with_id")
 """Arguments by which loggers (W&B, CSV, MLflow, Comet, Neptune) resume an existing run."""
 
@@ -161,8 +161,9 @@ class HubertCLI(LightningCLI):
     `checkpoint` keeps `last.ckpt`, from which a run resumes; what else is worth keeping is a callback in YAML.
     """
 
-    def __init__(self, args: ArgsType) -> None:
+    def __init__(self, args: ArgsType, is_iteration: bool = False) -> None:
         show_messages(of_ranks=True)
+        self._is_iteration = is_iteration  # one of a fit of several
         self._locks = ExitStack()
         with self._locks, warnings.catch_warnings(), self._scratch_removed():
             for expected in (
@@ -202,8 +203,12 @@ class HubertCLI(LightningCLI):
         try:
             yield
         finally:
-            if self._scratch is not None and getattr(rank_zero_only, "rank", 0) == 0:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+            if self._scratch is not None and is_first_process():
+                _empty(self._scratch)
+                (self._scratch / TRIAL).unlink(missing_ok=True)
+                self._locks.close()
+                with suppress(OSError):  # another trial may have begun there
+                    self._scratch.rmdir()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default="checkpoints/run", help="The run's folder.")
@@ -272,19 +277,27 @@ class HubertCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def _to_scratch(self, config: Namespace) -> None:
-        """Let a trial run (`fast_dev_run`) write to a folder that is removed, beside the one of the run."""
+        """Let a trial run (`fast_dev_run`) write to a folder that is removed, beside the one of the run.
+
+        Raises:
+            ValueError: That folder is one of the user's, or another trial run is at work in it.
+        """
         folder = Path(config.output).resolve()
-        if any(part.endswith(SCRATCH) for part in folder.parts):
-            return  # one iteration of a trial run
-        self._scratch = folder.with_name(folder.name + SCRATCH)
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-        config.output = str(self._scratch)
+        scratch = folder.with_name(folder.name + SCRATCH)
+        if is_first_process():
+            _check_trial(scratch)
+            self._locks.enter_context(locked(scratch))
+            _check_trial(scratch)
+            write_whole(scratch / TRIAL, b"")
+            _empty(scratch)
+        self._scratch = scratch
+        config.output = str(scratch)
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         progress.note("setting up")
-        if config.trainer.fast_dev_run and self.subcommand != "validate":  # which writes nothing, and reads the labels
+        # A validation writes nothing, and reads the labels
+        if config.trainer.fast_dev_run and self.subcommand != "validate" and not self._is_iteration:
             self._to_scratch(config)
         if self.subcommand == "fit":
             _check_output(config)
@@ -304,13 +317,14 @@ class HubertCLI(LightningCLI):
                 for folder in dict.fromkeys([config.output, *(run.output for run in runs)]):
                     with suppress(ValueError), locked(Path(folder)):
                         pass  # which removes the lock of a fit that was killed when all was done
-                rank_zero_only(print)(_finished_already(runs[-1], Path(config.output)))
+                if is_first_process():
+                    print(_finished_already(runs[-1], Path(config.output)))
                 raise SystemExit(0)
             self._lock(Path(config.output))
             unfinished = [run for run in unfinished if not _finished(run)] or unfinished[-1:]
             *earlier, config = unfinished
             for run in earlier:
-                HubertCLI(Namespace(subcommand="fit", fit=run))
+                HubertCLI(Namespace(subcommand="fit", fit=run), is_iteration=True)
             self._lock(Path(config.output))
             config.trainer.precision = config.trainer.precision or _default_precision(config.trainer)
             seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
@@ -320,9 +334,10 @@ class HubertCLI(LightningCLI):
                     set_damaged_aside(Path(config.output), newest)
         else:
             _settle(config)
-            _log_apart(config, str(self.subcommand))
+            folder = _log_apart(config, str(self.subcommand))
             if self.subcommand in ("test", "predict"):
-                self._locks.enter_context(locked(Path(config.output), RESULTS_LOCK))
+                other = "take another set, checkpoint or decoder, whose results have a folder of their own"
+                self._locks.enter_context(locked(folder, RESULTS_LOCK, other))
         self.config[self.subcommand] = config
 
     def _lock(self, folder: Path) -> None:
@@ -452,6 +467,29 @@ def _end_tracking(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if hasattr(logger, "log_table") and trainer.is_global_zero:
             logger.experiment.finish()  # type: ignore[attr-defined]
+
+
+def _check_trial(scratch: Path) -> None:
+    """Raise `ValueError` if a folder, which a trial run empties, has anything in it that no trial run wrote."""
+    theirs = [path for path in _content(scratch) if not is_unfinished(path)]
+    if scratch.is_symlink() or (theirs and not (scratch / TRIAL).is_file()):
+        raise ValueError(
+            f"{scratch}: a trial (fast_dev_run) would empty this folder, which none has made; rename it, or choose "
+            "another --output"
+        )
+
+
+def _content(scratch: Path) -> list[Path]:
+    """What is in the folder of a trial run besides its lock and the file that says what it is."""
+    return [path for path in scratch.iterdir() if path.name not in (RUN_LOCK, TRIAL)] if scratch.is_dir() else []
+
+
+def _empty(scratch: Path) -> None:
+    for path in _content(scratch):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -658,8 +696,16 @@ def _settle(config: Namespace) -> None:
             callback.init_args.dirpath = config.output
 
 
-def _log_apart(config: Namespace, verb: str) -> None:
-    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are."""
+def _log_apart(config: Namespace, verb: str) -> Path:
+    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are.
+
+    Args:
+        config: Config of the command.
+        verb: "validate", "test" or "predict".
+
+    Returns:
+        Folder that it writes to.
+    """
     model, data = config.model.init_args, config.data.init_args
     run = Path(config.output)
     folder = run / verb
@@ -678,6 +724,7 @@ def _log_apart(config: Namespace, verb: str) -> None:
         for name in IDENTITIES:
             if name in settings:
                 settings[name] = None
+    return folder
 
 
 def _keep_run_id(config: Namespace) -> None:

@@ -61,6 +61,13 @@ def is_safetensors(path: Path) -> bool:
 
 UNFINISHED = re.compile(r"\..{1,40}\.[0-9a-f]{16}\.unfinished", re.DOTALL)
 """Names of files and folders that are not finished yet."""
+LOCAL = re.compile(
+    "ext[234]|xfs|btrfs|bcachefs|f2fs|zfs|tmpfs|ramfs|overlay|vfat|exfat|ntfs3?|fuseblk|apfs|jfs|reiserfs|hfsplus"
+)
+"""File systems of disks that belong to one machine, whose locks all processes see."""
+MOUNTS = Path("/proc/self/mounts")
+FORGOTTEN = 3600.0
+"""Seconds after which what was not written to is a killed process's, where another machine's locks may not be seen."""
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that only writing ends in."""
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
@@ -329,6 +336,24 @@ def _opened(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+@contextmanager
+def unfinished_file(path: Path) -> Iterator[Path]:
+    """A new file beside another, which nobody takes for a killed process's, and which is removed in the end.
+
+    Args:
+        path: Path of the other file, which need not exist.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+    unfinished, descriptor = _opened(path)
+    try:
+        yield unfinished
+    finally:
+        unfinished.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether a file or folder is one that was not finished, by its name."""
     return UNFINISHED.fullmatch(path.name) is not None
@@ -338,11 +363,14 @@ def is_unfinished(path: Path) -> bool:
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left in a folder; once in the life of a process.
 
-    Those that write keep their files locked, so that a file which can be locked is a dead process's.
+    Those that write keep their files locked, so that a file which can be locked is a dead process's; on a disk that
+    several machines share, which may keep locks of their own, it must be an hour old, too.
     """
     left = []
     with suppress(OSError), os.scandir(folder) as entries:
         left = [Path(entry) for entry in entries if is_unfinished(Path(entry)) and not entry.is_symlink()]
+    if left and not _is_local(folder):
+        left = _forgotten(folder, left)
     for path in left:
         with suppress(OSError):
             how = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some disks lock only what is open to write
@@ -352,6 +380,35 @@ def remove_unfinished(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
+
+
+def _is_local(folder: Path) -> bool:
+    """Whether a folder is on a disk of this machine, as far as a table of mounts tells."""
+    try:
+        mounts = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return True  # no Linux
+    here, kinds = Path(os.path.realpath(folder)), [(0, "")]
+    for _, point, kind, *_ in (line.split(" ") for line in mounts):
+        point = re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), point)
+        if here.is_relative_to(point):
+            kinds.append((len(point), kind))
+    longest = max(length for length, _ in kinds)
+    return LOCAL.fullmatch([kind for length, kind in kinds if length == longest][-1]) is not None
+
+
+def _forgotten(folder: Path, left: Sequence[Path]) -> list[Path]:
+    """The files and folders that nobody has written to for long, by the clock of their disk."""
+    try:
+        with unfinished_file(folder / "now") as made:
+            now = made.stat().st_mtime
+            return [path for path in left if now - max(map(_written, (path, *path.rglob("*")))) > FORGOTTEN]
+    except OSError:
+        return []
+
+
+def _written(path: Path) -> float:
+    return path.lstat().st_mtime
 
 
 def _is_of_another(error: OSError, ours: Sequence[Path]) -> bool:

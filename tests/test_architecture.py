@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "interrupts": {"messages"},
     "stalls": {"interrupts", "progress", "data.workers", "lightning"},
     "ranks": {"data.workers", "lightning"},
-    "run_lock": {"messages"},
+    "run_lock": {"files", "messages"},
     "run_folder": {"checkpoints", "files", "messages", "model.formats.checkpoint"},
     "global_batch": {"lightning"},
     "averaging": {"files", "model.formats.checkpoint"},

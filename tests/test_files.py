@@ -5,10 +5,12 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from hubert_lightning import files
 from hubert_lightning.data.labels import begin_store
 from hubert_lightning.files import (
     also_named,
@@ -131,6 +133,29 @@ def test_what_a_living_process_writes_is_not_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == {"file", "folder"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "young_stays"),
+    [("ext4", False), ("xfs", False), ("overlay", False), ("nfs4", True), ("lustre", True), ("fuse.sshfs", True)],
+)
+def test_on_a_disk_of_several_machines_only_what_is_old_is_removed(
+    kind: str, young_stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "of several"
+    folder.mkdir()
+    mounts = tmp_path / "mounts"
+    point = str(folder).replace(" ", r"\040")
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/ {point} {kind} rw 0 0\nserver:/ {point}-2 nfs rw 0 0\n")
+    monkeypatch.setattr(files, "MOUNTS", mounts)
+    young, old, filled = (unfinished_name(folder / name) for name in ("young", "old", "filled"))
+    filled.mkdir()
+    for path in (young, old, filled / "inside"):
+        path.write_bytes(b"half")
+    for path in (old, filled):
+        os.utime(path, (0, time.time() - 1.1 * files.FORGOTTEN))
+    write_whole(folder / "out", b"")
+    assert names(folder) == {"out", *({young.name, filled.name} if young_stays else ())}
+
+
 def test_a_link_of_the_users_that_is_called_as_an_unfinished_file_stays(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_bytes(b"theirs")
     link = unfinished_name(tmp_path / "out")
@@ -206,8 +231,7 @@ with files.replacing_all(*(Path(sys.argv[1], name) for name in ("a", "b", "main"
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == dict.fromkeys(("a", "b", "main"), b"new")
         if not ended:
             break
-    # Three files brought to the disk, one set aside, three named, each with its folder; then it ends by itself
-    assert call == 11
+    assert call == 11  # three files brought to the disk, one set aside, three named, each name synced; then it ends
 
 
 def test_an_error_of_reading_names_what_was_read_and_not_what_is_written(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +231,48 @@ def test_two_that_write_one_journal_take_nothing_of_one_another(tmp_path: Path) 
         first.add(tmp_path / "b", units=[1])
         assert [first.row(tmp_path / name)["units"] for name in "ab"] == [[1], [1]]
         assert second.row(tmp_path / "a")["units"] == [2]
+
+
+ADD = """
+import sys
+from pathlib import Path
+from hubert_lightning.journal import Journal
+folder, first = Path(sys.argv[1]), int(sys.argv[2])
+with Journal(folder / "journal", {"model": 1}) as journal:
+    for number in range(first, 300, 3):
+        journal.add(folder / f"{number}.wav", number=number)
+        if number % 100 == first:
+            journal.finish()
+    if first:  # the other one is killed before its end
+        journal.finish()
+"""
+
+
+def test_jobs_that_add_to_one_journal_at_once_lose_no_line(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.wav").write_text(str(number))
+    jobs = [subprocess.Popen([sys.executable, "-c", ADD, tmp_path, str(first)]) for first in range(3)]
+    assert [job.wait(60) for job in jobs] == [0, 0, 0]
+    with Journal(tmp_path / "journal", {"model": 1}) as journal:
+        assert len(journal) == 300
+        assert all(journal.row(tmp_path / f"{number}.wav")["number"] == number for number in range(300))
+
+
+def test_a_job_keeps_what_another_that_ended_meanwhile_added(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).write_text(name)
+    with Journal(tmp_path / "journal", {}) as first, Journal(tmp_path / "journal", {}) as second:
+        first.add(tmp_path / "d", number=1)
+        second.add(tmp_path / "c", number=2)
+        first.finish()
+        with (tmp_path / "journal").open("ab") as file:
+            file.write(b'{"recording": "cut short')
+        second.add(tmp_path / "b", number=2)
+        first.add(tmp_path / "a", number=1)
+        first.finish()
+    with Journal(tmp_path / "journal", {}) as journal:
+        assert [journal.row(tmp_path / name).get("number") for name in "abcd"] == [1, 2, 2, 1]
+    assert len((tmp_path / "journal").read_bytes().splitlines()) == 5
 
 
 def test_a_journal_is_read_once_and_not_once_a_recording(tmp_path: Path) -> None:

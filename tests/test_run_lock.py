@@ -12,10 +12,12 @@ from pathlib import Path
 import fork_server
 import pytest
 import torch
+from test_cli import SMOKE_FINETUNE, refused, transcribed
 from test_run_folder import command
 
 from hubert_lightning import run_lock
 from hubert_lightning.cli import main
+from hubert_lightning.files import remove_unfinished, unfinished_name
 from hubert_lightning.run_lock import Holder, holder_of, locked
 
 HOLD = """
@@ -100,6 +102,21 @@ def test_a_lock_is_held_by_a_process_and_not_by_another_of_the_same_number(folde
     fork_server.end(process)
 
 
+def test_a_process_of_this_host_that_stands_still_keeps_its_lock_however_old_it_is(folder: Path) -> None:
+    process = holding(folder)
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    try:
+        os.utime(folder / "run.lock", (0, time.time() - 100 * run_lock.STALE))
+        held = holder_of(folder)
+        assert held is not None
+        assert held.process == process.pid
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* is at work in it"), locked(folder):
+            pass
+    finally:
+        fork_server.end(process)
+    assert holder_of(folder) is None
+
+
 def test_of_many_that_find_a_dead_ones_lock_at_once_one_gets_it(folder: Path) -> None:
     dead = holding(folder)
     os.kill(dead.pid or 0, signal.SIGKILL)  # and nobody waits for it yet
@@ -125,6 +142,43 @@ def test_a_lock_of_another_host_or_a_damaged_one_is_a_dead_ones_when_it_is_old(c
         assert json.loads(path.read_text())["process"] == os.getpid()
 
 
+def test_a_lock_that_cannot_be_read_is_refused_and_stays(folder: Path) -> None:
+    (folder / "run.lock").mkdir()
+    for ask in (lambda: locked(folder).__enter__(), lambda: holder_of(folder)):
+        with pytest.raises(ValueError, match=r"run\.lock: cannot be read \(Is a directory\).*remove it if none is"):
+            ask()
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
+
+
+def test_the_age_of_a_lock_is_told_by_the_clock_of_its_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder, host="elsewhere", machine="another")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10_000)  # a clock that is fast
+    assert holder_of(folder) is not None
+    monkeypatch.setattr(time, "time", lambda: now - 10_000)
+    os.utime(path, (0, now - 1.1 * run_lock.STALE))
+    assert holder_of(folder) is None
+    assert [one.name for one in folder.iterdir()] == ["run.lock"]
+
+
+def test_a_start_is_the_same_in_every_language_and_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = set()
+    for zone, language in (("UTC", "C"), ("Asia/Tokyo", "de_DE.UTF-8"), ("America/New_York", "ja_JP.UTF-8")):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", language)
+        starts.add(run_lock._listed_start(os.getppid()))
+    assert len(starts) == 1
+    assert starts != {""}
+
+
+def test_what_a_process_that_was_killed_while_it_took_a_lock_left_is_removed(folder: Path) -> None:
+    left = unfinished_name(folder / "run.lock")
+    left.write_bytes(b"{}")
+    remove_unfinished.cache_clear()
+    with locked(folder):
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+
+
 def test_a_process_on_another_host_is_alive_if_it_renews_its_lock(folder: Path) -> None:
     path = written(folder, host="elsewhere", machine="another", process=17)
     renewed = threading.Timer(1.0, os.utime, [path])
@@ -143,6 +197,50 @@ def test_a_job_that_was_put_back_into_the_queue_goes_on_at_once_on_another_host(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with locked(folder):
         assert json.loads((folder / "run.lock").read_text())["restart"] == "1"
+
+
+def held_by_another(folder: Path, name: str) -> None:
+    """The lock of a living process: this one's parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = {"process": os.getppid(), "started": run_lock._started(os.getppid()), "token": "0"}
+    (folder / name).write_text(json.dumps(vars(Holder.this()) | parent))
+
+
+def test_a_trial_run_empties_no_folder_but_a_trials_and_waits_for_no_other_trial(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    trial, scratch = [*command(manifests, tmp_path / "run"), "--trainer.fast_dev_run=1"], tmp_path / "run.fast_dev_run"
+    scratch.mkdir()
+    (scratch / "theirs").write_bytes(b"theirs")
+    assert f"{scratch}: a trial (fast_dev_run) would empty this folder" in refused(capsys, *trial)
+    assert [path.name for path in scratch.iterdir()] == ["theirs"]
+    (scratch / "theirs").rename(scratch / ".trial")
+    held_by_another(scratch, "run.lock")
+    (scratch / "last.ckpt").write_bytes(b"of the other trial")
+    assert f"{scratch}: process {os.getppid()} on " in refused(capsys, *trial)
+    assert sorted(path.name for path in scratch.iterdir()) == [".trial", "last.ckpt", "run.lock"]
+    (scratch / "run.lock").unlink()
+    main(trial)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_two_sets_are_tested_at_once_and_one_set_is_not_tested_twice_at_once(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={run}", "--model.init_args.pretrained=null"])
+    held_by_another(run / "test" / "dev", "results.lock")
+
+    def command(name: str) -> list[str]:
+        return ["test", "--config", f"{run}/config.yaml", f"--data.init_args.test=[{manifests / name}.jsonl.gz]"]
+
+    said = refused(capsys, *command("dev"))
+    assert f"{run / 'test/dev'}: process {os.getppid()} on " in said
+    assert "wait for its end, end it, or take another set, checkpoint or decoder" in said
+    assert "--output" not in said
+    main(command("test"))
+    assert (run / "test" / "test" / "scores.json").exists()
+    assert not (run / "test" / "test" / "results.lock").exists()
 
 
 @pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK"])
