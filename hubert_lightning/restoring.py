@@ -69,7 +69,9 @@ def load_task(
     try:
         model = task(**(model_arguments(task, checkpoint, path) | given))
     except ValueError as error:
-        raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from error
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: {error}") from error
     if strict:
         check_weights(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)

@@ -230,3 +230,14 @@ def test_a_damaged_state_ends_a_fit_in_one_sentence_before_anything_is_written(
     assert said.splitlines()[-1].startswith(f"hubert: {path}")
     assert "Traceback" not in said
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_an_error_that_names_the_checkpoint_is_not_its_own_cause(runs: Path, tmp_path: Path) -> None:
+    path = changed(runs / "fine/last.ckpt", tmp_path / "damaged.ckpt", of_settings(vocabulary=3))
+    with pytest.raises(ValueError, match=str(path)) as refusal:
+        CTCFinetuning.load_from_checkpoint(path)
+    assert refusal.value.__cause__ is not refusal.value
+    path = changed(runs / "fine/last.ckpt", tmp_path / "out.ckpt", of_settings(dropout=-1.0))
+    with pytest.raises(ValueError, match=str(path)) as refusal:
+        CTCFinetuning.load_from_checkpoint(path)
+    assert str(path) not in str(refusal.value.__cause__)
