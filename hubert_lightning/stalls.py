@@ -84,7 +84,8 @@ class StalledRanks(Callback):
     def attach(self, trainer: Trainer) -> None:
         """Watch from the moment when the ranks have met, which no hook of a callback is called at."""
         strategy: Any = trainer.strategy
-        if getattr(strategy, "_timeout", None) == default_pg_timeout:
+        given = getattr(strategy, "timeout_minutes", None)  # to LayerwiseFSDP
+        if given is None and getattr(strategy, "_timeout", None) == default_pg_timeout:
             strategy._timeout = timedelta(seconds=self.labelling_timeout + self.step_timeout)
         setup_environment = strategy.setup_environment
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from torch.distributed import c10d_logger
 from torch.utils.data import dataloader
 
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.stalls import BACKWARD, DATA, OTHERS, place_of
+from hubert_lightning.sharding import LayerwiseFSDP
+from hubert_lightning.stalls import BACKWARD, DATA, OTHERS, StalledRanks, place_of
 
 QUICK = ["--stalls.timeout=0.05", "--stalls.step_timeout=0.1"]  # 3 s and 6 s
 
@@ -248,6 +250,21 @@ def test_private_parts_of_torch_and_lightning_are_where_we_look_for_them(tmp_pat
     for module, place in ((dataloader, DATA), (c10d_logger, OTHERS), (graph, BACKWARD)):
         frame = compile("sys._getframe()", module.__file__, "eval")
         assert place_of(eval(frame)) == place, moved.format(module.__name__, "torch", "stalls")
+
+
+@pytest.mark.parametrize(("given", "minutes"), [(None, 24.5 * 60), (30, 30), (7, 7)])
+def test_a_time_out_that_is_given_to_the_strategy_is_kept(given: float | None, minutes: float, tmp_path: Path) -> None:
+    strategy = LayerwiseFSDP(given) if given else LayerwiseFSDP()
+    trainer = Trainer(strategy=strategy, devices=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    assert strategy._timeout == (timedelta(minutes=given) if given else default_pg_timeout)
+    StalledRanks().attach(trainer)
+    assert strategy._timeout == timedelta(minutes=minutes)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_a_time_out_that_is_none_is_refused(minutes: float) -> None:
+    with pytest.raises(ValueError, match="it is a number of minutes above 0"):
+        LayerwiseFSDP(minutes)
 
 
 LOCALS = """
