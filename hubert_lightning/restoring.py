@@ -50,32 +50,63 @@ ELSEWHERE = {"pretrained": None, "keep_head": False}
 Task = TypeVar("Task", bound=LightningModule)
 
 
+Storage = torch.UntypedStorage
+MapLocation = torch.device | str | Mapping[str, str] | Callable[[Storage, str], Storage | None]
+
+
 def load_task(
-    task: type[Task], path: Path, strict: bool = True, device: torch.device | str = "cpu", **given: Any
+    task: type[Task],
+    checkpoint_path: str | Path,
+    map_location: MapLocation | None = None,
+    hparams_file: str | Path | None = None,
+    strict: bool | None = None,
+    weights_only: bool | None = None,
+    **given: Any,
 ) -> Task:
-    """The task as it was saved, with its weights, for `load_from_checkpoint`.
+    """Load a task as `hubert fit` saved it, for `load_from_checkpoint`; nothing in the file is executed.
 
     Args:
         task: HubertPretraining or CTCFinetuning, or a class that inherits from one of them.
-        path: Checkpoint of a fit.
-        strict: Whether the checkpoint has to have all weights of the task, and no others.
-        device: Device of the weights.
-        **given: Arguments of the task that replace those in the checkpoint.
+        checkpoint_path: Path of the checkpoint.
+        map_location: Device of the weights, the CPU if not given; or, as in `torch.load`, devices by the device that
+            the weights were saved from, or a function from a storage and that device to a storage.
+        hparams_file: Without effect; the checkpoint has the settings.
+        strict: Whether the checkpoint must have all weights of the task and no others; if not given, it must.
+        weights_only: Without effect; the file is read as if it were true.
+        **given: Arguments of the task that replace those in the checkpoint, such as `optimizer`.
 
     Raises:
-        ValueError: The checkpoint is damaged, or one of another task, or says of itself what no fit has written.
+        ValueError: The checkpoint is damaged, belongs to another task, or has settings that no fit writes.
     """
-    checkpoint = read_checkpoint(path)
+    path, strict, saved_from = Path(checkpoint_path), strict is not False, list[str]()
+
+    def note(storage: Storage, location: str) -> Storage:
+        saved_from.append(location)
+        return storage
+
+    checkpoint = read_checkpoint(path, note)
+    _check_counts(checkpoint, path)
     try:
         model = task(**(model_arguments(task, checkpoint, path) | given))
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path}: {error}") from error
+    model.on_load_checkpoint(checkpoint)
     if strict:
         check_weights(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
-    return model.to(device)
+    return model.to(_device(map_location, saved_from[0] if saved_from else "cpu"))
+
+
+def _device(map_location: MapLocation | None, saved_from: str) -> torch.device | str:
+    """Device of weights, by the argument `map_location` of `torch.load` and the device that they were saved from."""
+    if map_location is None or isinstance(map_location, (torch.device, str)):
+        return map_location or "cpu"
+    if isinstance(map_location, Mapping):
+        return map_location.get(saved_from, saved_from)
+    storage = map_location(Storage(0), saved_from)
+    return saved_from if storage is None else storage.device
 
 
 def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -152,11 +183,7 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
         path: File that errors name.
         loop: "fit_loop", "validate_loop", "test_loop" or "predict_loop".
     """
-    for name, least in (("epoch", 0), ("global_step", 0), ("ranks", 1), ("accumulate", 1)):
-        needed = loop == "fit_loop" and name in ("epoch", "global_step")
-        value = checkpoint.get(name) if name in checkpoint or needed else least
-        if type(value) is not int or value < least:
-            raise ValueError(f"{path}: its {name} is {value!r:.40}, and is a number from {least} on; {AGAIN}")
+    _check_counts(checkpoint, path, ["epoch", "global_step"] if loop == "fit_loop" else [])
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not version[:1].isdigit():
         raise ValueError(f"{path}: the version of Lightning that saved it is {version!r:.40}; {AGAIN}")
@@ -177,6 +204,15 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
                 _check_like(states[key], expected, what)
                 if missing := expected.keys() - states[key].keys():
                     raise ValueError(f"{what} lacks {summary_of(missing)}; {AGAIN}")
+
+
+def _check_counts(checkpoint: Mapping[str, Any], path: Path, needed: Sequence[str] = ()) -> None:
+    """Raise `ValueError` if what a checkpoint counts is no number, or a count that is needed is missing."""
+    for name, least in (("epoch", 0), ("global_step", 0), ("ranks", 1), ("accumulate", 1), ("skipped_steps", 0)):
+        value = checkpoint.get(name) if name in checkpoint or name in needed else least
+        whole = type(value) is int or (name == "skipped_steps" and isinstance(value, float) and value.is_integer())
+        if not whole or value < least:  # type: ignore[operator]
+            raise ValueError(f"{path}: its {name} is {value!r:.40}, and is a number from {least} on; {AGAIN}")
 
 
 def _check_like(there: Any, expected: Any, what: str, exact: bool = False) -> None:

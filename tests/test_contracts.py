@@ -81,6 +81,59 @@ def test_load_from_checkpoint_needs_no_trainer_and_computes_what_was_trained(tas
     torch.testing.assert_close(outputs(loaded), outputs(model), rtol=0, atol=0)
 
 
+@both
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"map_location": None},
+        {"map_location": torch.device("cpu"), "strict": None, "weights_only": None},
+        {"map_location": {"cuda:0": "cpu"}, "hparams_file": "hparams.yaml"},
+        {"map_location": lambda storage, location: storage},
+        {"map_location": lambda storage, location: None},
+    ],
+    ids=["none", "device", "dict", "function", "default"],
+)
+def test_load_from_checkpoint_takes_what_lightnings_takes(where: dict, task: type, trained: dict) -> None:
+    model, path = trained[task]
+    torch.testing.assert_close(task.load_from_checkpoint(path, **where).state_dict(), model.state_dict())
+    names = inspect.signature(LightningModule.load_from_checkpoint).parameters.keys() - {"cls", "kwargs"}
+    assert names <= inspect.signature(task.load_from_checkpoint).parameters.keys()
+
+
+@both
+def test_weights_go_to_the_device_that_theirs_is_mapped_to(task: type, trained: dict) -> None:
+    asked = []
+
+    def to_meta(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        asked.append(location)
+        return torch.UntypedStorage(0, device="meta")
+
+    for place in ("meta", {"cpu": "meta"}, to_meta):
+        assert task.load_from_checkpoint(trained[task][1], place).device.type == "meta"
+    assert asked == ["cpu"]
+
+
+@both
+def test_load_from_checkpoint_calls_the_hook_of_lightning(task: type, trained: dict, tmp_path: Path) -> None:
+    path, told = tmp_path / "skipped.ckpt", []
+    torch.save(torch.load(trained[task][1], weights_only=True) | {"skipped_steps": 3.0}, path)
+
+    class Inheriting(task):  # type: ignore[misc]
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            super().on_load_checkpoint(checkpoint)
+            told.append(checkpoint["global_step"])
+
+    Inheriting.__name__ = task.__name__
+    loaded = Inheriting.load_from_checkpoint(path)
+    assert (told, loaded.global_batch.skipped) == ([2], 3)
+    if task is CTCFinetuning:
+        assert loaded.trained_steps == 2
+    for name, value in (("skipped_steps", "x"), ("skipped_steps", -1.0), ("global_step", "x")):
+        torch.save(torch.load(path, weights_only=True) | {name: value}, tmp_path / "damaged.ckpt")
+        with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, and is a number from 0 on"):
+            task.load_from_checkpoint(tmp_path / "damaged.ckpt")
+
+
 def test_arguments_that_are_given_replace_those_in_the_checkpoint(trained: dict) -> None:
     _, path = trained[HubertPretraining]
     loaded = HubertPretraining.load_from_checkpoint(path, optimizer=torch.optim.SGD, masked_weight=0.5)

@@ -1,7 +1,7 @@
 """Our own files: the `.ckpt` of a fit, and one safetensors file with the same in it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,17 @@ def is_of_fit(content: Any) -> bool:
     return isinstance(content, dict) and "state_dict" in content and "hyper_parameters" in content
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[str, Any]:
     """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
+
+    Args:
+        path: Path of the checkpoint.
+        map_location: As of `torch.load`.
 
     Raises:
         ValueError: The file is damaged, or no checkpoint of a fit.
     """
-    checkpoint = read_torch(path)
+    checkpoint = read_torch(path, map_location=map_location)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(
             f"{path} holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt of `hubert fit`"
