@@ -4,6 +4,7 @@ A checkpoint may come from somebody else. Its settings are values, taken by an a
 class or path they name is neither imported nor opened.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -287,14 +288,19 @@ SCHEDULE: dict[str, Any] = {
 NEEDED = ("last_epoch", "_step_count", "base_lrs", "_last_lr", "lr_lambdas")
 
 
-def probe_optimizer(make: Callable[[ParamsT], Optimizer]) -> Optimizer:
-    """The optimizer, of one small parameter: its settings are known to be right before there is work to lose.
+def probe_optimizer(make: Callable[[ParamsT], Optimizer], parameters: Sequence[Tensor] | None = None) -> Optimizer:
+    """Make an optimizer that trains nothing: its settings are known to be right before there is work to lose.
+
+    Args:
+        make: How it is made.
+        parameters: Its parameters; one small one if not given.
 
     Raises:
         ValueError: It cannot be made with these settings.
     """
+    parameters = [nn.Parameter(torch.zeros(2, 3))] if parameters is None else parameters
     try:
-        return make([nn.Parameter(torch.zeros(2, 3))])
+        return make(parameters)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
 
@@ -302,48 +308,100 @@ def probe_optimizer(make: Callable[[ParamsT], Optimizer]) -> Optimizer:
 def _check_optimizer(
     parameters: Sequence[Tensor], make: Callable[[ParamsT], Optimizer], state: Mapping[str, Any], path: Path
 ) -> None:
-    optimizer = probe_optimizer(make)
-    [probe] = optimizer.param_groups[0]["params"]
+    """Refuse what no optimizer keeps, what this one cannot load, and what differs from what a step of it makes.
+
+    Which states there are is known of those alone that can step on the CPU: another may need its device.
+    """
+    optimizer = probe_optimizer(make, parameters)
     name = type(optimizer).__name__
-    probe.grad = torch.zeros_like(probe)
-    optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
-    expected = {key: value for key, value in optimizer.state[probe].items() if value is not None}
     other = f"give the optimizer that the run was begun with, or, if that is {name}, {AGAIN}"
+    options = [dict(group) for group in optimizer.param_groups]
+    places = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     groups, of_each = state.get("param_groups"), state.get("state")
-    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], Mapping):
+    if not isinstance(groups, list) or not groups or not all(isinstance(group, Mapping) for group in groups):
         raise ValueError(f"{path}: its optimizer has no group of parameters; {AGAIN}")
-    options = optimizer.param_groups[0]
-    if groups[0].get("params") != list(range(len(parameters))) or not isinstance(of_each, Mapping):
+    if len(groups) != len(places):
+        raise ValueError(f"{path}: its optimizer has {len(groups)} groups of parameters, {name} {len(places)}; {other}")
+    if [group.get("params") for group in groups] != places or not isinstance(of_each, Mapping):
         raise ValueError(f"{path}: its optimizer is one of other parameters than the model has; {AGAIN}")
-    for option, value in options.items():
-        if option not in groups[0]:
-            raise ValueError(f"{path}: its optimizer has no {option}, as {name} has; {other}")
-        there = groups[0][option]
-        if isinstance(value, (tuple, list)):  # such as betas
-            alike = isinstance(there, (tuple, list)) and (len(there) == len(value) or option == "params")
-        else:
-            number = isinstance(value, float)
-            alike = isinstance(there, (int, float, Tensor)) if number else type(there) is type(value)
-            alike = alike or there is None or value is None
-        if not alike:
-            raise ValueError(f"{path}: its optimizer has {option} {there!r:.40}, which is none of {name}; {AGAIN}")
     for number, kept in of_each.items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(kept, Mapping):
             raise ValueError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {AGAIN}")
-        kept = {key: value for key, value in kept.items() if value is not None}
-        if kept.keys() != expected.keys():
-            there, here = (", ".join(sorted(map(str, of))) or "nothing" for of in (kept, expected))
-            raise ValueError(f"{path}: its optimizer keeps {there} of a parameter, {name} {here}; {other}")
-        for key, value in expected.items():
-            elementwise = isinstance(value, Tensor) and value.shape == probe.shape
-            shape = parameters[number].shape if elementwise else getattr(value, "shape", ())
-            fits = isinstance(kept[key], (Tensor, int, float)) and (
-                not (elementwise or shape == ()) or getattr(kept[key], "shape", ()) == shape
-            )
-            if not fits:
+        for key, value in kept.items():
+            if (finite := _are_finite(value)) is None:
                 raise ValueError(
-                    f"{path}: its optimizer's {key} of parameter {number} is {_shape(kept[key])}, and has to be "
-                    f"{tuple(shape)}; {AGAIN}"
+                    f"{path}: its optimizer's {key} of parameter {number} is {value!r:.40}, not numbers; {AGAIN}"
                 )
-            if isinstance(kept[key], Tensor) and not bool(kept[key].isfinite().all()):
+            if not finite:
                 raise ValueError(f"{path}: its optimizer's {key} is not finite; take a checkpoint from before")
+    try:
+        optimizer.load_state_dict(dict(state))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its optimizer's state does not fit {name} ({error}); {other}") from error
+    for expected, group in zip(options, optimizer.param_groups, strict=True):
+        _check_options(expected, group, name, path)
+    ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    stepped: dict[torch.Size, dict[str, Any] | None] = {}
+    for number, kept in of_each.items():
+        shape = ours[number].shape
+        if shape not in stepped:
+            stepped[shape] = _state_of_step(make, shape)
+        if (made := stepped[shape]) is not None:
+            _check_kept(kept, made, shape, f"{path}: its optimizer", f"parameter {number}, {name}", other)
+
+
+def _are_finite(value: Any) -> bool | None:
+    """Whether a state of an optimizer is finite; None if there is something else in it than numbers."""
+    if isinstance(value, (list, tuple, Mapping)):
+        each = [_are_finite(one) for one in (value.values() if isinstance(value, Mapping) else value)]
+        return None if None in each else all(each)
+    if isinstance(value, Tensor):
+        exotic = value.is_floating_point() and value.dtype.itemsize == 1  # of which torch does not know it
+        return bool((value.float() if exotic else value).isfinite().all())
+    return value is None or math.isfinite(value) if isinstance(value, (int, float, Nothing)) else None
+
+
+def _check_options(expected: Mapping[str, Any], group: Mapping[str, Any], name: str, path: Path) -> None:
+    """Raise `ValueError` if a group of parameters, as it was loaded, lacks an option or has one of another type."""
+    for option, value in expected.items():
+        if option not in group:
+            raise ValueError(
+                f"{path}: its optimizer has no {option}, as {name} has; give the optimizer that the run was begun "
+                f"with, or, if that is {name}, {AGAIN}"
+            )
+        there = group[option]
+        if isinstance(value, (tuple, list)):  # such as betas
+            alike = isinstance(there, (tuple, list)) and len(there) == len(value)
+        elif isinstance(value, (int, float, Tensor)) and not isinstance(value, bool):
+            alike = isinstance(there, (int, float, Tensor)) and not isinstance(there, bool)
+        else:
+            alike = value is None or type(there) is type(value)
+        if not (alike or there is None):
+            raise ValueError(f"{path}: its optimizer has {option} {there!r:.40}, which is none of {name}; {AGAIN}")
+
+
+def _state_of_step(make: Callable[[ParamsT], Optimizer], shape: torch.Size) -> dict[str, Any] | None:
+    """What an optimizer keeps of one parameter after a step, None if it cannot step here."""
+    probe = nn.Parameter(torch.zeros(shape))
+    probe.grad = torch.zeros(shape)
+    try:
+        optimizer = make([probe])
+        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
+    except (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+        return None  # such as one that wants a GPU, or gradients of another kind
+    return {key: value for key, value in optimizer.state[probe].items() if value is not None}
+
+
+def _check_kept(
+    kept: Mapping[str, Any], made: Mapping[str, Any], shape: torch.Size, what: str, of_which: str, other: str
+) -> None:
+    """Raise `ValueError` if what is kept of a parameter is not what a step makes, as far as all steps make the same."""
+    if any(kept.get(key) is None for key in made):
+        names = ", ".join(sorted(map(str, kept))) or "nothing"
+        raise ValueError(f"{what} keeps {names} of {of_which} {', '.join(map(str, made))}; {other}")
+    for key, value in made.items():
+        here = tuple(getattr(value, "shape", []))
+        if isinstance(value, (Tensor, int, float)) and here in (tuple(shape), ()):
+            there = tuple(getattr(kept[key], "shape", []))
+            if not isinstance(kept[key], (Tensor, int, float)) or there != here:
+                raise ValueError(f"{what}'s {key} of {of_which} is {_shape(kept[key])}, not {here}; {AGAIN}")
