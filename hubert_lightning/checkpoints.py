@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.averaging import first_not_finite, save_tensors, write_average
-from hubert_lightning.files import also_named, has_its_end, is_whole, replacing, sync_folder
+from hubert_lightning.files import also_named, has_its_end, is_whole, replacing, sync_folder, unfinished_name
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.ranks import on_rank_zero
 
@@ -43,7 +43,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             with replacing(path) as file:
                 save_tensors(checkpoint, file)
             return
-        new, before = path.with_name(f"{LAST}.new"), path.with_name(f"{LAST}.before")
+        new, before = unfinished_name(path), unfinished_name(path)
         try:
             with replacing(new) as file:
                 save_tensors(checkpoint, file)
@@ -66,13 +66,13 @@ class WholeCheckpoints(TorchCheckpointIO):
                 "run the same command again"
             ) from error
         finally:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
+            for name in (new, before):
+                with suppress(OSError):
+                    name.unlink(missing_ok=True)
 
 
 def _linked(path: Path, name: Path) -> bool:
     """Whether a file could be given a second name, which some disks do not allow."""
-    name.unlink(missing_ok=True)
     try:
         os.link(path, name)
     except OSError:

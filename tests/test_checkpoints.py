@@ -18,6 +18,7 @@ from hubert_lightning import BestCheckpoints, load_encoder
 from hubert_lightning.averaging import averaged
 from hubert_lightning.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
 from hubert_lightning.cli import main
+from hubert_lightning.files import remove_unfinished
 
 SMALL = [
     *("--config", str(ROOT / "configs/finetune/small.yaml")),
@@ -315,15 +316,34 @@ def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
         damage(folder / "last.ckpt")
         code = fork_server.run([str(script), str(folder), str(number), links, known], tmp_path / "output.txt")
         found = step_of(newest_checkpoint(folder))
+        remove_unfinished.cache_clear()  # as in another process
         saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
         assert step_of(newest_checkpoint(folder)) == 4
-        assert {path.name for path in folder.glob("*.ckpt")} == {"last.ckpt", "previous.ckpt"}
+        assert {path.name for path in folder.iterdir()} - {"last.ckpt.damaged"} == {"last.ckpt", "previous.ckpt"}
         if code == 0:
             assert found == 3
             break
         assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
         assert found in (sound, 3)
     assert number > 5
+
+
+def test_a_save_follows_no_link_and_removes_no_file_of_the_users(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    for name in ("new", "before"):
+        (folder / f"last.ckpt.{name}").symlink_to(tmp_path / "mine")
+    (folder / "last.ckpt.part").write_text("mine")
+    for step in (1, 2, 3):
+        saved(folder / "last.ckpt", step)
+    assert (tmp_path / "mine").read_text() == (folder / "last.ckpt.part").read_text() == "mine"
+    assert all((folder / f"last.ckpt.{name}").is_symlink() for name in ("new", "before"))
+    checkpoints = {"last.ckpt", "previous.ckpt"}
+    assert {path.name for path in folder.iterdir()} == checkpoints | {
+        f"last.ckpt.{of}" for of in ("new", "before", "part")
+    }
+    assert (step_of(folder / "last.ckpt"), step_of(folder / "previous.ckpt")) == (3, 2)
 
 
 def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
