@@ -5,7 +5,6 @@ to the store by which the ranks met, and reads those of the others. The other th
 waits, too, when the process that holds the store is stopped.
 """
 
-import gc
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from hubert_lightning import interrupts, progress
 from hubert_lightning.data.workers import killed_worker
+from hubert_lightning.garbage import without_collection
 
 FROM_A_COLLECTIVE = re.compile(
     r"gloo|Connection (closed|reset|refused)|Broken pipe|NCCL|ncclRemoteError|recvValue failed|Failed to recv"
@@ -366,13 +366,8 @@ def _of_collective(error: BaseException) -> bool:
 def frame_of(thread: int) -> FrameType | None:
     """What a thread is in the middle of."""
     # Python 3.11 waits for itself for ever if it collects garbage in `_current_frames`, holding its list of threads
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with without_collection():
         return sys._current_frames().get(thread)
-    finally:
-        if collects:
-            gc.enable()
 
 
 def place_of(frame: FrameType | None) -> str:
