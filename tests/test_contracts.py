@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
 from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
-from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.model.hubert import EncoderConfig
 from hubert_lightning.pretraining import HubertPretraining
@@ -255,3 +255,26 @@ def test_a_dataloader_of_ones_own_is_validated_tested_and_predicted(
     with torch.no_grad():
         log_probs = model.eval()(batches[BatchPlan((2,), seed=0)].waveform, batches[BatchPlan((2,), seed=0)].length)
     assert words[1] == model.search(log_probs, torch.tensor([log_probs.shape[1]]), model.vocabulary)
+
+
+@both
+def test_another_order_of_manifests_is_refused_where_batches_are_planned_already(
+    task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
+) -> None:
+    data = some_data(task, manifests, run)
+    more = manifests / ("finetune.jsonl.gz" if task is CTCFinetuning else "train.jsonl.gz")
+    other = tmp_path / "other.jsonl.gz"
+    cuts = list(read_manifest(more))
+    write_manifest(cuts[:2], tmp_path / "first.jsonl.gz")
+    write_manifest(cuts[2:], other)
+    data.manifests["train"] = [tmp_path / "first.jsonl.gz", other]
+    trainer = a_trainer(tmp_path, max_steps=1)
+    trainer.fit(task.load_from_checkpoint(trained[task][1]), datamodule=data)
+    state = data.state_dict()
+    data.load_state_dict(state)  # of the same order
+    state["train"].reverse()
+    with pytest.raises(ValueError, match=rf"in another order, .* give data.train as \[{other}, {tmp_path / 'first'}"):
+        data.load_state_dict(state)
+    trainer.fit_loop._combined_loader = None  # as other strategies have it when they read a checkpoint
+    data.load_state_dict(state)
+    assert data.manifests["train"] == [other, tmp_path / "first.jsonl.gz"]
