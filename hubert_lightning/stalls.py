@@ -150,7 +150,7 @@ class Watch:
         """Seconds between two signs; less often the more ranks one store serves."""
         self.signs: dict[int, Sign] = {}
         self.lost: str | None = None
-        """Why the store cannot be reached."""
+        """Why the store cannot be reached at the moment."""
         self._seen: dict[int, float] = {}
         self._moved: dict[int, float] = {}
         self._exchanged = self._looked = time.monotonic()
@@ -199,9 +199,14 @@ class Watch:
             except (RuntimeError, dist.DistError) as error:
                 if "timeout" not in str(error).lower() or isinstance(error, dist.DistNetworkError):
                     self.lost = self.lost or str(error)
-                    return
+                    self._connect_again()
                 continue
-            self._exchanged = time.monotonic()
+            self._exchanged, self.lost = time.monotonic(), None
+
+    def _connect_again(self) -> None:
+        """Reach the store anew: a connection may break while its process is well. Waits for that long at most."""
+        with suppress(RuntimeError, dist.DistError):
+            self._store = _get_default_store().clone()  # type: ignore[attr-defined]
 
     def _tell(self, end: str | None) -> None:
         if self._store is None:
@@ -237,7 +242,9 @@ class Watch:
                 # The main thread finds out by itself, if it waits for that rank in an operation that notices
                 if now - self._failed > min(10.0 if self.lost is None else math.inf, self.limits.timeout):
                     self._leave(sentence)
-            elif sentence := self._silent(self.limits.timeout) or self._stall():
+                continue
+            self._failed = None
+            if sentence := self._silent(self.limits.timeout) or self._stall():
                 self._leave(sentence)
 
     def _gone(self) -> str | None:
