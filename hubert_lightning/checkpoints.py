@@ -1,10 +1,12 @@
 """A run's state on disk: written whole or not at all, the newest good one found, and read by any number of ranks."""
 
 import csv
+import io
 import logging
 import os
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -12,13 +14,22 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.averaging import first_not_finite, save_tensors, write_average
-from hubert_lightning.files import also_named, has_its_end, is_whole, replacing, sync_folder
+from hubert_lightning.files import (
+    also_named,
+    has_its_end,
+    is_whole,
+    replacing,
+    sync_folder,
+    unfinished_name,
+    write_whole,
+)
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.ranks import on_rank_zero
 
@@ -43,7 +54,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             with replacing(path) as file:
                 save_tensors(checkpoint, file)
             return
-        new, before = path.with_name(f"{LAST}.new"), path.with_name(f"{LAST}.before")
+        new, before = unfinished_name(path), unfinished_name(path)
         try:
             with replacing(new) as file:
                 save_tensors(checkpoint, file)
@@ -66,13 +77,13 @@ class WholeCheckpoints(TorchCheckpointIO):
                 "run the same command again"
             ) from error
         finally:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
+            for name in (new, before):
+                with suppress(OSError):
+                    name.unlink(missing_ok=True)
 
 
 def _linked(path: Path, name: Path) -> bool:
     """Whether a file could be given a second name, which some disks do not allow."""
-    name.unlink(missing_ok=True)
     try:
         os.link(path, name)
     except OSError:
@@ -299,19 +310,39 @@ def _count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int)
 def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
     """Let the table of a CSVLogger, which begins anew at every start, go on after its rows up to a checkpoint.
 
-    The row of the checkpoint's own step is missing if the run was killed between saving and logging it.
+    The row of the checkpoint's own step is missing if the run was killed between saving and logging it. The table is
+    replaced whole; later, the CSVLogger itself rewrites it in place whenever a metric is logged for the first time.
+
+    Args:
+        logger: Logger that has logged nothing yet.
+        checkpoint: Content of the checkpoint.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to.
     """
-    table = Path(logger.log_dir) / "metrics.csv"
-    if not table.exists():
+    table = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+    if rank_zero_only.rank or not table.exists():  # type: ignore[attr-defined]
         return
     with table.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
     last = checkpoint["global_step"] - 1  # the Trainer counts from 0
     again = last if checkpoint.get("validation_due") else None
     kept = [row for row in rows if int(row["step"]) <= last and not (int(row["step"]) == again and _validated(row))]
-    table_writer = logger.experiment  # which removes what is there; on other ranks than 0, it does nothing
-    table_writer.metrics = [{name: value for name, value in row.items() if value} for row in kept]
-    table_writer.save()
+    if kept:
+        names = sorted({name for row in kept for name, value in row.items() if name and value})
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(table, text.getvalue().encode())
+    else:
+        names = []
+        table.unlink()
+    with TemporaryDirectory() as empty:  # in the table's own folder, it would remove the table
+        experiment = ExperimentWriter(empty)
+    experiment.log_dir, experiment.metrics_file_path = logger.log_dir, str(table)
+    experiment.metrics_keys = names
+    logger._experiment = experiment
 
 
 def _validated(row: dict[str, str]) -> bool:

@@ -37,8 +37,8 @@ class CollapseWatch(Callback):
         return {"values": values, "lowest": self._lowest, "told": sorted(self._told)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, values in state_dict["values"].items():
-            self._values[name].extend(values)
+        for name, values in self._values.items():  # the checkpoint may know others
+            values.extend(state_dict["values"].get(name, []))
         self._lowest, self._told = state_dict["lowest"], set(state_dict["told"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

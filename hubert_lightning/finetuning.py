@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,29 +131,7 @@ class CTCFinetuning(LightningModule):
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
 
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: torch.device | str = "cpu",
-        *,
-        strict: bool = True,
-        weights_only: bool = True,
-        **given: Any,
-    ) -> Self:
-        """The model as `hubert fit` saved it; nothing in the file is executed, whatever `weights_only` says.
-
-        Args:
-            checkpoint_path: File of the checkpoint.
-            map_location: Device of the weights.
-            strict: Whether the checkpoint has to have all weights, and no others.
-            weights_only: Without effect.
-            **given: Arguments of this class that replace those in the checkpoint, such as `optimizer`.
-
-        Raises:
-            ValueError: The checkpoint is damaged, or one of another model.
-        """
-        return load_task(cls, Path(checkpoint_path), strict, map_location, **given)
+    load_from_checkpoint = classmethod(load_task)  # type: ignore[assignment, var-annotated]
 
     def forward(
         self,

@@ -155,7 +155,7 @@ class GlobalBatch:
             out = "lower the learning rate or gradient_clip_val, or train in float32 or bfloat16"
         return (
             f"{self.max_skipped} steps in a row were left out because {where} was not finite; {out}, and run the same "
-            "command again: it goes on from the last checkpoint, whose weights are sound"
+            "command again: it goes on from the checkpoint before"
         )
 
     def refuse_unsound(self, module: LightningModule) -> None:
@@ -175,7 +175,7 @@ class GlobalBatch:
             return
         folder = Path(trainer.default_root_dir)
         kept = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
-        start = f"from {kept}, the newest sound one" if kept else "from the start, since none was saved before"
+        start = f"from the checkpoint before, {kept}" if kept else "from the start, since none was saved before"
         raise ValueError(
             f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is "
             "not saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which goes "

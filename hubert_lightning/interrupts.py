@@ -89,14 +89,24 @@ class Interrupts:
         """Hold nothing any more, after an error."""
         self._held = 0
 
-    def restore(self, seconds: float) -> None:
-        """Restore the handlers, after the launched processes have ended or, after so many seconds, are killed."""
-        until = time.monotonic() + seconds
-        for process in self.launched:
-            try:
-                process.wait(max(until - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
+    def restore(self, seconds: float | None) -> None:
+        """Wait for the launched processes, then restore the handlers.
+
+        Args:
+            seconds: Seconds after which, as at a signal, launched processes are killed; None to wait for their end.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        try:
+            for process in self.launched:
+                process.wait(None if until is None else max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            for process in self.launched:
                 process.kill()
+            self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         signal.set_wakeup_fd(self._fd)
         sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
@@ -186,10 +196,10 @@ def listening(numbers: Sequence[int], sentence: Callable[[str], str] | None = No
         yield
         return
     _current = Interrupts(numbers, sentence)
-    seconds = 1.0  # after an error, which this process is to report, and not each of them
+    seconds: float | None = 1.0  # after an error, which this process is to report, and not each of them
     try:
         yield
-        seconds = PATIENCE
+        seconds = None
     except SystemExit:
         seconds = PATIENCE
         raise

@@ -4,6 +4,7 @@ A checkpoint may come from somebody else. Its settings are values, taken by an a
 class or path they name is neither imported nor opened.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -50,30 +51,63 @@ ELSEWHERE = {"pretrained": None, "keep_head": False}
 Task = TypeVar("Task", bound=LightningModule)
 
 
+Storage = torch.UntypedStorage
+MapLocation = torch.device | str | Mapping[str, str] | Callable[[Storage, str], Storage | None]
+
+
 def load_task(
-    task: type[Task], path: Path, strict: bool = True, device: torch.device | str = "cpu", **given: Any
+    task: type[Task],
+    checkpoint_path: str | Path,
+    map_location: MapLocation | None = None,
+    hparams_file: str | Path | None = None,
+    strict: bool | None = None,
+    weights_only: bool | None = None,
+    **given: Any,
 ) -> Task:
-    """The task as it was saved, with its weights, for `load_from_checkpoint`.
+    """Load a task as `hubert fit` saved it, for `load_from_checkpoint`; nothing in the file is executed.
 
     Args:
         task: HubertPretraining or CTCFinetuning, or a class that inherits from one of them.
-        path: Checkpoint of a fit.
-        strict: Whether the checkpoint has to have all weights of the task, and no others.
-        device: Device of the weights.
-        **given: Arguments of the task that replace those in the checkpoint.
+        checkpoint_path: Path of the checkpoint.
+        map_location: Device of the weights, the CPU if not given; or, as in `torch.load`, devices by the device that
+            the weights were saved from, or a function from a storage and that device to a storage.
+        hparams_file: Without effect; the checkpoint has the settings.
+        strict: Whether the checkpoint must have all weights of the task and no others; if not given, it must.
+        weights_only: Without effect; the file is read as if it were true.
+        **given: Arguments of the task that replace those in the checkpoint, such as `optimizer`.
 
     Raises:
-        ValueError: The checkpoint is damaged, or one of another task, or says of itself what no fit has written.
+        ValueError: The checkpoint is damaged, belongs to another task, or has settings that no fit writes.
     """
-    checkpoint = read_checkpoint(path)
+    path, strict, saved_from = Path(checkpoint_path), strict is not False, list[str]()
+
+    def note(storage: Storage, location: str) -> Storage:
+        saved_from.append(location)
+        return storage
+
+    checkpoint = read_checkpoint(path, note)
+    _check_counts(checkpoint, path)
     try:
         model = task(**(model_arguments(task, checkpoint, path) | given))
     except ValueError as error:
-        raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from error
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+    model.on_load_checkpoint(checkpoint)
     if strict:
         check_weights(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"], strict=strict)
-    return model.to(device)
+    return model.to(_device(map_location, saved_from[0] if saved_from else "cpu"))
+
+
+def _device(map_location: MapLocation | None, saved_from: str) -> torch.device | str:
+    """Device of weights, by the argument `map_location` of `torch.load` and the device that they were saved from."""
+    if map_location is None or isinstance(map_location, (torch.device, str)):
+        return map_location or "cpu"
+    if isinstance(map_location, Mapping):
+        return map_location.get(saved_from, saved_from)
+    storage = map_location(Storage(0), saved_from)
+    return saved_from if storage is None else storage.device
 
 
 def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -150,11 +184,7 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
         path: File that errors name.
         loop: "fit_loop", "validate_loop", "test_loop" or "predict_loop".
     """
-    for name, least in (("epoch", 0), ("global_step", 0), ("ranks", 1), ("accumulate", 1)):
-        needed = loop == "fit_loop" and name in ("epoch", "global_step")
-        value = checkpoint.get(name) if name in checkpoint or needed else least
-        if type(value) is not int or value < least:
-            raise ValueError(f"{path}: its {name} is {value!r:.40}, and is a number from {least} on; {AGAIN}")
+    _check_counts(checkpoint, path, ["epoch", "global_step"] if loop == "fit_loop" else [])
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not version[:1].isdigit():
         raise ValueError(f"{path}: the version of Lightning that saved it is {version!r:.40}; {AGAIN}")
@@ -175,6 +205,15 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
                 _check_like(states[key], expected, what)
                 if missing := expected.keys() - states[key].keys():
                     raise ValueError(f"{what} lacks {summary_of(missing)}; {AGAIN}")
+
+
+def _check_counts(checkpoint: Mapping[str, Any], path: Path, needed: Sequence[str] = ()) -> None:
+    """Raise `ValueError` if what a checkpoint counts is no number, or a count that is needed is missing."""
+    for name, least in (("epoch", 0), ("global_step", 0), ("ranks", 1), ("accumulate", 1), ("skipped_steps", 0)):
+        value = checkpoint.get(name) if name in checkpoint or name in needed else least
+        whole = type(value) is int or (name == "skipped_steps" and isinstance(value, float) and value.is_integer())
+        if not whole or value < least:  # type: ignore[operator]
+            raise ValueError(f"{path}: its {name} is {value!r:.40}, and is a number from {least} on; {AGAIN}")
 
 
 def _check_like(there: Any, expected: Any, what: str, exact: bool = False) -> None:
@@ -249,14 +288,19 @@ SCHEDULE: dict[str, Any] = {
 NEEDED = ("last_epoch", "_step_count", "base_lrs", "_last_lr", "lr_lambdas")
 
 
-def probe_optimizer(make: Callable[[ParamsT], Optimizer]) -> Optimizer:
-    """The optimizer, of one small parameter: its settings are known to be right before there is work to lose.
+def probe_optimizer(make: Callable[[ParamsT], Optimizer], parameters: Sequence[Tensor] | None = None) -> Optimizer:
+    """Make an optimizer that trains nothing: its settings are known to be right before there is work to lose.
+
+    Args:
+        make: How it is made.
+        parameters: Its parameters; one small one if not given.
 
     Raises:
         ValueError: It cannot be made with these settings.
     """
+    parameters = [nn.Parameter(torch.zeros(2, 3))] if parameters is None else parameters
     try:
-        return make([nn.Parameter(torch.zeros(2, 3))])
+        return make(parameters)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
 
@@ -264,48 +308,100 @@ def probe_optimizer(make: Callable[[ParamsT], Optimizer]) -> Optimizer:
 def _check_optimizer(
     parameters: Sequence[Tensor], make: Callable[[ParamsT], Optimizer], state: Mapping[str, Any], path: Path
 ) -> None:
-    optimizer = probe_optimizer(make)
-    [probe] = optimizer.param_groups[0]["params"]
+    """Refuse what no optimizer keeps, what this one cannot load, and what differs from what a step of it makes.
+
+    Which states there are is known of those alone that can step on the CPU: another may need its device.
+    """
+    optimizer = probe_optimizer(make, parameters)
     name = type(optimizer).__name__
-    probe.grad = torch.zeros_like(probe)
-    optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
-    expected = {key: value for key, value in optimizer.state[probe].items() if value is not None}
     other = f"give the optimizer that the run was begun with, or, if that is {name}, {AGAIN}"
+    options = [dict(group) for group in optimizer.param_groups]
+    places = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     groups, of_each = state.get("param_groups"), state.get("state")
-    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], Mapping):
+    if not isinstance(groups, list) or not groups or not all(isinstance(group, Mapping) for group in groups):
         raise ValueError(f"{path}: its optimizer has no group of parameters; {AGAIN}")
-    options = optimizer.param_groups[0]
-    if groups[0].get("params") != list(range(len(parameters))) or not isinstance(of_each, Mapping):
+    if len(groups) != len(places):
+        raise ValueError(f"{path}: its optimizer has {len(groups)} groups of parameters, {name} {len(places)}; {other}")
+    if [group.get("params") for group in groups] != places or not isinstance(of_each, Mapping):
         raise ValueError(f"{path}: its optimizer is one of other parameters than the model has; {AGAIN}")
-    for option, value in options.items():
-        if option not in groups[0]:
-            raise ValueError(f"{path}: its optimizer has no {option}, as {name} has; {other}")
-        there = groups[0][option]
-        if isinstance(value, (tuple, list)):  # such as betas
-            alike = isinstance(there, (tuple, list)) and (len(there) == len(value) or option == "params")
-        else:
-            number = isinstance(value, float)
-            alike = isinstance(there, (int, float, Tensor)) if number else type(there) is type(value)
-            alike = alike or there is None or value is None
-        if not alike:
-            raise ValueError(f"{path}: its optimizer has {option} {there!r:.40}, which is none of {name}; {AGAIN}")
     for number, kept in of_each.items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(kept, Mapping):
             raise ValueError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {AGAIN}")
-        kept = {key: value for key, value in kept.items() if value is not None}
-        if kept.keys() != expected.keys():
-            there, here = (", ".join(sorted(map(str, of))) or "nothing" for of in (kept, expected))
-            raise ValueError(f"{path}: its optimizer keeps {there} of a parameter, {name} {here}; {other}")
-        for key, value in expected.items():
-            elementwise = isinstance(value, Tensor) and value.shape == probe.shape
-            shape = parameters[number].shape if elementwise else getattr(value, "shape", ())
-            fits = isinstance(kept[key], (Tensor, int, float)) and (
-                not (elementwise or shape == ()) or getattr(kept[key], "shape", ()) == shape
-            )
-            if not fits:
+        for key, value in kept.items():
+            if (finite := _are_finite(value)) is None:
                 raise ValueError(
-                    f"{path}: its optimizer's {key} of parameter {number} is {_shape(kept[key])}, and has to be "
-                    f"{tuple(shape)}; {AGAIN}"
+                    f"{path}: its optimizer's {key} of parameter {number} is {value!r:.40}, not numbers; {AGAIN}"
                 )
-            if isinstance(kept[key], Tensor) and not bool(kept[key].isfinite().all()):
+            if not finite:
                 raise ValueError(f"{path}: its optimizer's {key} is not finite; take a checkpoint from before")
+    try:
+        optimizer.load_state_dict(dict(state))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its optimizer's state does not fit {name} ({error}); {other}") from error
+    for expected, group in zip(options, optimizer.param_groups, strict=True):
+        _check_options(expected, group, name, path)
+    ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    stepped: dict[torch.Size, dict[str, Any] | None] = {}
+    for number, kept in of_each.items():
+        shape = ours[number].shape
+        if shape not in stepped:
+            stepped[shape] = _state_of_step(make, shape)
+        if (made := stepped[shape]) is not None:
+            _check_kept(kept, made, shape, f"{path}: its optimizer", f"parameter {number}, {name}", other)
+
+
+def _are_finite(value: Any) -> bool | None:
+    """Whether a state of an optimizer is finite; None if there is something else in it than numbers."""
+    if isinstance(value, (list, tuple, Mapping)):
+        each = [_are_finite(one) for one in (value.values() if isinstance(value, Mapping) else value)]
+        return None if None in each else all(each)
+    if isinstance(value, Tensor):
+        exotic = value.is_floating_point() and value.dtype.itemsize == 1  # of which torch does not know it
+        return bool((value.float() if exotic else value).isfinite().all())
+    return value is None or math.isfinite(value) if isinstance(value, (int, float, Nothing)) else None
+
+
+def _check_options(expected: Mapping[str, Any], group: Mapping[str, Any], name: str, path: Path) -> None:
+    """Raise `ValueError` if a group of parameters, as it was loaded, lacks an option or has one of another type."""
+    for option, value in expected.items():
+        if option not in group:
+            raise ValueError(
+                f"{path}: its optimizer has no {option}, as {name} has; give the optimizer that the run was begun "
+                f"with, or, if that is {name}, {AGAIN}"
+            )
+        there = group[option]
+        if isinstance(value, (tuple, list)):  # such as betas
+            alike = isinstance(there, (tuple, list)) and len(there) == len(value)
+        elif isinstance(value, (int, float, Tensor)) and not isinstance(value, bool):
+            alike = isinstance(there, (int, float, Tensor)) and not isinstance(there, bool)
+        else:
+            alike = value is None or type(there) is type(value)
+        if not (alike or there is None):
+            raise ValueError(f"{path}: its optimizer has {option} {there!r:.40}, which is none of {name}; {AGAIN}")
+
+
+def _state_of_step(make: Callable[[ParamsT], Optimizer], shape: torch.Size) -> dict[str, Any] | None:
+    """What an optimizer keeps of one parameter after a step, None if it cannot step here."""
+    probe = nn.Parameter(torch.zeros(shape))
+    probe.grad = torch.zeros(shape)
+    try:
+        optimizer = make([probe])
+        optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
+    except (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+        return None  # such as one that wants a GPU, or gradients of another kind
+    return {key: value for key, value in optimizer.state[probe].items() if value is not None}
+
+
+def _check_kept(
+    kept: Mapping[str, Any], made: Mapping[str, Any], shape: torch.Size, what: str, of_which: str, other: str
+) -> None:
+    """Raise `ValueError` if what is kept of a parameter is not what a step makes, as far as all steps make the same."""
+    if any(kept.get(key) is None for key in made):
+        names = ", ".join(sorted(map(str, kept))) or "nothing"
+        raise ValueError(f"{what} keeps {names} of {of_which} {', '.join(map(str, made))}; {other}")
+    for key, value in made.items():
+        here = tuple(getattr(value, "shape", []))
+        if isinstance(value, (Tensor, int, float)) and here in (tuple(shape), ()):
+            there = tuple(getattr(kept[key], "shape", []))
+            if not isinstance(kept[key], (Tensor, int, float)) or there != here:
+                raise ValueError(f"{what}'s {key} of {of_which} is {_shape(kept[key])}, not {here}; {AGAIN}")

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 from lightning import LightningModule
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -18,11 +19,16 @@ class LayerwiseFSDP(ModelParallelStrategy):
     Checkpoints are whole, as those of other strategies.
 
     Args:
-        timeout_minutes: How long ranks wait for one another.
+        timeout_minutes: Minutes that ranks wait for one another in a collective operation. If not given, `stalls` sets
+            it in `hubert fit`; elsewhere it is torch's default.
     """
 
-    def __init__(self, timeout_minutes: float = 30) -> None:
-        super().__init__(save_distributed_checkpoint=False, timeout=timedelta(minutes=timeout_minutes))
+    def __init__(self, timeout_minutes: float | None = None) -> None:
+        if timeout_minutes is not None and not 0 < timeout_minutes <= 2**20:
+            raise ValueError(f"timeout_minutes is {timeout_minutes}; it is a number of minutes above 0")
+        timeout = default_pg_timeout if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
+        self.timeout_minutes = timeout_minutes
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1

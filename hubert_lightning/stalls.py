@@ -5,7 +5,6 @@ to the store by which the ranks met, and reads those of the others. The other th
 waits, too, when the process that holds the store is stopped.
 """
 
-import gc
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from hubert_lightning import interrupts, progress
 from hubert_lightning.data.workers import killed_worker
+from hubert_lightning.garbage import without_collection
 
 FROM_A_COLLECTIVE = re.compile(
     r"gloo|Connection (closed|reset|refused)|Broken pipe|NCCL|ncclRemoteError|recvValue failed|Failed to recv"
@@ -84,7 +84,8 @@ class StalledRanks(Callback):
     def attach(self, trainer: Trainer) -> None:
         """Watch from the moment when the ranks have met, which no hook of a callback is called at."""
         strategy: Any = trainer.strategy
-        if getattr(strategy, "_timeout", None) == default_pg_timeout:
+        given = getattr(strategy, "timeout_minutes", None)  # to LayerwiseFSDP
+        if given is None and getattr(strategy, "_timeout", None) == default_pg_timeout:
             strategy._timeout = timedelta(seconds=self.labelling_timeout + self.step_timeout)
         setup_environment = strategy.setup_environment
 
@@ -149,7 +150,7 @@ class Watch:
         """Seconds between two signs; less often the more ranks one store serves."""
         self.signs: dict[int, Sign] = {}
         self.lost: str | None = None
-        """Why the store cannot be reached."""
+        """Why the store cannot be reached at the moment."""
         self._seen: dict[int, float] = {}
         self._moved: dict[int, float] = {}
         self._exchanged = self._looked = time.monotonic()
@@ -198,9 +199,14 @@ class Watch:
             except (RuntimeError, dist.DistError) as error:
                 if "timeout" not in str(error).lower() or isinstance(error, dist.DistNetworkError):
                     self.lost = self.lost or str(error)
-                    return
+                    self._connect_again()
                 continue
-            self._exchanged = time.monotonic()
+            self._exchanged, self.lost = time.monotonic(), None
+
+    def _connect_again(self) -> None:
+        """Reach the store anew: a connection may break while its process is well. Waits for that long at most."""
+        with suppress(RuntimeError, dist.DistError):
+            self._store = _get_default_store().clone()  # type: ignore[attr-defined]
 
     def _tell(self, end: str | None) -> None:
         if self._store is None:
@@ -236,7 +242,9 @@ class Watch:
                 # The main thread finds out by itself, if it waits for that rank in an operation that notices
                 if now - self._failed > min(10.0 if self.lost is None else math.inf, self.limits.timeout):
                     self._leave(sentence)
-            elif sentence := self._silent(self.limits.timeout) or self._stall():
+                continue
+            self._failed = None
+            if sentence := self._silent(self.limits.timeout) or self._stall():
                 self._leave(sentence)
 
     def _gone(self) -> str | None:
@@ -365,13 +373,8 @@ def _of_collective(error: BaseException) -> bool:
 def frame_of(thread: int) -> FrameType | None:
     """What a thread is in the middle of."""
     # Python 3.11 waits for itself for ever if it collects garbage in `_current_frames`, holding its list of threads
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with without_collection():
         return sys._current_frames().get(thread)
-    finally:
-        if collects:
-            gc.enable()
 
 
 def place_of(frame: FrameType | None) -> str:

@@ -112,12 +112,15 @@ def _stand_in(name: str, filled: str) -> Callable:
     return type("StandIn", (kind,), {"name": name})
 
 
-def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> Any:
+def read_torch(
+    path: Path, stand_ins: Mapping[str, Callable] | None = None, map_location: str | Callable = "cpu"
+) -> Any:
     """What `torch.save` wrote, its tensors mapped from the file, objects of other packages as `StandIn`.
 
     Args:
         path: File to read.
         stand_ins: Other stand-ins for some names: "module.name" → a function that does nothing but hold its arguments.
+        map_location: As of `torch.load`.
 
     Raises:
         ValueError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.
@@ -129,7 +132,7 @@ def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> A
     pickles = _sound(path, lambda: [_pickle_in_archive(path)] if archive else _pickles_in_old_file(path))
     protocol = max(map(_protocol, pickles))
     if protocol <= DEFAULT_PROTOCOL:
-        return _read(path, path, pickles, archive, stand_ins or {})
+        return _read(path, path, pickles, archive, stand_ins or {}, map_location)
     pickles = _sound(path, lambda: [in_protocol_2(pickle) for pickle in pickles])
     with TemporaryDirectory() as folder:  # what is mapped from a file there stays when its name goes
         copy = Path(folder) / "copy"
@@ -140,10 +143,17 @@ def read_torch(path: Path, stand_ins: Mapping[str, Callable] | None = None) -> A
                 f"{path}: written with pickle protocol {protocol}, and no copy of it in another can be "
                 f"made in {folder} ({error.strerror}); make room there, or save it with torch.save's default protocol"
             ) from error
-        return _read(path, copy, pickles, archive, stand_ins or {})
+        return _read(path, copy, pickles, archive, stand_ins or {}, map_location)
 
 
-def _read(path: Path, file: Path, pickles: list[bytes], archive: bool, stand_ins: Mapping[str, Callable]) -> Any:
+def _read(
+    path: Path,
+    file: Path,
+    pickles: list[bytes],
+    archive: bool,
+    stand_ins: Mapping[str, Callable],
+    map_location: str | Callable,
+) -> Any:
     """What a file of protocol 2 holds.
 
     Args:
@@ -152,6 +162,7 @@ def _read(path: Path, file: Path, pickles: list[bytes], archive: bool, stand_ins
         pickles: Pickles in it, all that torch's unpickler runs.
         archive: Whether it is a zip archive.
         stand_ins: As of `read_torch`.
+        map_location: As of `torch.load`.
     """
     names = _sound(path, lambda: dict(sorted(chain.from_iterable(map(_names_in, pickles)))))
     known = {
@@ -162,7 +173,7 @@ def _read(path: Path, file: Path, pickles: list[bytes], archive: bool, stand_ins
     if foreign := [name for name in names if name not in known and not MADE_BY_TORCH.fullmatch(name)]:
         raise _would_call(path, foreign[0])
     with safe_globals([(stand_in, name) for name, stand_in in known.items()]):
-        load = partial(torch.load, file, map_location="cpu", weights_only=True)
+        load = partial(torch.load, file, map_location=map_location, weights_only=True)
         if not archive:  # its tensors would be made before they are found to be missing
             with FakeTensorMode():
                 _check_sizes(path, _sound(path, load))

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hubert_lightning"
 # module → what of this package, and which of the restricted packages, it may import
 MAY_IMPORT = {
     "frames": set(),
+    "garbage": set(),
     "ranges": set(),
     "arguments": {"parser", "ranges"},
     "files": set(),
@@ -18,7 +19,7 @@ MAY_IMPORT = {
     "tokens": set(),
     "progress": set(),
     "interrupts": {"messages"},
-    "stalls": {"interrupts", "progress", "data.workers", "lightning"},
+    "stalls": {"garbage", "interrupts", "progress", "data.workers", "lightning"},
     "ranks": {"data.workers", "lightning"},
     "run_lock": {"files", "messages"},
     "run_folder": {"checkpoints", "files", "messages", "model.formats.checkpoint"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "throughput": {"frames", "lightning"},
     "sharding": {"model.*", "lightning"},
     "collapse": {"data.labels", "lightning"},
-    "data.*": {"frames", "files", "interrupts", "json_files", "tokens", "data.*", "lhotse"},
+    "data.*": {"frames", "files", "garbage", "interrupts", "json_files", "tokens", "data.*", "lhotse"},
     "data.datamodule": {"frames", "ranges", "data.*", "lhotse", "lightning"},
     "torch_files": {"files", "unpickling"},
     "model.*": {"files", "frames", "json_files", "tokens", "torch_files", "model.*"},

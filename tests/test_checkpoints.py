@@ -1,5 +1,6 @@
 """The best few checkpoints of a run, and the mean of their weights."""
 
+import csv
 import math
 import shutil
 import signal
@@ -11,13 +12,15 @@ import pytest
 import torch
 from conftest import ROOT
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints, load_encoder
 from hubert_lightning.averaging import averaged
-from hubert_lightning.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
+from hubert_lightning.checkpoints import WholeCheckpoints, keep_rows, newest_checkpoint, set_damaged_aside
 from hubert_lightning.cli import main
+from hubert_lightning.files import remove_unfinished
 
 SMALL = [
     *("--config", str(ROOT / "configs/finetune/small.yaml")),
@@ -315,15 +318,34 @@ def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
         damage(folder / "last.ckpt")
         code = fork_server.run([str(script), str(folder), str(number), links, known], tmp_path / "output.txt")
         found = step_of(newest_checkpoint(folder))
+        remove_unfinished.cache_clear()  # as in another process
         saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
         assert step_of(newest_checkpoint(folder)) == 4
-        assert {path.name for path in folder.glob("*.ckpt")} == {"last.ckpt", "previous.ckpt"}
+        assert {path.name for path in folder.iterdir()} - {"last.ckpt.damaged"} == {"last.ckpt", "previous.ckpt"}
         if code == 0:
             assert found == 3
             break
         assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
         assert found in (sound, 3)
     assert number > 5
+
+
+def test_a_save_follows_no_link_and_removes_no_file_of_the_users(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    for name in ("new", "before"):
+        (folder / f"last.ckpt.{name}").symlink_to(tmp_path / "mine")
+    (folder / "last.ckpt.part").write_text("mine")
+    for step in (1, 2, 3):
+        saved(folder / "last.ckpt", step)
+    assert (tmp_path / "mine").read_text() == (folder / "last.ckpt.part").read_text() == "mine"
+    assert all((folder / f"last.ckpt.{name}").is_symlink() for name in ("new", "before"))
+    checkpoints = {"last.ckpt", "previous.ckpt"}
+    assert {path.name for path in folder.iterdir()} == checkpoints | {
+        f"last.ckpt.{of}" for of in ("new", "before", "part")
+    }
+    assert (step_of(folder / "last.ckpt"), step_of(folder / "previous.ckpt")) == (3, 2)
 
 
 def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
@@ -366,3 +388,56 @@ def test_the_mean_of_weights_that_are_not_finite_is_refused(tmp_path: Path) -> N
     torch.save(content, tmp_path / "broken.ckpt")
     with pytest.raises(ValueError, match=r"broken\.ckpt: its weight is NaN or infinite; average others"):
         averaged([tmp_path / "best-2.ckpt", tmp_path / "broken.ckpt"])
+
+
+# Keeps the rows of three steps, and kills itself before the n-th thing that it does to files
+KEEP_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from lightning.pytorch.loggers import CSVLogger
+from hubert_lightning.checkpoints import keep_rows
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+def hear(event, args):
+    global calls
+    if event in ("open", "os.rename", "os.link", "os.remove", "os.truncate") and str(folder) in str(args[0]):
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+logger = CSVLogger(folder, name="", version="")
+sys.addaudithook(hear)
+keep_rows(logger, {"global_step": 3})
+logger.log_metrics({"train/loss": 0.5}, 3)
+logger.save()
+"""
+
+
+def test_wherever_a_start_is_killed_the_rows_of_the_table_are_there(tmp_path: Path) -> None:
+    def steps(folder: Path) -> list[str]:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return [row["step"] for row in csv.DictReader(file)]
+
+    (tmp_path / "keep.py").write_text(KEEP_AND_DIE)
+    for number in range(1, 40):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        rows = "".join(f"{step},{1 / (step + 1)}\r\n" for step in range(5))
+        (folder / "metrics.csv").write_text("step,train/loss\r\n" + rows, newline="")
+        code = fork_server.run([str(tmp_path / "keep.py"), str(folder), str(number)], tmp_path / "output.txt")
+        assert steps(folder)[:3] == ["0", "1", "2"], number
+        keep_rows(CSVLogger(folder, name="", version=""), {"global_step": 3})
+        assert steps(folder) == ["0", "1", "2"]
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
+    assert number > 3
+
+
+def test_a_table_without_rows_to_keep_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n5,1.0\n")
+    logger = CSVLogger(tmp_path, name="", version="")
+    keep_rows(logger, {"global_step": 3})
+    assert not (tmp_path / "metrics.csv").exists()
+    logger.log_metrics({"val/wer": 0.5}, 3)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,val/wer", "3,0.5"]

@@ -113,3 +113,12 @@ def test_other_tasks_are_not_watched(caplog: pytest.LogCaptureFixture) -> None:
     for trainer.global_step in range(1000):
         watch.on_train_batch_end(trainer, task, None, None, 0)  # type: ignore[arg-type]
     assert caplog.records == []
+
+
+def test_a_metric_that_is_watched_no_longer_is_ignored_in_an_older_checkpoint() -> None:
+    state = CollapseWatch().state_dict()
+    del state["values"]["masked_loss"]
+    state["values"] |= {"masked_accuracy": [0.5], "once_watched": [1.0]}
+    watch = CollapseWatch()
+    watch.load_state_dict(state)
+    assert watch.state_dict()["values"] == CollapseWatch().state_dict()["values"] | {"masked_accuracy": [0.5]}

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
 from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
-from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.model.hubert import EncoderConfig
 from hubert_lightning.pretraining import HubertPretraining
@@ -79,6 +79,59 @@ def test_load_from_checkpoint_needs_no_trainer_and_computes_what_was_trained(tas
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert dict(loaded.hparams) == dict(model.hparams)
     torch.testing.assert_close(outputs(loaded), outputs(model), rtol=0, atol=0)
+
+
+@both
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"map_location": None},
+        {"map_location": torch.device("cpu"), "strict": None, "weights_only": None},
+        {"map_location": {"cuda:0": "cpu"}, "hparams_file": "hparams.yaml"},
+        {"map_location": lambda storage, location: storage},
+        {"map_location": lambda storage, location: None},
+    ],
+    ids=["none", "device", "dict", "function", "default"],
+)
+def test_load_from_checkpoint_takes_what_lightnings_takes(where: dict, task: type, trained: dict) -> None:
+    model, path = trained[task]
+    torch.testing.assert_close(task.load_from_checkpoint(path, **where).state_dict(), model.state_dict())
+    names = inspect.signature(LightningModule.load_from_checkpoint).parameters.keys() - {"cls", "kwargs"}
+    assert names <= inspect.signature(task.load_from_checkpoint).parameters.keys()
+
+
+@both
+def test_weights_go_to_the_device_that_theirs_is_mapped_to(task: type, trained: dict) -> None:
+    asked = []
+
+    def to_meta(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        asked.append(location)
+        return torch.UntypedStorage(0, device="meta")
+
+    for place in ("meta", {"cpu": "meta"}, to_meta):
+        assert task.load_from_checkpoint(trained[task][1], place).device.type == "meta"
+    assert asked == ["cpu"]
+
+
+@both
+def test_load_from_checkpoint_calls_the_hook_of_lightning(task: type, trained: dict, tmp_path: Path) -> None:
+    path, told = tmp_path / "skipped.ckpt", []
+    torch.save(torch.load(trained[task][1], weights_only=True) | {"skipped_steps": 3.0}, path)
+
+    class Inheriting(task):  # type: ignore[misc]
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            super().on_load_checkpoint(checkpoint)
+            told.append(checkpoint["global_step"])
+
+    Inheriting.__name__ = task.__name__
+    loaded = Inheriting.load_from_checkpoint(path)
+    assert (told, loaded.global_batch.skipped) == ([2], 3)
+    if task is CTCFinetuning:
+        assert loaded.trained_steps == 2
+    for name, value in (("skipped_steps", "x"), ("skipped_steps", -1.0), ("global_step", "x")):
+        torch.save(torch.load(path, weights_only=True) | {name: value}, tmp_path / "damaged.ckpt")
+        with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, and is a number from 0 on"):
+            task.load_from_checkpoint(tmp_path / "damaged.ckpt")
 
 
 def test_arguments_that_are_given_replace_those_in_the_checkpoint(trained: dict) -> None:
@@ -202,3 +255,26 @@ def test_a_dataloader_of_ones_own_is_validated_tested_and_predicted(
     with torch.no_grad():
         log_probs = model.eval()(batches[BatchPlan((2,), seed=0)].waveform, batches[BatchPlan((2,), seed=0)].length)
     assert words[1] == model.search(log_probs, torch.tensor([log_probs.shape[1]]), model.vocabulary)
+
+
+@both
+def test_another_order_of_manifests_is_refused_where_batches_are_planned_already(
+    task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
+) -> None:
+    data = some_data(task, manifests, run)
+    more = manifests / ("finetune.jsonl.gz" if task is CTCFinetuning else "train.jsonl.gz")
+    other = tmp_path / "other.jsonl.gz"
+    cuts = list(read_manifest(more))
+    write_manifest(cuts[:2], tmp_path / "first.jsonl.gz")
+    write_manifest(cuts[2:], other)
+    data.manifests["train"] = [tmp_path / "first.jsonl.gz", other]
+    trainer = a_trainer(tmp_path, max_steps=1)
+    trainer.fit(task.load_from_checkpoint(trained[task][1]), datamodule=data)
+    state = data.state_dict()
+    data.load_state_dict(state)  # of the same order
+    state["train"].reverse()
+    with pytest.raises(ValueError, match=rf"in another order, .* give data.train as \[{other}, {tmp_path / 'first'}"):
+        data.load_state_dict(state)
+    trainer.fit_loop._combined_loader = None  # as other strategies have it when they read a checkpoint
+    data.load_state_dict(state)
+    assert data.manifests["train"] == [other, tmp_path / "first.jsonl.gz"]

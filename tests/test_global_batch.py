@@ -137,3 +137,16 @@ def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> 
     with pytest.raises(ValueError, match="precision 16-mixed with a fused AdamW: its gradients cannot be clipped"):
         model.global_batch.made(model, fused_adam)
     assert isinstance(model.global_batch.made(model, plain_adam), AdamW)
+
+
+def test_a_checkpoint_that_was_not_looked_at_is_not_called_sound(tmp_path: Path) -> None:
+    model = a_model()
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    model.trainer = trainer
+    model.encoder.get_parameter("mask_embedding").data[0] = torch.nan
+    with pytest.raises(ValueError, match="goes on from the start, since none was saved before; or start a run"):
+        model.global_batch.refuse_unsound(model)
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"goes on from the checkpoint before, {tmp_path / 'last.ckpt'}; or start a"):
+        model.global_batch.refuse_unsound(model)

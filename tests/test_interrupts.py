@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ import soundfile
 import torch
 from conftest import ROOT
 
+from hubert_lightning import interrupts
 from hubert_lightning.cli import main
 
 SAVED = re.compile(r"hubert: (Ctrl-C|SIGTERM|SIGUSR1): saved at step (\d+); the same command resumes\n")
@@ -312,3 +314,36 @@ def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_pat
     assert fork_server.ended(process, 30) == 130
     assert time.monotonic() - began < 5
     assert output.read_text() == "the finalizer\nhubert: Ctrl-C: what was finished before is kept\n"
+
+
+def test_ranks_that_take_long_to_end_are_waited_for_after_a_clean_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "PATIENCE", 0.05)
+    with interrupts.listening([signal.SIGUSR1], str):
+        signals = interrupts.current()
+        assert signals is not None
+        process = subprocess.Popen(["sh", "-c", f"sleep 0.5; touch {tmp_path / 'ended'}"])
+        signals.launched = [process]
+    assert process.returncode == 0
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_signal_ends_the_wait_for_other_ranks_and_them() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    process = subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 60"])
+
+    def wait_for_it() -> None:
+        with interrupts.listening([signal.SIGUSR1], str):
+            signals = interrupts.current()
+            assert signals is not None
+            signals.launched = [process]
+            threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+
+    try:
+        with pytest.raises(interrupts.Interrupted):
+            wait_for_it()
+        assert process.wait(10) in (-signal.SIGTERM, -signal.SIGKILL)
+        assert not [thread for thread in threading.enumerate() if thread.name == "interrupts"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,6 +1,8 @@
 """What a checkpoint brings back is checked: a name in it imports nothing, and damage is a sentence before any step."""
 
 import copy
+import functools
+import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule
 from test_cli import SMOKE, SMOKE_FINETUNE, refused, speech, transcribed
+from torch import nn
+from torch.optim import Optimizer
 
 from hubert_lightning.cli import main
 from hubert_lightning.experiment import HubertCLI
 from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.pretraining import HubertPretraining
+from hubert_lightning.restoring import check_run
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +236,123 @@ def test_a_damaged_state_ends_a_fit_in_one_sentence_before_anything_is_written(
     assert said.splitlines()[-1].startswith(f"hubert: {path}")
     assert "Traceback" not in said
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_an_error_that_names_the_checkpoint_is_not_its_own_cause(runs: Path, tmp_path: Path) -> None:
+    path = changed(runs / "fine/last.ckpt", tmp_path / "damaged.ckpt", of_settings(vocabulary=3))
+    with pytest.raises(ValueError, match=str(path)) as refusal:
+        CTCFinetuning.load_from_checkpoint(path)
+    assert refusal.value.__cause__ is not refusal.value
+    path = changed(runs / "fine/last.ckpt", tmp_path / "out.ckpt", of_settings(dropout=-1.0))
+    with pytest.raises(ValueError, match=str(path)) as refusal:
+        CTCFinetuning.load_from_checkpoint(path)
+    assert str(path) not in str(refusal.value.__cause__)
+
+
+Make = Callable[[Any], Optimizer]
+OPTIMIZERS = [one for one in vars(torch.optim).values() if isinstance(one, type) and issubclass(one, Optimizer)]
+
+
+class Layers(LightningModule):
+    """Parameters of one, two and three dimensions, or of two alone."""
+
+    def __init__(self, two: bool = False) -> None:
+        super().__init__()
+        shapes = [(3, 4), (20, 30)] if two else [(3, 4), (5,), (20, 30), (2, 3, 4)]
+        self.weights = nn.ParameterList(torch.ones(shape) for shape in shapes)
+
+
+class EightBits(Optimizer):
+    """Keeps what the size of a parameter decides, and steps on a GPU alone: as 8-bit Adams do."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert all(parameter.is_cuda for group in self.param_groups for parameter in group["params"])
+
+
+def of_eight_bits(model: Layers) -> dict[str, Any]:
+    state: dict[str, Any] = EightBits(model.parameters()).state_dict()
+    for number, parameter in enumerate(model.parameters()):
+        size = parameter.numel()
+        coded = {"state1": torch.zeros(size, dtype=torch.uint8), "absmax1": torch.ones(-(-size // 16))}
+        state["state"][number] = {"step": 1} | (coded if size > 20 else {"state1": torch.zeros(parameter.shape)})
+    return state
+
+
+def by_dimensions(parameters: Any) -> Optimizer:
+    """An optimizer of two groups."""
+    of_all = list(parameters)
+    groups = [{"params": [one for one in of_all if one.dim() > 1]}]
+    if few := [one for one in of_all if one.dim() < 2]:
+        groups.append({"params": few, "weight_decay": 0.0})  # type: ignore[dict-item]
+    return torch.optim.AdamW(groups, lr=0.1)
+
+
+def after_a_step(model: Layers, make: Make) -> dict[str, Any]:
+    """A checkpoint of step 1, as far as `check_run` reads it."""
+    optimizer = make(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    state = of_eight_bits(model) if isinstance(optimizer, EightBits) else None
+    if state is None:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+            if isinstance(optimizer, torch.optim.SparseAdam):
+                parameter.grad = parameter.grad.to_sparse()
+        if optimizer.defaults.get("capturable"):  # which steps on a GPU alone
+            for group in optimizer.param_groups:
+                group["capturable"] = False
+        optimizer.step(lambda: torch.ones(()))  # type: ignore[arg-type, return-value]
+        state = optimizer.state_dict()
+        for group, as_given in zip(state["param_groups"], make(model.parameters()).param_groups, strict=True):
+            group |= {name: value for name, value in as_given.items() if name == "capturable"}
+    schedule.step()
+    count = {"step": {"total": {"completed": 1}}}
+    loops = {"epoch_loop.automatic_optimization.optim_progress": {"optimizer": count}}
+    saved = io.BytesIO()
+    schedules = [schedule.state_dict()]
+    torch.save(
+        {"loops": {"fit_loop": loops}, "global_step": 1, "optimizer_states": [state], "lr_schedulers": schedules}, saved
+    )
+    saved.seek(0)
+    return torch.load(saved, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(functools.partial(one, lr=0.01) for one in OPTIMIZERS if one is not Optimizer),
+        functools.partial(torch.optim.AdamW, lr=0.01, amsgrad=True, weight_decay=0),
+        functools.partial(torch.optim.Adam, lr=0.01, capturable=True),
+        functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        by_dimensions,
+        EightBits,
+    ],
+    ids=lambda make: getattr(getattr(make, "func", make), "__name__", ""),
+)
+def test_every_optimizer_goes_on_from_its_own_state_and_from_no_other_type(make: Make) -> None:
+    model = Layers(two=getattr(make, "func", None) is torch.optim.Muon)
+    sound, path = after_a_step(model, make), Path("some.ckpt")
+    before = [parameter.clone() for parameter in model.parameters()]
+    check_run(model, make, sound, path)
+    torch.testing.assert_close([*model.parameters()], before, rtol=0, atol=0)  # a check trains nothing
+    states = sound["optimizer_states"][0]["state"]
+    damages: list[tuple[tuple[Any, ...], Any]] = []
+    damages += [((*STATE, number, key), "x") for number, kept in states.items() for key in kept]
+    damages += [((*STATE, number), value) for number in (0, 99) for value in ("x", [1])]
+    damages += [((*GROUP, "lr"), value) for value in (GONE, "x", {})]
+    damages += [((*GROUP, "params"), value) for value in ([0], ["x"])]
+    damages += [(("optimizer_states", 0, "param_groups"), value) for value in ([], [{}] * 3)]
+    for keys, value in damages:
+        damaged = copy.deepcopy(sound)
+        damage(damaged, keys, value)
+        with pytest.raises(ValueError, match=r"^some.ckpt: its optimizer"):
+            check_run(model, make, damaged, path)
+
+
+def test_an_option_that_a_later_torch_adds_does_not_end_a_run() -> None:
+    model, make = Layers(), functools.partial(torch.optim.AdamW, lr=0.01)
+    checkpoint = after_a_step(model, make)
+    del checkpoint["optimizer_states"][0]["param_groups"][0]["capturable"]
+    check_run(model, make, checkpoint, Path("some.ckpt"))

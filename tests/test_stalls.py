@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from torch.distributed import c10d_logger
 from torch.utils.data import dataloader
 
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.stalls import BACKWARD, DATA, OTHERS, place_of
+from hubert_lightning.sharding import LayerwiseFSDP
+from hubert_lightning.stalls import BACKWARD, DATA, OTHERS, StalledRanks, place_of
 
 QUICK = ["--stalls.timeout=0.05", "--stalls.step_timeout=0.1"]  # 3 s and 6 s
 
@@ -250,6 +252,21 @@ def test_private_parts_of_torch_and_lightning_are_where_we_look_for_them(tmp_pat
         assert place_of(eval(frame)) == place, moved.format(module.__name__, "torch", "stalls")
 
 
+@pytest.mark.parametrize(("given", "minutes"), [(None, 24.5 * 60), (30, 30), (7, 7)])
+def test_a_time_out_that_is_given_to_the_strategy_is_kept(given: float | None, minutes: float, tmp_path: Path) -> None:
+    strategy = LayerwiseFSDP(given) if given else LayerwiseFSDP()
+    trainer = Trainer(strategy=strategy, devices=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    assert strategy._timeout == (timedelta(minutes=given) if given else default_pg_timeout)
+    StalledRanks().attach(trainer)
+    assert strategy._timeout == timedelta(minutes=minutes)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_a_time_out_that_is_none_is_refused(minutes: float) -> None:
+    with pytest.raises(ValueError, match="it is a number of minutes above 0"):
+        LayerwiseFSDP(minutes)
+
+
 LOCALS = """
 import gc, sys, threading
 from hubert_lightning.stalls import frame_of
@@ -268,3 +285,63 @@ def test_looking_at_a_thread_does_not_lock_python(tmp_path: Path) -> None:
     (tmp_path / "locals.py").write_text(LOCALS)
     assert fork_server.run([str(tmp_path / "locals.py")], tmp_path / "output.txt", timeout=60) == 0
     assert (tmp_path / "output.txt").read_text() == "done\n"
+
+
+# Two ranks, the second one's way to the store leads through a forwarder, whose connections are cut
+CUT = """
+import socket, threading, time
+from datetime import timedelta
+import torch.distributed as dist
+from hubert_lightning import stalls
+
+def piped(source, target):
+    try:
+        while content := source.recv(65536):
+            target.sendall(content)
+    except OSError:
+        pass
+    for end in (source, target):
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+def forward():
+    while True:
+        inner, _ = listener.accept()
+        outer = socket.create_connection(("127.0.0.1", server.port))
+        ends.append(inner)
+        for pair in ((inner, outer), (outer, inner)):
+            threading.Thread(target=piped, args=pair, daemon=True).start()
+
+waits = {"timeout": timedelta(seconds=60), "wait_for_workers": False}
+server = dist.TCPStore("127.0.0.1", 0, 2, True, **waits)
+listener, ends = socket.create_server(("127.0.0.1", 0)), []
+threading.Thread(target=forward, daemon=True).start()
+stores = [server, dist.TCPStore("127.0.0.1", listener.getsockname()[1], 2, False, **waits)]
+limits = stalls.StalledRanks(timeout=0.05)  # 3 s
+watches = []
+for rank, store in enumerate(stores):
+    stalls._get_default_store = lambda: store if rank else server
+    watches.append(stalls.Watch(limits, rank, 2, {}, "cut"))
+store = stores[1]
+stalls._get_default_store = lambda: store
+time.sleep(2)
+assert set(watches[1].signs) == {0, 1}
+for _ in range(2):
+    for end in ends:
+        end.shutdown(socket.SHUT_RDWR)
+    ends.clear()
+    time.sleep(5)
+    beats = [watch.signs[1].beat for watch in watches]
+    time.sleep(1.5)
+    assert [watch.signs[1].beat > beat for watch, beat in zip(watches, beats)] == [True, True]
+    assert watches[1].lost is None
+print("well")
+"""
+
+
+def test_a_connection_that_breaks_once_ends_no_healthy_run(tmp_path: Path) -> None:
+    (tmp_path / "cut.py").write_text(CUT)
+    code = fork_server.run([str(tmp_path / "cut.py")], tmp_path / "output.txt", timeout=60)
+    assert (code, (tmp_path / "output.txt").read_text().splitlines()[-1]) == (0, "well")

@@ -164,7 +164,8 @@ class PretrainingData(LightningDataModule):
         """Take the manifests in the order of the checkpoint that training goes on from.
 
         Raises:
-            ValueError: Manifests or labels are not those that it was trained with.
+            ValueError: Manifests or labels are not those that it was trained with, or the batches of another order are
+                planned already.
         """
         if not _fitting(self):
             return
@@ -173,6 +174,7 @@ class PretrainingData(LightningDataModule):
             part: compared(state_dict.get(part), self.manifests[part], self._manifests(part), part, checkpoint)
             for part in ("train", "validation")
         }
+        _check_order(self, order["train"], self.manifests["train"])
         if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
             raise ValueError(
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
@@ -307,7 +309,8 @@ class TranscribedData(LightningDataModule):
         """Take the manifests in the order of the checkpoint that training goes on from.
 
         Raises:
-            ValueError: Manifests are not those that it was trained with.
+            ValueError: Manifests are not those that it was trained with, or the batches of another order are planned
+                already.
         """
         if not _fitting(self):
             return
@@ -315,6 +318,8 @@ class TranscribedData(LightningDataModule):
         for part in ("train", "validation"):
             paths = self.manifests[part] or []
             order = compared(state_dict.get(part), paths, self._manifests(part), part, checkpoint)
+            if part == "train":
+                _check_order(self, order, paths)
             if order:
                 self._parts[part] = [self._parts[part][place] for place in order]
                 self.cuts[part] = _joined(self._parts[part])
@@ -380,6 +385,20 @@ def _resumed(data: LightningDataModule) -> str:
     """The checkpoint that training goes on from, as errors name it."""
     assert data.trainer is not None
     return str(data.trainer.ckpt_path)
+
+
+def _check_order(data: LightningDataModule, order: Sequence[int], paths: Sequence[Path]) -> None:
+    """Raise `ValueError` if the Trainer has the batches of another order than the checkpoint's.
+
+    It has where a strategy reads checkpoints late, such as LayerwiseFSDP, and steps are counted by `max_epochs`.
+    """
+    assert data.trainer is not None
+    if list(order) != sorted(order) and data.trainer.train_dataloader is not None:
+        named = ", ".join(str(paths[place]) for place in order)
+        raise ValueError(
+            f"data.train names the manifests of {_resumed(data)} in another order, and this strategy has planned its "
+            f"batches already; give data.train as [{named}]"
+        )
 
 
 def _of_part(manifests: Sequence[Path] | None, cuts: Iterable[Cut], audio: str) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Manifests: lhotse `CutSet`s as JSONL, one line an utterance, every count at 16 kHz; read, written, checked."""
 
-import gc
 import gzip
 import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +17,7 @@ from lhotse.cut.data import DataCut
 from hubert_lightning.data.cut_rows import SHAR, cut_of, rows_of
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.garbage import without_collection
 from hubert_lightning.interrupts import thread_pool
 from hubert_lightning.json_files import shown
 
@@ -30,19 +30,7 @@ def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
     return CutSet([cut for part in parts for cut in part])
 
 
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """No search for reference cycles meanwhile, which takes as long again where millions of objects are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@without_collection()
+@without_collection()  # which takes as long again where millions of objects are made
 def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
     """The cuts of each manifest.
 

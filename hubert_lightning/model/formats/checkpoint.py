@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,18 @@ def _is_whole(path: Path, *state: int) -> bool:
     return is_whole(path)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[str, Any]:
     """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
+
+    Args:
+        path: Path of the checkpoint.
+        map_location: As of `torch.load`.
 
     Raises:
         ValueError: The file is damaged, or no checkpoint of a fit.
     """
     verify(path)
-    checkpoint = read_torch(path)
+    checkpoint = read_torch(path, map_location=map_location)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(
             f"{path} holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt of `hubert fit`"

@@ -1,0 +1,45 @@
+"""When Python may look for reference cycles: in no thread while one of them asks that it does not."""
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_lock = threading.RLock()
+_inside: list[int] = []
+"""Threads that are in a section without collection, once for each section."""
+_enabled = False
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Do not look for reference cycles, in any thread, until the last such section ends."""
+    global _enabled
+    thread = threading.get_ident()
+    with _lock:
+        if not _inside:
+            _enabled = gc.isenabled()
+            gc.disable()
+        _inside.append(thread)
+    try:
+        yield
+    finally:
+        with _lock:
+            _leave([thread])
+
+
+def _leave(threads: list[int]) -> None:
+    for thread in threads:
+        _inside.remove(thread)
+    if threads and not _inside and _enabled:
+        gc.enable()
+
+
+def _go_on_in_child() -> None:
+    """Leave the sections of other threads, which a forked process has not."""
+    _leave([thread for thread in _inside if thread != threading.get_ident()])
+    _lock.release()
+
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_go_on_in_child)
