@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from hubert_lightning.files import has_its_end, is_whole, replacing
+from hubert_lightning.files import replacing
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 
 OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics", "final_metrics")
@@ -46,7 +46,7 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
     """
     if not checkpoints:
         raise ValueError("no checkpoint is named to be averaged; give one or more in brackets: '[a.ckpt, b.ckpt]'")
-    first, *others = (read_checkpoint(Path(path)) for path in checkpoints)
+    first, *others = (_sound(Path(path)) for path in checkpoints)
     states: list[dict[str, Tensor]] = [first["state_dict"], *(other["state_dict"] for other in others)]
     for path, state in zip(checkpoints[1:], states[1:], strict=True):
         for name in states[0] | state:
@@ -56,13 +56,22 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
                     f"{path}: its {name} is {here}, that of {checkpoints[0]} {there}; average checkpoints of one model"
                 )
     for path, state in zip(checkpoints, states, strict=True):
-        if has_its_end(Path(path)) and not is_whole(Path(path)):  # what is no zip archive has no checksums
-            raise ValueError(f"{path}: damaged; remove it, and run the same command again to average the others")
         if (broken := first_not_finite(state)) is not None:
             raise ValueError(f"{path}: its {broken} is NaN or infinite; average others")
     weights = {name: _mean([state[name] for state in states]) for name in states[0]}
     rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
     return rest | {"state_dict": weights, "averaged": [Path(path).name for path in checkpoints]}
+
+
+def _sound(path: Path) -> dict[str, Any]:
+    try:
+        return read_checkpoint(path)
+    except ValueError as error:
+        if not path.is_file():
+            raise
+        raise ValueError(
+            f"{path}: damaged; remove it, and run the same command again to average the others ({error})"
+        ) from error
 
 
 def first_not_finite(state: Mapping[str, Any]) -> str | None:
