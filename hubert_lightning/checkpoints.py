@@ -318,13 +318,20 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
         checkpoint: Content of the checkpoint.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        ValueError: The table cannot be read; or the disk is full, or cannot be written to.
     """
     table = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
     if rank_zero_only.rank or not table.exists():  # type: ignore[attr-defined]
         return
-    with table.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    try:
+        with table.open(newline="", encoding="utf-8", errors="replace") as file:
+            read = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"{table}: cannot be read ({error}); move it away, and run the same command again") from error
+    sound = [row for row in read if "\ufffd" not in str(row)]
+    if len(sound) < len(read):
+        log.warning("%s: %d damaged rows are left out", table, len(read) - len(sound))
+    rows = [row for row in sound if (row.get("step") or "").isdecimal() and row["step"].isascii()]
     last = checkpoint["global_step"] - 1  # the Trainer counts from 0
     again = last if checkpoint.get("validation_due") else None
     kept = [row for row in rows if int(row["step"]) <= last and not (int(row["step"]) == again and _validated(row))]

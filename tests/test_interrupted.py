@@ -292,3 +292,21 @@ def test_a_table_goes_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
         ("4", False),
         ("5", False),
     ]
+
+
+@pytest.mark.parametrize("damage", [b"\xf3\xff,1,2\n", b"\0\n", b"\xb2,3,4\n", b'"never closed'])
+def test_a_damaged_table_keeps_its_sound_rows(damage: bytes, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    (tmp_path / "metrics.csv").write_bytes(b"epoch,step,train/loss\n0,0,2.5\n" + damage)
+    keep_rows(logger, {"global_step": 5})
+    with (tmp_path / "metrics.csv").open() as file:
+        assert next(csv.DictReader(file)) == {"epoch": "0", "step": "0", "train/loss": "2.5"}
+
+
+def test_a_table_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    (tmp_path / "metrics.csv").mkdir()
+    with pytest.raises(
+        ValueError, match=r"metrics\.csv: cannot be read .*; move it away, and run the same command again"
+    ):
+        keep_rows(logger, {"global_step": 5})
