@@ -47,7 +47,7 @@ from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quanti
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import check_regular, write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.interrupts import held
 from hubert_lightning.messages import is_first_process, show_messages
@@ -83,6 +83,7 @@ from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
+from hubert_lightning.yaml_files import check_typed, given_configs
 
 RELABEL = "hubert_lightning.Relabel"
 SCRATCH = ".fast_dev_run"
@@ -219,8 +220,11 @@ class HubertCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        for path in _given_configs(args):
+        typed = [str(arg) for arg in args] if isinstance(args, list) else []
+        for path in given_configs(typed):
+            check_regular(path)
             restore_given_config(path)
+        check_typed(typed)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         check_arguments(config, self.config.subcommand)
@@ -492,16 +496,6 @@ def _is_ours(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _given_configs(args: ArgsType) -> Iterator[Path]:
-    """The files that a command line names as its configs."""
-    typed = [str(arg) for arg in args] if isinstance(args, list) else []
-    for arg, following in pairwise([*typed, ""]):
-        if arg in ("-c", "--config"):
-            yield Path(following)
-        elif arg.startswith("--config="):
-            yield Path(arg.removeprefix("--config="))
 
 
 def _default_precision(trainer: Namespace) -> str | None:
