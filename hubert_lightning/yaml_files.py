@@ -88,7 +88,7 @@ def check_yaml(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in [anchor for anchor, _, _ in parts]:
                 raise yaml.YAMLError(f"the alias *{event.anchor} is inside of its own anchor")
-            count, depth = known.get(event.anchor, (1, 0))
+            count, depth = known.get(str(event.anchor), (1, 0))
         elif isinstance(event, yaml.ScalarEvent):
             count, depth = 1, 0
             if event.anchor:

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "run_record": {"data.labels", "lightning"},
     "scoring": {"files", "json_files", "results", "data.text"},
     "onnx_export": {"frames", "model.*"},
-    "model_card": {"json_files", "yaml_files", "model.*"},
+    "model_card": {"files", "yaml_files", "model.*"},
     "exchange": {
         "averaging",
         "files",
