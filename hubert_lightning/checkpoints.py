@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.averaging import first_not_finite, save_tensors, write_average
-from hubert_lightning.files import also_named, has_its_end, is_whole, replacing, sync_folder
+from hubert_lightning.files import also_named, has_its_end, is_whole, lines_of, replacing, sync_folder
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.ranks import on_rank_zero
 
@@ -304,8 +304,10 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
     table = Path(logger.log_dir) / "metrics.csv"
     if not table.exists():
         return
-    with table.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    try:
+        rows = [row for row in csv.DictReader(lines_of(table)) if (row.get("step") or "").isdigit()]
+    except csv.Error as error:
+        raise ValueError(f"{table}: damaged ({error}); remove it, or restore it from a backup") from error
     last = checkpoint["global_step"] - 1  # the Trainer counts from 0
     again = last if checkpoint.get("validation_due") else None
     kept = [row for row in rows if int(row["step"]) <= last and not (int(row["step"]) == again and _validated(row))]

@@ -69,6 +69,7 @@ from hubert_lightning.run_folder import (
     KEPT_CONFIG,
     KEPT_METRICS,
     METRICS,
+    check_files,
     kept_config,
     kept_metrics,
     restore_config,
@@ -135,7 +136,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             path, text = Path(trainer.default_root_dir) / CONFIG, self._text.encode()
-            if not path.exists() or path.read_bytes() != text:
+            if not path.exists() or path.stat().st_size != len(text) or path.read_bytes() != text:
                 write_whole(path, text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -228,6 +229,7 @@ class HubertCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         check_arguments(config, self.config.subcommand)
+        check_files(Path(config.output))
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
@@ -290,6 +292,7 @@ class HubertCLI(LightningCLI):
             _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
             for run in runs:
+                check_files(Path(run.output))
                 _settle(run)
                 self._refuse_another_run(run)
                 _keep_run_id(run)
@@ -358,6 +361,9 @@ class HubertCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Raise `ValueError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
+        for logger in self.trainer.loggers:
+            if logger.log_dir:
+                check_files(Path(logger.log_dir))
         if make := getattr(self.model, "optimizer", None):
             probe_optimizer(make)
         if path := self.config_init[self.subcommand].ckpt_path:
@@ -643,6 +649,7 @@ def _log_apart(config: Namespace, verb: str) -> None:
     folder = run / verb
     if verb in ("test", "predict") and data.get("test"):
         folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path)
+    check_files(folder)
     for logger in _loggers(config):
         settings = logger.init_args
         if "save_dir" in settings:

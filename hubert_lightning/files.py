@@ -315,6 +315,7 @@ def also_named(path: Path, name: Path) -> None:
     Raises:
         ValueError: As in `replacing`.
     """
+    check_regular(path)
     if name.exists() and name.samefile(path):
         return
     remove_unfinished(name.parent)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hubert_lightning.files import read_regular
 from hubert_lightning.messages import is_first_process
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError:
         return None
 
