@@ -56,6 +56,7 @@ from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import INSIDE, SentenceParser
 from hubert_lightning.preemption import Preemption
 from hubert_lightning.restoring import (
+    check_entries,
     check_kind,
     check_run,
     check_state,
@@ -383,6 +384,7 @@ class HubertCLI(LightningCLI):
                 )
             check_weights(self.model, checkpoint, path)
             check_state(self.trainer, checkpoint, path, "fit_loop")
+            check_entries(checkpoint, type(self.datamodule).__qualname__, path)
             if make:
                 check_run(self.model, make, checkpoint, path)
             for logger in self.trainer.loggers:
@@ -401,6 +403,7 @@ class HubertCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         check_weights(self.model, checkpoint, path)
         check_state(self.trainer, checkpoint, path, loop)
+        check_entries(checkpoint, type(self.datamodule).__qualname__, path)
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
