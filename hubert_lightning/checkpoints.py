@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hubert_lightning.averaging import first_not_finite, save_tensors, write_average
 from hubert_lightning.files import (
     also_named,
+    check_regular,
     has_its_end,
     is_whole,
     replacing,
@@ -323,6 +324,7 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
     table = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
     if rank_zero_only.rank or not table.exists():  # type: ignore[attr-defined]
         return
+    check_regular(table)
     try:
         with table.open(newline="", encoding="utf-8", errors="replace") as file:
             read = list(csv.DictReader(file))

@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import CLI, ArgumentParser
+import yaml
+from jsonargparse import CLI, ArgumentParser, set_loader
 
 from hubert_lightning import progress
 from hubert_lightning.interrupts import listening
 from hubert_lightning.messages import prints, show_messages
+from hubert_lightning.yaml_files import check_configs, load_value
 
 USAGE = """usage: hubert VERB ...
 
@@ -85,8 +87,21 @@ OUTSIDE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, 
 """Errors of files that no mistake of this package causes: permissions, a folder for a file, a failing disk."""
 
 
+set_loader("yaml", load_value, (yaml.YAMLError,))
+
+
 class VerbParser(ArgumentParser):
-    """Tells whoever gives one thing where several are wanted to put it in brackets."""
+    """Parses what is typed and configs alone, and reads no other file that an argument names.
+
+    Tells whoever gives one thing where several are wanted to put it in brackets.
+    """
+
+    def add_function_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        return super().add_function_arguments(*args, **kwargs | {"sub_configs": False})
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        check_configs(list(args or []))
+        return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         listed = re.search(r'Parser key "(?P<key>[^"]+)"', message)
@@ -329,7 +344,7 @@ def _average(args: list[str]) -> None:
 def _demo(args: list[str]) -> None:
     from hubert_lightning.demo import demo
 
-    CLI(demo, args=args, prog="hubert demo", as_positional=False)
+    CLI(demo, args=args, prog="hubert demo", as_positional=False, parser_class=VerbParser)
 
 
 FINE_TUNED = "a fine-tuned checkpoint, or a transformers directory"

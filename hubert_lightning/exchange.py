@@ -18,6 +18,7 @@ from hubert_lightning.model.pretrained import (
     REST,
     WEIGHTS,
     encoder_fingerprint,
+    is_hub_name,
     located,
     no_letters,
     read_trained,
@@ -51,7 +52,7 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     encoder = _checked(trained, Path(source))
     provenance = {
         **trained.source,
-        "source": str(source),
+        "source": f"https://huggingface.co/{source}" if is_hub_name(source) else str(source),
         "sha256": _digest(located(source)),
         "encoder": encoder_fingerprint(encoder),
     }
@@ -185,7 +186,7 @@ def _write_kmeans(folder: Path, kmeans: Path, dim: int, fingerprint: str) -> Non
             f"{kmeans}: centroids of {centroids[0].shape[1]} dimensions for an encoder of {dim}; give K-means of one "
             "of its layers"
         )
-    save_kmeans(folder / KMEANS, centroids, source | {"kmeans": kmeans_fingerprint(centroids)})
+    save_kmeans(folder / KMEANS, centroids, told_source(source) | {"kmeans": kmeans_fingerprint(centroids)})
 
 
 def _described(trained: Trained) -> str:

@@ -48,7 +48,7 @@ from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, load_quanti
 from hubert_lightning.clustering.mfcc import Part
 from hubert_lightning.collapse import CollapseWatch
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.files import is_unfinished, write_whole
+from hubert_lightning.files import check_regular, is_unfinished, write_whole
 from hubert_lightning.global_batch import HOW_NOT_WHAT
 from hubert_lightning.interrupts import held
 from hubert_lightning.messages import is_first_process, show_messages
@@ -57,6 +57,7 @@ from hubert_lightning.model.pretrained import encoder_config
 from hubert_lightning.parser import INSIDE, SentenceParser
 from hubert_lightning.preemption import Preemption
 from hubert_lightning.restoring import (
+    check_entries,
     check_kind,
     check_run,
     check_state,
@@ -70,6 +71,7 @@ from hubert_lightning.run_folder import (
     KEPT_CONFIG,
     KEPT_METRICS,
     METRICS,
+    check_files,
     kept_config,
     kept_metrics,
     restore_config,
@@ -84,6 +86,7 @@ from hubert_lightning.scoring import read_results, report, score, write_scores
 from hubert_lightning.stalls import StalledRanks
 from hubert_lightning.throughput import Throughput
 from hubert_lightning.unit_quality import check_phones
+from hubert_lightning.yaml_files import check_typed, given_configs
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +140,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             path, text = Path(trainer.default_root_dir) / CONFIG, self._text.encode()
-            if not path.exists() or path.read_bytes() != text:
+            if not path.exists() or path.stat().st_size != len(text) or path.read_bytes() != text:
                 write_whole(path, text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -227,12 +230,16 @@ class HubertCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        for path in _given_configs(args):
+        typed = [str(arg) for arg in args] if isinstance(args, list) else []
+        for path in given_configs(typed):
+            check_regular(path)
             restore_given_config(path)
+        check_typed(typed)
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        _find_moved(config, args)
+        _find_moved(config, typed)
         check_arguments(config, self.config.subcommand)
+        check_files(Path(config.output))
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
@@ -303,6 +310,7 @@ class HubertCLI(LightningCLI):
             _check_output(config)
             runs = list(_single_iterations(config)) if config.iterations else [config]
             for run in runs:
+                check_files(Path(run.output))
                 _settle(run)
                 self._refuse_another_run(run)
                 _keep_run_id(run)
@@ -373,6 +381,9 @@ class HubertCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Raise `ValueError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
+        for logger in self.trainer.loggers:
+            if logger.log_dir:
+                check_files(Path(logger.log_dir))
         if make := getattr(self.model, "optimizer", None):
             probe_optimizer(make)
         if path := self.config_init[self.subcommand].ckpt_path:
@@ -392,6 +403,7 @@ class HubertCLI(LightningCLI):
                 )
             check_weights(self.model, checkpoint, path)
             check_state(self.trainer, checkpoint, path, "fit_loop")
+            check_entries(checkpoint, type(self.datamodule).__qualname__, path)
             if make:
                 check_run(self.model, make, checkpoint, path)
             for logger in self.trainer.loggers:
@@ -410,6 +422,7 @@ class HubertCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         check_weights(self.model, checkpoint, path)
         check_state(self.trainer, checkpoint, path, loop)
+        check_entries(checkpoint, type(self.datamodule).__qualname__, path)
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
@@ -537,25 +550,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _find_moved(config: Namespace, args: ArgsType) -> None:
+def _find_moved(config: Namespace, typed: list[str]) -> None:
     """Let the folder of a run be where its config lies, if the command names that and no other output."""
-    given = [path for path in _given_configs(args) if path.name == CONFIG and any(path.parent.glob("*.ckpt"))]
-    options = [str(arg) for arg in args] if isinstance(args, list) else []
-    if not given or any(option.partition("=")[0] == "--output" for option in options):
+    given = [path for path in given_configs(typed) if path.name == CONFIG and any(path.parent.glob("*.ckpt"))]
+    if not given or any(option.partition("=")[0] == "--output" for option in typed):
         return
     if (folder := given[-1].parent).resolve() != Path(config.output).resolve():
         log.info("%s: the run was moved here from %s", folder, config.output)
         config.output = str(folder)
-
-
-def _given_configs(args: ArgsType) -> Iterator[Path]:
-    """The files that a command line names as its configs."""
-    typed = [str(arg) for arg in args] if isinstance(args, list) else []
-    for arg, following in pairwise([*typed, ""]):
-        if arg in ("-c", "--config"):
-            yield Path(following)
-        elif arg.startswith("--config="):
-            yield Path(arg.removeprefix("--config="))
 
 
 def _default_precision(trainer: Namespace) -> str | None:
@@ -713,6 +715,7 @@ def _log_apart(config: Namespace, verb: str) -> Path:
         limit = config.trainer.get(f"limit_{verb}_batches")
         whole = limit is None or (isinstance(limit, float) and limit == 1.0)  # 1 is one batch
         folder = results_folder(run, verb, data.test, model.get("decoder"), config.ckpt_path, whole)
+    check_files(folder)
     for logger in _loggers(config):
         settings = logger.init_args
         if "save_dir" in settings:

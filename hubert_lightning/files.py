@@ -34,6 +34,8 @@ BUFFER = 2**18
 GROWTH, LEAST = 300, 2**26
 """Times that a compressed text may be as large as its file, and bytes that it may have in any case; a manifest of a
 million rows that differ in their id alone is 115 times as large."""
+SMALL = 2**24
+"""Bytes of a config, of metrics, of a lock or of what a run says of itself."""
 LONGEST_LINE = 2**26
 """Characters of a line."""
 DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, OverflowError, zlib.error, struct.error, zipfile.BadZipFile)
@@ -250,6 +252,27 @@ def check_regular(path: Path) -> None:
         raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
 
 
+def read_regular(path: Path, largest: int = SMALL) -> bytes:
+    """Read a file that is known to be small.
+
+    Args:
+        path: Path of the file.
+        largest: Bytes that it may have.
+
+    Raises:
+        ValueError: It is a pipe, a device or a folder, or larger.
+        OSError: It is not there, or cannot be read.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(
+            f"{path}: has more than {largest} bytes, where such a file has a few thousand; restore or remove it"
+        )
+    return content
+
+
 def kind_of(path: Path | str) -> str:
     """What a path is that is no regular file: opening a pipe waits for whoever writes to it, a device has no end.
 
@@ -303,6 +326,7 @@ def also_named(path: Path, name: Path) -> None:
     Raises:
         ValueError: As in `replacing`.
     """
+    check_regular(path)
     if name.exists() and name.samefile(path):
         return
     remove_unfinished(name.parent)

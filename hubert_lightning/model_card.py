@@ -1,18 +1,22 @@
 """What a model says of itself to who finds it: how it came about, what it is worth, how it is used."""
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 import yaml
 
+from hubert_lightning.files import read_regular
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.trained import Trained
+from hubert_lightning.yaml_files import read_yaml
 
 USE = {
     "transformers": """```python
@@ -66,6 +70,12 @@ one by one, or of one length.""",
 """Lines of Python for each format; `name` is the folder, as a literal."""
 
 
+LARGEST = 10**6
+"""Bytes of a config.yaml that a card is written of."""
+ROWS, LONGEST = 100, 200
+"""Rows of a table, and characters of one value, that a card shows."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of the run that a checkpoint came from.
@@ -100,22 +110,25 @@ def run_facts(path: Path) -> Facts:
     config: Any = None
     # A card is written of what can be read; a date or a number in YAML may be none
     with suppress(yaml.YAMLError, OSError, ValueError, TypeError, RecursionError, OverflowError):
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        config = read_yaml(folder / "config.yaml", LARGEST)
     data = _inside(config, "data", "init_args").get("train") or []
     data = [manifest for manifest in (data if isinstance(data, list) else [data]) if isinstance(manifest, str)]
     labels = next((_inside(one, "init_args") for one in _callbacks(config) if _is_relabel(one)), {})
     quality = _read(folder / "layers.json") or _read(folder / "quality.json") or _read(folder / "quality/quality.json")
     checkpoint = read_checkpoint(path)
-    steps, metrics = checkpoint.get("global_step") or None, _read(folder / "metrics.json")
+    steps, metrics = checkpoint.get("global_step"), _read(folder / "metrics.json")
+    if not _is_count(steps):
+        steps = None
     if metrics.get("steps") != steps:  # of the end of the run, and not of this checkpoint
         metrics = {}
+    validated = {name: value for name, value in metrics.items() if name.startswith("val/") and _is_number(value)}
     return Facts(
-        steps,
-        tuple(name_of(manifest) for manifest in data),
+        steps or None,
+        tuple(told(manifest) for manifest in data[:ROWS]),
         _counts(checkpoint),
-        {name: value for name, value in metrics.items() if name.startswith("val/") and _is_number(value)},
+        dict([*validated.items()][:ROWS]),
         _read(folder / "scores.json"),
-        {name: labels[name] for name in ("features", "layer", "clusters") if labels.get(name) is not None},
+        {name: told(labels[name]) for name in ("features", "layer", "clusters") if labels.get(name) is not None},
         quality,
     )
 
@@ -165,18 +178,44 @@ def name_of(path: object) -> str:
 
 def told_source(source: Mapping[str, Any]) -> dict[str, Any]:
     """What a model says of where it comes from, for other people: paths of this machine are names of files."""
-    kept = dict(source)
-    if "source" in kept and not _is_public(str(kept["source"])):
-        kept["source"] = name_of(kept["source"])
-    if isinstance(kept.get("data"), list):
-        kept["data"] = [name_of(manifest) for manifest in kept["data"]]
-    return kept
+    return {told(name): told(value) for name, value in [*source.items()][:ROWS]}
 
 
-def _is_public(source: str) -> bool:
-    """Whether a source is an address or a name of the Hugging Face hub, not a path."""
-    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not re.search(r"\.(ckpt|pt|bin|safetensors)$", source)
-    return bool(re.fullmatch(r"https?://[^@\s]+", source) or (named and not Path(source).exists()))
+def told(value: Any, depth: int = 0) -> Any:
+    """What may be told of a value of a checkpoint or a config, whatever is in it.
+
+    Args:
+        value: Value to tell.
+        depth: Lists and mappings that it is in.
+
+    Returns:
+        Of a path, the name of the file; of an address, what comes before a query; a number; the same of what lists and
+        mappings hold, a hundred entries of each; None for all else.
+    """
+    if isinstance(value, str):
+        return _public_address(value)[:LONGEST] if "://" in value else name_of(value)[:LONGEST]
+    if value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and abs(value) < 2**63):
+        return value
+    if depth < 5 and isinstance(value, Mapping):
+        return {told(name, depth + 1): told(part, depth + 1) for name, part in [*value.items()][:ROWS] if _is_key(name)}
+    if depth < 5 and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [told(part, depth + 1) for part in value[:ROWS]]
+    return None
+
+
+def _is_key(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _public_address(source: str) -> str:
+    """An address without user, password, query and fragment; of those that are not of the web, the last part."""
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return name_of(source)
+    if parts.scheme not in ("http", "https") or re.search(r"\s", source):
+        return name_of(parts.path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterator[str]:
@@ -201,11 +240,12 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
         counted = [f"{value:g} {name}" for name, value in facts.audio.items()]
         yield f"| audio | {', '.join(counted)} |"
     if facts.units:
-        told = [f"{name} {_name_if_path(value)}" for name, value in facts.units.items()]
-        yield f"| labels | {', '.join(map(escaped, told))} |"
-    for layer, of in facts.quality.items():
-        if isinstance(of, dict) and _is_number(of.get("pnmi")):
-            yield f"| PNMI, {escaped(layer)} | {of['pnmi']:.3f} |"
+        labels = [f"{name} {value}"[:LONGEST] for name, value in facts.units.items()]
+        yield f"| labels | {', '.join(map(escaped, labels))} |"
+    measured = {layer: of["pnmi"] for layer, of in facts.quality.items() if _is_number(_inside(of).get("pnmi"))}
+    for layer, pnmi in [*measured.items()][:ROWS]:
+        if pnmi <= 1:
+            yield f"| PNMI, {escaped(told(layer))} | {pnmi:.3f} |"
     for part, what in (("words", "WER"), ("letters", "CER")):
         of = _inside(facts.scores, part)
         if _is_number(of.get("rate")):
@@ -213,10 +253,10 @@ def _sentences(trained: Trained, encoder: HubertEncoder, facts: Facts) -> Iterat
             interval = f" ({100 * low:.1f} to {100 * high:.1f})" if _is_number(low) and _is_number(high) else ""
             yield f"| {what} in its run's last test | {100 * of['rate']:.1f} %{interval} |"
     for metric, value in facts.metrics.items():
-        yield f"| {escaped(metric)} | {value:.4g} |"
+        yield f"| {escaped(metric[:LONGEST])} | {value:.4g} |"
     source = told_source(trained.source)
     for key in ("source", "sha256", "encoder"):
-        if key in source:
+        if source.get(key) is not None:
             yield f"| {key} | {escaped(source[key])} |"
 
 
@@ -229,12 +269,13 @@ def _counts(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     return {}
 
 
-def _name_if_path(value: Any) -> Any:
-    return name_of(value) if isinstance(value, str) and not _is_public(value) else value
-
-
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is one of those that a card tells: a rate, a count or a loss, none of which is below 0."""
+    return type(value) in (int, float) and 0 <= value < 2**63 and math.isfinite(value)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and _is_number(value)
 
 
 def _inside(content: Any, *keys: str) -> dict[str, Any]:
@@ -257,6 +298,6 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return _inside(json.loads(file.read_text("utf-8")))
+        return _inside(json.loads(read_regular(file)))
     except (OSError, ValueError, RecursionError):
         return {}

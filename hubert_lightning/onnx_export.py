@@ -73,6 +73,7 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
             verbose=False,
         )
         assert program is not None
+        _forget_traces(program.model)
         program.model.metadata_props["hubert_lightning"] = json.dumps(about, ensure_ascii=False)
         program.save(str(path))
     logger.setLevel(level)
@@ -84,6 +85,19 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
             "take another version of onnx, onnxscript or onnxruntime"
         )
     return worst
+
+
+def _forget_traces(model: Any) -> None:
+    """Remove what the exporter notes of where the graph was made: stack traces, which name files of this machine."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        nodes = [*graph.all_nodes()]
+        initializers = getattr(graph, "initializers", {}).values()
+        outputs = [value for node in nodes for value in node.outputs]
+        for part in (graph, *nodes, *graph.inputs, *initializers, *outputs):
+            part.metadata_props.clear()
+            part.doc_string = None
+    model.metadata_props.clear()
+    model.doc_string = None
 
 
 @torch.no_grad()

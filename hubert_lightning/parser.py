@@ -9,7 +9,11 @@ from importlib import import_module
 from inspect import signature
 from typing import NoReturn
 
+import yaml
+from jsonargparse import set_loader
 from lightning.pytorch.cli import LightningArgumentParser
+
+from hubert_lightning.yaml_files import load_value
 
 # What jsonargparse says of types that it tried in turn, and of what it was given
 ASIDE = re.compile(
@@ -24,6 +28,9 @@ INSIDE = {
     "lr_scheduler": "the schedule is that of the recipe: model.init_args.warmup and, to fine-tune, decay",
 }
 """What LightningCLI offers for models that leave it to the command line, and where ours have it."""
+
+
+set_loader("yaml", load_value, (yaml.YAMLError,))
 
 
 class SentenceParser(LightningArgumentParser):

@@ -132,6 +132,8 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
         value, types = stated[name], allowed[name]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise ValueError(f"{path}: its {name} is {value!r:.40}, which is no value of that setting; {AGAIN}")
+        if isinstance(value, Number) and not isinstance(value, bool) and not _is_number(value):
+            raise ValueError(f"{path}: its {name} is {value!r:.40}, a number that no setting has; {AGAIN}")
         taken[name] = value
     if not taken:
         return {}
@@ -405,3 +407,35 @@ def _check_kept(
             there = tuple(getattr(kept[key], "shape", []))
             if not isinstance(kept[key], (Tensor, int, float)) or there != here:
                 raise ValueError(f"{what}'s {key} of {of_which} is {_shape(kept[key])}, not {here}; {AGAIN}")
+
+
+def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
+    """Raise `ValueError` if what our callbacks, data and tasks keep in a checkpoint is something else.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+        data: Name of the class of the run's data.
+        path: File that errors name.
+    """
+    of_data, metrics = checkpoint.get(data, {}), checkpoint.get("metrics", {})
+    if not isinstance(of_data, Mapping):
+        raise ValueError(f"{path}: its {data} is {of_data!r:.40}, and says which manifests there were; {AGAIN}")
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"{path}: its metrics are {metrics!r:.40}, and are numbers by their names; {AGAIN}")
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not (isinstance(value, float) or _is_number(value)):
+            raise ValueError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is no number; {AGAIN}")
+    expected: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+        "skipped_steps": (0.0, lambda value: _is_number(value) and value >= 0),
+        "validation_due": (False, lambda value: isinstance(value, bool)),
+        "ended_by": (0, lambda value: type(value) is int and _is_number(value)),
+    }
+    for name, (default, fits) in expected.items():
+        value = checkpoint.get(name, default)
+        if not fits(value):
+            raise ValueError(f"{path}: its {name} is {value!r:.40}, as no run has it; {AGAIN}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that torch can hold."""
+    return type(value) in (int, float) and abs(value) < 2**63

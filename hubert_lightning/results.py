@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert_lightning import __version__
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import LONGEST_LINE, check_regular, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor  # which `hubert score` does without
@@ -151,10 +151,11 @@ def copy_to_run(folder: Path, run: Path, names: Sequence[str]) -> None:
 
 def origin_columns(path: Path) -> dict[str, Any]:
     """What made the results of a file, by its first line; empty for a file that does not say."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
-            row = json.loads(file.readline())
-    except (OSError, ValueError):
+            row = json.loads(file.readline(LONGEST_LINE))
+    except (OSError, ValueError, RecursionError):
         return {}
     names = Origin.__dataclass_fields__
     return {name: row[name] for name in names if name in row} if isinstance(row, dict) else {}

@@ -12,14 +12,35 @@ from typing import Any
 import yaml
 
 from hubert_lightning.checkpoints import BEST, LAST, PREVIOUS
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import kind_of, read_regular, write_whole
 from hubert_lightning.messages import is_first_process
 from hubert_lightning.model.formats.checkpoint import read_checkpoint
+from hubert_lightning.yaml_files import LARGEST, parse_yaml
 
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
 KEPT_CONFIG, KEPT_METRICS = "config", "final_metrics"  # in a checkpoint
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder of a run or of results in which something else has the place of a file.
+
+    A pipe would be waited for, and a device such as /dev/zero read without an end.
+
+    Args:
+        folder: Folder; it need not exist.
+
+    Raises:
+        ValueError: A pipe, a socket or a device is in it, or a link to one.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ValueError(
+                f"{path}: {kind_of(path)}, where a run has its files; remove it, or choose another --output"
+            )
 
 
 def kept_config(folder: Path) -> dict[str, Any]:
@@ -121,7 +142,7 @@ def kept_metrics(folder: Path) -> dict[str, Any]:
     """
     path = folder / METRICS
     try:
-        metrics = json.loads(path.read_bytes())
+        metrics = json.loads(read_regular(path))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -158,7 +179,7 @@ def _is_count(value: Any) -> bool:
 def _read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
     """A config, or none and what is wrong with it."""
     try:
-        return _parsed_config(path.read_bytes().decode())
+        return _parsed_config(read_regular(path, LARGEST).decode())
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except OSError as error:
@@ -169,7 +190,7 @@ def _parsed_config(text: str) -> tuple[dict[str, Any] | None, str]:
     if not text.strip("\0 \n"):
         return None, "empty"
     try:
-        config = yaml.safe_load(text)
+        config = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not
         return None, "not YAML"
     parts: list[tuple[str, Callable[[Any], bool]]] = [

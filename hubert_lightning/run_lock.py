@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hubert_lightning.files import remove_unfinished, unfinished_file, unfinished_name
+from hubert_lightning.files import read_regular, remove_unfinished, unfinished_file, unfinished_name
 from hubert_lightning.messages import is_first_process
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def _content(path: Path) -> bytes | None:
         ValueError: It cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -22,7 +22,7 @@ from rich.text import Text
 from scipy.stats import bootstrap, permutation_test
 
 from hubert_lightning.data.text import comparable
-from hubert_lightning.files import UTF_16, lines_of, write_whole
+from hubert_lightning.files import LONGEST_LINE, UTF_16, lines_of, write_whole
 from hubert_lightning.json_files import parse_json
 from hubert_lightning.results import origin_columns
 
@@ -145,9 +145,7 @@ def read_results(path: Path) -> list[Result]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the test.jsonl that `hubert test` wrote into the run's folder")
     found: dict[str, Result] = {}
-    content = path.read_bytes()
-    lines = [line.encode() for line in lines_of(path)] if content[:2] in UTF_16 else content.splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines_of_results(path), start=1):
         if not line.strip():
             continue
         result = _result(line, f"{path}, line {number}")
@@ -162,6 +160,21 @@ def read_results(path: Path) -> list[Result]:
             "utterances in which something was said"
         )
     return list(found.values())
+
+
+def _lines_of_results(path: Path) -> Iterator[bytes]:
+    """The lines of a file in UTF-8 or UTF-16, however they end."""
+    with path.open("rb") as file:
+        if file.read(2) in UTF_16:
+            yield from (line.encode() for line in lines_of(path))
+            return
+        file.seek(0)
+        while part := file.readline(LONGEST_LINE + 1):
+            if len(part) > LONGEST_LINE:
+                raise ValueError(
+                    f"{path}: a line of more than {LONGEST_LINE} bytes; give the test.jsonl that `hubert test` writes"
+                )
+            yield from part.splitlines()
 
 
 def _result(line: bytes, place: str) -> Result:

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import resource
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,94 @@ def test_a_card_shows_names_as_they_are_whatever_is_in_them(tmp_path: Path) -> N
     assert [ast.literal_eval(argument) for call in calls for argument in call.args] == [out.name]
 
 
+def foreign_run(folder: Path, **content: Any) -> Path:
+    """A checkpoint of others with these entries, at step 321 if it does not say so."""
+    checkpoint = save_ours(ours("group", "letters"), folder / "run.ckpt")
+    torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 321} | content, checkpoint)
+    return checkpoint
+
+
+def facts_of_card(checkpoint: Path, out: Path) -> str:
+    export_model(str(checkpoint), out, "safetensors")
+    return (out / "README.md").read_text("utf-8")
+
+
+EVIL_STEPS = "x](javascript:alert(1))<img src=x onerror=1>\n---\n# H"
+ODD = (EVIL_STEPS, -5, 10**400, float("nan"), float("inf"), True, [3], {"a": 3}, None)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:12])
+def test_a_card_tells_numbers_that_a_run_can_have_and_no_others(tmp_path: Path, odd: Any) -> None:
+    audio = {"hours": odd, "speakers": odd, "utterances": 12}
+    checkpoint = foreign_run(tmp_path, global_step=odd, TranscribedData={"audio": audio})
+    for name, content in (
+        ("metrics.json", {"steps": odd, "val/loss": odd, "val/wer": 0.5}),
+        ("scores.json", {"words": {"rate": odd, "low": odd, "high": 0.1}, "letters": {"rate": 0.25, "low": odd}}),
+        (
+            "layers.json",
+            {"layer 1": {"pnmi": odd}, "layer 2": {"pnmi": 0.5}} | {f"x{n}": {"pnmi": 0.1} for n in range(999)},
+        ),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    card = facts_of_card(checkpoint, tmp_path / "out")
+    for wrong in ("javascript", "<img", "# H", "-5", "inf", "nan", "00000000", "True", "| steps |", "| WER", "layer 1"):
+        assert wrong not in card, wrong
+    assert "| CER in its run's last test | 25.0 % |" in card
+    assert "| PNMI, layer 2 | 0.500 |" in card
+    assert "| audio | 12 utterances |" in card
+    assert len(card.splitlines()) < 150
+    source = read_trained(tmp_path / "out").source
+    assert "steps" not in source
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "4 GB", "aliases", "deep"])
+def test_a_card_is_written_whatever_lies_beside_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    checkpoint = foreign_run(tmp_path)
+    for name in ("config.yaml", "metrics.json", "scores.json", "layers.json"):
+        path = tmp_path / name
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "4 GB":
+            path.touch()
+            os.truncate(path, 2**32)
+        elif kind == "aliases":
+            path.write_text("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 10}]\n" for n in range(1, 10)))
+        else:
+            path.write_text("[" * 200_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    card = facts_of_card(checkpoint, tmp_path / "out")
+    assert "| steps | 321 |" in card
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # kB
+
+
+def test_a_card_names_no_folder_wherever_a_path_stands(tmp_path: Path) -> None:
+    imported = {
+        "source": "https://me:SECRET@example.org/x?token=SECRET#SECRET",
+        "made": ["/home/SECRET/a", {"/home/SECRET/k": "C:\\\\SECRET\\\\b"}, "file:///home/SECRET/c", "SECRET/d"],
+        "special": [],
+    }
+    checkpoint = foreign_run(tmp_path, imported=imported)
+    labels = {
+        "features": "home/SECRET/x.ckpt",
+        "clusters": ["/home/SECRET/x"],
+        "layer": {"a": "/SECRET/s", "/SECRET/k": 1},
+    }
+    relabel = {"class_path": "hubert_lightning.Relabel", "init_args": labels}
+    train = ["SECRET/train.jsonl", "https://example.org/train.jsonl?token=SECRET"]
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"data": {"init_args": {"train": train}}, "trainer": {"callbacks": relabel}})
+    )
+    (tmp_path / "layers.json").write_text(json.dumps({"/home/SECRET/m.ckpt": {"pnmi": 0.5}}))
+    card = facts_of_card(checkpoint, tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        assert b"SECRET" not in file.read_bytes(), file.name
+    assert "| source | https&#58;//example.org/x |" in card
+    assert "| PNMI, m.ckpt | 0.500 |" in card
+    assert "train.jsonl, https&#58;//example.org/train.jsonl |" in card
+
+
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors", "onnx"])
 def test_no_file_of_an_export_says_where_it_was_made(tmp_path: Path, format: Any) -> None:
     private = tmp_path / "home-of-somebody"
@@ -279,7 +369,8 @@ def test_no_file_of_an_export_says_where_it_was_made(tmp_path: Path, format: Any
     (private / "config.yaml").write_text(yaml.safe_dump(config))
     export_model(str(checkpoint), tmp_path / "out", format)
     for file in (tmp_path / "out").iterdir():
-        assert b"home-of-somebody" not in file.read_bytes(), file.name
+        for place in (b"home-of-somebody", str(ROOT).encode(), os.path.dirname(torch.__file__).encode()):
+            assert place not in file.read_bytes(), file.name
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| trained on | mine.jsonl.gz |" in card
     assert "| audio | 3.5 hours, 4 speakers, 12 utterances |" in card

@@ -165,6 +165,13 @@ DAMAGE: list[tuple[tuple[Any, ...], Any]] = [
     *((("state_dict",), value) for value in (GONE, {}, [], {"head.weight": 3}, {"x": torch.zeros(2)})),
     *((("state_dict", "head.weight"), value) for value in (GONE, torch.zeros(2, 2), "x", INFINITE)),
     *((("hyper_parameters",), value) for value in (3, "x", {"vocabulary": 3}, {"encoder": []})),
+    *((("hyper_parameters", name), 10**400) for name in ("dropout", "warmup", "layer_drop")),
+    (("hyper_parameters", "encoder", "dropout"), 10**400),
+    *((("TranscribedData",), value) for value in (None, "x", [], 3)),
+    *((("metrics",), value) for value in (None, "x", [], {"a": {}}, -1, {3: 1.0}, {"a": None}, {"a": 10**400})),
+    *((("skipped_steps",), value) for value in (None, "x", [], {}, -1.0, 10**400, float("nan"), True)),
+    *((("validation_due",), value) for value in (None, "x", 3)),
+    *((("ended_by",), value) for value in (None, "x", 1.5, 10**400)),
     *((("pytorch-lightning_version",), value) for value in (GONE, 3, None, "x.y")),
 ]
 

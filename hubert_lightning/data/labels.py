@@ -26,7 +26,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.arrays import mapped
 from hubert_lightning.data.corpora import ids_and_samples
-from hubert_lightning.files import is_unfinished, write_whole
+from hubert_lightning.files import is_unfinished, read_regular, write_whole
 from hubert_lightning.frames import HOP, num_frames
 
 log = logging.getLogger(__name__)
@@ -420,7 +420,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         ValueError: The file is damaged.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -234,6 +234,8 @@ def settings_of(values: Any, path: Path) -> EncoderConfig:
         default = getattr(EncoderConfig, name)
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
             raise ValueError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
+        if isinstance(value, (int, float)) and not abs(value) < 2**63:
+            raise ValueError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
     try:
         return EncoderConfig(**values)
     except ValueError as error:
