@@ -14,7 +14,7 @@ from argparse import SUPPRESS
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hubert_lightning import progress, stalls
-from hubert_lightning.arguments import check_arguments
+from hubert_lightning.arguments import check_arguments, check_ignored
 from hubert_lightning.checkpoints import (
     WholeCheckpoints,
     WholeSteps,
@@ -224,6 +224,7 @@ class HubertCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         check_arguments(config, self.config.subcommand)
+        check_ignored(config, _given(args))
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
@@ -262,6 +263,10 @@ class HubertCLI(LightningCLI):
         """Raises `ValueError` with what another package says of a value that the config gives it."""
         with _sentences():
             super().instantiate_classes()
+        make = getattr(self.model, "optimizer", None)
+        if isinstance(make, partial) and make.args and isinstance(make.args[-1], type):
+            # jsonargparse's own holds its parser, of which there is no copy: callbacks copy the model
+            self.model.optimizer = partial(make.args[-1], **make.keywords)
 
     def _run_subcommand(self, subcommand: str) -> None:
         with _sentences():
@@ -456,6 +461,10 @@ def _sentences() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise ValueError(f"{_one_line(error)}; correct the config") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
+        raise ValueError(f"EarlyStopping: {_one_line(error)}; correct its monitor") from error
     except ImportError as error:
         if str(error.name).startswith("hubert_lightning"):
             raise
@@ -502,6 +511,28 @@ def _given_configs(args: ArgsType) -> Iterator[Path]:
             yield Path(following)
         elif arg.startswith("--config="):
             yield Path(arg.removeprefix("--config="))
+
+
+def _given(args: ArgsType) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The options of each config that a command line names, and of the command line itself, by their dotted names."""
+    for path in _given_configs(args):
+        content = yaml.safe_load(path.read_text()) if path.is_file() else None
+        yield str(path), dict(_dotted(content or {}, ""))
+    typed = [str(arg) for arg in args] if isinstance(args, list) else []
+    options = {}
+    for arg, following in pairwise([*typed, ""]):
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            options[name] = value if equals else following
+    yield "command line", options
+
+
+def _dotted(value: dict[str, Any], start: str) -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _dotted(inner, f"{start}{name}.")
+        else:
+            yield f"{start}{name}", inner
 
 
 def _default_precision(trainer: Namespace) -> str | None:

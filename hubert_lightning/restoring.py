@@ -253,9 +253,12 @@ def probe_optimizer(make: Callable[[ParamsT], Optimizer]) -> Optimizer:
     """The optimizer, of one small parameter: its settings are known to be right before there is work to lose.
 
     Raises:
-        ValueError: It cannot be made with these settings.
+        ValueError: It cannot be made with these settings, or not take a step with gradients that are not sparse.
     """
     try:
+        tried = make([probe := nn.Parameter(torch.zeros(2, 3))])
+        probe.grad = torch.zeros_like(probe)
+        tried.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
         return make([nn.Parameter(torch.zeros(2, 3))])
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
