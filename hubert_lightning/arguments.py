@@ -110,6 +110,8 @@ def check_arguments(config: Namespace, verb: str) -> None:
         )
     if verb == "fit" and trainer.limit_train_batches == 0:
         raise ValueError("trainer.limit_train_batches is 0, which leaves nothing to train on; give 1 or more")
+    if trainer.get("barebones"):
+        raise ValueError("trainer.barebones is true, which would keep no checkpoint and log nothing; leave it out")
     if trainer.overfit_batches:
         raise ValueError(
             f"trainer.overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; leave it "
@@ -122,12 +124,12 @@ def check_arguments(config: Namespace, verb: str) -> None:
     if verb == "fit":
         _check_keeping(config)
         _check_callbacks(config)
-    if verb == "fit" and trainer.get("max_time") is not None and not config.iterations:
-        if trainer.max_steps == -1 and (trainer.max_epochs or -1) == -1:
-            raise ValueError(
-                "trainer.max_time is given and trainer.max_steps is not; give max_steps too: the learning rate follows "
-                "a schedule over these steps, and the fit ends at whichever comes first"
-            )
+    endless = trainer.max_steps == -1 and (trainer.max_epochs or -1) == -1 and not config.iterations
+    if verb == "fit" and trainer.get("max_time") is not None and endless:
+        raise ValueError(
+            "trainer.max_time is given and trainer.max_steps is not; give max_steps too: the learning rate follows "
+            "a schedule over these steps, and the fit ends at whichever comes first"
+        )
 
 
 def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -146,7 +148,8 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
             value = options.get(option)
             if value not in (None, "null") and Path(str(value)) not in (Path(str(output)), Path(config.output)):
                 raise ValueError(
-                    f"{name}: {option} is {value}, and a run writes to its output, {config.output}; give --output instead"
+                    f"{name}: {option} is {value}, and a run writes to its output, {config.output}; give "
+                    "--output instead"
                 )
         seed = options.get("seed_everything", config.seed_everything)
         for option in ("data.init_args.seed", "data.seed"):

@@ -6,6 +6,7 @@ next one takes its labels. What is finished is not done again: the same command 
 """
 
 import copy
+import re
 import secrets
 import shutil
 import traceback
@@ -500,7 +501,8 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    said = re.sub(r"<(?:[\w.]+\.)?(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
+    return " ".join(said.split()).rstrip(".") or type(error).__name__
 
 
 def _given_configs(args: ArgsType) -> Iterator[Path]:

@@ -192,8 +192,8 @@ def total_steps(trainer: Trainer) -> int:
     steps = trainer.estimated_stepping_batches
     if steps == float("inf"):
         raise ValueError(
-            "the learning rate follows a schedule over the steps of a fit, and this one has no number of them; give the "
-            "Trainer max_steps, also beside max_time"
+            "the learning rate follows a schedule over the steps of a fit, and this one has no number of them; give "
+            "the Trainer max_steps, also beside max_time"
         )
     return int(steps)
 

@@ -345,6 +345,10 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--data.init_args.max_durashun=3", "data: there is no option max_durashun; did you mean max_duration?"),
         ("--model.init_args.encoder.dimm=3", "model: there is no option encoder.dimm; did you mean encoder.dim?"),
         ("--trainer.max_stepss=3", "there is no option trainer.max_stepss; did you mean trainer.max_steps?"),
+        ("--stalls.stall=3", "there is no option stalls.stall; `hubert fit"),
+        ("--max_steps=3", "there is no option max_steps; did you mean trainer.max_steps?"),
+        ("--data.weight=[3]", "data: there is no option weight; did you mean weights?"),
+        ("--trainer.barebones=true", "trainer.barebones is true"),
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
         ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
@@ -688,3 +692,22 @@ def test_what_python_says_of_a_mistake_of_ours_is_no_sentence_for_a_user(line: s
     with pytest.raises(ValueError, match="no text") as error:
         names["run"]()
     assert (hubert_lightning.cli._meant_for_the_user(error.value) is error.value) is of_ours
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("export x --foo=3", "hubert: there is no option foo; `hubert export --help` lists what there is"),
+        ("labels check x --foo", "hubert: there is no option foo; `hubert labels check --help` lists what there is"),
+        ("labels check", "hubert: store missing; `hubert labels check --help` says what to give"),
+        ("kmeans fit --x=3", "hubert: there is no option x; `hubert kmeans fit --help` lists what there is"),
+        ("align", "hubert: model, files missing; `hubert align --help` says what to give"),
+        ("demo --foo", "hubert: there is no option foo; `hubert demo --help` lists what there is"),
+        ("score", "hubert: results missing; `hubert score --help` says what to give"),
+        ("transcribe m f --num_workers=many", "hubert: "),
+    ],
+)
+def test_a_mistake_in_a_verb_is_one_sentence(typed: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
+    said = refused(capsys, *typed.split())
+    assert said.startswith(sentence)
+    assert len(said.splitlines()) == 1, said

@@ -222,9 +222,11 @@ def test_batches_to_overfit_are_a_sentence(task: type, run: Path, manifests: Pat
 @both
 def test_data_without_a_trainer_says_what_it_needs(task: type, run: Path, manifests: Path) -> None:
     data = some_data(task, manifests, run)
-    with pytest.raises(ValueError, match=r"Data: its batches depend on the model, .* call trainer.fit"):
+    if task is HubertPretraining:
         data.setup("fit")
-        data.train_dataloader()
+    for ask in (data.train_dataloader, *([lambda: data.setup("fit")] if task is CTCFinetuning else [])):
+        with pytest.raises(ValueError, match=r"Data: its batches depend on the model, .* call trainer.fit"):
+            ask()
 
 
 @both
