@@ -26,6 +26,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -162,6 +163,7 @@ class HubertCLI(LightningCLI):
     def __init__(self, args: ArgsType) -> None:
         show_messages(of_ranks=True)
         self._locks = ExitStack()
+        self._typed = not isinstance(args, Namespace)
         with self._locks, warnings.catch_warnings(), self._scratch_removed():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
@@ -234,6 +236,11 @@ class HubertCLI(LightningCLI):
         if config.ckpt_path:
             _check_kind(Path(config.ckpt_path), config.model.class_path)
 
+    def _set_seed(self) -> None:
+        """Set the seed, and say it once a command: not again for every iteration."""
+        seed = self.config[self.config.subcommand].seed_everything
+        seed_everything(seed, workers=True, verbose=self._typed and is_first_process())
+
     def _parse_ckpt_path(self) -> None:
         """Take the settings of the model that is judged from its checkpoint; a fit has those of its config."""
         verb = self.config.subcommand
@@ -253,6 +260,10 @@ class HubertCLI(LightningCLI):
             trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator has not
             raise ValueError(f"trainer: {_one_line(error)}; correct the config") from error
+        for logger in trainer.loggers:
+            if isinstance(settings := getattr(logger, "_wandb_init", None), dict):
+                _quieten(settings)
+        _say_whom_it_waits_for(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # it says which batch begins
         for callback in callbacks:
@@ -315,7 +326,7 @@ class HubertCLI(LightningCLI):
                 HubertCLI(Namespace(subcommand="fit", fit=run))
             self._lock(Path(config.output))
             config.trainer.precision = config.trainer.precision or _default_precision(config.trainer)
-            seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
+            seed_everything(config.seed_everything, workers=True, verbose=False)  # the same start, whatever ran before
             if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
                 config.ckpt_path = str(newest)
                 if is_first_process():
@@ -446,6 +457,26 @@ class HubertCLI(LightningCLI):
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / METRICS, metrics)
             _end_tracking(trainer)
+
+
+def _say_whom_it_waits_for(trainer: Trainer) -> None:
+    """Say where the processes of other nodes are awaited, if no launcher starts them: nothing else would."""
+    nodes = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(nodes, LightningEnvironment) and is_first_process():
+        ranks = "1" if trainer.num_nodes == 2 else f"1 to {trainer.num_nodes - 1}"
+        rank_zero_info(
+            f"waiting for {trainer.world_size} processes at {nodes.main_address}:{nodes.main_port}; start the same "
+            f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
+            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/cluster/torchrun.sh"
+        )
+
+
+def _quieten(settings: dict[str, Any]) -> None:
+    """Keep W&B from warning of what Lightning gives it: an option that is no more, and a folder that is yet to be."""
+    if settings.get("anonymous") is None:
+        settings.pop("anonymous", None)
+    if is_first_process():
+        Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
 
 
 def _end_tracking(trainer: Trainer) -> None:
