@@ -1,8 +1,10 @@
 """Values in a config that parse, and that no run can have: refused by name, before anything is made."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -27,6 +29,45 @@ COUNTS = {
 }
 """Options of the Trainer: the least and the most that they can be."""
 MOST_DEVICES = 1024
+KEEPING: dict[str, tuple[Any, ...]] = {
+    "filename": ("last",),
+    "save_top_k": (1,),
+    "save_last": (None, False),
+    "save_weights_only": (False,),
+    "monitor": (None,),
+    "enable_version_counter": (False,),
+}
+"""Options of `checkpoint` that `last.ckpt` depends on, and the values that keep it."""
+FITTING = {
+    "HubertPretraining": "PretrainingData",
+    "CTCFinetuning": "TranscribedData",
+}
+"""The tasks, and the data that each one trains on."""
+VALIDATED = {
+    "HubertPretraining": (
+        "loss",
+        "masked_loss",
+        "masked_accuracy",
+        "unmasked_loss",
+        "unmasked_accuracy",
+        "feature_penalty",
+        "label_clusters",
+        "label_perplexity",
+        "predicted_clusters",
+        "predicted_perplexity",
+    ),
+    "CTCFinetuning": ("loss", "wer", "cer"),
+}
+"""The tasks, and the metrics that a validation of each one finds, without `val/`."""
+REFUSED_CALLBACKS = {
+    "StochasticWeightAveraging": (
+        "would replace the schedule of the recipe; take hubert_lightning.BestCheckpoints, which averages the best "
+        "checkpoints, or average some afterwards with `hubert average`"
+    ),
+    "LearningRateFinder": "does not know the schedule of the recipe; take hubert_lightning.PeakRateFinder",
+    "Timer": "cannot be kept in the run's config; set trainer.max_time, which makes one",
+}
+"""Callbacks of Lightning that cannot work here, why, and what does."""
 
 
 def check_arguments(config: Namespace, verb: str) -> None:
@@ -42,6 +83,7 @@ def check_arguments(config: Namespace, verb: str) -> None:
     for key, value in _numbers(config, ""):
         if not math.isfinite(value):
             raise ValueError(f"{key} is {value}; give a finite number")
+    _check_classes(config)
     seed = config.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(
@@ -68,6 +110,8 @@ def check_arguments(config: Namespace, verb: str) -> None:
         )
     if verb == "fit" and trainer.limit_train_batches == 0:
         raise ValueError("trainer.limit_train_batches is 0, which leaves nothing to train on; give 1 or more")
+    if trainer.get("barebones"):
+        raise ValueError("trainer.barebones is true, which would keep no checkpoint and log nothing; leave it out")
     if trainer.overfit_batches:
         raise ValueError(
             f"trainer.overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; leave it "
@@ -77,8 +121,113 @@ def check_arguments(config: Namespace, verb: str) -> None:
         raise ValueError(
             f"trainer.strategy is {trainer.strategy}, whose processes do not start as the command did; take ddp"
         )
-    if (every := config.checkpoint.every_n_train_steps) is not None:
-        within(1, **{"checkpoint.every_n_train_steps": every})
+    if verb == "fit":
+        _check_keeping(config)
+        _check_callbacks(config)
+    endless = trainer.max_steps == -1 and (trainer.max_epochs or -1) == -1 and not config.iterations
+    if verb == "fit" and trainer.get("max_time") is not None and endless:
+        raise ValueError(
+            "trainer.max_time is given and trainer.max_steps is not; give max_steps too: the learning rate follows "
+            "a schedule over these steps, and the fit ends at whichever comes first"
+        )
+
+
+def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Refuse options that another one replaces, unless both say the same, as in the config of a run.
+
+    Args:
+        config: Parsed config.
+        given: Name and content of every file of options and of the command line, options by their dotted names.
+
+    Raises:
+        ValueError: Somebody gave such an option another value.
+    """
+    for name, options in given:
+        output = options.get("output", config.output)
+        for option in ("trainer.default_root_dir", "checkpoint.dirpath"):
+            value = options.get(option)
+            if value not in (None, "null") and Path(str(value)) not in (Path(str(output)), Path(config.output)):
+                raise ValueError(
+                    f"{name}: {option} is {value}, and a run writes to its output, {config.output}; give "
+                    "--output instead"
+                )
+        seed = options.get("seed_everything", config.seed_everything)
+        for option in ("data.init_args.seed", "data.seed"):
+            value = options.get(option)
+            if value is not None and str(value) not in (str(seed), str(config.seed_everything)):
+                raise ValueError(
+                    f"{name}: {option} is {value}, and the data takes the seed of the run, {config.seed_everything}; "
+                    "give --seed_everything instead"
+                )
+
+
+def _check_classes(config: Namespace) -> None:
+    """Refuse models and data that are not ours, or not for each other."""
+    tasks = [name for name in _bases(config.model.class_path) if name in FITTING]
+    if not tasks:
+        raise ValueError(
+            f"model: {config.model.class_path} is none of this package's tasks; take hubert_lightning."
+            f"{' or hubert_lightning.'.join(FITTING)}, or a subclass; other modules train with a Trainer of their own"
+        )
+    wanted = FITTING[tasks[0]]
+    if wanted not in _bases(config.data.class_path):
+        raise ValueError(
+            f"data: {config.data.class_path} does not fit {config.model.class_path}; take hubert_lightning.{wanted}, "
+            "or a subclass"
+        )
+
+
+def _bases(class_path: str) -> list[str]:
+    """Names of a class and those that it is made of."""
+    module, _, name = class_path.rpartition(".")
+    made = getattr(import_module(module), name)
+    return [base.__name__ for base in made.__mro__ if base.__module__.split(".")[0] == __package__]
+
+
+def _check_keeping(config: Namespace) -> None:
+    """Refuse what would leave a run without a `last.ckpt` from which it goes on."""
+    checkpoint, trainer = config.checkpoint, config.trainer
+    more = (
+        "leave it out; for more checkpoints add hubert_lightning.BestCheckpoints, or another ModelCheckpoint, to "
+        "trainer.callbacks"
+    )
+    for name, values in KEEPING.items():
+        if name in checkpoint and not any(checkpoint[name] is value or checkpoint[name] == value for value in values):
+            raise ValueError(
+                f"checkpoint.{name}={checkpoint[name]} would not keep the last.ckpt from which a run goes on; {more}"
+            )
+    for name in ("every_n_train_steps", "every_n_epochs"):
+        if (every := checkpoint.get(name)) is not None:
+            within(1, **{f"checkpoint.{name}": every})
+    if trainer.enable_checkpointing is False:
+        raise ValueError(
+            "trainer.enable_checkpointing is false, which would not keep the last.ckpt from which a run goes on; leave "
+            "it out, and save less often by checkpoint.every_n_train_steps"
+        )
+
+
+def _check_callbacks(config: Namespace) -> None:
+    """Refuse callbacks that cannot work with our tasks, overwrite our files, or monitor what no validation finds."""
+    given = config.trainer.callbacks or []
+    callbacks = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, Namespace)]
+    ours = all(one.class_path.split(".")[0] in (__package__, "lightning", "pytorch_lightning") for one in callbacks)
+    for callback in callbacks:
+        package, name = callback.class_path.split(".")[0], callback.class_path.rsplit(".", 1)[-1]
+        settings = callback.get("init_args") or {}
+        if package != __package__ and name in REFUSED_CALLBACKS:
+            raise ValueError(f"trainer.callbacks: {name} {REFUSED_CALLBACKS[name]}")
+        if name == "ModelCheckpoint" and settings.get("filename") in ("last", "previous"):
+            raise ValueError(
+                f"trainer.callbacks: a ModelCheckpoint with filename {settings['filename']} would overwrite the "
+                "checkpoint from which a run goes on; give it another filename"
+            )
+        task, monitor = config.model.class_path.rsplit(".", 1)[-1], settings.get("monitor")
+        known = [f"val/{metric}" for metric in VALIDATED.get(task, ())]
+        if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
+            raise ValueError(
+                f"trainer.callbacks: {name} monitors {monitor}, which no validation of {task} finds; take one of "
+                f"{', '.join(known)}"
+            )
 
 
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")

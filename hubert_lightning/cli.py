@@ -93,7 +93,7 @@ set_loader("yaml", load_value, (yaml.YAMLError,))
 class VerbParser(ArgumentParser):
     """Parses what is typed and configs alone, and reads no other file that an argument names.
 
-    Tells whoever gives one thing where several are wanted to put it in brackets.
+    Refuses in one sentence, without the usage; one thing where several are wanted is to be put in brackets.
     """
 
     def add_function_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -104,11 +104,21 @@ class VerbParser(ArgumentParser):
         return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # somebody tries whether it parses
+            super().error(message, ex)
         listed = re.search(r'Parser key "(?P<key>[^"]+)"', message)
         if listed and ("codec can't decode" in message or "Expected a <class 'list'>" in message):
             _refuse(f"{listed['key']}: a list is wanted, in brackets: '[{listed['key']}]'")
-        super().error(message, ex)
-        raise AssertionError("error does not return")
+        verb = self.prog.replace(" [options]", "")
+        if unknown := re.match(r"unrecognized arguments: -*(?P<option>[^\s=]+)", message):
+            _refuse(f"there is no option {unknown['option']}; `{verb} --help` lists what there is")
+        if missing := re.match(r"the following arguments are required: (?P<names>.+)", message):
+            names = missing["names"].split(", ")
+            if len({name.rpartition(".")[0] for name in names}) == 1 and "." in names[0]:  # those of a verb of a verb
+                verb = f"{verb} {names[0].rpartition('.')[0]}"
+                names = [name.rpartition(".")[2] for name in names]
+            _refuse(f"{', '.join(names)} missing; `{verb} --help` says what to give")
+        _refuse(f"{' '.join(message.split()).rstrip('.')}; `{verb} --help` lists what there is")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -161,7 +161,9 @@ def read_settings(path: Path) -> DecoderSettings:
         raise ValueError(f"{path}: no such decoder; {way_out}")
     content = read_json(path, way_out, fact=": no settings of a decoder")
     known = {field.name for field in fields(DecoderSettings)}
-    if others := sorted(content.keys() - known) if isinstance(content, dict) else ["a list"]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no settings of a decoder ({shown(content)} is no object of JSON); {way_out}")
+    if others := sorted(content.keys() - known):
         raise ValueError(f"{path}: no settings of a decoder (not {shown(others[0])}); {way_out}")
     for key in ("lm", "lexicon", "rescorer"):
         if content.get(key) and isinstance(content[key], str):

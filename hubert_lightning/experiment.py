@@ -7,6 +7,7 @@ next one takes its labels. What is finished is not done again: the same command 
 
 import copy
 import logging
+import re
 import secrets
 import shutil
 import traceback
@@ -15,7 +16,7 @@ from argparse import SUPPRESS
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -36,7 +38,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hubert_lightning import progress, stalls
-from hubert_lightning.arguments import check_arguments
+from hubert_lightning.arguments import check_arguments, check_ignored
 from hubert_lightning.checkpoints import (
     WholeCheckpoints,
     WholeSteps,
@@ -168,6 +170,7 @@ class HubertCLI(LightningCLI):
         show_messages(of_ranks=True)
         self._is_iteration = is_iteration  # one of a fit of several
         self._locks = ExitStack()
+        self._typed = not isinstance(args, Namespace)
         with self._locks, warnings.catch_warnings(), self._scratch_removed():
             for expected in (
                 "LightningCLI's args parameter",  # `main(args)` passes on what was typed
@@ -240,6 +243,7 @@ class HubertCLI(LightningCLI):
         _find_moved(config, typed)
         check_arguments(config, self.config.subcommand)
         check_files(Path(config.output))
+        check_ignored(config, _given(args))
         config.weights_only = True  # a checkpoint is data, never code
         if config.ckpt_path == "last":
             config.ckpt_path = None  # which is what we take
@@ -247,6 +251,11 @@ class HubertCLI(LightningCLI):
             config.ckpt_path = config.ckpt_path or _checkpoint_to_judge(Path(config.output))
         if config.ckpt_path:
             _check_kind(Path(config.ckpt_path), config.model.class_path)
+
+    def _set_seed(self) -> None:
+        """Set the seed, and say it once a command: not again for every iteration."""
+        seed = self.config[self.config.subcommand].seed_everything
+        seed_everything(seed, workers=True, verbose=self._typed and is_first_process())
 
     def _parse_ckpt_path(self) -> None:
         """Take the settings of the model that is judged from its checkpoint; a fit has those of its config."""
@@ -267,6 +276,10 @@ class HubertCLI(LightningCLI):
             trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator has not
             raise ValueError(f"trainer: {_one_line(error)}; correct the config") from error
+        for logger in trainer.loggers:
+            if isinstance(settings := getattr(logger, "_wandb_init", None), dict):
+                _quieten(settings)
+        _say_whom_it_waits_for(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # it says which batch begins
         for callback in callbacks:
@@ -278,6 +291,10 @@ class HubertCLI(LightningCLI):
         """Raises `ValueError` with what another package says of a value that the config gives it."""
         with _sentences():
             super().instantiate_classes()
+        make = getattr(self.model, "optimizer", None)
+        if isinstance(make, partial) and make.args and isinstance(make.args[-1], type):
+            # jsonargparse's own holds its parser, of which there is no copy: callbacks copy the model
+            self.model.optimizer = partial(make.args[-1], **make.keywords)
 
     def _run_subcommand(self, subcommand: str) -> None:
         with _sentences():
@@ -335,7 +352,7 @@ class HubertCLI(LightningCLI):
                 HubertCLI(Namespace(subcommand="fit", fit=run), is_iteration=True)
             self._lock(Path(config.output))
             config.trainer.precision = config.trainer.precision or _default_precision(config.trainer)
-            seed_everything(config.seed_everything, workers=True)  # the same start, whatever ran before
+            seed_everything(config.seed_everything, workers=True, verbose=False)  # the same start, whatever ran before
             if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
                 config.ckpt_path = str(newest)
                 if is_first_process():
@@ -475,6 +492,26 @@ class HubertCLI(LightningCLI):
             _end_tracking(trainer)
 
 
+def _say_whom_it_waits_for(trainer: Trainer) -> None:
+    """Say where the processes of other nodes are awaited, if no launcher starts them: nothing else would."""
+    nodes = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(nodes, LightningEnvironment) and is_first_process():
+        ranks = "1" if trainer.num_nodes == 2 else f"1 to {trainer.num_nodes - 1}"
+        rank_zero_info(
+            f"waiting for {trainer.world_size} processes at {nodes.main_address}:{nodes.main_port}; start the same "
+            f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
+            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/cluster/torchrun.sh"
+        )
+
+
+def _quieten(settings: dict[str, Any]) -> None:
+    """Keep W&B from warning of what Lightning gives it: an option that is no more, and a folder that is yet to be."""
+    if settings.get("anonymous") is None:
+        settings.pop("anonymous", None)
+    if is_first_process():
+        Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
+
+
 def _end_tracking(trainer: Trainer) -> None:
     """End the runs of W&B: the next iteration, or a test of the same process, is a run of its own."""
     for logger in trainer.loggers:
@@ -512,6 +549,10 @@ def _sentences() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise ValueError(f"{_one_line(error)}; correct the config") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
+        raise ValueError(f"EarlyStopping: {_one_line(error)}; correct its monitor") from error
     except ImportError as error:
         if str(error.name).startswith("hubert_lightning"):
             raise
@@ -547,7 +588,8 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    said = re.sub(r"<(?:[\w.]+\.)?(\w+) object at 0x[0-9a-f]+>", r"\1", str(error))
+    return " ".join(said.split()).rstrip(".") or type(error).__name__
 
 
 def _find_moved(config: Namespace, typed: list[str]) -> None:
@@ -558,6 +600,28 @@ def _find_moved(config: Namespace, typed: list[str]) -> None:
     if (folder := given[-1].parent).resolve() != Path(config.output).resolve():
         log.info("%s: the run was moved here from %s", folder, config.output)
         config.output = str(folder)
+
+
+def _given(args: ArgsType) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The options of each config that a command line names, and of the command line itself, by their dotted names."""
+    typed = [str(arg) for arg in args] if isinstance(args, list) else []
+    for path in given_configs(typed):
+        content = yaml.safe_load(path.read_text()) if path.is_file() else None
+        yield str(path), dict(_dotted(content or {}, ""))
+    options = {}
+    for arg, following in pairwise([*typed, ""]):
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            options[name] = value if equals else following
+    yield "command line", options
+
+
+def _dotted(value: dict[str, Any], start: str) -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _dotted(inner, f"{start}{name}.")
+        else:
+            yield f"{start}{name}", inner
 
 
 def _default_precision(trainer: Namespace) -> str | None:

@@ -23,7 +23,7 @@ from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.data.text import BLANK, Vocabulary, comparable, read_vocabulary
 from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy, search_with
 from hubert_lightning.frames import num_frames
-from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, tries_rates
+from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps, tries_rates
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations
 from hubert_lightning.model.pretrained import load_encoder
@@ -326,11 +326,11 @@ class CTCFinetuning(LightningModule):
     @property
     def warmup_steps(self) -> int:
         """Steps of this run up to the peak of the learning rate."""
-        return round(self.warmup * self.trainer.estimated_stepping_batches)
+        return round(self.warmup * total_steps(self.trainer))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.global_batch.made(self, self.optimizer)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = total_steps(self.trainer)
         warmup, decay = self.warmup_steps, round(self.decay * steps)
         rate = tri_stage(warmup, steps - warmup - decay, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}

@@ -183,6 +183,21 @@ class GlobalBatch:
         )
 
 
+def total_steps(trainer: Trainer) -> int:
+    """Optimiser steps of a fit, over which the learning rate follows its schedule.
+
+    Raises:
+        ValueError: The fit has no such number, as with `max_time` alone.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ValueError(
+            "the learning rate follows a schedule over the steps of a fit, and this one has no number of them; give "
+            "the Trainer max_steps, also beside max_time"
+        )
+    return int(steps)
+
+
 def _first_not_finite(module: LightningModule) -> str | None:
     """The name of a weight, or of a state of the optimizer, that is not finite on this rank."""
     named: dict[str, Any] = dict(module.state_dict(keep_vars=True))

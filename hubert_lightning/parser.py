@@ -65,12 +65,18 @@ class SentenceParser(LightningArgumentParser):
         if (root := option.split(".")[0]) in INSIDE and not key:
             return f"there is no option {root}; {INSIDE[root]}"
         known = [name.lstrip("-") for name in self._option_string_actions]
-        names = {*known, *(name.rsplit(".", 1)[-1] for name in known), *(_options(given[1]) if given else ())}
         start, last = option.rpartition(".")[::2]
-        similar = get_close_matches(option, known, n=1) or get_close_matches(last, sorted(names), n=1)
-        meant = similar[0] if similar else None
-        if meant and start and "." not in meant:
-            meant = f"{start}.{meant}"
+        if given and key:  # what the class takes, and what it takes it in, such as encoder.dim
+            meant = next(iter(get_close_matches(last, sorted(_options(given[1])), n=1)), None)
+            if meant and start:
+                meant = f"{start}.{meant}"
+        elif key:
+            meant = next(iter(get_close_matches(last, sorted({name.rsplit(".", 1)[-1] for name in known}), n=1)), None)
+        else:
+            below = [name for name in known if not start or name.startswith(f"{start}.")]
+            ends = {name.rsplit(".", 1)[-1]: name for name in reversed(below)}
+            similar = get_close_matches(option, below or known, n=1)
+            meant = similar[0] if similar else next((ends[end] for end in get_close_matches(last, ends, n=1)), None)
         guess = f"did you mean {meant}? " if meant else ""
         return f"there is no option {option}; {guess}{self._help(given, key)} lists what there is"
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch
+from hubert_lightning.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
 from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
@@ -274,11 +274,11 @@ class HubertPretraining(LightningModule):
         """Steps of this run up to the peak of the learning rate."""
         if self.given_warmup_steps is not None:
             return self.given_warmup_steps
-        return round(self.warmup * self.trainer.estimated_stepping_batches)
+        return round(self.warmup * total_steps(self.trainer))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.global_batch.made(self, self.optimizer)
-        rate = linear_warmup_decay(self.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        rate = linear_warmup_decay(self.warmup_steps, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
 
 

@@ -298,13 +298,21 @@ def probe_optimizer(make: Callable[[ParamsT], Optimizer], parameters: Sequence[T
         parameters: Its parameters; one small one if not given.
 
     Raises:
-        ValueError: It cannot be made with these settings.
+        ValueError: It cannot be made with these settings, or not take a step with gradients that are not sparse.
     """
     parameters = [nn.Parameter(torch.zeros(2, 3))] if parameters is None else parameters
     try:
-        return make(parameters)
+        tried = make([probe := nn.Parameter(torch.zeros(2, 3))])
+        made = make(parameters)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
+    probe.grad = torch.zeros_like(probe)
+    try:
+        tried.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
+    except (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if "dense gradients" in str(error):  # others, which step on a GPU alone, are left to it
+            raise ValueError(f"the optimizer cannot train ({error}); correct model.init_args.optimizer") from error
+    return made
 
 
 def _check_optimizer(

@@ -5,6 +5,7 @@ Checkpoints hold a copy of both, from which a damaged file is written again.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,9 @@ def kept_metrics(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON, whole or not at all; raises as `write_whole` does."""
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    """Write values as JSON, whole or not at all, null for numbers that are not finite; raises as `write_whole` does."""
+    known = {name: None if isinstance(of, float) and not math.isfinite(of) else of for name, of in values.items()}
+    write_whole(path, (json.dumps(known, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _are_metrics(metrics: Any) -> bool:

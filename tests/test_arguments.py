@@ -12,13 +12,14 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from conftest import ROOT, TINY
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_cli import SMOKE, SMOKE_FINETUNE, TWO_ITERATIONS, refused, speech, transcribed
 from test_configs import FINETUNING, PRETRAINING, parsed
 from test_contracts import a_trainer, some_data
 
-from hubert_lightning.arguments import check_arguments
+from hubert_lightning.arguments import VALIDATED, check_arguments, check_ignored
 from hubert_lightning.checkpoints import BestCheckpoints
 from hubert_lightning.cli import main
 from hubert_lightning.clustering.kmeans import KMeans
@@ -173,7 +174,32 @@ FINE = [
     ("--trainer.max_time=foo", "is not a valid duration"),
     ("--trainer.limit_train_batches=0", "trainer.limit_train_batches is 0"),
     ("--trainer.precision=transformer-engine", "transformer_engine"),
-    ("--checkpoint.save_top_k=-2", "save_top_k=-2"),
+    ("--checkpoint.save_top_k=-2", "checkpoint.save_top_k=-2"),
+    ("--checkpoint.every_n_epochs=0", "checkpoint.every_n_epochs is 0"),
+    ("--trainer.enable_checkpointing=false", "trainer.enable_checkpointing is false"),
+    ("--trainer.max_steps=-1 --trainer.max_time=00:00:01:00", "trainer.max_time is given and trainer.max_steps is not"),
+    ("--model.init_args.optimizer=torch.optim.SparseAdam", "SparseAdam does not support dense gradients"),
+    ("--data.init_args.train=null", "data.train names no manifest; `hubert fit` needs one"),
+    ("--data.init_args.seed=5", "data.init_args.seed is 5"),
+    ("--data.seed=5", "data.seed is 5"),
+    ("--trainer.default_root_dir=elsewhere", "trainer.default_root_dir is elsewhere"),
+    ("--checkpoint.dirpath elsewhere", "checkpoint.dirpath is elsewhere"),
+    *(
+        (f"--checkpoint.{typed}", f"checkpoint.{typed} would not keep the last.ckpt")
+        for typed in (
+            "save_top_k=0",
+            "save_top_k=3",
+            "filename=foo",
+            "filename={step}",
+            "filename=../esc",
+            "filename=None",
+            "save_weights_only=True",
+            "save_last=True",
+            "save_last=link",
+            "enable_version_counter=True",
+            "monitor=val/loss",
+        )
+    ),
     ("--model.init_args.optimizer.init_args.lr=-1", "the optimizer cannot be made (Invalid learning rate: -1.0)"),
     ("--model.init_args.optimizer.init_args.lr=.nan", "model.init_args.optimizer.init_args.lr is nan"),
     ("--model.init_args.encoder=null", "model.init_args.encoder is null"),
@@ -261,3 +287,81 @@ def test_a_trial_run_of_every_config(path: Path, manifests: Path, tmp_path: Path
 def test_no_tensor_is_made_to_refuse_an_encoder_that_is_too_large() -> None:
     with pytest.raises(ValueError, match="billion parameters"):
         EncoderConfig(dim=2**18, num_heads=2**10, ffn_dim=2**20)
+
+
+def test_a_callback_that_cannot_work_is_one_sentence_before_the_first_step(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lightning, scratch = "lightning.pytorch.callbacks.", "--model.init_args.pretrained=null"
+    for name, settings, sentence in (
+        ("EarlyStopping", {"monitor": "foo"}, "EarlyStopping monitors foo"),
+        ("EarlyStopping", {"monitor": "val/masked_loss"}, "take one of val/loss, val/wer, val/cer"),
+        ("ModelCheckpoint", {"monitor": "wer"}, "ModelCheckpoint monitors wer"),
+        ("ModelCheckpoint", {"filename": "last"}, "a ModelCheckpoint with filename last would overwrite"),
+        ("StochasticWeightAveraging", {"swa_lrs": "0.1"}, "StochasticWeightAveraging would replace the schedule"),
+        ("LearningRateFinder", {}, "take hubert_lightning.PeakRateFinder"),
+        ("Timer", {"duration": "00:00:10:00"}, "set trainer.max_time"),
+    ):
+        given = [f"--trainer.callbacks.{option}={value}" for option, value in settings.items()]
+        callback = [f"--trainer.callbacks+={lightning}{name}", *given]
+        output = f"--output={tmp_path / 'run'}"
+        said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), scratch, *callback, output)
+        assert sentence in said, name
+        assert len(said.splitlines()) == 1, said
+        assert not [*tmp_path.iterdir()]
+
+
+def test_a_metric_that_only_training_could_tell_is_one_sentence_at_the_first_validation(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    callback = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"
+    typed = [callback, "--trainer.callbacks.monitor=train/los", "--model.init_args.pretrained=null"]
+    said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *typed, f"--output={tmp_path / 'run'}")
+    assert "hubert: EarlyStopping: Early stopping conditioned on metric `train/los`" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_the_metrics_of_each_task_are_those_that_its_validation_finds(
+    run: Path, manifests: Path, tmp_path: Path
+) -> None:
+    models = (HubertPretraining(TINY, num_clusters=20, final_dim=16), CTCFinetuning(encoder=TINY))
+    for model in models:
+        trainer = a_trainer(tmp_path)
+        trainer.validate(model, datamodule=some_data(type(model), manifests, run), verbose=False)
+        assert {*trainer.callback_metrics} == {f"val/{name}" for name in VALIDATED[type(model).__name__]}
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--model=lightning.pytorch.demos.boring_classes.BoringModel", "is none of this package's tasks"),
+        ("--data=lightning.pytorch.demos.boring_classes.BoringDataModule", "take hubert_lightning.TranscribedData"),
+        ("--data=hubert_lightning.PretrainingData", "take hubert_lightning.TranscribedData"),
+        ("--model=hubert_lightning.HubertPretraining", "take hubert_lightning.PretrainingData"),
+    ],
+)
+def test_a_model_and_data_that_do_not_fit_are_one_sentence(
+    typed: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = f"--output={tmp_path / 'run'}"
+    given = ["--config", str(ROOT / "tests/smoke-finetune.yaml"), "--data.train=[a]", output]
+    both = ["--model=hubert_lightning.CTCFinetuning", "--data=hubert_lightning.TranscribedData"]
+    said = refused(capsys, "fit", *both, *given, typed)
+    assert sentence in said
+    assert len(said.splitlines()) == 1, said
+
+
+def test_options_that_a_config_of_a_run_repeats_are_no_mistakes() -> None:
+    config = Namespace(output="new", seed_everything=3)
+    of_run = {"trainer.default_root_dir": "old", "checkpoint.dirpath": "old", "data.init_args.seed": 0}
+    check_ignored(config, [("config.yaml", of_run | {"output": "old", "seed_everything": 0})])
+    check_ignored(config, [("command line", {"trainer.default_root_dir": "./new", "data.seed": "3"})])
+    with pytest.raises(ValueError, match=r"config.yaml: data.init_args.seed is 0, .* the seed of the run, 3"):
+        check_ignored(config, [("config.yaml", {"data.init_args.seed": 0})])
+
+
+def test_a_callback_may_copy_a_model_whose_optimizer_the_config_names(manifests: Path, tmp_path: Path) -> None:
+    averaging = "--trainer.callbacks+=lightning.pytorch.callbacks.WeightAveraging"
+    typed = [averaging, "--model.init_args.pretrained=null", f"--output={tmp_path / 'run'}"]
+    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *typed])
+    assert (tmp_path / "run/last.ckpt").exists()

@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import fork_server
 import pytest
 import soundfile
 import torch
@@ -345,6 +347,10 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--data.init_args.max_durashun=3", "data: there is no option max_durashun; did you mean max_duration?"),
         ("--model.init_args.encoder.dimm=3", "model: there is no option encoder.dimm; did you mean encoder.dim?"),
         ("--trainer.max_stepss=3", "there is no option trainer.max_stepss; did you mean trainer.max_steps?"),
+        ("--stalls.stall=3", "there is no option stalls.stall; did you mean stalls.timeout?"),
+        ("--max_steps=3", "there is no option max_steps; did you mean trainer.max_steps?"),
+        ("--data.weight=[3]", "data: there is no option weight; did you mean weights?"),
+        ("--trainer.barebones=true", "trainer.barebones is true"),
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
         ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
         ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
@@ -688,3 +694,49 @@ def test_what_python_says_of_a_mistake_of_ours_is_no_sentence_for_a_user(line: s
     with pytest.raises(ValueError, match="no text") as error:
         names["run"]()
     assert (hubert_lightning.cli._meant_for_the_user(error.value) is error.value) is of_ours
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("export x --foo=3", "hubert: there is no option foo; `hubert export --help` lists what there is"),
+        ("labels check x --foo", "hubert: there is no option foo; `hubert labels check --help` lists what there is"),
+        ("labels check", "hubert: store missing; `hubert labels check --help` says what to give"),
+        ("kmeans fit --x=3", "hubert: there is no option x; `hubert kmeans fit --help` lists what there is"),
+        ("align", "hubert: model, files missing; `hubert align --help` says what to give"),
+        ("demo --foo", "hubert: there is no option foo; `hubert demo --help` lists what there is"),
+        ("score", "hubert: results missing; `hubert score --help` says what to give"),
+        ("transcribe m f --num_workers=many", "hubert: "),
+    ],
+)
+def test_a_mistake_in_a_verb_is_one_sentence(typed: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
+    said = refused(capsys, *typed.split())
+    assert said.startswith(sentence)
+    assert len(said.splitlines()) == 1, said
+
+
+def test_a_fit_says_its_seed_once(manifests: Path, tmp_path: Path) -> None:
+    command = ["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    output = tmp_path / "output.txt"
+    typed = [*command, "--trainer.fast_dev_run=1", f"--output={tmp_path / 'run'}"]
+    ranks = [fork_server.start(typed, output, environment=rank) for rank in fork_server.of_ranks(2)]
+    assert [fork_server.ended(rank) for rank in ranks] == [0, 0], output.read_text()
+    assert output.read_text().count("Seed set to 0") == 1
+
+
+def test_a_fit_of_several_nodes_says_whom_it_waits_for(manifests: Path, tmp_path: Path) -> None:
+    command = ["fit", *SMOKE_FINETUNE, *transcribed(manifests), "--model.init_args.pretrained=null"]
+    several = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
+    output = tmp_path / "output.txt"
+    output.touch()
+    alone = {name: value for name, value in os.environ.items() if "SLURM" not in name and name != "MASTER_PORT"}
+    process = fork_server.start(
+        [*command, *several, f"--output={tmp_path / 'run'}"], output, environment=alone | {"MASTER_PORT": "29637"}
+    )
+    until = time.monotonic() + 120
+    while process.is_alive() and "MEMBER: 1/2" not in output.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    fork_server.end(process)
+    sentence = "waiting for 2 processes at 127.0.0.1:29637; start the same command on the other node with NODE_RANK 1 "
+    assert output.read_text().count(sentence) == 1, output.read_text()
+    assert output.read_text().index(sentence) < output.read_text().index("MEMBER: 1/2")

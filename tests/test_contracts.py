@@ -278,3 +278,36 @@ def test_another_order_of_manifests_is_refused_where_batches_are_planned_already
     trainer.fit_loop._combined_loader = None  # as other strategies have it when they read a checkpoint
     data.load_state_dict(state)
     assert data.manifests["train"] == [other, tmp_path / "first.jsonl.gz"]
+
+
+@both
+def test_a_fit_without_a_number_of_steps_asks_for_one(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
+    model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
+    trainer = a_trainer(tmp_path, max_steps=-1, max_time="00:00:01:00")
+    with pytest.raises(ValueError, match=r"the learning rate follows a schedule over the steps .* max_steps"):
+        trainer.fit(model, datamodule=some_data(task, manifests, run))
+
+
+@both
+def test_batches_to_overfit_are_a_sentence(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
+    model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
+    with pytest.raises(ValueError, match=r"overfit_batches is 2, which would replace our plan of batches"):
+        a_trainer(tmp_path, max_steps=1, overfit_batches=2).fit(model, datamodule=some_data(task, manifests, run))
+
+
+@both
+def test_data_without_a_trainer_says_what_it_needs(task: type, run: Path, manifests: Path) -> None:
+    data = some_data(task, manifests, run)
+    if task is HubertPretraining:
+        data.setup("fit")
+    for ask in (data.train_dataloader, *([lambda: data.setup("fit")] if task is CTCFinetuning else [])):
+        with pytest.raises(ValueError, match=r"Data: its batches depend on the model, .* call trainer.fit"):
+            ask()
+
+
+@both
+def test_data_is_pickled_after_a_fit(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
+    model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
+    data = some_data(task, manifests, run)
+    a_trainer(tmp_path, max_steps=1).fit(model, datamodule=data)
+    assert pickle.loads(pickle.dumps(data)).manifests == data.manifests

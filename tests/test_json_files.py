@@ -1,6 +1,7 @@
 """JSON of others is read with bounds, and what is wrong with it is one sentence."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,11 @@ def test_a_vocabulary_holds_nothing_but_tokens(tmp_path: Path, content: dict[str
     with pytest.raises(ValueError, match=rf"vocabulary\.json: {reason}") as refusal:
         read_vocabulary(tmp_path / "vocabulary.json")
     assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["[1]", '"x"', "3"])
+def test_settings_of_a_decoder_that_are_no_object_are_quoted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "decoder.json").write_text(text)
+    quoted = re.escape(repr(json.loads(text)))
+    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no object of JSON\)"):
+        read_settings(tmp_path / "decoder.json")

@@ -4,6 +4,7 @@ goes on with other data than it was trained with."""
 import ctypes
 import functools
 import json
+import math
 import os
 import resource
 import shutil
@@ -25,7 +26,8 @@ from lhotse.cut import Cut
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.run_folder import kept_config, kept_metrics
+from hubert_lightning.json_files import parse_json
+from hubert_lightning.run_folder import kept_config, kept_metrics, write_json
 
 STEPS = 6
 
@@ -415,3 +417,14 @@ def test_audio_that_goes_away_while_it_is_trained_on_is_named_and_the_same_comma
     fork_server.end(again)
     assert "Traceback" not in (tmp_path / "again.txt").read_text()
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] > step
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    write_json(path, {"val/loss": math.nan, "val/wer": math.inf, "val/cer": 0.5, "steps": 3, "stopped_early": "x"})
+    assert parse_json(path.read_bytes()) == json.loads(path.read_text())
+    assert json.loads(path.read_text())["val/loss"] is None
+    assert json.loads(path.read_text())["val/wer"] is None
+    assert kept_metrics(tmp_path) == {}  # without max_steps, it is made again
+    write_json(path, {"val/loss": math.nan, "steps": 3})
+    assert kept_metrics(tmp_path) == {"val/loss": None, "steps": 3}

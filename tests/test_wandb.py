@@ -5,6 +5,7 @@ import struct
 import time
 from pathlib import Path
 
+import fork_server
 import pytest
 import wandb
 from conftest import ROOT
@@ -154,3 +155,17 @@ def test_without_an_account_the_way_out_is_named(
         main(["fit", *layers("configs/demo.yaml", "smoke.yaml"), *more])
     assert stopped.value.code == 2
     assert "set WANDB_MODE=offline, or choose another trainer.logger" in capsys.readouterr().err
+
+
+def test_wandb_warns_of_nothing_that_the_user_did_not_do(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_SILENT")
+    output = tmp_path / "output.txt"
+    data = [f"--data.init_args.{part}=[{manifests / 'dev.jsonl.gz'}]" for part in ("train", "validation", "test")]
+    fit = ["fit", *layers("configs/finetune/10h.yaml", "smoke-finetune.yaml"), WANDB, *data]
+    for command in (fit, ["test", "--config", str(tmp_path / "run/config.yaml")]):
+        process = fork_server.start([*command, f"--output={tmp_path / 'run'}"], output)
+        assert fork_server.ended(process) == 0, output.read_text()
+    assert "wandb: " in output.read_text()
+    assert "wandb: WARNING" not in output.read_text()

@@ -8,6 +8,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
@@ -290,7 +291,7 @@ class TranscribedData(LightningDataModule):
             if paths is None and part == "validation" and stage == "fit":
                 continue
             if paths is None:
-                raise ValueError(f"data.{part} names no manifest; `hubert {stage}` needs one")
+                raise ValueError(f"data.{part} names no manifest; `hubert {TrainerFn(stage).value}` needs one")
             if not paths:
                 raise ValueError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
             self._parts[part] = read_manifests(paths)
@@ -501,9 +502,19 @@ def _and_others(ids: Sequence[Any]) -> str:
 
 
 def _model(data: LightningDataModule) -> Any:
-    """The model that the data is for: it knows its own clusters, letters and width."""
-    assert data.trainer is not None
-    return data.trainer.lightning_module
+    """The model that the data is for: it knows its own clusters, letters and width.
+
+    Raises:
+        ValueError: No Trainer has both.
+    """
+    model = data.trainer.lightning_module if data.trainer is not None else None
+    if model is None:
+        name = type(data).__name__
+        raise ValueError(
+            f"{name}: its batches depend on the model, which it takes from its Trainer; call trainer.fit(model, "
+            f"datamodule=data), or set {name}.trainer to a Trainer that has the model"
+        )
+    return model
 
 
 def _loader(
@@ -514,12 +525,17 @@ def _loader(
     **how: Any,
 ) -> DataLoader:
     trainer = data.trainer
+    if trainer.overfit_batches:
+        raise ValueError(
+            f"overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; leave it out, and "
+            "give the data a manifest of a few utterances"
+        )
     sampler = PlannedBatches(
         frames,
         data.max_frames,
         seed=data.seed if shuffle else 0,
         # restored with the rest of the loop, so a resumed run goes on with the next batch
-        position=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+        position=partial(_position, trainer),
         shuffle=shuffle,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
@@ -528,7 +544,7 @@ def _loader(
         **how,
     )
     return DataLoader(
-        WatchedReads(batches, attrgetter("cuts"), lambda place: batches.cuts[place].id, data.num_workers),
+        WatchedReads(batches, attrgetter("cuts"), partial(_id_of, batches), data.num_workers),
         sampler=sampler,
         batch_size=None,
         collate_fn=_as_it_is,
@@ -537,6 +553,15 @@ def _loader(
         persistent_workers=data.num_workers > 0,
         worker_init_fn=quiet_worker if data.num_workers else None,
     )
+
+
+def _position(trainer: Trainer) -> int:
+    """Batches of each rank that were trained on."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+
+def _id_of(batches: PretrainingBatches | TranscribedBatches, place: int) -> str:
+    return batches.cuts[place].id
 
 
 def _as_it_is(batch: Any) -> Any:
