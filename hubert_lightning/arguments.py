@@ -133,7 +133,7 @@ def check_arguments(config: Namespace, verb: str) -> None:
 
 
 def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Refuse options that another one replaces, unless both say the same, as in the config of a run.
+    """Refuse options that another one replaces, unless both say the same, or the config of a run repeats them.
 
     Args:
         config: Parsed config.
@@ -143,6 +143,8 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
         ValueError: Somebody gave such an option another value.
     """
     for name, options in given:
+        if {"output", "trainer.default_root_dir", "checkpoint.dirpath"} <= options.keys():
+            continue  # the config of a run, in which somebody may have edited the output or the seed
         output = options.get("output", config.output)
         for option in ("trainer.default_root_dir", "checkpoint.dirpath"):
             value = options.get(option)

@@ -306,7 +306,5 @@ def test_a_damaged_table_keeps_its_sound_rows(damage: bytes, tmp_path: Path) -> 
 def test_a_table_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
     (tmp_path / "metrics.csv").mkdir()
-    with pytest.raises(
-        ValueError, match=r"metrics\.csv: cannot be read .*; move it away, and run the same command again"
-    ):
+    with pytest.raises(ValueError, match=r"metrics\.csv: a folder, which is not read here"):
         keep_rows(logger, {"global_step": 5})
