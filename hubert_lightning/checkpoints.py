@@ -4,10 +4,11 @@ import csv
 import io
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -36,6 +37,8 @@ from hubert_lightning.ranks import on_rank_zero
 
 log = logging.getLogger(__name__)
 
+LONGEST_ROW = 2**16
+"""Bytes that a row of metrics.csv may have."""
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 BEST, AVERAGE = "best.ckpt", "average.ckpt"
 
@@ -326,8 +329,8 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
         return
     check_regular(table)
     try:
-        with table.open(newline="", encoding="utf-8", errors="replace") as file:
-            read = list(csv.DictReader(file))
+        with table.open("rb") as file:
+            read = list(csv.DictReader(_rows(file)))
     except (OSError, csv.Error) as error:
         raise ValueError(f"{table}: cannot be read ({error}); move it away, and run the same command again") from error
     sound = [row for row in read if "\ufffd" not in str(row)]
@@ -352,6 +355,13 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
     experiment.log_dir, experiment.metrics_file_path = logger.log_dir, str(table)
     experiment.metrics_keys = names
     logger._experiment = experiment
+
+
+def _rows(file: BinaryIO) -> Iterator[str]:
+    while line := file.readline(LONGEST_ROW):
+        if len(line) == LONGEST_ROW:
+            raise csv.Error(f"a row of more than {LONGEST_ROW} bytes")
+        yield line.decode(errors="replace")
 
 
 def _validated(row: dict[str, str]) -> bool:
