@@ -28,7 +28,7 @@ def test_a_fine_tuning_that_is_killed_at_its_end_has_all_of_its_results(manifest
     kills.measure("finetuning", fit, tmp_path, alone=False)
     writes = (tmp_path / "finetuning-writes.txt").read_text().splitlines()
     # After the last validation, which stopped it: before the mean is written, and before the metrics are
-    for name in ("open {}/average.ckpt.part", "open {}/metrics.json"):
+    for name in ("open {}/.average.ckpt.", "open {}/.metrics.json."):
         number = next(
             n for n, write in enumerate(writes, start=1) if name.format(tmp_path / "finetuning-fork") in write
         )
