@@ -144,7 +144,7 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
     """
     for name, options in given:
         if {"output", "trainer.default_root_dir", "checkpoint.dirpath"} <= options.keys():
-            continue  # the config of a run, in which somebody may have edited the output or the seed
+            continue  # a run's own config, whose output or seed may have been edited
         output = options.get("output", config.output)
         for option in ("trainer.default_root_dir", "checkpoint.dirpath"):
             value = options.get(option)

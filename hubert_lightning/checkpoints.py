@@ -211,7 +211,7 @@ class WholeSteps(Callback):
             trainer.should_stop = True  # it had stopped, and was killed before it had said so
         else:
             for stopping, state in zip(trainer.early_stopping_callbacks, states, strict=True):
-                if state:  # whoever goes on from where it stopped has asked for more, and may be more patient
+                if state:  # more steps are asked for, and the patience may have changed
                     state |= {"patience": stopping.patience, "stopping_reason_message": None}
         if trainer.strategy.restore_checkpoint_after_setup:  # and after `on_fit_start`
             self._resume(trainer)

@@ -104,7 +104,7 @@ class VerbParser(ArgumentParser):
         return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # somebody tries whether it parses
+        if not self.exit_on_error:  # jsonargparse only tries whether the input parses
             super().error(message, ex)
         listed = re.search(r'Parser key "(?P<key>[^"]+)"', message)
         if listed and ("codec can't decode" in message or "Expected a <class 'list'>" in message):
@@ -318,7 +318,7 @@ def _of_files(
         try:
             failed = function(**given)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read has seen enough
+        except BrokenPipeError:  # the reader closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         if failed:

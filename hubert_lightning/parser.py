@@ -37,7 +37,7 @@ class SentenceParser(LightningArgumentParser):
     """Refuses with the key, the fact and the way out, without pages of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # somebody tries whether it parses
+        if not self.exit_on_error:  # jsonargparse only tries whether the input parses
             super().error(message, ex)
         print(f"hubert: {self._sentence(message)}", file=sys.stderr)
         self.exit(2)

@@ -102,7 +102,7 @@ def restore_config(path: Path, reason: str, checkpoint: Path) -> None:
 def restore_given_config(path: Path) -> None:
     """Restore a config that a command names, if it is one of a run's and is damaged.
 
-    A config names classes, which are imported. So a copy out of a checkpoint is not used before somebody has seen it.
+    A config names classes, which are imported. So the user reviews a copy from a checkpoint before it is used.
 
     Raises:
         ValueError: It was damaged; the sentence says whether it is restored.

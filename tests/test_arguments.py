@@ -123,9 +123,15 @@ def test_a_pre_training_with_odd_numbers_that_are_accepted_takes_a_finite_step(
 def test_a_fine_tuning_with_odd_numbers_that_are_accepted_takes_a_finite_step(
     run: Path, manifests: Path, tmp_path: Path
 ) -> None:
-    for _, _, model in accepted(CTCFinetuning, encoder=TINY):
+    models, sets = (
+        [*accepted(CTCFinetuning, encoder=TINY)],
+        [*accepted(TranscribedData, train=[manifests / "finetune.jsonl.gz"], num_workers=0)],
+    )
+    assert models
+    assert sets
+    for _, _, model in models:
         one_step(CTCFinetuning, model, some_data(CTCFinetuning, manifests, run), tmp_path)
-    for _, _, made in accepted(TranscribedData, train=[manifests / "finetune.jsonl.gz"], num_workers=0):
+    for _, _, made in sets:
         one_step(CTCFinetuning, CTCFinetuning(encoder=TINY), made, tmp_path)
 
 

@@ -311,3 +311,4 @@ def test_a_label_store_begins_where_only_unfinished_files_lie(tmp_path: Path) ->
 
     unfinished_name(tmp_path / "source.json").write_bytes(b"half")
     begin_store(tmp_path, SOURCE)
+    assert (tmp_path / "source.json").exists()

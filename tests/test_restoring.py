@@ -361,5 +361,9 @@ def test_every_optimizer_goes_on_from_its_own_state_and_from_no_other_type(make:
 def test_an_option_that_a_later_torch_adds_does_not_end_a_run() -> None:
     model, make = Layers(), functools.partial(torch.optim.AdamW, lr=0.01)
     checkpoint = after_a_step(model, make)
-    del checkpoint["optimizer_states"][0]["param_groups"][0]["capturable"]
+    group = checkpoint["optimizer_states"][0]["param_groups"][0]
+    del group["capturable"]
     check_run(model, make, checkpoint, Path("some.ckpt"))
+    del group["lr"]  # which every torch has
+    with pytest.raises(ValueError, match=r"^some.ckpt: its optimizer"):
+        check_run(model, make, checkpoint, Path("some.ckpt"))

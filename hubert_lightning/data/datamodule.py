@@ -162,7 +162,7 @@ class PretrainingData(LightningDataModule):
             compared(state_dict.get("train"), self.manifests["train"], self._manifests("train"), "train", checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the manifests in the order of the checkpoint that training goes on from.
+        """Put the manifests into the order of the checkpoint that training resumes from.
 
         Raises:
             ValueError: Manifests or labels are not those that it was trained with, or the batches of another order are
@@ -307,7 +307,7 @@ class TranscribedData(LightningDataModule):
         return _plain(self._manifests) | {"audio": _audio(self, self.cuts.get("train", ()))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the manifests in the order of the checkpoint that training goes on from.
+        """Put the manifests into the order of the checkpoint that training resumes from.
 
         Raises:
             ValueError: Manifests are not those that it was trained with, or the batches of another order are planned
@@ -383,7 +383,7 @@ def _fitting(data: LightningDataModule) -> bool:
 
 
 def _resumed(data: LightningDataModule) -> str:
-    """The checkpoint that training goes on from, as errors name it."""
+    """Path of the checkpoint that training resumes from, for error messages."""
     assert data.trainer is not None
     return str(data.trainer.ckpt_path)
 

@@ -56,7 +56,7 @@ def compared(
         paths: Manifests of the run.
         here: What is to be said of them.
         part: Argument of the data that names them.
-        checkpoint: Checkpoint that training goes on from.
+        checkpoint: Checkpoint that training resumes from.
 
     Returns:
         Places of the run's manifests in the checkpoint's order.
