@@ -62,7 +62,7 @@ part "manifests of the audio" 30 - "$audio" "$work" <<'PYTHON'
 import sys
 from pathlib import Path
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.data.preparation import examine
+from hubert_lightning.data.prepare import examine
 
 cuts, _, _ = examine(sorted(Path(sys.argv[1]).rglob("*.flac")))
 write_manifest(cuts, Path(sys.argv[2], "one.jsonl.gz"))

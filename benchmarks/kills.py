@@ -120,7 +120,7 @@ def count_writes(folder: Path, until: int, report: Path | None, prepare: Callabl
 
 def small_shards() -> None:
     """Many shards of labels of few utterances."""
-    from hubert_lightning import relabelling
+    from hubert_lightning.training import relabelling
 
     relabelling.shard_size = lambda cuts: 8
 
@@ -417,7 +417,7 @@ def main() -> None:
 
 def corpus(folder: Path) -> Path:
     """Manifests of two minutes of synthetic speech."""
-    from hubert_lightning.data.synthesis import synthesise_corpus
+    from hubert_lightning.demo.synthesis import synthesise_corpus
 
     minutes = {"train_minutes": 1.5, "finetuning_minutes": 0.5, "dev_minutes": 0.3, "test_minutes": 0.3}
     if not (folder / "corpus" / "manifests").exists():

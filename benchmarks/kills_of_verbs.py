@@ -31,15 +31,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import fork_server
 from test_recognition import save_ctc
 
-from hubert_lightning.clustering.kmeans import save_kmeans
-from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.labels import LabelSource, begin_store, finish_store, write_shard
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
-from hubert_lightning.data.synthesis import synthesise_corpus
+from hubert_lightning.demo.synthesis import synthesise_corpus
+from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.files import is_unfinished
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
-from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.units.kmeans import save_kmeans
+from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, write_shard
 
 VERBS: dict[str, str] = {
     "prepare librispeech": "prepare librispeech IN/LibriSpeech OUT/made",

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 
 
 def rows_like_features(count: int, dim: int, drawn_on: str, kept_on: str, seed: int = 0) -> torch.Tensor:

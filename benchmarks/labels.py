@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hubert_lightning.data.labels import VERSION, LabelSource, LabelStore, _digest, shard_size
+from hubert_lightning.units.label_store import VERSION, LabelSource, LabelStore, _digest, shard_size
 
 
 def simulated(folder: Path, utterances: int, frames: int) -> None:

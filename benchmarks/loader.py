@@ -23,11 +23,11 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from torch.utils.data import DataLoader
 
-from hubert_lightning.data.batches import PlannedBatches, PretrainingBatches
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.shar import SharCuts, prepare_shar
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
+from hubert_lightning.training.batches import PlannedBatches, PretrainingBatches
+from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
 
 MAX_CROP = num_frames(seconds_to_samples(15.625))
 

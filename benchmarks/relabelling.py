@@ -26,14 +26,14 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans, assign
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.labels import LabelSource, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.extraction import Extractor, all_layers_extractor, extract, sample_frames
+from hubert_lightning.features.extract import Extractor, all_layers_extractor, extract, sample_frames
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.relabelling import assign_clusters
+from hubert_lightning.training.relabelling import assign_clusters
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
+from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, shard_size, write_shard
 
 SMALL = EncoderConfig(conv_channels=64, dim=128, num_layers=2, num_heads=4, ffn_dim=512, pos_kernel=32)
 BATCH_FRAMES = 1000

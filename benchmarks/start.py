@@ -27,11 +27,11 @@ import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
-from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
-from hubert_lightning.data.labels import LabelSource, begin_store, finish_store, shard_size, write_shard
 from hubert_lightning.data.manifest import fingerprint, write_manifest
-from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
+from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, shard_size, write_shard
+from hubert_lightning.vocabulary import Vocabulary
 
 SECONDS = 12.5
 FILES = 1_000

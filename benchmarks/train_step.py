@@ -36,15 +36,15 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
-from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.data.masking import span_mask
 from hubert_lightning.frames import num_frames, seconds_to_samples
-from hubert_lightning.model.formats.transformers import DIALECT, SETTINGS
+from hubert_lightning.model.flops import encoder_operations, head_operations
 from hubert_lightning.model.hubert import EncoderConfig
-from hubert_lightning.model.operations import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.model.trained import to_ours
-from hubert_lightning.pretraining import HubertPretraining
+from hubert_lightning.pretrained.formats.transformers import DIALECT, SETTINGS
+from hubert_lightning.pretrained.weights import to_ours
+from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.masking import span_mask
+from hubert_lightning.training.pretraining import HubertPretraining
 
 RECIPES = Path(__file__).parent.parent / "configs" / "pretrain"
 # Rows, inner and columns; the first as in Base's feed-forward

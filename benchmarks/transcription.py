@@ -21,10 +21,10 @@ import soundfile
 import torch
 import transformers
 
-from hubert_lightning.data.preparation import examine
-from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy
-from hubert_lightning.language_model import ngram
-from hubert_lightning.recognition import load_ctc, log_probabilities
+from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, greedy
+from hubert_lightning.asr.ngram import ngram
+from hubert_lightning.data.prepare import examine
 
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 

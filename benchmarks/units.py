@@ -24,9 +24,9 @@ import transformers
 from torch import Tensor
 
 from hubert_lightning import Units
-from hubert_lightning.clustering.kmeans import save_kmeans
-from hubert_lightning.data.preparation import examine
-from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder
+from hubert_lightning.data.prepare import examine
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.units.kmeans import save_kmeans
 
 LAYER, CLUSTERS, DIM = 9, 500, 768
 

@@ -7,37 +7,37 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hubert_lightning.checkpoints import BestCheckpoints
-    from hubert_lightning.clustering.kmeans import KMeans, ScikitKMeans
-    from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
-    from hubert_lightning.finetuning import CTCFinetuning
     from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-    from hubert_lightning.model.pretrained import load_encoder
-    from hubert_lightning.peak_rate import PeakRateFinder
-    from hubert_lightning.pretraining import HubertPretraining
-    from hubert_lightning.relabelling import Relabel
-    from hubert_lightning.sharding import LayerwiseFSDP
-    from hubert_lightning.unit_quality import LayerQuality
-    from hubert_lightning.units import Units
+    from hubert_lightning.pretrained.load import load_encoder
+    from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
+    from hubert_lightning.training.checkpoints import BestCheckpoints
+    from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+    from hubert_lightning.training.distributed import LayerwiseFSDP
+    from hubert_lightning.training.finetuning import CTCFinetuning
+    from hubert_lightning.training.pretraining import HubertPretraining
+    from hubert_lightning.training.relabelling import Relabel
+    from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
+    from hubert_lightning.units.layer_quality import LayerQuality
+    from hubert_lightning.units.unit_extractor import Units
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BestCheckpoints": "checkpoints",
-    "CTCFinetuning": "finetuning",
+    "BestCheckpoints": "training.checkpoints",
+    "CTCFinetuning": "training.finetuning",
     "EncoderConfig": "model.hubert",
     "HubertEncoder": "model.hubert",
-    "HubertPretraining": "pretraining",
-    "KMeans": "clustering.kmeans",
-    "LayerQuality": "unit_quality",
-    "LayerwiseFSDP": "sharding",
-    "PeakRateFinder": "peak_rate",
-    "PretrainingData": "data.datamodule",
-    "Relabel": "relabelling",
-    "ScikitKMeans": "clustering.kmeans",
-    "TranscribedData": "data.datamodule",
-    "Units": "units",
-    "load_encoder": "model.pretrained",
+    "HubertPretraining": "training.pretraining",
+    "KMeans": "units.kmeans",
+    "LayerQuality": "units.layer_quality",
+    "LayerwiseFSDP": "training.distributed",
+    "PeakRateFinder": "training.callbacks.peak_rate",
+    "PretrainingData": "training.datamodules",
+    "Relabel": "training.relabelling",
+    "ScikitKMeans": "units.kmeans",
+    "TranscribedData": "training.datamodules",
+    "Units": "units.unit_extractor",
+    "load_encoder": "pretrained.load",
 }
 
 __all__ = [

@@ -21,9 +21,9 @@ import yaml
 from jsonargparse import CLI, ArgumentParser, set_loader
 
 from hubert_lightning import progress
+from hubert_lightning.console import prints, show_messages
 from hubert_lightning.interrupts import listening
-from hubert_lightning.messages import prints, show_messages
-from hubert_lightning.yaml_files import check_configs, load_value
+from hubert_lightning.untrusted.yaml_file import check_configs, load_value
 
 USAGE = """usage: hubert VERB ...
 
@@ -189,7 +189,9 @@ def _refuse(sentence: str) -> NoReturn:
 
 def _of_other_processes(error: RuntimeError) -> str | None:
     """The sentence of an error that the end of another process caused: a loader worker, or another rank."""
-    workers, stalls = (sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "stalls"))
+    workers, stalls = (
+        sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "training.callbacks.stalls")
+    )
     return (workers and workers.killed_worker(error)) or (stalls and stalls.ended_rank(error)) or None
 
 
@@ -219,7 +221,7 @@ def _is_raised_here(trace: TracebackType) -> bool:
 
 def _lightning(verb: str) -> Callable[[list[str]], None]:
     def run(args: list[str]) -> None:
-        from hubert_lightning.experiment import HubertCLI
+        from hubert_lightning.training.experiment import HubertCLI
 
         HubertCLI(args=[verb, *args])
 
@@ -227,15 +229,15 @@ def _lightning(verb: str) -> Callable[[list[str]], None]:
 
 
 def _prepare(args: list[str]) -> None:
-    from hubert_lightning.data import alignment, preparation, shar, tables
+    from hubert_lightning.data import alignments, prepare, prepare_csv, shar
 
     CLI(
         {
-            "librispeech": preparation.prepare_librispeech,
-            "librilight": preparation.prepare_librilight,
-            "folder": preparation.prepare_folder,
-            "csv": tables.prepare_csv,
-            "alignments": alignment.prepare_alignments,
+            "librispeech": prepare.prepare_librispeech,
+            "librilight": prepare.prepare_librilight,
+            "folder": prepare.prepare_folder,
+            "csv": prepare_csv.prepare_csv,
+            "alignments": alignments.prepare_alignments,
             "shar": shar.prepare_shar,
         },
         args=args,
@@ -245,13 +247,13 @@ def _prepare(args: list[str]) -> None:
 
 
 def _labels(args: list[str]) -> None:
-    from hubert_lightning.data import label_formats
+    from hubert_lightning.units import label_text
 
     CLI(
         {
-            "check": label_formats.check_labels,
-            "export": label_formats.export_labels,
-            "import": label_formats.import_labels,
+            "check": label_text.check_labels,
+            "export": label_text.export_labels,
+            "import": label_text.import_labels,
         },
         args=args,
         prog="hubert labels",
@@ -260,13 +262,13 @@ def _labels(args: list[str]) -> None:
 
 
 def _kmeans(args: list[str]) -> None:
-    from hubert_lightning import quantizers
+    from hubert_lightning.units import kmeans_commands
 
     CLI(
         {
-            "fit": quantizers.fit_kmeans,
-            "import": quantizers.import_kmeans,
-            "export": quantizers.export_kmeans,
+            "fit": kmeans_commands.fit_kmeans,
+            "import": kmeans_commands.import_kmeans,
+            "export": kmeans_commands.export_kmeans,
         },
         args=args,
         prog="hubert kmeans",
@@ -275,28 +277,28 @@ def _kmeans(args: list[str]) -> None:
 
 
 def _quality(args: list[str]) -> None:
-    from hubert_lightning.unit_quality import quality
+    from hubert_lightning.units.layer_quality import quality
 
     CLI(quality, args=args, prog="hubert quality", parser_class=VerbParser)
 
 
 def _spelling(verb: str) -> Callable[[list[str]], None]:
     def run(args: list[str]) -> None:
-        from hubert_lightning import spelling
+        from hubert_lightning.asr import lexicon
 
-        CLI(getattr(spelling, verb), args=args, prog=f"hubert {verb}", parser_class=VerbParser)
+        CLI(getattr(lexicon, verb), args=args, prog=f"hubert {verb}", parser_class=VerbParser)
 
     return run
 
 
 def _ngram(args: list[str]) -> None:
-    from hubert_lightning.language_model import ngram
+    from hubert_lightning.asr.ngram import ngram
 
     CLI(ngram, args=args, prog="hubert ngram", parser_class=VerbParser)
 
 
 def _tune_decoder(args: list[str]) -> None:
-    from hubert_lightning.tuning import tune_decoder
+    from hubert_lightning.asr.tune_decoder import tune_decoder
 
     CLI(tune_decoder, args=args, prog="hubert tune-decoder", parser_class=VerbParser)
 
@@ -328,31 +330,31 @@ def _of_files(
 
 
 def _import(args: list[str]) -> None:
-    from hubert_lightning.exchange import import_model
+    from hubert_lightning.interchange.import_export import import_model
 
     CLI(import_model, args=args, prog="hubert import", parser_class=VerbParser)
 
 
 def _export(args: list[str]) -> None:
-    from hubert_lightning.exchange import export_model
+    from hubert_lightning.interchange.import_export import export_model
 
     CLI(export_model, args=args, prog="hubert export", parser_class=VerbParser)
 
 
 def _score(args: list[str]) -> None:
-    from hubert_lightning.scoring import score_file
+    from hubert_lightning.asr.scoring import score_file
 
     CLI(score_file, args=args, prog="hubert score", parser_class=VerbParser)
 
 
 def _average(args: list[str]) -> None:
-    from hubert_lightning.averaging import average
+    from hubert_lightning.training.averaging import average
 
     CLI(average, args=args, prog="hubert average", parser_class=VerbParser)
 
 
 def _demo(args: list[str]) -> None:
-    from hubert_lightning.demo import demo
+    from hubert_lightning.demo.demo import demo
 
     CLI(demo, args=args, prog="hubert demo", as_positional=False, parser_class=VerbParser)
 
@@ -368,11 +370,11 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "ngram": _ngram,
     "lexicon": _spelling("lexicon"),
     "tune-decoder": _tune_decoder,
-    "transcribe": _of_files("transcribe", "transcription", FINE_TUNED),
-    "align": _of_files("align", "transcription", FINE_TUNED),
+    "transcribe": _of_files("transcribe", "asr.transcribe", FINE_TUNED),
+    "align": _of_files("align", "asr.transcribe", FINE_TUNED),
     "units": _of_files(
         "units",
-        "unit_files",
+        "units.unit_commands",
         "any checkpoint, a transformers directory, or mfcc",
         "audio files, or folders of them; - for raw 16 kHz mono 16-bit little-endian samples from standard input",
         deduplicate="give each run of equal units once, with its duration in frames of 20 ms",

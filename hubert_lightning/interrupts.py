@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from hubert_lightning.messages import is_first_process
+from hubert_lightning.console import is_first_process
 
 AFTER_STEP = "saving after this step"
 SAME = 0.2

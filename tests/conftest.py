@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.data.synthesis import synthesise_corpus
+from hubert_lightning.demo.synthesis import synthesise_corpus
 from hubert_lightning.frames import SAMPLE_RATE, num_samples
 from hubert_lightning.model.hubert import EncoderConfig
 

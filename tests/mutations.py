@@ -41,30 +41,30 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from hubert_lightning.asr.causal_lm import CausalLM
+from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, search_with, write_settings
+from hubert_lightning.asr.lexicon import lexicon
+from hubert_lightning.asr.ngram import ngram
+from hubert_lightning.asr.scoring import score_file
 from hubert_lightning.cli import _meant_for_the_user
-from hubert_lightning.clustering.kmeans import load_kmeans, save_kmeans
-from hubert_lightning.data.alignment import prepare_alignments
+from hubert_lightning.data.alignments import prepare_alignments
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import read_corpora
-from hubert_lightning.data.datamodule import check_transcripts
-from hubert_lightning.data.label_formats import export_labels, import_labels
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifest, write_manifest
-from hubert_lightning.data.preparation import prepare_folder
+from hubert_lightning.data.prepare import prepare_folder
+from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.data.probe import probe
 from hubert_lightning.data.shar import prepare_shar
-from hubert_lightning.data.tables import prepare_csv
-from hubert_lightning.data.text import Vocabulary, read_vocabulary
-from hubert_lightning.decoding import BeamSearch, DecoderSettings, search_with, write_settings
-from hubert_lightning.exchange import export_model
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
-from hubert_lightning.language_model import ngram
+from hubert_lightning.interchange.import_export import export_model
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import load_encoder
-from hubert_lightning.recognition import load_ctc
-from hubert_lightning.rescoring import CausalLM
-from hubert_lightning.scoring import score_file
-from hubert_lightning.spelling import lexicon
+from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.training.datamodules import check_transcripts
+from hubert_lightning.units.kmeans import load_kmeans, save_kmeans
+from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_text import export_labels, import_labels
+from hubert_lightning.vocabulary import Vocabulary, read_vocabulary
 
 SECONDS, BYTES = 30, 2 * 2**30
 """What a reader may take."""

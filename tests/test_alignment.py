@@ -17,11 +17,11 @@ from lhotse.cut import Cut
 from lhotse.supervision import AlignmentItem
 
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.quality import frame_phones
-from hubert_lightning.data.alignment import check_alignment, phones_of, prepare_alignments
+from hubert_lightning.data.alignments import check_alignment, phones_of, prepare_alignments
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
-from hubert_lightning.data.preparation import prepare_folder
+from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.frames import SAMPLE_RATE, frame_centres, num_frames
+from hubert_lightning.units.quality import frame_phones
 
 Interval = tuple[float, float, str]  # start and end in seconds, label
 Writer = Callable[[dict[str, list[Interval]], float], str]

@@ -19,18 +19,18 @@ from test_cli import SMOKE, SMOKE_FINETUNE, TWO_ITERATIONS, refused, speech, tra
 from test_configs import FINETUNING, PRETRAINING, parsed
 from test_contracts import a_trainer, some_data
 
-from hubert_lightning.arguments import VALIDATED, check_arguments, check_ignored
-from hubert_lightning.checkpoints import BestCheckpoints
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.kmeans import KMeans
-from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
-from hubert_lightning.experiment import Iteration, _check_iteration
-from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.model.hubert import EncoderConfig
-from hubert_lightning.peak_rate import PeakRateFinder
-from hubert_lightning.pretraining import HubertPretraining
-from hubert_lightning.relabelling import Relabel
-from hubert_lightning.unit_quality import LayerQuality
+from hubert_lightning.training.arguments import VALIDATED, check_arguments, check_ignored
+from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
+from hubert_lightning.training.checkpoints import BestCheckpoints
+from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+from hubert_lightning.training.experiment import Iteration, _check_iteration
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.units.kmeans import KMeans
+from hubert_lightning.units.layer_quality import LayerQuality
 
 ODD = (math.nan, math.inf, -math.inf, -1, 0, 2**40)
 TRAIN = Path("train.jsonl.gz")

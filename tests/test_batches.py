@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from hubert_lightning.data.batches import (
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.training.batches import (
     BatchPlan,
     PlannedBatches,
     PretrainingBatches,
@@ -16,9 +17,8 @@ from hubert_lightning.data.batches import (
     bucket_of,
     shortest_of_bucket,
 )
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
-from hubert_lightning.data.text import LETTERS, Vocabulary
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 lengths = st.lists(st.integers(1, 800), min_size=1, max_size=200)
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints, load_encoder
-from hubert_lightning.averaging import averaged
-from hubert_lightning.checkpoints import WholeCheckpoints, keep_rows, newest_checkpoint, set_damaged_aside
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished
+from hubert_lightning.training.averaging import averaged
+from hubert_lightning.training.checkpoints import WholeCheckpoints, keep_rows, newest_checkpoint, set_damaged_aside
 
 SMALL = [
     *("--config", str(ROOT / "configs/finetune/small.yaml")),
@@ -259,7 +259,7 @@ SAVE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from hubert_lightning.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
 folder, number, links = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "links"
 calls = 0
 def hear(event, args):
@@ -395,7 +395,7 @@ KEEP_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
-from hubert_lightning.checkpoints import keep_rows
+from hubert_lightning.training.checkpoints import keep_rows
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 def hear(event, args):

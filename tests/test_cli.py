@@ -22,9 +22,9 @@ from lhotse import CutSet
 
 import hubert_lightning.cli
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.kmeans import load_kmeans
-from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
+from hubert_lightning.units.kmeans import load_kmeans
+from hubert_lightning.units.label_store import LabelStore
 
 SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
 SMOKE_FINETUNE = [
@@ -278,7 +278,7 @@ def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path:
 # `hubert fit` with shards of two utterances, each written after a moment
 SLOW_SHARDS = """
 import time
-from hubert_lightning import relabelling
+from hubert_lightning.training import relabelling
 from hubert_lightning.cli import main
 write_shard = relabelling.write_shard
 def write_slowly(folder, shard, clusters):
@@ -304,7 +304,7 @@ def test_labels_whose_making_was_killed_end_as_the_same_bytes(
         process.wait()
     assert not (labels / "store.json").exists()
     kept = (labels / "00000.npy").stat().st_mtime_ns
-    monkeypatch.setattr("hubert_lightning.relabelling.shard_size", lambda cuts: 2)
+    monkeypatch.setattr("hubert_lightning.training.relabelling.shard_size", lambda cuts: 2)
     for output in (killed, whole):
         main([*command, f"--output={output}"])
     assert (labels / "00000.npy").stat().st_mtime_ns == kept

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hubert_lightning.collapse import WINDOW, CollapseWatch
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.training.callbacks.collapse import WINDOW, CollapseWatch
+from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
 
 HEALTHY = {
     "masked_loss": 2.0,

@@ -13,13 +13,13 @@ import yaml
 from torch import nn
 
 from hubert_lightning.cli import main
-from hubert_lightning.data.datamodule import PretrainingData
-from hubert_lightning.data.labels import LabelStore
-from hubert_lightning.experiment import HubertCLI
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.pretraining import HubertPretraining, base_optimizer
+from hubert_lightning.training.datamodules import PretrainingData
+from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.pretraining import HubertPretraining, base_optimizer
+from hubert_lightning.units.label_store import LabelStore
 
 ROOT = Path(__file__).parent.parent
 PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]

@@ -16,13 +16,13 @@ from lightning.pytorch.utilities.model_summary import ModelSummary
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
-from hubert_lightning.data.datamodule import PretrainingData, TranscribedData
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.model.hubert import EncoderConfig
-from hubert_lightning.pretraining import HubertPretraining
-from hubert_lightning.restoring import ALLOWED
+from hubert_lightning.training.batches import BatchPlan, TranscribedBatches
+from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.restoring import ALLOWED
 
 WAVEFORM = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)) / 10
 INPUTS: dict[type[LightningModule], tuple[Tensor, Tensor]] = {

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
-from hubert_lightning.data.text import BLANK, LETTERS, Vocabulary
-from hubert_lightning.decoding import (
+from hubert_lightning.asr.causal_lm import CausalLM
+from hubert_lightning.asr.decoding import (
     BeamSearch,
     DecoderSettings,
     Hypothesis,
@@ -32,9 +32,9 @@ from hubert_lightning.decoding import (
     search_with,
     write_settings,
 )
-from hubert_lightning.language_model import ngram
-from hubert_lightning.rescoring import CausalLM
-from hubert_lightning.transcription import words_in
+from hubert_lightning.asr.ngram import ngram
+from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary
 
 letters = Vocabulary()
 normalise = letters.normalise

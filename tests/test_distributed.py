@@ -19,14 +19,14 @@ from conftest import ROOT
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from hubert_lightning.clustering.kmeans import load_kmeans
-from hubert_lightning.data.batches import PlannedBatches, transcript
-from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.extraction import layer_extractor, mfcc_extractor
+from hubert_lightning.features.extract import layer_extractor, mfcc_extractor
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
-from hubert_lightning.relabelling import assign_clusters
+from hubert_lightning.training.batches import PlannedBatches, transcript
+from hubert_lightning.training.relabelling import assign_clusters
+from hubert_lightning.units.kmeans import load_kmeans
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.vocabulary import Vocabulary
 
 SHARD = 4
 TESTED = ("test.jsonl.gz", "dev.jsonl.gz", "finetune.jsonl.gz")  # an odd number of cuts
@@ -35,7 +35,7 @@ HUBERT = ("-m", "hubert_lightning")
 SMALL_SHARDS = f"""
 import os
 
-from hubert_lightning import relabelling
+from hubert_lightning.training import relabelling
 from hubert_lightning.cli import main
 
 write_shard = relabelling.write_shard

@@ -29,15 +29,15 @@ from test_formats import (
 )
 from torch.testing import assert_close
 
+from hubert_lightning.asr.ctc_model import load_ctc
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.kmeans import load_kmeans, save_kmeans
-from hubert_lightning.exchange import export_model, import_model
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.formats.torchaudio import LETTERS
-from hubert_lightning.model.pretrained import encoder_fingerprint, load_encoder, read_trained
-from hubert_lightning.model.trained import encoder_of
-from hubert_lightning.pretraining import HubertPretraining
-from hubert_lightning.recognition import load_ctc
+from hubert_lightning.interchange.import_export import export_model, import_model
+from hubert_lightning.pretrained.formats.torchaudio import LETTERS
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, read_trained
+from hubert_lightning.pretrained.weights import encoder_of
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.units.kmeans import load_kmeans, save_kmeans
 
 COPIED = ("conv_channels", "conv_norm", "dim", "num_layers", "num_heads", "ffn_dim", "pre_norm", "pos_kernel")
 COPIED += ("pos_groups", "normalize_waveform", "conv_bias")
@@ -472,7 +472,7 @@ def test_a_fit_goes_on_from_any_system_in_yaml(tmp_path: Path, manifests: Path, 
 
 
 def test_fine_tuning_goes_on_from_letters_of_torchaudio(tmp_path: Path) -> None:
-    from hubert_lightning.finetuning import CTCFinetuning
+    from hubert_lightning.training.finetuning import CTCFinetuning
 
     theirs = of_torchaudio(small("group"), aux_num_out=29)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")

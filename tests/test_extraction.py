@@ -12,10 +12,9 @@ from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning import extraction
-from hubert_lightning.clustering.mfcc import mfcc, spliced
+import hubert_lightning.features.extract as extraction
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.extraction import (
+from hubert_lightning.features.extract import (
     LONGEST,
     OVERLAP,
     Extractor,
@@ -25,10 +24,11 @@ from hubert_lightning.extraction import (
     sample_frames,
     windows,
 )
+from hubert_lightning.features.mfcc import mfcc, spliced
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.model.pretrained import load_encoder
 from hubert_lightning.model.statistics import statistics_of
+from hubert_lightning.pretrained.load import load_encoder
 
 
 @given(frames=st.integers(1, 10 * LONGEST))

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from hubert_lightning import files
-from hubert_lightning.data.labels import begin_store
 from hubert_lightning.files import (
     also_named,
     is_unfinished,
@@ -20,6 +19,7 @@ from hubert_lightning.files import (
     unfinished_name,
     write_whole,
 )
+from hubert_lightning.units.label_store import begin_store
 
 
 def names(folder: Path) -> set[str]:

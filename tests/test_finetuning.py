@@ -15,17 +15,17 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_pretraining import a_model
 
-from hubert_lightning.checkpoints import WholeSteps
-from hubert_lightning.data.batches import BatchPlan, TranscribedBatches
-from hubert_lightning.data.datamodule import TranscribedData, check_transcripts
+from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.decoding import DecoderSettings
+from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.data.text import LETTERS, Vocabulary, vocabulary_of
-from hubert_lightning.decoding import DecoderSettings
-from hubert_lightning.finetuning import CTCFinetuning
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.pretrained import load_encoder
-from hubert_lightning.recognition import load_ctc
-from hubert_lightning.spelling import lexicon
+from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.training.batches import BatchPlan, TranscribedBatches
+from hubert_lightning.training.checkpoints import WholeSteps
+from hubert_lightning.training.datamodules import TranscribedData, check_transcripts
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
 
 
 @pytest.fixture(scope="module")

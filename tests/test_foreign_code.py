@@ -15,8 +15,8 @@ from test_decoding import causal_lm, files  # noqa: F401
 from test_pretrained import tiny_hubert
 from test_recognition import save_ctc
 
+from hubert_lightning.asr.causal_lm import CausalLM
 from hubert_lightning.cli import main
-from hubert_lightning.rescoring import CausalLM
 
 ROOT = Path(__file__).parent.parent
 CODE = """

@@ -19,9 +19,9 @@ from test_shar import exported
 from hubert_lightning.cli import main
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import read_corpora
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.data.manifest import check_audio, read_manifest, write_manifest
 from hubert_lightning.data.shar import SharCuts, prepare_shar
+from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
 
 ROOT = Path(__file__).parent.parent
 HUGE = 10**30

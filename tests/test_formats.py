@@ -27,18 +27,18 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchaudio.models.wav2vec2.utils.import_fairseq import _convert_state_dict
 
-from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.decoding import greedy
-from hubert_lightning.exchange import Format, as_fit, export_model, import_model
+from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.formats import torchaudio as torchaudio_format
-from hubert_lightning.model.formats import transformers as transformers_format
-from hubert_lightning.model.formats.fairseq import DIALECT as FAIRSEQ
+from hubert_lightning.interchange.import_export import Format, as_fit, export_model, import_model
 from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.model.pretrained import load_encoder, read_trained
-from hubert_lightning.model.trained import Trained, encoder_of, from_ours, linear_of, predictors_of
-from hubert_lightning.recognition import load_ctc
+from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
+from hubert_lightning.pretrained.formats import transformers as transformers_format
+from hubert_lightning.pretrained.formats.fairseq import DIALECT as FAIRSEQ
+from hubert_lightning.pretrained.load import load_encoder, read_trained
+from hubert_lightning.pretrained.weights import Trained, encoder_of, from_ours, linear_of, predictors_of
+from hubert_lightning.vocabulary import Vocabulary
 
 NORMS = ["group", "layer"]
 LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # fairseq's dict.ltr.txt

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hubert_lightning.garbage import without_collection
+from hubert_lightning.data.garbage import without_collection
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.global_batch import GlobalBatch
-from hubert_lightning.pretraining import HubertPretraining
+from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.global_batch import GlobalBatch
+from hubert_lightning.training.pretraining import HubertPretraining
 
 
 def trained(

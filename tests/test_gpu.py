@@ -12,14 +12,14 @@ from lhotse import CutSet
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from hubert_lightning.asr.ctc_model import CTCModel, log_probabilities
 from hubert_lightning.cli import main
-from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.data.masking import span_mask
-from hubert_lightning.data.text import Vocabulary
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.pretraining import HubertPretraining
-from hubert_lightning.recognition import CTCModel, log_probabilities
+from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.masking import span_mask
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.vocabulary import Vocabulary
 
 GPU = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

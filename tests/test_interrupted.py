@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints
-from hubert_lightning.checkpoints import WholeCheckpoints, WholeSteps, keep_rows
-from hubert_lightning.preemption import Preemption
+from hubert_lightning.training.callbacks.preemption import Preemption
+from hubert_lightning.training.checkpoints import WholeCheckpoints, WholeSteps, keep_rows
 
 EPOCH = 6
 """Batches of an epoch."""

@@ -15,12 +15,12 @@ from lhotse import CutSet
 from test_recognition import save_ctc
 from test_transcription import run
 
-from hubert_lightning.clustering.kmeans import save_kmeans
-from hubert_lightning.clustering.mfcc import mfcc
 from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.features.journal import Journal
+from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.files import remove_unfinished, unfinished_name
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.journal import Journal
+from hubert_lightning.units.kmeans import save_kmeans
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_two_that_write_one_journal_take_nothing_of_one_another(tmp_path: Path) 
 ADD = """
 import sys
 from pathlib import Path
-from hubert_lightning.journal import Journal
+from hubert_lightning.features.journal import Journal
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 with Journal(folder / "journal", {"model": 1}) as journal:
     for number in range(first, 300, 3):

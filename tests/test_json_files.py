@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_lightning.data.text import read_vocabulary
-from hubert_lightning.decoding import read_settings
-from hubert_lightning.json_files import parse_json, read_json
+from hubert_lightning.asr.decoding import read_settings
+from hubert_lightning.untrusted.json_file import parse_json, read_json
+from hubert_lightning.vocabulary import read_vocabulary
 
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(

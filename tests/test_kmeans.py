@@ -11,7 +11,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import make_blobs
 from torch import Tensor
 
-from hubert_lightning.clustering.kmeans import (
+from hubert_lightning.units.kmeans import (
     KMeans,
     ScikitKMeans,
     _filled,
@@ -131,7 +131,7 @@ def test_scikit_k_means_has_the_settings_of_the_reference(monkeypatch: pytest.Mo
             asked.append(self.get_params())
             return super().fit(X, y, sample_weight)
 
-    monkeypatch.setattr("hubert_lightning.clustering.kmeans.MiniBatchKMeans", Recorded)
+    monkeypatch.setattr("hubert_lightning.units.kmeans.MiniBatchKMeans", Recorded)
     ScikitKMeans().fit(torch.from_numpy(rows(500)), 7, seed=3)
     # fairseq examples/hubert/simple_kmeans/learn_kmeans.py: its defaults; HuBERT §IV-B has 10 000 frames and 20 starts
     expected = {"n_clusters": 7, "init": "k-means++", "max_iter": 100, "batch_size": 10_000, "tol": 0.0, "n_init": 20}
@@ -169,7 +169,7 @@ def test_fit_is_the_same_for_the_same_seed(kmeans):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_in_half_precision_are_taken_in_chunks(monkeypatch, device):
-    monkeypatch.setattr("hubert_lightning.clustering.kmeans.DISTANCES", 20 * 300)
+    monkeypatch.setattr("hubert_lightning.units.kmeans.DISTANCES", 20 * 300)
     features = torch.from_numpy(rows(20_000, 8))
     half = KMeans().fit(features.half(), 20, seed=0, device=torch.device(device))
     torch.testing.assert_close(half.cpu(), KMeans().fit(features.half().float(), 20, seed=0))
@@ -187,7 +187,7 @@ FIT_ON_TWO = """
 import sys
 import torch
 import torch.distributed as dist
-from hubert_lightning.clustering.kmeans import KMeans
+from hubert_lightning.units.kmeans import KMeans
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 rows = torch.load(f"{folder}/rows.pt")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from lhotse import CutSet
 
-from hubert_lightning.data.label_formats import export_labels, import_labels
-from hubert_lightning.data.labels import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.frames import num_frames
+from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_text import export_labels, import_labels
 
 
 @pytest.fixture(scope="module")

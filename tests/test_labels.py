@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut
 from lhotse.testing.dummies import dummy_cut, dummy_recording
 
-from hubert_lightning.data.labels import (
+from hubert_lightning.files import unfinished_name
+from hubert_lightning.frames import num_frames
+from hubert_lightning.units.label_store import (
     LabelSource,
     LabelStore,
     begin_store,
@@ -24,8 +26,6 @@ from hubert_lightning.data.labels import (
     shard_size,
     write_shard,
 )
-from hubert_lightning.files import unfinished_name
-from hubert_lightning.frames import num_frames
 
 SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
 
@@ -162,7 +162,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_labels import written
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from hubert_lightning.data import labels
+from hubert_lightning.units import label_store
 write_shard = labels.write_shard
 def full_at_three(folder, shard, clusters):
     if shard == 3:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hubert_lightning.data.text import LETTERS, Vocabulary
-from hubert_lightning.decoding import BeamSearch, DecoderSettings, Hypothesis
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, Hypothesis
+from hubert_lightning.asr.language_files import for_kenlm, read_lexicon, unigrams
+from hubert_lightning.asr.lexicon import lexicon
+from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.files import decompressed, lines_of
-from hubert_lightning.language_files import for_kenlm, read_lexicon, unigrams
-from hubert_lightning.language_model import ngram
-from hubert_lightning.spelling import lexicon
+from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 WORDS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
 # hubert-large-ls960-ft, transformers: the blank is <pad>

@@ -10,12 +10,12 @@ from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 from torch.nn.functional import one_hot
 
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings
+from hubert_lightning.asr.lexicon import lexicon
+from hubert_lightning.asr.ngram import ngram
+from hubert_lightning.asr.transcribe import words_in
 from hubert_lightning.cli import main
-from hubert_lightning.data.text import Vocabulary, vocabulary_of
-from hubert_lightning.decoding import BeamSearch, DecoderSettings
-from hubert_lightning.language_model import ngram
-from hubert_lightning.spelling import lexicon
-from hubert_lightning.transcription import words_in
+from hubert_lightning.vocabulary import Vocabulary, vocabulary_of
 
 TEXT = """The cat sat on the mat.
 The dog sat on the log, the cat on the dog.
@@ -154,8 +154,8 @@ def test_the_verbs_make_vocabulary_model_and_lexicon(
 
 
 def test_manifests_without_transcripts_have_no_vocabulary(tmp_path: Path, manifests: Path) -> None:
+    from hubert_lightning.asr.lexicon import vocabulary
     from hubert_lightning.data.manifest import read_manifest, write_manifest
-    from hubert_lightning.spelling import vocabulary
 
     write_manifest(read_manifest(manifests / "dev.jsonl.gz").drop_supervisions(), tmp_path / "dev.jsonl.gz")
     with pytest.raises(ValueError, match=r"dev\.jsonl\.gz: no transcripts; prepare them"):

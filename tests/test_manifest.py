@@ -16,7 +16,7 @@ from lhotse.audio import AudioSource
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifest, read_manifests, write_manifest
-from hubert_lightning.data.preparation import prepare_folder, prepare_librilight, prepare_librispeech
+from hubert_lightning.data.prepare import prepare_folder, prepare_librilight, prepare_librispeech
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-from hubert_lightning.data.masking import span_mask
+from hubert_lightning.training.masking import span_mask
 
 
 def draw(num_frames, prob=0.8, length=10, seed=0, **options):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hubert_lightning.messages import is_first_process
+from hubert_lightning.console import is_first_process
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubert_lightning.clustering.mfcc import PARTS, mfcc, spliced
+from hubert_lightning.features.mfcc import PARTS, mfcc, spliced
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames
 
 

@@ -7,15 +7,15 @@ import soundfile
 import torch
 from num2words import num2words
 
+from hubert_lightning.asr.lexicon import vocabulary
 from hubert_lightning.cli import main
-from hubert_lightning.data.datamodule import check_transcripts
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.numbers import spell_numbers, words_with_digits_or_symbols
-from hubert_lightning.data.preparation import prepare_folder, prepare_librispeech
-from hubert_lightning.data.tables import prepare_csv
-from hubert_lightning.data.text import Vocabulary, vocabulary_of
+from hubert_lightning.data.prepare import prepare_folder, prepare_librispeech
+from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.spelling import vocabulary
+from hubert_lightning.training.datamodules import check_transcripts
+from hubert_lightning.vocabulary import Vocabulary, vocabulary_of
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from test_cli import SMOKE_FINETUNE, refused, transcribed
 
-from hubert_lightning.checkpoints import keep_rows
-from hubert_lightning.run_folder import check_files, kept_config, kept_metrics
-from hubert_lightning.run_lock import locked
+from hubert_lightning.training.checkpoints import keep_rows
+from hubert_lightning.training.run_folder import check_files, kept_config, kept_metrics
+from hubert_lightning.training.run_lock import locked
 
 
 def sparse(path: Path) -> None:

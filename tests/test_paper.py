@@ -11,8 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from hubert_lightning.clustering.mfcc import PARTS
-from hubert_lightning.experiment import Iteration
+from hubert_lightning.features.mfcc import PARTS
+from hubert_lightning.training.experiment import Iteration
 
 SPLITS = {"10min": "10 min", "1h": "1 h", "10h": "10 h", "100h": "100 h", "960h": "960 h"}
 # Tables II and III: WER in % of dev-clean/dev-other/test-clean/test-other

@@ -10,8 +10,8 @@ from lhotse import MonoCut, Recording
 from soundfile import write
 from torch import Tensor
 
+from hubert_lightning.features.windows import quiet_windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
-from hubert_lightning.pauses import quiet_windows
 
 
 def a_cut(path: Path, waveform: Tensor) -> MonoCut:

@@ -11,10 +11,10 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from test_finetuning import a_trainer, quick
 from torch import Tensor
 
-from hubert_lightning.data.batches import TranscribedBatch
-from hubert_lightning.data.datamodule import TranscribedData
-from hubert_lightning.finetuning import CTCFinetuning
-from hubert_lightning.peak_rate import PeakRateFinder, _steepest
+from hubert_lightning.training.batches import TranscribedBatch
+from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder, _steepest
+from hubert_lightning.training.datamodules import TranscribedData
+from hubert_lightning.training.finetuning import CTCFinetuning
 
 
 class Watch(Callback):

@@ -12,14 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import AdamW
 
-from hubert_lightning.data.batches import PretrainingBatch
-from hubert_lightning.data.datamodule import PretrainingData
-from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.frames import num_samples
-from hubert_lightning.model.pretrained import load_encoder
-from hubert_lightning.pretraining import HubertPretraining
-from hubert_lightning.relabelling import Relabel
+from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.datamodules import PretrainingData
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.units.label_store import LabelStore
 
 
 def a_batch(

@@ -8,7 +8,7 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from hubert_lightning.clustering.quality import (
+from hubert_lightning.units.quality import (
     Quality,
     cluster_purity,
     dead_clusters,

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 
+from hubert_lightning.asr.ctc_model import LONGEST, CTCModel, load_ctc, log_probabilities
+from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.text import LETTERS, Vocabulary, vocabulary_of
-from hubert_lightning.decoding import greedy
+from hubert_lightning.features.windows import quiet_windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.pauses import quiet_windows
-from hubert_lightning.recognition import LONGEST, CTCModel, load_ctc, log_probabilities
+from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
 
 RELEASED = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # as of hubert-large-ls960-ft
 

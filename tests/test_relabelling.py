@@ -14,19 +14,19 @@ from lightning import Trainer
 from sklearn.cluster import MiniBatchKMeans
 from test_pretraining import a_model, some_data
 
-from hubert_lightning import relabelling
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.kmeans import assign, kmeans_fingerprint, load_kmeans, save_kmeans
-from hubert_lightning.clustering.mfcc import mfcc, spliced
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.datamodule import TranscribedData
-from hubert_lightning.data.labels import LabelStore
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.finetuning import CTCFinetuning
+from hubert_lightning.features.mfcc import mfcc, spliced
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.formats.checkpoint import read_checkpoint
-from hubert_lightning.model.pretrained import load_encoder
-from hubert_lightning.relabelling import Relabel
+from hubert_lightning.pretrained.formats.own import read_checkpoint
+from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.training import relabelling
+from hubert_lightning.training.datamodules import TranscribedData
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.units.kmeans import assign, kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.units.label_store import LabelStore
 
 
 def test_mfcc_labels_are_the_nearest_centroids_of_every_other_mfcc_frame(run: Path, train_cuts: CutSet) -> None:

@@ -31,11 +31,11 @@ from test_formats import (
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hubert_lightning.exchange import as_fit
-from hubert_lightning.model.formats.checkpoint import to_safetensors, to_state
-from hubert_lightning.model.formats.fairseq import INSIDE_CTC
-from hubert_lightning.model.pretrained import encoder_config, load_encoder, read_trained
-from hubert_lightning.model.trained import Trained, encoder_of
+from hubert_lightning.interchange.import_export import as_fit
+from hubert_lightning.pretrained.formats.fairseq import INSIDE_CTC
+from hubert_lightning.pretrained.formats.own import to_safetensors, to_state
+from hubert_lightning.pretrained.load import encoder_config, load_encoder, read_trained
+from hubert_lightning.pretrained.weights import Trained, encoder_of
 
 SMALL = {
     "hidden_size": 64,

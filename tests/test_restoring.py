@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hubert_lightning.cli import main
-from hubert_lightning.experiment import HubertCLI
-from hubert_lightning.finetuning import CTCFinetuning
-from hubert_lightning.pretraining import HubertPretraining
-from hubert_lightning.restoring import check_run
+from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.restoring import check_run
 
 
 @pytest.fixture(scope="module")

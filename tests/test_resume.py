@@ -18,10 +18,10 @@ from lightning import Trainer
 from test_global_batch import plain_adam
 from test_pretraining import a_model, a_trainer, some_data
 
-from hubert_lightning.checkpoints import WholeSteps, is_whole, newest_checkpoint
 from hubert_lightning.cli import main
-from hubert_lightning.data.datamodule import PretrainingData
-from hubert_lightning.pretraining import HubertPretraining
+from hubert_lightning.training.checkpoints import WholeSteps, is_whole, newest_checkpoint
+from hubert_lightning.training.datamodules import PretrainingData
+from hubert_lightning.training.pretraining import HubertPretraining
 
 STEPS = 8
 # `hubert`, which kills itself at the n-th call of a function, after what it calls if "after" is asked for
@@ -49,16 +49,16 @@ main()
 """
 KILLS = [
     # while the labels of iteration 1 are made: one shard is written, and not yet named whole
-    "hubert_lightning.relabelling write_shard 1 after",
+    "hubert_lightning.training.relabelling write_shard 1 after",
     # in the middle of a step: one of its two batches is accumulated
-    "hubert_lightning.pretraining HubertPretraining.training_step 10 after",
+    "hubert_lightning.training.pretraining HubertPretraining.training_step 10 after",
     # while a checkpoint is written
-    "hubert_lightning.averaging torch.save 2 after",
+    "hubert_lightning.training.averaging torch.save 2 after",
     # between the renames of a save
-    "hubert_lightning.checkpoints os.replace 3 before",
+    "hubert_lightning.training.checkpoints os.replace 3 before",
     # iteration 2: after K-means, before the first label; then once more in a step
-    "hubert_lightning.relabelling save_kmeans 1 after",
-    "hubert_lightning.pretraining HubertPretraining.configure_gradient_clipping 5 before",
+    "hubert_lightning.training.relabelling save_kmeans 1 after",
+    "hubert_lightning.training.pretraining HubertPretraining.configure_gradient_clipping 5 before",
 ]
 
 
@@ -170,7 +170,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from hubert_lightning.checkpoints import WholeCheckpoints
+from hubert_lightning.training.checkpoints import WholeCheckpoints
 path = Path(sys.argv[1])
 WholeCheckpoints().save_checkpoint({"step": 1}, path)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

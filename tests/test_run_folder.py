@@ -26,8 +26,8 @@ from lhotse.cut import Cut
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.json_files import parse_json
-from hubert_lightning.run_folder import kept_config, kept_metrics, write_json
+from hubert_lightning.training.run_folder import kept_config, kept_metrics, write_json
+from hubert_lightning.untrusted.json_file import parse_json
 
 STEPS = 6
 

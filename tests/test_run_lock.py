@@ -15,15 +15,15 @@ import torch
 from test_cli import SMOKE_FINETUNE, refused, transcribed
 from test_run_folder import command
 
-from hubert_lightning import run_lock
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished, unfinished_name
-from hubert_lightning.run_lock import Holder, holder_of, locked
+from hubert_lightning.training import run_lock
+from hubert_lightning.training.run_lock import Holder, holder_of, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hubert_lightning.run_lock import locked
+from hubert_lightning.training.run_lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(1000)

@@ -14,9 +14,9 @@ from lhotse import CutSet
 
 from hubert_lightning import __version__
 from hubert_lightning.cli import main
+from hubert_lightning.console import show_messages
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
-from hubert_lightning.messages import show_messages
-from hubert_lightning.model.formats.checkpoint import read_checkpoint
+from hubert_lightning.pretrained.formats.own import read_checkpoint
 
 PRETRAINING = [
     *("fit", "--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")),
@@ -182,7 +182,7 @@ def test_good_news_is_information_and_is_said_once_by_all_processes(
     for noise in ("weights_only", "Tip:", "litlogger"):  # which Lightning prints at each start
         assert noise not in said
     show_messages(of_ranks=True)  # twice, and still each is said once
-    log = logging.getLogger("hubert_lightning.data.datamodule")
+    log = logging.getLogger("hubert_lightning.training.datamodules")
     log.warning("short utterances")
     monkeypatch.setenv("LOCAL_RANK", "1")
     log.warning("short utterances")

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import tiny_hubert
 
 from hubert_lightning.cli import main
-from hubert_lightning.model.formats.checkpoint import to_safetensors
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.model.pretrained import encoder_config, load_encoder, read_trained
+from hubert_lightning.pretrained.formats.own import to_safetensors
+from hubert_lightning.pretrained.load import encoder_config, load_encoder, read_trained
 
 
 class Runs:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from hubert_lightning.schedules import linear_warmup_decay, tri_stage
+from hubert_lightning.training.schedules import linear_warmup_decay, tri_stage
 
 
 def rates(schedule: LambdaLR, steps: int) -> list[float]:

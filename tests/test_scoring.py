@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hubert_lightning.cli import main
-from hubert_lightning.scoring import (
+from hubert_lightning.asr.scoring import (
     ErrorRate,
     Result,
     Scores,
@@ -26,6 +25,7 @@ from hubert_lightning.scoring import (
     score,
     write_scores,
 )
+from hubert_lightning.cli import main
 
 texts = st.lists(st.sampled_from(["A", "AN", "BEE", "SEES", "THE", "SEA"]), max_size=8).map(" ".join)
 corpora = st.lists(st.tuples(texts, texts, st.sampled_from(["ann", "bob", "eve"])), min_size=1, max_size=12).map(

@@ -22,18 +22,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hubert_lightning.data.datamodule import TranscribedData
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings
+from hubert_lightning.asr.lexicon import write_lexicon
+from hubert_lightning.asr.scoring import Result, read_results, score
+from hubert_lightning.asr.transcribe import align, transcribe, words_in
+from hubert_lightning.asr.transcript_formats import FORMATS, SUFFIX, Format, Transcript
+from hubert_lightning.asr.tune_decoder import tune_decoder
+from hubert_lightning.asr.word_times import word_times
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.data.text import Vocabulary, vocabulary_from
-from hubert_lightning.decoding import BeamSearch, DecoderSettings
-from hubert_lightning.finetuning import CTCFinetuning
-from hubert_lightning.model.pretrained import read_trained
-from hubert_lightning.scoring import Result, read_results, score
-from hubert_lightning.spelling import write_lexicon
-from hubert_lightning.transcription import align, transcribe, words_in
-from hubert_lightning.transcripts import FORMATS, SUFFIX, Format, Transcript
-from hubert_lightning.tuning import tune_decoder
-from hubert_lightning.word_times import word_times
+from hubert_lightning.pretrained.load import read_trained
+from hubert_lightning.training.datamodules import TranscribedData
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
 
 SENTENCES = {
     "latin": "où est l'œuvre déjà señor",

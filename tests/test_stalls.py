@@ -25,8 +25,8 @@ from torch.distributed import c10d_logger
 from torch.utils.data import dataloader
 
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.sharding import LayerwiseFSDP
-from hubert_lightning.stalls import BACKWARD, DATA, OTHERS, StalledRanks, place_of
+from hubert_lightning.training.callbacks.stalls import BACKWARD, DATA, OTHERS, StalledRanks, place_of
+from hubert_lightning.training.distributed import LayerwiseFSDP
 
 QUICK = ["--stalls.timeout=0.05", "--stalls.step_timeout=0.1"]  # 3 s and 6 s
 
@@ -269,7 +269,7 @@ def test_a_time_out_that_is_none_is_refused(minutes: float) -> None:
 
 LOCALS = """
 import gc, sys, threading
-from hubert_lightning.stalls import frame_of
+from hubert_lightning.training.callbacks.stalls import frame_of
 gc.set_threshold(1)  # so that whatever is allocated collects
 for _ in range(2000):
     circle = [threading.local()]
@@ -292,7 +292,7 @@ CUT = """
 import socket, threading, time
 from datetime import timedelta
 import torch.distributed as dist
-from hubert_lightning import stalls
+from hubert_lightning.training.callbacks import stalls
 
 def piped(source, target):
     try:

@@ -13,11 +13,11 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.espeak import Espeak, Voice
-from hubert_lightning.data.grammar import sentences, transcript
 from hubert_lightning.data.manifest import fingerprint, read_manifest
-from hubert_lightning.data.preparation import prepare_librispeech
-from hubert_lightning.data.synthesis import GRID, _word_times, synthesise_corpus
+from hubert_lightning.data.prepare import prepare_librispeech
+from hubert_lightning.demo.espeak import Espeak, Voice
+from hubert_lightning.demo.grammar import sentences, transcript
+from hubert_lightning.demo.synthesis import GRID, _word_times, synthesise_corpus
 
 SMALL: dict[str, Any] = {
     "train_minutes": 1.5,

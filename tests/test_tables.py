@@ -13,8 +13,8 @@ import torch
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.data.preparation import prepare_folder
-from hubert_lightning.data.tables import prepare_csv
+from hubert_lightning.data.prepare import prepare_folder
+from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.frames import SAMPLE_RATE
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.pipelines import HUBERT_ASR_LARGE
 
-from hubert_lightning.data.text import (
+from hubert_lightning.vocabulary import (
     BLANK,
     BOUNDARY,
     LETTERS,

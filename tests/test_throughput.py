@@ -9,7 +9,7 @@ from test_pretraining import a_batch, a_model
 from torch.utils.data import DataLoader
 
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.throughput import Throughput, _measured
+from hubert_lightning.training.callbacks.throughput import Throughput, _measured
 
 
 class Clock(Callback):
@@ -36,8 +36,8 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("hubert_lightning.throughput.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr("hubert_lightning.throughput._peak", lambda trainer: 1e9)
+    monkeypatch.setattr("hubert_lightning.training.callbacks.throughput.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("hubert_lightning.training.callbacks.throughput._peak", lambda trainer: 1e9)
     model, batches = a_model(), [a_batch(k, frames=40 + k)._replace(waste=k / 100) for k in range(8)]
     trainer = Trainer(
         default_root_dir=tmp_path,

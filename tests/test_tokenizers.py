@@ -13,14 +13,14 @@ from test_recognition import save_ctc
 from test_scripts import heard, path_of, save_model
 from torch import Tensor
 
-from hubert_lightning.data.text import Vocabulary, vocabulary_from
-from hubert_lightning.decoding import BeamSearch, DecoderSettings, greedy
-from hubert_lightning.exchange import export_model, import_model
-from hubert_lightning.model.pretrained import read_trained
-from hubert_lightning.model.trained import spelling
-from hubert_lightning.recognition import load_ctc
-from hubert_lightning.transcription import words_in
-from hubert_lightning.word_times import word_times
+from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, greedy
+from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.asr.word_times import word_times
+from hubert_lightning.interchange.import_export import export_model, import_model
+from hubert_lightning.pretrained.load import read_trained
+from hubert_lightning.pretrained.weights import spelling
+from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
 
 PHONES = ["n", "s", "t", "ə", "l", "a", "i", "k", "d", "m", "ɛ", "ɪ", "ɑː", "oʊ", "tʃ", "t^", "ts.", "ɑ̃", "ai5", "nʲ"]
 XLSR = ["<pad>", "<s>", "</s>", "<unk>", "|", "'", "-", *"abcdefghijklmnopqrstuvwxyz", "à", "ç", "œ", "’"]

@@ -18,9 +18,9 @@ import torch
 from lightning.fabric.utilities.data import AttributeDict
 from torch.testing import assert_close
 
-from hubert_lightning.clustering.kmeans import load_kmeans
-from hubert_lightning.model.pretrained import load_encoder
-from hubert_lightning.torch_files import plain, read_torch
+from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.units.kmeans import load_kmeans
+from hubert_lightning.untrusted.torch_file import plain, read_torch
 
 
 @pytest.fixture

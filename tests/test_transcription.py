@@ -19,16 +19,16 @@ from lhotse import CutSet
 from test_recognition import save_ctc
 from torch import Tensor
 
+from hubert_lightning.asr.ctc_model import LONGEST, CTCModel, load_ctc
+from hubert_lightning.asr.decoding import greedy
+from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
+from hubert_lightning.asr.word_times import Word, word_times
 from hubert_lightning.cli import main
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.preparation import examine
-from hubert_lightning.data.text import LETTERS, Vocabulary
-from hubert_lightning.decoding import greedy
+from hubert_lightning.data.prepare import examine
+from hubert_lightning.features.windows import quiet_windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_samples
-from hubert_lightning.pauses import quiet_windows
-from hubert_lightning.recognition import LONGEST, CTCModel, load_ctc
-from hubert_lightning.transcripts import FORMATS, Transcript
-from hubert_lightning.word_times import Word, word_times
+from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
 def test_a_file_that_breaks_after_it_was_examined_fails_alone(
     model: Path, speech: list[Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hubert_lightning import recordings
+    from hubert_lightning.features import recordings
 
     examine = recordings.examine
 

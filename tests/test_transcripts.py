@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from hubert_lightning.transcripts import FORMATS, Transcript
-from hubert_lightning.word_times import Word
+from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
+from hubert_lightning.asr.word_times import Word
 
 scripts = st.sampled_from(["abcdefgh", "你好世界今天", "สวัสดีครับ", "かなカナ漢字", "हिन्दीमें", "e\u0301u\u0308", "👍🏽"])
 texts = scripts.flatmap(lambda letters: st.text(letters, min_size=1, max_size=90))

@@ -12,13 +12,13 @@ from test_decoding import causal_lm, files  # noqa: F401
 from test_recognition import save_ctc
 from torch import Tensor
 
+from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, read_settings
+from hubert_lightning.asr.lexicon import lexicon
+from hubert_lightning.asr.tune_decoder import RESCORER_WEIGHT, WEIGHTS, tune
 from hubert_lightning.cli import main
-from hubert_lightning.data.batches import transcript
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.data.text import Vocabulary
-from hubert_lightning.decoding import BeamSearch, DecoderSettings, read_settings
-from hubert_lightning.spelling import lexicon
-from hubert_lightning.tuning import RESCORER_WEIGHT, WEIGHTS, tune
+from hubert_lightning.training.batches import transcript
+from hubert_lightning.vocabulary import Vocabulary
 
 letters = Vocabulary()
 

@@ -13,16 +13,16 @@ from lightning.pytorch.loggers import CSVLogger
 from test_pretraining import a_model, some_data
 
 from hubert_lightning.cli import main
-from hubert_lightning.clustering.kmeans import KMeans, assign
-from hubert_lightning.clustering.quality import Quality, frame_phones, joint_counts
-from hubert_lightning.data.alignment import phones_of
+from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.extraction import all_layers_extractor, mfcc_extractor
+from hubert_lightning.features.extract import all_layers_extractor, mfcc_extractor
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.relabelling import Relabel
-from hubert_lightning.unit_quality import LayerQuality, layer_quality, phone_quality
+from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.units.kmeans import KMeans, assign
+from hubert_lightning.units.layer_quality import LayerQuality, layer_quality, phone_quality
+from hubert_lightning.units.quality import Quality, frame_phones, joint_counts
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hubert_lightning.data.text import BLANK, Vocabulary
-from hubert_lightning.decoding import greedy
-from hubert_lightning.word_times import (
+from hubert_lightning.asr.decoding import greedy
+from hubert_lightning.asr.word_times import (
     LARGEST,
     PAUSE,
     aligned,
@@ -22,6 +21,7 @@ from hubert_lightning.word_times import (
     word_times,
     words_of,
 )
+from hubert_lightning.vocabulary import BLANK, Vocabulary
 
 letters = Vocabulary()
 small = Vocabulary(("-", "|", "A", "B"))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hubert_lightning.cli import main
-from hubert_lightning.yaml_files import check_yaml, parse_yaml, read_yaml
+from hubert_lightning.untrusted.yaml_file import check_yaml, parse_yaml, read_yaml
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)

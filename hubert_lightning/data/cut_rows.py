@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
 from hubert_lightning.files import open_text
-from hubert_lightning.json_files import DECODER, is_text, shown
+from hubert_lightning.untrusted.json_file import DECODER, is_text, shown
 
 LONGEST = 10.0**7
 """Seconds of a recording: 116 days."""

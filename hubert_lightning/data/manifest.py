@@ -15,11 +15,11 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 
 from hubert_lightning.data.cut_rows import SHAR, cut_of, rows_of
+from hubert_lightning.data.garbage import without_collection
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.garbage import without_collection
 from hubert_lightning.interrupts import thread_pool
-from hubert_lightning.json_files import shown
+from hubert_lightning.untrusted.json_file import shown
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:

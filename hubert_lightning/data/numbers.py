@@ -12,7 +12,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from hubert_lightning.data.text import is_said
+from hubert_lightning.vocabulary import is_said
 
 POINT = {"en", "he", "ja", "ko", "th", "bn", "te", "kn"}
 """Languages that write 1,234.5; the others write 1.234,5."""

@@ -20,12 +20,12 @@ from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 from rich.progress import track
 
-from hubert_lightning.data.arrays import mapped
 from hubert_lightning.data.cut_rows import LONGEST, LONGEST_NAME, MOST_CHANNELS, RATES, rows_of
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.interrupts import thread_pool
-from hubert_lightning.json_files import is_text, parse_json, read_json, shown
+from hubert_lightning.untrusted.array_file import mapped
+from hubert_lightning.untrusted.json_file import is_text, parse_json, read_json, shown
 
 SUFFIX = ".shar"
 VERSION = 1

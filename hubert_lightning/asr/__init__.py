@@ -1,0 +1,1 @@
+"""From frames to words: CTC models, beam search, transcripts, scores."""

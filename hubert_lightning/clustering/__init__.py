@@ -1,1 +1,0 @@
-"""Features, K-means, and how well clusters match phones."""

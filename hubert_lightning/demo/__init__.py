@@ -1,0 +1,1 @@
+"""The whole method on speech that is synthesised on the spot."""

@@ -1,0 +1,1 @@
+"""From recordings to one row of features for every frame, streamed."""

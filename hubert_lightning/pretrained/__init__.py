@@ -1,0 +1,1 @@
+"""Weights of any system, read as ours."""

@@ -1,0 +1,1 @@
+"""Everything that uses Lightning: tasks, data modules, callbacks, runs."""

@@ -1,0 +1,125 @@
+"""Checkpoint and exit on Ctrl-C, SIGTERM or SIGUSR1, after the step that all ranks are in."""
+
+import os
+import signal
+import subprocess
+from contextlib import ExitStack
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+
+from hubert_lightning import interrupts
+from hubert_lightning.interrupts import Interrupted
+from hubert_lightning.training.checkpoints import LAST
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preemption(Callback):
+    """Saves `last.ckpt` and ends the process on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes.
+
+    SIGTERM is what SLURM and others send before they kill; on SIGUSR1, the job is also put back into the queue
+    (`scontrol requeue`). A second signal ends the process at once. A validation is abandoned, since it may take longer
+    than a cluster waits; the same command repeats it.
+
+    Lightning's own handlers save in the middle of whatever the process is doing, on each rank at another point. Here
+    the ranks agree, every ten batches, whether one of them was signalled, and save after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._signals: interrupts.Interrupts | None = None
+        self._own = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's handlers send to other ranks, and wait for them, in the middle of whatever the process is doing
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if interrupts.current() is None:  # outside of our command line
+            self._own.enter_context(interrupts.listening(SIGNALS, lambda name: f"{name}: ended before training"))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        self._signals = interrupts.current()
+        if self._signals:
+            self._signals.hold()
+        # Lightning asks rank 0 before each batch whether it was told to end, and waits for the GPU to hear the answer
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:  # in the middle of accumulating
+            return
+        self._step = trainer.global_step
+        every = max(10 // trainer.accumulate_grad_batches, 1)  # asking waits for the GPU
+        if number := self._heard_by_any(trainer, self._step % every == 0):
+            self._leave(trainer, number)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._signals:
+            self._signals.saving = "saving; the same command repeats this validation"
+            batches = torch.tensor(sum(trainer.num_val_batches), device=trainer.strategy.root_device)
+            if trainer.world_size > 1:
+                dist.all_reduce(batches, dist.ReduceOp.MIN)
+            self._common = int(batches)  # to validate on, of every rank
+            self._validated = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._signals:
+            self._validated += 1
+            if number := self._heard_by_any(trainer, self._validated % 10 == 0 and self._validated <= self._common):
+                self._leave(trainer, number)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._signals:
+            self._signals.saving = interrupts.AFTER_STEP
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals, self._signals = self._signals, None
+        if signals:
+            signals.release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._own.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._signals:
+            self._signals.drop()
+        self._signals = None
+        self._own.close()
+
+    def _heard_by_any(self, trainer: Trainer, asks: bool) -> int:
+        """The signal that a rank heard, 0 if none; several ranks know only when they ask each other."""
+        number = self._signals.heard if self._signals else 0
+        if trainer.world_size == 1:
+            return number
+        if not asks:
+            return 0
+        heard = torch.tensor(number, device=trainer.strategy.root_device)
+        dist.all_reduce(heard, dist.ReduceOp.MAX)
+        return int(heard)
+
+    def _leave(self, trainer: Trainer, number: int) -> NoReturn:
+        trainer.save_checkpoint(os.path.join(trainer.default_root_dir, LAST), weights_only=False)
+        if trainer.is_global_zero:
+            if self._signals:
+                name = interrupts.name_of(number)
+                self._signals.say(f"{name}: saved at step {self._step}; the same command resumes")
+            if number == signal.SIGUSR1 and (job := _slurm_job()):
+                subprocess.run(["scontrol", "requeue", job], check=False)
+        raise Interrupted(number)
+
+
+def _slurm_job() -> str | None:
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")

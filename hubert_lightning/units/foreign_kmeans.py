@@ -1,0 +1,153 @@
+"""K-means that other programs fitted: scikit-learn's, as joblib or pickle keeps it, arrays of numpy, tensors of torch.
+
+Which it is, the file's first bytes tell. The released quantizers of HuBERT are of the first kind:
+`hubert_base_ls960_L9_km500.bin` is a `MiniBatchKMeans` that joblib wrote.
+"""
+
+import hashlib
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hubert_lightning.untrusted.json_file import parse_json
+from hubert_lightning.untrusted.pickle_file import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
+from hubert_lightning.untrusted.torch_file import read_torch
+
+ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")  # that some dicts of torch hold in place of tensors
+LARGEST = 2**30  # bytes of a file, packed or not: 65536 centroids of 4096 dimensions in float32
+MOST_CLUSTERS = 2**16  # labels are uint16
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what files from before torch 1.6 begin with
+SOURCE = "hubert_lightning_source"
+"""The attribute in which scikit-learn's objects that we write carry where the centroids come from, as JSON."""
+WHAT_WE_OPEN = (
+    "give our .safetensors, a K-means of scikit-learn as joblib or pickle wrote it, a .npy of centroids, or a torch "
+    "file with cluster_centers_"
+)
+
+
+class KMeans(Held):
+    """Stands in for scikit-learn's class of this name."""
+
+
+class MiniBatchKMeans(Held):
+    """Stands in for scikit-learn's class of this name."""
+
+
+STAND_INS = {
+    f"sklearn.cluster.{module}.{kind.__name__}": kind
+    for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
+    for kind in (KMeans, MiniBatchKMeans)
+}
+
+
+def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
+    """Centroids (clusters, dim) float32 of another program's file, one stream, and where they come from.
+
+    Nothing in the file is executed. If it is one that we exported, its source is what the centroids had before.
+
+    Raises:
+        ValueError: The file holds no K-means, or something that cannot be opened safely.
+    """
+    content = read_at_most(path, LARGEST)
+    source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    if content.startswith(b"\x93NUMPY"):
+        return [checked_centroids(_numpy_array(content, path), path)], {"imported": "NumPy array"} | source
+    if content.startswith((b"PK\x03\x04", OLD_TORCH)):
+        return [checked_centroids(_of_torch(path), path)], {"imported": "torch file"} | source
+    pickled = unpacked(content, path, LARGEST)
+    if not pickled.startswith((b"\x80", b"c", b"(")):  # protocols 2 and later; 0 and 1
+        raise ValueError(f"{path}: no K-means centroids in this file; {WHAT_WE_OPEN}")
+    kmeans = unpickle(pickled, path, STAND_INS)
+    if type(kmeans) not in STAND_INS.values() or not isinstance(kmeans.state, dict):
+        raise ValueError(f"{path}: a pickle that holds no K-means of scikit-learn; {WHAT_WE_OPEN}")
+    if "cluster_centers_" not in kmeans.state:
+        raise ValueError(f"{path}: a K-means that was never fitted; give one that has cluster_centers_")
+    centroids = checked_centroids(array_of(kmeans.state["cluster_centers_"], path), path)
+    if SOURCE in kmeans.state:
+        return [centroids], read_source(kmeans.state[SOURCE], path)
+    return [centroids], {"imported": f"scikit-learn {type(kmeans).__name__}"} | source
+
+
+def checked_centroids(array: np.ndarray, path: Path) -> Tensor:
+    """Centroids (clusters, dim) as float32, if they are any.
+
+    Raises:
+        ValueError: Another shape, no floating-point numbers, too many, or some that are not finite.
+    """
+    if array.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: an array of {array.dtype}, where centroids are floating-point numbers; {WHAT_WE_OPEN}"
+        )
+    if array.ndim != 2 or not all(array.shape):
+        raise ValueError(f"{path}: an array of shape {array.shape} where centroids are (clusters, dim); {WHAT_WE_OPEN}")
+    if len(array) > MOST_CLUSTERS:
+        raise ValueError(
+            f"{path}: {len(array)} centroids, of which labels can tell {MOST_CLUSTERS}; fit fewer clusters"
+        )
+    with np.errstate(over="ignore"):
+        centroids = array.astype(np.float32)
+    if broken := int((~np.isfinite(centroids)).any(axis=1).sum()):
+        raise ValueError(f"{path}: {broken} of {len(array)} centroids are NaN or infinite; fit them again")
+    return torch.from_numpy(np.ascontiguousarray(centroids))
+
+
+def read_source(said: Any, path: Path) -> dict[str, str]:
+    """What one of our files says of where its centroids come from.
+
+    Raises:
+        ValueError: It says nothing of the kind.
+    """
+    try:
+        source = parse_json(said)
+    except (ValueError, TypeError, AttributeError):
+        source = None
+    known = isinstance(source, dict) and all(isinstance(value, str) for value in source.values())
+    if not known or not _is_parts(source.get("parts", "null")):
+        raise ValueError(f"{path}: does not say where its centroids come from as we write it; save it again")
+    return source
+
+
+def _is_parts(said: str) -> bool:
+    """Whether the parts of MFCCs that a K-means is of are a list of names, or none."""
+    try:
+        parts = parse_json(said)
+    except ValueError:
+        return False
+    return parts is None or (isinstance(parts, list) and all(isinstance(part, str) for part in parts))
+
+
+def _numpy_array(content: bytes, path: Path) -> np.ndarray:
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, column_major, dtype = read_header(file)
+    except Exception as error:  # the header is a line of Python, in which anything may be wrong
+        raise ValueError(f"{path}: begins like an array of numpy and is none; copy it again") from error
+    if dtype.kind != "f":
+        raise ValueError(
+            f"{path}: an array of {ascii(str(dtype))[1:-1][:100]}, where centroids are floating-point numbers; "
+            f"{WHAT_WE_OPEN}"
+        )
+    numbers = content[file.tell() :]
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(numbers):
+        raise ValueError(f"{path}: {len(numbers)} bytes for an array of shape {shape}; it is damaged, so copy it again")
+    return np.frombuffer(numbers, dtype).reshape(shape, order="F" if column_major else "C")
+
+
+def _of_torch(path: Path) -> np.ndarray:
+    arrays = {name: of for name, of in NUMPY.items() if name.startswith(("numpy.dtype", *ARRAYS))}
+    held = read_torch(path, arrays)
+    centroids = held.get("cluster_centers_") if isinstance(held, dict) else held
+    if not isinstance(centroids, Tensor):
+        return array_of(centroids, path)
+    if not centroids.is_floating_point():
+        raise ValueError(
+            f"{path}: cluster_centers_ of {centroids.dtype}, where centroids are floating-point numbers; {WHAT_WE_OPEN}"
+        )
+    return centroids.detach().double().numpy()  # which has no bfloat16

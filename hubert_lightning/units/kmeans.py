@@ -1,0 +1,418 @@
+"""K-means: from a sample of features to centroids, and from features to the nearest of them.
+
+`KMeans` and `ScikitKMeans` fit the same way: the first on matrix products, on any device, over the rows of all ranks;
+the second is the reference's, on one processor.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from hubert_lightning.files import is_safetensors, write_whole
+from hubert_lightning.ranges import within
+from hubert_lightning.units.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
+
+DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
+SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
+CHECKSUM, SHA256 = "checksum", "sha256:"  # key and start of the value: one is left where the other is damaged
+GROWTH = 4  # each level of a fit sees so many times the rows of the one before
+
+
+class KMeans:
+    """Lloyd's algorithm from k-means++ seeds, first on few rows, then on more, at last on all.
+
+    The same seed gives the same centroids, but for rounding, however the rows are dealt to ranks. Most rounds are made
+    on a part of the rows, since the first ones hardly depend on how many there are.
+
+    Args:
+        restarts: Seedings that are tried; the one with the lowest inertia goes on.
+        max_rounds: Passes over all rows at most.
+        tolerance: Rounds end when one lowers the inertia by a smaller share than this.
+        batch_frames: Rows that each round draws, for K-means on mini-batches; all of them if none.
+    """
+
+    def __init__(
+        self, restarts: int = 3, max_rounds: int = 20, tolerance: float = 5e-4, batch_frames: int | None = None
+    ) -> None:
+        within(1, 10_000, restarts=restarts)
+        within(1, 10**6, max_rounds=max_rounds)
+        within(0, 1, tolerance=tolerance)
+        within(1, batch_frames=batch_frames)
+        self.restarts, self.max_rounds, self.tolerance = restarts, max_rounds, tolerance
+        self.batch_frames = batch_frames
+
+    def fit(
+        self,
+        rows: Tensor,
+        num_clusters: int,
+        seed: int,
+        *,
+        index: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Centroids of the rows of all ranks.
+
+        rows:    (n, dim), this rank's, where there is memory for them
+        index:   (n,) int64, the place of each row among those of all ranks; needed if there is a group
+        group:   the ranks that fit together; none if this process is alone
+        device:  that computes, to which rows that lie elsewhere go in chunks; where the rows are if not given
+        returns: (clusters, dim) float32, the same on every rank
+
+        Raises:
+            ValueError: Fewer different rows than clusters, or a row that is not finite. On every rank.
+        """
+        sample = _Sample(rows, index, seed, group, device)
+        sample.check(num_clusters)
+        with torch.autocast(sample.device.type, enabled=False):
+            seeding = _seeding_rows(sample, num_clusters)
+            # Distances are differences of norms, which float32 has not the digits for if a dimension is far from 0
+            sample.centre = sample.of_first_rank(_centre(seeding))
+            centroids = self._fit_centred(sample, seeding - sample.centre, num_clusters, seed)
+            return (centroids + sample.centre).float()
+
+    def _fit_centred(self, sample: "_Sample", seeding: Tensor, num_clusters: int, seed: int) -> Tensor:
+        """Centroids, as the sample's rows and the seeding rows counted from the sample's centre; float64."""
+        seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
+        centroids = sample.of_first_rank(min(seeded, key=lambda pair: pair[0])[1])
+        if self.batch_frames is not None and self.batch_frames < sample.total:
+            return self._mini_batches(sample, seeding, centroids)
+        size = len(seeding)
+        while size < sample.total:
+            size = min(GROWTH * size, sample.total)
+            centroids = self._lloyd(sample, size, seeding, centroids)
+        return centroids
+
+    def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor]:
+        """Inertia and centroids after Lloyd's algorithm on the seeding rows alone."""
+        centroids = _plus_plus(seeding, num_clusters, seed)
+        alone = _Sample(seeding, None, seed, None, None)
+        centroids = self._lloyd(alone, len(seeding), seeding, centroids)
+        return float(alone.round(centroids, len(seeding))[2]), centroids
+
+    def _lloyd(self, sample: "_Sample", size: int, seeding: Tensor, centroids: Tensor) -> Tensor:
+        before = math.inf
+        for _ in range(self.max_rounds):
+            sums, counts, inertia = sample.round(centroids, size)
+            centroids = _filled(sums / counts.clamp(min=1)[:, None], counts, seeding)
+            if before - inertia < self.tolerance * inertia:
+                break
+            before = float(inertia)
+        return centroids
+
+    def _mini_batches(self, sample: "_Sample", seeding: Tensor, centroids: Tensor) -> Tensor:
+        """Web-scale K-means (Sculley 2010): a centroid is the mean of all rows that were ever assigned to it."""
+        assert self.batch_frames is not None
+        seen = torch.zeros(len(centroids), dtype=torch.float64, device=centroids.device)
+        batches = math.ceil(sample.total / self.batch_frames)
+        best = math.inf
+        for _ in range(self.max_rounds):
+            inertias = []
+            for batch in range(batches):
+                sums, counts, inertia = sample.round(centroids, self.batch_frames, batch * self.batch_frames)
+                seen += counts
+                step = (sums - counts[:, None] * centroids) / seen.clamp(min=1)[:, None]
+                centroids = centroids + step
+                inertias.append(float(inertia))
+            centroids = _filled(centroids, seen, seeding)
+            if best - sum(inertias) < self.tolerance * sum(inertias):
+                break
+            best = sum(inertias)
+        return centroids
+
+
+class ScikitKMeans:
+    """`MiniBatchKMeans` of scikit-learn with the settings of the reference, on the processor of the first rank."""
+
+    def fit(
+        self,
+        rows: Tensor,
+        num_clusters: int,
+        seed: int,
+        *,
+        index: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """As `KMeans.fit`; with a group, each rank gathers the rows of all, so they must fit one memory."""
+        sample = _Sample(rows, index, seed, group, device)
+        sample.check(num_clusters)
+        # float64: scikit-learn converts float32 block by block, for every distance, and takes twice as long
+        gathered = sample.gather(sample.total)
+        centroids = gathered.new_zeros(num_clusters, gathered.shape[1])
+        if group is None or dist.get_rank(group) == 0:
+            centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
+        sample.of_first_rank(centroids)
+        if (different := len(centroids.unique(dim=0))) < num_clusters:
+            raise ValueError(_too_few(different, num_clusters, sample.total))
+        return centroids
+
+    def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int) -> Tensor:
+        kmeans = MiniBatchKMeans(  # fairseq learn_kmeans
+            num_clusters,
+            init="k-means++",
+            max_iter=100,
+            batch_size=10_000,
+            tol=0.0,
+            max_no_improvement=100,
+            n_init=20,
+            reassignment_ratio=0.0,
+            compute_labels=False,
+            random_state=seed,
+        )
+        return torch.from_numpy(kmeans.fit(rows).cluster_centers_)
+
+
+class _Sample:
+    """The rows of all ranks, in an order that is random and does not depend on which rank has which.
+
+    `centre` (dim,), where there is one, is what `round` subtracts from them.
+    """
+
+    centre: Tensor | None = None
+
+    def __init__(
+        self,
+        rows: Tensor,
+        index: Tensor | None,
+        seed: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device | None,
+    ) -> None:
+        self.rows, self.group, self.device = rows.detach(), group, device or rows.device
+        if self.device.type == "mps":  # has no float64
+            self.rows, self.device = self.rows.cpu(), torch.device("cpu")
+        self.total = int(self._sum(torch.tensor(len(rows), device=self.device)))
+        index = torch.arange(len(rows)) if index is None else index
+        order = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))
+        place = torch.empty_like(order)
+        place[order] = torch.arange(self.total)
+        self.places, self.order = place[index.cpu()].sort()  # places of this rank's rows, and the row of each
+
+    def check(self, num_clusters: int) -> None:
+        if self.total < num_clusters:
+            raise ValueError(
+                f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
+            )
+        broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in self.rows.split(2**16))
+        if count := int(self._sum(torch.as_tensor(broken, device=self.device))):
+            raise ValueError(
+                f"{count} of {self.total} frames have features that are NaN or infinite; "
+                "look for broken audio, or for an encoder whose training diverged"
+            )
+
+    def gather(self, size: int) -> Tensor:
+        """The first rows of the order, (size or all there are, dim) float32, on every rank."""
+        mine = slice(0, int(torch.searchsorted(self.places, size)))
+        rows = torch.zeros(min(size, self.total), self.rows.shape[1], device=self.device)
+        found = self.rows[self.order[mine].to(self.rows.device)].float()
+        rows[self.places[mine].to(self.device)] = found.to(self.device)
+        return self._sum(rows)
+
+    def round(self, centroids: Tensor, size: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Assign rows `first` to `first + size` of the order to centroids.
+
+        returns: sums (clusters, dim) and counts (clusters,) of each cluster's rows, inertia (), all float64
+        """
+        centroids = centroids.float()
+        clusters, dim = centroids.shape
+        totals = torch.zeros(clusters, dim + 1, dtype=torch.float64, device=centroids.device)
+        inertia = torch.zeros((), dtype=torch.float64, device=centroids.device)
+        half_norm = centroids.square().sum(dim=1) / 2
+        for x in self._chunks(first, size, max(DISTANCES // clusters, 1)):
+            # ‖x - c‖² / 2 - ‖x‖² / 2 = ‖c‖² / 2 - xc
+            nearest, cluster = torch.addmm(half_norm, x, centroids.T, alpha=-1).min(dim=1)
+            inertia += 2 * nearest.sum(dtype=torch.float64) + torch.dot(x.flatten(), x.flatten())
+            totals[:, :dim] += _sums(x, cluster, clusters)
+            totals[:, dim] += torch.bincount(cluster, minlength=clusters)
+        totals = self._sum(torch.cat([totals.flatten(), inertia[None]]))
+        return totals[:-1].view(clusters, dim + 1)[:, :dim], totals[:-1].view(clusters, dim + 1)[:, dim], totals[-1]
+
+    def _chunks(self, first: int, size: int, rows: int) -> Iterator[Tensor]:
+        if size >= self.total:
+            parts: Iterator[Tensor] = iter(self.rows.split(rows))
+        else:
+            bounds = torch.tensor([first, first + size])
+            start, end = torch.searchsorted(self.places, bounds).tolist()
+            parts = (self.rows[part] for part in self.order[start:end].to(self.rows.device).split(rows))
+        for part in parts:
+            x = part.to(self.device, non_blocking=True).float()
+            yield x if self.centre is None else x - self.centre
+
+    def of_first_rank(self, values: Tensor) -> Tensor:
+        """The same on every rank, though sums on their GPUs may be rounded in another order."""
+        if self.group is not None:
+            dist.broadcast(values, group=self.group, group_src=0)
+        return values
+
+    def _sum(self, values: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+
+def _sums(x: Tensor, cluster: Tensor, clusters: int) -> Tensor:
+    return torch.zeros(clusters, x.shape[1], device=x.device).index_add_(0, cluster, x)
+
+
+def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor) -> Tensor:
+    """Centroids of empty clusters move to the seeding rows that are farthest from every centroid."""
+    empty = (counts == 0).nonzero()[:, 0]
+    if len(empty):
+        full = centroids[counts > 0].float()
+        farthest = torch.cdist(seeding, full).min(dim=1).values.topk(min(len(empty), len(seeding))).indices
+        centroids[empty[: len(farthest)]] = seeding[farthest].to(centroids.dtype)
+    return centroids
+
+
+def _seeding_rows(sample: _Sample, num_clusters: int) -> Tensor:
+    """Enough of the sample for the seeds to be chosen from: (rows, dim) float32, the same on every rank."""
+    least, each = SEEDING_ROWS
+    size = max(least, each * num_clusters)
+    while True:
+        rows = sample.gather(size)
+        different = len(rows.unique(dim=0))
+        if different >= num_clusters:
+            return rows
+        if size >= sample.total:
+            raise ValueError(_too_few(different, num_clusters, sample.total))
+        size *= GROWTH
+
+
+def _too_few(different: int, num_clusters: int, total: int) -> str:
+    return (
+        f"only {different} of {num_clusters} clusters found frames of their own among {total}: the others are alike; "
+        "ask for fewer clusters, or look for silence"
+    )
+
+
+def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii 2007), of several candidates the one that lowers the inertia most.
+
+    rows:    (n, dim) float32, no fewer different ones than clusters
+    returns: (clusters, dim) float32
+    """
+    generator = torch.Generator().manual_seed(seed)
+    candidates = 2 + int(math.log(num_clusters))  # as scikit-learn
+    draws = torch.rand(num_clusters, candidates, generator=generator, dtype=torch.float64)
+    x = rows - rows.mean(dim=0)  # small norms: less rounding
+    norms = x.square().sum(dim=1)
+    chosen = torch.empty(num_clusters, dtype=torch.long, device=rows.device)
+    chosen[0] = torch.randint(len(rows), (), generator=generator)
+    smallest = (x - x[chosen[0]]).square().sum(dim=1)
+    for number in range(1, num_clusters):
+        ladder = smallest.cpu().double().cumsum(dim=0)  # on a GPU, its rounding is another each time
+        drawn = torch.searchsorted(ladder, draws[number] * ladder[-1]).clamp(max=len(rows) - 1).to(rows.device)
+        distances = (norms + norms[drawn][:, None] - 2 * (x[drawn] @ x.T)).clamp(min=0)  # (candidates, n)
+        distances[torch.arange(candidates, device=rows.device), drawn] = 0
+        smaller = torch.minimum(smallest, distances)
+        best = smaller.sum(dim=1).argmin()
+        chosen[number], smallest = drawn[best], smaller[best]
+    return rows[chosen]
+
+
+def assign(features: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest centroid of every frame.
+
+    features:  (frames, dim)
+    centroids: (clusters, dim), on the same device
+    returns:   (frames,) int64
+    """
+    with torch.autocast(features.device.type, enabled=False):  # half precision confuses near neighbours
+        # Both from a centre: norms of a dimension that is far from 0 leave float32 no digits for differences
+        centre = _centre(centroids.float())
+        x, c = (features - centre).float(), (centroids - centre).float()
+        # ‖x - c‖² = ‖x‖² - 2xc + ‖c‖²; ‖x‖² is the same for every centroid
+        return torch.addmm(c.square().sum(dim=1), x, c.T, alpha=-2).argmin(dim=1)
+
+
+def _centre(rows: Tensor) -> Tensor:
+    """The mean (dim,) of most rows (n, dim); a few that are far from all others, such as noise, do not move it."""
+    far = (rows - rows.mean(dim=0)).square().sum(dim=1)
+    most = (far <= 4 * far.median()).to(rows.dtype)
+    return most @ rows / most.sum()
+
+
+def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> None:
+    """Write the centroids of every stream and where they come from; the file appears whole or not at all.
+
+    Raises:
+        ValueError: The disk is full, or cannot be written to.
+    """
+    tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
+    said = source | {CHECKSUM: _checksum(centroids, source)}
+    # One key: of several, safetensors writes the order at random
+    write_whole(path, save(tensors, metadata={"source": json.dumps(said, sort_keys=True)}))
+
+
+def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
+    """The centroids of every stream, (clusters, dim) float32, and where they come from.
+
+    path: what `save_kmeans` wrote, or a K-means of another program (`load_foreign_kmeans`), told by what is in the file
+
+    Raises:
+        ValueError: The file holds something else, or nothing that can be opened safely.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file with K-means centroids; correct the path")
+    if not is_safetensors(path):
+        return load_foreign_kmeans(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [f"centroids.{stream}" for stream in range(len(file.keys()))]
+            if names and sorted(names) == sorted(file.keys()):
+                source = read_source((file.metadata() or {})["source"], path)
+                centroids = [checked_centroids(file.get_tensor(name).numpy(), path) for name in names]
+                return centroids, _checked_source(path, centroids, source)
+    except (SafetensorError, KeyError, TypeError):  # the last of a dtype that numpy has not
+        pass
+    raise ValueError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
+
+
+def load_quantizer(path: Path, clusters: Sequence[int]) -> tuple[list[Tensor], dict[str, str]]:
+    """As `load_kmeans`, of one that has so many clusters in every stream.
+
+    Raises:
+        ValueError: It has others; or as `load_kmeans`.
+    """
+    centroids, source = load_kmeans(path)
+    if (theirs := [len(stream) for stream in centroids]) != [*clusters]:
+        raise ValueError(
+            f"{path}: a K-means with {theirs} clusters, where {[*clusters]} are asked for; change clusters"
+        )
+    return centroids, source
+
+
+def _checked_source(path: Path, centroids: list[Tensor], source: dict[str, str]) -> dict[str, str]:
+    """The source without its checksum, which files of earlier versions do not have.
+
+    Raises:
+        ValueError: The checksum is another than that of the file's content.
+    """
+    rest = {key: value for key, value in source.items() if key != CHECKSUM and not value.startswith(SHA256)}
+    if rest != source and source != rest | {CHECKSUM: _checksum(centroids, rest)}:
+        raise ValueError(f"{path}: damaged (its checksum is another); restore it, or fit it again")
+    return rest
+
+
+def _checksum(centroids: list[Tensor], source: dict[str, str]) -> str:
+    about = kmeans_fingerprint(centroids) + json.dumps(source, sort_keys=True)
+    return SHA256 + hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def kmeans_fingerprint(centroids: list[Tensor]) -> str:
+    """A short name that only equal centroids share."""
+    digest = hashlib.sha256()
+    for stream in centroids:
+        digest.update(np.array(stream.shape).tobytes() + stream.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,353 @@
+"""Labels in and out, as text: fairseq's `.km`, Kaldi's `.txt`, and JSON lines.
+
+`.km`     one utterance a line: `12 12 7`; which, fairseq's manifest `.tsv` beside it says
+`.txt`    `utterance-id 12 12 7`
+`.jsonl`  `{"id": "utterance-id", "clusters": [[12, 12, 7]]}`, a list for each stream
+
+Of the first two there is a file for each stream: `units.0.km`, `units.1.km`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import takewhile, zip_longest
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from lhotse.cut import Cut
+from rich.console import Console
+
+from hubert_lightning.data.manifest import fingerprint, read_manifest
+from hubert_lightning.files import composed, lines_of, replacing_all
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
+from hubert_lightning.units.label_store import (
+    LabelSource,
+    LabelStore,
+    begin_store,
+    finish_store,
+    shard_size,
+    write_shard,
+)
+from hubert_lightning.untrusted.json_file import parse_json
+
+SUFFIXES = (".km", ".txt", ".jsonl")
+
+
+def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
+    """Write the labels of a manifest's utterances as text; the suffix of `out` is the format.
+
+    What has no labels, such as utterances shorter than the `min_duration` of a fit, is left out, and counted.
+
+    Args:
+        store: Folder of a finished label store.
+        manifest: Manifests whose utterances are written, in their order.
+        out: A .km (fairseq), .txt (Kaldi) or .jsonl file.
+    """
+    _check_suffix(out)
+    labels = LabelStore(store)
+    labels.verify()
+    cuts = _labelled(labels, list(read_manifest(manifest)))
+    streams = len(labels.source.clusters)
+    paths = [out]
+    if out.suffix != ".jsonl" and streams > 1:
+        paths = [out.with_suffix(f".{stream}{out.suffix}") for stream in range(streams)]
+    companions = {out.with_suffix(".tsv"): _tsv(cuts)} if out.suffix == ".km" else {}
+    if out.suffix == ".txt" and (spaced := next((cut.id for cut in cuts if len(cut.id.split()) != 1), None)):
+        raise ValueError(f"{spaced}: Kaldi's text cannot hold an id with spaces; export to .jsonl")
+    with replacing_all(*companions, *reversed(paths)) as files:
+        for file, text in zip(files, companions.values(), strict=False):
+            file.write(text.encode())
+        opened = files[len(companions) :][::-1]
+        for cut in cuts:
+            clusters = labels[cut.id].tolist()
+            if out.suffix == ".jsonl":
+                opened[0].write((json.dumps({"id": cut.id, "clusters": clusters}) + "\n").encode())
+                continue
+            for file, ids in zip(opened, clusters, strict=True):
+                words = map(str, ids if out.suffix == ".km" else [cut.id, *ids])
+                file.write((" ".join(words) + "\n").encode())
+    return paths
+
+
+def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
+    """Read every label, compare it with its checksum, and say what the store holds.
+
+    Args:
+        store: Folder of a finished label store.
+        manifest: Manifests whose utterances it should label.
+    """
+    labels = LabelStore(store)
+    labels.verify()
+    if manifest:
+        _labelled(labels, list(read_manifest(manifest)))
+    console = Console()
+    source = labels.source
+    console.print(f"{store}: {len(labels)} utterances, clusters of {source.features} (K-means {source.kmeans})")
+    for clusters, counts in zip(source.clusters, labels.histogram, strict=True):
+        share = counts / counts.sum()
+        perplexity = np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())
+        hours = counts.sum() * source.hop / SAMPLE_RATE / 3600
+        dead = int((counts == 0).sum())
+        console.print(f"  {clusters} clusters, {hours:.2f} h of frames, perplexity {perplexity:.1f}, {dead} dead")
+
+
+def import_labels(
+    labels: list[Path], manifest: list[Path], out: Path, clusters: list[int], hop: int = HOP
+) -> LabelStore:
+    """Make a label store of labels in text; train on it with `data.init_args.labels`.
+
+    Args:
+        labels: A .km, .txt or .jsonl file; of .km and .txt one for each stream. The lines of a .km are those of the
+            .tsv beside it (fairseq's manifest of the same name), or, if there is none, of the manifest. Their text
+            is UTF-8 or UTF-16, and may be compressed with gzip, bzip2 or xz.
+        manifest: Manifests whose utterances are labelled, all of them.
+        out: Folder of the new store.
+        clusters: Number of clusters of each stream.
+        hop: Samples from one label to the next: 160 for labels of MFCCs at 100 a second, every other of which is kept.
+    """
+    if not labels or (len(labels) > 1 and any(path.suffix == ".jsonl" for path in labels)):
+        raise ValueError(
+            f"{len(labels)} files of labels: give one .jsonl, which has all streams, or a .km or .txt for each stream"
+        )
+    for path in labels:
+        _check_suffix(path)
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist; correct the path of the labels")
+    if hop not in (HOP, HOP // 2):
+        raise ValueError(f"hop {hop}: labels come every {HOP} samples (50 a second) or {HOP // 2} (100 a second)")
+    if (out / "store.json").exists():
+        raise ValueError(f"{out}: holds a label store already; choose another folder")
+    cuts = {cut.id: cut for cut in read_manifest(manifest)}
+    listed = list(cuts.values())
+    tsv = _tsv_beside(labels[0]) if labels[0].suffix == ".km" else None
+    if tsv is not None:
+        listed = _cuts_of_tsv(tsv, listed)
+    elif labels[0].suffix == ".km":
+        Console(stderr=True).print(
+            f"{labels[0]}: no {labels[0].with_suffix('.tsv').name} beside it says which utterance a line is of; they "
+            "are taken in the order of the manifest",
+            markup=False,
+            soft_wrap=True,
+        )
+    digest = sha256()
+    for path in [*labels, *([tsv] if tsv else [])]:
+        digest.update(path.read_bytes())
+    source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters))
+    size = shard_size(len(cuts))
+    begin_store(out, source)
+    rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, listed, tsv)
+    seen: set[str] = set()
+    shard: dict[str, np.ndarray] = {}
+    for cut_id, ids in rows:
+        if cut_id not in cuts or cut_id in seen:
+            raise ValueError(f"{labels[0]}: {cut_id} is not in the manifest, or here twice; give both of one corpus")
+        seen.add(cut_id)
+        shard[cut_id] = _checked(cuts[cut_id], ids[:, :: HOP // hop], clusters, labels[0])
+        if len(shard) == size or len(seen) == len(cuts):
+            write_shard(out, (len(seen) - 1) // size, shard)
+            shard = {}
+    if missing := cuts.keys() - seen:
+        raise ValueError(
+            f"{min(missing)}: no labels in {labels[0]}, nor of {len(missing) - 1} other utterances; label all of them"
+        )
+    return finish_store(out, source, -(-len(cuts) // size))
+
+
+def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:
+    """The cuts that have labels, which must be right for them; says how many have none."""
+    found = [cut for cut in cuts if cut.id in labels]
+    labels.check(found or cuts, labels.source.clusters)
+    if without := [cut.id for cut in cuts if cut.id not in labels]:
+        Console(stderr=True).print(
+            f"{len(without)} of {len(cuts)} utterances have no labels in {labels.path}, the first is {without[0]}; "
+            "a fit labels none that is shorter than its data.min_duration",
+            markup=False,
+            soft_wrap=True,
+        )
+    return found
+
+
+def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> np.ndarray:
+    frames = num_frames(cut.num_samples)
+    if ids.shape != (len(clusters), frames):
+        raise ValueError(
+            f"{cut.id}: {ids.shape[1]} labels in {ids.shape[0]} streams for {frames} frames in {len(clusters)}; "
+            f"{path} was made for other audio, or at another hop (--hop)"
+        )
+    for stream, number in enumerate(clusters):
+        if ids[stream].min() < 0 or ids[stream].max() >= number:
+            raise ValueError(
+                f"{cut.id}: labels from {ids[stream].min()} to {ids[stream].max()} for {number} clusters; give the "
+                f"number of clusters that {path} was made with"
+            )
+    return ids
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """id → (streams, labels) of every utterance."""
+    for number, line in _lines(path):
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: no labels, not JSON ({error}); correct or remove it") from error
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "clusters" not in row:
+            raise ValueError(
+                f'{path}, line {number}: no labels (no "id" that is a text, or no "clusters"); correct or remove it'
+            )
+        yield row["id"], _streams(row["clusters"], f"{path}, line {number}")
+
+
+def _streams(clusters: Any, place: str) -> np.ndarray:
+    """(streams, labels) of a list of integers for each stream, all of one length."""
+    streams = clusters if isinstance(clusters, list) and clusters else [[None]]
+    if not all(isinstance(ids, list) and len(ids) == len(streams[0]) for ids in streams) or not all(
+        type(cluster) is int and abs(cluster) < 2**63 for ids in streams for cluster in ids
+    ):
+        raise ValueError(f'{place}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; correct it')
+    return np.array(streams, dtype=np.int64)
+
+
+def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """id → (streams, labels) of every utterance, in the order of the files, of which each has one stream.
+
+    Args:
+        paths: Files of one format.
+        cuts: Utterance of each line, for .km.
+        tsv: File that says so; none if it is the manifest.
+    """
+    texts = [(line for _, line in _lines(path)) for path in paths]
+    rows = zip_longest(cuts, *texts) if paths[0].suffix == ".km" else zip_longest(*texts)
+    for number, lines in enumerate(rows, start=1):
+        if None in lines:
+            others = "the manifest's utterances" if paths[0].suffix == ".km" else "the other files"
+            others += f" in {tsv.name}" if tsv else ""
+            raise ValueError(f"{paths[0]}: not as many lines as {others} ({number}); give both of one corpus")
+        words = [line.split() for line in lines if isinstance(line, str)]
+        names = {line[0] if line else "" for line in words}
+        if paths[0].suffix == ".km":
+            names, words = {lines[0].id}, [["", *line] for line in words]
+        if names == {""}:
+            raise ValueError(f"{paths[0]}, line {number}: empty; remove it")
+        if len(names) > 1:
+            raise ValueError(
+                f"{paths[0]}, line {number}: {' and '.join(sorted(names))} are not one utterance; put the files in "
+                "one order"
+            )
+        try:
+            yield names.pop(), np.array([line[1:] for line in words], dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
+            ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and content of every line, but for empty ones at the end of the file.
+
+    Raises:
+        ValueError: The file is no text.
+    """
+    empty: list[tuple[int, str]] = []
+    for number, line in enumerate(lines_of(path), start=1):
+        if "\0" in line:
+            raise ValueError(f"{path}, line {number}: has zero bytes, as UTF-16 without its mark; save it as UTF-8")
+        if not line.strip():
+            empty.append((number, line))
+            continue
+        yield from empty
+        empty.clear()
+        yield number, line
+
+
+def _tsv_beside(labels: Path) -> Path | None:
+    """fairseq's manifest of the same name: of dev.km dev.tsv, of dev.0.km, a stream's, dev.tsv too."""
+    names = [labels.with_suffix(".tsv")]
+    if labels.with_suffix("").suffix[1:].isdecimal():
+        names.append(labels.with_suffix("").with_suffix(".tsv"))
+    return next((path for path in names if path.is_file()), None)
+
+
+def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
+    """The utterance of each row, whose file or id has the row's name, with its folders as far as both have some.
+
+    Raises:
+        ValueError: A row is of no utterance, or could be of several; two are of the same; or it counts other samples.
+    """
+    by_name: dict[str, list[tuple[tuple[str, ...], bool, Cut]]] = defaultdict(list)
+    for cut in cuts:
+        for name, is_id in _names_of(cut):
+            by_name[composed(name[-1])].append((name, is_id, cut))
+    lines = list(_lines(tsv))
+    listed: list[Cut] = []
+    rows: dict[str, int] = {}
+    root = lines[0][1].strip() if lines else ""
+    for number, line in lines[1:]:
+        path, _, samples = line.rstrip("\n").rpartition("\t")
+        location = f"{tsv}, line {number}"
+        if not path or not samples.strip().isdecimal():
+            raise ValueError(f"{location}: no path, tab and number of samples; write fairseq's manifest again")
+        row = _without_suffix(str(PurePosixPath(root) / path))
+        named = by_name.get(composed(row[-1]), [])
+        # Of names in both normal forms of Unicode, the one that has the row's
+        named = [one for one in named if one[0][-1] == row[-1]] or named
+        alike = [(_in_common(row, name), name, is_id, cut) for name, is_id, cut in named]
+        least = len(PurePosixPath(path).parts)
+        alike = [one for one in alike if one[0] >= (len(one[1]) if one[2] else least)]
+        most = max((common for common, *_ in alike), default=0)
+        best = {cut.id: cut for common, _, _, cut in alike if common == most}
+        if len(best) != 1:
+            both = " and ".join(sorted(best)[:2])
+            fact = f"{both} could both be {path}" if best else f"{path} is no utterance of the manifest"
+            raise ValueError(f"{location}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
+        [cut] = best.values()
+        if cut.id in rows:
+            raise ValueError(f"{location}: {path} is {cut.id}, as line {rows[cut.id]} is; keep one row per utterance")
+        if abs(int(samples) - cut.num_samples) >= HOP:
+            raise ValueError(
+                f"{location}: {path} has {samples.strip()} samples, and {cut.id} {cut.num_samples} at {SAMPLE_RATE} "
+                "Hz; give labels of this audio"
+            )
+        rows[cut.id] = number
+        listed.append(cut)
+    return listed
+
+
+def _names_of(cut: Cut) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Parts of what an utterance is called, without a file's suffix: its file's path, and its id, which is true."""
+    source = cut.recording.sources[0]
+    file = source.source if source.type == "file" else ""
+    if file:
+        yield _without_suffix(file), False
+    named_as_file = not file or PurePosixPath(cut.id).suffix == PurePosixPath(file).suffix
+    yield _without_suffix(cut.id) if named_as_file else (PurePosixPath(cut.id).parts or (cut.id,)), True
+
+
+def _without_suffix(path: str) -> tuple[str, ...]:
+    *folders, name = PurePosixPath(path).parts or ("",)
+    return (*folders, PurePosixPath(name).stem)
+
+
+def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many parts of two paths are the same, from the end, in any normal form of Unicode."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: composed(pair[0]) == composed(pair[1]), pairs))
+
+
+def _tsv(cuts: Sequence[Cut]) -> str:
+    rows = ["/"]
+    for cut in cuts:
+        source, *others = cut.recording.sources
+        if others or cut.start or cut.duration != cut.recording.duration or source.type != "file":
+            raise ValueError(
+                f"{cut.id}: a piece of a longer recording, or none of one file, which fairseq's manifest cannot say; "
+                "export to .jsonl"
+            )
+        rows.append(f"{Path(source.source).resolve().relative_to('/')}\t{cut.num_samples}")
+    return "\n".join(rows) + "\n"
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: no format of labels; choose a name that ends in {', '.join(SUFFIXES)}")

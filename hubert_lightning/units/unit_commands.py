@@ -1,0 +1,391 @@
+"""Units of recordings of any format and length, as JSON lines, for Kaldi or numpy; and of what a microphone hears."""
+
+import json
+import os
+import re
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from hubert_lightning.data.prepare import Refusal
+from hubert_lightning.features.journal import Journal
+from hubert_lightning.features.recordings import listed, of_each
+from hubert_lightning.files import replacing, replacing_all
+from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.units.unit_extractor import WINDOW_DURATION, Units, UnitStream, deduplicated
+
+GROUP = 180_000
+"""Frames, an hour, of the files that are worked on together, whose units come out together."""
+CHUNK = 2 * SAMPLE_RATE // 10  # bytes: 100 ms of standard input at most, of 16-bit samples
+
+Format = Literal["jsonl", "kaldi", "npz"]
+
+
+class FileUnits(NamedTuple):
+    """The units of a recording, or its runs of equal ones."""
+
+    file: str
+    seconds: float
+    units: Tensor
+    durations: Tensor | None
+
+
+def units(
+    model: Path,
+    files: Sequence[Path],
+    kmeans: Path | None = None,
+    layer: int | None = None,
+    format: Format = "jsonl",
+    deduplicate: bool = False,
+    output: Path | None = None,
+    batch_duration: float | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    num_workers: int = 0,
+    window: float | None = None,
+    step: float | None = None,
+    lookahead: float | None = None,
+    history: float | None = None,
+) -> int:
+    """Give the unit of every 20 ms of recordings, or of standard input while it is heard.
+
+    Args:
+        model: any checkpoint, a transformers directory, or mfcc
+        files: audio of any format, rate, number of channels and length, or folders of it; - for raw 16 kHz mono samples
+            of 16 bits, little-endian, from standard input
+        kmeans: file of the K-means; kmeans.safetensors in the model's directory if not given
+        layer: counted from 1, where K-means does not say which it was fitted on
+        format: jsonl; kaldi, an id and its units a line; npz, an array for each file
+        deduplicate: give each run of equal units once, with its duration in frames of 20 ms
+        output: file that is written whole or not at all; standard output if not given. For Kaldi, durations go beside
+            it, to OUTPUT.durations. Recordings that are done are skipped, also after the command was killed; a
+            recording is done again if its audio, the model or the settings changed (.made-OUTPUT.jsonl beside it
+            records them)
+        batch_duration: seconds of audio that are encoded at once; as fits the device if not given
+        precision: that the encoder computes in
+        num_workers: processes that read audio, besides this one
+        window: seconds of a recording that are encoded at once, 300 if not given; what is longer takes no more memory,
+            but in layers whose attention reaches further some units are others
+        step: of standard input, seconds between the units that are given and the next; 1 if not given
+        lookahead: of standard input, seconds that are heard after a frame before its unit is given; 1 if not given
+        history: of standard input, seconds that are heard before; 5 if not given
+    returns: how many files failed
+    """
+    given = {"step": step, "lookahead": lookahead, "history": history}
+    of_stream = {name: seconds for name, seconds in given.items() if seconds is not None}
+    if Path("-") in map(Path, files):
+        if len(files) > 1:
+            raise ValueError("standard input and files: give - alone, or files alone")
+        if deduplicate or output is not None or format != "jsonl":
+            raise ValueError(
+                "units of standard input are JSON lines, written to standard output; leave other options out"
+            )
+        if batch_duration is not None or num_workers or window is not None:
+            raise ValueError(
+                "batch_duration, num_workers and window are of files, not of standard input; leave them out"
+            )
+        _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(**of_stream))
+        return 0
+    if of_stream:
+        raise ValueError("step, lookahead and history are of standard input, not of files; leave them out")
+    _check_output(format, output, deduplicate)
+    paths = listed(files)
+    ids = {} if format == "jsonl" else _ids(paths)
+    found = Units.from_pretrained(
+        model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
+    )
+
+    def make(cut: Cut, of_cut: Tensor) -> FileUnits:
+        return FileUnits(cut.id, cut.duration, *(deduplicated(of_cut) if deduplicate else (of_cut, None)))
+
+    def rows_of(groups: Sequence[Sequence[Cut]]) -> Iterator[list[Tensor]]:
+        return found.of_cuts(groups, batch_duration, num_workers)
+
+    if output is None or (output.exists() and not output.is_file()):
+        with _writer(format, output, ids, deduplicate) as write:
+            return _write_all(of_each(paths, rows_of, make, GROUP), len(paths), write)
+    settings = found.source | {"verb": "units", "format": format, "deduplicate": deduplicate, "precision": precision}
+    with Journal(_journal_beside(output), settings) as journal:
+        made = _Made(journal, output, format, deduplicate)
+        left = [path for path in paths if path not in made]
+        if done := len(paths) - len(left):
+            print(
+                f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+                file=sys.stderr,
+            )
+
+        def keep(result: FileUnits) -> None:
+            journal.add(Path(result.file), **_content(result))
+
+        failed = _write_all(of_each(left, rows_of, make, GROUP), len(paths), keep)
+        made.write([path for path in sorted(paths, key=str) if path in made], ids)
+    return failed
+
+
+class _Made:
+    """Units that are known: in the journal, or, once finished, in the output that the journal tells of."""
+
+    def __init__(self, journal: Journal, output: Path, format: Format, deduplicate: bool) -> None:
+        self.journal, self.output, self.format, self.deduplicate = journal, output, format, deduplicate
+        self._in_output = bool(journal.about) and journal.about.get("output") == self._status()
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self.journal and (self._in_output or "units" in self.journal.row(path))
+
+    def write(self, paths: Sequence[Path], ids: Mapping[str, str]) -> None:
+        """Write the units of these files, which are known, unless the output has them and no others."""
+        names = {path: ids.get(str(path), str(path)) for path in paths}
+        if (
+            self._in_output
+            and len(paths) == len(self.journal)
+            and all(self._is_called(name, path) for path, name in names.items())
+        ):
+            return
+        with ExitStack() as stack:
+            read = stack.enter_context(_reader(self.format, self.output, self.deduplicate)) if self._in_output else None
+            write = stack.enter_context(_writer(self.format, self.output, ids, self.deduplicate))
+            for path in paths:
+                row = self.journal.row(path)
+                if read is not None and "units" not in row:
+                    row |= read(row["name"])
+                units, durations = (torch.tensor(row[key]) if key in row else None for key in ("units", "durations"))
+                assert units is not None
+                write(FileUnits(str(path), 0.0, units, durations))
+        short = [self.journal.identity(path) | {"name": name} for path, name in names.items()]
+        self.journal.finish(short, output=self._status())
+
+    def _is_called(self, name: str, path: Path) -> bool:
+        """Whether the output has a file's units, under this name."""
+        row = self.journal.row(path)
+        return "units" not in row and row.get("name") == name
+
+    def _status(self) -> list[list[int]]:
+        beside = [_durations_beside(self.output)] if self.format == "kaldi" and self.deduplicate else []
+        there = [path.stat() for path in (self.output, *beside) if path.is_file()]
+        return [[status.st_size, status.st_mtime_ns] for status in there]
+
+
+def _journal_beside(output: Path) -> Path:
+    digest = sha256(os.fsencode(output.name)).hexdigest()[:8]
+    name = output.name if len(output.name) < 60 else f"{output.name[:40]}-{digest}"
+    return output.with_name(f".made-{name}.jsonl")
+
+
+def _content(result: FileUnits) -> dict[str, list[int]]:
+    content = {"units": result.units.tolist()}
+    return content if result.durations is None else content | {"durations": result.durations.tolist()}
+
+
+def _check_output(format: Format, output: Path | None, deduplicate: bool) -> None:
+    if output is not None and output.suffix == ".npz" and format != "npz":
+        raise ValueError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
+    if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
+        raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
+
+
+def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Callable[[FileUnits], None]) -> int:
+    """Write each result, tell what failed and how fast it went, and return how many failed."""
+    failed, seconds, began = 0, 0.0, perf_counter()
+    for result in results:
+        if isinstance(result, Refusal):
+            failed += 1
+            print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
+        else:
+            seconds += result.seconds
+            write(result)
+    took = perf_counter() - began
+    if seconds:
+        print(f"hubert: {seconds:.1f} s of audio in {took:.1f} s, {seconds / took:.1f} × real time", file=sys.stderr)
+    if failed:
+        print(f"hubert: {failed} of {number} files failed", file=sys.stderr)
+    return failed
+
+
+def _ids(paths: Sequence[Path]) -> dict[str, str]:
+    """A name of each file that has no spaces in it: its stem, or where others have that, its whole path.
+
+    Nor does it lead outside of an archive that it is in.
+    """
+    stems = [_joined(path.stem) for path in paths]
+    times = Counter(stems)
+    names = [
+        _joined("/".join(part for part in path.parts if part not in ("/", ".."))) if times[stem] > 1 else stem
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    times = Counter(names)
+    if twice := next((path for path, name in zip(paths, names, strict=True) if times[name] > 1), None):
+        raise ValueError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
+    return {str(path): name for path, name in zip(paths, names, strict=True)}
+
+
+def _joined(name: str) -> str:
+    return re.sub(r"\s", "_", name)
+
+
+@contextmanager
+def _writer(
+    format: Format, output: Path | None, ids: Mapping[str, str], deduplicate: bool
+) -> Iterator[Callable[[FileUnits], None]]:
+    """What writes one file's units; the output takes its name at the end."""
+    if output is None:
+        yield _lines_to(format, ids, sys.stdout.buffer)
+    elif format == "npz":
+        with replacing(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            yield lambda result: _put_arrays(archive, ids[result.file], result)
+    elif format == "kaldi" and deduplicate:
+        with replacing_all(_durations_beside(output), output) as (beside, file):
+            yield _lines_to(format, ids, file, beside)
+    else:
+        with replacing(output) as file:
+            yield _lines_to(format, ids, file)
+
+
+def _lines_to(
+    format: Format, ids: Mapping[str, str], file: BinaryIO, beside: BinaryIO | None = None
+) -> Callable[[FileUnits], None]:
+    def write(result: FileUnits) -> None:
+        _put(file, _json(result) if format == "jsonl" else _kaldi(ids[result.file], result.units))
+        if beside is not None and result.durations is not None:
+            _put(beside, _kaldi(ids[result.file], result.durations))
+
+    return write
+
+
+def _durations_beside(output: Path) -> Path:
+    return output.with_name(output.name + ".durations")
+
+
+@contextmanager
+def _reader(format: Format, output: Path, deduplicate: bool) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """What reads the units of one file, by the name that it has in an output."""
+    if format == "npz":
+        with np.load(output) as arrays:
+            yield lambda name: {
+                key: arrays[of].tolist()
+                for key, of in (("units", name), ("durations", f"{name}.durations"))
+                if key == "units" or deduplicate
+            }
+        return
+    with ExitStack() as stack:
+        paths = [output, *([_durations_beside(output)] if format == "kaldi" and deduplicate else [])]
+        files = [stack.enter_context(path.open("rb")) for path in paths]
+        places = [_places(file, format) for file in files]
+
+        def read(name: str) -> dict[str, Any]:
+            lines = []
+            for file, of in zip(files, places, strict=True):
+                file.seek(of[name])
+                lines.append(file.readline())
+            if format == "jsonl":
+                return json.loads(lines[0])
+            return {
+                key: [int(number) for number in line.split()[1:]] for key, line in zip(("units", "durations"), lines)
+            }
+
+        yield read
+
+
+def _places(file: BinaryIO, format: Format) -> dict[str, int]:
+    """Where the line of each name starts."""
+    places, start = {}, 0
+    for line in file:
+        places[json.loads(line)["file"] if format == "jsonl" else line.split(maxsplit=1)[0].decode()] = start
+        start += len(line)
+    return places
+
+
+def _put(file: BinaryIO, line: str) -> None:
+    file.write((line + "\n").encode())
+    file.flush()
+
+
+def _put_arrays(archive: zipfile.ZipFile, name: str, result: FileUnits) -> None:
+    arrays = (
+        {name: result.units}
+        if result.durations is None
+        else {name: result.units, f"{name}.durations": result.durations}
+    )
+    for key, values in arrays.items():
+        with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, values.numpy())
+
+
+def _json(result: FileUnits) -> str:
+    content = {"file": result.file, "units": result.units.tolist()}
+    if result.durations is not None:
+        content["durations"] = result.durations.tolist()
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _kaldi(name: str, numbers: Tensor) -> str:
+    return " ".join([name, *map(str, numbers.tolist())])
+
+
+def _listen(stream: UnitStream) -> None:
+    """A JSON line for every step of standard input, as soon as its units are known, and how late that is."""
+    took = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
+    _tell_latency("units come", stream, took)
+    took.clear()
+    given, rest, heard = 0, b"", 0
+
+    def tell(units: Tensor) -> None:
+        nonlocal given
+        for of_step in units.split(stream.step):
+            if len(of_step):
+                start, end = given, given + len(of_step)
+                times = {"start": _seconds(start), "end": _seconds(end)}
+                print(json.dumps(times | {"units": of_step.tolist()}), flush=True)
+                given = end
+
+    try:
+        while chunk := sys.stdin.buffer.read1(CHUNK):  # type: ignore[union-attr]
+            rest += chunk
+            whole = len(rest) // 2 * 2
+            samples = np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 2**15
+            rest, heard = rest[whole:], heard + len(samples)
+            began = perf_counter()
+            known = stream.push(samples)
+            if len(known):
+                took.append((perf_counter() - began) / -(-len(known) // stream.step))
+            tell(known)
+    except KeyboardInterrupt:  # which ends a recording from a microphone
+        pass
+    tell(stream.finish())
+    if not given:
+        raise ValueError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
+    _tell_latency("units came", stream, took)
+
+
+def _tell_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
+    if not took:
+        return
+    middle, most, step = float(np.median(took)), max(took), _seconds(stream.step)
+    lookahead = _seconds(stream.lookahead)
+    line = (
+        f"hubert: {what} {stream.latency + middle:.2f} s late: step {step:g} s, lookahead {lookahead:g} s, computation "
+        f"{middle:.2f} s (at most {most:.2f} s), {step / middle:.1f} × real time"
+    )
+    if middle > step:
+        line += ", which falls behind: make step longer, or history shorter"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _seconds_for_a_step(stream: UnitStream) -> float:
+    samples = torch.randn(stream.longest, generator=torch.Generator().manual_seed(0)) / 10
+    began = perf_counter()
+    stream.units.of_part(samples)
+    return perf_counter() - began
+
+
+def _seconds(frames: int) -> float:
+    return round(frames * HOP / SAMPLE_RATE, 2)
