@@ -38,7 +38,7 @@ from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.files import is_unfinished
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
-from hubert_lightning.units.kmeans import save_kmeans
+from hubert_lightning.units.kmeans_file import save_kmeans
 from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, write_shard
 
 VERBS: dict[str, str] = {

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.shar import SharCuts, prepare_shar
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
-from hubert_lightning.training.batches import PlannedBatches, PretrainingBatches
+from hubert_lightning.training.batches import PretrainingBatches
+from hubert_lightning.training.sampler import PlannedBatches
 from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
 
 MAX_CROP = num_frames(seconds_to_samples(15.625))

@@ -28,11 +28,14 @@ from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.features.extract import Extractor, all_layers_extractor, extract, sample_frames
+from hubert_lightning.features.extract import extract
+from hubert_lightning.features.extractors import Extractor, all_layers_extractor
+from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.frames import num_frames, seconds_to_samples
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
-from hubert_lightning.training.relabelling import assign_clusters
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
+from hubert_lightning.units.label_recipe import assign_clusters
 from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, shard_size, write_shard
 
 SMALL = EncoderConfig(conv_channels=64, dim=128, num_layers=2, num_heads=4, ffn_dim=512, pos_kernel=32)

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
 from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
-from hubert_lightning.model.hubert import EncoderConfig
 from hubert_lightning.model.prediction import ClusterPredictor
+from hubert_lightning.pretrained.dialect import to_ours
 from hubert_lightning.pretrained.formats.transformers import DIALECT, SETTINGS
-from hubert_lightning.pretrained.weights import to_ours
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.pretraining import HubertPretraining

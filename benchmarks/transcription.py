@@ -22,7 +22,8 @@ import torch
 import transformers
 
 from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, greedy
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.decoding import BeamSearch, greedy
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.data.prepare import examine
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from hubert_lightning import Units
 from hubert_lightning.data.prepare import examine
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
-from hubert_lightning.units.kmeans import save_kmeans
+from hubert_lightning.units.kmeans_file import save_kmeans
 
 LAYER, CLUSTERS, DIM = 9, 500, 768
 

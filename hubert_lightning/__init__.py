@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+    from hubert_lightning.model.config import EncoderConfig
+    from hubert_lightning.model.hubert import HubertEncoder
     from hubert_lightning.pretrained.load import load_encoder
+    from hubert_lightning.training.callbacks.layer_quality import LayerQuality
     from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
     from hubert_lightning.training.checkpoints import BestCheckpoints
     from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from hubert_lightning.training.pretraining import HubertPretraining
     from hubert_lightning.training.relabelling import Relabel
     from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
-    from hubert_lightning.units.layer_quality import LayerQuality
     from hubert_lightning.units.unit_extractor import Units
 
 __version__ = "0.1.0"

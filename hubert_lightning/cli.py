@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import CLI, ArgumentParser, set_loader
 
-from hubert_lightning import progress
+from hubert_lightning import console
 from hubert_lightning.console import prints, show_messages
 from hubert_lightning.interrupts import listening
 from hubert_lightning.untrusted.yaml_file import check_configs, load_value
@@ -176,7 +176,7 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
     if verb not in KEPT:
         return listening([signal.SIGINT])
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-    return listening(numbers, lambda name: f"{name} while {progress.now.what}: {KEPT[verb]}")
+    return listening(numbers, lambda name: f"{name} while {console.now.what}: {KEPT[verb]}")
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -342,7 +342,7 @@ def _export(args: list[str]) -> None:
 
 
 def _score(args: list[str]) -> None:
-    from hubert_lightning.asr.scoring import score_file
+    from hubert_lightning.asr.score_report import score_file
 
     CLI(score_file, args=args, prog="hubert score", parser_class=VerbParser)
 

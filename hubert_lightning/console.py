@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from dataclasses import dataclass
 
 GLOBAL_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """Variables by which SLURM, LSF and MPI number the processes that they start, over all nodes."""
@@ -65,3 +66,28 @@ def is_first_process() -> bool:
 
 def _is_no_noise(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(NOISE)
+
+
+@dataclass
+class Progress:
+    """The current work of this process.
+
+    Args:
+        what: The work, as in "while {what}".
+        count: Pieces of work begun since the process started; a count that stands still is a stall.
+        in_steps: Whether the work is batches of training, validation or test, which take seconds; other work, such as
+            K-means, takes hours.
+    """
+
+    what: str = "starting"
+    count: int = 0
+    in_steps: bool = False
+
+
+now = Progress()
+
+
+def note(what: str, in_steps: bool = False) -> None:
+    """Say which piece of work begins."""
+    now.what, now.in_steps = what, in_steps
+    now.count += 1

@@ -13,9 +13,9 @@ from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
 from hubert_lightning.files import write_whole
-from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
 from hubert_lightning.untrusted.json_file import is_text, read_json, shown
 
+BOUNDARY = "|"  # between words
 BLANK = 0  # the token of CTC that stands for no character
 APOSTROPHES = "'’ʼ＇"  # one letter that is written in four ways
 OTHER_APOSTROPHES = "ʻ‘`´′"  # what a table may have in its place
@@ -611,3 +611,23 @@ def _merged(words: Sequence[SpelledWord], cleaned_up: str) -> list[SpelledWord]:
             whole = SpelledWord(whole.text + part.text, whole.first, part.last)
         merged.append(whole._replace(text=text))
     return merged
+
+
+def is_mark(token: str) -> bool:
+    """Whether a token is written as those that stand for no text, such as <s> and [UNK]."""
+    return len(token) > 2 and (token[0], token[-1]) in (("<", ">"), ("[", "]"))
+
+
+def with_boundary(tokens: Sequence[str], delimiter: str | None) -> list[str]:
+    """The tokens as systems call them whose delimiter is always "|".
+
+    Args:
+        tokens: Tokens by their own names.
+        delimiter: Token between words; none if no token parts words.
+
+    Returns:
+        The same tokens, in the same order; unchanged where "|" is one of them already.
+    """
+    if delimiter is None or BOUNDARY in tokens:
+        return list(tokens)
+    return [BOUNDARY if token == delimiter else token for token in tokens]

@@ -15,7 +15,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.demo.synthesis import synthesise_corpus
 from hubert_lightning.frames import SAMPLE_RATE, num_samples
-from hubert_lightning.model.hubert import EncoderConfig
+from hubert_lightning.model.config import EncoderConfig
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

@@ -43,10 +43,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hubert_lightning.asr.causal_lm import CausalLM
 from hubert_lightning.asr.ctc_model import load_ctc
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, search_with, write_settings
+from hubert_lightning.asr.decoder_settings import DecoderSettings, write_settings
+from hubert_lightning.asr.decoding import BeamSearch, search_with
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.asr.scoring import score_file
+from hubert_lightning.asr.score_report import score_file
 from hubert_lightning.cli import _meant_for_the_user
 from hubert_lightning.data.alignments import prepare_alignments
 from hubert_lightning.data.audio import read_waveform
@@ -61,7 +62,7 @@ from hubert_lightning.interchange.import_export import export_model
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.datamodules import check_transcripts
-from hubert_lightning.units.kmeans import load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
 from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.units.label_text import export_labels, import_labels
 from hubert_lightning.vocabulary import Vocabulary, read_vocabulary

@@ -20,8 +20,9 @@ from test_configs import FINETUNING, PRETRAINING, parsed
 from test_contracts import a_trainer, some_data
 
 from hubert_lightning.cli import main
-from hubert_lightning.model.hubert import EncoderConfig
+from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.training.arguments import VALIDATED, check_arguments, check_ignored
+from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
 from hubert_lightning.training.checkpoints import BestCheckpoints
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
@@ -30,7 +31,6 @@ from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.kmeans import KMeans
-from hubert_lightning.units.layer_quality import LayerQuality
 
 ODD = (math.nan, math.inf, -math.inf, -1, 0, 2**40)
 TRAIN = Path("train.jsonl.gz")

@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 from lhotse import CutSet, Recording, SupervisionSegment
 
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
-from hubert_lightning.training.batches import (
-    BatchPlan,
-    PlannedBatches,
-    PretrainingBatches,
-    TranscribedBatches,
-    bucket_of,
-    shortest_of_bucket,
-)
+from hubert_lightning.training.batches import PretrainingBatches, TranscribedBatches
+from hubert_lightning.training.sampler import BatchPlan, PlannedBatches, bucket_of, shortest_of_bucket
 from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
 from hubert_lightning.vocabulary import LETTERS, Vocabulary
 

@@ -23,7 +23,7 @@ from lhotse import CutSet
 import hubert_lightning.cli
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.units.kmeans import load_kmeans
+from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.units.label_store import LabelStore
 
 SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]

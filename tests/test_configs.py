@@ -14,7 +14,8 @@ from torch import nn
 
 from hubert_lightning.cli import main
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.experiment import HubertCLI

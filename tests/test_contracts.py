@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.model.hubert import EncoderConfig
-from hubert_lightning.training.batches import BatchPlan, TranscribedBatches
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.training.batches import TranscribedBatches
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.restoring import ALLOWED
+from hubert_lightning.training.sampler import BatchPlan
 
 WAVEFORM = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)) / 10
 INPUTS: dict[type[LightningModule], tuple[Tensor, Tensor]] = {

@@ -23,15 +23,8 @@ from torch.nn.functional import one_hot
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
 from hubert_lightning.asr.causal_lm import CausalLM
-from hubert_lightning.asr.decoding import (
-    BeamSearch,
-    DecoderSettings,
-    Hypothesis,
-    greedy,
-    read_settings,
-    search_with,
-    write_settings,
-)
+from hubert_lightning.asr.decoder_settings import DecoderSettings, Hypothesis, read_settings, write_settings
+from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.transcribe import words_in
 from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary

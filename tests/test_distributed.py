@@ -19,12 +19,12 @@ from conftest import ROOT
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.features.extract import layer_extractor, mfcc_extractor
+from hubert_lightning.data.manifest import read_manifest, transcript, write_manifest
+from hubert_lightning.features.extractors import layer_extractor, mfcc_extractor
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
-from hubert_lightning.training.batches import PlannedBatches, transcript
-from hubert_lightning.training.relabelling import assign_clusters
-from hubert_lightning.units.kmeans import load_kmeans
+from hubert_lightning.training.sampler import PlannedBatches
+from hubert_lightning.units.kmeans_file import load_kmeans
+from hubert_lightning.units.label_recipe import assign_clusters
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.vocabulary import Vocabulary
 

@@ -37,7 +37,7 @@ from hubert_lightning.pretrained.formats.torchaudio import LETTERS
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, read_trained
 from hubert_lightning.pretrained.weights import encoder_of
 from hubert_lightning.training.pretraining import HubertPretraining
-from hubert_lightning.units.kmeans import load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
 
 COPIED = ("conv_channels", "conv_norm", "dim", "num_layers", "num_heads", "ffn_dim", "pre_norm", "pos_kernel")
 COPIED += ("pos_groups", "normalize_waveform", "conv_bias")

@@ -12,21 +12,16 @@ from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 from torch import Tensor
 
-import hubert_lightning.features.extract as extraction
+import hubert_lightning.features.windows as windowing
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.features.extract import (
-    LONGEST,
-    OVERLAP,
-    Extractor,
-    extract,
-    layer_extractor,
-    mfcc_extractor,
-    sample_frames,
-    windows,
-)
+from hubert_lightning.features.extract import extract
+from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import mfcc, spliced
+from hubert_lightning.features.sample import sample_frames
+from hubert_lightning.features.windows import LONGEST, OVERLAP, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import load_encoder
 
@@ -94,8 +89,8 @@ def test_mfcc_of_a_padded_batch_are_those_of_each_cut_alone(train_cuts: CutSet) 
 def test_mfcc_of_a_long_recording_are_those_of_the_whole(
     long_cut: Cut, tail: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "LONGEST", 1000)
-    monkeypatch.setattr(extraction, "OVERLAP", 100)
+    monkeypatch.setattr(windowing, "LONGEST", 1000)
+    monkeypatch.setattr(windowing, "OVERLAP", 100)
     cut = long_cut.truncate(duration=(num_samples(1900) + tail) / SAMPLE_RATE)
     whole = mfcc(read_waveform(cut))
     for in_parts, expected in ((False, whole), (True, spliced(whole))):
@@ -109,8 +104,8 @@ def test_mfcc_of_a_long_recording_are_those_of_the_whole(
 def test_a_frame_of_a_long_recording_has_the_features_of_its_window(
     checkpoints: dict[str, Path], long_cut: Cut, size: str, tail: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "LONGEST", 1000)
-    monkeypatch.setattr(extraction, "OVERLAP", 100)
+    monkeypatch.setattr(windowing, "LONGEST", 1000)
+    monkeypatch.setattr(windowing, "OVERLAP", 100)
     cut = long_cut.truncate(duration=(num_samples(2300) + tail) / SAMPLE_RATE)
     [features] = features_of(layer_extractor(checkpoints[size], 2, torch.device("cpu")), [cut])
     waveform, encoder = read_waveform(cut), load_encoder(checkpoints[size])
@@ -163,7 +158,7 @@ def test_the_sample_is_the_same_for_any_number_of_ranks_and_any_order(train_cuts
 def test_windows_as_the_whole_are_normalised_by_what_the_whole_recording_has(
     checkpoints: dict[str, Path], long_cut: Cut, size: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "LONGEST", 1000)
+    monkeypatch.setattr(windowing, "LONGEST", 1000)
     waveform, encoder = read_waveform(long_cut), load_encoder(checkpoints[size])
     extractor = layer_extractor(checkpoints[size], 2, torch.device("cpu"))
     short = long_cut.truncate(duration=num_samples(1000) / SAMPLE_RATE).with_id("short")

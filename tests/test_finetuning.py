@@ -16,15 +16,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_pretraining import a_model
 
 from hubert_lightning.asr.ctc_model import load_ctc
-from hubert_lightning.asr.decoding import DecoderSettings
+from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.training.batches import BatchPlan, TranscribedBatches
+from hubert_lightning.training.batches import TranscribedBatches
 from hubert_lightning.training.checkpoints import WholeSteps
 from hubert_lightning.training.datamodules import TranscribedData, check_transcripts
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.sampler import BatchPlan
 from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sklearn import cluster
 
 from hubert_lightning.units import foreign_kmeans
-from hubert_lightning.units.kmeans import assign, load_kmeans, load_quantizer, save_kmeans
+from hubert_lightning.units.kmeans import assign
+from hubert_lightning.units.kmeans_file import load_kmeans, load_quantizer, save_kmeans
 
 
 def rows(seed: int, count: int = 500) -> np.ndarray:

@@ -31,13 +31,16 @@ from hubert_lightning.asr.ctc_model import load_ctc
 from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.frames import num_frames
 from hubert_lightning.interchange.import_export import Format, as_fit, export_model, import_model
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
+from hubert_lightning.pretrained.dialect import from_ours
 from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
 from hubert_lightning.pretrained.formats import transformers as transformers_format
 from hubert_lightning.pretrained.formats.fairseq import DIALECT as FAIRSEQ
 from hubert_lightning.pretrained.load import load_encoder, read_trained
-from hubert_lightning.pretrained.weights import Trained, encoder_of, from_ours, linear_of, predictors_of
+from hubert_lightning.pretrained.weights import Trained, encoder_of, linear_of, predictors_of
 from hubert_lightning.vocabulary import Vocabulary
 
 NORMS = ["group", "layer"]

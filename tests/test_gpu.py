@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from hubert_lightning.asr.ctc_model import CTCModel, log_probabilities
 from hubert_lightning.cli import main
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.pretraining import HubertPretraining

@@ -19,17 +19,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hubert_lightning.frames import HOP, WINDOW, num_frames
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.dropout import Dropout, attend_to
-from hubert_lightning.model.hubert import (
-    KERNELS,
-    STRIDES,
-    EncoderConfig,
-    HubertEncoder,
-    PositionalConvolution,
-)
+from hubert_lightning.model.hubert import HubertEncoder, PositionalConvolution
+from hubert_lightning.pretrained.dialect import to_ours
 from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
 from hubert_lightning.pretrained.formats import transformers as transformers_format
-from hubert_lightning.pretrained.weights import to_ours
 
 NO_DROPOUT: dict[str, Any] = {
     "dropout": 0,

@@ -20,7 +20,7 @@ from hubert_lightning.features.journal import Journal
 from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.files import remove_unfinished, unfinished_name
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.units.kmeans import save_kmeans
+from hubert_lightning.units.kmeans_file import save_kmeans
 
 
 @pytest.fixture

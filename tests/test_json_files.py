@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_lightning.asr.decoding import read_settings
+from hubert_lightning.asr.decoder_settings import read_settings
 from hubert_lightning.untrusted.json_file import parse_json, read_json
 from hubert_lightning.vocabulary import read_vocabulary
 

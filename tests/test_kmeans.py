@@ -11,15 +11,8 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import make_blobs
 from torch import Tensor
 
-from hubert_lightning.units.kmeans import (
-    KMeans,
-    ScikitKMeans,
-    _filled,
-    assign,
-    kmeans_fingerprint,
-    load_kmeans,
-    save_kmeans,
-)
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, _filled, assign
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 
 DEVICES = [
     "cpu",

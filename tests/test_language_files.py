@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, Hypothesis
+from hubert_lightning.asr.decoder_settings import DecoderSettings, Hypothesis
+from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.language_files import for_kenlm, read_lexicon, unigrams
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram

@@ -10,7 +10,8 @@ from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 from torch.nn.functional import one_hot
 
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.transcribe import words_in

@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 
 SMALL = EncoderConfig(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 
 TINY = EncoderConfig(conv_channels=8, dim=16, num_layers=2, num_heads=2, ffn_dim=24, pos_kernel=6, pos_groups=2)

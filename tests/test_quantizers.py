@@ -12,10 +12,11 @@ from sklearn.cluster import MiniBatchKMeans
 from test_cli import SMOKE, refused, speech
 
 from hubert_lightning.cli import main
-from hubert_lightning.features.extract import layer_extractor
+from hubert_lightning.features.extractors import layer_extractor
 from hubert_lightning.units.foreign_kmeans import SOURCE
-from hubert_lightning.units.kmeans import assign, kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_commands import export_kmeans, import_kmeans
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.units.label_store import LabelStore
 
 SOURCE_OF_OURS = {"features": "mfcc", "seed": "0", "kmeans": 'KMeans{"restarts": 3}', "words": "Größe\n"}

@@ -25,7 +25,8 @@ from hubert_lightning.training import relabelling
 from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.relabelling import Relabel
-from hubert_lightning.units.kmeans import assign, kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans import assign
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.units.label_store import LabelStore
 
 

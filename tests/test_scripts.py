@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import write_lexicon
 from hubert_lightning.asr.scoring import Result, read_results, score
 from hubert_lightning.asr.transcribe import align, transcribe, words_in

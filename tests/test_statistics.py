@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_lightning.frames import HOP, num_samples
-from hubert_lightning.model.hubert import PIECE, EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import PIECE
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 
 ENCODERS = {

@@ -19,7 +19,7 @@ from lightning.fabric.utilities.data import AttributeDict
 from torch.testing import assert_close
 
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.units.kmeans import load_kmeans
+from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.untrusted.torch_file import plain, read_torch
 
 

@@ -12,12 +12,12 @@ from test_decoding import causal_lm, files  # noqa: F401
 from test_recognition import save_ctc
 from torch import Tensor
 
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, read_settings
+from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
+from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.tune_decoder import RESCORER_WEIGHT, WEIGHTS, tune
 from hubert_lightning.cli import main
-from hubert_lightning.data.manifest import read_manifest, write_manifest
-from hubert_lightning.training.batches import transcript
+from hubert_lightning.data.manifest import read_manifest, transcript, write_manifest
 from hubert_lightning.vocabulary import Vocabulary
 
 letters = Vocabulary()

@@ -16,12 +16,13 @@ from hubert_lightning.cli import main
 from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.features.extract import all_layers_extractor, mfcc_extractor
+from hubert_lightning.features.extractors import all_layers_extractor, mfcc_extractor
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.kmeans import KMeans, assign
-from hubert_lightning.units.layer_quality import LayerQuality, layer_quality, phone_quality
+from hubert_lightning.units.layer_quality import layer_quality, phone_quality
 from hubert_lightning.units.quality import Quality, frame_phones, joint_counts
 
 

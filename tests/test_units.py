@@ -23,13 +23,15 @@ from torch import Tensor
 from hubert_lightning import Units
 from hubert_lightning.cli import main
 from hubert_lightning.data.audio import read_waveform, resampled
-from hubert_lightning.features.extract import Extractor
+from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
-from hubert_lightning.units.kmeans import assign, load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans import assign
+from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
 from hubert_lightning.units.unit_extractor import deduplicated
 
 CLUSTERS = 20

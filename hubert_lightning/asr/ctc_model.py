@@ -10,7 +10,8 @@ from pathlib import Path
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
-from hubert_lightning.features.extract import Extractor, extract_cuts, length_if_padded
+from hubert_lightning.features.extract import extract_cuts
+from hubert_lightning.features.extractors import Extractor, length_if_padded
 from hubert_lightning.features.windows import quiet_windows
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import encoder_fingerprint, head_of, no_letters, read_trained

@@ -13,7 +13,8 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.asr.ctc_model import CTCModel, load_ctc, log_probabilities
-from hubert_lightning.asr.decoding import BeamSearch, Hypothesis, search_with, settings_identity
+from hubert_lightning.asr.decoder_settings import Hypothesis, settings_identity
+from hubert_lightning.asr.decoding import BeamSearch, search_with
 from hubert_lightning.asr.transcript_formats import Format, Transcript, journal_of, remaining, write_all
 from hubert_lightning.asr.word_times import (
     Letter,

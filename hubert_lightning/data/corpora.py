@@ -117,3 +117,7 @@ def _chosen(part: Sequence[Cut], keep: np.ndarray) -> Sequence[Cut]:
     if isinstance(part, SharCuts):
         return part if keep.all() else part.chosen(np.flatnonzero(keep))
     return [part[place] for place in np.flatnonzero(keep).tolist()]
+
+
+def lengths_of(cuts: Sequence[Cut]) -> np.ndarray:
+    return cuts.num_samples if isinstance(cuts, Corpora) else np.array([cut.num_samples for cut in cuts], np.int64)

@@ -20,6 +20,7 @@ from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.interrupts import thread_pool
 from hubert_lightning.untrusted.json_file import shown
+from hubert_lightning.vocabulary import Vocabulary
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
@@ -171,3 +172,13 @@ def _size(path: str) -> int | None:
     except OSError:
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
+    """The words of a cut as a vocabulary spells them; empty where the manifest has none."""
+    return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
+
+
+def speaker_of(cut: Cut) -> str:
+    """The first speaker of a cut; empty where the manifest does not say."""
+    return next((segment.speaker for segment in cut.supervisions if segment.speaker), "")

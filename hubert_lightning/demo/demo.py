@@ -17,10 +17,12 @@ from torch import Tensor
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.demo.synthesis import synthesise_corpus
-from hubert_lightning.features.extract import Extractor, layer_extractor, mfcc_extractor, sample_frames
+from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
+from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.files import replacing_all
-from hubert_lightning.training.relabelling import assign_clusters
-from hubert_lightning.units.kmeans import KMeans, load_kmeans
+from hubert_lightning.units.kmeans import KMeans
+from hubert_lightning.units.kmeans_file import load_kmeans
+from hubert_lightning.units.label_recipe import assign_clusters
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.layer_quality import phone_quality
 

@@ -3,17 +3,11 @@
 What a cut's features are does not depend on what else is in its batch, nor on how many processes share the work.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
-from zlib import crc32
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lhotse.cut import Cut
@@ -24,36 +18,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_lightning import progress
+from hubert_lightning import console
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.corpora import Corpora
+from hubert_lightning.data.corpora import lengths_of
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
-from hubert_lightning.features.mfcc import PARTS, SPLICED, mfcc, spliced
+from hubert_lightning.features.extractors import Extractor
+from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
-from hubert_lightning.model.hubert import HubertEncoder, Statistics
+from hubert_lightning.model.convolutions import Statistics
 from hubert_lightning.model.statistics import statistics_of
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
-
-LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
-OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
-
-Features = Callable[[Tensor, Tensor], Tensor]
-"""waveform (batch, samples), length (batch,) → (batch, frames, …, dim), one row per 20 ms"""
-
-
-class Window(NamedTuple):
-    """Frames of a recording that are encoded at once.
-
-    first: frame that the audio begins with
-    last:  the one after the last that it has
-    start: first frame whose features are taken from here, which others around it may hear
-    end:   the one after the last whose features are taken
-    """
-
-    first: int
-    last: int
-    start: int
-    end: int
 
 
 class Piece(NamedTuple):
@@ -61,101 +34,6 @@ class Piece(NamedTuple):
 
     place: int
     window: Window
-
-
-class Extractor(NamedTuple):
-    """A function from audio to features, what labels made of them are said to come from, the shape of one frame's,
-    the device that computes them, and, if norms over time are in them, the features of parts of recordings."""
-
-    features: Features
-    name: str
-    shape: tuple[int, ...]
-    device: torch.device = torch.device("cpu")
-    features_of_parts: Callable[[Tensor, Tensor, Statistics], Tensor] | None = None
-
-    def __call__(self, waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """Features of a batch; with the statistics of the recordings of which its rows are parts, as they have them."""
-        if statistics is None or self.features_of_parts is None:
-            return self.features(waveform, length)
-        return self.features_of_parts(waveform, length, statistics)
-
-
-def mfcc_extractor(in_parts: bool = False) -> Extractor:
-    """MFCC at the encoder's clock.
-
-    Args:
-        in_parts: Spliced over three frames, for product K-means of their parts.
-    """
-
-    def features(waveform: Tensor, length: Tensor) -> Tensor:
-        rows = (mfcc(row[:samples]) for row, samples in zip(waveform, length.tolist(), strict=True))
-        # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
-        return pad_sequence([(spliced(row) if in_parts else row)[::2] for row in rows], batch_first=True)
-
-    if in_parts:
-        return Extractor(features, f"mfcc spliced over {SPLICED} frames", (max(part.stop for part in PARTS.values()),))
-    return Extractor(features, "mfcc", (39,))
-
-
-def layer_extractor(
-    path: Path | str,
-    layer: int,
-    device: torch.device,
-    precision: Callable[[], AbstractContextManager] = nullcontext,
-) -> Extractor:
-    """One layer, counted from 1, of the encoder in a checkpoint, each utterance as if it were alone."""
-    encoder = load_encoder(path).to(device)
-    encoder.check_layer(layer)
-
-    def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
-        if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > LONGEST:
-            statistics = statistics_of([waveform[0]])  # with which it is convolved in pieces
-        if statistics is not None:
-            exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
-            statistics = Statistics(*(value.to(device, exact) for value in statistics))
-        padded = length_if_padded(length, device)
-        with precision():
-            return encoder.features(waveform.to(device), padded, layer=layer, alone=True, statistics=statistics)
-
-    name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
-    return Extractor(features, name, (encoder.config.dim,), device, features_of_parts=features)
-
-
-def all_layers_extractor(
-    encoder: HubertEncoder, precision: Callable[[], AbstractContextManager] = nullcontext
-) -> Extractor:
-    """Every layer of an encoder: (batch, frames, layers, dim)."""
-    device = encoder.mask_embedding.device
-
-    def features(waveform: Tensor, length: Tensor) -> Tensor:
-        padded = length_if_padded(length, device)
-        with precision():
-            return torch.stack(encoder.all_layers(waveform.to(device), padded, alone=True), dim=2)
-
-    shape = (len(encoder.layers), encoder.config.dim)
-    return Extractor(features, "all layers of an encoder", shape, device)
-
-
-def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:
-    """Lengths (batch,) on a device, or none where no row is padded, which is faster."""
-    return None if bool((length == length[0]).all()) else length.to(device)
-
-
-def windows(frames: int, longest: int | None = None, overlap: int | None = None) -> list[Window]:
-    """How a recording is cut to be encoded: from start to end, its windows cover every frame once.
-
-    Every window of a long recording is `longest` frames, the last too, and begins on the frame grid.
-
-    longest: `LONGEST` if not given
-    overlap: frames that neighbouring windows share; `OVERLAP` if not given
-    """
-    longest = LONGEST if longest is None else longest
-    overlap = OVERLAP if overlap is None else overlap
-    if frames <= longest:
-        return [Window(0, frames, 0, frames)]
-    firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
-    joints = [0, *((before + longest + after) // 2 for before, after in pairwise(firsts)), frames]
-    return [Window(first, first + longest, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
 
 
 def extract(
@@ -176,7 +54,7 @@ def extract(
     as_whole:    windows are normalised as their whole recording is, which is read once more; otherwise each on its own
     returns:     group, piece, features from its window's start to its end: (frames, …, dim)
     """
-    hours = sum(int(_samples(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
+    hours = sum(int(lengths_of(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     with _progress() as bar:
         task = bar.add_task(what, total=hours, began=perf_counter())
         for some in _planned_together(groups, most=1 if windows_of else 100_000):
@@ -190,7 +68,7 @@ def extract(
                 generator=torch.Generator(),  # leaves the numbers alone that training draws
             )
             for place, ((number, pieces), read) in enumerate(zip(batches, loader, strict=True), start=1):
-                progress.note(f"making features ({what}, batch {place} of {len(batches)})")
+                console.note(f"making features ({what}, batch {place} of {len(batches)})")
                 if isinstance(read, ValueError):
                     raise read
                 with torch.no_grad():
@@ -250,99 +128,6 @@ def _planned_together(groups: Sequence[Sequence[Cut]], most: int) -> Iterator[li
             yield some
             some, cuts = [], 0
     yield some
-
-
-def _samples(cuts: Sequence[Cut]) -> np.ndarray:
-    return cuts.num_samples if isinstance(cuts, Corpora) else np.array([cut.num_samples for cut in cuts], np.int64)
-
-
-def sample_frames(
-    extractor: Extractor,
-    cuts: Sequence[Cut],
-    max_frames: int,
-    seed: int,
-    *,
-    batch_frames: int,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    local_ranks: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """A uniform sample of the frames of randomly chosen utterances, four times as much audio as is kept.
-
-    Neighbouring frames are alike, so they come from more utterances than would be enough; not from all, since a large
-    corpus would then be encoded twice. Which frames they are depends on the seed, the cuts and how many are asked for.
-
-    local_ranks: how many ranks share this machine's memory
-    returns:     (about max_frames / world_size, dim) float32, and the place of each row in the sample of all ranks
-
-    Raises:
-        ValueError: More than this machine's memory holds.
-    """
-    cuts, chosen = choose_frames(cuts, max_frames, seed)
-    ends = np.cumsum([len(frames) for frames in chosen])
-    mine = range(rank, len(cuts), world_size)
-    places = [torch.arange(int(ends[place]) - len(chosen[place]), int(ends[place])) for place in mine]
-    rows = chosen_features(
-        extractor,
-        [cuts[place] for place in mine],
-        [chosen[place] for place in mine],
-        batch_frames,
-        num_workers,
-        local_ranks=local_ranks,
-    )
-    return rows, torch.cat([torch.empty(0, dtype=torch.long), *places])
-
-
-def choose_frames(cuts: Sequence[Cut], max_frames: int, seed: int) -> tuple[list[Cut], list[np.ndarray]]:
-    """The cuts that `sample_frames` encodes, and which frames of each it keeps."""
-    cuts = cuts.by_id() if isinstance(cuts, Corpora) else sorted(cuts, key=lambda cut: cut.id)
-    drawn = np.random.default_rng(seed).permutation(len(cuts))
-    ends = np.cumsum(num_frames(_samples(cuts)[drawn]))
-    drawn = drawn[: int(np.searchsorted(ends, 4 * max_frames)) + 1]
-    share = max_frames / ends[len(drawn) - 1]
-    some = [cuts[place] for place in drawn.tolist()]
-    return some, [_chosen(cut, share, seed) for cut in some]
-
-
-def _chosen(cut: Cut, share: float, seed: int) -> np.ndarray:
-    rng = np.random.default_rng([seed, crc32(cut.id.encode())])
-    return np.flatnonzero(rng.random(num_frames(cut.num_samples)) < share)
-
-
-def chosen_features(
-    extractor: Extractor,
-    cuts: Sequence[Cut],
-    chosen: Sequence[np.ndarray],
-    batch_frames: int,
-    num_workers: int = 0,
-    dtype: torch.dtype = torch.float32,
-    local_ranks: int = 1,
-) -> Tensor:
-    """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU.
-
-    Raises:
-        ValueError: More than the machine's memory holds, of which each of `local_ranks` takes as much.
-    """
-    starts = np.cumsum([0, *(len(frames) for frames in chosen)])
-    _check_memory(local_ranks * int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
-    rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
-    for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
-        frames = chosen[piece.place]
-        start, end = piece.window.start, piece.window.end
-        first, last = np.searchsorted(frames, [start, end])
-        wanted = torch.from_numpy(frames[first:last] - start).to(features.device)
-        rows[starts[piece.place] + first : starts[piece.place] + last] = features[wanted].to("cpu", dtype)
-    return rows
-
-
-def _check_memory(rows: int, bytes_of_row: int) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if rows * bytes_of_row > 0.9 * memory:
-        raise ValueError(
-            f"a sample of {rows} frames takes {rows * bytes_of_row / 1e9:.0f} GB, and this machine has "
-            f"{memory / 1e9:.0f}; lower max_frames, or share the work among more machines"
-        )
 
 
 def _batches(

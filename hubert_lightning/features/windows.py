@@ -1,10 +1,11 @@
-"""Long recordings cut where they are quietest, so that what is heard at once begins and ends with a pause.
+"""Windows of long recordings: of equal length, or cut where the recording is quietest.
 
 Where a cut falls is decided by the audio around it alone: a part of a recording is cut where the whole is, but at its
 ends, and so has the same words.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +14,46 @@ from lhotse.cut import Cut
 from scipy.ndimage import minimum_filter1d
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.features.extract import Window
 from hubert_lightning.frames import HOP, num_frames, num_samples
 
+LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
+OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
 PAUSE = 25  # frames, half a second, over which loudness is averaged
 MARGIN = 100  # frames, 2 s, that a window hears on either side of what is taken from it, or some more
 ROUND = 100  # frames: windows have a multiple of these where they can, since kernels are made for each length
 AT_ONCE = 30_000  # frames, ten minutes, whose loudness is measured at once
+
+
+class Window(NamedTuple):
+    """Frames of a recording that are encoded at once.
+
+    first: frame that the audio begins with
+    last:  the one after the last that it has
+    start: first frame whose features are taken from here, which others around it may hear
+    end:   the one after the last whose features are taken
+    """
+
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+def windows(frames: int, longest: int | None = None, overlap: int | None = None) -> list[Window]:
+    """How a recording is cut to be encoded: from start to end, its windows cover every frame once.
+
+    Every window of a long recording is `longest` frames, the last too, and begins on the frame grid.
+
+    longest: `LONGEST` if not given
+    overlap: frames that neighbouring windows share; `OVERLAP` if not given
+    """
+    longest = LONGEST if longest is None else longest
+    overlap = OVERLAP if overlap is None else overlap
+    if frames <= longest:
+        return [Window(0, frames, 0, frames)]
+    firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
+    joints = [0, *((before + longest + after) // 2 for before, after in pairwise(firsts)), frames]
+    return [Window(first, first + longest, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
 
 
 def quiet_windows(cut: Cut, longest: int) -> list[Window]:

@@ -12,6 +12,7 @@ from hubert_lightning.interchange.model_card import model_card, run_facts, told_
 from hubert_lightning.interchange.onnx import write_onnx
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.formats import fairseq, own, torchaudio, transformers
+from hubert_lightning.pretrained.formats.own import save_tensors
 from hubert_lightning.pretrained.load import (
     KMEANS,
     REST,
@@ -23,8 +24,7 @@ from hubert_lightning.pretrained.load import (
     read_trained,
 )
 from hubert_lightning.pretrained.weights import Trained, encoder_of, linear_of, predictors_of
-from hubert_lightning.training.averaging import save_tensors
-from hubert_lightning.units.kmeans import kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.vocabulary import Vocabulary, read_vocabulary, vocabulary_from
 
 Format = Literal["transformers", "torchaudio", "fairseq", "safetensors", "onnx"]

@@ -15,7 +15,8 @@ What activation checkpointing computes again is not counted, and dropped layers 
 """
 
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
 
 
 def encoder_operations(config: EncoderConfig, samples: int) -> int:

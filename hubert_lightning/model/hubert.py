@@ -3,106 +3,28 @@
 Values, gradients and initialisation are those of the reference code (tests/test_hubert.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hubert_lightning.frames import HOP, WINDOW, num_frames, num_samples, padding_mask
+from hubert_lightning.frames import num_frames, padding_mask
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import (
+    KERNELS,
+    Convolution,
+    Convolutions,
+    Statistics,
+    _check_length,
+    _layer_norm_gelu,
+    _normalize,
+    _normalize_by,
+    pieces_of,
+)
 from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
-
-KERNELS = (10, 3, 3, 3, 3, 2, 2)  # together they see WINDOW samples
-STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an option
-LARGEST, MOST_PARAMETERS = 2**20, 10**11  # beyond which a size is a slip of the pen
-PIECE = 1_500  # frames, 30 s, that are convolved at once where norms over time are given
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Size and regularisation of an encoder. Defaults: HuBERT Base.
-
-    Args:
-        conv_channels: Channels of the seven convolutions.
-        conv_norm: "group" normalises each channel of the first convolution over time (Base); "layer" normalises the
-            channels of every convolution at each frame (Large and XLarge), so that padding changes nothing.
-        conv_bias: Give the convolutions a bias.
-        dim: Width of the Transformer.
-        num_layers: Transformer layers.
-        num_heads: Attention heads.
-        ffn_dim: Width of the feed-forward layers.
-        pre_norm: Normalise before attention and feed-forward (Large and XLarge), not after them (Base).
-        pos_kernel: Frames that the positional convolution sees.
-        pos_groups: Groups of channels that the positional convolution keeps apart.
-        normalize_waveform: Give each utterance zero mean and unit variance (Large and XLarge).
-        dropout: Of what attention and feed-forward add, and of the Transformer's input.
-        attention_dropout: Of the attention weights.
-        activation_dropout: After the activation of the feed-forward layers.
-        input_dropout: Of the projected convolution output.
-        layer_drop: Chance of a layer to be left out of a training step.
-        feature_grad_mult: Scales the gradient that reaches the convolutions; 0 freezes them.
-    """
-
-    conv_channels: int = 512
-    conv_norm: Literal["group", "layer"] = "group"
-    conv_bias: bool = False
-    dim: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    ffn_dim: int = 3072
-    pre_norm: bool = False
-    pos_kernel: int = 128
-    pos_groups: int = 16
-    normalize_waveform: bool = False
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    activation_dropout: float = 0.0
-    input_dropout: float = 0.1
-    layer_drop: float = 0.05
-    feature_grad_mult: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
-            if not 1 <= getattr(self, name) <= LARGEST:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; an encoder needs at least 1, and {LARGEST} are more than it can "
-                    "have"
-                )
-        for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, at least 0 and below 1")
-        for name in ("num_heads", "pos_groups"):
-            if self.dim % getattr(self, name):
-                raise ValueError(f"dim {self.dim} is not divisible by {name} {getattr(self, name)}; change one of them")
-        if self.conv_norm not in ("group", "layer"):
-            raise ValueError(f"conv_norm is {self.conv_norm!r}; choose 'group' or 'layer'")
-        if not 0 <= self.feature_grad_mult < float("inf"):
-            raise ValueError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
-        parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
-        if parameters > MOST_PARAMETERS:
-            raise ValueError(
-                f"dim {self.dim}, num_layers {self.num_layers}, ffn_dim {self.ffn_dim} and conv_channels "
-                f"{self.conv_channels} make {parameters / 1e9:.0f} billion parameters; lower one of them"
-            )
-
-
-class Statistics(NamedTuple):
-    """What norms over time take from a waveform. Given those of a whole recording, a part of it is normalised as there;
-    `model/statistics.py` counts them.
-
-    mean:              (batch,), of the samples
-    variance:          (batch,)
-    window_mean:       (batch, kernel), of what the first convolution sees at once, once `mean` is subtracted
-    window_covariance: (batch, kernel, kernel)
-    """
-
-    mean: Tensor
-    variance: Tensor
-    window_mean: Tensor
-    window_covariance: Tensor
 
 
 class HubertEncoder(nn.Module):
@@ -236,7 +158,7 @@ class HubertEncoder(nn.Module):
         if statistics is None:
             x = self.convolutions(x, length if alone else None)
         else:  # in pieces, which take little memory: no norm looks beyond them
-            x = torch.cat([self.convolutions(piece, None, statistics) for piece in _pieces(x)], dim=1)
+            x = torch.cat([self.convolutions(piece, None, statistics) for piece in pieces_of(x)], dim=1)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
             x.register_hook(lambda gradient: gradient * scale)
@@ -312,86 +234,6 @@ class HubertEncoder(nn.Module):
             attend = ~padding[:, None, None]
         x = x + self.positions(x)
         return self.dropout(x if self.config.pre_norm else self.norm(x)), attend
-
-
-class Convolutions(nn.ModuleList):
-    """The seven, one after the other."""
-
-    def forward(self, waveform: Tensor, length: Tensor | None = None, statistics: Statistics | None = None) -> Tensor:
-        """(batch, samples) → (batch, frames, channels); with `length` (batch,) the group norm leaves out padding, with
-        `statistics` it goes by those"""
-        x = waveform[:, None]  # (batch, channels, frames)
-        for convolution in self:
-            x = convolution(x, length, statistics)
-        return x.transpose(1, 2)
-
-
-class Convolution(nn.Module):
-    """One of the seven: strided convolution, norm, GELU."""
-
-    def __init__(self, config: EncoderConfig, index: int) -> None:
-        super().__init__()
-        channels = config.conv_channels
-        self.conv = nn.Conv1d(
-            1 if index == 0 else channels, channels, KERNELS[index], STRIDES[index], bias=config.conv_bias
-        )
-        self.over_channels = config.conv_norm == "layer"
-        self.layer_norm_gelu: Callable[..., Tensor] = _layer_norm_gelu
-        self.norm: nn.Module = nn.Identity()
-        if self.over_channels:
-            self.norm = nn.LayerNorm(channels)
-        elif index == 0:
-            self.norm = nn.GroupNorm(channels, channels)
-
-    def forward(self, x: Tensor, length: Tensor | None = None, statistics: Statistics | None = None) -> Tensor:
-        """(batch, channels, frames) → (batch, channels, fewer frames); with `length` (batch,), of the waveforms, the
-        group norm is over the frames that hear no padding; with `statistics` it is that of the whole recordings"""
-        if not isinstance(self.norm, nn.GroupNorm) and not self.over_channels:
-            return F.gelu(self.conv(x))
-        if not self.over_channels:
-            if length is None or statistics is not None:
-                return F.gelu(self._normed_over_time(x, statistics))
-            rows = zip(x, length.tolist(), strict=True)
-            alone = [self._normed_over_time(row[None, :, :samples])[0] for row, samples in rows]
-            longest = (x.shape[-1] - KERNELS[0]) // STRIDES[0] + 1
-            return F.gelu(torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in alone]))
-        # As an image of height 1, whose channels lie side by side in memory: a norm over channels then moves nothing,
-        # which makes the seven three times as fast on a CPU.
-        weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
-        x = F.conv2d(x[:, :, None], weight, self.conv.bias, stride=(1, *self.conv.stride))
-        x = x[:, :, 0].transpose(1, 2)  # (batch, frames, channels)
-        return self.layer_norm_gelu(x, self.norm.weight, self.norm.bias).transpose(1, 2)
-
-    def _normed_over_time(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """The convolution of waveforms, normalised over time: (batch, 1, samples) → (batch, channels, frames).
-
-        The mean and variance of each channel follow from those of the windows, so that weights are scaled instead of
-        what comes out of them, which is 50 times as much: half of the time of convolution, norm and GELU.
-        """
-        norm, waveform, dtype = self.norm, x[:, 0], x.dtype
-        assert isinstance(norm, nn.GroupNorm)
-        if self.conv.bias is not None and statistics is None:  # given them, it needs no bias, which is in the mean
-            return norm(self.conv(x))
-        level = waveform.mean(dim=1, keepdim=True) if statistics is None else statistics.mean[:, None].to(dtype)
-        centred = waveform - level  # as the norm would do with what comes out
-        windows = centred.unfold(1, KERNELS[0], STRIDES[0])  # (batch, frames, kernel)
-        # Variances are differences, here of few numbers; float64 is also what autocast leaves alone
-        exact = torch.float32 if waveform.device.type == "mps" else torch.float64
-        weight = self.conv.weight[:, 0].to(exact)  # (channels, kernel)
-        if statistics is None:
-            few = windows.to(exact)
-            mean = few.mean(dim=1)  # (batch, kernel)
-            covariance = few.transpose(1, 2) @ few / few.shape[1] - mean[:, :, None] * mean[:, None]
-        else:
-            mean, covariance = statistics.window_mean.to(exact), statistics.window_covariance.to(exact)
-        variance = torch.einsum("ck,bkl,cl->bc", weight, covariance, weight).clamp(min=0)
-        scale = norm.weight * (variance + norm.eps).rsqrt()  # (batch, channels)
-        weight, shift = weight * scale[:, :, None], norm.bias - scale * (mean @ weight.T)
-        return torch.baddbmm(shift[:, :, None].to(dtype), weight.to(dtype), windows.transpose(1, 2))
-
-
-def _layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.gelu(F.layer_norm(x, x.shape[-1:], weight, bias))
 
 
 class PositionalConvolution(nn.Module):
@@ -474,43 +316,3 @@ class TransformerLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.ffn_output(self.activation_dropout(F.gelu(self.ffn_input(x)))))
-
-
-def _pieces(waveform: Tensor) -> Iterator[Tensor]:
-    """Parts that begin on the frame grid, so that their frames, one after the other, are those of the whole."""
-    frames = num_frames(waveform.shape[1])
-    for first in range(0, frames, PIECE):
-        yield waveform[:, first * HOP : first * HOP + num_samples(min(PIECE, frames - first))]
-
-
-def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
-    """Zero mean and unit variance of each utterance over its own samples, in float32; padding is 0."""
-    x = waveform.float()
-    if length is None:
-        return F.layer_norm(x, x.shape[1:]).type_as(waveform)  # fairseq fairseq_dataset: layer_norm of the audio
-    padding = padding_mask(length, x.shape[1])
-    mean = x.masked_fill(padding, 0).sum(dim=1, keepdim=True) / length[:, None]
-    centred = (x - mean).masked_fill(padding, 0)
-    variance = centred.square().sum(dim=1, keepdim=True) / length[:, None]
-    return (centred * (variance + 1e-5).rsqrt()).type_as(waveform)
-
-
-def _normalize_by(waveform: Tensor, whole: Statistics) -> tuple[Tensor, Statistics]:
-    """Zero mean and unit variance of the recording of which the waveform is a part, and what its statistics become."""
-    scale = (whole.variance + 1e-5).rsqrt()[:, None]
-    x = (waveform - whole.mean[:, None]) * scale
-    windows = whole.window_mean * scale, whole.window_covariance * scale[..., None].square()
-    return x.type_as(waveform), Statistics(torch.zeros_like(whole.mean), torch.ones_like(whole.variance), *windows)
-
-
-def _check_length(waveform: Tensor, length: Tensor | None) -> None:
-    longest = waveform.shape[1]
-    if longest < WINDOW:
-        raise ValueError(f"{longest} samples are shorter than one frame of {WINDOW}; leave such utterances out")
-    if length is None or length.device.type != "cpu" or torch.compiler.is_exporting():  # a GPU's would be waited for
-        return
-    for row, samples in enumerate(length.tolist()):
-        if not WINDOW <= samples <= longest:
-            raise ValueError(
-                f"row {row} has length {samples}; it is from {WINDOW} to {longest}, the samples of the batch"
-            )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hubert_lightning.model.hubert import KERNELS, STRIDES, Statistics
+from hubert_lightning.model.convolutions import KERNELS, STRIDES, Statistics
 
 
 class RunningStatistics:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from hubert_lightning.files import is_safetensors
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.formats import fairseq, own, torchaudio, transformers
 from hubert_lightning.pretrained.weights import (
     TRAINING,

@@ -1,6 +1,5 @@
 """Pre-trained weights under this package's names, whichever file they came in."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hubert_lightning.model.hubert import KERNELS, EncoderConfig, HubertEncoder
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.tokens import BOUNDARY, is_mark, with_boundary
+from hubert_lightning.pretrained.dialect import DIRECTION, Dialect, _names, _new_name, count_layers, prefix_of
 from hubert_lightning.untrusted.json_file import shown
+from hubert_lightning.vocabulary import BOUNDARY, is_mark, with_boundary
 
 
 class Trained(NamedTuple):
@@ -47,24 +48,6 @@ class Trained(NamedTuple):
         return [len(predictor["codewords"]) for predictor in self.predictors]
 
 
-class Dialect(NamedTuple):
-    """What another system calls the parts of an encoder; `{}` is a number that counts from 0."""
-
-    conv: str
-    conv_norm: str
-    local_norm: str
-    projection: str
-    positions: str
-    norm: str
-    attention: str
-    attention_output: str
-    attention_norm: str
-    ffn_input: str
-    ffn_output: str
-    ffn_norm: str
-    mask_embedding: str
-
-
 NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"), 0.0)
 TRAINING: dict[str, dict[str, float]] = {
     "group": NO_DROPOUT
@@ -73,39 +56,7 @@ TRAINING: dict[str, dict[str, float]] = {
 }
 """What the released models were trained with, Base or Large and X-Large, by the norm of their convolutions (fairseq
 examples/hubert/config/pretrain), where a format does not say."""
-GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 HEADS = {768: 12, 1024: 16, 1280: 16}  # of the width: fairseq config/pretrain; HuBERT table I prints 8 for Base
-OLD_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # of weight norm, before torch 2.0
-
-
-def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """An encoder's state under our names; what is not of an encoder keeps its own name.
-
-    Raises:
-        ValueError: One of the three parts of a layer's attention is missing.
-    """
-    names = _names(dialect, _count(theirs, dialect.conv), _count(theirs, dialect.ffn_input))
-    ours, parts = dict[str, Tensor](), dict[str, dict[int, Tensor]]()
-    for name, value in theirs.items():
-        known = names.get(_new_name(name)) or names.get(name)
-        if known is None:
-            ours[name] = value
-        elif known[1] is None:
-            ours[known[0]] = value
-        else:
-            parts.setdefault(known[0], {})[known[1]] = value
-    for name, three in parts.items():
-        if len(three) < 3 or len({part.shape for part in three.values()}) > 1:
-            raise ValueError(f"{name} has {len(three)} parts that fit together, and is made of 3")
-        ours[name] = torch.cat([three[number] for number in range(3)])
-    return ours
-
-
-def prefix_of(state: Mapping[str, Any], dialect: Dialect) -> str:
-    """What precedes the encoder's names where it is a part of another module; "" where it is the whole."""
-    last = f"{dialect.projection}.weight"
-    prefixes = [name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")]
-    return min(prefixes, key=len, default="")
 
 
 def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -124,7 +75,7 @@ def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     """
     prefix = prefix_of(state, dialect)
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    names = _names(dialect, _count(inside, dialect.conv), _count(inside, dialect.ffn_input))
+    names = _names(dialect, count_layers(inside, dialect.conv), count_layers(inside, dialect.ffn_input))
     known = {name: value for name, value in inside.items() if name in names or _new_name(name) in names}
     rest = [name for name in inside if name not in known]
     roots = {pattern.split(".")[0] for pattern in dialect}
@@ -140,54 +91,6 @@ def left_out(names: Iterable[str]) -> list[str]:
     """What to tell of weights that are set aside: one sentence, or none."""
     rest = list(names)
     return [f"left out, since there is no place for it here: {summary_of(rest)}"] if rest else []
-
-
-def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
-    """An encoder's state under another system's names; with `old_names`, weight norm as before torch 2.0."""
-    theirs = {}
-    layers = sum(name.endswith(".ffn_input.weight") for name in ours)
-    for name, (known, part) in _names(dialect, len(KERNELS), layers).items():
-        if known in ours:
-            value = ours[known] if part is None else ours[known].chunk(3)[part]
-            theirs[name] = value.clone()
-    if old_names:
-        for old, new in OLD_NAMES.items():
-            theirs[f"{dialect.positions}.{old}"] = theirs.pop(f"{dialect.positions}.{new}")
-    return theirs
-
-
-def _names(dialect: Dialect, convolutions: int, layers: int) -> dict[str, tuple[str, int | None]]:
-    """Their name of every tensor → ours, and which third of it theirs is, if it is one."""
-    names: dict[str, tuple[str, int | None]] = {dialect.mask_embedding: ("mask_embedding", None)}
-
-    def both(theirs: str, ours: str, third: int | None = None) -> None:
-        for part in ("weight", "bias"):
-            names[f"{theirs}.{part}"] = (f"{ours}.{part}", third)
-
-    for index in range(convolutions):
-        both(dialect.conv.format(index), f"convolutions.{index}.conv")
-        both(dialect.conv_norm.format(index), f"convolutions.{index}.norm")
-    for part in ("local_norm", "projection", "norm"):
-        both(getattr(dialect, part), part)
-    for part in (GAIN, DIRECTION, "bias"):
-        names[f"{dialect.positions}.{part}"] = (f"positions.conv.{part}", None)
-    for index in range(layers):
-        for third, letter in enumerate("qkv"):
-            both(dialect.attention.format(index, letter), f"layers.{index}.query_key_value", third)
-        for part in ("attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm"):
-            both(getattr(dialect, part).format(index), f"layers.{index}.{part}")
-    return names
-
-
-def _new_name(name: str) -> str:
-    stem, _, last = name.rpartition(".")
-    return f"{stem}.{OLD_NAMES[last]}" if last in OLD_NAMES else name
-
-
-def _count(names: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number in names of this pattern."""
-    numbered = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d{1,4})") + r"\.weight")
-    return max((int(found[1]) + 1 for name in names if (found := numbered.fullmatch(name))), default=0)
 
 
 def shapes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from hubert_lightning.ranges import within
+from hubert_lightning.errors import within
 from hubert_lightning.training.parser import INSIDE
 
 COUNTS = {

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hubert_lightning.files import replacing
-from hubert_lightning.pretrained.formats.own import read_checkpoint
+from hubert_lightning.pretrained.formats.own import read_checkpoint, save_tensors
 
 OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics", "final_metrics")
 """What a checkpoint holds for its run to go on, which no run does from a mean."""
@@ -93,13 +93,3 @@ def _mean(values: list[Tensor]) -> Tensor:
     for value in values:
         total += value
     return (total / len(values)).to(values[0].dtype)
-
-
-def save_tensors(content: Any, file: BinaryIO) -> None:
-    """`torch.save`, which says of a full disk that it is full."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # which torch makes another of
-            raise error.__context__ from None
-        raise

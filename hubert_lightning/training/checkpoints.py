@@ -31,9 +31,9 @@ from hubert_lightning.files import (
     unfinished_name,
     write_whole,
 )
-from hubert_lightning.pretrained.formats.own import read_checkpoint
-from hubert_lightning.training.averaging import first_not_finite, save_tensors, write_average
-from hubert_lightning.training.ranks import on_rank_zero
+from hubert_lightning.pretrained.formats.own import read_checkpoint, save_tensors
+from hubert_lightning.training.averaging import first_not_finite, write_average
+from hubert_lightning.training.distributed import on_rank_zero
 
 log = logging.getLogger(__name__)
 

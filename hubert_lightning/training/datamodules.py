@@ -23,20 +23,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
-from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests
+from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests, speaker_of, transcript
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
+from hubert_lightning.errors import within
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
-from hubert_lightning.ranges import within
-from hubert_lightning.training.batches import (
-    PlannedBatches,
-    PretrainingBatches,
-    TranscribedBatches,
-    padded_frames,
-    speaker_of,
-    transcript,
-)
+from hubert_lightning.training.batches import PretrainingBatches, TranscribedBatches
 from hubert_lightning.training.provenance import Manifest, compared, ordered_fingerprint
+from hubert_lightning.training.sampler import PlannedBatches, padded_frames
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.vocabulary import Vocabulary
 

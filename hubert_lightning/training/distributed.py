@@ -1,15 +1,18 @@
 """Models that one GPU does not hold: parameters, gradients and optimiser states are shared by all ranks (FSDP)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from lightning import LightningModule
+import torch.distributed as dist
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from hubert_lightning.data.workers import killed_worker
 from hubert_lightning.model.hubert import HubertEncoder
 
 
@@ -53,3 +56,30 @@ def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Modu
         fully_shard(whole, mesh=mesh)
     for method in ("local_features", "contextual"):  # what a step calls
         register_fsdp_forward_method(encoder, method)
+
+
+T = TypeVar("T")
+
+
+def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; the others wait for it, and fail if it fails."""
+    result = together(lambda: work() if trainer.is_global_zero else None)
+    return trainer.strategy.broadcast(result)  # type: ignore[return-value]
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns. If it fails on one rank it fails on all, which would otherwise wait for that one."""
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is, the other ranks must hear of it
+        failure = error
+    if dist.is_initialized():
+        failures: list[str | None] = [None] * dist.get_world_size()
+        sentence = None if failure is None else killed_worker(failure) or str(failure) or repr(failure)
+        dist.all_gather_object(failures, sentence)
+        if failure is None and (first := next(filter(None, failures), None)):
+            raise ValueError(first)
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[return-value]

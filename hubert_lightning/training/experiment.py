@@ -37,9 +37,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from torch import Tensor
 
-from hubert_lightning import progress
+from hubert_lightning import console
 from hubert_lightning.asr.results import SCORES, copy_to_run, results_folder
-from hubert_lightning.asr.scoring import read_results, report, score, write_scores
+from hubert_lightning.asr.score_report import report
+from hubert_lightning.asr.scoring import read_results, score, write_scores
 from hubert_lightning.console import is_first_process, show_messages
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.features.mfcc import Part
@@ -87,7 +88,8 @@ from hubert_lightning.training.run_folder import (
     write_json,
 )
 from hubert_lightning.training.run_lock import RUN_LOCK, holder_of, locked, refuse
-from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, load_quantizer
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
+from hubert_lightning.units.kmeans_file import load_quantizer
 from hubert_lightning.units.layer_quality import check_phones
 from hubert_lightning.untrusted.yaml_file import check_typed, given_configs
 
@@ -320,7 +322,7 @@ class HubertCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        progress.note("setting up")
+        console.note("setting up")
         # A validation writes nothing, and reads the labels
         if config.trainer.fast_dev_run and self.subcommand != "validate" and not self._is_iteration:
             self._to_scratch(config)

@@ -19,14 +19,16 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.asr.ctc_model import load_ctc
-from hubert_lightning.asr.decoding import BeamSearch, DecoderSettings, greedy, search_with
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, weights_fingerprint, write_rows
 from hubert_lightning.data.manifest import fingerprint
+from hubert_lightning.errors import within
 from hubert_lightning.frames import num_frames
+from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.ranges import within
 from hubert_lightning.training.batches import TranscribedBatch
 from hubert_lightning.training.distributed import shard
 from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps, tries_rates

@@ -15,12 +15,13 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from hubert_lightning.errors import within
+from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
-from hubert_lightning.model.hubert import EncoderConfig, HubertEncoder
+from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.load import read_trained
 from hubert_lightning.pretrained.weights import Trained, encoder_of, predictors_of
-from hubert_lightning.ranges import within
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.distributed import shard
 from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps

@@ -7,39 +7,31 @@ assigned and forgotten. All ranks of the run share both passes.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import groupby, islice, product
-from operator import itemgetter
+from collections.abc import Sequence
+from itertools import islice, product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from hubert_lightning import progress
+from hubert_lightning import console
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.corpora import Corpora
-from hubert_lightning.features.extract import Extractor, extract, layer_extractor, mfcc_extractor, sample_frames
-from hubert_lightning.features.mfcc import PARTS, Part
-from hubert_lightning.frames import num_frames
+from hubert_lightning.errors import within
+from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
+from hubert_lightning.features.mfcc import Part
+from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import is_hub_name, located
-from hubert_lightning.ranges import within
 from hubert_lightning.training.datamodules import PretrainingData
-from hubert_lightning.training.ranks import on_rank_zero, together
-from hubert_lightning.units.kmeans import (
-    KMeans,
-    ScikitKMeans,
-    assign,
-    kmeans_fingerprint,
-    load_kmeans,
-    load_quantizer,
-    save_kmeans,
-)
+from hubert_lightning.training.distributed import on_rank_zero, together
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, load_quantizer, save_kmeans
+from hubert_lightning.units.label_recipe import Stream, assign_clusters, check_features
 from hubert_lightning.units.label_store import (
     LabelSource,
     LabelStore,
@@ -54,17 +46,6 @@ from hubert_lightning.units.label_store import (
 from hubert_lightning.units.layer_quality import best_layer, phone_quality
 
 log = logging.getLogger(__name__)
-
-
-class Stream(NamedTuple):
-    """One labelling of every frame: K-means with so many clusters of some columns of the features."""
-
-    part: Part | None
-    clusters: int
-
-    @property
-    def columns(self) -> slice:
-        return PARTS[self.part] if self.part else slice(None)
 
 
 class Relabel(Callback):
@@ -147,7 +128,7 @@ class Relabel(Callback):
         return together(lambda: layer_extractor(self.features, layer, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
-        progress.note("making labels (choosing the layer)")
+        console.note("making labels (choosing the layer)")
         return best_layer(
             self.features,
             [*data.validation_cuts] or _some(data.train_cuts),
@@ -239,7 +220,7 @@ class Relabel(Callback):
             frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             sample, clusters = rows[:, stream.columns], stream.clusters
-            progress.note(f"making labels (K-means, {clusters} clusters)")
+            console.note(f"making labels (K-means, {clusters} clusters)")
             fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
         return fitted
 
@@ -278,68 +259,6 @@ class Relabel(Callback):
             quality = phone_quality(judged, store, stream.clusters, number)
             of = stream.part or store.source.features
             log.info(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
-
-
-def check_features(
-    path: Path,
-    centroids: Sequence[Tensor],
-    source: dict[str, str],
-    extractor: Extractor,
-    columns: Sequence[slice],
-    parts: Sequence[Part] | None,
-) -> None:
-    """Whether a K-means that somebody fitted is one of these features.
-
-    Args:
-        path: File of the K-means.
-        centroids: (clusters, dim) of each stream.
-        source: What the file says of itself.
-        extractor: Features that are to be clustered.
-        columns: Columns of the features that each stream sees.
-        parts: Parts of MFCCs that are to be clustered.
-
-    Raises:
-        ValueError: It says that it is of others, or has another dimension.
-    """
-    theirs = source.get("features", extractor.name)
-    if theirs != extractor.name:
-        raise ValueError(
-            f"{path}: fitted on {theirs}, where the features are {extractor.name}; give both of one model and layer"
-        )
-    asked = json.dumps(parts)
-    if (fitted := source.get("parts", asked)) != asked:
-        raise ValueError(
-            f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order"
-        )
-    for means, seen in zip(centroids, columns, strict=True):
-        dim = len(range(extractor.shape[-1])[seen])
-        if means.shape[1] != dim:
-            raise ValueError(
-                f"{path}: centroids of {means.shape[1]} dimensions, where {extractor.name} has {dim}; give both of one "
-                "model and layer"
-            )
-
-
-def assign_clusters(
-    extractor: Extractor,
-    streams: Sequence[tuple[slice, Tensor]],
-    groups: Sequence[Sequence[Cut]],
-    max_frames: int,
-    num_workers: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The cluster of every frame, group of cuts by group: id → (streams, frames) uint16.
-
-    streams: the columns of the features that a stream sees, and its centroids (clusters, dim)
-    """
-    streams = [(columns, centroids.to(extractor.device)) for columns, centroids in streams]
-    for number, pieces in groupby(extract(extractor, groups, max_frames, "labels", num_workers), key=itemgetter(0)):
-        cuts = groups[number]
-        labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
-        for _, piece, features in pieces:
-            for stream, (columns, centroids) in enumerate(streams):
-                clusters = assign(features[:, columns], centroids)
-                labels[cuts[piece.place].id][stream, piece.window.start : piece.window.end] = clusters.cpu().numpy()
-        yield labels
 
 
 def _judged(data: PretrainingData) -> list[Cut]:

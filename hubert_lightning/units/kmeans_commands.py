@@ -9,14 +9,17 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from hubert_lightning.data.corpora import read_corpora
-from hubert_lightning.features.extract import Extractor, layer_extractor, mfcc_extractor, sample_frames
+from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import PARTS, Part
+from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import num_samples, seconds_to_samples
 from hubert_lightning.pretrained.load import encoder_config
-from hubert_lightning.training.relabelling import Relabel, check_features
+from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.foreign_kmeans import SOURCE
-from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
+from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
+from hubert_lightning.units.label_recipe import check_features
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 

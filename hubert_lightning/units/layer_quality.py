@@ -18,28 +18,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from lhotse.cut import Cut
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.manifest import check_audio, read_manifest
-from hubert_lightning.features.extract import (
-    Extractor,
-    all_layers_extractor,
-    choose_frames,
-    chosen_features,
-    mfcc_extractor,
-)
+from hubert_lightning.features.extractors import Extractor, all_layers_extractor, mfcc_extractor
+from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
-from hubert_lightning.ranges import within
-from hubert_lightning.training.datamodules import PretrainingData
-from hubert_lightning.training.ranks import together
 from hubert_lightning.units.kmeans import KMeans, assign
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.quality import Quality, frame_phones, joint_counts
@@ -75,7 +64,7 @@ def quality(
     [of_mfcc] = _judged(mfcc_extractor(), sample, clusters, seed)
     results = {"mfcc": of_mfcc} | {f"layer {number}": of for number, of in enumerate(layers, start=1)}
     best = _best(layers)
-    numbers = {name: _numbers(of) for name, of in results.items()}
+    numbers = {name: as_numbers(of) for name, of in results.items()}
     kept = json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2)
     console = Console()
     console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
@@ -200,7 +189,7 @@ def best_layer(
     best = _best(layers)
     if best is None:
         raise ValueError("layer: best needs utterances in which phones differ, and these have but one; name a layer")
-    numbers = {f"layer {number}": _numbers(of) for number, of in enumerate(layers, start=1)}
+    numbers = {f"layer {number}": as_numbers(of) for number, of in enumerate(layers, start=1)}
     write_whole(record, json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2).encode())
     return best
 
@@ -218,58 +207,6 @@ def check_phones(cuts: Iterable[Cut]) -> None:
         )
 
 
-class LayerQuality(Callback):
-    """Logs what the clusters of each layer are worth whenever a pre-training run validates.
-
-    With phones in the validation manifest: PNMI, purities, perplexity, dead clusters; without, the last two.
-
-    Args:
-        clusters: Number of K-means clusters.
-        max_frames: Frames that K-means is fitted on and judged by, half each.
-        seed: Of the sample and of K-means.
-    """
-
-    def __init__(self, clusters: int = 100, max_frames: int = 50_000, seed: int = 0) -> None:
-        within(2, 2**16, clusters=clusters)
-        within(clusters, max_frames=max_frames)
-        within(0, 2**32 - 1, seed=seed)
-        self.clusters, self.max_frames, self.seed = clusters, max_frames, seed
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PretrainingData):
-            raise ValueError("LayerQuality judges a model while it is pre-trained; remove it from trainer.callbacks")
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ValueError(
-                "LayerQuality encodes on one rank, which has but a part of a sharded model; remove it from "
-                "trainer.callbacks, or take strategy ddp"
-            )
-        if len(data.validation_cuts):  # what would fail at the first validation fails now
-            _sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            together(lambda: self._log(trainer, pl_module) if trainer.is_global_zero else None)
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cuts = list(trainer.datamodule.validation_cuts)  # type: ignore[attr-defined]
-        encoder = pl_module.encoder
-        assert isinstance(encoder, HubertEncoder)
-        extractor = all_layers_extractor(encoder, trainer.precision_plugin.forward_context)
-        training = encoder.training
-        encoder.eval()
-        layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
-        encoder.train(training)
-        numbers = {
-            f"val/layer{number}_{name}": float(value)
-            for number, of in enumerate(layers, start=1)
-            for name, value in _numbers(of).items()
-            if value is not None
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-
-
 def _frame_phones(cut: Cut) -> np.ndarray:
     return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples)))
 
@@ -281,7 +218,7 @@ def _of(phones: np.ndarray, clusters: np.ndarray, num_clusters: int) -> Quality:
     return whole._replace(pnmi=math.nan, phone_purity=math.nan, cluster_purity=math.nan)
 
 
-def _numbers(quality: Quality) -> dict[str, float | None]:
+def as_numbers(quality: Quality) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in quality._asdict().items()}
 
 

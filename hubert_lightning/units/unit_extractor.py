@@ -15,13 +15,16 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.data.audio import resampled, unusable
-from hubert_lightning.features.extract import Extractor, Window, extract_cuts, layer_extractor, mfcc_extractor, windows
+from hubert_lightning.features.extract import extract_cuts
+from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.recordings import autocast
+from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
-from hubert_lightning.model.hubert import Statistics
+from hubert_lightning.model.convolutions import Statistics
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 from hubert_lightning.pretrained.load import KMEANS
-from hubert_lightning.units.kmeans import assign, kmeans_fingerprint, load_kmeans
+from hubert_lightning.units.kmeans import assign
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 
 OVERLAP = 250  # frames, 5 s, of neighbouring windows of a long recording: more agree hardly better (docs/benchmarks.md)
 

@@ -15,22 +15,20 @@ from torch import Tensor
 
 from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.pretrained.dialect import Dialect, from_ours, prefix_of, to_ours
 from hubert_lightning.pretrained.weights import (
     TRAINING,
-    Dialect,
     Trained,
     encoder_alone,
-    from_ours,
     heads_of,
     keeping,
     kept_for,
-    prefix_of,
     settings_of,
     shapes_of,
     spelling,
     summary_of,
-    to_ours,
     tokens_with_boundary,
     trained_with,
 )

@@ -5,8 +5,9 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -166,3 +167,13 @@ def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[st
             f"{path} holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt of `hubert fit`"
         )
     return checkpoint
+
+
+def save_tensors(content: Any, file: BinaryIO) -> None:
+    """`torch.save`, which says of a full disk that it is full."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # which torch makes another of
+            raise error.__context__ from None
+        raise

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubert_lightning.model.hubert import KERNELS, STRIDES
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.pretrained.dialect import Dialect, from_ours, to_ours
 from hubert_lightning.pretrained.formats.transformers import read_settings
 from hubert_lightning.pretrained.weights import (
     TRAINING,
-    Dialect,
     Trained,
     encoder_alone,
-    from_ours,
     heads_of,
     keeping,
     kept_for,
@@ -31,7 +30,6 @@ from hubert_lightning.pretrained.weights import (
     shapes_of,
     spelling,
     summary_of,
-    to_ours,
     tokens_with_boundary,
     trained_with,
 )

@@ -11,25 +11,23 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.model.hubert import KERNELS, STRIDES, EncoderConfig
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.pretrained.dialect import Dialect, from_ours, prefix_of, to_ours
 from hubert_lightning.pretrained.formats.own import read_safetensors
 from hubert_lightning.pretrained.weights import (
-    Dialect,
     Trained,
     encoder_alone,
-    from_ours,
     keeping,
     kept_for,
     mask_embedding,
-    prefix_of,
     settings_of,
     spelling,
     summary_of,
-    to_ours,
 )
-from hubert_lightning.tokens import BOUNDARY
 from hubert_lightning.untrusted.json_file import read_json, shown
 from hubert_lightning.untrusted.torch_file import read_torch
+from hubert_lightning.vocabulary import BOUNDARY
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"

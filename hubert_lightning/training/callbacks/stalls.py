@@ -26,7 +26,7 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.distributed_c10d import _get_default_store
 
-from hubert_lightning import interrupts, progress
+from hubert_lightning import console, interrupts
 from hubert_lightning.data.garbage import without_collection
 from hubert_lightning.data.workers import killed_worker
 
@@ -91,38 +91,38 @@ class StalledRanks(Callback):
 
         def meet() -> None:
             setup_environment()
-            progress.note("setting up")
+            console.note("setting up")
             _watch(trainer, self)
 
         strategy.setup_environment = meet
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        progress.note(f"training (step {trainer.global_step + 1})", in_steps=True)
+        console.note(f"training (step {trainer.global_step + 1})", in_steps=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        progress.note(f"training (after step {trainer.global_step})", in_steps=True)
+        console.note(f"training (after step {trainer.global_step})", in_steps=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        progress.note(f"ending the training (step {trainer.global_step})")
+        console.note(f"ending the training (step {trainer.global_step})")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         fits = trainer.state.fn == TrainerFn.FITTING
         at = " before training" if trainer.sanity_checking else f" at step {trainer.global_step}" if fits else ""
-        progress.note(f"validating{at} (batch {batch_idx + 1})", in_steps=True)
+        console.note(f"validating{at} (batch {batch_idx + 1})", in_steps=True)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        progress.note(f"testing (batch {batch_idx + 1})", in_steps=True)
+        console.note(f"testing (batch {batch_idx + 1})", in_steps=True)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        progress.note(f"predicting (batch {batch_idx + 1})", in_steps=True)
+        console.note(f"predicting (batch {batch_idx + 1})", in_steps=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SystemExit) or _of_collective(exception):
@@ -220,7 +220,7 @@ class Watch:
             self._tell(reason)
 
     def _sign(self, end: str | None = None) -> Sign:
-        now = progress.now
+        now = console.now
         place = place_of(frame_of(self._main or 0))
         return Sign(socket.gethostname(), os.getpid(), self._beat, now.what, now.count, now.in_steps, place, end)
 
@@ -315,8 +315,8 @@ class Watch:
     def _leave(self, sentence: str) -> None:
         """Say it, once for all ranks, and end the process; one that is alone is warned."""
         if self.ranks == 1:
-            if self._warned != progress.now.count:
-                self._warned = progress.now.count
+            if self._warned != console.now.count:
+                self._warned = console.now.count
                 print(f"hubert: warning: {sentence}", file=sys.stderr, flush=True)
             return
         now = time.monotonic()

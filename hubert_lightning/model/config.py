@@ -1,0 +1,74 @@
+"""Size and regularisation of the encoder."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LARGEST, MOST_PARAMETERS = 2**20, 10**11  # beyond which a size is a slip of the pen
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Size and regularisation of an encoder. Defaults: HuBERT Base.
+
+    Args:
+        conv_channels: Channels of the seven convolutions.
+        conv_norm: "group" normalises each channel of the first convolution over time (Base); "layer" normalises the
+            channels of every convolution at each frame (Large and XLarge), so that padding changes nothing.
+        conv_bias: Give the convolutions a bias.
+        dim: Width of the Transformer.
+        num_layers: Transformer layers.
+        num_heads: Attention heads.
+        ffn_dim: Width of the feed-forward layers.
+        pre_norm: Normalise before attention and feed-forward (Large and XLarge), not after them (Base).
+        pos_kernel: Frames that the positional convolution sees.
+        pos_groups: Groups of channels that the positional convolution keeps apart.
+        normalize_waveform: Give each utterance zero mean and unit variance (Large and XLarge).
+        dropout: Of what attention and feed-forward add, and of the Transformer's input.
+        attention_dropout: Of the attention weights.
+        activation_dropout: After the activation of the feed-forward layers.
+        input_dropout: Of the projected convolution output.
+        layer_drop: Chance of a layer to be left out of a training step.
+        feature_grad_mult: Scales the gradient that reaches the convolutions; 0 freezes them.
+    """
+
+    conv_channels: int = 512
+    conv_norm: Literal["group", "layer"] = "group"
+    conv_bias: bool = False
+    dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    ffn_dim: int = 3072
+    pre_norm: bool = False
+    pos_kernel: int = 128
+    pos_groups: int = 16
+    normalize_waveform: bool = False
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    input_dropout: float = 0.1
+    layer_drop: float = 0.05
+    feature_grad_mult: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; an encoder needs at least 1, and {LARGEST} are more than it can "
+                    "have"
+                )
+        for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, at least 0 and below 1")
+        for name in ("num_heads", "pos_groups"):
+            if self.dim % getattr(self, name):
+                raise ValueError(f"dim {self.dim} is not divisible by {name} {getattr(self, name)}; change one of them")
+        if self.conv_norm not in ("group", "layer"):
+            raise ValueError(f"conv_norm is {self.conv_norm!r}; choose 'group' or 'layer'")
+        if not 0 <= self.feature_grad_mult < float("inf"):
+            raise ValueError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
+        parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
+        if parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"dim {self.dim}, num_layers {self.num_layers}, ffn_dim {self.ffn_dim} and conv_channels "
+                f"{self.conv_channels} make {parameters / 1e9:.0f} billion parameters; lower one of them"
+            )

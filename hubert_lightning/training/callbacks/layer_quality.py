@@ -1,0 +1,63 @@
+"""Quality of every layer's clusters, logged at each validation."""
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from hubert_lightning.errors import within
+from hubert_lightning.features.extractors import all_layers_extractor
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.training.datamodules import PretrainingData
+from hubert_lightning.training.distributed import together
+from hubert_lightning.units.layer_quality import _sample, as_numbers, layer_quality
+
+
+class LayerQuality(Callback):
+    """Logs what the clusters of each layer are worth whenever a pre-training run validates.
+
+    With phones in the validation manifest: PNMI, purities, perplexity, dead clusters; without, the last two.
+
+    Args:
+        clusters: Number of K-means clusters.
+        max_frames: Frames that K-means is fitted on and judged by, half each.
+        seed: Of the sample and of K-means.
+    """
+
+    def __init__(self, clusters: int = 100, max_frames: int = 50_000, seed: int = 0) -> None:
+        within(2, 2**16, clusters=clusters)
+        within(clusters, max_frames=max_frames)
+        within(0, 2**32 - 1, seed=seed)
+        self.clusters, self.max_frames, self.seed = clusters, max_frames, seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PretrainingData):
+            raise ValueError("LayerQuality judges a model while it is pre-trained; remove it from trainer.callbacks")
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "LayerQuality encodes on one rank, which has but a part of a sharded model; remove it from "
+                "trainer.callbacks, or take strategy ddp"
+            )
+        if len(data.validation_cuts):  # what would fail at the first validation fails now
+            _sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            together(lambda: self._log(trainer, pl_module) if trainer.is_global_zero else None)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cuts = list(trainer.datamodule.validation_cuts)  # type: ignore[attr-defined]
+        encoder = pl_module.encoder
+        assert isinstance(encoder, HubertEncoder)
+        extractor = all_layers_extractor(encoder, trainer.precision_plugin.forward_context)
+        training = encoder.training
+        encoder.eval()
+        layers = layer_quality(extractor, cuts, self.clusters, self.max_frames, self.seed)
+        encoder.train(training)
+        numbers = {
+            f"val/layer{number}_{name}": float(value)
+            for number, of in enumerate(layers, start=1)
+            for name, value in as_numbers(of).items()
+            if value is not None
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
