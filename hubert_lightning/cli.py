@@ -3,7 +3,6 @@
 Heavy packages are imported by the verb that needs them, so that help and mistakes answer at once.
 """
 
-import dis
 import errno
 import importlib
 import os
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import yaml
@@ -22,6 +20,7 @@ from jsonargparse import CLI, ArgumentParser, set_loader
 
 from hubert_lightning import console
 from hubert_lightning.console import prints, show_messages
+from hubert_lightning.errors import user_error
 from hubert_lightning.interrupts import listening
 from hubert_lightning.untrusted.yaml_file import check_configs, load_value
 
@@ -69,16 +68,8 @@ OF_RANKS = ("fit", "validate", "test", "predict")
 PATIENCE = 3
 """Seconds that ranks other than the first wait before they print why they end."""
 
-# A ValueError of this package, raised again by torch from a loader worker
-FROM_A_WORKER = re.compile(
-    r'Caught ValueError in DataLoader worker.*  File "(?P<file>[^"]+)", line \d+, in \S+\n +raise [^\n]*\n'
-    r"(?:    [^\n]*\n)*ValueError: (?P<sentence>.+?)\s*",
-    re.DOTALL,
-)
-
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))}
 """Characters that a terminal obeys, but for line feeds, and what is printed for them."""
-RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 
 
 # What writing ends in, in libraries too, where a disk is full or no longer to be written to
@@ -143,10 +134,10 @@ def main(args: Sequence[str] | None = None) -> None:
         print("hubert: interrupted; what was written is whole, and the same command does the rest", file=sys.stderr)
         raise SystemExit(130) from None
     except ValueError as error:
-        ours = _meant_for_the_user(error)
-        if ours is None:
+        mistake = user_error(error)
+        if mistake is None:
             raise
-        _refuse(str(ours))
+        _refuse(str(mistake))
     except RuntimeError as error:
         sentence = _of_other_processes(error)
         if sentence is None:
@@ -193,30 +184,6 @@ def _of_other_processes(error: RuntimeError) -> str | None:
         sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "training.callbacks.stalls")
     )
     return (workers and workers.killed_worker(error)) or (stalls and stalls.ended_rank(error)) or None
-
-
-def _meant_for_the_user(error: BaseException | None) -> BaseException | None:
-    """The error that a `raise` of this package raised, also where jsonargparse wrapped it while it built our classes.
-
-    Ours name the thing, the fact and the way out; others, such as that of an `int()` of ours, need their traceback.
-    """
-    while error is not None:
-        raised = FROM_A_WORKER.fullmatch(str(error))
-        if raised and Path(raised["file"]).is_relative_to(Path(__file__).parent):
-            return ValueError(raised["sentence"])
-        if isinstance(error, ValueError) and error.__traceback__ is not None and _is_raised_here(error.__traceback__):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _is_raised_here(trace: TracebackType) -> bool:
-    """Whether the last frame is of this package, and has come to a `raise`, not to a call of what is not Python."""
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
-    return ours and code.co_code[trace.tb_lasti] in RAISES
 
 
 def _lightning(verb: str) -> Callable[[list[str]], None]:

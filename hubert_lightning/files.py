@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hubert_lightning.errors import UserError
+
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -141,7 +143,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         path: Path of the file.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to; or something else that is read meanwhile cannot be.
+        UserError: The disk is full, or cannot be written to; or something else that is read meanwhile cannot be.
     """
     with replacing_all(path) as [file]:
         yield file
@@ -158,7 +160,7 @@ def replacing_all(*paths: Path) -> Iterator[list[BinaryIO]]:
         paths: Paths of the files; the last stands for all.
 
     Raises:
-        ValueError: As in `replacing`.
+        UserError: As in `replacing`.
     """
     paths = tuple(map(Path, paths))
     outputs: list[_Output] = []
@@ -229,7 +231,7 @@ def is_whole(archive: Path) -> bool:
             return records.testzip() is None
     except DAMAGED_ZIP as error:
         if isinstance(error, OSError) and error.errno in UNREADABLE:
-            raise ValueError(f"{archive}: cannot be read ({error.strerror}); correct that, and run again") from error
+            raise UserError(f"{archive}: cannot be read ({error.strerror}); correct that, and run again") from error
         return False
 
 
@@ -246,10 +248,10 @@ def check_regular(path: Path) -> None:
     """Refuse what is there and is no file, such as a pipe, which would wait for whoever writes to it.
 
     Raises:
-        ValueError: The path is that of a folder, a pipe, a socket or a device.
+        UserError: The path is that of a folder, a pipe, a socket or a device.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
+        raise UserError(f"{path}: {kind_of(path)}, which is not read here; give a file")
 
 
 def read_regular(path: Path, largest: int = SMALL) -> bytes:
@@ -260,14 +262,14 @@ def read_regular(path: Path, largest: int = SMALL) -> bytes:
         largest: Bytes that it may have.
 
     Raises:
-        ValueError: It is a pipe, a device or a folder, or larger.
+        UserError: It is a pipe, a device or a folder, or larger.
         OSError: It is not there, or cannot be read.
     """
     check_regular(path)
     with path.open("rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:
-        raise ValueError(
+        raise UserError(
             f"{path}: has more than {largest} bytes, where such a file has a few thousand; restore or remove it"
         )
     return content
@@ -292,7 +294,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: Path of the folder.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to; or something else that is read meanwhile cannot be.
+        UserError: The disk is full, or cannot be written to; or something else that is read meanwhile cannot be.
     """
     unfinished, descriptor = path, None
     try:
@@ -324,7 +326,7 @@ def also_named(path: Path, name: Path) -> None:
     """Let a file have another name, too, at once: by a link, or as a copy where the disk knows none.
 
     Raises:
-        ValueError: As in `replacing`.
+        UserError: As in `replacing`.
     """
     check_regular(path)
     if name.exists() and name.samefile(path):
@@ -445,11 +447,11 @@ def _is_of_another(error: OSError, ours: Sequence[Path]) -> bool:
 def _unread(error: OSError) -> Exception:
     if error.filename is None:
         return error
-    return ValueError(f"{os.fsdecode(error.filename)}: cannot be read ({error.strerror}); correct that, and run again")
+    return UserError(f"{os.fsdecode(error.filename)}: cannot be read ({error.strerror}); correct that, and run again")
 
 
-def _unwritten(path: Path, error: OSError) -> ValueError:
-    return ValueError(
+def _unwritten(path: Path, error: OSError) -> UserError:
+    return UserError(
         f"{path}: cannot be written ({error.strerror or error}); what was finished before is kept, so make room and "
         "run the same command again"
     )
@@ -459,15 +461,15 @@ def compression(path: Path) -> str | None:
     """How a file is compressed, told by its first bytes.
 
     Raises:
-        ValueError: It cannot be read.
+        UserError: It cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path}: {kind_of(path)}, which is not read here; give a file")
+            raise UserError(f"{path}: {kind_of(path)}, which is not read here; give a file")
         with path.open("rb") as file:
             first = file.read(8)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     return next((name for start, name in COMPRESSIONS.items() if first.startswith(start)), None)
 
 
@@ -485,11 +487,11 @@ class _Reader(io.RawIOBase):
         try:
             return read(*arguments)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: compressed with {self.how}, and damaged ({error}); copy or download it again"
             ) from error
         except OSError as error:
-            raise ValueError(f"{self.path}: cannot be read ({error.strerror or error}); give a text file") from error
+            raise UserError(f"{self.path}: cannot be read ({error.strerror or error}); give a text file") from error
 
     def readable(self) -> bool:
         return True
@@ -500,7 +502,7 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = int(self._tried(self.file.readinto, buffer))
         if self.how and self.file.tell() > self.most:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: compressed with {self.how}, and more than {GROWTH} times as large as its file; "
                 "decompress it where you trust it"
             )
@@ -523,12 +525,12 @@ def decompressed(path: Path) -> Iterator[BinaryIO]:
     """A file to read bytes from, without the compression of gzip, bzip2 or xz.
 
     Raises:
-        ValueError: It cannot be read, is compressed in another way, or is not whole. Other errors of those who read it
+        UserError: It cannot be read, is compressed in another way, or is not whole. Other errors of those who read it
             stay theirs.
     """
     how = compression(path)
     if how in ("zstd", "zip"):
-        raise ValueError(f"{path}: compressed with {how}; decompress it, or compress it with gzip, bzip2 or xz")
+        raise UserError(f"{path}: compressed with {how}; decompress it, or compress it with gzip, bzip2 or xz")
     with _Reader(path, how) as raw, io.BufferedReader(raw, BUFFER) as file:
         yield file
 
@@ -538,7 +540,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapp
     """A text to read, UTF-8 or UTF-16 with a byte order mark, which may be compressed; `newline` is that of `open`.
 
     Raises:
-        ValueError: It cannot be read, or is no such text.
+        UserError: It cannot be read, or is no such text.
     """
     with decompressed(path) as file:
         encoding = "utf-16" if file.read(2) in UTF_16 else "utf-8-sig"
@@ -546,7 +548,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[io.TextIOWrapp
         try:
             yield io.TextIOWrapper(file, encoding, newline=newline)
         except UnicodeError as error:  # a UTF-16 file cut short is one, too
-            raise ValueError(f"{path}: is not UTF-8, nor UTF-16 with its mark; convert it") from error
+            raise UserError(f"{path}: is not UTF-8, nor UTF-16 with its mark; convert it") from error
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -554,5 +556,5 @@ def lines_of(path: Path) -> Iterator[str]:
     with open_text(path) as file:
         while line := file.readline(LONGEST_LINE + 1):
             if len(line) > LONGEST_LINE:
-                raise ValueError(f"{path}: a line of more than {LONGEST_LINE} characters; give a text of shorter lines")
+                raise UserError(f"{path}: a line of more than {LONGEST_LINE} characters; give a text of shorter lines")
             yield line

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import is_text, read_json, shown
 
@@ -96,51 +97,51 @@ class Vocabulary:
         object.__setattr__(self, "tokens", tuple(self.tokens))  # a checkpoint holds a list
         if len(set(self.tokens)) < len(self.tokens):
             twice = sorted(token for token, count in Counter(self.tokens).items() if count > 1)
-            raise ValueError(f"the tokens {shown(twice)} are there more than once; give each token once")
+            raise UserError(f"the tokens {shown(twice)} are there more than once; give each token once")
         if self.delimiter is not None and self.delimiter not in self.tokens[1:]:
-            raise ValueError(
+            raise UserError(
                 f"no token {shown(self.delimiter)} after the blank, the first; words need it between them, or the "
                 "delimiter null"
             )
         if self.case not in ("upper", "lower", "as_written") or self.punctuation not in ("refuse", "space"):
-            raise ValueError(
+            raise UserError(
                 f"case {shown(self.case)} and punctuation {shown(self.punctuation)}; choose upper, lower or "
                 "as_written, and refuse or space"
             )
         if strangers := sorted(set((self.same or {}).values()) - set(self.tokens[1:])):
-            raise ValueError(
+            raise UserError(
                 f"same names {shown(strangers[0])}, which is no token; name one of the tokens after the blank"
             )
         if not 0 <= self.blank_id < len(self.tokens):
-            raise ValueError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
+            raise UserError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
 
     def _check_types(self) -> None:
         """Refuse what a file may hold in place of texts and switches."""
         if not isinstance(self.tokens, (list, tuple)) or not 0 < len(self.tokens) <= MOST_TOKENS:
-            raise ValueError(
+            raise UserError(
                 f"the tokens are {shown(self.tokens)}; give a list of them, {MOST_TOKENS} at most, such as "
                 '["<blank>", "|", "a"]'
             )
         if others := [token for token in self.tokens if not isinstance(token, str)]:
-            raise ValueError(f"the token {shown(others[0])} is no text; put it in quotes")
+            raise UserError(f"the token {shown(others[0])} is no text; put it in quotes")
         if others := [token for token in self.tokens if not _is_token(token)]:
-            raise ValueError(f"the token {shown(others[0])}; give each from 1 to {LONGEST_TOKEN} characters")
+            raise UserError(f"the token {shown(others[0])}; give each from 1 to {LONGEST_TOKEN} characters")
         for name in ("delimiter", "separator", "unknown", "start", "end"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "separator"):
-                raise ValueError(f"{name} is {shown(value)}, which is no text; put it in quotes")
+                raise UserError(f"{name} is {shown(value)}, which is no text; put it in quotes")
             if value and (len(value) > LONGEST_TOKEN or not is_text(value)):
-                raise ValueError(f"{name} is {shown(value)}; give a text of up to {LONGEST_TOKEN} characters")
+                raise UserError(f"{name} is {shown(value)}; give a text of up to {LONGEST_TOKEN} characters")
         for name in ("lower_case", "spaced", "clean_up", "turkic"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (value is not None or name != "turkic"):
-                raise ValueError(f"{name} is {shown(value)}; choose true or false")
+                raise UserError(f"{name} is {shown(value)}; choose true or false")
         if not isinstance(self.blank_id, int) or isinstance(self.blank_id, bool):
-            raise ValueError(f"blank_id is {shown(self.blank_id)}; give a number")
+            raise UserError(f"blank_id is {shown(self.blank_id)}; give a number")
         if self.same is not None and not isinstance(self.same, Mapping):
-            raise ValueError(f"same is {shown(self.same)}; give an object of spellings and their tokens")
+            raise UserError(f"same is {shown(self.same)}; give an object of spellings and their tokens")
         if others := [text for pair in (self.same or {}).items() for text in pair if not _is_token(text)]:
-            raise ValueError(f"same has {shown(others[0])}, which is no text of 1 to {LONGEST_TOKEN} characters")
+            raise UserError(f"same has {shown(others[0])}, which is no text of 1 to {LONGEST_TOKEN} characters")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -192,10 +193,10 @@ class Vocabulary:
         """The tokens of a normalised text, the longest ones that spell it.
 
         Raises:
-            ValueError: The text has characters that are no token.
+            UserError: The text has characters that are no token.
         """
         if unknown := self.unknown_characters(text):
-            raise ValueError(
+            raise UserError(
                 f"{text[:40]!r} has {sorted(unknown)}, which are not among the model's letters; "
                 "normalise the text, and spell out or remove what is left"
             )
@@ -220,7 +221,7 @@ class Vocabulary:
             Tokens by their first place, long ones first; as many as `encode` gives if there is one spelling.
 
         Raises:
-            ValueError: The word has characters that are no token.
+            UserError: The word has characters that are no token.
         """
         text, longest = unicodedata.normalize("NFD", word), self.encode(word)
         places = range(len(text))
@@ -459,15 +460,15 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary in a JSON file of `hubert vocabulary`.
 
     Raises:
-        ValueError: It is not there, or no vocabulary.
+        UserError: It is not there, or no vocabulary.
     """
     path, way_out = Path(path), "make one with `hubert vocabulary`"
     if not path.is_file():
-        raise ValueError(f"{path}: no such vocabulary; make it with `hubert vocabulary`")
+        raise UserError(f"{path}: no such vocabulary; make it with `hubert vocabulary`")
     content = read_json(path, way_out, fact=": no vocabulary")
     known = {field.name for field in fields(Vocabulary)}
     if others := sorted(content.keys() - known) if isinstance(content, dict) else ["a list"]:
-        raise ValueError(
+        raise UserError(
             f"{path}: no vocabulary, which has tokens, case and punctuation, not {shown(others[0])}; {way_out}"
         )
     return vocabulary_from(content, path, "")
@@ -479,14 +480,14 @@ def vocabulary_from(
     """The vocabulary that a model's file tells of; `whose` goes before what is wrong with it.
 
     Raises:
-        ValueError: It is none.
+        UserError: It is none.
     """
     try:
         return Vocabulary(**settings)
     except TypeError as error:
-        raise ValueError(f"{path}: {whose}{error}; make one with `hubert vocabulary`") from error
+        raise UserError(f"{path}: {whose}{error}; make one with `hubert vocabulary`") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {whose}{error}") from error
+        raise UserError(f"{path}: {whose}{error}") from error
 
 
 def vocabulary_of(

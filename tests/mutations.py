@@ -48,7 +48,6 @@ from hubert_lightning.asr.decoding import BeamSearch, search_with
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.score_report import score_file
-from hubert_lightning.cli import _meant_for_the_user
 from hubert_lightning.data.alignments import prepare_alignments
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import read_corpora
@@ -57,6 +56,7 @@ from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.data.probe import probe
 from hubert_lightning.data.shar import prepare_shar
+from hubert_lightning.errors import user_error
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.interchange.import_export import export_model
 from hubert_lightning.model.hubert import HubertEncoder
@@ -639,7 +639,7 @@ def _verdict(reader: Reader, folder: Path, names: list[str]) -> tuple[str, str]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             reader.read(folder)
     except ValueError as error:
-        ours = _meant_for_the_user(error)
+        ours = user_error(error)
         if ours is None:
             return "traceback", traceback.format_exc()
         said = str(ours)

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import fork_server
@@ -20,7 +19,6 @@ import yaml
 from conftest import RECORDINGS, ROOT, needs_recordings
 from lhotse import CutSet
 
-import hubert_lightning.cli
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.units.kmeans_file import load_kmeans
@@ -683,17 +681,6 @@ def test_a_run_that_is_given_more_steps_takes_the_rates_of_the_longer_schedule(
     with (tmp_path / "run" / "longer" / "metrics.csv").open() as log:
         rates = [float(row["train/learning_rate"]) for row in csv.DictReader(log) if row["train/learning_rate"]]
     assert rates == pytest.approx([2e-3 * (6 - step) / 5 for step in range(2, 6)])  # after one step of warm-up
-
-
-@pytest.mark.parametrize(("line", "of_ours"), [("raise ValueError('no text')", True), ("int('no text')", False)])
-def test_what_python_says_of_a_mistake_of_ours_is_no_sentence_for_a_user(line: str, of_ours: bool) -> None:
-    """An `int()` that fails in this package keeps its traceback; what a line of it raises is for the user."""
-    names: dict[str, Callable[[], None]] = {}
-    place = Path(hubert_lightning.cli.__file__).with_name("made_up.py")
-    exec(compile(f"def run():\n    {line}", str(place), "exec"), {}, names)
-    with pytest.raises(ValueError, match="no text") as error:
-        names["run"]()
-    assert (hubert_lightning.cli._meant_for_the_user(error.value) is error.value) is of_ours
 
 
 @pytest.mark.parametrize(

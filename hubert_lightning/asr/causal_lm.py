@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
 
 LARGEST = 2**31
@@ -19,19 +20,19 @@ class CausalLM:
     """A directory of a causal language model and its tokenizer, as `save_pretrained` of transformers wrote it.
 
     Raises:
-        ValueError: It is not there, or no such model, or transformers is not installed.
+        UserError: It is not there, or no such model, or transformers is not installed.
     """
 
     def __init__(self, path: str | Path, batch_size: int = 32, device: torch.device | None = None) -> None:
         try:
             from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"rescorer {path}: transformers is not installed; install hubert-lightning[rescoring]"
             ) from error
         self.path = str(path)
         if not Path(path).is_dir():
-            raise ValueError(f"rescorer {path}: no such directory; save the model and its tokenizer with transformers")
+            raise UserError(f"rescorer {path}: no such directory; save the model and its tokenizer with transformers")
         _check_weights(Path(path))
         # Neither code of the directory nor anything that is not in it, whatever its settings ask for
         here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -43,26 +44,26 @@ class CausalLM:
             self.tokenizer("a", add_special_tokens=False)
             self.model, about = cast(Any, AutoModelForCausalLM.from_pretrained(path, **here))
         except Exception as error:  # transformers fails in as many ways as there are damaged files
-            raise ValueError(
+            raise UserError(
                 f"rescorer {path}: no causal language model ({_reason(error)}); save the model and its tokenizer there "
                 "with transformers"
             ) from error
         if absent := sorted(about["missing_keys"]):
-            raise ValueError(
+            raise UserError(
                 f"rescorer {path}: {len(absent)} of its weights are missing, such as {absent[0]}; save the model again"
             )
         if damaged := [name for name, value in self.model.named_parameters() if not value.isfinite().all()]:
-            raise ValueError(
+            raise UserError(
                 f"rescorer {path}: {damaged[0]} has values that are no finite numbers; save the model again"
             )
         tokens, rows = max(self.tokenizer.get_vocab().values(), default=0), self.model.get_input_embeddings().weight
         if tokens >= len(rows):
-            raise ValueError(
+            raise UserError(
                 f"rescorer {path}: a tokenizer of {tokens + 1} tokens, and a model of {len(rows)}; save one model's"
             )
         self.model.eval()
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); give it one, save it")
+            raise UserError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); give it one, save it")
         self.model.to(device or "cpu")
         self.batch_size = batch_size
 
@@ -96,7 +97,7 @@ def _check_weights(folder: Path) -> None:
         if not path.is_dir():
             check_regular(path)
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
-        raise ValueError(
+        raise UserError(
             f"rescorer {folder}: its weights are a pickle, which may hold code; open the model where you trust it, and "
             "save_pretrained() it as safetensors"
         )
@@ -106,7 +107,7 @@ def _check_size(folder: Path, config: Any) -> None:
     """Refuse settings of a model that is larger than its weights, before it is built.
 
     Raises:
-        ValueError: The settings ask for more layers than there are tensors, or for a size that no memory holds.
+        UserError: The settings ask for more layers than there are tensors, or for a size that no memory holds.
         SafetensorError: A file of weights is damaged.
     """
     tensors = 0
@@ -116,10 +117,10 @@ def _check_size(folder: Path, config: Any) -> None:
     for part in (config, config.get_text_config()):
         layers = getattr(part, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > tensors:
-            raise ValueError(f"its settings ask for {layers} layers, and it has {tensors} tensors")
+            raise UserError(f"its settings ask for {layers} layers, and it has {tensors} tensors")
         sizes = {name: value for name, value in part.to_dict().items() if isinstance(value, int)}
         if wrong := [name for name, value in sizes.items() if abs(value) > LARGEST]:
-            raise ValueError(f"its settings set {wrong[0]} to {sizes[wrong[0]]}, which no memory holds")
+            raise UserError(f"its settings set {wrong[0]} to {sizes[wrong[0]]}, which no memory holds")
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import Extractor, length_if_padded
 from hubert_lightning.features.windows import quiet_windows
@@ -54,15 +55,15 @@ def load_ctc(path: Path | str) -> CTCModel:
     path: whatever `model.pretrained.read_trained` opens, with a layer that spells
 
     Raises:
-        ValueError: It is damaged, not fine-tuned, or does not say what letters it spells with.
+        UserError: It is damaged, not fine-tuned, or does not say what letters it spells with.
     """
     path, trained = Path(path), read_trained(path)
     encoder, head = encoder_of(trained, path), linear_of(head_of(trained, path), path)
     if trained.vocabulary is None:
-        raise ValueError(no_letters(path, len(head.weight)))
+        raise UserError(no_letters(path, len(head.weight)))
     vocabulary = vocabulary_from(trained.vocabulary, path)
     if len(vocabulary) != len(head.weight):
-        raise ValueError(
+        raise UserError(
             f"{path} has a head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of them "
             "is another model's"
         )
@@ -89,7 +90,7 @@ def log_probabilities(
     returns:        group after group, in the order of its cuts: (frames, tokens) float32, on the CPU
 
     Raises:
-        ValueError: Audio that cannot be read.
+        UserError: Audio that cannot be read.
     """
     device = model.head.weight.device
 

@@ -10,6 +10,7 @@ from flashlight.lib.text.decoder import (
     CriterionType,
 )
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import is_text, read_json, shown
 from hubert_lightning.vocabulary import BOUNDARY
@@ -65,10 +66,10 @@ class DecoderSettings:
         for name in NUMBERS:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= LARGEST_WEIGHT:
-                raise ValueError(f"{name} is {shown(value)}; it is a number, of {LARGEST_WEIGHT:.0f} at most")
+                raise UserError(f"{name} is {shown(value)}; it is a number, of {LARGEST_WEIGHT:.0f} at most")
         counts = self.beam_size, self.nbest, self.beam_threshold
         if all(isinstance(count, (int, float)) for count in counts) and min(counts) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"beam_size {self.beam_size}, nbest {self.nbest}, beam_threshold {self.beam_threshold}; each is above 0"
             )
         for name, (least, most) in COUNTS.items():
@@ -76,13 +77,13 @@ class DecoderSettings:
             if value is None and name == "num_workers":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise ValueError(f"{name} is {shown(value)}; it is a number from {least} to {most}")
+                raise UserError(f"{name} is {shown(value)}; it is a number from {least} to {most}")
         for name in ("lm", "lexicon", "rescorer"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or "\0" in value or not is_text(value)):
-                raise ValueError(f"{name} is {shown(value)}; it is a path")
+                raise UserError(f"{name} is {shown(value)}; it is a path")
         if self.rescorer_case not in ("lower", "upper", "as_written"):
-            raise ValueError(f"rescorer_case is {shown(self.rescorer_case)}; choose lower, upper or as_written")
+            raise UserError(f"rescorer_case is {shown(self.rescorer_case)}; choose lower, upper or as_written")
 
 
 def settings_identity(settings: DecoderSettings) -> dict[str, Any]:
@@ -116,24 +117,24 @@ def read_settings(path: Path) -> DecoderSettings:
     """The settings in a JSON file of `hubert tune-decoder`.
 
     Raises:
-        ValueError: It is not there, or holds something else.
+        UserError: It is not there, or holds something else.
     """
     way_out = "make it with `hubert tune-decoder`"
     if not path.is_file():
-        raise ValueError(f"{path}: no such decoder; {way_out}")
+        raise UserError(f"{path}: no such decoder; {way_out}")
     content = read_json(path, way_out, fact=": no settings of a decoder")
     known = {field.name for field in fields(DecoderSettings)}
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: no settings of a decoder ({shown(content)} is no object of JSON); {way_out}")
+        raise UserError(f"{path}: no settings of a decoder ({shown(content)} is no object of JSON); {way_out}")
     if others := sorted(content.keys() - known):
-        raise ValueError(f"{path}: no settings of a decoder (not {shown(others[0])}); {way_out}")
+        raise UserError(f"{path}: no settings of a decoder (not {shown(others[0])}); {way_out}")
     for key in ("lm", "lexicon", "rescorer"):
         if content.get(key) and isinstance(content[key], str):
             content[key] = str(path.parent / content[key])
     try:
         return DecoderSettings(**content)
     except ValueError as error:
-        raise ValueError(f"{path}: no settings of a decoder ({error}); {way_out}") from error
+        raise UserError(f"{path}: no settings of a decoder ({error}); {way_out}") from error
 
 
 class Hypothesis(NamedTuple):

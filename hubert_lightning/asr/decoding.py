@@ -34,6 +34,7 @@ from hubert_lightning.asr.flashlight import (
 )
 from hubert_lightning.asr.language_files import read_lexicon, unigrams
 from hubert_lightning.asr.word_times import with_boundaries_in_pauses
+from hubert_lightning.errors import UserError
 from hubert_lightning.vocabulary import BLANK, BOUNDARY, Vocabulary
 
 
@@ -61,7 +62,7 @@ class BeamSearch:
         device: Device of the rescorer; the CPU if not given.
 
     Raises:
-        ValueError: A file is missing, or is not what its name says, or does not fit the vocabulary.
+        UserError: A file is missing, or is not what its name says, or does not fit the vocabulary.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class BeamSearch:
         tokens = vocabulary.search_names
         for file in (settings.lm, settings.lexicon):
             if file and not Path(file).is_file():
-                raise ValueError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
+                raise UserError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
         lexicon = read_lexicon(Path(settings.lexicon), tokens[1:]) if settings.lexicon else None
         self._delimiter = _delimiter(settings, vocabulary, lexicon)
         self._lexicon = None if lexicon is None else _ended(lexicon, tokens[self._delimiter or BLANK])

@@ -25,6 +25,7 @@ from torchaudio.models.decoder import CTCDecoder
 
 from hubert_lightning.asr.decoder_settings import BOUNDARIES, DecoderSettings, Hypothesis, search_options
 from hubert_lightning.asr.language_files import MARKS, UNKNOWN, for_kenlm, no_model, unigrams
+from hubert_lightning.errors import UserError
 from hubert_lightning.interrupts import ignore_interrupts
 from hubert_lightning.vocabulary import BLANK, BOUNDARY, Vocabulary
 
@@ -148,7 +149,7 @@ def _word_model(settings: DecoderSettings, known: Dictionary, words: list[str]) 
     lm, there = _kenlm(settings.lm, known), unigrams(Path(settings.lm))
     num_known = len(_known(lm, known, words)) if there is None else sum(word in there for word in words)
     if num_known <= 0.1 * len(words):
-        raise ValueError(
+        raise UserError(
             f"{settings.lm}: knows {num_known} of {len(words)} words of {settings.lexicon}; make both of the same text "
             "with `hubert ngram`, in the same case"
         )
@@ -177,7 +178,7 @@ def _letter_model(path: str | None, vocabulary: Vocabulary, delimiter: int | Non
         no_letters = len(unknown) > len(there) / 2  # "a" is a word and a letter
         fact = f"words such as {unknown[0]!r}, not letters" if unknown else "letters"
     if no_letters:
-        raise ValueError(
+        raise UserError(
             f"{path}: knows {fact}; give the lexicon that spells them (`hubert lexicon`), or make a model of letters, "
             "in the case of the vocabulary, with `hubert ngram --letters true`"
         )
@@ -185,7 +186,7 @@ def _letter_model(path: str | None, vocabulary: Vocabulary, delimiter: int | Non
         others = {*names[:delimiter], *names[delimiter + 1 :]}
         boundary = next((name for name in BOUNDARIES if name in there - others), None)
         if boundary is None:
-            raise ValueError(
+            raise UserError(
                 f"{path}: a language model of letters without the space between words, {BOUNDARY}; make one with "
                 "`hubert ngram --letters true`"
             )

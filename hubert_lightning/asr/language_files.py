@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory, gettempdir
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import compression, decompressed, lines_of
 
 UNKNOWN = "<unk>"
@@ -34,7 +35,7 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
         Word → its spellings.
 
     Raises:
-        ValueError: It cannot be read, is empty, or has a word without spelling or one of other tokens.
+        UserError: It cannot be read, is empty, or has a word without spelling or one of other tokens.
     """
     words: dict[str, list[list[str]]] = {}
     names = frozenset(tokens)
@@ -45,13 +46,13 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
             continue
         if not word or not named:
             missing = f"{word[:40]!r} has no spelling" if word else "a spelling without its word"
-            raise ValueError(f"{path}, line {number}: {missing}; make it with `hubert lexicon`")
+            raise UserError(f"{path}, line {number}: {missing}; make it with `hubert lexicon`")
         if word in MARKS:
             continue
         spelled = [token if token in names else unicodedata.normalize("NFC", token) for token in named]
         if unknown := set(spelled) - names:
             quoted = str(sorted(unknown))[:200]
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {word[:40]!r} is spelled with {quoted}, which are not among the model's "
                 "tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"
             )
@@ -59,7 +60,7 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str
         if spelled not in ways:
             ways.append(spelled)
     if not words:
-        raise ValueError(f"{path}: an empty lexicon; make it with `hubert lexicon`")
+        raise UserError(f"{path}: an empty lexicon; make it with `hubert lexicon`")
     return words
 
 
@@ -72,13 +73,13 @@ def unigrams(path: Path) -> set[str] | None:
     """The words of a language model, without its marks; none of a binary one that does not hold them.
 
     Raises:
-        ValueError: It cannot be read, or is no language model.
+        UserError: It cannot be read, or is no language model.
     """
     if _is_binary(path):
         return _words_of_binary(path)
     lines = _arpa(path)
     if lines is None:
-        raise ValueError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
+        raise UserError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
     words: set[str] = set()
     inside = False
     for line in lines:
@@ -98,7 +99,7 @@ def for_kenlm(path: Path) -> Iterator[Path]:
     Of text, that is any compression but gzip, a byte order mark, UTF-16, spaces for tabs, a preamble and old line ends.
 
     Raises:
-        ValueError: It cannot be read, or is no language model.
+        UserError: It cannot be read, or is no language model.
     """
     if _is_binary(path):
         if not compression(path):
@@ -118,7 +119,7 @@ def for_kenlm(path: Path) -> Iterator[Path]:
         return
     lines = _arpa(path)
     if lines is None:
-        raise ValueError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
+        raise UserError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "model.arpa"
         with _copying(path), copy.open("w", encoding="utf-8", newline="\n") as file:
@@ -133,15 +134,15 @@ def _copying(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: KenLM reads a temporary copy of it, which cannot be written to {gettempdir()} "
             f"({error.strerror}); make room there, or set TMPDIR to a folder with room"
         ) from error
 
 
-def no_model(path: Path | str, reason: object) -> ValueError:
+def no_model(path: Path | str, reason: object) -> UserError:
     """What KenLM says of a file that it cannot read, as a sentence."""
-    return ValueError(_no_model(path, str(reason).strip().splitlines()[-1][:200]))
+    return UserError(_no_model(path, str(reason).strip().splitlines()[-1][:200]))
 
 
 def _no_model(path: Path | str, reason: str) -> str:

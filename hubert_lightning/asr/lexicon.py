@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hubert_lightning.asr.language_files import MARKS, is_language_model, unigrams
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import lines_of, write_whole
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, is_said, read_vocabulary, vocabulary_of
 
@@ -30,7 +31,7 @@ def vocabulary(
     texts = [" ".join(segment.text or "" for segment in cut.supervisions) for cut in read_manifest(manifests)]
     made, counts, left_out = vocabulary_of(texts, case, kept)
     if not counts:
-        raise ValueError(f"{', '.join(map(str, manifests))}: no transcripts; prepare them with their transcripts")
+        raise UserError(f"{', '.join(map(str, manifests))}: no transcripts; prepare them with their transcripts")
     made.write(Path(out))
     table = Table(title=f"{len(counts)} characters in {sum(bool(text) for text in texts)} transcripts")
     table.add_column("character")
@@ -81,13 +82,11 @@ def lexicon_of(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: 
     """The lexicon of words, sorted, each once, without those that cannot be spelled; and a sentence on it.
 
     Raises:
-        ValueError: None of what `source` holds can be spelled.
+        UserError: None of what `source` holds can be spelled.
     """
     spelled = sorted(word for word in set(words) - MARKS if not vocabulary.unknown_characters(word))
     if not spelled:
-        raise ValueError(
-            f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case"
-        )
+        raise UserError(f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case")
     end = [] if vocabulary.boundary is None or vocabulary.spaced else [BOUNDARY]
     content = "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in spelled)
     left_out = len(set(words) - MARKS) - len(spelled)
@@ -101,7 +100,7 @@ def _words_of(path: Path) -> Iterable[str]:
         return (word for line in lines_of(path) for word in line.split())
     words = unigrams(path)
     if words is None:
-        raise ValueError(f"{path}: KenLM's binary form without its words; give the ARPA model or a list of words")
+        raise UserError(f"{path}: KenLM's binary form without its words; give the ARPA model or a list of words")
     return words
 
 

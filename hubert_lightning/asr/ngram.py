@@ -15,6 +15,7 @@ from kaldingram.train import NgramCounts
 
 from hubert_lightning.asr.language_files import MARKS, UNKNOWN
 from hubert_lightning.asr.lexicon import lexicon_of, model_vocabulary
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import lines_of, replacing_all
 from hubert_lightning.vocabulary import BOUNDARY
 
@@ -40,11 +41,11 @@ def ngram(
     spelled_with = model_vocabulary(vocabulary)
     if Path(out).suffix == ".lexicon" or Path(out).absolute() == Path(text).absolute():
         taken = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
-        raise ValueError(f"{out}: the name of {taken}; choose another OUT, such as lm.arpa")
+        raise UserError(f"{out}: the name of {taken}; choose another OUT, such as lm.arpa")
     if not 2 <= order <= 5:
-        raise ValueError(f"order {order}: choose 2 to 5")
+        raise UserError(f"order {order}: choose 2 to 5")
     if min_counts is not None and len(min_counts) != order:
-        raise ValueError(f"min_counts {min_counts} for n-grams of order {order}; give one number for each order")
+        raise UserError(f"min_counts {min_counts} for n-grams of order {order}; give one number for each order")
     counts, words, unknown, lines = NgramCounts(order), Counter[str](), Counter[str](), 0
     for line in lines_of(Path(text)):
         said: list[str] = []
@@ -70,7 +71,7 @@ def ngram(
         counts.add_raw_counts_from_line(" ".join(said))
     known = set(words) - MARKS
     if not known:
-        raise ValueError(f"{text}: no sentences that the vocabulary spells; give a text in the language of the model")
+        raise UserError(f"{text}: no sentences that the vocabulary spells; give a text in the language of the model")
     outputs, said_of_lexicon = {Path(out): _estimate(counts, min_counts)}, ""
     if not letters:
         beside = Path(out).with_suffix(".lexicon")

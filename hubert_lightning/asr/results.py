@@ -127,7 +127,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], origin: Origin) ->
     """Write hypotheses as JSON lines, each with what made it; the file appears whole or not at all.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
     lines = (json.dumps({**row, **origin.columns()}, ensure_ascii=False) + "\n" for row in rows)
     write_whole(path, "".join(lines).encode())
@@ -142,7 +142,7 @@ def copy_to_run(folder: Path, run: Path, names: Sequence[str]) -> None:
         names: Names of files. The last one is removed first and comes last, so that it never stands beside others'.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
     (run / names[-1]).unlink(missing_ok=True)
     for name in names:

@@ -23,6 +23,7 @@ from hubert_lightning.asr.scoring import (
     score,
     write_scores,
 )
+from hubert_lightning.errors import UserError
 
 MARKS = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}
 
@@ -133,9 +134,9 @@ def score_file(results: Path, against: Path | None = None, output: Path | None =
         worst: How many of the utterances with most errors are shown.
     """
     if worst < 0:
-        raise ValueError(f"worst {worst}: a number of utterances to show; 0 shows none")
+        raise UserError(f"worst {worst}: a number of utterances to show; 0 shows none")
     if output and output in (results, against):
-        raise ValueError(f"{output}: holds results, which the scores would replace; choose another output")
+        raise UserError(f"{output}: holds results, which the scores would replace; choose another output")
     scores = score(read_results(results))
     comparison = compare(scores, score(read_results(against))) if against else None
     console = Console()

@@ -15,6 +15,7 @@ import jiwer
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import LONGEST_LINE, UTF_16, lines_of, write_whole
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.vocabulary import comparable
@@ -106,22 +107,22 @@ def read_results(path: Path) -> list[Result]:
     """The utterances of a file as `hubert test` writes it.
 
     Raises:
-        ValueError: No such file, or not such lines; an utterance twice; nothing was said in any.
+        UserError: No such file, or not such lines; an utterance twice; nothing was said in any.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the test.jsonl that `hubert test` wrote into the run's folder")
+        raise UserError(f"{path}: no such file; give the test.jsonl that `hubert test` wrote into the run's folder")
     found: dict[str, Result] = {}
     for number, line in enumerate(_lines_of_results(path), start=1):
         if not line.strip():
             continue
         result = _result(line, f"{path}, line {number}")
         if result.id in found:
-            raise ValueError(f"{path}, line {number}: {result.id} is here twice; keep one result per utterance")
+            raise UserError(f"{path}, line {number}: {result.id} is here twice; keep one result per utterance")
         found[result.id] = result
     if not found:
-        raise ValueError(f"{path}: empty; run `hubert test` again, which writes a line per utterance")
+        raise UserError(f"{path}: empty; run `hubert test` again, which writes a line per utterance")
     if not any(result.reference.strip() for result in found.values()):
-        raise ValueError(
+        raise UserError(
             f"{path}: every reference is empty, {next(iter(found))} is the first of {len(found)}; give results of "
             "utterances in which something was said"
         )
@@ -137,7 +138,7 @@ def _lines_of_results(path: Path) -> Iterator[bytes]:
         file.seek(0)
         while part := file.readline(LONGEST_LINE + 1):
             if len(part) > LONGEST_LINE:
-                raise ValueError(
+                raise UserError(
                     f"{path}: a line of more than {LONGEST_LINE} bytes; give the test.jsonl that `hubert test` writes"
                 )
             yield from part.splitlines()
@@ -147,19 +148,19 @@ def _result(line: bytes, place: str) -> Result:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"{place}: not JSON ({error}); give the test.jsonl that `hubert test` writes") from error
+        raise UserError(f"{place}: not JSON ({error}); give the test.jsonl that `hubert test` writes") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: no JSON object; give the test.jsonl that `hubert test` writes")
+        raise UserError(f"{place}: no JSON object; give the test.jsonl that `hubert test` writes")
     for name in ("id", "reference", "hypothesis"):
         if name not in row:
-            raise ValueError(
+            raise UserError(
                 f'{place}: has no "{name}"; give the test.jsonl of `hubert test` (predict.jsonl has no references)'
             )
     texts = {name: row[name] for name in Result._fields if name in row}
     if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
-        raise ValueError(f'{place}: "{wrong}" is {json.dumps(texts[wrong])[:60]}, which is not text; put it in quotes')
+        raise UserError(f'{place}: "{wrong}" is {json.dumps(texts[wrong])[:60]}, which is not text; put it in quotes')
     if longest := next((name for name, text in texts.items() if len(text) > LONGEST), None):
-        raise ValueError(f'{place}: "{longest}" has more than {LONGEST} characters; give results of shorter recordings')
+        raise UserError(f'{place}: "{longest}" has more than {LONGEST} characters; give results of shorter recordings')
     return Result(**texts)
 
 
@@ -170,10 +171,10 @@ def score(results: Sequence[Result]) -> Scores:
     without invisible characters.
 
     Raises:
-        ValueError: There are no results.
+        UserError: There are no results.
     """
     if not results:
-        raise ValueError("no results to score; give those of one utterance or more")
+        raise UserError("no results to score; give those of one utterance or more")
     utterances = [_utterance(_comparable(result)) for result in results]
     of_speaker: dict[str, list[Utterance]] = {}
     for utterance in utterances:
@@ -238,19 +239,19 @@ def compare(first: Scores, second: Scores) -> Comparison:
     """Whether one of two systems is better, judged on the same utterances in any order.
 
     Raises:
-        ValueError: An utterance is missing in one of them, is there twice, or has another reference.
+        UserError: An utterance is missing in one of them, is there twice, or has another reference.
     """
     ours, theirs = _by_id(first), _by_id(second)
     for name, utterance in ours.items():
         if name not in theirs:
-            raise ValueError(f"{name}: the second results have no such utterance; compare results of one test set")
+            raise UserError(f"{name}: the second results have no such utterance; compare results of one test set")
         if utterance.result.reference != (other := theirs[name].result.reference):
-            raise ValueError(
+            raise UserError(
                 f"{name}: its reference is {utterance.result.reference!r} in the first results, {other!r} in the "
                 "second; compare results of one test set, with one normalisation of text"
             )
     if alone := next((name for name in theirs if name not in ours), None):
-        raise ValueError(f"{alone}: the first results have no such utterance; compare results of one test set")
+        raise UserError(f"{alone}: the first results have no such utterance; compare results of one test set")
     names = sorted(ours)
     return Comparison(
         _difference([ours[name].words for name in names], [theirs[name].words for name in names]),
@@ -263,7 +264,7 @@ def _by_id(scores: Scores) -> dict[str, Utterance]:
     for utterance in scores.utterances:
         name = utterance.result.id
         if name in found:
-            raise ValueError(f"{name}: twice in one system's results; keep one result per utterance")
+            raise UserError(f"{name}: twice in one system's results; keep one result per utterance")
         found[name] = utterance
     return found
 
@@ -308,7 +309,7 @@ def write_scores(
         made_by: Checkpoint, manifest, decoder and version that the hypotheses come from.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
     content: dict[str, Any] = {
         "made_by": made_by or {},

@@ -30,6 +30,7 @@ from hubert_lightning.asr.word_times import (
     words_of,
 )
 from hubert_lightning.data.prepare import Refusal, transcribed
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import autocast, listed, of_each
 from hubert_lightning.vocabulary import Vocabulary
 
@@ -110,7 +111,7 @@ def align(
     """
     paths = listed(files)
     if text is not None and len(paths) != 1:
-        raise ValueError(f"one text for {len(paths)} files; leave text out, and put each file's beside it")
+        raise UserError(f"one text for {len(paths)} files; leave text out, and put each file's beside it")
     recogniser = load_ctc(model)
     vocabulary = replace(recogniser.vocabulary, punctuation="space")  # which nobody says
     said = {str(paths[0]): (text, None)} if text is not None else _texts_beside(paths)
@@ -118,12 +119,12 @@ def align(
     def find(cut: Cut, log_probs: Tensor) -> Transcript:
         written, unreadable = said.get(cut.id, (None, None))
         if unreadable:
-            raise ValueError(unreadable)
+            raise UserError(unreadable)
         words = vocabulary.normalise(written or "")
         if not words:
-            raise ValueError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
+            raise UserError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
         if unknown := vocabulary.unknown_characters(words):
-            raise ValueError(f"its words have {sorted(unknown)}, which the model cannot spell: spell them out")
+            raise UserError(f"its words have {sorted(unknown)}, which the model cannot spell: spell them out")
         quiet = with_boundaries_as_blanks(log_probs, vocabulary)
         return Transcript(cut.id, cut.duration, words, word_times(quiet, words, vocabulary))
 

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from hubert_lightning.asr.word_times import Word
 from hubert_lightning.data.prepare import Refusal
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
 from hubert_lightning.files import write_whole
 
@@ -43,7 +44,7 @@ def remaining(paths: Sequence[Path], format: Format, output: Path | None, journa
     """The recordings whose output is not there yet, or was made of something else.
 
     Raises:
-        ValueError: Two of the files would have one name, or a file that is there already would be lost.
+        UserError: Two of the files would have one name, or a file that is there already would be lost.
     """
     _check_names(paths, format, output, journal)
     if output is None or journal is None:
@@ -78,18 +79,18 @@ def _status(path: Path) -> list[int] | None:
 def _check_names(paths: Sequence[Path], format: Format, output: Path | None, journal: Journal | None) -> None:
     number = len(paths)
     if format == "ctm" and (twice := _same(paths, [_recording(path) for path in paths])):
-        raise ValueError(
+        raise UserError(
             f"{twice[0]} and {twice[1]}: both are called {_recording(twice[1])} in ctm, which takes them for one "
             "recording; transcribe them one after the other, or rename one"
         )
     if output is not None:
         output = Path(output)
         if output.exists() and not output.is_dir():
-            raise ValueError(f"{output}: a file, not a folder; choose another --output")
+            raise UserError(f"{output}: a file, not a folder; choose another --output")
         # Disks of Windows and macOS take names for one that differ in case or in the composition of letters
         names = [path.with_suffix(SUFFIX[format]).name for path in paths]
         if twice := _same(paths, [unicodedata.normalize("NFC", name).casefold() for name in names]):
-            raise ValueError(
+            raise UserError(
                 f"{twice[0]} and {twice[1]}: both would be one file in {output}, as on any disk that does not tell "
                 "capitals apart; transcribe them one after the other into folders of their own"
             )
@@ -98,12 +99,12 @@ def _check_names(paths: Sequence[Path], format: Format, output: Path | None, jou
         beside = [path for path in paths if path.parent in here]
         ours = journal.row if journal is not None else lambda path: {}
         if lost := next((path for path in beside if path.with_suffix(".txt").is_file() and not ours(path)), None):
-            raise ValueError(
+            raise UserError(
                 f"{lost.with_suffix('.txt')}: lies beside its audio, and may be its transcript, which would be "
                 "replaced; choose another --output"
             )
     elif format == "srt" and number > 1:
-        raise ValueError(f"srt for {number} files needs a folder, one file each; name it with --output")
+        raise UserError(f"srt for {number} files needs a folder, one file each; name it with --output")
 
 
 def write_all(

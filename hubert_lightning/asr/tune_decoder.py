@@ -20,6 +20,7 @@ from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import DecoderSettings, settings_json
 from hubert_lightning.asr.decoding import BeamSearch, greedy
 from hubert_lightning.data.manifest import check_audio, read_manifest, transcript
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import replacing_all
 from hubert_lightning.vocabulary import Vocabulary, comparable
 
@@ -65,11 +66,11 @@ def tune_decoder(
         batch_duration: seconds of audio that are encoded at once; as fits the device if not given
     """
     if trials < 1:
-        raise ValueError(f"trials is {trials}; try one at least")
+        raise UserError(f"trials is {trials}; try one at least")
     if Path(out).suffix == ".png":
-        raise ValueError(f"{out}: the name of the figure; name the .json file that the settings go to")
+        raise UserError(f"{out}: the name of the figure; name the .json file that the settings go to")
     if Path(out).is_dir():
-        raise ValueError(f"{out}: a folder; name the .json file that the settings go to")
+        raise UserError(f"{out}: a folder; name the .json file that the settings go to")
     recogniser = load_ctc(model).to("cuda" if torch.cuda.is_available() else "cpu")
     first = DecoderSettings(
         lm=str(lm) if lm else None,
@@ -106,7 +107,7 @@ def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[lis
     check_audio(cuts)
     said = [(cut, text) for cut in cuts if (text := transcript(cut, vocabulary))]
     if not said:
-        raise ValueError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
+        raise UserError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
     return [cut for cut, _ in said], [vocabulary.printed(text) for _, text in said]
 
 

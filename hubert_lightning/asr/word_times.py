@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import forced_align, merge_tokens
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.vocabulary import BLANK, Piece, Vocabulary
 
@@ -87,18 +88,18 @@ def aligned(log_probs: Tensor, tokens: Sequence[int], vocabulary: Vocabulary, fi
         first_frame: Frame of the recording that the first row is.
 
     Raises:
-        ValueError: There are more tokens than frames.
+        UserError: There are more tokens than frames.
     """
     if not tokens:
         return []
     needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
     if needed > len(log_probs):
-        raise ValueError(
+        raise UserError(
             f"{vocabulary.text_of(tokens)[:40]!r} has {len(tokens)} letters, and the audio {len(log_probs)} frames of "
             "20 ms, too few for them; give the text of this recording"
         )
     if len(log_probs) * len(tokens) > LARGEST:
-        raise ValueError(
+        raise UserError(
             f"{vocabulary.text_of(tokens)[:40]!r} has {len(tokens)} letters in "
             f"{len(log_probs) * HOP / SAMPLE_RATE:.0f} s, too much to be aligned at once; cut the recording and its "
             "text into parts of ten minutes or so"
@@ -145,7 +146,7 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
         first_frame: Frame of the recording that the first row is.
 
     Raises:
-        ValueError: It has characters that are no token, or more letters than frames.
+        UserError: It has characters that are no token, or more letters than frames.
     """
     words = text.split()
     # The words of a lexicon may be written otherwise than the model spells them
@@ -174,7 +175,7 @@ def _spelled(log_probs: Tensor, words: Sequence[str], vocabulary: Vocabulary) ->
         Tokens of each word; the longest ones if no path spells the words, or if there are too many paths to compare.
 
     Raises:
-        ValueError: A word has characters that are no token.
+        UserError: A word has characters that are no token.
     """
     longest = [vocabulary.encode(word) for word in words]
     pieces = [vocabulary.pieces(word) for word in words]

@@ -23,6 +23,7 @@ from rich.table import Table
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.prepare import Refusal, print_refusals, write_refusals
 from hubert_lightning.data.probe import SUFFIXES
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import UTF_16, check_regular, composed, printable
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
@@ -52,7 +53,7 @@ def check_alignment(cut: Cut) -> None:
     """Refuse phones that cannot be those of the audio.
 
     Raises:
-        ValueError: They run past the audio by more than a frame, start before it, or end before they start.
+        UserError: They run past the audio by more than a frame, start before it, or end before they start.
     """
     phones = [Interval(start, start + duration, symbol) for start, duration, symbol in phones_of(cut)]
     _check_times(cut.id, phones, cut.duration)
@@ -78,20 +79,20 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     found, refused = _find_all(cuts, textgrids, manifest)
     read = lru_cache(maxsize=1)(_read)  # the pieces of a recording follow each other
     aligned = []
-    errors: list[ValueError] = []
+    errors: list[UserError] = []
     with Progress(transient=True) as progress:
         for cut in progress.track(cuts, description="reading TextGrids"):
             if cut.id in found:
                 textgrid, own = found[cut.id]
                 try:
                     cut = _align(cut, textgrid, read(textgrid), own, drop_stress)
-                except ValueError as error:
+                except UserError as error:
                     errors.append(error)
                     refused[cut.id] = [Refusal(textgrid, str(error).removeprefix(f"{textgrid}: "))]
             aligned.append(cut)
     if not found.keys() - refused.keys():
         first, *_ = next(iter(refused.values()))
-        raise errors[0] if errors else ValueError(f"{first.path}: {first.reason}")
+        raise errors[0] if errors else UserError(f"{first.path}: {first.reason}")
     reasons = {textgrid: reason for of in reversed(refused.values()) for textgrid, reason in of}  # each file's first
     refusals = [Refusal(textgrid, reason) for textgrid, reason in sorted(reasons.items())]
     write_refusals(refusals, _refused_beside(path))
@@ -106,11 +107,11 @@ def _destination(manifest: Path, out: Path, cuts: list[Cut]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
+        raise UserError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
     if path.exists() and path.samefile(manifest):
-        raise ValueError(f"{path}: is the manifest without phones, which stays as it is; choose another OUT")
+        raise UserError(f"{path}: is the manifest without phones, which stays as it is; choose another OUT")
     if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
-        raise ValueError(f"{path}: is there already and lists other audio; remove it, or choose another OUT")
+        raise UserError(f"{path}: is there already and lists other audio; remove it, or choose another OUT")
     return path
 
 
@@ -129,7 +130,7 @@ def _find_all(
         Cut id → the TextGrids that could be its own, but also another's or no more than others, and why not.
 
     Raises:
-        ValueError: There are no TextGrids, or none is of an utterance of the manifest.
+        UserError: There are no TextGrids, or none is of an utterance of the manifest.
     """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(textgrids.rglob("*")):
@@ -137,7 +138,7 @@ def _find_all(
             by_name[composed(file.stem)].append(file)
     if not by_name:
         fact = "no TextGrid below it" if textgrids.is_dir() else "no such folder"
-        raise ValueError(f"{textgrids}: {fact}; give the folder that the Montreal Forced Aligner wrote to")
+        raise UserError(f"{textgrids}: {fact}; give the folder that the Montreal Forced Aligner wrote to")
     textgrid_of: dict[str, tuple[Path, bool]] = {}
     refused: dict[str, list[Refusal]] = {}
     cuts_of: dict[Path, list[Cut]] = defaultdict(list)
@@ -159,7 +160,7 @@ def _find_all(
             refused |= {cut.id: [Refusal(path, f"{reason} {first}.TextGrid")] for cut in sharing}
             textgrid_of = {cut_id: textgrid for cut_id, textgrid in textgrid_of.items() if textgrid[0] != path}
     if not textgrid_of and not refused:
-        raise ValueError(
+        raise UserError(
             f"{manifest}: none of its {len(cuts)} utterances has a TextGrid below {textgrids}, such as "
             f"{cuts[0].id}.TextGrid; give the folder with alignments of this corpus"
         )
@@ -198,7 +199,7 @@ def _align(cut: Cut, path: Path, tiers: dict[str, list[Interval]], own: bool, dr
     phones = _tier(tiers, "phones", supervision.speaker, path)
     if phones is None:
         others_there = f"only {', '.join(tiers)}" if tiers else "nor any other"
-        raise ValueError(f"{path}: no tier called phones, {others_there}; take the aligner's own output")
+        raise UserError(f"{path}: no tier called phones, {others_there}; take the aligner's own output")
     _check_times(cut.id, phones, cut.duration if own else cut.recording.duration)
     start = 0.0 if own else cut.start
     named = [phone._replace(symbol=_symbol(phone.symbol, drop_stress)) for phone in phones]
@@ -220,7 +221,7 @@ def _read(path: Path) -> dict[str, list[Interval]]:
         tiers = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="silence").tiers
     except Exception as error:  # praatio fails in as many ways as there are damaged files
         reason = " ".join(str(error).split()) if isinstance(error, PraatioException) else _why_unread(path, error)
-        raise ValueError(f"{path}: cannot be read as a TextGrid ({reason}); align that utterance again") from error
+        raise UserError(f"{path}: cannot be read as a TextGrid ({reason}); align that utterance again") from error
     intervals = {}
     for tier in tiers:
         if isinstance(tier, textgrid.IntervalTier):
@@ -228,7 +229,7 @@ def _read(path: Path) -> dict[str, list[Interval]]:
             end = tier.entries[-1].end if tier.entries else 0.0
             # a file cut short: Praat's intervals fill their tier, and praatio takes as many as it finds
             if tier.name.endswith(("phones", "words")) and tier.maxTimestamp - end > TOLERANCE:
-                raise ValueError(
+                raise UserError(
                     f"{path}: cannot be read as a TextGrid ({tier.name} end at {end:.2f} s of "
                     f"{tier.maxTimestamp:.2f} s); align that utterance again"
                 )
@@ -257,7 +258,7 @@ def _tier(tiers: dict[str, list[Interval]], kind: str, speaker: str | None, path
     if len(names) > 1:
         of_speaker = [name for name in names if name == f"{speaker} - {kind}"]
         if not of_speaker:
-            raise ValueError(
+            raise UserError(
                 f"{path}: has the tiers {', '.join(names)}, and none of them is of speaker {speaker}; leave the one "
                 "that counts"
             )
@@ -288,10 +289,10 @@ def _check_times(cut_id: str, phones: list[Interval], audio_end: float) -> None:
     again = "align the audio that the manifest lists, and run `hubert prepare alignments` again"
     for start, end, symbol in phones:
         if not 0 <= start <= end:
-            raise ValueError(f"{cut_id}: its phone {symbol} goes from {start:.2f} s to {end:.2f} s; {again}")
+            raise UserError(f"{cut_id}: its phone {symbol} goes from {start:.2f} s to {end:.2f} s; {again}")
     end = max((phone.end for phone in phones), default=0.0)
     if end > audio_end + TOLERANCE:
-        raise ValueError(f"{cut_id}: phones end at {end:.2f} s, but its audio at {audio_end:.2f} s; {again}")
+        raise UserError(f"{cut_id}: phones end at {end:.2f} s, but its audio at {audio_end:.2f} s; {again}")
 
 
 def _refused_beside(manifest: Path) -> Path:

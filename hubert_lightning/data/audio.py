@@ -23,6 +23,7 @@ from torch import Tensor
 from hubert_lightning.data.coded_audio import CodedAudio, File
 from hubert_lightning.data.cut_rows import SHAR
 from hubert_lightning.data.sound_files import open_audio, reason_of
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
@@ -39,16 +40,16 @@ def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = Non
     returns:      (samples,) float32 in [-1, 1]
     """
     if not isinstance(cut, DataCut) or not cut.has_recording:
-        raise ValueError(f"{cut.id}: a {type(cut).__name__} has no recording to read; train on plain cuts")
+        raise UserError(f"{cut.id}: a {type(cut).__name__} has no recording to read; train on plain cuts")
     if cut.sampling_rate != SAMPLE_RATE:
-        raise ValueError(
+        raise UserError(
             f"{cut.id}: the manifest counts samples at {cut.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; make it with "
             "`hubert prepare`, or call `.resample(16000)` on its cuts"
         )
     if num_samples is None:
         num_samples = cut.num_samples - first_sample
     if not 0 <= first_sample <= first_sample + num_samples <= cut.num_samples:
-        raise ValueError(
+        raise UserError(
             f"{cut.id}: samples {first_sample} to {first_sample + num_samples} were asked for, but the cut has "
             f"{cut.num_samples}; ask for a segment inside it"
         )
@@ -57,11 +58,11 @@ def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = Non
     for transform in cut.recording.transforms or []:
         name = transform["name"] if isinstance(transform, dict) else type(transform).__name__
         if name != "Resample":
-            raise ValueError(f"{cut.id}: {name} is not applied when audio is read; save the changed audio to files")
+            raise UserError(f"{cut.id}: {name} is not applied when audio is read; save the changed audio to files")
     wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
     first, length = seconds_to_samples(cut.start) + first_sample, cut.recording.num_samples
     if not any(wanted.intersection(source.channels) for source in cut.recording.sources):
-        raise ValueError(f"{cut.id}: its recording has no channel {cut.channel}; name one that it has")
+        raise UserError(f"{cut.id}: its recording has no channel {cut.channel}; name one that it has")
     channels = torch.cat(
         [
             _read_source(cut.id, source, length, first, num_samples, [source.channels.index(one) for one in heard])
@@ -108,7 +109,7 @@ def _read_source(
             end = ceil((first + num_samples + reach) / ours)
             audio = file.read(begin * theirs, (end - begin) * theirs)  # (samples, channels)
     except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
-        raise ValueError(
+        raise UserError(
             f"{cut_id}: {_place(source)} cannot be read ({reason_of(error)}); restore the file, or run "
             "`hubert prepare` again to leave it out"
         ) from error
@@ -117,7 +118,7 @@ def _read_source(
     if 0 < missing <= TAIL and isinstance(file, CodedAudio):
         audio = np.pad(audio, ((0, ceil(missing * theirs / ours)), (0, 0)))
     elif missing > 0:
-        raise ValueError(
+        raise UserError(
             f"{cut_id}: {_place(source)} ends at {begin * theirs / rate + len(audio) / rate:.3f} s, before the "
             f"{(first + num_samples) / SAMPLE_RATE:.3f} s that its manifest counts on; restore the file, or run "
             "`hubert prepare` again"

@@ -12,6 +12,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests
 from hubert_lightning.data.shar import SUFFIX, SharCuts
+from hubert_lightning.errors import UserError
 
 
 class Corpora(Sequence[Cut]):
@@ -100,10 +101,10 @@ def read_corpora(paths: Sequence[Path]) -> Corpora:
     """Every corpus of these manifests, whose audio is there.
 
     Raises:
-        ValueError: A manifest is none, two have an utterance in common, or audio is missing.
+        UserError: A manifest is none, two have an utterance in common, or audio is missing.
     """
     if not paths:
-        raise ValueError("no manifest is named; make one with `hubert prepare` and give its path")
+        raise UserError("no manifest is named; make one with `hubert prepare` and give its path")
     on_disk = {path: SharCuts(path) for path in map(Path, paths) if path.suffix == SUFFIX}
     listed = [path for path in map(Path, paths) if path not in on_disk]
     for table in on_disk.values():

@@ -9,6 +9,7 @@ from unicodedata import combining
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import open_text
 from hubert_lightning.untrusted.json_file import DECODER, is_text, shown
 
@@ -35,58 +36,56 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
     """Number and content of each row of JSON lines, compressed or not.
 
     Raises:
-        ValueError: The file cannot be read, a row is no JSON or longer than 32 MiB.
+        UserError: The file cannot be read, a row is no JSON or longer than 32 MiB.
     """
     with open_text(path) as file:
         number = 0
         while line := file.readline(LONGEST_ROW + 1):
             number += 1
             if len(line) > LONGEST_ROW:
-                raise ValueError(f"line {number}: has more than {LONGEST_ROW} characters")
+                raise UserError(f"line {number}: has more than {LONGEST_ROW} characters")
             try:
                 yield number, DECODER.decode(line)
             except RecursionError as error:
-                raise ValueError(f"line {number}: nested too deep") from error
+                raise UserError(f"line {number}: nested too deep") from error
             except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
+                raise UserError(f"line {number}: {error}") from error
 
 
 def cut_of(row: Any) -> Cut:
     """The cut in a row.
 
     Raises:
-        ValueError: The row is none, or has a value that no cut has. The message is a reason, to be put into a sentence.
+        UserError: The row is none, or has a value that no cut has. The message is a reason, to be put into a sentence.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"{shown(row)} is no object")
+        raise UserError(f"{shown(row)} is no object")
     if row.get("type") in ("MonoCut", "MultiCut", "Cut"):
         _check_cut(row)
     try:
         return deserialize_item(row)
     except Exception as error:  # lhotse guesses the type of an item, and fails in as many ways as there are files
-        raise ValueError(f"lhotse makes nothing of it, {type(error).__name__}: {shown(str(error))}") from error
+        raise UserError(f"lhotse makes nothing of it, {type(error).__name__}: {shown(str(error))}") from error
 
 
 def _check_cut(row: dict[str, Any]) -> None:
     _check_name(row.get("id"), "id")
     start, duration = _seconds(row.get("start"), "start"), _seconds(row.get("duration"), "duration")
     if duration <= 0:
-        raise ValueError(f"duration {duration} s")
+        raise UserError(f"duration {duration} s")
     recording = row.get("recording")
     if not isinstance(recording, dict):
-        raise ValueError(f"{row['id']} has no recording")
+        raise UserError(f"{row['id']} has no recording")
     there = _check_recording(recording)
     channels = row.get("channel")
     heard = channels if isinstance(channels, list) else [channels]
     if not heard or not all(type(channel) is int and channel in there for channel in heard):
-        raise ValueError(f"{row['id']} has channel {shown(channels)} of a recording with {shown(sorted(there))}")
+        raise UserError(f"{row['id']} has channel {shown(channels)} of a recording with {shown(sorted(there))}")
     if start + duration > recording["duration"] + TOLERANCE:
-        raise ValueError(
-            f"{row['id']} ends at {start + duration:.3f} s of a recording of {recording['duration']:.3f} s"
-        )
+        raise UserError(f"{row['id']} ends at {start + duration:.3f} s of a recording of {recording['duration']:.3f} s")
     supervisions = row.get("supervisions", [])
     if not isinstance(supervisions, list):
-        raise ValueError(f"supervisions are {shown(supervisions)}")
+        raise UserError(f"supervisions are {shown(supervisions)}")
     for supervision in supervisions:
         _check_supervision(supervision)
     _check_custom(row.get("custom"))
@@ -97,64 +96,64 @@ def _check_recording(recording: dict[str, Any]) -> set[int]:
     _check_name(recording.get("id"), "a recording's id")
     rate, samples = recording.get("sampling_rate"), recording.get("num_samples")
     if type(rate) is not int or not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"sampling_rate is {shown(rate)}")
+        raise UserError(f"sampling_rate is {shown(rate)}")
     if type(samples) is not int or not 0 < samples <= LONGEST * rate:
-        raise ValueError(f"num_samples is {shown(samples)}")
+        raise UserError(f"num_samples is {shown(samples)}")
     duration = _seconds(recording.get("duration"), "a recording's duration")
     if abs(duration - samples / rate) > TOLERANCE:
-        raise ValueError(f"a recording of {shown(duration)} s has {samples} samples at {rate} Hz")
+        raise UserError(f"a recording of {shown(duration)} s has {samples} samples at {rate} Hz")
     transforms = recording.get("transforms") or []
     if not isinstance(transforms, list) or not all(isinstance(one, dict) for one in transforms):
-        raise ValueError(f"transforms are {shown(transforms)}")
+        raise UserError(f"transforms are {shown(transforms)}")
     if others := [one for one in transforms if one.get("name") != "Resample"]:
-        raise ValueError(f"{shown(others[0].get('name'))} is not applied when audio is read; save the changed audio")
+        raise UserError(f"{shown(others[0].get('name'))} is not applied when audio is read; save the changed audio")
     sources = recording.get("sources")
     if not isinstance(sources, list) or not sources:
-        raise ValueError(f"sources are {shown(sources)}")
+        raise UserError(f"sources are {shown(sources)}")
     return {channel for source in sources for channel in _check_source(source)}
 
 
 def _check_source(source: Any) -> list[int]:
     if not isinstance(source, dict):
-        raise ValueError(f"a source is {shown(source)}")
+        raise UserError(f"a source is {shown(source)}")
     kind, place, channels = source.get("type"), source.get("source"), source.get("channels")
     if kind not in ("file", "shar"):
-        raise ValueError(f"audio of type {shown(kind)} is not read here, only files and Shar archives")
+        raise UserError(f"audio of type {shown(kind)} is not read here, only files and Shar archives")
     name = _check_name(place, "a source")
     if kind == "shar" and not SHAR.fullmatch(name):
-        raise ValueError(f"{shown(place)} is no part of a Shar archive, ARCHIVE:OFFSET:SIZE")
+        raise UserError(f"{shown(place)} is no part of a Shar archive, ARCHIVE:OFFSET:SIZE")
     if (
         not isinstance(channels, list)
         or not 0 < len(channels) <= MOST_CHANNELS
         or not all(type(channel) is int and 0 <= channel < MOST_CHANNELS for channel in channels)
         or len(set(channels)) < len(channels)
     ):
-        raise ValueError(f"a source's channels are {shown(channels)}")
+        raise UserError(f"a source's channels are {shown(channels)}")
     return channels
 
 
 def _check_supervision(supervision: Any) -> None:
     if not isinstance(supervision, dict):
-        raise ValueError(f"a supervision is {shown(supervision)}")
+        raise UserError(f"a supervision is {shown(supervision)}")
     _check_name(supervision.get("id"), "a supervision's id")
     _number(supervision.get("start"), "a supervision's start")
     _seconds(supervision.get("duration"), "a supervision's duration")
     for name in ("text", "speaker", "language", "gender"):
         value = supervision.get(name)
         if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_text(value)):
-            raise ValueError(f"a supervision's {name} is {shown(value)}")
+            raise UserError(f"a supervision's {name} is {shown(value)}")
         if value and not value.isascii() and _has_many_marks(value):
-            raise ValueError(f"a supervision's {name} has more than {MOST_MARKS} marks on one letter")
+            raise UserError(f"a supervision's {name} has more than {MOST_MARKS} marks on one letter")
     _check_custom(supervision.get("custom"))
     alignment = supervision.get("alignment") or {}
     if not isinstance(alignment, dict):
-        raise ValueError(f"an alignment is {shown(alignment)}")
+        raise UserError(f"an alignment is {shown(alignment)}")
     for items in alignment.values():
         if not isinstance(items, list):
-            raise ValueError(f"an alignment has {shown(items)}")
+            raise UserError(f"an alignment has {shown(items)}")
         for item in items:
             if not isinstance(item, list) or not 3 <= len(item) <= 4 or not isinstance(item[0], str):
-                raise ValueError(f"an alignment has {shown(item)}")
+                raise UserError(f"an alignment has {shown(item)}")
             _number(item[1], "a phone's start")
             _seconds(item[2], "a phone's duration")
 
@@ -172,26 +171,26 @@ def _check_custom(custom: Any) -> None:
     if custom is None:
         return
     if not isinstance(custom, dict):
-        raise ValueError(f"custom is {shown(custom)}")
+        raise UserError(f"custom is {shown(custom)}")
     size = custom.get("bytes", 0)
     if type(size) is not int or size < 0:
-        raise ValueError(f"custom has bytes {shown(size)}")
+        raise UserError(f"custom has bytes {shown(size)}")
 
 
 def _check_name(value: Any, what: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME or "\0" in value or not is_text(value):
-        raise ValueError(f"{what} is {shown(value)}")
+        raise UserError(f"{what} is {shown(value)}")
     return value
 
 
 def _seconds(value: Any, what: str) -> float:
     seconds = _number(value, what)
     if seconds < 0:
-        raise ValueError(f"{what} is {shown(value)}")
+        raise UserError(f"{what} is {shown(value)}")
     return seconds
 
 
 def _number(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LONGEST:
-        raise ValueError(f"{what} is {shown(value)}")
+        raise UserError(f"{what} is {shown(value)}")
     return float(value)

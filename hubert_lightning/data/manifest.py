@@ -16,6 +16,7 @@ from lhotse.cut.data import DataCut
 
 from hubert_lightning.data.cut_rows import SHAR, cut_of, rows_of
 from hubert_lightning.data.garbage import without_collection
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.interrupts import thread_pool
@@ -27,7 +28,7 @@ def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
     """All cuts of one or several manifests, in memory, in their order; raises as `read_manifests` does."""
     parts = read_manifests([Path(paths)] if isinstance(paths, (str, Path)) else paths)
     if not parts:
-        raise ValueError("no manifest is named; make one with `hubert prepare` and give its path")
+        raise UserError("no manifest is named; make one with `hubert prepare` and give its path")
     return CutSet([cut for part in parts for cut in part])
 
 
@@ -36,32 +37,32 @@ def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
     """The cuts of each manifest.
 
     Raises:
-        ValueError: A file is no manifest or empty, or an utterance is in two of them.
+        UserError: A file is no manifest or empty, or an utterance is in two of them.
     """
     parts: list[list[Cut]] = []
     found_in: dict[str, Path] = {}
     for path in map(Path, paths):
         if path.suffix == ".shar" and path.is_dir():
-            raise ValueError(f"{path}: a Shar corpus, which has neither words nor phones; give a manifest here")
+            raise UserError(f"{path}: a Shar corpus, which has neither words nor phones; give a manifest here")
         if path.is_dir() and any(path.glob("cuts.*.jsonl*")):
-            raise ValueError(f"{path}: a folder of Shar archives; run `hubert prepare shar` and give what it writes")
+            raise UserError(f"{path}: a folder of Shar archives; run `hubert prepare shar` and give what it writes")
         if not path.is_file():
-            raise ValueError(f"{path}: no such manifest; make it with `hubert prepare`")
+            raise UserError(f"{path}: no such manifest; make it with `hubert prepare`")
         items: list[Cut] = []
         for cut in _cuts_in(path):
             if not isinstance(cut, DataCut):
-                raise ValueError(
+                raise UserError(
                     f"{path}: holds a {type(cut).__name__}, not cuts of recordings; make it with `hubert prepare`"
                 )
             if cut.id in found_in:
-                raise ValueError(
+                raise UserError(
                     f"{cut.id}: in {found_in[cut.id]} and again in {path}; name each manifest once, or make them "
                     "again with `hubert prepare`, from folders that share no utterance"
                 )
             found_in[cut.id] = path
             items.append(cut)
         if not items:
-            raise ValueError(f"{path}: an empty manifest; remove it and make it again with `hubert prepare`")
+            raise UserError(f"{path}: an empty manifest; remove it and make it again with `hubert prepare`")
         parts.append(items)
     return parts
 
@@ -74,14 +75,14 @@ def _cuts_in(path: Path) -> Iterator[Cut]:
     except ValueError as error:
         said = str(error).removeprefix(f"{path}: ").split("; ")[0]
         place = "" if said.startswith("line ") or not number else f"line {number}: "
-        raise ValueError(f"{path}: not a cut manifest ({place}{said}); make one with `hubert prepare`") from error
+        raise UserError(f"{path}: not a cut manifest ({place}{said}); make one with `hubert prepare`") from error
 
 
 def write_manifest(cuts: Iterable[Cut], path: Path) -> None:
     """Write a manifest whole or not at all.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
     write_manifests({Path(path): cuts})
 
@@ -115,14 +116,14 @@ def check_audio(cuts: Iterable[Cut]) -> None:
     """Refuse cuts that training could not use, without decoding them.
 
     Raises:
-        ValueError: A cut that is not counted at 16 kHz, or whose file is gone, empty, or not as long as it was when
+        UserError: A cut that is not counted at 16 kHz, or whose file is gone, empty, or not as long as it was when
             `hubert prepare` decoded it.
     """
     sizes: dict[str, tuple[str, int | None]] = {}  # of every file: the cut that needs it, and its bytes if known
     least: dict[str, tuple[str, int]] = {}  # of every Shar archive: the cut that reaches farthest into it, and how far
     for cut in cuts:
         if cut.sampling_rate != SAMPLE_RATE:
-            raise ValueError(
+            raise UserError(
                 f"{cut.id}: the manifest counts samples at {cut.sampling_rate} Hz, not at {SAMPLE_RATE} Hz; make it "
                 "with `hubert prepare`, or call `.resample(16000)` on its cuts"
             )
@@ -134,7 +135,7 @@ def check_audio(cuts: Iterable[Cut]) -> None:
                 if end > least.get(part["archive"], ("", 0))[1]:
                     least[part["archive"]] = cut.id, end
             elif source.type != "memory":
-                raise ValueError(
+                raise UserError(
                     f"{cut.id}: audio of type {shown(source.type)} is not read here, only files and Shar archives; "
                     "save it to a file, and run `hubert prepare` again"
                 )
@@ -142,7 +143,7 @@ def check_audio(cuts: Iterable[Cut]) -> None:
         for (path, (cut_id, expected)), found in zip(sizes.items(), pool.map(_size, sizes), strict=True):
             _check_file(cut_id, path, found)
             if found == 0 or found != (expected or found):
-                raise ValueError(
+                raise UserError(
                     f"{cut_id}: {path} has {found} bytes"
                     + (f", {expected} when it was prepared" if expected else "")
                     + "; restore it, or run `hubert prepare` again to leave it out"
@@ -151,7 +152,7 @@ def check_audio(cuts: Iterable[Cut]) -> None:
         found = _size(archive)
         _check_file(cut_id, archive, found)
         if (found or 0) < end:
-            raise ValueError(
+            raise UserError(
                 f"{cut_id}: {archive} has {found} bytes, and its audio ends at byte {end}; restore it, or export it "
                 "again"
             )
@@ -160,9 +161,9 @@ def check_audio(cuts: Iterable[Cut]) -> None:
 def _check_file(cut_id: str, path: str, size: int | None) -> None:
     """Refuse what is not there, and what is no regular file."""
     if size is None:
-        raise ValueError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")
+        raise UserError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")
     if size < 0:
-        raise ValueError(f"{cut_id}: {path} is {kind_of(path)}, not an audio file; run `hubert prepare` again")
+        raise UserError(f"{cut_id}: {path} is {kind_of(path)}, not an audio file; run `hubert prepare` again")
 
 
 def _size(path: str) -> int | None:

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.vocabulary import is_said
 
 POINT = {"en", "he", "ja", "ko", "th", "bn", "te", "kn"}
@@ -142,11 +143,11 @@ class Spelled(NamedTuple):
 
 
 def check_language(language: str) -> None:
-    """Raise `ValueError` unless numbers can be spelled out in this language."""
+    """Raise `UserError` unless numbers can be spelled out in this language."""
     from num2words import CONVERTER_CLASSES
 
     if language not in CONVERTER_CLASSES:
-        raise ValueError(
+        raise UserError(
             f"spell_numbers {language}: no language that num2words knows; choose one of "
             f"{', '.join(CONVERTER_CLASSES)}, or spell numbers out in the transcripts"
         )

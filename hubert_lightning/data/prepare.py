@@ -24,6 +24,7 @@ from rich.table import Table
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifests
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed, lines_of, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
@@ -60,12 +61,12 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
     corpus = _inner(corpus, "LibriSpeech")
     there = [folder.name for folder in sorted(corpus.iterdir()) if folder.is_dir() and any(folder.glob("*/*/*.flac"))]
     if missing := sorted(set(subsets or ()) - set(there)):
-        raise ValueError(
+        raise UserError(
             f"{corpus}: no {', '.join(missing)} with audio in it, only {', '.join(there) or 'other things'}; "
             "name subsets that are there, or unpack the missing ones"
         )
     if not there:
-        raise ValueError(
+        raise UserError(
             f"{corpus}: no subset such as train-clean-100/19/198/19-198-0000.flac in it; give the folder that holds "
             "the subsets, or use `hubert prepare folder` for another layout"
         )
@@ -91,7 +92,7 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     files_of = {"10min": ten_minutes, "1h": one_hour, "10h": one_hour + nine_hours if nine_hours else []}
     files_of = {name: files for name, files in files_of.items() if files}
     if not files_of:
-        raise ValueError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
+        raise UserError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
     return prepare(files_of, out, skipped=skipped)
 
 
@@ -109,7 +110,7 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
             stay as they are if not given
     """
     if seconds_to_samples(max_duration) < 2 * WINDOW:
-        raise ValueError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
+        raise UserError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
     root = _inner(audio, "").resolve()
     skipped = Counter[str]()
     files = [
@@ -118,7 +119,7 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
         for path, spoken in transcribed(folder, paths)
     ]
     if not files:
-        raise ValueError(
+        raise UserError(
             f"{audio}: no audio in it; give a folder with {', '.join(sorted(SUFFIXES))}, and convert what else there is"
         )
     return prepare({root.name: files}, out, max_duration, skipped, spell_numbers)
@@ -138,7 +139,7 @@ def _inner(folder: Path, name: str) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         fact = "a file, not a folder" if folder.exists() else "no such folder"
-        raise ValueError(f"{folder}: {fact}; give the folder that the corpus was unpacked in")
+        raise UserError(f"{folder}: {fact}; give the folder that the corpus was unpacked in")
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -212,14 +213,14 @@ def prepare(
         Paths of the manifests.
 
     Raises:
-        ValueError: All files of a manifest are refused, or a manifest that lists other audio is there already.
+        UserError: All files of a manifest are refused, or a manifest that lists other audio is there already.
     """
     out = Path(out)
     files_of, numbers = _spelled(files_of, number_language)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
+        raise UserError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
     sounds = _decode_all(sorted({file.path for files in files_of.values() for file in files}))
     manifests: dict[Path, CutSet] = {}
     refusals: dict[Path, list[Refusal]] = {}
@@ -230,12 +231,12 @@ def prepare(
         remarks[out / f"{name}.remarks.tsv"] = _remarks(files, sounds, {refused.path for refused in refusals[listing]})
         if not cuts:
             write_refusals(refusals[listing], listing)
-            raise ValueError(
+            raise UserError(
                 f"{name}: all {len(files)} audio files are refused, for reasons listed in {listing}, the first, "
                 f"{printable(refusals[listing][0].path)[-300:]}: {refusals[listing][0].reason}"
             )
         if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
-            raise ValueError(
+            raise UserError(
                 f"{path}: is there already and lists other audio; remove it, or choose another folder for the manifests"
             )
         manifests[path] = CutSet(cuts)

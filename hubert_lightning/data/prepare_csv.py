@@ -11,6 +11,7 @@ from zlib import crc32
 
 from hubert_lightning.data.prepare import AudioFile, identity, prepare
 from hubert_lightning.data.probe import SUFFIXES
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed, open_text
 
 PATH, TEXT, SPEAKER = (
@@ -52,7 +53,7 @@ def prepare_csv(
             stay as they are
     """
     if not 0 <= heldout < 1:
-        raise ValueError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
+        raise UserError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
     names, rows = _read(Path(table))
     path_of = _column(table, names, path_column, PATH, "path")
     text_of = _column(table, names, text_column, TEXT, "text")
@@ -69,7 +70,7 @@ def prepare_csv(
         file = _file(root, cells.get(path_of, ""), cells.get(text_of, ""), speaker or None, refused)
         files.append(file._replace(path=_on_disk(file.path, listings)))
     if not files:
-        raise ValueError(f"{table}: no rows below its first line, which names the columns; fill it in")
+        raise UserError(f"{table}: no rows below its first line, which names the columns; fill it in")
     files = list(_named_once(files))
     dev = _heldout(files, heldout)
     parts = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
@@ -81,10 +82,10 @@ def _read(table: Path) -> tuple[list[str], list[list[str]]]:
     with open_text(table, newline="") as file:
         text, of_excel = file.read(LARGEST + 1).lstrip("\r\n"), file.encoding == "utf-16"
     if len(text) > LARGEST:
-        raise ValueError(f"{table}: more than {LARGEST} characters; give a table of fewer rows, or several")
+        raise UserError(f"{table}: more than {LARGEST} characters; give a table of fewer rows, or several")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{table}: bytes of value 0 in line {line}, so no text; export it again as UTF-8")
+        raise UserError(f"{table}: bytes of value 0 in line {line}, so no text; export it again as UTF-8")
     if stated := re.match(r"sep=([\t;,|])(\r\n|\r|\n)", text):  # a line of Excel's
         delimiter, text = stated[1], text[stated.end() :]
     else:
@@ -112,7 +113,7 @@ def _rows(table: Path, text: str, delimiter: str, quoting: Literal[0, 3]) -> Ite
         lines = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, quoting=quoting)
         yield from (line for line in lines if line)
     except csv.Error as error:
-        raise ValueError(f"{table}: no CSV file ({error}); export it again") from error
+        raise UserError(f"{table}: no CSV file ({error}); export it again") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -139,27 +140,25 @@ def _column(
         columns = [index for index, name in enumerate(there) if name.lower() == wanted.lower()]
         if len(columns) > 1:
             numbers = " and ".join(str(index + 1) for index in columns[:3])
-            raise ValueError(f"{table}: columns {numbers} are both called {wanted}; rename one")
+            raise UserError(f"{table}: columns {numbers} are both called {wanted}; rename one")
         if not columns:
             continue
         others = [name for name in there if name.lower() in usual and name.lower() != wanted]
         if what == "text" and not given and others:
             both = " and ".join(others[:3])
-            raise ValueError(
+            raise UserError(
                 f"{table}: the columns {there[columns[0]]} and {both} may both be the transcript; name "
                 "one with --text_column"
             )
         return columns[0]
     if needed and there and Path(there[0]).suffix.lower() in SUFFIXES:
-        raise ValueError(
+        raise UserError(
             f"{table}: its first line, {', '.join(there)[:60]!r}, is no names of columns but a recording; put names "
             "above it, such as path and text"
         )
     if needed:
         found = " ".join(", ".join(there)[:200].split()) or "an empty first line"
-        raise ValueError(
-            f"{table}: no column {given or ' or '.join(usual)}, only {found}; name it with --{what}_column"
-        )
+        raise UserError(f"{table}: no column {given or ' or '.join(usual)}, only {found}; name it with --{what}_column")
     return None
 
 

@@ -21,6 +21,7 @@ from lhotse.cut import Cut
 from rich.progress import track
 
 from hubert_lightning.data.cut_rows import LONGEST, LONGEST_NAME, MOST_CHANNELS, RATES, rows_of
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.interrupts import thread_pool
@@ -51,16 +52,16 @@ def prepare_shar(shar: Path, out: Path) -> Path:
     pairs = [(cuts, shar / cuts.name.replace("cuts.", "recording.").split(".jsonl")[0]) for cuts in _listings(shar)]
     pairs = [(cuts, archive.with_name(archive.name + ".tar")) for cuts, archive in pairs]
     if missing := [archive for _, archive in pairs if not archive.is_file()]:
-        raise ValueError(f"{missing[0]}: not there, but belongs to a cuts.*.jsonl.gz; export both again")
+        raise UserError(f"{missing[0]}: not there, but belongs to a cuts.*.jsonl.gz; export both again")
     with thread_pool() as pool:
         read = list(track(pool.map(_rows, *zip(*pairs, strict=True)), description="archives", total=len(pairs)))
     rows = [(*row[:3], number, *row[3:]) for number, of in enumerate(read) for row in of if row[1] >= WINDOW]
     if not rows:
-        raise ValueError(f"{shar}: no cut with audio in it; export it again, with recordings")
+        raise UserError(f"{shar}: no cut with audio in it; export it again, with recordings")
     table = np.array(rows, _layout(max(len(cut_id) for cut_id, *_ in rows)))
     ids = np.sort(table["id"])
     if len(same := ids[1:][ids[1:] == ids[:-1]]):
-        raise ValueError(f"{shar}: {same[0].decode()} is there twice; give each cut its own id and export it again")
+        raise UserError(f"{shar}: {same[0].decode()} is there twice; give each cut its own id and export it again")
     folder = out / (shar.resolve().name + SUFFIX)
     digest = hashlib.sha256(b"".join(b"%s\t%d\n" % (row["id"], row["samples"]) for row in table)).hexdigest()[:16]
     about = {
@@ -89,29 +90,29 @@ class SharCuts(Sequence[Cut]):
         places: Which of its cuts; all if not given.
 
     Raises:
-        ValueError: The folder is no such table, or an archive is not as long as it was.
+        UserError: The folder is no such table, or an archive is not as long as it was.
     """
 
     def __init__(self, path: Path, places: np.ndarray | None = None) -> None:
         self.path, self.places = Path(path), places
         listing, table = self.path / "corpus.json", self.path / "table.npy"
         if not listing.is_file() or not table.is_file():
-            raise ValueError(f"{path}: no table of a Shar corpus; {AGAIN}")
+            raise UserError(f"{path}: no table of a Shar corpus; {AGAIN}")
         about = read_json(listing, AGAIN)
         if isinstance(about, dict) and about.get("version") != VERSION:
-            raise ValueError(
+            raise UserError(
                 f"{path}: a table of version {shown(about.get('version'))}, not {VERSION}; prepare it again"
             )
         if not _is_listing(about):
-            raise ValueError(f"{listing}: no table of a Shar corpus (damaged, or not of this program); {AGAIN}")
+            raise UserError(f"{listing}: no table of a Shar corpus (damaged, or not of this program); {AGAIN}")
         self.archives, self._bytes = about["archives"], about["bytes"]
         self._fingerprint = about["fingerprint"]
         try:
             self._table = mapped(table)
         except ValueError as error:
-            raise ValueError(f"{table}: cannot be read ({error}); {AGAIN}") from error
+            raise UserError(f"{table}: cannot be read ({error}); {AGAIN}") from error
         if self._table.ndim != 1 or not len(self._table) or not _is_layout(self._table.dtype):
-            raise ValueError(f"{table}: {_described(self._table)} is no table of a Shar corpus; {AGAIN}")
+            raise UserError(f"{table}: {_described(self._table)} is no table of a Shar corpus; {AGAIN}")
 
     def __reduce__(self) -> tuple[type, tuple[Path, np.ndarray | None]]:
         return SharCuts, (self.path, self.places)  # another process maps the table itself
@@ -120,16 +121,16 @@ class SharCuts(Sequence[Cut]):
         """Refuse archives that are not as `hubert prepare` read them, and rows that point outside of them.
 
         Raises:
-            ValueError: An archive is gone, no file, or not as long as it was, or a row has numbers that no cut has.
+            UserError: An archive is gone, no file, or not as long as it was, or a row has numbers that no cut has.
         """
         for archive, expected in zip(self.archives, self._bytes, strict=True):
             if not Path(archive).is_file():
                 fact = kind_of(archive) if Path(archive).exists() else "not there"
-                raise ValueError(
+                raise UserError(
                     f"{archive}: {fact}; mount or restore it, or `hubert prepare shar` again into the same folder"
                 )
             if (found := Path(archive).stat().st_size) != expected:
-                raise ValueError(
+                raise UserError(
                     f"{archive}: {found} bytes, {expected} when it was prepared; mount or restore it, or run `hubert "
                     "prepare shar` again"
                 )
@@ -147,7 +148,7 @@ class SharCuts(Sequence[Cut]):
         if not sound.all():
             row = rows[int(np.argmin(sound))]
             numbers = ", ".join(f"{name} {row[name]}" for name in NUMBERS)
-            raise ValueError(
+            raise UserError(
                 f"{self.path / 'table.npy'}: row {start + int(np.argmin(sound))} points outside of its archive, or has "
                 f"numbers that no cut has ({numbers}); {AGAIN}"
             )
@@ -171,7 +172,7 @@ class SharCuts(Sequence[Cut]):
             ids = self._table["id"][part if self.places is None else self.places[part]]
             for number, cut_id in enumerate(ids.tolist(), start):
                 if not (name := cut_id.decode(errors="replace")) or "\ufffd" in name:
-                    raise ValueError(f"{self.path / 'table.npy'}: the id of row {number} is no text; {AGAIN}")
+                    raise UserError(f"{self.path / 'table.npy'}: the id of row {number} is no text; {AGAIN}")
                 yield name
 
     def chosen(self, places: np.ndarray) -> "SharCuts":
@@ -208,7 +209,7 @@ class SharCuts(Sequence[Cut]):
 def _listings(shar: Path) -> list[Path]:
     found = sorted(shar.glob("cuts.*.jsonl*"))
     if not found:
-        raise ValueError(f"{shar}: no cuts.000000.jsonl.gz in it; make a Shar corpus with `lhotse shar export`")
+        raise UserError(f"{shar}: no cuts.000000.jsonl.gz in it; make a Shar corpus with `lhotse shar export`")
     return found
 
 
@@ -249,12 +250,12 @@ def _rows(cuts: Path, archive: Path) -> list[tuple[bytes, int, int, int, int]]:
             found = list(_recordings(members, archive.stat().st_size))
             by_id = dict(found)
     except (tarfile.TarError, OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"{archive}: not an archive of recordings ({error}); export it again, uncompressed") from error
+        raise UserError(f"{archive}: not an archive of recordings ({error}); export it again, uncompressed") from error
     ids = _ids(cuts)
     if len(ids) != len(found):
-        raise ValueError(f"{cuts}: {len(ids)} cuts, but {len(found)} recordings in {archive.name}; export both again")
+        raise UserError(f"{cuts}: {len(ids)} cuts, but {len(found)} recordings in {archive.name}; export both again")
     if strangers := [cut_id for cut_id in ids if cut_id not in by_id]:
-        raise ValueError(
+        raise UserError(
             f"{cuts}: {strangers[0]} is not in {archive.name}, whose files are named for their cuts, the first "
             f"{found[0][0]}; export both again"
         )
@@ -272,11 +273,11 @@ def _ids(cuts: Path) -> list[str]:
         for number, row in rows_of(cuts):
             cut_id = row.get("id") if isinstance(row, dict) else None
             if not isinstance(cut_id, str) or not 0 < len(cut_id) <= LONGEST_NAME or not is_text(cut_id):
-                raise ValueError(f"line {number}: the id is {shown(cut_id)}")
+                raise UserError(f"line {number}: the id is {shown(cut_id)}")
             ids.append(cut_id)
     except ValueError as error:
         said = str(error).removeprefix(f"{cuts}: ").split("; ")[0]
-        raise ValueError(f"{cuts}: no cuts of a Shar corpus ({said}); export it again") from error
+        raise UserError(f"{cuts}: no cuts of a Shar corpus ({said}); export it again") from error
     return ids
 
 
@@ -285,7 +286,7 @@ class _Archive(FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= LARGEST:
-            raise ValueError(f"a header of {size} bytes")
+            raise UserError(f"a header of {size} bytes")
         return super().read(size) or b""
 
 
@@ -299,9 +300,9 @@ def _recordings(members: tarfile.TarFile, total: int) -> Iterable[tuple[str, tup
         cut_id = str(PurePosixPath(member.name).with_suffix(""))  # as lhotse names them
         if member.name.endswith(".json"):
             if member.size > LARGEST or not member.isreg() or member.issparse():
-                raise ValueError(f"{shown(member.name)} has {member.size} bytes, and describes one recording")
+                raise UserError(f"{shown(member.name)} has {member.size} bytes, and describes one recording")
             if not data.isreg() or data.issparse() or data.offset_data + data.size > total:
-                raise ValueError(f"{shown(data.name)} is cut short, or no file")
+                raise UserError(f"{shown(data.name)} is cut short, or no file")
             file = members.extractfile(member)
             assert file is not None
             rate, samples, channels = _counts(parse_json(file.read()), member.name)
@@ -320,9 +321,9 @@ def _counts(about: Any, name: str) -> tuple[int, int, int]:
         channels = source.get("channels") if isinstance(source, dict) else None
     sound = type(rate) is int and RATES[0] <= rate <= RATES[1] and type(samples) is int
     if not sound or not 0 <= samples <= LONGEST * rate or not isinstance(channels, list):
-        raise ValueError(
+        raise UserError(
             f"{shown(name)} has sampling_rate {shown(rate)}, num_samples {shown(samples)}, channels {shown(channels)}"
         )
     if not 0 < len(channels) <= MOST_CHANNELS:
-        raise ValueError(f"{shown(name)} has {len(channels)} channels")
+        raise UserError(f"{shown(name)} has {len(channels)} channels")
     return rate, samples, len(channels)

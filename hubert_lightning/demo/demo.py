@@ -17,6 +17,7 @@ from torch import Tensor
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.demo.synthesis import synthesise_corpus
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.files import replacing_all
@@ -43,7 +44,7 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         logging.getLogger(library).setLevel(logging.WARNING)  # what they say of devices and tips is not the show
     output = Path(output)
     if (output / "results.json").exists():
-        raise ValueError(f"{output}: holds a finished demo (results.json); look at it, or choose another --output")
+        raise UserError(f"{output}: holds a finished demo (results.json); look at it, or choose another --output")
     started = time.perf_counter()
     precision = _fastest_precision()
     console.print(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import espeakng_loader
 import numpy as np
 
+from hubert_lightning.errors import UserError
+
 SILENCE = "SIL"
 
 
@@ -67,7 +69,7 @@ class Espeak:
     def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[Phone]]:
         """16-bit samples at `self.rate`, and the phones that fill them without a gap."""
         if self.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise ValueError(
+            raise UserError(
                 f"espeak-ng has no voice {voice.name}; install the espeakng-loader that the project asks for"
             )
         for parameter, value in [(RATE, voice.rate), (PITCH, voice.pitch), (PITCH_RANGE, voice.pitch_range)]:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.demo.espeak import SILENCE, Espeak, Phone, Voice
 from hubert_lightning.demo.grammar import sentences, transcript
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
@@ -76,12 +77,12 @@ def synthesise_corpus(
     returns: the folder of the manifests
     """
     if not 0 < finetuning_minutes <= train_minutes or min(dev_minutes, test_minutes) <= 0:
-        raise ValueError(
+        raise UserError(
             f"minutes: train {train_minutes}, finetuning {finetuning_minutes}, dev {dev_minutes}, test {test_minutes}; "
             "ask for more than none of each, and for no more fine-tuning than training speech"
         )
     if min(train_speakers, heldout_speakers) < 1:
-        raise ValueError(f"{train_speakers} training and {heldout_speakers} held-out speakers: ask for one or more")
+        raise UserError(f"{train_speakers} training and {heldout_speakers} held-out speakers: ask for one or more")
     parameters: dict[str, float] = {
         "version": VERSION,
         "train_minutes": train_minutes,
@@ -296,10 +297,10 @@ def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
         return False
     marker = out / MARKER
     if not marker.is_file():
-        raise ValueError(f"{out}: holds something that is no synthetic corpus; choose an empty folder")
+        raise UserError(f"{out}: holds something that is no synthetic corpus; choose an empty folder")
     made = json.loads(marker.read_text("utf-8"))
     if made["parameters"] != parameters:
-        raise ValueError(
+        raise UserError(
             f"{out}: holds a synthetic corpus made with {made['parameters']}, not with {parameters}; remove it, or "
             "choose another folder"
         )

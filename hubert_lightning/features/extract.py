@@ -22,6 +22,7 @@ from hubert_lightning import console
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import lengths_of
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
@@ -69,7 +70,7 @@ def extract(
             )
             for place, ((number, pieces), read) in enumerate(zip(batches, loader, strict=True), start=1):
                 console.note(f"making features ({what}, batch {place} of {len(batches)})")
-                if isinstance(read, ValueError):
+                if isinstance(read, UserError):
                     raise read
                 with torch.no_grad():
                     features = extractor(*read)
@@ -95,7 +96,7 @@ def extract_cuts(
         where more together take longer, and four minutes on a GPU
 
     Raises:
-        ValueError: Audio that cannot be read.
+        UserError: Audio that cannot be read.
     """
     # Each length of audio has kernels of its own; oneDNN would keep a thousand of them, of Base in gigabytes
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -148,7 +149,7 @@ def _frames(piece: Piece) -> int:
     return piece.window.last - piece.window.first
 
 
-class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | ValueError]):
+class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | UserError]):
     """Batch number → waveform (batch, samples), zeros after the end, length (batch,), and the statistics of the
     recordings if these are parts of them; or what was wrong, since an error that a worker raises arrives as its
     traceback."""
@@ -162,15 +163,15 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | ValueError])
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Statistics | None] | ValueError:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Statistics | None] | UserError:
         group, pieces = self.batches[number]
         cuts = [self.groups[group][piece.place] for piece in pieces]
         parts = [_frames(piece) < num_frames(cut.num_samples) for cut, piece in zip(cuts, pieces, strict=True)]
         try:
             waveforms = [self._read(cut, piece) for cut, piece in zip(cuts, pieces, strict=True)]
             of_wholes = [self._statistics(cut) for cut in cuts] if self.as_whole and any(parts) else []
-        except ValueError as error:
-            return ValueError(str(error))
+        except UserError as error:
+            return error
         length = torch.tensor([len(waveform) for waveform in waveforms])
         statistics = Statistics(*map(torch.cat, zip(*of_wholes, strict=True))) if of_wholes else None
         return pad_sequence(waveforms, batch_first=True), length, statistics

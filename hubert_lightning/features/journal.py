@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import remove_unfinished, replacing
 
 VERSION = 1
@@ -101,7 +102,7 @@ class Journal:
         texts: What the output of a recording depends on besides, by its path.
 
     Raises:
-        ValueError: The text cannot be read.
+        UserError: The text cannot be read.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> None:
@@ -117,7 +118,7 @@ class Journal:
             self._text.read_on(self.settings)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise ValueError(f"{path}: cannot be read ({error.strerror}); remove it") from error
+                raise UserError(f"{path}: cannot be read ({error.strerror}); remove it") from error
         if self._text.settings != self.settings:
             self._take(_Text())
 
@@ -153,7 +154,7 @@ class Journal:
         """Add the line of a recording.
 
         Raises:
-            ValueError: The disk is full, or cannot be written to.
+            UserError: The disk is full, or cannot be written to.
         """
         name, identity = os.path.abspath(recording), self._now(recording)
         if identity is None:
@@ -272,7 +273,7 @@ def _locked(path: Path) -> _Text:
     """The text that has a name, made if there is none, open to more lines, locked.
 
     Raises:
-        ValueError: It is no file, or cannot be written to.
+        UserError: It is no file, or cannot be written to.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -300,12 +301,12 @@ def _has_name(text: _Text, path: Path) -> bool:
     assert text.descriptor is not None
     status = os.fstat(text.descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: no file; remove it")
+        raise UserError(f"{path}: no file; remove it")
     try:
         return os.path.samestat(status, os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def _unwritten(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{path}: cannot be written ({error.strerror}); make room or correct that, and run again")
+def _unwritten(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); make room or correct that, and run again")

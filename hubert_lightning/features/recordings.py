@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hubert_lightning.data.prepare import Refusal, count_skipped, examine, skipped_sentence
 from hubert_lightning.data.probe import SUFFIXES, Sound
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import num_frames
 
 Rows = Callable[[Sequence[Sequence[Cut]]], Iterator[list[Tensor]]]
@@ -36,7 +37,7 @@ def listed(files: Sequence[Path]) -> list[Path]:
         inside = [path for path in sorted(file.rglob("*")) if path.is_file() and not path.name.startswith(".")]
         audio = [path for path in inside if path.suffix.lower() in SUFFIXES]
         if not audio:
-            raise ValueError(f"{file}: no audio in this folder; name files, or another folder")
+            raise UserError(f"{file}: no audio in this folder; name files, or another folder")
         for path in audio:
             found.setdefault(os.path.realpath(path), path)
         count_skipped(skipped, inside)
@@ -73,7 +74,7 @@ def _of_groups(
                 for cut, rows in zip(groups[done], of_group, strict=True):
                     yield _made(make, cut, rows)
                 done += 1
-        except ValueError as error:  # a file that was sound when it was examined; the others of its group are
+        except UserError as error:  # a file that was sound when it was examined; the others of its group are
             if len(groups[done]) == 1:
                 yield Refusal(Path(groups[done][0].id), str(error))
             else:
@@ -84,7 +85,7 @@ def _of_groups(
 def _made(make: Callable[[Cut, Tensor], Result], cut: Cut, rows: Tensor) -> Result | Refusal:
     try:
         return make(cut, rows)
-    except ValueError as error:
+    except UserError as error:
         return Refusal(Path(cut.id), str(error))
 
 

@@ -11,6 +11,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.data.corpora import Corpora, lengths_of
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.frames import num_frames
@@ -37,7 +38,7 @@ def sample_frames(
     returns:     (about max_frames / world_size, dim) float32, and the place of each row in the sample of all ranks
 
     Raises:
-        ValueError: More than this machine's memory holds.
+        UserError: More than this machine's memory holds.
     """
     cuts, chosen = choose_frames(cuts, max_frames, seed)
     ends = np.cumsum([len(frames) for frames in chosen])
@@ -82,7 +83,7 @@ def chosen_features(
     """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU.
 
     Raises:
-        ValueError: More than the machine's memory holds, of which each of `local_ranks` takes as much.
+        UserError: More than the machine's memory holds, of which each of `local_ranks` takes as much.
     """
     starts = np.cumsum([0, *(len(frames) for frames in chosen)])
     _check_memory(local_ranks * int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
@@ -99,7 +100,7 @@ def chosen_features(
 def _check_memory(rows: int, bytes_of_row: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if rows * bytes_of_row > 0.9 * memory:
-        raise ValueError(
+        raise UserError(
             f"a sample of {rows} frames takes {rows * bytes_of_row / 1e9:.0f} GB, and this machine has "
             f"{memory / 1e9:.0f}; lower max_frames, or share the work among more machines"
         )

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import new_folder, replacing
 from hubert_lightning.interchange.model_card import model_card, run_facts, told_source
 from hubert_lightning.interchange.onnx import write_onnx
@@ -43,11 +44,11 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
             `hubert vocabulary`, its tokens in the order of the layer's rows
     """
     if Path(out).exists():
-        raise ValueError(f"{out}: is there already; remove it, or choose another OUT")
+        raise UserError(f"{out}: is there already; remove it, or choose another OUT")
     trained = read_trained(source, num_heads)
     if vocabulary is not None:
         if trained.head is None:
-            raise ValueError(f"{source} has no layer that spells, for which a vocabulary would be; leave it out")
+            raise UserError(f"{source} has no layer that spells, for which a vocabulary would be; leave it out")
         trained = trained._replace(vocabulary=read_vocabulary(vocabulary).settings(), vocabulary_note=None)
     encoder = _checked(trained, Path(source))
     provenance = {
@@ -83,12 +84,12 @@ def export_model(
     """
     out = Path(out)
     if out.exists():
-        raise ValueError(f"{out}: is there already; remove it, or choose another OUT")
+        raise UserError(f"{out}: is there already; remove it, or choose another OUT")
     if layer is not None and format != "onnx":
-        raise ValueError(f"layer {layer} of {format}: only onnx can be of one layer; leave it out")
+        raise UserError(f"layer {layer} of {format}: only onnx can be of one layer; leave it out")
     trained = read_trained(model)
     if layer is not None and not 1 <= layer <= trained.config.num_layers:
-        raise ValueError(f"layer {layer} of an encoder of {trained.config.num_layers} layers; they count from 1")
+        raise UserError(f"layer {layer} of an encoder of {trained.config.num_layers} layers; they count from 1")
     encoder = _checked(trained, Path(model))
     if trained.vocabulary is not None:
         trained = trained._replace(vocabulary=vocabulary_from(trained.vocabulary, model).settings())
@@ -133,9 +134,9 @@ def _checked(trained: Trained, path: Path) -> HubertEncoder:
     if trained.head is not None:
         rows = len(linear_of(trained.head, path).weight)
         if trained.vocabulary is None:
-            raise ValueError(no_letters(path, rows))
+            raise UserError(no_letters(path, rows))
         if rows != len(vocabulary := vocabulary_from(trained.vocabulary, path)):
-            raise ValueError(
+            raise UserError(
                 f"{path} has a head for {rows} tokens, and its vocabulary has {len(vocabulary)}; one of them is "
                 "another model's"
             )
@@ -178,11 +179,11 @@ def _write_kmeans(folder: Path, kmeans: Path, dim: int, fingerprint: str) -> Non
     centroids, source = load_kmeans(kmeans)
     features = source.get("features", "")
     if features and not features.endswith(fingerprint):
-        raise ValueError(
+        raise UserError(
             f"{kmeans} was fitted on {features}, and this is encoder {fingerprint}; give K-means of one of its layers"
         )
     if any(of.shape[1] != dim for of in centroids):
-        raise ValueError(
+        raise UserError(
             f"{kmeans}: centroids of {centroids[0].shape[1]} dimensions for an encoder of {dim}; give K-means of one "
             "of its layers"
         )

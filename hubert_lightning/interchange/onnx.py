@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 
@@ -47,14 +48,14 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
     returns:       the largest difference from our own numbers
 
     Raises:
-        ValueError: Packages are missing, or onnxruntime computes something else.
+        UserError: Packages are missing, or onnxruntime computes something else.
     """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # type: ignore[import-untyped]
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; {WHAT_IT_TAKES}") from error
+        raise UserError(f"{error.name} is not installed; {WHAT_IT_TAKES}") from error
     model, output = Exported(encoder, head, layer).eval(), "log_probabilities" if head is not None else "frames"
     example = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
     batch = torch.export.Dim("batch", min=1)
@@ -80,7 +81,7 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = max(_difference(session, model, lengths) for lengths in LENGTHS)
     if not worst <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"{path}: onnxruntime {onnxruntime.__version__} computes numbers that differ by {worst:.2g} from ours; "
             "take another version of onnx, onnxscript or onnxruntime"
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from hubert_lightning.errors import UserError
+
 LARGEST, MOST_PARAMETERS = 2**20, 10**11  # beyond which a size is a slip of the pen
 
 
@@ -52,23 +54,23 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
             if not 1 <= getattr(self, name) <= LARGEST:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {getattr(self, name)}; an encoder needs at least 1, and {LARGEST} are more than it can "
                     "have"
                 )
         for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, at least 0 and below 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it is a probability, at least 0 and below 1")
         for name in ("num_heads", "pos_groups"):
             if self.dim % getattr(self, name):
-                raise ValueError(f"dim {self.dim} is not divisible by {name} {getattr(self, name)}; change one of them")
+                raise UserError(f"dim {self.dim} is not divisible by {name} {getattr(self, name)}; change one of them")
         if self.conv_norm not in ("group", "layer"):
-            raise ValueError(f"conv_norm is {self.conv_norm!r}; choose 'group' or 'layer'")
+            raise UserError(f"conv_norm is {self.conv_norm!r}; choose 'group' or 'layer'")
         if not 0 <= self.feature_grad_mult < float("inf"):
-            raise ValueError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
+            raise UserError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
         parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
         if parameters > MOST_PARAMETERS:
-            raise ValueError(
+            raise UserError(
                 f"dim {self.dim}, num_layers {self.num_layers}, ffn_dim {self.ffn_dim} and conv_channels "
                 f"{self.conv_channels} make {parameters / 1e9:.0f} billion parameters; lower one of them"
             )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, WINDOW, num_frames, num_samples, padding_mask
 from hubert_lightning.model.config import EncoderConfig
 
@@ -145,11 +146,11 @@ def _normalize_by(waveform: Tensor, whole: Statistics) -> tuple[Tensor, Statisti
 def _check_length(waveform: Tensor, length: Tensor | None) -> None:
     longest = waveform.shape[1]
     if longest < WINDOW:
-        raise ValueError(f"{longest} samples are shorter than one frame of {WINDOW}; leave such utterances out")
+        raise UserError(f"{longest} samples are shorter than one frame of {WINDOW}; leave such utterances out")
     if length is None or length.device.type != "cpu" or torch.compiler.is_exporting():  # a GPU's would be waited for
         return
     for row, samples in enumerate(length.tolist()):
         if not WINDOW <= samples <= longest:
-            raise ValueError(
+            raise UserError(
                 f"row {row} has length {samples}; it is from {WINDOW} to {longest}, the samples of the batch"
             )

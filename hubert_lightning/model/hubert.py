@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import num_frames, padding_mask
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import (
@@ -122,7 +123,7 @@ class HubertEncoder(nn.Module):
 
     def check_layer(self, layer: int) -> None:
         if not 1 <= layer <= len(self.layers):
-            raise ValueError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
+            raise UserError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
 
     def all_layers(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> list[Tensor]:
         """What `features` returns for layer 1, 2, …, computed once."""

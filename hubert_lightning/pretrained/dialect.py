@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.model.convolutions import KERNELS
 
 
@@ -38,7 +39,7 @@ def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
     """An encoder's state under our names; what is not of an encoder keeps its own name.
 
     Raises:
-        ValueError: One of the three parts of a layer's attention is missing.
+        UserError: One of the three parts of a layer's attention is missing.
     """
     names = _names(dialect, count_layers(theirs, dialect.conv), count_layers(theirs, dialect.ffn_input))
     ours, parts = dict[str, Tensor](), dict[str, dict[int, Tensor]]()
@@ -52,7 +53,7 @@ def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
             parts.setdefault(known[0], {})[known[1]] = value
     for name, three in parts.items():
         if len(three) < 3 or len({part.shape for part in three.values()}) > 1:
-            raise ValueError(f"{name} has {len(three)} parts that fit together, and is made of 3")
+            raise UserError(f"{name} has {len(three)} parts that fit together, and is made of 3")
         ours[name] = torch.cat([three[number] for number in range(3)])
     return ours
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
@@ -45,7 +46,7 @@ def load_encoder(path: Path | str) -> HubertEncoder:
     path: whatever `read_trained` opens
 
     Raises:
-        ValueError: There is no such file, or it is damaged, unsafe, or no HuBERT.
+        UserError: There is no such file, or it is damaged, unsafe, or no HuBERT.
     """
     return encoder_of(read_trained(path), Path(path))
 
@@ -54,10 +55,10 @@ def head_of(trained: Trained, path: Path | str) -> dict[str, Tensor]:
     """The state of the layer that spells, of a fine-tuned model.
 
     Raises:
-        ValueError: The model has none, since it was not fine-tuned.
+        UserError: The model has none, since it was not fine-tuned.
     """
     if trained.head is None or trained.head.keys() != {"weight", "bias"}:
-        raise ValueError(f"{path} has no head that spells letters; give a model that was fine-tuned with CTC")
+        raise UserError(f"{path} has no head that spells letters; give a model that was fine-tuned with CTC")
     return trained.head
 
 
@@ -86,25 +87,25 @@ def read_trained(path: Path | str, num_heads: int | None = None) -> Trained:
     num_heads: that attend, where a format does not say and it is not a released size
 
     Raises:
-        ValueError: There is no such file, or it is damaged, unsafe, or no HuBERT.
+        UserError: There is no such file, or it is damaged, unsafe, or no HuBERT.
     """
     found = located(path)
     try:
         trained = _of_folder(found, num_heads) if found.is_dir() else _of_file(found, num_heads)
     except (AttributeError, TypeError, LookupError, RecursionError, RuntimeError) as error:
         said = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise ValueError(f"{path} holds something that no model of its kind has ({said}); get it again") from error
+        raise UserError(f"{path} holds something that no model of its kind has ({said}); get it again") from error
     heads = [trained.encoder, *trained.predictors, trained.head or {}]
     if other_values := [str(name) for part in heads for name, value in part.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{path} holds something else than weights ({summary_of(other_values)}); get it again")
+        raise UserError(f"{path} holds something else than weights ({summary_of(other_values)}); get it again")
     weight, dim = (trained.head or {}).get("weight"), trained.config.dim
     if weight is not None and weight.dim() == 2 and weight.shape[1] != dim:
-        raise ValueError(
+        raise UserError(
             f"{path} has a layer that spells from {weight.shape[1]} channels, and an encoder of {dim}; one of the two "
             "is another model's"
         )
     if num_heads not in (None, trained.config.num_heads):
-        raise ValueError(f"{path} says that {trained.config.num_heads} heads attend, not {num_heads}; leave it out")
+        raise UserError(f"{path} says that {trained.config.num_heads} heads attend, not {num_heads}; leave it out")
     return trained
 
 
@@ -171,12 +172,12 @@ def located(path: Path | str) -> Path:
     """Where a model is on this machine; one on the Hugging Face hub is downloaded, unless it was before.
 
     Raises:
-        ValueError: It is nowhere.
+        UserError: It is nowhere.
     """
     if Path(path).exists():
         return Path(path)
     if not is_hub_name(path):
-        raise ValueError(f"{path} does not exist; give {WHAT_WE_OPEN}")
+        raise UserError(f"{path} does not exist; give {WHAT_WE_OPEN}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -187,7 +188,7 @@ def located(path: Path | str) -> Path:
             folder = Path(snapshot_download(str(path), allow_patterns=settings + old))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"{path} does not exist here, nor could it be had from the Hugging Face hub ({reason}); give {WHAT_WE_OPEN}"
         ) from error
     return folder
@@ -220,9 +221,9 @@ def _of_folder(folder: Path, num_heads: int | None) -> Trained:
     else:
         inside = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS and file.name not in BESIDE]
         if not inside and [*folder.glob("*.onnx")]:
-            raise ValueError(f"{folder} holds an ONNX graph, which nothing is read back from; give what it was made of")
+            raise UserError(f"{folder} holds an ONNX graph, which nothing is read back from; give what it was made of")
         if len(inside) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has no {transformers.CONFIG}, and {len(inside)} files of weights; give one of those, or "
                 f"{WHAT_WE_OPEN}"
             )
@@ -239,10 +240,8 @@ def _of_state(path: Path, state: Mapping[str, Any], num_heads: int | None) -> Tr
         released = TRAINING[trained.config.conv_norm]
         return trained._replace(config=trained_with(trained.config, released, path))
     if any(name.endswith(f"{transformers.DIALECT.positions}.bias") for name in tensors):
-        raise ValueError(
-            f"{path} holds weights of transformers without settings; give a directory with its config.json"
-        )
-    raise ValueError(f"{path} holds no HuBERT; give {WHAT_WE_OPEN}")
+        raise UserError(f"{path} holds weights of transformers without settings; give a directory with its config.json")
+    raise UserError(f"{path} holds no HuBERT; give {WHAT_WE_OPEN}")
 
 
 def _completed(theirs: Trained, rest: Trained) -> Trained:

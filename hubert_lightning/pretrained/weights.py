@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
@@ -71,7 +72,7 @@ def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
         State of the encoder, its names without a prefix, and what to tell of the rest: one sentence, or none.
 
     Raises:
-        ValueError: Some of the rest is inside the encoder, which then is another encoder than this.
+        UserError: Some of the rest is inside the encoder, which then is another encoder than this.
     """
     prefix = prefix_of(state, dialect)
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -80,7 +81,7 @@ def encoder_alone(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     rest = [name for name in inside if name not in known]
     roots = {pattern.split(".")[0] for pattern in dialect}
     if wrong := [name for name in rest if name.split(".")[0] in roots]:
-        raise ValueError(
+        raise UserError(
             f"{path} has weights that this encoder has no place for ({summary_of(wrong)}); give a plain HuBERT"
         )
     rest += [name for name in state if not name.startswith(prefix)]
@@ -97,7 +98,7 @@ def shapes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """Settings of an encoder that its weights, under our names, tell: all but the number of heads and the dropout.
 
     Raises:
-        ValueError: Weights are missing that would tell.
+        UserError: Weights are missing that would tell.
     """
     wanted = (
         "convolutions.0.conv.weight",
@@ -106,7 +107,7 @@ def shapes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "layers.0.ffn_input.weight",
     )
     if missing := [name for name in wanted if name not in state or state[name].dim() < 2]:
-        raise ValueError(f"{path} lacks weights of the encoder ({summary_of(missing)}); give a whole HuBERT")
+        raise UserError(f"{path} lacks weights of the encoder ({summary_of(missing)}); give a whole HuBERT")
     conv, projection, positions, ffn = (state[name] for name in wanted)
     over_channels = "convolutions.1.norm.weight" in state
     return {
@@ -125,34 +126,34 @@ def settings_of(values: Any, path: Path) -> EncoderConfig:
     """The size of an encoder that a file states, in our own words.
 
     Raises:
-        ValueError: It states none, or something that is none.
+        UserError: It states none, or something that is none.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path} does not say how large its encoder is; give a checkpoint of `hubert fit` or `import`")
+        raise UserError(f"{path} does not say how large its encoder is; give a checkpoint of `hubert fit` or `import`")
     if unknown := values.keys() - {field.name for field in fields(EncoderConfig)}:
-        raise ValueError(
+        raise UserError(
             f"{path} has encoder settings we do not know ({summary_of(unknown)}); open it with its own version"
         )
     for name, value in values.items():
         default = getattr(EncoderConfig, name)
         if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-            raise ValueError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
+            raise UserError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
         if isinstance(value, (int, float)) and not abs(value) < 2**63:
-            raise ValueError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
+            raise UserError(f"{path} sets the encoder's {name} to {shown(value)}, as nobody would; it is damaged")
     try:
         return EncoderConfig(**values)
     except ValueError as error:
-        raise ValueError(f"{path} describes no encoder: {error}") from error
+        raise UserError(f"{path} describes no encoder: {error}") from error
 
 
 def heads_of(dim: int, num_heads: int | None, path: Path) -> int:
     """How many heads attend, where a format does not say: as in the released model of this width.
 
     Raises:
-        ValueError: None was released, and nobody says so.
+        UserError: None was released, and nobody says so.
     """
     if num_heads is None and dim not in HEADS:
-        raise ValueError(
+        raise UserError(
             f"{path} has a width of {dim}, and does not tell how many heads attend; say so: hubert import {path} DEST "
             "--num_heads N"
         )
@@ -163,12 +164,12 @@ def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
     """The encoder in eval mode, on the CPU, in float32.
 
     Raises:
-        ValueError: Weights are missing, superfluous, of another shape than the settings ask for, or not finite.
+        UserError: Weights are missing, superfluous, of another shape than the settings ask for, or not finite.
     """
     layers = {name.split(".")[1] for name in trained.encoder if name.startswith("layers.")}
     asked = trained.config.num_layers
     if len(layers) < asked:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks weights of the encoder: its settings ask for {asked} layers, and it has {len(layers)}"
         )
     try:
@@ -176,7 +177,7 @@ def encoder_of(trained: Trained, path: Path) -> HubertEncoder:
             encoder = HubertEncoder(trained.config)
     except (RuntimeError, TypeError) as error:  # the second of what 64 bits cannot count
         said = str(error).split("\n")[0]
-        raise ValueError(f"{path} describes an encoder that no memory holds ({said}); it is damaged") from error
+        raise UserError(f"{path} describes an encoder that no memory holds ({said}); it is damaged") from error
     load(encoder, trained.encoder, path, "encoder")
     return encoder.eval()
 
@@ -185,7 +186,7 @@ def linear_of(state: Mapping[str, Tensor], path: Path) -> nn.Linear:
     """The layer that spells, in eval mode."""
     weight = state["weight"]
     if weight.dim() != 2:
-        raise ValueError(f"{path}: the head has shape {tuple(weight.shape)}, and is a matrix; get it again")
+        raise UserError(f"{path}: the head has shape {tuple(weight.shape)}, and is a matrix; get it again")
     head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     load(head, state, path, "layer that spells")
     return head.eval()
@@ -196,7 +197,7 @@ def predictors_of(trained: Trained, path: Path) -> list[ClusterPredictor]:
     heads = []
     for state in trained.predictors:
         if state.keys() != {"codewords", "projection.weight", "projection.bias"} or state["codewords"].dim() != 2:
-            raise ValueError(f"{path} has half a head of pre-training ({summary_of(state)}); get it again")
+            raise UserError(f"{path} has half a head of pre-training ({summary_of(state)}); get it again")
         clusters, final_dim = state["codewords"].shape
         with torch.device("meta"):
             head = ClusterPredictor(trained.config.dim, clusters, final_dim, trained.temperature)
@@ -209,23 +210,23 @@ def load(module: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) 
     """Give a module weights that somebody else wrote.
 
     Raises:
-        ValueError: They are not those of such a module, or not finite.
+        UserError: They are not those of such a module, or not finite.
     """
     expected = {name: value.shape for name, value in module.state_dict().items()}
     if missing := expected.keys() - state.keys():
-        raise ValueError(f"{path} lacks weights of the {what} ({summary_of(missing)}); give a whole HuBERT")
+        raise UserError(f"{path} lacks weights of the {what} ({summary_of(missing)}); give a whole HuBERT")
     if unexpected := state.keys() - expected.keys():
-        raise ValueError(
+        raise UserError(
             f"{path} has weights that this {what} has no place for ({summary_of(unexpected)}); give a plain HuBERT"
         )
     for name, shape in expected.items():
         if state[name].shape != shape:
             found, wanted = tuple(state[name].shape), tuple(shape)
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name} has shape {found}, but its settings ask for {wanted}; one of the two is wrong"
             )
         if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
-            raise ValueError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
+            raise UserError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
     # Copies: a mapped file may be overwritten by the next checkpoint while we live
     module.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.training.parser import INSIDE
 
 COUNTS = {
@@ -78,23 +78,23 @@ def check_arguments(config: Namespace, verb: str) -> None:
         verb: "fit", "validate", "test" or "predict".
 
     Raises:
-        ValueError: A number is not finite, or an option of the Trainer, the seed, or the encoder makes no sense.
+        UserError: A number is not finite, or an option of the Trainer, the seed, or the encoder makes no sense.
     """
     for key, value in _numbers(config, ""):
         if not math.isfinite(value):
-            raise ValueError(f"{key} is {value}; give a finite number")
+            raise UserError(f"{key} is {value}; give a finite number")
     _check_classes(config)
     seed = config.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(
+        raise UserError(
             f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}, with which the run can be repeated"
         )
     for name, instead in INSIDE.items():
         if config.get(name):
-            raise ValueError(f"there is no option {name}; {instead}")
+            raise UserError(f"there is no option {name}; {instead}")
     trainer, settings = config.trainer, config.model.get("init_args") or {}
     if "encoder" in settings and settings["encoder"] is None:
-        raise ValueError("model.init_args.encoder is null; leave it out, or give its sizes, such as {dim: 768}")
+        raise UserError("model.init_args.encoder is null; leave it out, or give its sizes, such as {dim: 768}")
     for name, (least, most) in COUNTS.items():
         if isinstance(value := trainer.get(name), (int, float)):
             within(least, most, **{f"trainer.{name}": value})
@@ -104,21 +104,21 @@ def check_arguments(config: Namespace, verb: str) -> None:
     _check_devices(trainer.devices)
     interval = trainer.val_check_interval
     if isinstance(interval, (int, float)) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
-        raise ValueError(
+        raise UserError(
             f"trainer.val_check_interval is {interval}; give a number of batches, 1 or more, or a share of an epoch, "
             "above 0.0 and up to 1.0"
         )
     if verb == "fit" and trainer.limit_train_batches == 0:
-        raise ValueError("trainer.limit_train_batches is 0, which leaves nothing to train on; give 1 or more")
+        raise UserError("trainer.limit_train_batches is 0, which leaves nothing to train on; give 1 or more")
     if trainer.get("barebones"):
-        raise ValueError("trainer.barebones is true, which would keep no checkpoint and log nothing; leave it out")
+        raise UserError("trainer.barebones is true, which would keep no checkpoint and log nothing; leave it out")
     if trainer.overfit_batches:
-        raise ValueError(
+        raise UserError(
             f"trainer.overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; leave it "
             "out, and name a manifest of a few utterances in data.init_args.train"
         )
     if isinstance(trainer.strategy, str) and trainer.strategy.split("_find")[0] in SPAWNING:
-        raise ValueError(
+        raise UserError(
             f"trainer.strategy is {trainer.strategy}, whose processes do not start as the command did; take ddp"
         )
     if verb == "fit":
@@ -126,7 +126,7 @@ def check_arguments(config: Namespace, verb: str) -> None:
         _check_callbacks(config)
     endless = trainer.max_steps == -1 and (trainer.max_epochs or -1) == -1 and not config.iterations
     if verb == "fit" and trainer.get("max_time") is not None and endless:
-        raise ValueError(
+        raise UserError(
             "trainer.max_time is given and trainer.max_steps is not; give max_steps too: the learning rate follows "
             "a schedule over these steps, and the fit ends at whichever comes first"
         )
@@ -140,7 +140,7 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
         given: Name and content of every file of options and of the command line, options by their dotted names.
 
     Raises:
-        ValueError: Somebody gave such an option another value.
+        UserError: Somebody gave such an option another value.
     """
     for name, options in given:
         if {"output", "trainer.default_root_dir", "checkpoint.dirpath"} <= options.keys():
@@ -149,7 +149,7 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
         for option in ("trainer.default_root_dir", "checkpoint.dirpath"):
             value = options.get(option)
             if value not in (None, "null") and Path(str(value)) not in (Path(str(output)), Path(config.output)):
-                raise ValueError(
+                raise UserError(
                     f"{name}: {option} is {value}, and a run writes to its output, {config.output}; give "
                     "--output instead"
                 )
@@ -157,7 +157,7 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
         for option in ("data.init_args.seed", "data.seed"):
             value = options.get(option)
             if value is not None and str(value) not in (str(seed), str(config.seed_everything)):
-                raise ValueError(
+                raise UserError(
                     f"{name}: {option} is {value}, and the data takes the seed of the run, {config.seed_everything}; "
                     "give --seed_everything instead"
                 )
@@ -167,13 +167,13 @@ def _check_classes(config: Namespace) -> None:
     """Refuse models and data that are not ours, or not for each other."""
     tasks = [name for name in _bases(config.model.class_path) if name in FITTING]
     if not tasks:
-        raise ValueError(
+        raise UserError(
             f"model: {config.model.class_path} is none of this package's tasks; take hubert_lightning."
             f"{' or hubert_lightning.'.join(FITTING)}, or a subclass; other modules train with a Trainer of their own"
         )
     wanted = FITTING[tasks[0]]
     if wanted not in _bases(config.data.class_path):
-        raise ValueError(
+        raise UserError(
             f"data: {config.data.class_path} does not fit {config.model.class_path}; take hubert_lightning.{wanted}, "
             "or a subclass"
         )
@@ -195,14 +195,14 @@ def _check_keeping(config: Namespace) -> None:
     )
     for name, values in KEEPING.items():
         if name in checkpoint and not any(checkpoint[name] is value or checkpoint[name] == value for value in values):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint.{name}={checkpoint[name]} would not keep the last.ckpt from which a run goes on; {more}"
             )
     for name in ("every_n_train_steps", "every_n_epochs"):
         if (every := checkpoint.get(name)) is not None:
             within(1, **{f"checkpoint.{name}": every})
     if trainer.enable_checkpointing is False:
-        raise ValueError(
+        raise UserError(
             "trainer.enable_checkpointing is false, which would not keep the last.ckpt from which a run goes on; leave "
             "it out, and save less often by checkpoint.every_n_train_steps"
         )
@@ -217,16 +217,16 @@ def _check_callbacks(config: Namespace) -> None:
         package, name = callback.class_path.split(".")[0], callback.class_path.rsplit(".", 1)[-1]
         settings = callback.get("init_args") or {}
         if package != __package__ and name in REFUSED_CALLBACKS:
-            raise ValueError(f"trainer.callbacks: {name} {REFUSED_CALLBACKS[name]}")
+            raise UserError(f"trainer.callbacks: {name} {REFUSED_CALLBACKS[name]}")
         if name == "ModelCheckpoint" and settings.get("filename") in ("last", "previous"):
-            raise ValueError(
+            raise UserError(
                 f"trainer.callbacks: a ModelCheckpoint with filename {settings['filename']} would overwrite the "
                 "checkpoint from which a run goes on; give it another filename"
             )
         task, monitor = config.model.class_path.rsplit(".", 1)[-1], settings.get("monitor")
         known = [f"val/{metric}" for metric in VALIDATED.get(task, ())]
         if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
-            raise ValueError(
+            raise UserError(
                 f"trainer.callbacks: {name} monitors {monitor}, which no validation of {task} finds; take one of "
                 f"{', '.join(known)}"
             )
@@ -239,7 +239,7 @@ def _check_devices(devices: Any) -> None:
     number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
     nothing = isinstance(number, (str, list)) and not number
     if nothing or (isinstance(number, int) and number != -1 and not 1 <= number <= MOST_DEVICES):
-        raise ValueError(
+        raise UserError(
             f"trainer.devices is {devices}; give a number of devices from 1 to {MOST_DEVICES}, -1 or auto for all, or "
             "a list of their numbers"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import replacing
 from hubert_lightning.pretrained.formats.own import read_checkpoint, save_tensors
 
@@ -22,7 +23,7 @@ def average(checkpoints: list[Path], out: Path) -> None:
         out: the .ckpt to write
     """
     if Path(out).exists():
-        raise ValueError(f"{out}: is there already; remove it, or choose another OUT")
+        raise UserError(f"{out}: is there already; remove it, or choose another OUT")
     write_average(checkpoints, out)
     print(f"{out}: the mean of {', '.join(map(str, checkpoints))}")
 
@@ -31,7 +32,7 @@ def write_average(checkpoints: Sequence[Path], out: Path) -> None:
     """Write the mean of some checkpoints whole or not at all.
 
     Raises:
-        ValueError: None is named, one is damaged, or they are of different models; or the disk is full.
+        UserError: None is named, one is damaged, or they are of different models; or the disk is full.
     """
     mean = averaged(checkpoints)
     with replacing(Path(out)) as file:
@@ -42,22 +43,22 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
     """The first checkpoint, with the mean of all for weights; counts (integer buffers) are those of the first.
 
     Raises:
-        ValueError: None is named, one is damaged, or they are of different models.
+        UserError: None is named, one is damaged, or they are of different models.
     """
     if not checkpoints:
-        raise ValueError("no checkpoint is named to be averaged; give one or more in brackets: '[a.ckpt, b.ckpt]'")
+        raise UserError("no checkpoint is named to be averaged; give one or more in brackets: '[a.ckpt, b.ckpt]'")
     first, *others = (_sound(Path(path)) for path in checkpoints)
     states: list[dict[str, Tensor]] = [first["state_dict"], *(other["state_dict"] for other in others)]
     for path, state in zip(checkpoints[1:], states[1:], strict=True):
         for name in states[0] | state:
             here, there = (tuple(of[name].shape) if name in of else "not there" for of in (state, states[0]))
             if here != there:
-                raise ValueError(
+                raise UserError(
                     f"{path}: its {name} is {here}, that of {checkpoints[0]} {there}; average checkpoints of one model"
                 )
     for path, state in zip(checkpoints, states, strict=True):
         if (broken := first_not_finite(state)) is not None:
-            raise ValueError(f"{path}: its {broken} is NaN or infinite; average others")
+            raise UserError(f"{path}: its {broken} is NaN or infinite; average others")
     weights = {name: _mean([state[name] for state in states]) for name in states[0]}
     rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
     return rest | {"state_dict": weights, "averaged": [Path(path).name for path in checkpoints]}
@@ -69,7 +70,7 @@ def _sound(path: Path) -> dict[str, Any]:
     except ValueError as error:
         if not path.is_file():
             raise
-        raise ValueError(
+        raise UserError(
             f"{path}: damaged; remove it, and run the same command again to average the others ({error})"
         ) from error
 

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import (
     also_named,
     check_regular,
@@ -52,7 +53,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Raises `ValueError` if the disk is full; what was saved before stays."""
+        """Raises `UserError` if the disk is full; what was saved before stays."""
         path = Path(path)
         if path.name != LAST:
             with replacing(path) as file:
@@ -63,7 +64,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             with replacing(new) as file:
                 save_tensors(checkpoint, file)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(new), str(path), 1)) from error
+            raise UserError(str(error).replace(str(new), str(path), 1)) from error
         try:
             if path.exists() and not has_its_end(path):
                 set_aside(path)
@@ -76,7 +77,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                 os.replace(before, path.with_name(PREVIOUS))
                 sync_folder(path.parent)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: cannot be replaced ({error.strerror}); what was saved before is kept, so correct that and "
                 "run the same command again"
             ) from error
@@ -109,7 +110,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     A checkpoint is sound if every byte is as it was written and every weight is finite.
 
     Raises:
-        ValueError: There are some, but none is sound.
+        UserError: There are some, but none is sound.
     """
     there = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     for path in there:
@@ -117,7 +118,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
             return path
         log.warning("%s is %s, and passed over; what it was is trained again", path, reason)
     if there:
-        raise ValueError(
+        raise UserError(
             f"{there[0]}: damaged, and no other checkpoint of this run is whole; restore one, or remove "
             f"{' and '.join(path.name for path in there)} to start anew"
         )
@@ -132,7 +133,7 @@ def set_damaged_aside(folder: Path, newest: Path | None) -> None:
         newest: Its newest sound checkpoint.
 
     Raises:
-        ValueError: The folder cannot be written to.
+        UserError: The folder cannot be written to.
     """
     last = folder / LAST
     if newest is None or newest == last or not last.exists():
@@ -140,7 +141,7 @@ def set_damaged_aside(folder: Path, newest: Path | None) -> None:
     try:
         log.warning("%s is kept as %s", last, set_aside(last).name)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{last}: damaged, and cannot be renamed ({error.strerror}); make {folder} writable, and run the same "
             "command again"
         ) from error
@@ -196,7 +197,7 @@ class WholeSteps(Callback):
         ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
         before = checkpoint.get("ranks", ranks), checkpoint.get("accumulate", accumulate)
         if before[0] * before[1] != ranks * accumulate:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint is of steps of {before[0]} ranks x {before[1]} batches, not {ranks} x {accumulate}; "
                 "keep the product by trainer.accumulate_grad_batches, or start another run from its encoder "
                 "(model.init_args.pretrained)"
@@ -322,7 +323,7 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
         checkpoint: Content of the checkpoint.
 
     Raises:
-        ValueError: The table cannot be read; or the disk is full, or cannot be written to.
+        UserError: The table cannot be read; or the disk is full, or cannot be written to.
     """
     table = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
     if rank_zero_only.rank or not table.exists():  # type: ignore[attr-defined]
@@ -332,7 +333,7 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
         with table.open("rb") as file:
             read = list(csv.DictReader(_rows(file)))
     except (OSError, csv.Error) as error:
-        raise ValueError(f"{table}: cannot be read ({error}); move it away, and run the same command again") from error
+        raise UserError(f"{table}: cannot be read ({error}); move it away, and run the same command again") from error
     sound = [row for row in read if "\ufffd" not in str(row)]
     if len(sound) < len(read):
         log.warning("%s: %d damaged rows are left out", table, len(read) - len(sound))
@@ -390,7 +391,7 @@ class BestCheckpoints(ModelCheckpoint):
         dirpath: Path | None = None,
     ) -> None:
         if not 1 <= keep <= 10**6:
-            raise ValueError(f"BestCheckpoints: keep is {keep}; keep one or more, or leave the callback out")
+            raise UserError(f"BestCheckpoints: keep is {keep}; keep one or more, or leave the callback out")
         super().__init__(
             dirpath=None if dirpath is None else str(dirpath),
             filename="best-{step}",
@@ -436,7 +437,7 @@ class BestCheckpoints(ModelCheckpoint):
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self.monitor not in monitor_candidates:
             there = ", ".join(name for name in monitor_candidates if name.startswith("val/")) or "nothing"
-            raise ValueError(f"BestCheckpoints: validation finds {there}, but no {self.monitor}; correct its monitor")
+            raise UserError(f"BestCheckpoints: validation finds {there}, but no {self.monitor}; correct its monitor")
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests, speaker_of, transcript
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.training.batches import PretrainingBatches, TranscribedBatches
 from hubert_lightning.training.provenance import Manifest, compared, ordered_fingerprint
@@ -83,7 +83,7 @@ class PretrainingData(LightningDataModule):
         _check_durations(max_duration=max_duration, max_crop=max_crop)
         _check_masks(mask_prob, mask_length)
         if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
-            raise ValueError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
+            raise UserError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
         self.max_duration, self.max_crop = max_duration, max_crop
@@ -119,17 +119,17 @@ class PretrainingData(LightningDataModule):
             self.validation_cuts = read_corpora(self.manifests["validation"])
         validated = set(self.validation_cuts.ids())
         if both := next((cut_id for cut_id in train.ids() if cut_id in validated), None):
-            raise ValueError(f"{both}: among the training and the validation utterances; keep them apart")
+            raise UserError(f"{both}: among the training and the validation utterances; keep them apart")
         for cut_id, samples in ids_and_samples(self.validation_cuts):
             if num_frames(samples) < 2:
-                raise ValueError(f"{cut_id}: too short to validate on, less than two frames; leave it out")
+                raise UserError(f"{cut_id}: too short to validate on, less than two frames; leave it out")
         shortest = max(seconds_to_samples(self.min_duration), num_samples(2))
         self.train_cuts = train.chosen(train.num_samples >= shortest)
         if stage == "fit" and self.trainer is not None and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.train_cuts, self.validation_cuts = _first(self.train_cuts), _first(self.validation_cuts)
         if not len(self.train_cuts) or (self.weights and not all(self.train_cuts.sizes)):
             empty = [str(path) for path, size in zip(self.manifests["train"], self.train_cuts.sizes) if not size]
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(empty)}: no utterance lasts min_duration {self.min_duration} s or more; lower it"
             )
         if short := int((train.num_samples < shortest).sum()):
@@ -150,7 +150,7 @@ class PretrainingData(LightningDataModule):
             checkpoint: Path of the checkpoint.
 
         Raises:
-            ValueError: The training manifests are others.
+            UserError: The training manifests are others.
         """
         if isinstance(state_dict, dict):  # checkpoints of earlier versions do not say
             compared(state_dict.get("train"), self.manifests["train"], self._manifests("train"), "train", checkpoint)
@@ -159,7 +159,7 @@ class PretrainingData(LightningDataModule):
         """Put the manifests into the order of the checkpoint that training resumes from.
 
         Raises:
-            ValueError: Manifests or labels are not those that it was trained with, or the batches of another order are
+            UserError: Manifests or labels are not those that it was trained with, or the batches of another order are
                 planned already.
         """
         if not _fitting(self):
@@ -171,7 +171,7 @@ class PretrainingData(LightningDataModule):
         }
         _check_order(self, order["train"], self.manifests["train"])
         if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
-            raise ValueError(
+            raise UserError(
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
                 "a backup, or start another run with another --output"
             )
@@ -199,13 +199,13 @@ class PretrainingData(LightningDataModule):
         return self._loader(self.validation_cuts, shuffle=False) if len(self.validation_cuts) else []
 
     def predict_dataloader(self) -> DataLoader:
-        raise ValueError(
+        raise UserError(
             "a pre-trained model has no transcripts to predict; fine-tune it, or use load_encoder().features"
         )
 
     def _loader(self, cuts: Corpora, shuffle: bool) -> DataLoader:
         if self.labels is None:
-            raise ValueError(
+            raise UserError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
             )
         self.labels.check(cuts, _model(self).num_clusters)
@@ -285,9 +285,9 @@ class TranscribedData(LightningDataModule):
             if paths is None and part == "validation" and stage == "fit":
                 continue
             if paths is None:
-                raise ValueError(f"data.{part} names no manifest; `hubert {TrainerFn(stage).value}` needs one")
+                raise UserError(f"data.{part} names no manifest; `hubert {TrainerFn(stage).value}` needs one")
             if not paths:
-                raise ValueError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
+                raise UserError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
             self._parts[part] = read_manifests(paths)
             self.cuts[part] = _joined(self._parts[part])
             check_audio(self.cuts[part])
@@ -304,7 +304,7 @@ class TranscribedData(LightningDataModule):
         """Put the manifests into the order of the checkpoint that training resumes from.
 
         Raises:
-            ValueError: Manifests are not those that it was trained with, or the batches of another order are planned
+            UserError: Manifests are not those that it was trained with, or the batches of another order are planned
                 already.
         """
         if not _fitting(self):
@@ -383,14 +383,14 @@ def _resumed(data: LightningDataModule) -> str:
 
 
 def _check_order(data: LightningDataModule, order: Sequence[int], paths: Sequence[Path]) -> None:
-    """Raise `ValueError` if the Trainer has the batches of another order than the checkpoint's.
+    """Raise `UserError` if the Trainer has the batches of another order than the checkpoint's.
 
     It has where a strategy reads checkpoints late, such as LayerwiseFSDP, and steps are counted by `max_epochs`.
     """
     assert data.trainer is not None
     if list(order) != sorted(order) and data.trainer.train_dataloader is not None:
         named = ", ".join(str(paths[place]) for place in order)
-        raise ValueError(
+        raise UserError(
             f"data.train names the manifests of {_resumed(data)} in another order, and this strategy has planned its "
             f"batches already; give data.train as [{named}]"
         )
@@ -420,14 +420,14 @@ def _counts(cuts: Iterable[Cut]) -> dict[str, Any]:
 def _check_durations(**seconds: float) -> None:
     for name, value in seconds.items():
         if not -math.inf < value <= 2**40:
-            raise ValueError(f"data.{name} is {value} s; it is a duration in seconds")
+            raise UserError(f"data.{name} is {value} s; it is a duration in seconds")
         if num_frames(seconds_to_samples(value)) < 2:
-            raise ValueError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
+            raise UserError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
 
 
 def _check_masks(prob: float, length: int, of: str = "") -> None:
     if not 0 <= prob <= 1 or not 1 <= length <= 2**30:
-        raise ValueError(
+        raise UserError(
             f"{of}mask_prob {prob} and {of}mask_length {length}: a probability is from 0 to 1, a length 1 or more"
         )
 
@@ -441,16 +441,16 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
         training: Whether the model learns from them; if not, unknown characters are a warning, and count as errors.
 
     Raises:
-        ValueError: A cut without words, with characters that are no token, or with more tokens than frames.
+        UserError: A cut without words, with characters that are no token, or with more tokens than frames.
     """
     texts = [(cut, transcript(cut, vocabulary)) for cut in cuts]
     if wordless := [(cut.id, text) for cut, words in texts if not words and (text := _as_written(cut))]:
-        raise ValueError(
+        raise UserError(
             f"{wordless[0][0]}: the transcript {wordless[0][1][:40]!r} contains only punctuation or symbols"
             f"{_and_others(wordless)}; write down what is said, or leave it out"
         )
     if without := [cut.id for cut, text in texts if not text]:
-        raise ValueError(
+        raise UserError(
             f"{without[0]}: no transcript in the manifest{_and_others(without)}; prepare it with its transcripts or "
             "leave it out"
         )
@@ -467,7 +467,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
                 counts,
             )
     if unknown and training:
-        raise ValueError(
+        raise UserError(
             f"{having[0][0]}: the transcript {having[0][1][:40]!r} has characters that are not among the model's "
             f"letters{_and_others(having)}, in all {counts}; spell them out (numbers: `hubert prepare` with "
             "--spell_numbers LANGUAGE) or remove them and prepare the manifest again, or train a model with a "
@@ -480,7 +480,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
         tokens = vocabulary.targets(text)
         needed = len(tokens) + sum(a == b for a, b in pairwise(tokens))  # a blank parts equal ones
         if needed > num_frames(cut.num_samples):
-            raise ValueError(
+            raise UserError(
                 f"{cut.id}: {len(text)} letters for {num_frames(cut.num_samples)} frames of audio, more than CTC can "
                 "align; the transcript belongs to other audio, correct or remove it"
             )
@@ -499,12 +499,12 @@ def _model(data: LightningDataModule) -> Any:
     """The model that the data is for: it knows its own clusters, letters and width.
 
     Raises:
-        ValueError: No Trainer has both.
+        UserError: No Trainer has both.
     """
     model = data.trainer.lightning_module if data.trainer is not None else None
     if model is None:
         name = type(data).__name__
-        raise ValueError(
+        raise UserError(
             f"{name}: its batches depend on the model, which it takes from its Trainer; call trainer.fit(model, "
             f"datamodule=data), or set {name}.trainer to a Trainer that has the model"
         )
@@ -520,7 +520,7 @@ def _loader(
 ) -> DataLoader:
     trainer = data.trainer
     if trainer.overfit_batches:
-        raise ValueError(
+        raise UserError(
             f"overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; leave it out, and "
             "give the data a manifest of a few utterances"
         )

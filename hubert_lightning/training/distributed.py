@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from hubert_lightning.data.workers import killed_worker
+from hubert_lightning.errors import UserError
 from hubert_lightning.model.hubert import HubertEncoder
 
 
@@ -28,7 +29,7 @@ class LayerwiseFSDP(ModelParallelStrategy):
 
     def __init__(self, timeout_minutes: float | None = None) -> None:
         if timeout_minutes is not None and not 0 < timeout_minutes <= 2**20:
-            raise ValueError(f"timeout_minutes is {timeout_minutes}; it is a number of minutes above 0")
+            raise UserError(f"timeout_minutes is {timeout_minutes}; it is a number of minutes above 0")
         timeout = default_pg_timeout if timeout_minutes is None else timedelta(minutes=timeout_minutes)
         super().__init__(save_distributed_checkpoint=False, timeout=timeout)
         self.timeout_minutes = timeout_minutes
@@ -79,7 +80,7 @@ def together(work: Callable[[], T]) -> T:
         sentence = None if failure is None else killed_worker(failure) or str(failure) or repr(failure)
         dist.all_gather_object(failures, sentence)
         if failure is None and (first := next(filter(None, failures), None)):
-            raise ValueError(first)
+            raise UserError(first)
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]

@@ -10,7 +10,6 @@ import logging
 import re
 import secrets
 import shutil
-import traceback
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator
@@ -43,6 +42,7 @@ from hubert_lightning.asr.score_report import report
 from hubert_lightning.asr.scoring import read_results, score, write_scores
 from hubert_lightning.console import is_first_process, show_messages
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.mfcc import Part
 from hubert_lightning.files import check_regular, is_unfinished, write_whole
 from hubert_lightning.interrupts import held
@@ -278,7 +278,7 @@ class HubertCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator has not
-            raise ValueError(f"trainer: {_one_line(error)}; correct the config") from error
+            raise UserError(f"trainer: {_one_line(error)}; correct the config") from error
         for logger in trainer.loggers:
             if isinstance(settings := getattr(logger, "_wandb_init", None), dict):
                 _quieten(settings)
@@ -291,7 +291,7 @@ class HubertCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Raises `ValueError` with what another package says of a value that the config gives it."""
+        """Raises `UserError` with what another package says of a value that the config gives it."""
         with _sentences():
             super().instantiate_classes()
         make = getattr(self.model, "optimizer", None)
@@ -307,7 +307,7 @@ class HubertCLI(LightningCLI):
         """Let a trial run (`fast_dev_run`) write to a folder that is removed, beside the one of the run.
 
         Raises:
-            ValueError: That folder is one of the user's, or another trial run is at work in it.
+            UserError: That folder is one of the user's, or another trial run is at work in it.
         """
         folder = Path(config.output).resolve()
         scratch = folder.with_name(folder.name + SCRATCH)
@@ -337,13 +337,13 @@ class HubertCLI(LightningCLI):
             unfinished = [run for run in runs if not _finished(run)]
             for run, following in pairwise(runs):
                 if run in unfinished and any(Path(following.output).glob("*.ckpt")):
-                    raise ValueError(
+                    raise UserError(
                         f"{run.output}: with more steps, its labels would no longer be those of {following.output}; "
                         "remove that folder, or choose another --output"
                     )
             if not unfinished:
                 for folder in dict.fromkeys([config.output, *(run.output for run in runs)]):
-                    with suppress(ValueError), locked(Path(folder)):
+                    with suppress(UserError), locked(Path(folder)):
                         pass  # which removes the lock of a fit that was killed when all was done
                 if is_first_process():
                     print(_finished_already(runs[-1], Path(config.output)))
@@ -372,7 +372,7 @@ class HubertCLI(LightningCLI):
         """Be alone in a run's folder until this command ends, and in those of its iterations.
 
         Raises:
-            ValueError: Another process is at work there; or the folder cannot be made.
+            UserError: Another process is at work there; or the folder cannot be made.
         """
         self._locks.enter_context(locked(folder))
         for other in (folder.parent, *folder.glob("iteration*")):
@@ -380,7 +380,7 @@ class HubertCLI(LightningCLI):
                 raise refuse(other, holder)
 
     def _refuse_another_run(self, config: Namespace) -> None:
-        """Raise `ValueError` if the folder holds what a run with another model, other data or labels left."""
+        """Raise `UserError` if the folder holds what a run with another model, other data or labels left."""
         folder = Path(config.output)
         if not any(folder.glob("*.ckpt")):
             return  # nothing was trained here
@@ -394,13 +394,13 @@ class HubertCLI(LightningCLI):
                 restore_config(folder / CONFIG, f"another {difference} than its checkpoint", checkpoint)
                 return
             break
-        raise ValueError(
+        raise UserError(
             f"{folder}: already holds another run, which differs in {difference}; "
             "choose another --output, or remove that folder"
         )
 
     def before_fit(self) -> None:
-        """Raise `ValueError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
+        """Raise `UserError` if the optimizer cannot be made, or the run cannot go on from its checkpoint."""
         for logger in self.trainer.loggers:
             if logger.log_dir:
                 check_files(Path(logger.log_dir))
@@ -412,12 +412,12 @@ class HubertCLI(LightningCLI):
                 rank_zero_info(f"{path}: does not say which manifests it was trained with, so they are not compared")
             spelled = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
             if spelled and spelled != self.model.hparams.get("vocabulary"):
-                raise ValueError(
+                raise UserError(
                     f"{path}: spells with another vocabulary than the model to train; give both the same "
                     "model.init_args.vocabulary, or start from its encoder alone by model.init_args.pretrained"
                 )
             if "optimizer_states" not in checkpoint:
-                raise ValueError(
+                raise UserError(
                     f"{path}: weights alone, such as a mean, from which no run goes on; start another from its encoder "
                     "(model.init_args.pretrained)"
                 )
@@ -437,7 +437,7 @@ class HubertCLI(LightningCLI):
         self._check_judged("predict_loop")
 
     def _check_judged(self, loop: str) -> None:
-        """Raise `ValueError` if the checkpoint to judge is damaged, or one of another model."""
+        """Raise `UserError` if the checkpoint to judge is damaged, or one of another model."""
         path = Path(self.config_init[self.subcommand].ckpt_path)
         checkpoint = read_checkpoint(path)
         check_weights(self.model, checkpoint, path)
@@ -446,7 +446,7 @@ class HubertCLI(LightningCLI):
 
     def before_test(self) -> None:
         if not is_overridden("test_step", self.model):
-            raise ValueError(
+            raise UserError(
                 f"{type(self.model).__name__} has no error rates to test; use `hubert validate`, or fine-tune it first"
             )
         self._check_judged("test_loop")
@@ -523,10 +523,10 @@ def _end_tracking(trainer: Trainer) -> None:
 
 
 def _check_trial(scratch: Path) -> None:
-    """Raise `ValueError` if a folder, which a trial run empties, has anything in it that no trial run wrote."""
+    """Raise `UserError` if a folder, which a trial run empties, has anything in it that no trial run wrote."""
     theirs = [path for path in _content(scratch) if not is_unfinished(path)]
     if scratch.is_symlink() or (theirs and not (scratch / TRIAL).is_file()):
-        raise ValueError(
+        raise UserError(
             f"{scratch}: a trial (fast_dev_run) would empty this folder, which none has made; rename it, or choose "
             "another --output"
         )
@@ -547,31 +547,31 @@ def _empty(scratch: Path) -> None:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Turn what Lightning and others say of a mistake in the config into `ValueError`s of one sentence."""
+    """Turn what Lightning and others say of a mistake in the config into `UserError`s of one sentence."""
     try:
         yield
     except MisconfigurationException as error:
-        raise ValueError(f"{_one_line(error)}; correct the config") from error
+        raise UserError(f"{_one_line(error)}; correct the config") from error
     except RuntimeError as error:
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
-        raise ValueError(f"EarlyStopping: {_one_line(error)}; correct its monitor") from error
+        raise UserError(f"EarlyStopping: {_one_line(error)}; correct its monitor") from error
     except ImportError as error:
         if str(error.name).startswith("hubert_lightning"):
             raise
-        raise ValueError(f"{_one_line(error)}; {INSTALL}") from error
+        raise UserError(f"{_one_line(error)}; {INSTALL}") from error
     except ValueError as error:
         if "val_check_interval" in str(error) and not str(error).startswith("trainer."):
-            raise ValueError(
+            raise UserError(
                 f"trainer.val_check_interval: {_one_line(error)}; lower it, or set trainer.check_val_every_n_epoch to "
                 "null to count batches over epochs"
             ) from error
         chain = [error, *_causes(error)]
         problem = next((one for one in chain if str(one).startswith("Problem with given class_path")), None)
-        if problem is None or _is_ours(chain[-1]):
+        if problem is None or isinstance(chain[-1], UserError):
             raise
         way = INSTALL if isinstance(chain[-1], ImportError) else "correct the config"
-        raise ValueError(f"{_one_line(problem)}; {way}") from error
+        raise UserError(f"{_one_line(problem)}; {way}") from error
 
 
 INSTALL = "install that package, or choose another class in the config (trainer.logger, trainer.callbacks)"
@@ -582,12 +582,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause := error.__cause__ or error.__context__:
         yield cause
         error = cause
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether it was raised in this package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
 
 
 def _one_line(error: BaseException) -> str:
@@ -634,36 +628,36 @@ def _default_precision(trainer: Namespace) -> str | None:
 
 
 def _check_output(config: Namespace) -> None:
-    """Raise `ValueError` if the run has no end, or if its folder is none or one of the other kind of run."""
+    """Raise `UserError` if the run has no end, or if its folder is none or one of the other kind of run."""
     folder, trainer = Path(config.output), config.trainer
     if not config.iterations and trainer.max_steps < 1 and (trainer.max_epochs or 0) < 1:
-        raise ValueError("nothing says when this fit ends; set trainer.max_steps, or the max_steps of iterations")
+        raise UserError("nothing says when this fit ends; set trainer.max_steps, or the max_steps of iterations")
     if (clip := trainer.gradient_clip_val) is not None and clip < 0:
-        raise ValueError(
+        raise UserError(
             f"trainer.gradient_clip_val is {clip}; it is the largest gradient to be allowed, 0 or null for any"
         )
     if trainer.gradient_clip_algorithm not in (None, "norm", "value"):
-        raise ValueError(f"trainer.gradient_clip_algorithm is {trainer.gradient_clip_algorithm}; choose norm or value")
+        raise UserError(f"trainer.gradient_clip_algorithm is {trainer.gradient_clip_algorithm}; choose norm or value")
     if config.iterations and config.ckpt_path:
-        raise ValueError(
+        raise UserError(
             f"ckpt_path {config.ckpt_path} would be the start of every iteration; each goes on from its own last.ckpt, "
             "or name the checkpoint in the features of an iteration"
         )
     if config.iterations and (labels := config.data.init_args.get("labels")):
-        raise ValueError(
+        raise UserError(
             f"data.labels {labels} and iterations, which make labels of their own, are both given; drop one"
         )
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: a file, not a folder; choose another --output")
+        raise UserError(f"{folder}: a file, not a folder; choose another --output")
     other = sorted(folder.glob("*.ckpt" if config.iterations else "iteration*/config.yaml"))
     if other:
-        raise ValueError(f"{folder}: already holds another run ({other[0]}); choose another --output")
+        raise UserError(f"{folder}: already holds another run ({other[0]}); choose another --output")
 
 
 def _single_iterations(config: Namespace) -> Iterator[Namespace]:
     """The fits of one iteration each that a fit of several consists of."""
     if config.trainer.max_steps != -1:
-        raise ValueError(
+        raise UserError(
             f"trainer.max_steps is {config.trainer.max_steps}, but each entry of iterations has its own; set it there"
         )
     if any(iteration.layer == "best" for iteration in config.iterations):
@@ -701,51 +695,51 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
 
 
 def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
-    """Raise `ValueError` for what would otherwise be found out when the iterations before it are trained."""
+    """Raise `UserError` for what would otherwise be found out when the iterations before it are trained."""
     name = f"iterations[{number - 1}]"
     if iteration.features == "previous" and number == 1:
-        raise ValueError(f"{name}.features is 'previous', but nothing precedes it; say 'mfcc' or a path")
+        raise UserError(f"{name}.features is 'previous', but nothing precedes it; say 'mfcc' or a path")
     if (iteration.features == "mfcc") != (iteration.layer is None):
-        raise ValueError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
+        raise UserError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
     if iteration.parts and iteration.features != "mfcc":
-        raise ValueError(f"{name} has parts {', '.join(iteration.parts)}, which only MFCCs have; leave them out")
+        raise UserError(f"{name} has parts {', '.join(iteration.parts)}, which only MFCCs have; leave them out")
     layer = 1 if iteration.layer == "best" else iteration.layer or 0
     if iteration.features == "previous" and not 1 <= layer <= num_layers:
-        raise ValueError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
+        raise UserError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
     if iteration.features not in ("mfcc", "previous"):
         try:
             their_layers = encoder_config(iteration.features).num_layers
         except ValueError as error:
-            raise ValueError(f"{name}.features: {error}") from error
+            raise UserError(f"{name}.features: {error}") from error
         if not 1 <= layer <= their_layers:
-            raise ValueError(
+            raise UserError(
                 f"{name} has layer {iteration.layer} of {iteration.features}, "
                 f"which has {their_layers}; name one of those"
             )
     if iteration.max_steps < 1:
-        raise ValueError(f"{name}.max_steps is {iteration.max_steps}; take at least one step, or drop the iteration")
+        raise UserError(f"{name}.max_steps is {iteration.max_steps}; take at least one step, or drop the iteration")
     for clusters in _listed(iteration.clusters):
         if not 2 <= clusters <= min(iteration.max_frames, 2**16):
-            raise ValueError(
+            raise UserError(
                 f"{name} asks for {clusters} clusters of {iteration.max_frames} frames; "
                 "it takes at least 2, no more than frames, and no more than 65536"
             )
     if not _listed(iteration.clusters):
-        raise ValueError(f"{name}.clusters is an empty list; give a number of clusters")
+        raise UserError(f"{name}.clusters is an empty list; give a number of clusters")
     if iteration.quantizer:
         try:
             load_quantizer(iteration.quantizer, _clusters(iteration))
         except ValueError as error:
-            raise ValueError(f"{name}.quantizer: {error}") from error
+            raise UserError(f"{name}.quantizer: {error}") from error
         if iteration.layer == "best":
-            raise ValueError(f"{name} has layer best and a quantizer, which was fitted on one layer; say which it was")
+            raise UserError(f"{name} has layer best and a quantizer, which was fitted on one layer; say which it was")
     if iteration.weights == "previous" and number == 1:
-        raise ValueError(f"{name}.weights is 'previous', but nothing precedes it; say 'fresh' or a path")
+        raise UserError(f"{name}.weights is 'previous', but nothing precedes it; say 'fresh' or a path")
     if iteration.weights not in ("fresh", "previous"):
         try:
             encoder_config(iteration.weights)
         except ValueError as error:
-            raise ValueError(f"{name}.weights: {error}") from error
+            raise UserError(f"{name}.weights: {error}") from error
 
 
 def _clusters(iteration: Iteration) -> list[int]:
@@ -885,18 +879,18 @@ def _checkpoint_to_judge(folder: Path) -> str:
     if found := best if best.exists() else newest_checkpoint(folder):
         return str(found)
     if iterations := sorted(folder.glob("iteration*/config.yaml")):
-        raise ValueError(
+        raise UserError(
             f"{folder}: holds several iterations; choose one by its config, as in --config {iterations[-1]}"
         )
-    raise ValueError(f"{folder}: holds no best.ckpt or last.ckpt; fit first, or name a checkpoint with --ckpt_path")
+    raise UserError(f"{folder}: holds no best.ckpt or last.ckpt; fit first, or name a checkpoint with --ckpt_path")
 
 
 def _check_kind(path: Path, class_path: str) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; correct --ckpt_path")
+        raise UserError(f"{path}: no such checkpoint; correct --ckpt_path")
     stated = read_checkpoint(path).get("hyper_parameters") or {}
     if not isinstance(stated, dict):
-        raise ValueError(f"{path}: its hyper_parameters are no settings; take another checkpoint")
+        raise UserError(f"{path}: its hyper_parameters are no settings; take another checkpoint")
     check_kind(stated, class_path.rsplit(".", 1)[-1], path)
 
 

@@ -23,7 +23,7 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, weights_fingerprint, write_rows
 from hubert_lightning.data.manifest import fingerprint
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
@@ -87,7 +87,7 @@ class CTCFinetuning(LightningModule):
         within(0, 1, warmup=warmup, decay=decay)
         within(0, freeze_steps=freeze_steps)
         if warmup + decay > 1:
-            raise ValueError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
+            raise UserError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
         weights = head = None
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
@@ -161,7 +161,7 @@ class CTCFinetuning(LightningModule):
         if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
             return
         if self.trainer.world_size > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
-            raise ValueError(
+            raise UserError(
                 f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
                 "take trainer.strategy ddp_find_unused_parameters_true, or freeze_steps 0"
             )
@@ -345,10 +345,10 @@ def _count(module: nn.Module) -> int:
 def _kept_head(pretrained: Path | None, vocabulary: Vocabulary | None) -> tuple[dict[str, Tensor], Vocabulary]:
     """The weights of a fine-tuned model's head, and the letters that they spell."""
     if pretrained is None:
-        raise ValueError("keep_head, but nothing is pretrained; name a fine-tuned model in model.init_args.pretrained")
+        raise UserError("keep_head, but nothing is pretrained; name a fine-tuned model in model.init_args.pretrained")
     model = load_ctc(pretrained)
     if vocabulary is not None and vocabulary != model.vocabulary:
-        raise ValueError(
+        raise UserError(
             f"{pretrained}: its head spells with another vocabulary than the one given; leave out "
             "model.init_args.vocabulary, or keep_head to learn to spell anew"
         )

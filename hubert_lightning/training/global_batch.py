@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
+from hubert_lightning.errors import UserError
+
 HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing", "decoder")
 """Options of the tasks that say how a step is computed, or a test decoded, and not what is learnt: a run that goes on
 may have others."""
@@ -39,7 +41,7 @@ class GlobalBatch:
 
     def __init__(self, max_skipped: int) -> None:
         if not 1 <= max_skipped <= 2**30:
-            raise ValueError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
+            raise UserError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
         self.max_skipped = max_skipped
         self.skipped = torch.zeros(())
         """Steps of the run that were left out, also before a restart, (), float32."""
@@ -53,12 +55,12 @@ class GlobalBatch:
         """The optimizer of a task.
 
         Raises:
-            ValueError: It cannot be made, not be sharded, or gets gradients multiplied by what float16 needs.
+            UserError: It cannot be made, not be sharded, or gets gradients multiplied by what float16 needs.
         """
         try:
             optimizer = make(module.parameters())
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
+            raise UserError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
         self._check(module, optimizer)
         return optimizer
 
@@ -66,12 +68,12 @@ class GlobalBatch:
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         sharded = isinstance(module.trainer.strategy, ModelParallelStrategy)
         if fused and sharded and not isinstance(optimizer, (Adam, AdamW)):
-            raise ValueError(
+            raise UserError(
                 f"a fused {type(optimizer).__name__} cannot work on a sharded model; give the optimizer `fused: false`"
             )
         scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
         if scaled and fused:
-            raise ValueError(
+            raise UserError(
                 f"precision {module.trainer.precision} with a fused {type(optimizer).__name__}: its gradients cannot "
                 "be clipped; give the optimizer `fused: false`, or train with precision bf16-mixed"
             )
@@ -96,7 +98,7 @@ class GlobalBatch:
         returns: (), norm of the gradient before it was clipped
 
         Raises:
-            ValueError: It was not finite `max_skipped` times in a row.
+            UserError: It was not finite `max_skipped` times in a row.
         """
         trainer = module.trainer
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
@@ -137,7 +139,7 @@ class GlobalBatch:
         self._steps += 1
         # Looking at a GPU's number waits for it: once in a while will do
         if (broken.device.type == "cpu" or self._steps % self.max_skipped == 0) and self._longest >= self.max_skipped:
-            raise ValueError(self._sentence())
+            raise UserError(self._sentence())
 
     def _sentence(self) -> str:
         steps = [[(list(ids), bool(finite)) for ids, finite in step] for step in self._last]
@@ -164,19 +166,19 @@ class GlobalBatch:
         A step with finite gradients can make such: where the rate is high, or where the optimizer's numbers overflow.
 
         Raises:
-            ValueError: A value is NaN or infinite.
+            UserError: A value is NaN or infinite.
         """
         broken, trainer = _first_not_finite(module), module._trainer
         if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
             if broken:
-                raise ValueError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
+                raise UserError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
             return
         if trainer.strategy.reduce_boolean_decision(broken is None):
             return
         folder = Path(trainer.default_root_dir)
         kept = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
         start = f"from the checkpoint before, {kept}" if kept else "from the start, since none was saved before"
-        raise ValueError(
+        raise UserError(
             f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is "
             "not saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which goes "
             f"on {start}; or start a run with a lower learning rate in another --output"
@@ -187,11 +189,11 @@ def total_steps(trainer: Trainer) -> int:
     """Optimiser steps of a fit, over which the learning rate follows its schedule.
 
     Raises:
-        ValueError: The fit has no such number, as with `max_time` alone.
+        UserError: The fit has no such number, as with `max_time` alone.
     """
     steps = trainer.estimated_stepping_batches
     if steps == float("inf"):
-        raise ValueError(
+        raise UserError(
             "the learning rate follows a schedule over the steps of a fit, and this one has no number of them; give "
             "the Trainer max_steps, also beside max_time"
         )

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
 from hubert_lightning.model.hubert import HubertEncoder
@@ -77,15 +77,15 @@ class HubertPretraining(LightningModule):
         within(1, 2**16, num_clusters=num_clusters)
         within(0, feature_penalty=feature_penalty)
         if isinstance(num_clusters, list) and not num_clusters:
-            raise ValueError("num_clusters is an empty list; give a number of clusters")
+            raise UserError("num_clusters is an empty list; give a number of clusters")
         if not 1e-6 <= temperature <= 1e6:
-            raise ValueError(f"temperature is {temperature}; logits are divided by it: 0.1 in the paper")
+            raise UserError(f"temperature is {temperature}; logits are divided by it: 0.1 in the paper")
         if not 0 <= masked_weight <= 1:
-            raise ValueError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
+            raise UserError(f"masked_weight is {masked_weight}; it is a weight between 0 and 1")
         if not 0 <= warmup <= 1:
-            raise ValueError(f"warmup is {warmup}; it is a fraction from 0 to 1; warmup_steps is a number")
+            raise UserError(f"warmup is {warmup}; it is a fraction from 0 to 1; warmup_steps is a number")
         if warmup_steps is not None and warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
+            raise UserError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
         if isinstance(encoder, dict):  # from a checkpoint
             encoder = EncoderConfig(**encoder)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
@@ -111,14 +111,14 @@ class HubertPretraining(LightningModule):
 
     def _keep_head(self, pretrained: Path | None, trained: Trained | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
-            raise ValueError(
+            raise UserError(
                 f"keep_head, but {pretrained or 'nothing, which pretrained names,'} has no head of pre-training; name "
                 "a model that has one in model.init_args.pretrained, or leave keep_head out"
             )
         theirs, ours = predictors_of(trained, pretrained), list(self.predictors)
         shapes = [[tuple(of.get_parameter("codewords").shape) for of in heads] for heads in (theirs, ours)]
         if shapes[0] != shapes[1] or trained.temperature != self.hparams["temperature"]:
-            raise ValueError(
+            raise UserError(
                 f"{pretrained}: its head has codewords of {shapes[0]} at temperature {trained.temperature}, the one to "
                 f"train {shapes[1]} at {self.hparams['temperature']}; change clusters, final_dim or temperature, or "
                 "leave keep_head out"
@@ -313,7 +313,7 @@ def _weights_of(pretrained: Path, trained: Trained, config: EncoderConfig) -> di
         "normalize_waveform",
     ):
         if theirs[name] != ours[name]:
-            raise ValueError(
+            raise UserError(
                 f"{pretrained}: its encoder has {name} {theirs[name]}, the one to train {ours[name]}; "
                 "change model.init_args.encoder to go on from it"
             )

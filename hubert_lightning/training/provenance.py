@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from lhotse.cut import Cut
 
+from hubert_lightning.errors import UserError
+
 
 class Manifest(NamedTuple):
     """What a checkpoint says of a manifest.
@@ -62,7 +64,7 @@ def compared(
         Places of the run's manifests in the checkpoint's order.
 
     Raises:
-        ValueError: They are others, or have other weights.
+        UserError: They are others, or have other weights.
     """
     kept = _manifests(recorded, checkpoint)
     before = {manifest.fingerprint: manifest for manifest in kept}
@@ -73,23 +75,23 @@ def compared(
     if gone and changed:
         names = [manifest.name for manifest in gone]
         number = next((number for number in changed if here[number].name in names), changed[0])
-        raise ValueError(
+        raise UserError(
             f"{paths[number]}: its utterances, their order or their transcripts are not those that {checkpoint} was "
             f"trained with in data.{part}; restore the manifest as it was, or {way}"
         )
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{paths[changed[0]]}: not among the manifests in data.{part} that {checkpoint} was trained with; leave it "
             f"out, or {way}"
         )
     if gone:
-        raise ValueError(
+        raise UserError(
             f"{gone[0].name}: not in data.{part}, where {checkpoint} was trained with it; name it there, or {way}"
         )
     for manifest in kept:
         weight = here[place[manifest.fingerprint]].weight
         if weight != manifest.weight:
-            raise ValueError(
+            raise UserError(
                 f"{paths[place[manifest.fingerprint]]}: its weight in data.weights is {weight}, where {checkpoint} was "
                 f"trained with {manifest.weight}; give the same weight, or {way}"
             )
@@ -104,7 +106,7 @@ def _manifests(recorded: Any, checkpoint: Path | str) -> list[Manifest]:
     for manifest in manifests:
         texts = isinstance(manifest.name, str) and isinstance(manifest.fingerprint, str)
         if not (texts and manifest.fingerprint and isinstance(manifest.weight, (int, float, type(None)))):
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint}: does not say which manifests it was trained with as we write it; go on from another"
             )
     return manifests

@@ -21,7 +21,7 @@ from torch import Tensor
 from hubert_lightning import console
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.corpora import Corpora
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import Part
 from hubert_lightning.features.sample import sample_frames
@@ -81,25 +81,25 @@ class Relabel(Callback):
         self.parts, self.max_frames, self.seed = parts, max_frames, seed
         self.kmeans = kmeans or KMeans()
         if not self.clusters or not all(2 <= number <= 2**16 for number in self.clusters):
-            raise ValueError(f"clusters {self.clusters}: each K-means has from 2 to 65536; change clusters")
+            raise UserError(f"clusters {self.clusters}: each K-means has from 2 to 65536; change clusters")
         within(max(self.clusters), max_frames=max_frames)
         within(0, 2**32 - 1, seed=seed)
         if (features == "mfcc") != (layer is None):
-            raise ValueError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
+            raise UserError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
         if parts and features != "mfcc":
-            raise ValueError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
+            raise UserError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
         if features != "mfcc" and not is_hub_name(features):  # which is downloaded when it is needed
             located(features)
         self.quantizer, self.given = quantizer, None
         if quantizer:
             if layer == "best":
-                raise ValueError(f"{quantizer}: fitted on one layer, where layer is 'best'; say which it was")
+                raise UserError(f"{quantizer}: fitted on one layer, where layer is 'best'; say which it was")
             self.given = load_quantizer(quantizer, [stream.clusters for stream in self.streams])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
-            raise ValueError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
+            raise UserError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
         folder, model = Path(trainer.default_root_dir), Path(self.features)
         if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
             data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # of the iteration before
@@ -182,7 +182,7 @@ class Relabel(Callback):
                 log.warning("%s: damaged; K-means is fitted again, and must come out the same", path)
                 return False
             if _has_checkpoints(path.parent):
-                raise ValueError(
+                raise UserError(
                     f"{path.parent}: its checkpoints were trained on labels of other features, settings or utterances "
                     f"({path.name} says which); choose another --output, or remove that folder"
                 )
@@ -276,11 +276,11 @@ def _keep_kmeans(path: Path, fitted: list[Tensor], provenance: dict[str, str]) -
     """Save a K-means, unless that of a run which has checkpoints was another.
 
     Raises:
-        ValueError: It was another; or the disk is full.
+        UserError: It was another; or the disk is full.
     """
     before = (stated_source(path.parent / "labels") or {}).get("kmeans", kmeans_fingerprint(fitted))
     if before != kmeans_fingerprint(fitted) and _has_checkpoints(path.parent):
-        raise ValueError(
+        raise UserError(
             f"{path}: damaged or missing, and another one when fitted again, where checkpoints were trained on labels "
             "of the first; restore the file from a backup, or choose another --output"
         )
@@ -295,10 +295,10 @@ def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:
     """Which shards are there, and whether the store is finished.
 
     Raises:
-        ValueError: Checkpoints of the run were trained on labels of another source; or the disk is full.
+        UserError: Checkpoints of the run were trained on labels of another source; or the disk is full.
     """
     if _has_checkpoints(folder.parent) and not is_of_source(folder, source):
-        raise ValueError(
+        raise UserError(
             f"{folder.parent}: its checkpoints were trained on labels of other utterances or another K-means "
             f"({folder.name}/source.json says which); restore the manifests and files of the run, or choose another "
             "--output"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.weights import settings_of, summary_of
 from hubert_lightning.vocabulary import vocabulary_from
@@ -77,7 +78,7 @@ def load_task(
         **given: Arguments of the task that replace those in the checkpoint, such as `optimizer`.
 
     Raises:
-        ValueError: The checkpoint is damaged, belongs to another task, or has settings that no fit writes.
+        UserError: The checkpoint is damaged, belongs to another task, or has settings that no fit writes.
     """
     path, strict, saved_from = Path(checkpoint_path), strict is not False, list[str]()
 
@@ -92,7 +93,7 @@ def load_task(
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     model.on_load_checkpoint(checkpoint)
     if strict:
         check_weights(model, checkpoint, path)
@@ -119,11 +120,11 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
         path: File that errors name.
 
     Raises:
-        ValueError: The checkpoint is one of another task, or a value is of another type than the argument.
+        UserError: The checkpoint is one of another task, or a value is of another type than the argument.
     """
     stated = checkpoint.get("hyper_parameters") or {}
     if not isinstance(stated, Mapping):
-        raise ValueError(f"{path}: its hyper_parameters are no settings but {stated!r:.40}; {AGAIN}")
+        raise UserError(f"{path}: its hyper_parameters are no settings but {stated!r:.40}; {AGAIN}")
     ours = next((of.__name__ for of in task.__mro__ if of.__name__ in ALLOWED), None)
     check_kind(stated, task.__name__, path)
     allowed = ALLOWED.get(ours or "", {})
@@ -131,14 +132,14 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     for name in [name for name in allowed if name in stated]:
         value, types = stated[name], allowed[name]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise ValueError(f"{path}: its {name} is {value!r:.40}, which is no value of that setting; {AGAIN}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which is no value of that setting; {AGAIN}")
         if isinstance(value, Number) and not isinstance(value, bool) and not _is_number(value):
-            raise ValueError(f"{path}: its {name} is {value!r:.40}, a number that no setting has; {AGAIN}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, a number that no setting has; {AGAIN}")
         taken[name] = value
     if not taken:
         return {}
     if isinstance(clusters := taken.get("num_clusters"), list) and not all(type(number) is int for number in clusters):
-        raise ValueError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {AGAIN}")
+        raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {AGAIN}")
     if "encoder" in taken:
         taken["encoder"] = vars(settings_of(taken["encoder"], path))
     if taken.get("vocabulary") is not None:
@@ -150,25 +151,25 @@ AGAIN = "the file is damaged or not one of `hubert fit`, take another checkpoint
 
 
 def check_kind(stated: Mapping[str, Any], task: str, path: Path) -> None:
-    """Raise `ValueError` if a checkpoint says that it is one of another task than the one that is wanted."""
+    """Raise `UserError` if a checkpoint says that it is one of another task than the one that is wanted."""
     kind = str(stated.get("_class_path", task))
     if kind.rsplit(".", 1)[-1] != task:
-        raise ValueError(
+        raise UserError(
             f"{path}: a checkpoint of {kind}, not of {task}; to fine-tune a pre-trained model, name it in "
             "model.init_args.pretrained, not in --ckpt_path"
         )
 
 
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` if the weights in a checkpoint are not those of this model, or are not finite."""
+    """Raise `UserError` if the weights in a checkpoint are not those of this model, or are not finite."""
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
     advice = "give both the same encoder, or start from its encoder alone by model.init_args.pretrained"
     for name in [*theirs, *(name for name in ours if name not in theirs)]:
         there, here = (_shape(of.get(name)) for of in (theirs, ours))
         if there != here:
-            raise ValueError(f"{path}: its {name} is {there}, that of the model to train {here}; {advice}")
+            raise UserError(f"{path}: its {name} is {there}, that of the model to train {here}; {advice}")
         if not bool(theirs[name].isfinite().all()):
-            raise ValueError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
+            raise UserError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
 
 
 def _shape(value: Any) -> Any:
@@ -178,7 +179,7 @@ def _shape(value: Any) -> Any:
 
 
 def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loop: str) -> None:
-    """Raise `ValueError` if the Trainer's loops and callbacks could not take their state from a checkpoint.
+    """Raise `UserError` if the Trainer's loops and callbacks could not take their state from a checkpoint.
 
     Args:
         trainer: Trainer, before it starts.
@@ -189,45 +190,45 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
     _check_counts(checkpoint, path, ["epoch", "global_step"] if loop == "fit_loop" else [])
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not version[:1].isdigit():
-        raise ValueError(f"{path}: the version of Lightning that saved it is {version!r:.40}; {AGAIN}")
+        raise UserError(f"{path}: the version of Lightning that saved it is {version!r:.40}; {AGAIN}")
     if "loops" in checkpoint or loop == "fit_loop":
         loops = checkpoint.get("loops")
         if not isinstance(loops, Mapping) or loop not in loops:
-            raise ValueError(f"{path}: its loops are {loops!r:.40}, without {loop}; {AGAIN}")
+            raise UserError(f"{path}: its loops are {loops!r:.40}, without {loop}; {AGAIN}")
         # Another version may have other parts
         exact = version == installed_version("lightning")
         _check_like(loops[loop], getattr(trainer, loop).state_dict(), f"{path}: its {loop}", exact)
     states = checkpoint.get("callbacks", {})
     if not isinstance(states, Mapping):
-        raise ValueError(f"{path}: its callbacks are {states!r:.40}, not states of callbacks; {AGAIN}")
+        raise UserError(f"{path}: its callbacks are {states!r:.40}, not states of callbacks; {AGAIN}")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for key in (callback.state_key, callback._legacy_state_key):
             if key in states:
                 what, expected = f"{path}: the state of {type(callback).__name__}", callback.state_dict()
                 _check_like(states[key], expected, what)
                 if missing := expected.keys() - states[key].keys():
-                    raise ValueError(f"{what} lacks {summary_of(missing)}; {AGAIN}")
+                    raise UserError(f"{what} lacks {summary_of(missing)}; {AGAIN}")
 
 
 def _check_counts(checkpoint: Mapping[str, Any], path: Path, needed: Sequence[str] = ()) -> None:
-    """Raise `ValueError` if what a checkpoint counts is no number, or a count that is needed is missing."""
+    """Raise `UserError` if what a checkpoint counts is no number, or a count that is needed is missing."""
     for name, least in (("epoch", 0), ("global_step", 0), ("ranks", 1), ("accumulate", 1), ("skipped_steps", 0)):
         value = checkpoint.get(name) if name in checkpoint or name in needed else least
         whole = type(value) is int or (name == "skipped_steps" and isinstance(value, float) and value.is_integer())
         if not whole or value < least:  # type: ignore[operator]
-            raise ValueError(f"{path}: its {name} is {value!r:.40}, and is a number from {least} on; {AGAIN}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, and is a number from {least} on; {AGAIN}")
 
 
 def _check_like(there: Any, expected: Any, what: str, exact: bool = False) -> None:
-    """Raise `ValueError` if a part of a state is of another type, or missing, or with `exact` superfluous."""
+    """Raise `UserError` if a part of a state is of another type, or missing, or with `exact` superfluous."""
     if isinstance(expected, Mapping):
         if not isinstance(there, Mapping):
-            raise ValueError(f"{what} is {there!r:.40}, and has parts; {AGAIN}")
+            raise UserError(f"{what} is {there!r:.40}, and has parts; {AGAIN}")
         if exact and (unknown := there.keys() - expected.keys()):
-            raise ValueError(f"{what} has {summary_of(map(str, unknown))}, which no run has; {AGAIN}")
+            raise UserError(f"{what} has {summary_of(map(str, unknown))}, which no run has; {AGAIN}")
         for name, value in expected.items():
             if name not in there and exact:
-                raise ValueError(f"{what} lacks {name}; {AGAIN}")
+                raise UserError(f"{what} lacks {name}; {AGAIN}")
             if name in there:
                 _check_like(there[name], value, f"{what}.{name}", exact)
         return
@@ -239,13 +240,13 @@ def _check_like(there: Any, expected: Any, what: str, exact: bool = False) -> No
     if counted:
         alike = type(there) is type(expected) and (there >= 0 or there == expected)
     if not alike:
-        raise ValueError(f"{what} is {there!r:.40}, where {expected!r:.40} has its type; {AGAIN}")
+        raise UserError(f"{what} is {there!r:.40}, where {expected!r:.40} has its type; {AGAIN}")
 
 
 def check_run(
     model: LightningModule, make: Callable[[ParamsT], Optimizer], checkpoint: Mapping[str, Any], path: Path
 ) -> None:
-    """Raise `ValueError` if the optimizer and its schedule could not go on from a checkpoint.
+    """Raise `UserError` if the optimizer and its schedule could not go on from a checkpoint.
 
     Args:
         model: Model to train, with the shapes of the checkpoint's.
@@ -255,26 +256,26 @@ def check_run(
     """
     steps = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
     if steps["total"]["completed"] != checkpoint["global_step"]:
-        raise ValueError(
+        raise UserError(
             f"{path}: it is of step {checkpoint['global_step']}, and its loops are at {steps['total']['completed']}; "
             f"{AGAIN}"
         )
     states, schedules = checkpoint.get("optimizer_states"), checkpoint.get("lr_schedulers")
     for name, listed in (("optimizer_states", states), ("lr_schedulers", schedules)):
         if not (isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], Mapping)):
-            raise ValueError(f"{path}: its {name} are {listed!r:.40}, and are a list of one state; {AGAIN}")
+            raise UserError(f"{path}: its {name} are {listed!r:.40}, and are a list of one state; {AGAIN}")
     assert states is not None
     assert schedules is not None
     _check_optimizer([*model.parameters()], make, states[0], path)
     schedule, groups = schedules[0], len(states[0]["param_groups"])
     if unknown := schedule.keys() - SCHEDULE:
-        raise ValueError(f"{path}: its schedule has {summary_of(unknown)}, which is not ours; {AGAIN}")
+        raise UserError(f"{path}: its schedule has {summary_of(unknown)}, which is not ours; {AGAIN}")
     for name, kind in SCHEDULE.items():
         value = schedule.get(name)
         whole = kind is int and type(value) is int and value >= 0
         listed = kind is not int and isinstance(value, list) and len(value) == groups
         if not (whole or (listed and all(isinstance(one, kind) for one in value))) and name in NEEDED:
-            raise ValueError(f"{path}: its schedule has {name} {value!r:.40}, which is none; {AGAIN}")
+            raise UserError(f"{path}: its schedule has {name} {value!r:.40}, which is none; {AGAIN}")
 
 
 SCHEDULE: dict[str, Any] = {
@@ -298,20 +299,20 @@ def probe_optimizer(make: Callable[[ParamsT], Optimizer], parameters: Sequence[T
         parameters: Its parameters; one small one if not given.
 
     Raises:
-        ValueError: It cannot be made with these settings, or not take a step with gradients that are not sparse.
+        UserError: It cannot be made with these settings, or not take a step with gradients that are not sparse.
     """
     parameters = [nn.Parameter(torch.zeros(2, 3))] if parameters is None else parameters
     try:
         tried = make([probe := nn.Parameter(torch.zeros(2, 3))])
         made = make(parameters)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
+        raise UserError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
     probe.grad = torch.zeros_like(probe)
     try:
         tried.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
     except (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if "dense gradients" in str(error):  # others, which step on a GPU alone, are left to it
-            raise ValueError(f"the optimizer cannot train ({error}); correct model.init_args.optimizer") from error
+            raise UserError(f"the optimizer cannot train ({error}); correct model.init_args.optimizer") from error
     return made
 
 
@@ -329,25 +330,25 @@ def _check_optimizer(
     places = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     groups, of_each = state.get("param_groups"), state.get("state")
     if not isinstance(groups, list) or not groups or not all(isinstance(group, Mapping) for group in groups):
-        raise ValueError(f"{path}: its optimizer has no group of parameters; {AGAIN}")
+        raise UserError(f"{path}: its optimizer has no group of parameters; {AGAIN}")
     if len(groups) != len(places):
-        raise ValueError(f"{path}: its optimizer has {len(groups)} groups of parameters, {name} {len(places)}; {other}")
+        raise UserError(f"{path}: its optimizer has {len(groups)} groups of parameters, {name} {len(places)}; {other}")
     if [group.get("params") for group in groups] != places or not isinstance(of_each, Mapping):
-        raise ValueError(f"{path}: its optimizer is one of other parameters than the model has; {AGAIN}")
+        raise UserError(f"{path}: its optimizer is one of other parameters than the model has; {AGAIN}")
     for number, kept in of_each.items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(kept, Mapping):
-            raise ValueError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {AGAIN}")
+            raise UserError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {AGAIN}")
         for key, value in kept.items():
             if (finite := _are_finite(value)) is None:
-                raise ValueError(
+                raise UserError(
                     f"{path}: its optimizer's {key} of parameter {number} is {value!r:.40}, not numbers; {AGAIN}"
                 )
             if not finite:
-                raise ValueError(f"{path}: its optimizer's {key} is not finite; take a checkpoint from before")
+                raise UserError(f"{path}: its optimizer's {key} is not finite; take a checkpoint from before")
     try:
         optimizer.load_state_dict(dict(state))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its optimizer's state does not fit {name} ({error}); {other}") from error
+        raise UserError(f"{path}: its optimizer's state does not fit {name} ({error}); {other}") from error
     for expected, group in zip(options, optimizer.param_groups, strict=True):
         _check_options(expected, group, name, path)
     ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -372,10 +373,10 @@ def _are_finite(value: Any) -> bool | None:
 
 
 def _check_options(expected: Mapping[str, Any], group: Mapping[str, Any], name: str, path: Path) -> None:
-    """Raise `ValueError` if a group of parameters, as it was loaded, lacks an option or has one of another type."""
+    """Raise `UserError` if a group of parameters, as it was loaded, lacks an option or has one of another type."""
     for option, value in expected.items():
         if option not in group:
-            raise ValueError(
+            raise UserError(
                 f"{path}: its optimizer has no {option}, as {name} has; give the optimizer that the run was begun "
                 f"with, or, if that is {name}, {AGAIN}"
             )
@@ -387,7 +388,7 @@ def _check_options(expected: Mapping[str, Any], group: Mapping[str, Any], name: 
         else:
             alike = value is None or type(there) is type(value)
         if not (alike or there is None):
-            raise ValueError(f"{path}: its optimizer has {option} {there!r:.40}, which is none of {name}; {AGAIN}")
+            raise UserError(f"{path}: its optimizer has {option} {there!r:.40}, which is none of {name}; {AGAIN}")
 
 
 def _state_of_step(make: Callable[[ParamsT], Optimizer], shape: torch.Size) -> dict[str, Any] | None:
@@ -405,20 +406,20 @@ def _state_of_step(make: Callable[[ParamsT], Optimizer], shape: torch.Size) -> d
 def _check_kept(
     kept: Mapping[str, Any], made: Mapping[str, Any], shape: torch.Size, what: str, of_which: str, other: str
 ) -> None:
-    """Raise `ValueError` if what is kept of a parameter is not what a step makes, as far as all steps make the same."""
+    """Raise `UserError` if what is kept of a parameter is not what a step makes, as far as all steps make the same."""
     if any(kept.get(key) is None for key in made):
         names = ", ".join(sorted(map(str, kept))) or "nothing"
-        raise ValueError(f"{what} keeps {names} of {of_which} {', '.join(map(str, made))}; {other}")
+        raise UserError(f"{what} keeps {names} of {of_which} {', '.join(map(str, made))}; {other}")
     for key, value in made.items():
         here = tuple(getattr(value, "shape", []))
         if isinstance(value, (Tensor, int, float)) and here in (tuple(shape), ()):
             there = tuple(getattr(kept[key], "shape", []))
             if not isinstance(kept[key], (Tensor, int, float)) or there != here:
-                raise ValueError(f"{what}'s {key} of {of_which} is {_shape(kept[key])}, not {here}; {AGAIN}")
+                raise UserError(f"{what}'s {key} of {of_which} is {_shape(kept[key])}, not {here}; {AGAIN}")
 
 
 def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
-    """Raise `ValueError` if what our callbacks, data and tasks keep in a checkpoint is something else.
+    """Raise `UserError` if what our callbacks, data and tasks keep in a checkpoint is something else.
 
     Args:
         checkpoint: Content of the checkpoint.
@@ -427,12 +428,12 @@ def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
     """
     of_data, metrics = checkpoint.get(data, {}), checkpoint.get("metrics", {})
     if not isinstance(of_data, Mapping):
-        raise ValueError(f"{path}: its {data} is {of_data!r:.40}, and says which manifests there were; {AGAIN}")
+        raise UserError(f"{path}: its {data} is {of_data!r:.40}, and says which manifests there were; {AGAIN}")
     if not isinstance(metrics, Mapping):
-        raise ValueError(f"{path}: its metrics are {metrics!r:.40}, and are numbers by their names; {AGAIN}")
+        raise UserError(f"{path}: its metrics are {metrics!r:.40}, and are numbers by their names; {AGAIN}")
     for name, value in metrics.items():
         if not isinstance(name, str) or not (isinstance(value, float) or _is_number(value)):
-            raise ValueError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is no number; {AGAIN}")
+            raise UserError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is no number; {AGAIN}")
     expected: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "skipped_steps": (0.0, lambda value: _is_number(value) and value >= 0),
         "validation_due": (False, lambda value: isinstance(value, bool)),
@@ -441,7 +442,7 @@ def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
     for name, (default, fits) in expected.items():
         value = checkpoint.get(name, default)
         if not fits(value):
-            raise ValueError(f"{path}: its {name} is {value!r:.40}, as no run has it; {AGAIN}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, as no run has it; {AGAIN}")
 
 
 def _is_number(value: Any) -> bool:

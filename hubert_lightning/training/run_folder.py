@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from hubert_lightning.console import is_first_process
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, read_regular, write_whole
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.checkpoints import BEST, LAST, PREVIOUS
@@ -33,13 +34,13 @@ def check_files(folder: Path) -> None:
         folder: Folder; it need not exist.
 
     Raises:
-        ValueError: A pipe, a socket or a device is in it, or a link to one.
+        UserError: A pipe, a socket or a device is in it, or a link to one.
     """
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{path}: {kind_of(path)}, where a run has its files; remove it, or choose another --output"
             )
 
@@ -54,7 +55,7 @@ def kept_config(folder: Path) -> dict[str, Any]:
         Content of `config.yaml`.
 
     Raises:
-        ValueError: It is damaged or missing, and no checkpoint holds a copy.
+        UserError: It is damaged or missing, and no checkpoint holds a copy.
     """
     path = folder / CONFIG
     reason = "missing"
@@ -66,8 +67,8 @@ def kept_config(folder: Path) -> dict[str, Any]:
         restore_config(path, reason, checkpoint)
         return config
     if reason == "missing":
-        raise ValueError(f"{folder}: holds checkpoints of something else (no {CONFIG}); choose another --output")
-    raise ValueError(
+        raise UserError(f"{folder}: holds checkpoints of something else (no {CONFIG}); choose another --output")
+    raise UserError(
         f"{path}: damaged ({reason}), and no checkpoint beside it holds a copy; restore it from a backup, or give the "
         f"run's options with another --output and --ckpt_path {folder / LAST}"
     )
@@ -92,7 +93,7 @@ def restore_config(path: Path, reason: str, checkpoint: Path) -> None:
         checkpoint: Checkpoint that holds a copy.
 
     Raises:
-        ValueError: It cannot be written.
+        UserError: It cannot be written.
     """
     if is_first_process():
         write_whole(path, _read_entry(checkpoint, KEPT_CONFIG).encode())
@@ -105,14 +106,14 @@ def restore_given_config(path: Path) -> None:
     A config names classes, which are imported. So the user reviews a copy from a checkpoint before it is used.
 
     Raises:
-        ValueError: It was damaged; the sentence says whether it is restored.
+        UserError: It was damaged; the sentence says whether it is restored.
     """
     if path.name != CONFIG or not path.is_file() or not any(path.parent.glob("*.ckpt")):
         return
     config, reason = _read_config(path)
     if config is None:
         kept_config(path.parent)
-        raise ValueError(
+        raise UserError(
             f"{path}: was damaged ({reason}), and is restored from the checkpoint beside it; look whether it is your "
             "run's, and run the same command again"
         )
@@ -185,7 +186,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct that, and run again") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct that, and run again") from error
 
 
 def _parsed_config(text: str) -> tuple[dict[str, Any] | None, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert_lightning.console import is_first_process
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular, remove_unfinished, unfinished_file, unfinished_name
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def locked(folder: Path, name: str = RUN_LOCK, instead: str = ELSEWHERE) -> Iter
         instead: What the user may do instead, if another process holds it.
 
     Raises:
-        ValueError: Another process holds it; or the file cannot be read, or the folder written to.
+        UserError: Another process holds it; or the file cannot be read, or the folder written to.
     """
     path = folder.resolve() / name
     if not is_first_process() or _held.get(path) == os.getpid():
@@ -107,7 +108,7 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
     """The other process that holds a folder's lock; None if it is free, or held by a process known to be dead.
 
     Raises:
-        ValueError: The file cannot be read.
+        UserError: The file cannot be read.
     """
     path = folder.resolve() / name
     if _held.get(path) == os.getpid() or (content := _content(path)) is None:
@@ -122,9 +123,9 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
     return None if dead else holder
 
 
-def refuse(folder: Path, holder: Holder, instead: str = ELSEWHERE) -> ValueError:
+def refuse(folder: Path, holder: Holder, instead: str = ELSEWHERE) -> UserError:
     """The sentence that names who holds a folder."""
-    return ValueError(
+    return UserError(
         f"{folder}: process {holder.process} on {holder.host} is at work in it"
         f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or {instead}"
     )
@@ -147,7 +148,7 @@ def _taken(path: Path, instead: str) -> bytes:
             while not _linked(own, path):
                 _wait_for_end(path, own, instead)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path.parent}: cannot be made or written to ({error.strerror}); correct that, or choose another --output"
         ) from error
     return mine
@@ -235,7 +236,7 @@ def _content(path: Path) -> bytes | None:
     """What a file says, None if there is none.
 
     Raises:
-        ValueError: It cannot be read.
+        UserError: It cannot be read.
     """
     try:
         return read_regular(path)
@@ -245,8 +246,8 @@ def _content(path: Path) -> bytes | None:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
         f"{path}: cannot be read ({error.strerror}), so that nothing tells whether a process is at work there; correct "
         "that, or remove it if none is"
     )

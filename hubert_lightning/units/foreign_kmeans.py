@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.pickle_file import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
 from hubert_lightning.untrusted.torch_file import read_torch
@@ -51,7 +52,7 @@ def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     Nothing in the file is executed. If it is one that we exported, its source is what the centroids had before.
 
     Raises:
-        ValueError: The file holds no K-means, or something that cannot be opened safely.
+        UserError: The file holds no K-means, or something that cannot be opened safely.
     """
     content = read_at_most(path, LARGEST)
     source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
@@ -61,12 +62,12 @@ def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
         return [checked_centroids(_of_torch(path), path)], {"imported": "torch file"} | source
     pickled = unpacked(content, path, LARGEST)
     if not pickled.startswith((b"\x80", b"c", b"(")):  # protocols 2 and later; 0 and 1
-        raise ValueError(f"{path}: no K-means centroids in this file; {WHAT_WE_OPEN}")
+        raise UserError(f"{path}: no K-means centroids in this file; {WHAT_WE_OPEN}")
     kmeans = unpickle(pickled, path, STAND_INS)
     if type(kmeans) not in STAND_INS.values() or not isinstance(kmeans.state, dict):
-        raise ValueError(f"{path}: a pickle that holds no K-means of scikit-learn; {WHAT_WE_OPEN}")
+        raise UserError(f"{path}: a pickle that holds no K-means of scikit-learn; {WHAT_WE_OPEN}")
     if "cluster_centers_" not in kmeans.state:
-        raise ValueError(f"{path}: a K-means that was never fitted; give one that has cluster_centers_")
+        raise UserError(f"{path}: a K-means that was never fitted; give one that has cluster_centers_")
     centroids = checked_centroids(array_of(kmeans.state["cluster_centers_"], path), path)
     if SOURCE in kmeans.state:
         return [centroids], read_source(kmeans.state[SOURCE], path)
@@ -77,22 +78,20 @@ def checked_centroids(array: np.ndarray, path: Path) -> Tensor:
     """Centroids (clusters, dim) as float32, if they are any.
 
     Raises:
-        ValueError: Another shape, no floating-point numbers, too many, or some that are not finite.
+        UserError: Another shape, no floating-point numbers, too many, or some that are not finite.
     """
     if array.dtype.kind != "f":
-        raise ValueError(
+        raise UserError(
             f"{path}: an array of {array.dtype}, where centroids are floating-point numbers; {WHAT_WE_OPEN}"
         )
     if array.ndim != 2 or not all(array.shape):
-        raise ValueError(f"{path}: an array of shape {array.shape} where centroids are (clusters, dim); {WHAT_WE_OPEN}")
+        raise UserError(f"{path}: an array of shape {array.shape} where centroids are (clusters, dim); {WHAT_WE_OPEN}")
     if len(array) > MOST_CLUSTERS:
-        raise ValueError(
-            f"{path}: {len(array)} centroids, of which labels can tell {MOST_CLUSTERS}; fit fewer clusters"
-        )
+        raise UserError(f"{path}: {len(array)} centroids, of which labels can tell {MOST_CLUSTERS}; fit fewer clusters")
     with np.errstate(over="ignore"):
         centroids = array.astype(np.float32)
     if broken := int((~np.isfinite(centroids)).any(axis=1).sum()):
-        raise ValueError(f"{path}: {broken} of {len(array)} centroids are NaN or infinite; fit them again")
+        raise UserError(f"{path}: {broken} of {len(array)} centroids are NaN or infinite; fit them again")
     return torch.from_numpy(np.ascontiguousarray(centroids))
 
 
@@ -100,7 +99,7 @@ def read_source(said: Any, path: Path) -> dict[str, str]:
     """What one of our files says of where its centroids come from.
 
     Raises:
-        ValueError: It says nothing of the kind.
+        UserError: It says nothing of the kind.
     """
     try:
         source = parse_json(said)
@@ -108,7 +107,7 @@ def read_source(said: Any, path: Path) -> dict[str, str]:
         source = None
     known = isinstance(source, dict) and all(isinstance(value, str) for value in source.values())
     if not known or not _is_parts(source.get("parts", "null")):
-        raise ValueError(f"{path}: does not say where its centroids come from as we write it; save it again")
+        raise UserError(f"{path}: does not say where its centroids come from as we write it; save it again")
     return source
 
 
@@ -128,15 +127,15 @@ def _numpy_array(content: bytes, path: Path) -> np.ndarray:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, column_major, dtype = read_header(file)
     except Exception as error:  # the header is a line of Python, in which anything may be wrong
-        raise ValueError(f"{path}: begins like an array of numpy and is none; copy it again") from error
+        raise UserError(f"{path}: begins like an array of numpy and is none; copy it again") from error
     if dtype.kind != "f":
-        raise ValueError(
+        raise UserError(
             f"{path}: an array of {ascii(str(dtype))[1:-1][:100]}, where centroids are floating-point numbers; "
             f"{WHAT_WE_OPEN}"
         )
     numbers = content[file.tell() :]
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(numbers):
-        raise ValueError(f"{path}: {len(numbers)} bytes for an array of shape {shape}; it is damaged, so copy it again")
+        raise UserError(f"{path}: {len(numbers)} bytes for an array of shape {shape}; it is damaged, so copy it again")
     return np.frombuffer(numbers, dtype).reshape(shape, order="F" if column_major else "C")
 
 
@@ -147,7 +146,7 @@ def _of_torch(path: Path) -> np.ndarray:
     if not isinstance(centroids, Tensor):
         return array_of(centroids, path)
     if not centroids.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"{path}: cluster_centers_ of {centroids.dtype}, where centroids are floating-point numbers; {WHAT_WE_OPEN}"
         )
     return centroids.detach().double().numpy()  # which has no bfloat16

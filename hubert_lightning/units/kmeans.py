@@ -13,7 +13,7 @@ import torch.distributed as dist
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 
 DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
 SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
@@ -62,7 +62,7 @@ class KMeans:
         returns: (clusters, dim) float32, the same on every rank
 
         Raises:
-            ValueError: Fewer different rows than clusters, or a row that is not finite. On every rank.
+            UserError: Fewer different rows than clusters, or a row that is not finite. On every rank.
         """
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
@@ -146,7 +146,7 @@ class ScikitKMeans:
             centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
         sample.of_first_rank(centroids)
         if (different := len(centroids.unique(dim=0))) < num_clusters:
-            raise ValueError(_too_few(different, num_clusters, sample.total))
+            raise UserError(_too_few(different, num_clusters, sample.total))
         return centroids
 
     def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int) -> Tensor:
@@ -193,12 +193,12 @@ class _Sample:
 
     def check(self, num_clusters: int) -> None:
         if self.total < num_clusters:
-            raise ValueError(
+            raise UserError(
                 f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
             )
         broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in self.rows.split(2**16))
         if count := int(self._sum(torch.as_tensor(broken, device=self.device))):
-            raise ValueError(
+            raise UserError(
                 f"{count} of {self.total} frames have features that are NaN or infinite; "
                 "look for broken audio, or for an encoder whose training diverged"
             )
@@ -277,7 +277,7 @@ def _seeding_rows(sample: _Sample, num_clusters: int) -> Tensor:
         if different >= num_clusters:
             return rows
         if size >= sample.total:
-            raise ValueError(_too_few(different, num_clusters, sample.total))
+            raise UserError(_too_few(different, num_clusters, sample.total))
         size *= GROWTH
 
 

@@ -9,6 +9,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from hubert_lightning.data.corpora import read_corpora
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import PARTS, Part
 from hubert_lightning.features.sample import sample_frames
@@ -58,7 +59,7 @@ def fit_kmeans(
     read = read_corpora(manifests)
     cuts = read.chosen(read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2)))
     if not len(cuts):
-        raise ValueError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
+        raise UserError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
     extractor = _extractor(model, layer, parts)
     rows, index = sample_frames(extractor, cuts, max_frames, seed, batch_frames=BATCH_FRAMES, num_workers=num_workers)
     centroids = [
@@ -91,12 +92,12 @@ def import_kmeans(
     _check_new(out)
     centroids, source = load_kmeans(kmeans)
     if parts and (model != "mfcc" or len(parts) != len(centroids)):
-        raise ValueError(
+        raise UserError(
             f"parts {', '.join(parts)}: {kmeans} has {len(centroids)} streams, of {model or 'no model'}; name as many "
             "parts, of --model mfcc"
         )
     if model is None and layer is not None:
-        raise ValueError(f"layer {layer} of no model; name it with --model, or leave the layer out")
+        raise UserError(f"layer {layer} of no model; name it with --model, or leave the layer out")
     if model is not None:
         extractor = _extractor(model, layer, parts)
         columns = [PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids)
@@ -127,7 +128,7 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
     for path in files:
         _check_new(path)
     if out.suffix not in (".joblib", ".bin", ".pkl"):
-        raise ValueError(f"{out}: a file of joblib; choose a name that ends in .joblib or .bin")
+        raise UserError(f"{out}: a file of joblib; choose a name that ends in .joblib or .bin")
     with replacing_all(*files) as opened:
         for file, (of, its_source) in zip(opened, files.values(), strict=True):
             joblib.dump(_of_scikit_learn(of, its_source), file)
@@ -154,12 +155,12 @@ def _of_scikit_learn(centroids: Tensor, source: dict[str, str]) -> MiniBatchKMea
 
 def _extractor(model: str, layer: int | None, parts: list[Part] | None) -> Extractor:
     if (model == "mfcc") != (layer is None):
-        raise ValueError(f"{model} with layer {layer}: MFCCs have no layers, and a model needs one (--layer)")
+        raise UserError(f"{model} with layer {layer}: MFCCs have no layers, and a model needs one (--layer)")
     if layer is None:
         return mfcc_extractor(in_parts=bool(parts))
     layers = encoder_config(model).num_layers
     if not 1 <= layer <= layers:
-        raise ValueError(f"{model} has {layers} layers, counted from 1, and no layer {layer}; name one of those")
+        raise UserError(f"{model} has {layers} layers, counted from 1, and no layer {layer}; name one of those")
     return layer_extractor(model, layer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -169,4 +170,4 @@ def _said(centroids: list[Tensor]) -> str:
 
 def _check_new(path: Path) -> None:
     if path.exists():
-        raise ValueError(f"{path}: is there already; remove it, or choose another name")
+        raise UserError(f"{path}: is there already; remove it, or choose another name")

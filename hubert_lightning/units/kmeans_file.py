@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_safetensors, write_whole
 from hubert_lightning.units.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
 
@@ -20,7 +21,7 @@ def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> 
     """Write the centroids of every stream and where they come from; the file appears whole or not at all.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
     tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
     said = source | {CHECKSUM: _checksum(centroids, source)}
@@ -34,10 +35,10 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     path: what `save_kmeans` wrote, or a K-means of another program (`load_foreign_kmeans`), told by what is in the file
 
     Raises:
-        ValueError: The file holds something else, or nothing that can be opened safely.
+        UserError: The file holds something else, or nothing that can be opened safely.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file with K-means centroids; correct the path")
+        raise UserError(f"{path}: no such file with K-means centroids; correct the path")
     if not is_safetensors(path):
         return load_foreign_kmeans(path)
     try:
@@ -49,20 +50,18 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
                 return centroids, _checked_source(path, centroids, source)
     except (SafetensorError, KeyError, TypeError):  # the last of a dtype that numpy has not
         pass
-    raise ValueError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
+    raise UserError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
 
 
 def load_quantizer(path: Path, clusters: Sequence[int]) -> tuple[list[Tensor], dict[str, str]]:
     """As `load_kmeans`, of one that has so many clusters in every stream.
 
     Raises:
-        ValueError: It has others; or as `load_kmeans`.
+        UserError: It has others; or as `load_kmeans`.
     """
     centroids, source = load_kmeans(path)
     if (theirs := [len(stream) for stream in centroids]) != [*clusters]:
-        raise ValueError(
-            f"{path}: a K-means with {theirs} clusters, where {[*clusters]} are asked for; change clusters"
-        )
+        raise UserError(f"{path}: a K-means with {theirs} clusters, where {[*clusters]} are asked for; change clusters")
     return centroids, source
 
 
@@ -70,11 +69,11 @@ def _checked_source(path: Path, centroids: list[Tensor], source: dict[str, str])
     """The source without its checksum, which files of earlier versions do not have.
 
     Raises:
-        ValueError: The checksum is another than that of the file's content.
+        UserError: The checksum is another than that of the file's content.
     """
     rest = {key: value for key, value in source.items() if key != CHECKSUM and not value.startswith(SHA256)}
     if rest != source and source != rest | {CHECKSUM: _checksum(centroids, rest)}:
-        raise ValueError(f"{path}: damaged (its checksum is another); restore it, or fit it again")
+        raise UserError(f"{path}: damaged (its checksum is another); restore it, or fit it again")
     return rest
 
 

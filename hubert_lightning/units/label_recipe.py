@@ -11,6 +11,7 @@ import numpy as np
 from lhotse.cut import Cut
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.mfcc import PARTS, Part
@@ -48,22 +49,20 @@ def check_features(
         parts: Parts of MFCCs that are to be clustered.
 
     Raises:
-        ValueError: It says that it is of others, or has another dimension.
+        UserError: It says that it is of others, or has another dimension.
     """
     theirs = source.get("features", extractor.name)
     if theirs != extractor.name:
-        raise ValueError(
+        raise UserError(
             f"{path}: fitted on {theirs}, where the features are {extractor.name}; give both of one model and layer"
         )
     asked = json.dumps(parts)
     if (fitted := source.get("parts", asked)) != asked:
-        raise ValueError(
-            f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order"
-        )
+        raise UserError(f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order")
     for means, seen in zip(centroids, columns, strict=True):
         dim = len(range(extractor.shape[-1])[seen])
         if means.shape[1] != dim:
-            raise ValueError(
+            raise UserError(
                 f"{path}: centroids of {means.shape[1]} dimensions, where {extractor.name} has {dim}; give both of one "
                 "model and layer"
             )

@@ -25,6 +25,7 @@ import numpy as np
 from lhotse.cut import Cut
 
 from hubert_lightning.data.corpora import ids_and_samples
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_unfinished, read_regular, write_whole
 from hubert_lightning.frames import HOP, num_frames
 from hubert_lightning.untrusted.array_file import mapped
@@ -67,18 +68,16 @@ def begin_store(folder: Path, source: LabelSource) -> None:
     """Make room for a store; labels of another source that lie in the folder are removed.
 
     Raises:
-        ValueError: The folder holds something else, more clusters than 16 bits can name, or a disk that is full.
+        UserError: The folder holds something else, more clusters than 16 bits can name, or a disk that is full.
     """
     if not source.clusters or not all(2 <= clusters <= 2**16 for clusters in source.clusters):
-        raise ValueError(
-            f"labels of {list(source.clusters)} clusters: each stream has from 2 to 65536; change clusters"
-        )
+        raise UserError(f"labels of {list(source.clusters)} clusters: each stream has from 2 to 65536; change clusters")
     if stated_source(folder) == _described(source):
         return
     if folder.exists():
         there = list(folder.iterdir()) if folder.is_dir() else [folder]
         if not (folder / "source.json").exists() and not all(map(is_unfinished, there)):
-            raise ValueError(f"{folder}: holds something else than labels; choose another folder")
+            raise UserError(f"{folder}: holds something else than labels; choose another folder")
         shards = [file for file in there if SHARD_FILE.fullmatch(file.name)]
         for old in [folder / "store.json", folder / "index.npy", *shards]:
             old.unlink(missing_ok=True)
@@ -97,7 +96,7 @@ def stated_source(folder: Path) -> dict[str, Any] | None:
         Content of `source.json`; none if there is no such file, empty if nothing tells what was in it.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
     try:
         return _read_json(folder / "source.json")
@@ -147,7 +146,7 @@ def finished_shards(folder: Path, source: LabelSource) -> set[int]:
             store = LabelStore(folder)
             store.verify_index()
             if store.source != source or store.checksums != [_checksum(folder, shard) for shard in sorted(finished)]:
-                raise ValueError(f"{folder / 'store.json'}: damaged")
+                raise UserError(f"{folder / 'store.json'}: damaged")
         except ValueError as error:
             log.warning("%s; it is closed again", error)
             (folder / "store.json").unlink()
@@ -158,7 +157,7 @@ def write_shard(folder: Path, shard: int, clusters: Mapping[str, np.ndarray]) ->
     """Write the labels of some cuts: id → (streams, frames) integers below 65536.
 
     Raises:
-        ValueError: The disk is full, or cannot be written to; what was finished stays.
+        UserError: The disk is full, or cannot be written to; what was finished stays.
     """
     labels = np.concatenate([np.asarray(of) for of in clusters.values()], axis=1).astype(np.uint16)
     index = np.zeros((4, len(clusters) + 1), dtype=np.uint64)
@@ -187,7 +186,7 @@ def finish_store(folder: Path, source: LabelSource, num_shards: int) -> "LabelSt
     joined = np.concatenate(parts, axis=1)
     joined = np.ascontiguousarray(joined[:, np.lexsort((joined[1], joined[0]))])
     if same := int((joined[:2, 1:] == joined[:2, :-1]).all(axis=0).sum()):
-        raise ValueError(f"{folder}: {same} utterances have the id of another; give each an id of its own and relabel")
+        raise UserError(f"{folder}: {same} utterances have the id of another; give each an id of its own and relabel")
     write_whole(folder / "index.npy", _npy(joined))
     about = _described(source) | {
         "bytes": sizes,
@@ -208,13 +207,13 @@ class LabelStore:
         path: The folder of a finished store.
 
     Raises:
-        ValueError: The folder is no store, was not finished, or a shard is not as long as it was written.
+        UserError: The folder is no store, was not finished, or a shard is not as long as it was written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not (self.path / "store.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
             )
         try:
@@ -224,27 +223,27 @@ class LabelStore:
             self._index_checksum = about.pop("index_checksum")
             histogram = about.pop("histogram")
             if about.keys() != {field.name for field in fields(LabelSource)}:
-                raise ValueError("store.json lacks what its labels are of")
+                raise UserError("store.json lacks what its labels are of")
             self.source = LabelSource(**about | {"clusters": tuple(about["clusters"])})
             if not isinstance(version, int) or isinstance(version, bool):
-                raise ValueError("store.json holds other types")
+                raise UserError("store.json holds other types")
             if version == VERSION:
                 _check_numbers(self.source, sizes, self.checksums, self._index_checksum, histogram)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: its store.json is damaged, or of another version; remove that folder and relabel"
             ) from error
         if version != VERSION:
-            raise ValueError(f"{path}: a store of version {version}, not {VERSION}; remove that folder and relabel")
+            raise UserError(f"{path}: a store of version {version}, not {VERSION}; remove that folder and relabel")
         self.histogram = [np.array(counts) for counts in histogram]
         self._index = _mapped(self.path / "index.npy", self.path / "store.json", at_random=True)
         if self._index.dtype != np.uint64 or self._index.ndim != 2 or len(self._index) != 4:
-            raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
+            raise UserError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
         self._keys = self._index[0]
         for shard, size in enumerate(sizes):
             file = self.path / f"{shard:05d}.npy"
             if not file.exists() or file.stat().st_size != size:
-                raise ValueError(
+                raise UserError(
                     f"{file}: cut short or missing ({size} bytes were written); relabel: only that shard is made again"
                 )
         self._shards: list[np.ndarray | None] = [None] * len(sizes)
@@ -280,7 +279,7 @@ class LabelStore:
     def _checked(self, shard: int) -> np.ndarray:
         labels = _shard(self.path, shard, at_random=True)
         if labels.dtype != np.uint16 or labels.ndim != 2 or len(labels) != len(self.source.clusters):
-            raise ValueError(f"{self.path / f'{shard:05d}.npy'}: no labels of this store; remove it and relabel")
+            raise UserError(f"{self.path / f'{shard:05d}.npy'}: no labels of this store; remove it and relabel")
         return labels
 
     def _found(self, cut_id: str) -> int:
@@ -303,13 +302,13 @@ class LabelStore:
         """Read every label.
 
         Raises:
-            ValueError: A file is not as it was written; the first is named.
+            UserError: A file is not as it was written; the first is named.
         """
         for shard in range(len(self._shards)):
             _check_shard(self.path, shard, self.checksums[shard])
             for labels, clusters in zip(self._checked(shard), self.source.clusters, strict=True):
                 if labels.size and labels.max() >= clusters:
-                    raise ValueError(
+                    raise UserError(
                         f"{self.path / f'{shard:05d}.npy'}: a label of {labels.max()} for {clusters} clusters; remove "
                         f"{self.path} and relabel"
                     )
@@ -318,44 +317,44 @@ class LabelStore:
     def verify_index(self) -> None:
         """Read where every utterance's labels are; raises as `verify` does."""
         if crc32(np.ascontiguousarray(self._index).tobytes()) != self._index_checksum:
-            raise ValueError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
+            raise UserError(f"{self.path / 'index.npy'}: damaged; remove {self.path / 'store.json'} and relabel")
         shard, frames = self._index[3] >> np.uint64(32), self._index[3] & np.uint64(0xFFFFFFFF)
         lengths = np.array([self._checked(number).shape[1] for number in range(len(self._shards))], np.uint64)
         inside = shard < len(lengths)
         room = lengths[np.where(inside, shard, 0).astype(np.int64)] if len(lengths) else np.zeros_like(frames)
         if not (inside & (frames <= room) & (self._index[2] <= room - np.minimum(frames, room))).all():
-            raise ValueError(f"{self.path / 'index.npy'}: points outside of the labels; remove {self.path} and relabel")
+            raise UserError(f"{self.path / 'index.npy'}: points outside of the labels; remove {self.path} and relabel")
 
     def check(self, cuts: Iterable[Cut], num_clusters: Sequence[int]) -> None:
         """Refuse to train on labels that do not belong to these cuts and this model.
 
         Raises:
-            ValueError: Another hop, number of streams or of clusters, a cut without labels or with a label count that
+            UserError: Another hop, number of streams or of clusters, a cut without labels or with a label count that
                 is not its frame count (the first such cut is named), or labels that are nearly all the same.
         """
         if self.source.hop != HOP:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: labels have a hop of {self.source.hop} samples, the encoder {HOP}; relabel at {HOP}"
             )
         if self.source.clusters != tuple(num_clusters):
             there, asked = (" + ".join(map(str, counts)) for counts in (self.source.clusters, num_clusters))
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: labels of {there} clusters for a model of {asked}; "
                 f"set model.init_args.num_clusters to {list(self.source.clusters)} or relabel"
             )
         for counts in self.histogram:
             if (largest := counts.max() / counts.sum()) > LARGEST_SHARE:
-                raise ValueError(
+                raise UserError(
                     f"{self.path}: {largest:.0%} of all frames have the same cluster ({counts.argmax()}), which "
                     "teaches nothing; leave silent recordings out, or relabel with other features or more clusters"
                 )
         for cut_id, samples in ids_and_samples(cuts):
             if cut_id not in self:
-                raise ValueError(
+                raise UserError(
                     f"{cut_id}: no labels in {self.path}, which was made for another manifest; relabel this one"
                 )
             if self.num_frames(cut_id) != num_frames(samples):
-                raise ValueError(
+                raise UserError(
                     f"{cut_id}: {self.num_frames(cut_id)} labels for {num_frames(samples)} frames; "
                     f"{self.path} was made for other audio, relabel it"
                 )
@@ -374,7 +373,7 @@ def _shard(folder: Path, shard: int, at_random: bool = False) -> np.ndarray:
     file = folder / f"{shard:05d}.npy"
     labels = _mapped(file, file, at_random)
     if labels.dtype != np.uint16 or labels.ndim != 2 or not labels.flags.c_contiguous:
-        raise ValueError(f"{file}: damaged; remove {file} and relabel")
+        raise UserError(f"{file}: damaged; remove {file} and relabel")
     return labels
 
 
@@ -382,7 +381,7 @@ def _mapped(file: Path, remove: Path, at_random: bool = False) -> np.ndarray:
     try:
         array = mapped(file)
     except ValueError as error:
-        raise ValueError(f"{file}: damaged or missing; remove {remove} and relabel") from error
+        raise UserError(f"{file}: damaged or missing; remove {remove} and relabel") from error
     if at_random and hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
         # what lies around an utterance is another's: read no more
         array.base.madvise(mmap.MADV_RANDOM)
@@ -396,14 +395,14 @@ def _checksum(folder: Path, shard: int) -> int:
 def _check_shard(folder: Path, shard: int, checksum: int | None = None) -> None:
     labels, index = _shard(folder, shard), _mapped(_index_of(folder, shard), _index_of(folder, shard))
     if index.dtype != np.uint64 or index.ndim != 2 or len(index) != 4 or not index.shape[1]:
-        raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
+        raise UserError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     if int(index[1, -1]) != crc32(np.ascontiguousarray(index[:, :-1]).tobytes()):
-        raise ValueError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
+        raise UserError(f"{_index_of(folder, shard)}: damaged; remove {_index_of(folder, shard)} and relabel")
     expected = int(index[0, -1]) if checksum is None else checksum
     if int(index[0, -1]) != expected or crc32(labels.data) != expected:
         config, metrics = folder.parent / "config.yaml", folder.parent / "metrics.json"
         way = f"also {metrics}, if the run is finished, and `hubert fit --config {config}` makes only that shard again"
-        raise ValueError(
+        raise UserError(
             f"{folder / f'{shard:05d}.npy'}: damaged (its checksum is another); remove it, "
             + (way if config.exists() else "and make the labels again")
         )
@@ -417,31 +416,31 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; none if there is no file.
 
     Raises:
-        ValueError: The file is damaged.
+        UserError: The file is damaged.
     """
     try:
         content = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct that, and run again") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct that, and run again") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ValueError(f"{path}: damaged; restore it from a backup, or remove it") from error
+        raise UserError(f"{path}: damaged; restore it from a backup, or remove it") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: damaged; restore it from a backup, or remove it")
+        raise UserError(f"{path}: damaged; restore it from a backup, or remove it")
     return content
 
 
 def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checksum: Any, histogram: Any) -> None:
-    """Raise `ValueError` if what `store.json` says is of types or in ranges that no store has."""
+    """Raise `UserError` if what `store.json` says is of types or in ranges that no store has."""
     texts = [source.features, source.kmeans, source.manifest]
     lists = [list(source.clusters), [source.hop, index_checksum], sizes, checksums, *histogram]
     if not all(isinstance(text, str) for text in texts) or not all(map(_are_counts, lists)) or not source.clusters:
-        raise ValueError("store.json holds other types")
+        raise UserError("store.json holds other types")
     if not all(2 <= clusters <= 2**16 for clusters in source.clusters) or not 0 < source.hop <= 2**16 or not sizes:
-        raise ValueError("store.json holds numbers that no store has")
+        raise UserError("store.json holds numbers that no store has")
     if len(sizes) != len(checksums) or [*map(len, histogram)] != [*source.clusters] or not all(map(sum, histogram)):
-        raise ValueError("store.json holds lists that do not belong together")
+        raise UserError("store.json holds lists that do not belong together")
 
 
 def _are_counts(values: Any) -> bool:

@@ -20,6 +20,7 @@ from lhotse.cut import Cut
 from rich.console import Console
 
 from hubert_lightning.data.manifest import fingerprint, read_manifest
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed, lines_of, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 from hubert_lightning.units.label_store import (
@@ -55,7 +56,7 @@ def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
         paths = [out.with_suffix(f".{stream}{out.suffix}") for stream in range(streams)]
     companions = {out.with_suffix(".tsv"): _tsv(cuts)} if out.suffix == ".km" else {}
     if out.suffix == ".txt" and (spaced := next((cut.id for cut in cuts if len(cut.id.split()) != 1), None)):
-        raise ValueError(f"{spaced}: Kaldi's text cannot hold an id with spaces; export to .jsonl")
+        raise UserError(f"{spaced}: Kaldi's text cannot hold an id with spaces; export to .jsonl")
     with replacing_all(*companions, *reversed(paths)) as files:
         for file, text in zip(files, companions.values(), strict=False):
             file.write(text.encode())
@@ -108,17 +109,17 @@ def import_labels(
         hop: Samples from one label to the next: 160 for labels of MFCCs at 100 a second, every other of which is kept.
     """
     if not labels or (len(labels) > 1 and any(path.suffix == ".jsonl" for path in labels)):
-        raise ValueError(
+        raise UserError(
             f"{len(labels)} files of labels: give one .jsonl, which has all streams, or a .km or .txt for each stream"
         )
     for path in labels:
         _check_suffix(path)
         if not path.is_file():
-            raise ValueError(f"{path} does not exist; correct the path of the labels")
+            raise UserError(f"{path} does not exist; correct the path of the labels")
     if hop not in (HOP, HOP // 2):
-        raise ValueError(f"hop {hop}: labels come every {HOP} samples (50 a second) or {HOP // 2} (100 a second)")
+        raise UserError(f"hop {hop}: labels come every {HOP} samples (50 a second) or {HOP // 2} (100 a second)")
     if (out / "store.json").exists():
-        raise ValueError(f"{out}: holds a label store already; choose another folder")
+        raise UserError(f"{out}: holds a label store already; choose another folder")
     cuts = {cut.id: cut for cut in read_manifest(manifest)}
     listed = list(cuts.values())
     tsv = _tsv_beside(labels[0]) if labels[0].suffix == ".km" else None
@@ -142,14 +143,14 @@ def import_labels(
     shard: dict[str, np.ndarray] = {}
     for cut_id, ids in rows:
         if cut_id not in cuts or cut_id in seen:
-            raise ValueError(f"{labels[0]}: {cut_id} is not in the manifest, or here twice; give both of one corpus")
+            raise UserError(f"{labels[0]}: {cut_id} is not in the manifest, or here twice; give both of one corpus")
         seen.add(cut_id)
         shard[cut_id] = _checked(cuts[cut_id], ids[:, :: HOP // hop], clusters, labels[0])
         if len(shard) == size or len(seen) == len(cuts):
             write_shard(out, (len(seen) - 1) // size, shard)
             shard = {}
     if missing := cuts.keys() - seen:
-        raise ValueError(
+        raise UserError(
             f"{min(missing)}: no labels in {labels[0]}, nor of {len(missing) - 1} other utterances; label all of them"
         )
     return finish_store(out, source, -(-len(cuts) // size))
@@ -172,13 +173,13 @@ def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:
 def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> np.ndarray:
     frames = num_frames(cut.num_samples)
     if ids.shape != (len(clusters), frames):
-        raise ValueError(
+        raise UserError(
             f"{cut.id}: {ids.shape[1]} labels in {ids.shape[0]} streams for {frames} frames in {len(clusters)}; "
             f"{path} was made for other audio, or at another hop (--hop)"
         )
     for stream, number in enumerate(clusters):
         if ids[stream].min() < 0 or ids[stream].max() >= number:
-            raise ValueError(
+            raise UserError(
                 f"{cut.id}: labels from {ids[stream].min()} to {ids[stream].max()} for {number} clusters; give the "
                 f"number of clusters that {path} was made with"
             )
@@ -191,9 +192,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: no labels, not JSON ({error}); correct or remove it") from error
+            raise UserError(f"{path}, line {number}: no labels, not JSON ({error}); correct or remove it") from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "clusters" not in row:
-            raise ValueError(
+            raise UserError(
                 f'{path}, line {number}: no labels (no "id" that is a text, or no "clusters"); correct or remove it'
             )
         yield row["id"], _streams(row["clusters"], f"{path}, line {number}")
@@ -205,7 +206,7 @@ def _streams(clusters: Any, place: str) -> np.ndarray:
     if not all(isinstance(ids, list) and len(ids) == len(streams[0]) for ids in streams) or not all(
         type(cluster) is int and abs(cluster) < 2**63 for ids in streams for cluster in ids
     ):
-        raise ValueError(f'{place}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; correct it')
+        raise UserError(f'{place}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; correct it')
     return np.array(streams, dtype=np.int64)
 
 
@@ -223,22 +224,22 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = No
         if None in lines:
             others = "the manifest's utterances" if paths[0].suffix == ".km" else "the other files"
             others += f" in {tsv.name}" if tsv else ""
-            raise ValueError(f"{paths[0]}: not as many lines as {others} ({number}); give both of one corpus")
+            raise UserError(f"{paths[0]}: not as many lines as {others} ({number}); give both of one corpus")
         words = [line.split() for line in lines if isinstance(line, str)]
         names = {line[0] if line else "" for line in words}
         if paths[0].suffix == ".km":
             names, words = {lines[0].id}, [["", *line] for line in words]
         if names == {""}:
-            raise ValueError(f"{paths[0]}, line {number}: empty; remove it")
+            raise UserError(f"{paths[0]}, line {number}: empty; remove it")
         if len(names) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{paths[0]}, line {number}: {' and '.join(sorted(names))} are not one utterance; put the files in "
                 "one order"
             )
         try:
             yield names.pop(), np.array([line[1:] for line in words], dtype=np.int64)
         except (ValueError, OverflowError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
             ) from error
 
@@ -247,12 +248,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and content of every line, but for empty ones at the end of the file.
 
     Raises:
-        ValueError: The file is no text.
+        UserError: The file is no text.
     """
     empty: list[tuple[int, str]] = []
     for number, line in enumerate(lines_of(path), start=1):
         if "\0" in line:
-            raise ValueError(f"{path}, line {number}: has zero bytes, as UTF-16 without its mark; save it as UTF-8")
+            raise UserError(f"{path}, line {number}: has zero bytes, as UTF-16 without its mark; save it as UTF-8")
         if not line.strip():
             empty.append((number, line))
             continue
@@ -273,7 +274,7 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
     """The utterance of each row, whose file or id has the row's name, with its folders as far as both have some.
 
     Raises:
-        ValueError: A row is of no utterance, or could be of several; two are of the same; or it counts other samples.
+        UserError: A row is of no utterance, or could be of several; two are of the same; or it counts other samples.
     """
     by_name: dict[str, list[tuple[tuple[str, ...], bool, Cut]]] = defaultdict(list)
     for cut in cuts:
@@ -287,7 +288,7 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
         path, _, samples = line.rstrip("\n").rpartition("\t")
         location = f"{tsv}, line {number}"
         if not path or not samples.strip().isdecimal():
-            raise ValueError(f"{location}: no path, tab and number of samples; write fairseq's manifest again")
+            raise UserError(f"{location}: no path, tab and number of samples; write fairseq's manifest again")
         row = _without_suffix(str(PurePosixPath(root) / path))
         named = by_name.get(composed(row[-1]), [])
         # Of names in both normal forms of Unicode, the one that has the row's
@@ -300,12 +301,12 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
         if len(best) != 1:
             both = " and ".join(sorted(best)[:2])
             fact = f"{both} could both be {path}" if best else f"{path} is no utterance of the manifest"
-            raise ValueError(f"{location}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
+            raise UserError(f"{location}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
         [cut] = best.values()
         if cut.id in rows:
-            raise ValueError(f"{location}: {path} is {cut.id}, as line {rows[cut.id]} is; keep one row per utterance")
+            raise UserError(f"{location}: {path} is {cut.id}, as line {rows[cut.id]} is; keep one row per utterance")
         if abs(int(samples) - cut.num_samples) >= HOP:
-            raise ValueError(
+            raise UserError(
                 f"{location}: {path} has {samples.strip()} samples, and {cut.id} {cut.num_samples} at {SAMPLE_RATE} "
                 "Hz; give labels of this audio"
             )
@@ -340,7 +341,7 @@ def _tsv(cuts: Sequence[Cut]) -> str:
     for cut in cuts:
         source, *others = cut.recording.sources
         if others or cut.start or cut.duration != cut.recording.duration or source.type != "file":
-            raise ValueError(
+            raise UserError(
                 f"{cut.id}: a piece of a longer recording, or none of one file, which fairseq's manifest cannot say; "
                 "export to .jsonl"
             )
@@ -350,4 +351,4 @@ def _tsv(cuts: Sequence[Cut]) -> str:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: no format of labels; choose a name that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: no format of labels; choose a name that ends in {', '.join(SUFFIXES)}")

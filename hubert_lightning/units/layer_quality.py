@@ -24,6 +24,7 @@ from rich.table import Table
 
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.manifest import check_audio, read_manifest
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, all_layers_extractor, mfcc_extractor
 from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.files import replacing_all, write_whole
@@ -84,11 +85,11 @@ def phone_quality(
     """What one stream of labels, id → (streams, frames), is worth, over the cuts that have phones.
 
     Raises:
-        ValueError: No cut has phones, or some run past their audio.
+        UserError: No cut has phones, or some run past their audio.
     """
     aligned = [cut for cut in cuts if phones_of(cut)]
     if not aligned:
-        raise ValueError("no utterance has phones to judge clusters by; add them with `hubert prepare alignments`")
+        raise UserError("no utterance has phones to judge clusters by; add them with `hubert prepare alignments`")
     for cut in aligned:
         check_alignment(cut)
     phone = np.concatenate([_frame_phones(cut) for cut in aligned])
@@ -108,7 +109,7 @@ def layer_quality(
     Of a manifest in which some cuts have phones, the others are left out; where none has, what needs phones is NaN.
 
     Raises:
-        ValueError: Fewer than two utterances, or fewer frames than clusters; phones that run past their audio.
+        UserError: Fewer than two utterances, or fewer frames than clusters; phones that run past their audio.
     """
     return _judged(extractor, _sample(cuts, clusters, max_frames, seed), clusters, seed)
 
@@ -140,7 +141,7 @@ class _Sample(NamedTuple):
 
 def _sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int) -> _Sample:
     if not 2 <= clusters <= max_frames:
-        raise ValueError(f"{clusters} clusters of {max_frames} frames: it takes at least 2, and no more than frames")
+        raise UserError(f"{clusters} clusters of {max_frames} frames: it takes at least 2, and no more than frames")
     aligned = [cut for cut in cuts if phones_of(cut)]
     for cut in aligned:
         check_alignment(cut)
@@ -151,7 +152,7 @@ def _sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int) -> _
     phone = np.concatenate([named[named != ""] if aligned else named for named in phones])
     fit = np.concatenate([np.full(len(of), place % 2 == 0) for place, of in enumerate(chosen)])
     if fit.sum() < clusters or fit.all():
-        raise ValueError(
+        raise UserError(
             f"layers cannot be judged by {len(cuts)} of the utterances: {fit.sum()} frames to fit {clusters} clusters "
             f"on, {(~fit).sum()} to judge them by; give more utterances (or max_frames), or ask for fewer clusters"
         )
@@ -171,7 +172,7 @@ def best_layer(
     """The layer whose clusters have the highest PNMI; the numbers are kept in `record`, and asked before the audio.
 
     Raises:
-        ValueError: No cut has phones, or all have the same one.
+        UserError: No cut has phones, or all have the same one.
     """
     check_phones(cuts)
     encoder = load_encoder(path).to(device)
@@ -188,7 +189,7 @@ def best_layer(
     Console().print(_table({f"layer {number}": of for number, of in enumerate(layers, start=1)}, str(path)))
     best = _best(layers)
     if best is None:
-        raise ValueError("layer: best needs utterances in which phones differ, and these have but one; name a layer")
+        raise UserError("layer: best needs utterances in which phones differ, and these have but one; name a layer")
     numbers = {f"layer {number}": as_numbers(of) for number, of in enumerate(layers, start=1)}
     write_whole(record, json.dumps({"settings": settings, "best_layer": best} | numbers, indent=2).encode())
     return best
@@ -198,10 +199,10 @@ def check_phones(cuts: Iterable[Cut]) -> None:
     """Refuse to choose the best layer where nothing tells which it is.
 
     Raises:
-        ValueError: No cut has phones.
+        UserError: No cut has phones.
     """
     if not any(phones_of(cut) for cut in cuts):
-        raise ValueError(
+        raise UserError(
             "layer: best compares clusters with phones, but no utterance to validate on has any; add them "
             "(`hubert prepare alignments`), or name a layer"
         )

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import frame_centres
 
 
@@ -55,10 +56,10 @@ class Quality(NamedTuple):
         """All measures of the counts: (phones, clusters).
 
         Raises:
-            ValueError: Nothing was counted.
+            UserError: Nothing was counted.
         """
         if not counts.sum():
-            raise ValueError("no frame has both a phone and a cluster; cluster quality needs utterances with phones")
+            raise UserError("no frame has both a phone and a cluster; cluster quality needs utterances with phones")
         return cls(
             pnmi=pnmi(counts),
             phone_purity=phone_purity(counts),
@@ -78,15 +79,15 @@ def joint_counts(
     returns:  (phones, clusters) int64, a row for every phone that occurs, in sorted order
 
     Raises:
-        ValueError: Not as many phones as clusters, or a cluster out of range.
+        UserError: Not as many phones as clusters, or a cluster out of range.
     """
     clusters = np.asarray(clusters, dtype=np.int64)
     if len(phones) != len(clusters):
-        raise ValueError(f"{len(phones)} frames have a phone and {len(clusters)} a cluster; count the same frames")
+        raise UserError(f"{len(phones)} frames have a phone and {len(clusters)} a cluster; count the same frames")
     if not len(clusters):
         return np.zeros((0, num_clusters), dtype=np.int64)
     if clusters.min() < 0 or clusters.max() >= num_clusters:
-        raise ValueError(
+        raise UserError(
             f"clusters go from {clusters.min()} to {clusters.max()}, which {num_clusters} clusters cannot; "
             "count with the number of clusters that K-means was fitted with"
         )

@@ -19,6 +19,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.data.prepare import Refusal
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
 from hubert_lightning.features.recordings import listed, of_each
 from hubert_lightning.files import replacing, replacing_all
@@ -85,19 +86,19 @@ def units(
     of_stream = {name: seconds for name, seconds in given.items() if seconds is not None}
     if Path("-") in map(Path, files):
         if len(files) > 1:
-            raise ValueError("standard input and files: give - alone, or files alone")
+            raise UserError("standard input and files: give - alone, or files alone")
         if deduplicate or output is not None or format != "jsonl":
-            raise ValueError(
+            raise UserError(
                 "units of standard input are JSON lines, written to standard output; leave other options out"
             )
         if batch_duration is not None or num_workers or window is not None:
-            raise ValueError(
+            raise UserError(
                 "batch_duration, num_workers and window are of files, not of standard input; leave them out"
             )
         _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(**of_stream))
         return 0
     if of_stream:
-        raise ValueError("step, lookahead and history are of standard input, not of files; leave them out")
+        raise UserError("step, lookahead and history are of standard input, not of files; leave them out")
     _check_output(format, output, deduplicate)
     paths = listed(files)
     ids = {} if format == "jsonl" else _ids(paths)
@@ -188,9 +189,9 @@ def _content(result: FileUnits) -> dict[str, list[int]]:
 
 def _check_output(format: Format, output: Path | None, deduplicate: bool) -> None:
     if output is not None and output.suffix == ".npz" and format != "npz":
-        raise ValueError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
+        raise UserError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
     if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
-        raise ValueError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
+        raise UserError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
 
 
 def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Callable[[FileUnits], None]) -> int:
@@ -224,7 +225,7 @@ def _ids(paths: Sequence[Path]) -> dict[str, str]:
     ]
     times = Counter(names)
     if twice := next((path for path, name in zip(paths, names, strict=True) if times[name] > 1), None):
-        raise ValueError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
+        raise UserError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
     return {str(path): name for path, name in zip(paths, names, strict=True)}
 
 
@@ -362,7 +363,7 @@ def _listen(stream: UnitStream) -> None:
         pass
     tell(stream.finish())
     if not given:
-        raise ValueError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
+        raise UserError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
     _tell_latency("units came", stream, took)
 
 

@@ -15,6 +15,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.data.audio import resampled, unusable
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.recordings import autocast
@@ -59,10 +60,10 @@ class Units:
 
     def __init__(self, extractor: Extractor, centroids: Tensor, window: float = WINDOW_DURATION) -> None:
         if window < 10:
-            raise ValueError(f"window {window} s: take 10 s or more, of which 5 s are those of the next")
+            raise UserError(f"window {window} s: take 10 s or more, of which 5 s are those of the next")
         self._longest = seconds_to_samples(window) // HOP
         if extractor.shape != centroids.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"K-means is of {centroids.shape[1]} dimensions, but {extractor.name} has {extractor.shape[0]}; give "
                 "the K-means of this model and layer"
             )
@@ -97,23 +98,23 @@ class Units:
         window:    seconds of a recording that are encoded at once
 
         Raises:
-            ValueError: They do not belong together, or cannot be opened.
+            UserError: They do not belong together, or cannot be opened.
         """
         kmeans = _beside(Path(model)) if kmeans is None else Path(kmeans)
         if not kmeans.is_file():
-            raise ValueError(f"{kmeans}: no such file of a K-means; correct the path")
+            raise UserError(f"{kmeans}: no such file of a K-means; correct the path")
         streams, source = load_kmeans(kmeans)
         if len(streams) > 1:
-            raise ValueError(f"{kmeans} holds {len(streams)} K-means, and units are of one; give a file with one")
+            raise UserError(f"{kmeans} holds {len(streams)} K-means, and units are of one; give a file with one")
         features = source.get("features", "")
         if str(model) == "mfcc":
             if features.startswith("mfcc spliced"):
-                raise ValueError(
+                raise UserError(
                     f"{kmeans} was fitted on a part of MFCCs ({source.get('parts')}), and units are clusters of all of "
                     "them; give the K-means of whole MFCCs"
                 )
             if layer is not None or features not in ("", "mfcc"):
-                raise ValueError(
+                raise UserError(
                     f"MFCCs with {f'layer {layer}' if layer else f'{kmeans}, fitted on {features}'}: "
                     "MFCCs have no layers; give a model, or the K-means of MFCCs"
                 )
@@ -122,7 +123,7 @@ class Units:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         extractor = layer_extractor(model, layer, device, autocast(device, precision))
         if features and features != extractor.name:
-            raise ValueError(
+            raise UserError(
                 f"{kmeans} was fitted on {features}, but {model} gives {extractor.name}; give the model that it was "
                 "fitted on, or the K-means of this one"
             )
@@ -135,11 +136,11 @@ class Units:
         returns:  (frames,) int64, one for each 20 ms, on the CPU
 
         Raises:
-            ValueError: It is no audio, or shorter than a frame.
+            UserError: It is no audio, or shorter than a frame.
         """
         samples = _samples(waveform, sample_rate)
         if len(samples) < WINDOW:
-            raise ValueError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
+            raise UserError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
         cut_up = self._windows(len(samples))
         if len(cut_up) == 1:
             return self.of_part(samples)
@@ -198,12 +199,12 @@ class UnitStream:
             seconds_to_samples(seconds) // HOP for seconds in (step, lookahead, history)
         )
         if self.step < 1 or self.lookahead < 0 or self.history < 0:
-            raise ValueError(
+            raise UserError(
                 f"step {step}, lookahead {lookahead}, history {history}: a step is at least one frame, 0.02 s, and the "
                 "others are not negative"
             )
         if step + lookahead + history > LONGEST_STREAM:
-            raise ValueError(
+            raise UserError(
                 f"step {step}, lookahead {lookahead}, history {history}: together, what is encoded at once, they are "
                 f"at most {LONGEST_STREAM} s"
             )
@@ -230,7 +231,7 @@ class UnitStream:
         returns: (frames,) int64; often none, or of several steps
         """
         if self._finished:
-            raise ValueError("this stream is finished; make another for what follows")
+            raise UserError("this stream is finished; make another for what follows")
         self._heard = torch.cat([self._heard, _samples(samples, SAMPLE_RATE)])
         known = [torch.zeros(0, dtype=torch.long)]
         while self._num_frames >= (last := self.given + self.step + self.lookahead):
@@ -265,7 +266,7 @@ class UnitStream:
 def _beside(model: Path) -> Path:
     if model.is_dir() and (model / KMEANS).is_file():
         return model / KMEANS
-    raise ValueError(
+    raise UserError(
         f"{model}: no {KMEANS} in it; name one with --kmeans: units of a checkpoint are clustered by the "
         "iteration that follows it"
     )
@@ -275,13 +276,13 @@ def _layer(kmeans: Path, features: str, layer: int | None) -> int:
     """The layer that a K-means says it is of, which must be the one asked for."""
     if not features:
         if layer is None:
-            raise ValueError(f"{kmeans} does not say which layer it was fitted on; name it with --layer")
+            raise UserError(f"{kmeans} does not say which layer it was fitted on; name it with --layer")
         return layer
     said = re.fullmatch(r"layer (\d+) of encoder \w+", features)
     if said is None:
-        raise ValueError(f"{kmeans} was fitted on {features}; give 'mfcc' for the model, or the K-means of a layer")
+        raise UserError(f"{kmeans} was fitted on {features}; give 'mfcc' for the model, or the K-means of a layer")
     if layer not in (None, int(said[1])):
-        raise ValueError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave --layer out")
+        raise UserError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave --layer out")
     return int(said[1])
 
 
@@ -290,14 +291,14 @@ def _samples(waveform: Tensor | np.ndarray, rate: int) -> Tensor:
     samples = torch.as_tensor(waveform).detach().cpu()
     if not samples.is_floating_point():
         found = str(samples.dtype).removeprefix("torch.")
-        raise ValueError(f"samples are {found}; give floats from -1 to 1, such as int16 divided by 32768")
+        raise UserError(f"samples are {found}; give floats from -1 to 1, such as int16 divided by 32768")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and len(samples) > samples.shape[1]):
-        raise ValueError(
+        raise UserError(
             f"a waveform of shape {tuple(samples.shape)}; it is (samples,) or (channels, samples): transpose it"
         )
     if not samples.isfinite().all():
-        raise ValueError("samples that are NaN or infinite; look for what made them")
+        raise UserError("samples that are NaN or infinite; look for what made them")
     if reason := unusable(rate):
-        raise ValueError(f"audio {reason}")
+        raise UserError(f"audio {reason}")
     samples = resampled(samples.float(), rate)
     return samples if samples.ndim == 1 else samples.mean(dim=0)

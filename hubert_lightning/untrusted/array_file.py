@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of
 
 MAGIC = b"\x93NUMPY"
@@ -13,7 +14,7 @@ def mapped(path: Path) -> np.memmap:
     """The array in a `.npy` file, read-only.
 
     Raises:
-        ValueError: The file is missing, cut short, or no such array. The message is a reason for a sentence.
+        UserError: The file is missing, cut short, or no such array. The message is a reason for a sentence.
     """
     try:
         if not path.is_file():
@@ -23,7 +24,7 @@ def mapped(path: Path) -> np.memmap:
         if begins:  # of others, numpy would open archives and pickles
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise ValueError(error.strerror or "it cannot be read") from error
+        raise UserError(error.strerror or "it cannot be read") from error
     except Exception as error:  # the header is a line of Python, in which anything may be wrong
-        raise ValueError("it is cut short or damaged, or no array of numbers") from error
-    raise ValueError("it does not begin as an array of numpy")
+        raise UserError("it is cut short or damaged, or no array of numbers") from error
+    raise UserError("it does not begin as an array of numpy")

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import open_text
 
 LARGEST = 2**24
@@ -29,16 +30,16 @@ def read_json(path: Path, way_out: str, largest: int = LARGEST, fact: str = " is
         Objects, lists, texts, finite numbers, booleans and None.
 
     Raises:
-        ValueError: The file cannot be read or is larger, or as `parse_json` raises.
+        UserError: The file cannot be read or is larger, or as `parse_json` raises.
     """
     with open_text(path) as file:
         text = file.read(largest + 1)
     if len(text) > largest:
-        raise ValueError(f"{path}: has more than {largest} bytes, where settings have a few thousand; {way_out}")
+        raise UserError(f"{path}: has more than {largest} bytes, where settings have a few thousand; {way_out}")
     try:
         return parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{path}{fact} ({error}); {way_out}") from error
+        raise UserError(f"{path}{fact} ({error}); {way_out}") from error
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -51,20 +52,20 @@ def parse_json(text: str | bytes) -> Any:
         Objects, lists, texts, finite numbers, booleans and None.
 
     Raises:
-        ValueError: The text is no JSON, nests deeper than 100, names a key twice, has a number that is not finite or
+        UserError: The text is no JSON, nests deeper than 100, names a key twice, has a number that is not finite or
             has over 100 digits, or half of a character. The message is a reason, to be put into a sentence.
     """
     try:
         content = DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError as error:
-        raise ValueError(f"nested deeper than {DEEPEST}") from error
+        raise UserError(f"nested deeper than {DEEPEST}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is no UTF-8") from error
+        raise UserError(f"byte {error.start} is no UTF-8") from error
     for depth, value in _values(content):
         if depth >= DEEPEST and isinstance(value, (list, dict)):
-            raise ValueError(f"nested deeper than {DEEPEST}")
+            raise UserError(f"nested deeper than {DEEPEST}")
         if isinstance(value, str) and not is_text(value):
-            raise ValueError(f"{shown(value)} holds half of a character")
+            raise UserError(f"{shown(value)} holds half of a character")
     return content
 
 
@@ -99,21 +100,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(twice)} is there twice")
+        raise UserError(f"the key {shown(twice)} is there twice")
     return content
 
 
 def _number(kind: Callable[[str], int | float], text: str) -> int | float:
     if len(text) > DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
+        raise UserError(f"a number of {len(text)} digits")
     number = kind(text)
     if number - number != 0:
-        raise ValueError(f"{shown(text)[1:-1]}, which is no finite number")
+        raise UserError(f"{shown(text)[1:-1]}, which is no finite number")
     return number
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name}, which is no number of JSON")
+    raise UserError(f"{name}, which is no number of JSON")
 
 
 DECODER = json.JSONDecoder(

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hubert_lightning.errors import UserError
+
 LZMA_MEMORY = 2**27  # bytes; the highest preset of xz takes half of it
 COMPRESSED: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),  # gzip
@@ -37,7 +39,7 @@ DOTTED = re.compile(r"(?=.{1,255}$)\w+(\.\w+)*", re.ASCII)
 GROWTH = 32  # times that a pickle may be as large in protocol 2; one of short bytes is 12 times as large
 
 
-class Refusal(ValueError):
+class Refusal(UserError):
     """Of a file that could be read, but asks for what it may not have."""
 
 
@@ -153,12 +155,12 @@ def read_at_most(path: Path, limit: int) -> bytes:
     """The content of a file.
 
     Raises:
-        ValueError: There is none, or it has more bytes than the limit.
+        UserError: There is none, or it has more bytes than the limit.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; correct the path")
+        raise UserError(f"{path}: no such file; correct the path")
     if path.stat().st_size > limit:
-        raise ValueError(f"{path}: more than {limit} bytes, and none is needed that is so large; correct the path")
+        raise UserError(f"{path}: more than {limit} bytes, and none is needed that is so large; correct the path")
     return path.read_bytes()
 
 
@@ -166,10 +168,10 @@ def unpacked(content: bytes, path: Path, limit: int) -> bytes:
     """What a compressed file holds, or the content itself if it is not compressed; never more than `limit` bytes.
 
     Raises:
-        ValueError: There would be more, or the file is damaged.
+        UserError: There would be more, or the file is damaged.
     """
     if content.startswith((b"\x04\x22\x4d\x18", b"ZF")):
-        raise ValueError(
+        raise UserError(
             f"{path}: compressed with lz4, or by joblib before 0.10; open it with joblib where you trust it, and dump "
             "it again without compression"
         )
@@ -180,11 +182,11 @@ def unpacked(content: bytes, path: Path, limit: int) -> bytes:
         decompressor = new()
         whole = decompressor.decompress(content, limit + 1)
     except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be unpacked ({error}); it is damaged, so copy it again") from error
+        raise UserError(f"{path}: cannot be unpacked ({error}); it is damaged, so copy it again") from error
     if len(whole) > limit:
-        raise ValueError(f"{path}: unpacks to more than {limit} bytes, and none is needed that is so large; remove it")
+        raise UserError(f"{path}: unpacks to more than {limit} bytes, and none is needed that is so large; remove it")
     if not decompressor.eof:
-        raise ValueError(f"{path}: ends before what it packs does; copy it again")
+        raise UserError(f"{path}: ends before what it packs does; copy it again")
     return whole
 
 
@@ -195,15 +197,15 @@ def unpickle(content: bytes, path: Path, stand_ins: Mapping[str, Callable] | Non
     stand_ins: more of them: "module.name" → a class or function that does nothing but hold its arguments
 
     Raises:
-        ValueError: It names anything else, holds Python objects in arrays, or is damaged.
+        UserError: It names anything else, holds Python objects in arrays, or is damaged.
     """
     try:
         return _Unpickler(content, {**NUMPY, **JOBLIB, **(stand_ins or {})}).load()
     except Refusal as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:  # whatever bytes that are no pickle happen to ask for
         said = _shown(f"{type(error).__name__}: {error}")
-        raise ValueError(f"{path}: damaged, or no pickle ({said}); copy it again, or correct the path") from error
+        raise UserError(f"{path}: damaged, or no pickle ({said}); copy it again, or correct the path") from error
 
 
 class Held:
@@ -280,7 +282,7 @@ def array_of(held: Any, path: Path) -> np.ndarray:
     path: that errors name
 
     Raises:
-        ValueError: It is none, or its shape and its bytes disagree.
+        UserError: It is none, or its shape and its bytes disagree.
     """
     try:
         if not isinstance(held, HeldArray):
@@ -293,7 +295,7 @@ def array_of(held: Any, path: Path) -> np.ndarray:
         flat = np.frombuffer(content, held.dtype.dtype)
         return flat.reshape(held.shape, order="F" if held.column_major else "C")
     except Refusal as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _of_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> HeldArray:

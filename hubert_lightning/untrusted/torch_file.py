@@ -25,6 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import DEFAULT_PROTOCOL, safe_globals
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
 from hubert_lightning.untrusted.pickle_file import NUMBERS, STATE_ALONE, Refusal, in_protocol_2, name_of
 
@@ -123,7 +124,7 @@ def read_torch(
         map_location: As of `torch.load`.
 
     Raises:
-        ValueError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.
+        UserError: The file is damaged, would call something, unpacks to more than it holds, or points outside of it.
     """
     check_regular(path)
     archive = _sound(path, lambda: zipfile.is_zipfile(path))
@@ -139,7 +140,7 @@ def read_torch(
         try:
             _copy(path, copy, pickles, archive)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: written with pickle protocol {protocol}, and no copy of it in another can be "
                 f"made in {folder} ({error.strerror}); make room there, or save it with torch.save's default protocol"
             ) from error
@@ -182,15 +183,15 @@ def _read(
     return content
 
 
-def _would_call(path: Path, name: str) -> ValueError:
-    return ValueError(f"{path}: refused, the pickle would call {name}; {STATE_ALONE}")
+def _would_call(path: Path, name: str) -> UserError:
+    return UserError(f"{path}: refused, the pickle would call {name}; {STATE_ALONE}")
 
 
 def plain(value: Any) -> Any:
     """Settings as plain dicts, lists and values, whichever of fairseq's classes they were kept in.
 
     Raises:
-        ValueError: Something holds itself.
+        UserError: Something holds itself.
     """
     return _plain(value, {})
 
@@ -202,7 +203,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         return value
     if id(value) in done:
         if done[id(value)] is done:
-            raise ValueError("settings that hold themselves; the file is damaged, so get it again")
+            raise UserError("settings that hold themselves; the file is damaged, so get it again")
         return done[id(value)]
     done[id(value)] = done  # until it is known: a pickle may hold a thing a thousand times, or in itself
     made: Any
@@ -244,12 +245,12 @@ def _sound(path: Path, read: Callable[[], Any]) -> Any:
             warnings.simplefilter("ignore")  # of protocols that torch does not write; they are refused or they open
             return read()
     except Refusal as error:  # of a stand-in
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:
         asked = re.search(r"Unsupported (?:global|class)[^\w]*(?:GLOBAL )?([\w.]+)", str(error))
         if isinstance(error, UnpicklingError) and asked:
             raise _would_call(path, asked[1]) from error
-        raise ValueError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
+        raise UserError(f"{path} is damaged, or no file of torch.save; copy or download it again") from error
 
 
 def _pickle_in_archive(path: Path) -> bytes:
@@ -342,9 +343,9 @@ def _check_archive(path: Path) -> None:
         for entry in archive.infolist():
             place = PurePosixPath(entry.filename.replace("\\", "/"))
             if place.is_absolute() or ".." in place.parts:
-                raise ValueError(f"{path} has an entry {entry.filename!r}, outside of itself; get it elsewhere")
+                raise UserError(f"{path} has an entry {entry.filename!r}, outside of itself; get it elsewhere")
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size:
-                raise ValueError(
+                raise UserError(
                     f"{path} has a compressed entry, {entry.filename!r}, of {entry.file_size} bytes, where torch.save "
                     "compresses none; open and save it with torch to use it"
                 )
@@ -355,16 +356,16 @@ def _check_sizes(path: Path, content: Any) -> None:
     size, stored = path.stat().st_size, dict[int, int]()
     for tensor in _tensors(content):
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise ValueError(f"{path} has a tensor that is sparse or quantized; save it dense")
+            raise UserError(f"{path} has a tensor that is sparse or quantized; save it dense")
         storage = tensor.untyped_storage()
         if tensor.numel() * tensor.itemsize > storage.nbytes():
-            raise ValueError(
+            raise UserError(
                 f"{path} has a tensor of shape {tuple(tensor.shape)}, of which it holds {storage.nbytes()} bytes; it "
                 "is damaged, so get it again"
             )
         stored[storage._cdata] = storage.nbytes()
     if sum(stored.values()) > size:
-        raise ValueError(
+        raise UserError(
             f"{path} has {size} bytes, and asks for {sum(stored.values())} of tensors; it is damaged, so get it again"
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular, read_regular
 
 LARGEST = 10**7
@@ -34,13 +35,13 @@ def read_yaml(path: Path, largest: int = LARGEST) -> Any:
         Its content: mappings, lists, texts, numbers, booleans, dates and None.
 
     Raises:
-        ValueError: The file is no regular file, or larger, or as `parse_yaml` raises.
+        UserError: The file is no regular file, or larger, or as `parse_yaml` raises.
         OSError: It cannot be read.
     """
     try:
         return parse_yaml(read_regular(path, largest).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({_reason(error)}); correct it, or give another file") from error
+        raise UserError(f"{path}: not YAML ({_reason(error)}); correct it, or give another file") from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -54,7 +55,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: As `check_yaml` raises.
-        ValueError: It holds a number or a date that there is not.
+        UserError: It holds a number or a date that there is not.
     """
     check_yaml(text)
     return yaml.load(text, Loader=LOADER)
@@ -110,7 +111,7 @@ def check_typed(args: list[str]) -> None:
         args: Command line.
 
     Raises:
-        ValueError: A config cannot be used, or a value is a pipe or a device; or one that jsonargparse would read is
+        UserError: A config cannot be used, or a value is a pipe or a device; or one that jsonargparse would read is
             larger than a config.
     """
     for name, value in _typed(args):
@@ -125,7 +126,7 @@ def check_typed(args: list[str]) -> None:
         if name in ("config", "c"):
             _check_file(path)
         elif name in LISTS and path.stat().st_size > LARGEST:
-            raise ValueError(
+            raise UserError(
                 f"{name}: a list of manifests is wanted, and one path was given; put it in brackets: [path]"
             )
         elif name.count(".") < 2 and name not in ("ckpt_path", "output"):
@@ -158,16 +159,16 @@ def _check_file(path: Path) -> None:
     try:
         check_yaml(read_regular(path, LARGEST).decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not YAML ({_reason(error)}); give a config") from error
+        raise UserError(f"{path}: not YAML ({_reason(error)}); give a config") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({_reason(error)}); correct it, or give another config") from error
+        raise UserError(f"{path}: not YAML ({_reason(error)}); correct it, or give another config") from error
 
 
 def _check_size(path: Path) -> None:
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: has more than {LARGEST} bytes, where configs have a few thousand; give another file")
+        raise UserError(f"{path}: has more than {LARGEST} bytes, where configs have a few thousand; give another file")
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
@@ -142,7 +143,7 @@ def read(path: Path, content: Mapping[str, Any], num_heads: int | None = None) -
     num_heads: number of attention heads, for a file without settings of its encoder
 
     Raises:
-        ValueError: It is no HuBERT, or one with parts that we have not.
+        UserError: It is no HuBERT, or one with parts that we have not.
     """
     settings = plain(content.get("cfg")) or _old_settings(plain(content.get("args")) or {})
     model, task = settings.get("model") or {}, settings.get("task") or {}
@@ -247,11 +248,11 @@ def write(trained: Trained) -> dict[str, bytes]:
     dict.*.txt:    what the clusters, or letters, are called; fairseq looks for them in `task.data`
 
     Raises:
-        ValueError: The convolutions are as wide as the Transformer: fairseq then has no projection between them.
+        UserError: The convolutions are as wide as the Transformer: fairseq then has no projection between them.
     """
     config = trained.config
     if config.conv_channels == config.dim:
-        raise ValueError(
+        raise UserError(
             f"convolutions and Transformer are both of {config.dim} channels, for which fairseq has no projection; "
             "export this model to transformers or torchaudio"
         )
@@ -383,7 +384,7 @@ def _pretrained(
         return Trained(config, ours, temperature=temperature, notes=notes)
     codewords, weight, bias = head.values()
     if codewords is None or weight is None or bias is None:
-        raise ValueError(f"{path} has half a head of pre-training, {' and '.join(there)} alone; get it again")
+        raise UserError(f"{path} has half a head of pre-training, {' and '.join(there)} alone; get it again")
     rows, own = _rows(path, len(codewords), task, symbols), len(OWN_SYMBOLS)
     split = codewords.split(rows)
     tied = not model.get("untie_final_proj", len(rows) == 1)
@@ -422,7 +423,7 @@ def _fine_tuned(
     if not head:
         return trained
     if len(head) < 2:
-        raise ValueError(f"{path} has half a layer that spells, {HEAD}{summary_of(head)} alone; get it again")
+        raise UserError(f"{path} has half a layer that spells, {HEAD}{summary_of(head)} alone; get it again")
     tokens = tokens or _beside(path, len(head["weight"]))
     return trained._replace(head=head, vocabulary=None if tokens is None else spelling(tokens))
 
@@ -443,12 +444,12 @@ def _rows(path: Path, codewords: int, task: Mapping[str, Any], symbols: Sequence
     if not rows and len(labels) == 1:
         rows = [codewords]
     if not rows:
-        raise ValueError(
+        raise UserError(
             f"{path} predicts {len(labels)} streams of clusters, and does not hold the dictionaries that say how many "
             "each has; save it in fairseq with its task_state"
         )
     if sum(rows) != codewords or min(rows) <= own:
-        raise ValueError(
+        raise UserError(
             f"{path} has {codewords} codewords for dictionaries of {rows} symbols, {own} of which are fairseq's own; "
             "one of the two is another model's"
         )
@@ -463,23 +464,23 @@ def _to_ours(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
     try:
         return to_ours(encoder, dialect), notes
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; copy or download it again") from error
+        raise UserError(f"{path}: {error}; copy or download it again") from error
 
 
 def _check(path: Path, model: Mapping[str, Any], task: Mapping[str, Any]) -> None:
     """Refuse settings of another encoder.
 
     Raises:
-        ValueError: One is not as here.
+        UserError: One is not as here.
     """
     for name, value in FIXED.items():
         if model.get(name, value) != value:
-            raise ValueError(f"{path} sets {name} to {model[name]}; this encoder only knows {value}")
+            raise UserError(f"{path} sets {name} to {model[name]}; this encoder only knows {value}")
     if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise ValueError(f"{path} sets sample_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
+        raise UserError(f"{path} sets sample_rate to {rate}; this encoder hears audio of {SAMPLE_RATE} Hz alone")
     layout = str(model.get("conv_feature_layers") or "")
     if layout and _layers(layout) != [*zip(KERNELS, STRIDES, strict=True)]:
-        raise ValueError(
+        raise UserError(
             f"{path} has convolutions {layout}; this encoder only knows kernels {list(KERNELS)} and strides "
             f"{list(STRIDES)}, give another model"
         )
@@ -510,7 +511,7 @@ def _beside(path: Path, rows: int) -> list[str] | None:
     """The symbols in the dictionary that lies beside a checkpoint, as fairseq reads it (data/dictionary.py).
 
     Raises:
-        ValueError: It is no such dictionary, or not of as many symbols as the model has rows.
+        UserError: It is no such dictionary, or not of as many symbols as the model has rows.
     """
     file = path.parent / "dict.ltr.txt"
     if not file.exists():
@@ -526,14 +527,14 @@ def _beside(path: Path, rows: int) -> list[str] | None:
         if not space:
             symbol = count
         elif not count.isdecimal():
-            raise ValueError(
+            raise UserError(
                 f"{file}, line {number}: {shown(count)} is no count, as follows each symbol; correct the line"
             )
         symbol = symbol or ("\ufeff" if number == 1 else "")  # a symbol at the start that looks like a mark
         if symbol in symbols:
             place = symbols.index(symbol)
             if not flagged:
-                raise ValueError(
+                raise UserError(
                     f"{file}, line {number}: {shown(symbol)} is there already; keep it once, or add {OVERWRITE}"
                 )
             symbols[place] = f"<{place}>"  # a row that nothing spells any more
@@ -543,7 +544,7 @@ def _beside(path: Path, rows: int) -> list[str] | None:
     if len(symbols) != rows:
         own = len(OWN_SYMBOLS)
         more = "" if len(symbols) < rows else " or more"
-        raise ValueError(
+        raise UserError(
             f"{file} has {len(symbols) - own}{more} symbols, and the model beside it spells {rows - own}; put the "
             "dictionary of that model there"
         )

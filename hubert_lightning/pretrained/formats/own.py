@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular, is_whole
 from hubert_lightning.pretrained.weights import Trained, left_out, settings_of
 from hubert_lightning.untrusted.json_file import parse_json
@@ -46,7 +47,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file, and what it says of them.
 
     Raises:
-        ValueError: It is damaged, or no file of safetensors.
+        UserError: It is damaged, or no file of safetensors.
     """
     check_regular(path)
     try:
@@ -54,21 +55,21 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+        raise UserError(f"{path} is damaged ({error}); copy or download it again") from error
 
 
 def of_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Trained:
     """What `to_safetensors` made.
 
     Raises:
-        ValueError: It says something else of its tensors than that.
+        UserError: It says something else of its tensors than that.
     """
     try:
         about = parse_json(metadata[KEY])
         config, temperature = about["encoder"], float(about["temperature"])
         vocabulary, source = about["vocabulary"], dict(about["source"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say what its weights are of; export the model again") from error
+        raise UserError(f"{path} does not say what its weights are of; export the model again") from error
     parts = _parts(tensors)
     return Trained(
         settings_of(config, path),
@@ -137,12 +138,12 @@ def verify(path: Path) -> None:
         path: Checkpoint; a file that is no zip archive has no checksums.
 
     Raises:
-        ValueError: A byte is not as it was written.
+        UserError: A byte is not as it was written.
     """
     if path.is_file() and zipfile.is_zipfile(path):
         state = path.stat()
         if not _is_whole(path, state.st_ino, state.st_size, state.st_mtime_ns):
-            raise ValueError(f"{path}: damaged, some bytes are not as they were written; take another checkpoint")
+            raise UserError(f"{path}: damaged, some bytes are not as they were written; take another checkpoint")
 
 
 @lru_cache(maxsize=16)
@@ -158,14 +159,12 @@ def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[st
         map_location: As of `torch.load`.
 
     Raises:
-        ValueError: The file is damaged, or no checkpoint of a fit.
+        UserError: The file is damaged, or no checkpoint of a fit.
     """
     verify(path)
     checkpoint = read_torch(path, map_location=map_location)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(
-            f"{path} holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt of `hubert fit`"
-        )
+        raise UserError(f"{path} holds no state_dict, so it is not a checkpoint of a fit; give a .ckpt of `hubert fit`")
     return checkpoint
 
 

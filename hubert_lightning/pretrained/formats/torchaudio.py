@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.pretrained.dialect import Dialect, from_ours, to_ours
 from hubert_lightning.pretrained.formats.transformers import read_settings
@@ -93,7 +94,7 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     num_heads: of the attention; that of the released model of this width if not given
 
     Raises:
-        ValueError: It lacks weights, or the number of heads cannot be known.
+        UserError: It lacks weights, or the number of heads cannot be known.
     """
     first = min((name for name in state if name.endswith(FIRST_CONV)), key=len)
     outer = first.removesuffix(FIRST_CONV).removesuffix(WRAPPED)  # "" but for modules that hold the model
@@ -111,7 +112,7 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     try:
         ours = to_ours(named, DIALECT)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; copy or download it again") from error
+        raise UserError(f"{path}: {error}; copy or download it again") from error
     known = shapes_of(ours, path)
     labels, heads = _told_beside(path)
     over_channels = known["conv_norm"] == "layer"
@@ -125,13 +126,13 @@ def read(path: Path, state: Mapping[str, Tensor], num_heads: int | None = None) 
     parts = {"codewords": codewords, "projection.weight": weight, "projection.bias": bias}
     if found := {name: value for name, value in parts.items() if value is not None}:
         if len(found) < len(parts):
-            raise ValueError(f"{path} has half a head of pre-training, {' and '.join(found)} alone; get it again")
+            raise UserError(f"{path} has half a head of pre-training, {' and '.join(found)} alone; get it again")
         predictors = [found]
     letters: Sequence[str] | None = None
     vocabulary_note = None
     if head:
         if len(head) < 2:
-            raise ValueError(f"{path} has half a layer that spells, aux.{summary_of(head)} alone; get it again")
+            raise UserError(f"{path} has half a layer that spells, aux.{summary_of(head)} alone; get it again")
         rows = len(head["weight"])
         letters = labels
         if letters is None and (letters := {len(of): of for of in (LETTERS, FAIRSEQ_LETTERS)}.get(rows)):
@@ -176,7 +177,7 @@ def write(trained: Trained) -> dict[str, bytes]:
     """The files of a folder: the state dict, and the function of torchaudio.models and its arguments that it fits.
 
     Raises:
-        ValueError: There are several streams of labels, for which torchaudio has no model.
+        UserError: There are several streams of labels, for which torchaudio has no model.
     """
     config = trained.config
     state = from_ours(trained.encoder, DIALECT)
@@ -194,7 +195,7 @@ def write(trained: Trained) -> dict[str, bytes]:
         arguments["aux_num_out"] = len(trained.head["weight"])
     elif trained.predictors:
         if len(trained.predictors) > 1:
-            raise ValueError(
+            raise UserError(
                 f"this model predicts {len(trained.predictors)} streams of clusters, torchaudio's one; export it to "
                 "fairseq, or to transformers, which keeps the encoder"
             )

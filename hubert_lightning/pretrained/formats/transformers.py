@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
@@ -89,21 +90,21 @@ def read(folder: Path) -> Trained:
     """A directory that `save_pretrained` wrote.
 
     Raises:
-        ValueError: A file is missing or damaged, or the model is no HuBERT.
+        UserError: A file is missing or damaged, or the model is no HuBERT.
     """
     config = read_config(folder)
     state = _weights(folder)
     spells = f"{prefix_of(state, DIALECT).removesuffix(PREFIX)}lm_head."
     head = {part: state.pop(spells + part) for part in ("weight", "bias") if spells + part in state} or None
     if head is not None and len(head) == 1:
-        raise ValueError(
+        raise UserError(
             f"{folder} has half a layer that spells, {spells}{summary_of(head)} alone; save the model again"
         )
     state, notes = encoder_alone(state, DIALECT, folder)
     try:
         encoder = to_ours(state, DIALECT)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}; copy or download it again") from error
+        raise UserError(f"{folder}: {error}; copy or download it again") from error
     if "mask_embedding" not in encoder:  # transformers leaves it out where a model was configured without masking
         encoder["mask_embedding"], sentence = mask_embedding(config.dim)
         notes.append(sentence)
@@ -155,29 +156,29 @@ def read_config(folder: Path) -> EncoderConfig:
     """The size of the encoder in a directory.
 
     Raises:
-        ValueError: It has no config, or one of another model.
+        UserError: It has no config, or one of another model.
     """
     file = folder / CONFIG
     if not file.exists():
-        raise ValueError(f"{folder} has no {CONFIG}; open the model in transformers and save_pretrained() it")
+        raise UserError(f"{folder} has no {CONFIG}; open the model in transformers and save_pretrained() it")
     theirs = read_settings(file)
     if theirs.get("model_type") != "hubert":
-        raise ValueError(
+        raise UserError(
             f"{file} describes a model of type {shown(theirs.get('model_type'))}, not 'hubert'; give a HuBERT"
         )
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
     if absent := [name for name in required if name not in theirs]:
-        raise ValueError(f"{file} lacks {summary_of(absent)}; open the model in transformers and save_pretrained() it")
+        raise UserError(f"{file} lacks {summary_of(absent)}; open the model in transformers and save_pretrained() it")
     channels = theirs["conv_dim"][0] if isinstance(theirs["conv_dim"], list) and theirs["conv_dim"] else None
     supported = {"conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "conv_dim": [channels] * len(KERNELS)}
     for name, value in (supported | FIXED).items():
         if theirs.get(name, value) != value:
-            raise ValueError(
+            raise UserError(
                 f"{file} sets {name} to {shown(theirs[name])}; this encoder only knows {value}, so it cannot be used"
             )
     norm = theirs["feat_extract_norm"]
     if norm not in ("group", "layer"):
-        raise ValueError(f"{file} sets feat_extract_norm to {shown(norm)}; this encoder only knows 'group' and 'layer'")
+        raise UserError(f"{file} sets feat_extract_norm to {shown(norm)}; this encoder only knows 'group' and 'layer'")
     normalize = _do_normalize(folder)
     stated = {ours: theirs[name] for ours, name in SETTINGS.items()}
     stated |= {"conv_channels": channels or 0, "conv_norm": norm}
@@ -190,7 +191,7 @@ def _do_normalize(folder: Path) -> Any:
     """Whether the feature extractor normalises the waveform, as transformers finds one; none if there is none.
 
     Raises:
-        ValueError: It is for audio of another sampling rate.
+        UserError: It is for audio of another sampling rate.
     """
     files = [folder / name for name in ("processor_config.json", "preprocessor_config.json")]
     settings = {file: read_settings(file) for file in files if file.exists()}
@@ -201,7 +202,7 @@ def _do_normalize(folder: Path) -> Any:
         return None
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise ValueError(
+        raise UserError(
             f"{file} sets sampling_rate to {shown(rate)}; this encoder hears audio of {SAMPLE_RATE} Hz alone"
         )
     normalize = extractor.get("do_normalize", True)  # their default
@@ -212,13 +213,13 @@ def read_settings(file: Path) -> dict[str, Any]:
     """The settings in a file of a directory.
 
     Raises:
-        ValueError: It is no such file.
+        UserError: It is no such file.
     """
     if file.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, where settings have a few thousand; get it again")
+        raise UserError(f"{file} has {file.stat().st_size} bytes, where settings have a few thousand; get it again")
     content = read_json(file, "copy or download it again", LARGEST_JSON)
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no settings; copy or download it again")
+        raise UserError(f"{file} holds no settings; copy or download it again")
     return content
 
 
@@ -231,26 +232,26 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         if index.exists():
             places = read_settings(index).get("weight_map")
             if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-                raise ValueError(f"{index} does not say which weight is where; copy or download it again")
+                raise UserError(f"{index} does not say which weight is where; copy or download it again")
             return _shards(folder, index, sorted(set(places.values())), places)
     if elsewhere := [name for name in ELSEWHERE if (folder / name).exists()]:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {WEIGHTS}, only {elsewhere[0]}; open the model in a transformers that reads it, "
             "before 5, and save_pretrained() it for PyTorch"
         )
-    raise ValueError(f"{folder} has no {WEIGHTS}; open the model in transformers and save_pretrained() it")
+    raise UserError(f"{folder} has no {WEIGHTS}; open the model in transformers and save_pretrained() it")
 
 
 def _shards(folder: Path, index: Path, shards: list[str], places: Mapping[str, str]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for shard in shards:
         if Path(shard).name != shard or shard in (".", ".."):
-            raise ValueError(f"{index} names {shown(shard)}, a file outside of its directory; get the model elsewhere")
+            raise UserError(f"{index} names {shown(shard)}, a file outside of its directory; get the model elsewhere")
         if not (folder / shard).exists():
-            raise ValueError(f"{folder} has no {shown(shard)}, of which {index.name} speaks; copy or download it again")
+            raise UserError(f"{folder} has no {shown(shard)}, of which {index.name} speaks; copy or download it again")
         state |= _tensors(folder / shard)
     if missing := places.keys() - state.keys():
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks weights that its {index.name} names ({summary_of(missing)}); download it again"
         )
     return state
@@ -259,7 +260,7 @@ def _shards(folder: Path, index: Path, shards: list[str], places: Mapping[str, s
 def _tensors(file: Path) -> dict[str, Tensor]:
     content = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch(file)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file} holds something else than weights; copy or download it again")
+        raise UserError(f"{file} holds something else than weights; copy or download it again")
     return content
 
 
@@ -297,10 +298,10 @@ def _ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
     if any(isinstance(of_language, dict) for of_language in ids.values()):
         language = settings["target_lang"]
         if not isinstance(ids.get(language), dict):
-            raise ValueError(f"{file} holds several languages; save the model with the tokenizer of one of them")
+            raise UserError(f"{file} holds several languages; save the model with the tokenizer of one of them")
         ids = dict(ids[language])
     if wrong := next((token for token, number in ids.items() if not isinstance(number, int)), None):
-        raise ValueError(f"{file} numbers {shown(wrong)} with {shown(ids[wrong])}; save its tokenizer again")
+        raise UserError(f"{file} numbers {shown(wrong)} with {shown(ids[wrong])}; save its tokenizer again")
     taken = set(ids.values())
     ids |= {
         token: number
@@ -327,7 +328,7 @@ def _blank(folder: Path, pad: Any, tokens: Sequence[str]) -> int:
         and re.fullmatch(r"[\[<].+[\]>]", tokens[padding])
     ):
         return padding
-    raise ValueError(f"{folder / VOCABULARY} has no {shown(pad)}, the blank; save its tokenizer again")
+    raise UserError(f"{folder / VOCABULARY} has no {shown(pad)}, the blank; save its tokenizer again")
 
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:

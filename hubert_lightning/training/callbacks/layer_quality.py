@@ -3,7 +3,7 @@
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from hubert_lightning.errors import within
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import all_layers_extractor
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.datamodules import PretrainingData
@@ -31,9 +31,9 @@ class LayerQuality(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
-            raise ValueError("LayerQuality judges a model while it is pre-trained; remove it from trainer.callbacks")
+            raise UserError("LayerQuality judges a model while it is pre-trained; remove it from trainer.callbacks")
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ValueError(
+            raise UserError(
                 "LayerQuality encodes on one rank, which has but a part of a sharded model; remove it from "
                 "trainer.callbacks, or take strategy ddp"
             )

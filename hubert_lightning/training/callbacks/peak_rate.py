@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim.lr_scheduler import LambdaLR
 
+from hubert_lightning.errors import UserError
+
 
 class PeakRateFinder(LearningRateFinder):
     """Lightning's learning rate finder for our tasks, whose rate is the peak of a schedule.
@@ -24,7 +26,7 @@ class PeakRateFinder(LearningRateFinder):
 
     def __init__(self, lowest: float = 1e-6, highest: float = 1e-1, steps: int = 100) -> None:
         if not 0 < lowest < highest < float("inf") or not 20 <= steps <= 10**6:
-            raise ValueError(
+            raise UserError(
                 f"PeakRateFinder: lowest {lowest}, highest {highest}, steps {steps}; try 20 steps or more, from a rate "
                 "above 0 to a higher one"
             )
@@ -36,7 +38,7 @@ class PeakRateFinder(LearningRateFinder):
         super().on_fit_start(trainer, pl_module)
         peak = _steepest(self.optimal_lr.results) if self.optimal_lr else None
         if peak is None:
-            raise ValueError(
+            raise UserError(
                 "PeakRateFinder: the loss exploded before a rate could be told, or was never finite; lower its lowest "
                 "and highest, or leave it out and give the optimizer a rate"
             )

@@ -29,6 +29,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from hubert_lightning import console, interrupts
 from hubert_lightning.data.garbage import without_collection
 from hubert_lightning.data.workers import killed_worker
+from hubert_lightning.errors import UserError
 
 FROM_A_COLLECTIVE = re.compile(
     r"gloo|Connection (closed|reset|refused)|Broken pipe|NCCL|ncclRemoteError|recvValue failed|Failed to recv"
@@ -78,7 +79,7 @@ class StalledRanks(Callback):
         minutes = {"timeout": timeout, "step_timeout": step_timeout, "labelling_timeout": labelling_timeout}
         for name, value in minutes.items():
             if not 0 < value < math.inf:
-                raise ValueError(f"stalls.{name} is {value}; it is a number of minutes above 0")
+                raise UserError(f"stalls.{name} is {value}; it is a number of minutes above 0")
         self.timeout, self.step_timeout, self.labelling_timeout = (60 * value for value in minutes.values())
 
     def attach(self, trainer: Trainer) -> None:
