@@ -183,7 +183,7 @@ def _bases(class_path: str) -> list[str]:
     """Names of a class and those that it is made of."""
     module, _, name = class_path.rpartition(".")
     made = getattr(import_module(module), name)
-    return [base.__name__ for base in made.__mro__ if base.__module__.split(".")[0] == __package__]
+    return [base.__name__ for base in made.__mro__ if base.__module__.split(".")[0] == "hubert_lightning"]
 
 
 def _check_keeping(config: Namespace) -> None:

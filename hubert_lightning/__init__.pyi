@@ -1,0 +1,17 @@
+from .model.config import EncoderConfig as EncoderConfig
+from .model.hubert import HubertEncoder as HubertEncoder
+from .pretrained.load import load_encoder as load_encoder
+from .training.callbacks.layer_quality import LayerQuality as LayerQuality
+from .training.callbacks.peak_rate import PeakRateFinder as PeakRateFinder
+from .training.checkpoints import BestCheckpoints as BestCheckpoints
+from .training.datamodules import PretrainingData as PretrainingData
+from .training.datamodules import TranscribedData as TranscribedData
+from .training.distributed import LayerwiseFSDP as LayerwiseFSDP
+from .training.finetuning import CTCFinetuning as CTCFinetuning
+from .training.pretraining import HubertPretraining as HubertPretraining
+from .training.relabelling import Relabel as Relabel
+from .units.kmeans import KMeans as KMeans
+from .units.kmeans import ScikitKMeans as ScikitKMeans
+from .units.unit_extractor import Units as Units
+
+__version__: str
