@@ -1,278 +1,153 @@
-"""Who may import whom: the table of docs/architecture.md, held as data and read with ast."""
+"""Who may import whom. The table in docs/architecture.md is made from this one: `python tests/test_architecture.py`."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "hubert_lightning"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hubert_lightning"
+DOCUMENT = ROOT / "docs" / "architecture.md"
 
-# module → what of this package, and which of the restricted packages, it may import
-MAY_IMPORT = {
-    "frames": set(),
-    "garbage": set(),
-    "ranges": set(),
-    "arguments": {"parser", "ranges"},
-    "files": set(),
-    "json_files": {"files"},
-    "yaml_files": {"files"},
-    "unpickling": set(),
-    "tokens": set(),
-    "progress": set(),
-    "interrupts": {"messages"},
-    "stalls": {"garbage", "interrupts", "progress", "data.workers", "lightning"},
-    "ranks": {"data.workers", "lightning"},
-    "run_lock": {"files", "messages"},
-    "run_folder": {"checkpoints", "files", "json_files", "messages", "yaml_files", "model.formats.checkpoint"},
-    "global_batch": {"lightning"},
-    "averaging": {"files", "model.formats.checkpoint"},
-    "checkpoints": {"averaging", "files", "ranks", "model.formats.checkpoint", "lightning"},
-    "peak_rate": {"lightning"},
-    "preemption": {"checkpoints", "interrupts", "lightning"},
-    "throughput": {"frames", "lightning"},
-    "sharding": {"model.*", "lightning"},
-    "collapse": {"data.labels", "lightning"},
-    "data.*": {"frames", "files", "garbage", "interrupts", "json_files", "tokens", "data.*", "lhotse"},
-    "data.datamodule": {"frames", "ranges", "data.*", "lhotse", "lightning"},
-    "torch_files": {"files", "unpickling"},
-    "model.*": {"files", "frames", "json_files", "tokens", "torch_files", "model.*"},
-    "clustering.*": {"ranges", "torch_files", "frames", "files", "json_files", "unpickling", "clustering.*", "sklearn"},
-    "schedules": set(),
-    "rescoring": {"files"},
-    "language_files": {"files"},
-    "decoding": {"files", "interrupts", "json_files", "data.text", "language_files", "rescoring", "word_times"},
-    "spelling": {"files", "data.manifest", "data.text", "language_files", "recognition"},
-    "language_model": {"files", "data.text", "language_files", "spelling"},
-    "pauses": {"frames", "data.audio", "extraction", "lhotse"},
-    "recognition": {"frames", "data.text", "extraction", "model.*", "pauses", "lhotse"},
-    "word_times": {"frames", "data.text"},
-    "transcripts": {"files", "journal", "data.preparation", "word_times"},
-    "journal": {"files"},
-    "recordings": {"frames", "data.preparation", "data.probe", "lhotse"},
-    "transcription": {
-        "data.preparation",
-        "data.text",
-        "decoding",
-        "recognition",
-        "recordings",
-        "transcripts",
-        "word_times",
-        "lhotse",
-    },
-    "tuning": {"files", "data.batches", "data.manifest", "data.text", "decoding", "recognition", "rescoring", "lhotse"},
-    "messages": set(),
-    "results": {"files", "json_files"},
-    "run_record": {"data.labels", "lightning"},
-    "scoring": {"files", "json_files", "results", "data.text"},
-    "onnx_export": {"frames", "model.*"},
-    "model_card": {"files", "yaml_files", "model.*"},
-    "exchange": {
-        "averaging",
-        "files",
-        "model_card",
-        "onnx_export",
-        "clustering.kmeans",
-        "data.text",
-        "model.*",
-    },
-    "restoring": {"data.text", "model.*", "lightning"},
-    "pretraining": {
-        "global_batch",
-        "ranges",
-        "model.*",
-        "restoring",
-        "schedules",
-        "sharding",
-        "data.batches",
-        "lightning",
-    },
-    "finetuning": {
-        "frames",
-        "global_batch",
-        "model.*",
-        "ranges",
-        "restoring",
-        "schedules",
-        "sharding",
-        "decoding",
-        "recognition",
-        "results",
-        "data.batches",
-        "data.manifest",
-        "data.text",
-        "lightning",
-    },
-    "extraction": {
-        "frames",
-        "progress",
-        "data.audio",
-        "data.corpora",
-        "data.workers",
-        "clustering.mfcc",
-        "model.*",
-        "lhotse",
-    },
-    "unit_quality": {
-        "frames",
-        "ranges",
-        "files",
-        "ranks",
-        "data.*",
-        "clustering.*",
-        "extraction",
-        "model.*",
-        "lightning",
-        "lhotse",
-    },
-    "relabelling": {
-        "frames",
-        "ranges",
-        "ranks",
-        "data.*",
-        "model.formats.checkpoint",
-        "model.pretrained",
-        "clustering.*",
-        "extraction",
-        "progress",
-        "unit_quality",
-        "lightning",
-        "lhotse",
-    },
-    "quantizers": {
-        "frames",
-        "files",
-        "data.corpora",
-        "clustering.*",
-        "extraction",
-        "model.*",
-        "relabelling",
-        "sklearn",
-    },
-    "units": {
-        "frames",
-        "data.audio",
-        "clustering.kmeans",
-        "extraction",
-        "model.hubert",
-        "model.pretrained",
-        "model.statistics",
-        "recordings",
-        "lhotse",
-    },
-    "unit_files": {"frames", "files", "journal", "data.preparation", "recordings", "units", "lhotse"},
-    "parser": {"yaml_files", "lightning"},
-    "experiment": {
-        "arguments",
-        "messages",
-        "results",
-        "run_record",
-        "parser",
-        "restoring",
-        "checkpoints",
-        "files",
-        "interrupts",
-        "preemption",
-        "progress",
-        "ranks",
-        "run_folder",
-        "run_lock",
-        "stalls",
-        "throughput",
-        "collapse",
-        "global_batch",
-        "data.manifest",
-        "clustering.kmeans",
-        "clustering.mfcc",
-        "model.formats.checkpoint",
-        "model.pretrained",
-        "scoring",
-        "unit_quality",
-        "yaml_files",
-        "lightning",
-    },
-    "demo": {"files", "data.*", "clustering.*", "extraction", "relabelling", "unit_quality", "cli"},
-    "cli": {
-        "yaml_files",
-        "messages",
-        "experiment",
-        "demo",
-        "interrupts",
-        "progress",
-        "averaging",
-        "exchange",
-        "unit_quality",
-        "quantizers",
-        "spelling",
-        "language_model",
-        "tuning",
-        "transcription",
-        "unit_files",
-        "scoring",
-        "data.preparation",
-        "data.shar",
-        "data.tables",
-        "data.alignment",
-        "data.label_formats",
-        "data.labels",
-    },
-    "__main__": {"cli"},
-    "__init__": {
-        "checkpoints",
-        "clustering.kmeans",
-        "data.datamodule",
-        "finetuning",
-        "model.*",
-        "peak_rate",
-        "pretraining",
-        "relabelling",
-        "sharding",
-        "unit_quality",
-        "units",
-    },
+
+class Room(NamedTuple):
+    """A folder of the package, or modules beside the folders.
+
+    Args:
+        holds: Its contents, for the documentation.
+        ours: Rooms that its modules may import, beside its own.
+        heavy: Packages of `HEAVY` that its modules may import.
+    """
+
+    holds: str
+    ours: str = ""
+    heavy: str = ""
+
+
+GROUND = ("frames", "files", "errors", "console", "interrupts")
+ROOMS = {
+    "ground": Room("the clock, whole files, errors of users, messages and progress, signals"),
+    "untrusted": Room("files that others wrote, read without running anything in them", "ground"),
+    "vocabulary": Room("letters of transcripts: normalise, encode, decode", "ground untrusted"),
+    "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "lhotse torchaudio"),
+    "model": Room("the network: plain torch, at home in a notebook", "ground"),
+    "pretrained": Room(
+        "weights of any system → our model", "ground untrusted vocabulary model", "safetensors huggingface_hub"
+    ),
+    "features": Room(
+        "recordings → one row per 20 ms, streamed, nothing kept",
+        "ground untrusted data model pretrained",
+        "lhotse torchaudio",
+    ),
+    "units": Room(
+        "features → K-means → cluster ids",
+        "ground untrusted data model pretrained features",
+        "lhotse safetensors sklearn",
+    ),
+    "asr": Room(
+        "frames → words",
+        "ground untrusted vocabulary data model pretrained features",
+        "jiwer lhotse optuna safetensors torchaudio transformers",
+    ),
+    "interchange": Room(
+        "models out: for other systems, ONNX, model cards",
+        "ground untrusted vocabulary model pretrained units",
+        "huggingface_hub",
+    ),
+    "training": Room(
+        "Lightning, and nowhere else: tasks, data modules, callbacks, runs",
+        "ground untrusted vocabulary data model pretrained features units asr",
+        "jsonargparse lhotse lightning torchmetrics",
+    ),
+    "demo": Room(
+        "the whole method on synthetic speech",
+        "ground untrusted vocabulary data model pretrained features units asr training",
+        "lhotse torchaudio",
+    ),
+    "cli": Room(
+        "the verbs, imported when they are called",
+        " ".join(["ground untrusted vocabulary data model pretrained features units asr interchange training demo"]),
+        "jsonargparse",
+    ),
 }
-RESTRICTED = {"lhotse", "lightning", "sklearn", "wandb"}
+"""In this order, a room imports rooms above it alone."""
+
+HEAVY = {
+    "huggingface_hub", "jiwer", "jsonargparse", "lhotse", "lightning", "optuna", "safetensors", "sklearn", "torchaudio",
+    "torchmetrics", "transformers", "wandb",
+}  # fmt: skip
 
 
 def modules() -> list[str]:
     files = sorted(PACKAGE.rglob("*.py"))
-    return [".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files]
+    names = [".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files]
+    return [name for name in names if name.rpartition(".")[2] not in ("__init__", "__main__")]
 
 
-def imported(module: str) -> set[str]:
+def imports(module: str) -> set[str]:
+    """What a module imports anywhere, also inside its functions: our modules without the package's name, and others."""
     tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text())
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
-            if source == "hubert_lightning" or (source.startswith("hubert_lightning.") and _is_package(source)):
-                names |= {f"{source}.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
-            else:
-                names.add(source)
+            is_package = source.startswith("hubert_lightning") and (ROOT / source.replace(".", "/")).is_dir()
+            names |= {f"{source}.{alias.name}" for alias in node.names} if is_package else {source}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     ours = {name.removeprefix("hubert_lightning.") for name in names if name.startswith("hubert_lightning.")}
-    return ours | {name.split(".")[0] for name in names} & RESTRICTED
+    return (ours & set(modules())) | {name.split(".")[0] for name in names if not name.startswith("hubert_lightning")}
 
 
-def _is_package(name: str) -> bool:
-    return (PACKAGE.parent / name.replace(".", "/")).is_dir()
+def room_of(module: str) -> str:
+    first = module.split(".")[0]
+    return "ground" if first in GROUND else first
 
 
-def _covers(pattern: str, module: str) -> bool:
-    return module == pattern or (pattern.endswith(".*") and module.startswith(pattern[:-1]))
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_what_its_room_may(module: str) -> None:
+    room = room_of(module)
+    assert room in ROOMS, f"{module} is in no room; put it into one of {', '.join(ROOMS)}"
+    allowed = {room, *ROOMS[room].ours.split()}
+    found = imports(module)
+    up = {name for name in found & set(modules()) if room_of(name) not in allowed}
+    heavy = found & HEAVY - set(ROOMS[room].heavy.split())
+    assert not up, f"{module} may not import {sorted(up)}: {room} knows {sorted(allowed)} alone"
+    assert not heavy, f"{module} may not import {sorted(heavy)}: {room} imports {ROOMS[room].heavy or 'none of these'}"
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if not name.endswith(".__init__")])
-def test_a_module_imports_only_what_the_house_allows(module: str) -> None:
-    rule = MAY_IMPORT.get(module) or next(
-        (allowed for pattern, allowed in MAY_IMPORT.items() if pattern.endswith(".*") and _covers(pattern, module)),
-        MAY_IMPORT.get(module),
-    )
-    assert rule is not None, f"{module} has no row in the table"
-    forbidden = {name for name in imported(module) if not any(_covers(allowed, name) for allowed in rule)}
-    assert not forbidden, f"{module} may not import {sorted(forbidden)}"
+def test_no_room_imports_one_that_comes_after_it() -> None:
+    order = list(ROOMS)
+    late = [
+        (room, other) for room in ROOMS for other in ROOMS[room].ours.split() if order.index(other) >= order.index(room)
+    ]
+    assert not late
 
 
-def test_every_row_of_the_table_is_a_module_that_exists() -> None:
-    unknown = [row for row in MAY_IMPORT if not any(_covers(row, module) for module in modules())]
-    assert not unknown
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    known = set(modules())
+    try:
+        TopologicalSorter({module: imports(module) & known for module in known}).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_the_documentation_has_this_table() -> None:
+    assert table() in DOCUMENT.read_text(), "run python tests/test_architecture.py"
+
+
+def table() -> str:
+    rows = []
+    for name, room in ROOMS.items():
+        label = ", ".join(f"`{module}`" for module in GROUND) if name == "ground" else f"`{name}`"
+        ours = ", ".join(other if other == "ground" else f"`{other}`" for other in room.ours.split()) or "–"
+        rows.append(f"| {label} | {room.holds} | {ours} | {', '.join(room.heavy.split()) or '–'} |")
+    head = ["| room | holds | may import, of ours | and of the heavy packages |", "|---|---|---|---|"]
+    return "\n".join(head + rows) + "\n"
+
+
+if __name__ == "__main__":
+    before, start, rest = DOCUMENT.read_text().partition("| room |")
+    DOCUMENT.write_text(before + table() + rest.partition("\n\n")[2].join(["\n", ""]))
