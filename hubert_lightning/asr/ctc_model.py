@@ -30,15 +30,15 @@ class CTCModel(nn.Module):
         super().__init__()
         self.encoder, self.head, self.vocabulary = encoder, head, vocabulary
 
-    def forward(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> Tensor:
+    def forward(self, waveform: Tensor, length: Tensor | None = None, *, ignore_padding: bool = False) -> Tensor:
         """Log-probabilities of the letters.
 
         waveform: (batch, samples), 16 kHz
         length:   (batch,), samples before padding; none if nothing is padded
-        alone:    keep padding out of the group norm of Base, where it counts in the reference
+        ignore_padding: keep padding out of the group norm of Base, where it counts in the reference
         returns:  (batch, frames, tokens) float32
         """
-        return self.head(self.encoder(waveform, length, alone=alone)).float().log_softmax(dim=-1)
+        return self.head(self.encoder(waveform, length, ignore_padding=ignore_padding)).float().log_softmax(dim=-1)
 
     def fingerprint(self) -> str:
         """A short name that models share only if they compute the same log-probabilities of the same letters."""
@@ -97,7 +97,7 @@ def log_probabilities(
     def spell(waveform: Tensor, length: Tensor) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
-            return model(waveform.to(device), padded, alone=True).cpu()
+            return model(waveform.to(device), padded, ignore_padding=True).cpu()
 
     return extract_cuts(
         Extractor(spell, "letters", (len(model.vocabulary),), device),
