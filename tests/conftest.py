@@ -99,11 +99,11 @@ def speech(tmp_path: Path, train_cuts: CutSet) -> list[Path]:
 @pytest.fixture(scope="module")
 def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-training run of one step on MFCC labels, 20 clusters of 3000 frames, with its checkpoint."""
-    from test_pretraining import a_model, a_trainer, some_data
+    from test_pretraining import pretraining_model, logging_trainer, pretraining_data
 
     folder = tmp_path_factory.mktemp("run")
-    trainer = a_trainer(folder, 1)
-    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+    trainer = logging_trainer(folder, 1)
+    trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
     trainer.save_checkpoint(folder / "last.ckpt")
     return folder
 

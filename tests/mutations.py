@@ -34,7 +34,7 @@ from conftest import TINY
 from lhotse import CutSet
 from sklearn.cluster import MiniBatchKMeans
 from test_alignment import HELLO, HELLO_WORD, long_format, short_format
-from test_formats import beside_a_model, fairseq_settings, fairseq_state, of_transformers, small
+from test_formats import beside_a_model, fairseq_settings, fairseq_state, of_transformers, small_config
 from test_recognition import save_ctc, save_transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -288,7 +288,7 @@ def make_run(folder: Path) -> None:
 
 
 def make_fairseq(folder: Path) -> None:
-    config = small("group")
+    config = small_config("group")
     model, task = fairseq_settings(config)
     theirs = of_transformers(config)
     torch.save({"model": fairseq_state(theirs), "cfg": {"model": model, "task": task}}, folder / "a.pt")

@@ -15,9 +15,9 @@ from conftest import ROOT, TINY
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from test_cli import SMOKE, SMOKE_FINETUNE, TWO_ITERATIONS, refused, speech, transcribed
-from test_configs import FINETUNING, PRETRAINING, parsed
-from test_contracts import a_trainer, some_data
+from test_cli import SMOKE, SMOKE_FINETUNE, TWO_ITERATIONS, refused, pretraining_options, transcribed_options
+from test_configs import FINETUNING_CONFIGS, PRETRAINING_CONFIGS, parsed_config
+from test_contracts import bare_trainer, data_of_task
 
 from hubert_lightning.cli import main
 from hubert_lightning.model.config import EncoderConfig
@@ -96,7 +96,7 @@ def test_an_iteration_that_makes_no_sense_is_refused_by_its_name() -> None:
 
 
 def one_step(task: type, model: Any, data: Any, folder: Path) -> None:
-    trainer = a_trainer(folder, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+    trainer = bare_trainer(folder, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
     trainer.fit(model, datamodule=data)
     assert trainer.global_step == 1
     assert float(model.global_batch.skipped) == 0
@@ -110,7 +110,7 @@ def test_a_pre_training_with_odd_numbers_that_are_accepted_takes_a_finite_step(
     needed = {"encoder": TINY, "num_clusters": 20, "final_dim": 16}
     for name, value, model in accepted(HubertPretraining, **needed):
         assert name != "num_clusters", value
-        one_step(HubertPretraining, model, some_data(HubertPretraining, manifests, run), tmp_path)
+        one_step(HubertPretraining, model, data_of_task(HubertPretraining, manifests, run), tmp_path)
     data: dict[str, Any] = {"train": [manifests / "train.jsonl.gz"], "labels": run / "labels", "max_crop": 3}
     for name, value, made in accepted(PretrainingData, num_workers=0, max_duration=10, **data):
         if (name, value) == ("min_duration", 2**40):
@@ -130,13 +130,13 @@ def test_a_fine_tuning_with_odd_numbers_that_are_accepted_takes_a_finite_step(
     assert models
     assert sets
     for _, _, model in models:
-        one_step(CTCFinetuning, model, some_data(CTCFinetuning, manifests, run), tmp_path)
+        one_step(CTCFinetuning, model, data_of_task(CTCFinetuning, manifests, run), tmp_path)
     for _, _, made in sets:
         one_step(CTCFinetuning, CTCFinetuning(encoder=TINY), made, tmp_path)
 
 
 def test_every_number_of_the_trainer_is_taken_or_refused(tmp_path: Path) -> None:
-    config = parsed(*SMOKE_FINETUNE, f"--output={tmp_path}").config.fit
+    config = parsed_config(*SMOKE_FINETUNE, f"--output={tmp_path}").config.fit
     hints = get_type_hints(Trainer.__init__)
     numbers = [name for name in hints if {int, float} & {hints[name], *get_args(hints[name])}]
     assert {"gradient_clip_val", "max_steps", "devices", "val_check_interval", "num_nodes"} <= {*numbers}
@@ -218,7 +218,7 @@ def test_options_that_no_run_can_have_are_one_sentence_before_the_first_step(
 ) -> None:
     scratch = ["--model.init_args.pretrained=null", f"--output={tmp_path / 'run'}"]
     for typed, sentence in FINE:
-        said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *scratch, *typed.split())
+        said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *scratch, *typed.split())
         told = [line for line in said.splitlines() if line.startswith("hubert: ")]
         assert len(told) == 1, typed
         assert sentence in told[0], (typed, told)
@@ -241,7 +241,7 @@ def test_options_that_no_run_can_have_are_one_sentence_before_the_first_step(
 def test_a_pre_training_that_cannot_be_is_refused_before_there_are_labels(
     typed: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert sentence in refused(capsys, "fit", *SMOKE, *speech(manifests), typed, f"--output={tmp_path / 'run'}")
+    assert sentence in refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), typed, f"--output={tmp_path / 'run'}")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -253,7 +253,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 
 def test_a_trial_run_walks_through_all_iterations_and_leaves_nothing(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"]
+    command = ["fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"]
     main([*command, "--trainer.fast_dev_run=true"])
     assert not [*tmp_path.iterdir()]
     main(command)
@@ -263,7 +263,7 @@ def test_a_trial_run_walks_through_all_iterations_and_leaves_nothing(manifests: 
 
 
 def test_a_trial_run_of_every_verb_leaves_a_run_as_it_is(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path / 'run'}"]
+    command = ["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={tmp_path / 'run'}"]
     main([*command, "--model.init_args.pretrained=null"])
     before = files(tmp_path)
     trial = ["--config", str(tmp_path / "run/config.yaml"), "--trainer.fast_dev_run=true"]
@@ -273,12 +273,12 @@ def test_a_trial_run_of_every_verb_leaves_a_run_as_it_is(manifests: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS], ids=lambda path: path.stem)
 def test_a_trial_run_of_every_config(path: Path, manifests: Path, tmp_path: Path) -> None:
-    pretraining = path in PRETRAINING
+    pretraining = path in PRETRAINING_CONFIGS
     smoke = ROOT / f"tests/{'smoke' if pretraining else 'smoke-finetune'}.yaml"
     given = yaml.safe_load(path.read_text())
-    more = speech(manifests) if pretraining else transcribed(manifests)
+    more = pretraining_options(manifests) if pretraining else transcribed_options(manifests)
     if pretraining:  # as many iterations as the config has, of a tiny encoder
         each = "{features: %s, layer: %s, clusters: 20, max_frames: 2000, max_steps: 100}"
         number = len(given["iterations"])
@@ -311,7 +311,7 @@ def test_a_callback_that_cannot_work_is_one_sentence_before_the_first_step(
         given = [f"--trainer.callbacks.{option}={value}" for option, value in settings.items()]
         callback = [f"--trainer.callbacks+={lightning}{name}", *given]
         output = f"--output={tmp_path / 'run'}"
-        said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), scratch, *callback, output)
+        said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), scratch, *callback, output)
         assert sentence in said, name
         assert len(said.splitlines()) == 1, said
         assert not [*tmp_path.iterdir()]
@@ -322,7 +322,7 @@ def test_a_metric_that_only_training_could_tell_is_one_sentence_at_the_first_val
 ) -> None:
     callback = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"
     typed = [callback, "--trainer.callbacks.monitor=train/los", "--model.init_args.pretrained=null"]
-    said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *typed, f"--output={tmp_path / 'run'}")
+    said = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *typed, f"--output={tmp_path / 'run'}")
     assert "hubert: EarlyStopping: Early stopping conditioned on metric `train/los`" in said.splitlines()[-1]
     assert "Traceback" not in said
 
@@ -332,8 +332,8 @@ def test_the_metrics_of_each_task_are_those_that_its_validation_finds(
 ) -> None:
     models = (HubertPretraining(TINY, num_clusters=20, final_dim=16), CTCFinetuning(encoder=TINY))
     for model in models:
-        trainer = a_trainer(tmp_path)
-        trainer.validate(model, datamodule=some_data(type(model), manifests, run), verbose=False)
+        trainer = bare_trainer(tmp_path)
+        trainer.validate(model, datamodule=data_of_task(type(model), manifests, run), verbose=False)
         assert {*trainer.callback_metrics} == {f"val/{name}" for name in VALIDATED[type(model).__name__]}
 
 
@@ -369,5 +369,5 @@ def test_options_that_a_config_of_a_run_repeats_are_no_mistakes() -> None:
 def test_a_callback_may_copy_a_model_whose_optimizer_the_config_names(manifests: Path, tmp_path: Path) -> None:
     averaging = "--trainer.callbacks+=lightning.pytorch.callbacks.WeightAveraging"
     typed = [averaging, "--model.init_args.pretrained=null", f"--output={tmp_path / 'run'}"]
-    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *typed])
+    main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *typed])
     assert (tmp_path / "run/last.ckpt").exists()

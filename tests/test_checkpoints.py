@@ -22,7 +22,7 @@ from hubert_lightning.files import remove_unfinished
 from hubert_lightning.training.averaging import averaged
 from hubert_lightning.training.checkpoints import WholeCheckpoints, keep_rows, newest_checkpoint, set_damaged_aside
 
-SMALL = [
+SMALL_FINETUNING = [
     *("--config", str(ROOT / "configs/finetune/small.yaml")),
     *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
 ]
@@ -202,11 +202,11 @@ def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def finetuning(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("best") / "run"
-    main(["fit", *SMALL, *data(manifests), "--trainer.max_steps=4", f"--output={output}"])
+    main(["fit", *SMALL_FINETUNING, *finetuning_options(manifests), "--trainer.max_steps=4", f"--output={output}"])
     return output
 
 
-def data(manifests: Path) -> list[str]:
+def finetuning_options(manifests: Path) -> list[str]:
     names = {"train": "finetune", "validation": "dev", "test": "test"}
     return [f"--data.init_args.{part}=[{manifests / name}.jsonl.gz]" for part, name in names.items()]
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_averaged_is_one_sentence(
     assert "a list is wanted, in brackets" in refused(capsys, "average", str(best), out)
     assert "is there already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
     assert not Path(out).exists()
-    more = [*SMALL, *data(manifests), f"--output={tmp_path / 'run'}", f"--ckpt_path={finetuning / 'average.ckpt'}"]
+    more = [*SMALL_FINETUNING, *finetuning_options(manifests), f"--output={tmp_path / 'run'}", f"--ckpt_path={finetuning / 'average.ckpt'}"]
     assert "average.ckpt: weights alone, such as a mean, from which no run goes on" in refused(capsys, "fit", *more)
 
 

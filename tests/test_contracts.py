@@ -33,12 +33,12 @@ INPUTS: dict[type[LightningModule], tuple[Tensor, Tensor]] = {
 both = pytest.mark.parametrize("task", [HubertPretraining, CTCFinetuning])
 
 
-def a_trainer(folder: Path, **options: Any) -> Trainer:
+def bare_trainer(folder: Path, **options: Any) -> Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=folder, **quiet, **options)
 
 
-def some_data(task: type[LightningModule], manifests: Path, run: Path) -> PretrainingData | TranscribedData:
+def data_of_task(task: type[LightningModule], manifests: Path, run: Path) -> PretrainingData | TranscribedData:
     dev = [manifests / "dev.jsonl.gz"]
     if task is HubertPretraining:
         train, labels = [manifests / "train.jsonl.gz"], run / "labels"
@@ -58,8 +58,8 @@ def trained(
     ]
     made = {}
     for model in models:
-        trainer = a_trainer(folder, max_steps=2)
-        trainer.fit(model, datamodule=some_data(type(model), manifests, run))
+        trainer = bare_trainer(folder, max_steps=2)
+        trainer.fit(model, datamodule=data_of_task(type(model), manifests, run))
         path = folder / f"{type(model).__name__}.ckpt"
         trainer.save_checkpoint(path)
         made[type(model)] = (model, path)
@@ -219,8 +219,8 @@ def test_a_plain_trainer_goes_on_from_a_plain_trainers_checkpoint(
     task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
 ) -> None:
     model = task.load_from_checkpoint(trained[task][1])
-    trainer = a_trainer(tmp_path, max_steps=3)
-    trainer.fit(model, datamodule=some_data(task, manifests, run), ckpt_path=trained[task][1], weights_only=True)
+    trainer = bare_trainer(tmp_path, max_steps=3)
+    trainer.fit(model, datamodule=data_of_task(task, manifests, run), ckpt_path=trained[task][1], weights_only=True)
     assert trainer.global_step == 3
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -230,8 +230,8 @@ def test_a_plain_trainer_validates_what_the_checkpoint_says(
     task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
 ) -> None:
     def losses(model: LightningModule, **how: Any) -> dict[str, float]:
-        data = some_data(task, manifests, run)
-        [metrics] = a_trainer(tmp_path).validate(model, datamodule=data, verbose=False, **how)
+        data = data_of_task(task, manifests, run)
+        [metrics] = bare_trainer(tmp_path).validate(model, datamodule=data, verbose=False, **how)
         return dict(metrics)
 
     path, expected = trained[task][1], losses(task.load_from_checkpoint(trained[task][1]))
@@ -247,7 +247,7 @@ def test_a_dataloader_of_ones_own_is_validated_tested_and_predicted(
     cuts = read_manifest(manifests / "dev.jsonl.gz")
     batches = TranscribedBatches(cuts, model.vocabulary)
     loader = DataLoader([batches[BatchPlan((0, 1), seed=0)], batches[BatchPlan((2,), seed=0)]], batch_size=None)
-    trainer = a_trainer(tmp_path)
+    trainer = bare_trainer(tmp_path)
     [validated], [tested] = trainer.validate(model, loader, verbose=False), trainer.test(model, loader, verbose=False)
     assert validated["val/wer"] == tested["test/wer"]
     words = trainer.predict(model, loader)
@@ -262,14 +262,14 @@ def test_a_dataloader_of_ones_own_is_validated_tested_and_predicted(
 def test_another_order_of_manifests_is_refused_where_batches_are_planned_already(
     task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
 ) -> None:
-    data = some_data(task, manifests, run)
+    data = data_of_task(task, manifests, run)
     more = manifests / ("finetune.jsonl.gz" if task is CTCFinetuning else "train.jsonl.gz")
     other = tmp_path / "other.jsonl.gz"
     cuts = list(read_manifest(more))
     write_manifest(cuts[:2], tmp_path / "first.jsonl.gz")
     write_manifest(cuts[2:], other)
     data.manifests["train"] = [tmp_path / "first.jsonl.gz", other]
-    trainer = a_trainer(tmp_path, max_steps=1)
+    trainer = bare_trainer(tmp_path, max_steps=1)
     trainer.fit(task.load_from_checkpoint(trained[task][1]), datamodule=data)
     state = data.state_dict()
     data.load_state_dict(state)  # of the same order
@@ -284,21 +284,21 @@ def test_another_order_of_manifests_is_refused_where_batches_are_planned_already
 @both
 def test_a_fit_without_a_number_of_steps_asks_for_one(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
     model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
-    trainer = a_trainer(tmp_path, max_steps=-1, max_time="00:00:01:00")
+    trainer = bare_trainer(tmp_path, max_steps=-1, max_time="00:00:01:00")
     with pytest.raises(ValueError, match=r"the learning rate follows a schedule over the steps .* max_steps"):
-        trainer.fit(model, datamodule=some_data(task, manifests, run))
+        trainer.fit(model, datamodule=data_of_task(task, manifests, run))
 
 
 @both
 def test_batches_to_overfit_are_a_sentence(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
     model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
     with pytest.raises(ValueError, match=r"overfit_batches is 2, which would replace our plan of batches"):
-        a_trainer(tmp_path, max_steps=1, overfit_batches=2).fit(model, datamodule=some_data(task, manifests, run))
+        bare_trainer(tmp_path, max_steps=1, overfit_batches=2).fit(model, datamodule=data_of_task(task, manifests, run))
 
 
 @both
 def test_data_without_a_trainer_says_what_it_needs(task: type, run: Path, manifests: Path) -> None:
-    data = some_data(task, manifests, run)
+    data = data_of_task(task, manifests, run)
     if task is HubertPretraining:
         data.setup("fit")
     for ask in (data.train_dataloader, *([lambda: data.setup("fit")] if task is CTCFinetuning else [])):
@@ -309,6 +309,6 @@ def test_data_without_a_trainer_says_what_it_needs(task: type, run: Path, manife
 @both
 def test_data_is_pickled_after_a_fit(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
     model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
-    data = some_data(task, manifests, run)
-    a_trainer(tmp_path, max_steps=1).fit(model, datamodule=data)
+    data = data_of_task(task, manifests, run)
+    bare_trainer(tmp_path, max_steps=1).fit(model, datamodule=data)
     assert pickle.loads(pickle.dumps(data)).manifests == data.manifests

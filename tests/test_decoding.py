@@ -82,7 +82,7 @@ def test_blanks_alone_are_no_words():
     assert greedy(certain([2]), torch.tensor([0]), letters) == [""]
 
 
-WORDS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
+DIGITS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits.arpa with digits.lexicon, of words, and letters.arpa, of letters."""
     folder = tmp_path_factory.mktemp("language")
     rng = np.random.default_rng(0)
-    sentences = [" ".join(rng.choice(WORDS, size=rng.integers(1, 6))) for _ in range(60)]
+    sentences = [" ".join(rng.choice(DIGITS, size=rng.integers(1, 6))) for _ in range(60)]
     (folder / "text.txt").write_text("\n".join(sentences))
     ngram(folder / "text.txt", folder / "digits.arpa", order=3)
     ngram(folder / "text.txt", folder / "letters.arpa", order=4, letters=True)
@@ -163,7 +163,7 @@ def test_a_search_for_nothing_in_particular_finds_the_certain_path(path: list[in
 
 def test_a_lexicon_lets_only_its_words_be_said(files: Path) -> None:
     said = BeamSearch(settings_of(files, lm=None), letters).nbest_of(heard(8))
-    assert {word for [best] in said for word in best.text.split()} <= set(WORDS)
+    assert {word for [best] in said for word in best.text.split()} <= set(DIGITS)
     assert any(best.text for [best] in said)
 
 
@@ -173,7 +173,7 @@ def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
         BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest_of(heard(8))
         for weight in (0.0, 3.0)
     )
-    pairs = {a + b for word in WORDS for a, b in pairwise(f" {word} ")}
+    pairs = {a + b for word in DIGITS for a, b in pairwise(f" {word} ")}
 
     def share(found: list[list[Hypothesis]]) -> float:
         seen = [a + b for [best] in found for a, b in pairwise(best.text)]
@@ -207,7 +207,7 @@ def test_padding_says_nothing_to_a_search_either(files: Path) -> None:
 def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small GPT-2 of random weights that reads words."""
     folder = tmp_path_factory.mktemp("gpt")
-    words = {word.lower(): place for place, word in enumerate(["</s>", "<unk>", *WORDS])}
+    words = {word.lower(): place for place, word in enumerate(["</s>", "<unk>", *DIGITS])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
@@ -309,7 +309,7 @@ def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="knows words such as 'AND', not letters"):
         BeamSearch(DecoderSettings(lm=str(tmp_path / "words.arpa")), letters)
     BeamSearch(DecoderSettings(lm=str(tmp_path / "letters.arpa")), letters)
-    (tmp_path / "long.lexicon").write_text("".join(f"{word}\t{' '.join(word)} |\n" for word in WORDS))
+    (tmp_path / "long.lexicon").write_text("".join(f"{word}\t{' '.join(word)} |\n" for word in DIGITS))
     mixed = DecoderSettings(lm=str(tmp_path / "letters.arpa"), lexicon=str(tmp_path / "long.lexicon"))
     with pytest.raises(ValueError, match="knows 0 of 8 words"):
         BeamSearch(mixed, letters)
@@ -317,7 +317,7 @@ def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
 
 def test_a_narrow_beam_says_no_half_words(files: Path) -> None:
     search = BeamSearch(settings_of(files, lm=None, beam_size=1, num_workers=0), letters)
-    assert {word for [best] in search.nbest_of(heard(8)) for word in best.text.split()} <= set(WORDS)
+    assert {word for [best] in search.nbest_of(heard(8)) for word in best.text.split()} <= set(DIGITS)
 
 
 @pytest.mark.parametrize(

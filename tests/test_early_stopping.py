@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoints import SMALL, data
+from test_checkpoints import SMALL_FINETUNING, finetuning_options
 
 from hubert_lightning.cli import main
 
@@ -18,7 +18,7 @@ def command(manifests: Path, output: Path, patience: int, max_steps: int) -> lis
     )
     best = "{class_path: hubert_lightning.BestCheckpoints}"
     return [
-        *("fit", *SMALL, *data(manifests), f"--output={output}", f"--trainer.max_steps={max_steps}"),
+        *("fit", *SMALL_FINETUNING, *finetuning_options(manifests), f"--output={output}", f"--trainer.max_steps={max_steps}"),
         f"--trainer.callbacks=[{best}, {stopping}]",
     ]
 

@@ -23,9 +23,9 @@ from test_formats import (
     fairseq_state,
     of_torchaudio,
     of_transformers,
-    ours,
+    random_weights,
     save_ours,
-    small,
+    small_config,
 )
 from torch.testing import assert_close
 
@@ -59,7 +59,7 @@ def test_onnxruntime_computes_the_same_for_batches_of_every_size(
 ) -> None:
     import onnxruntime
 
-    checkpoint = save_ours(ours(norm, kind), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights(norm, kind), tmp_path / "ours.ckpt")
     export_model(str(checkpoint), tmp_path / "theirs", "onnx", layer=layer)
     session = onnxruntime.InferenceSession(tmp_path / "theirs" / "model.onnx")
     letters = kind == "letters" and layer is None
@@ -84,7 +84,7 @@ def test_onnxruntime_computes_the_same_for_batches_of_every_size(
 
 
 def test_a_layer_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "encoder"), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights("group", "encoder"), tmp_path / "ours.ckpt")
     with pytest.raises(ValueError, match="layer 4 of an encoder of 3 layers"):
         export_model(str(checkpoint), tmp_path / "theirs", "onnx", layer=4)
     assert [path.name for path in tmp_path.iterdir()] == ["ours.ckpt"]
@@ -96,7 +96,7 @@ def test_a_layer_that_is_not_there_is_refused_before_anything_is_written(tmp_pat
 def test_a_model_is_imported_and_exported_by_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_transformers(small("group")).save_pretrained(tmp_path / "theirs")
+    of_transformers(small_config("group")).save_pretrained(tmp_path / "theirs")
     main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours.ckpt")])
     main(["export", str(tmp_path / "ours.ckpt"), str(tmp_path / "back"), "--format", "torchaudio"])
     said = capsys.readouterr().out
@@ -133,10 +133,10 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(
 ) -> None:
     made = tmp_path / "made"
     made.mkdir()
-    save_ours(ours("group", "encoder"), made / "ours.ckpt")
+    save_ours(random_weights("group", "encoder"), made / "ours.ckpt")
     save_kmeans(made / "kmeans.safetensors", [torch.randn(5, 39)], {"features": "mfcc"})
-    of_transformers(small("group"), "HubertForCTC", vocab_size=11).save_pretrained(made / "letters")
-    torch.save(of_torchaudio(small("group")).state_dict(), made / "narrow.pt")
+    of_transformers(small_config("group"), "HubertForCTC", vocab_size=11).save_pretrained(made / "letters")
+    torch.save(of_torchaudio(small_config("group")).state_dict(), made / "narrow.pt")
     paths = {"ours": made / "ours.ckpt", "folder": made, "kmeans": made / "kmeans.safetensors"}
     paths |= {"letters": made / "letters", "narrow": made / "narrow.pt", "onnx": made / "onnx"}
     (made / "onnx").mkdir()
@@ -156,14 +156,14 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(
 
 
 def test_letters_that_a_format_does_not_know_can_be_given(tmp_path: Path) -> None:
-    of_transformers(small("group"), "HubertForCTC", vocab_size=4).save_pretrained(tmp_path / "theirs")
+    of_transformers(small_config("group"), "HubertForCTC", vocab_size=4).save_pretrained(tmp_path / "theirs")
     (tmp_path / "letters.json").write_text(json.dumps({"tokens": ["_", "|", "a", "b"], "case": "lower"}))
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt", vocabulary=tmp_path / "letters.json")
     assert load_ctc(tmp_path / "ours.ckpt").vocabulary.tokens == ("_", "|", "a", "b")
 
 
 def test_an_imported_checkpoint_says_where_it_comes_from(tmp_path: Path) -> None:
-    of_transformers(small("group")).save_pretrained(tmp_path / "theirs")
+    of_transformers(small_config("group")).save_pretrained(tmp_path / "theirs")
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
     source = read_trained(tmp_path / "ours.ckpt").source
     assert source["source"] == str(tmp_path / "theirs")
@@ -172,7 +172,7 @@ def test_an_imported_checkpoint_says_where_it_comes_from(tmp_path: Path) -> None
 
 
 def test_k_means_of_another_model_does_not_go_along(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")
     save_kmeans(
         tmp_path / "kmeans.safetensors", [torch.randn(5, 64)], {"features": "layer 2 of encoder 0123456789abcdef"}
     )
@@ -182,13 +182,13 @@ def test_k_means_of_another_model_does_not_go_along(tmp_path: Path) -> None:
 
 
 def test_a_state_dict_of_an_exported_folder_is_opened_alone(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "letters"), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights("group", "letters"), tmp_path / "ours.ckpt")
     export_model(str(checkpoint), tmp_path / "out", "torchaudio")
     assert read_trained(tmp_path / "out" / "model.pt").config.num_heads == 4
 
 
 def test_k_means_goes_along(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")
     centroids = [torch.randn(5, 64)]
     name = encoder_fingerprint(load_encoder(checkpoint))
     save_kmeans(tmp_path / "kmeans.safetensors", centroids, {"features": f"layer 2 of encoder {name}"})
@@ -203,7 +203,7 @@ def test_k_means_goes_along(tmp_path: Path) -> None:
 
 
 def test_a_card_says_how_the_model_came_about_and_what_it_is_worth(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "letters"), tmp_path / "run.ckpt")
+    checkpoint = save_ours(random_weights("group", "letters"), tmp_path / "run.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"global_step": 321}, checkpoint)
     relabel = {"class_path": "hubert_lightning.Relabel", "init_args": {"features": "mfcc", "clusters": 77}}
@@ -241,7 +241,7 @@ def rendered(card: str) -> str:
 
 
 def test_a_card_shows_names_as_they_are_whatever_is_in_them(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "letters"), tmp_path / "run.ckpt")
+    checkpoint = save_ours(random_weights("group", "letters"), tmp_path / "run.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"global_step": 321}, checkpoint)
     relabel = {"class_path": "hubert_lightning.Relabel", "init_args": {"features": EVIL, "clusters": EVIL}}
@@ -267,7 +267,7 @@ def test_a_card_shows_names_as_they_are_whatever_is_in_them(tmp_path: Path) -> N
 
 def foreign_run(folder: Path, **content: Any) -> Path:
     """A checkpoint of others with these entries, at step 321 if it does not say so."""
-    checkpoint = save_ours(ours("group", "letters"), folder / "run.ckpt")
+    checkpoint = save_ours(random_weights("group", "letters"), folder / "run.ckpt")
     torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 321} | content, checkpoint)
     return checkpoint
 
@@ -357,7 +357,7 @@ def test_a_card_names_no_folder_wherever_a_path_stands(tmp_path: Path) -> None:
 def test_no_file_of_an_export_says_where_it_was_made(tmp_path: Path, format: Any) -> None:
     private = tmp_path / "home-of-somebody"
     private.mkdir()
-    checkpoint = save_ours(ours("group", "clusters"), private / "run.ckpt")
+    checkpoint = save_ours(random_weights("group", "clusters"), private / "run.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     content |= {"global_step": 321, "averaged": [str(private / "best.ckpt")]}
     content["imported"] = {"source": str(private / "their.pt"), "special": []}
@@ -381,7 +381,7 @@ def test_no_file_of_an_export_says_where_it_was_made(tmp_path: Path, format: Any
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "safetensors", "onnx"])
 @pytest.mark.parametrize("kind", ["clusters", "letters"])
 def test_the_lines_of_a_card_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any, kind: str) -> None:
-    checkpoint = save_ours(ours("layer", kind), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights("layer", kind), tmp_path / "ours.ckpt")
     export_model(str(checkpoint), tmp_path / "mine", format)
     lines = (tmp_path / "mine" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -398,7 +398,7 @@ def test_the_lines_of_a_card_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def model_of(system: str, folder: Path) -> Path:
     """A tiny pre-trained model as a system keeps it."""
-    config = small("group")
+    config = small_config("group")
     if system == "transformers":
         of_transformers(config).save_pretrained(folder)
         return folder
@@ -474,7 +474,7 @@ def test_a_fit_goes_on_from_any_system_in_yaml(tmp_path: Path, manifests: Path, 
 def test_fine_tuning_goes_on_from_letters_of_torchaudio(tmp_path: Path) -> None:
     from hubert_lightning.training.finetuning import CTCFinetuning
 
-    theirs = of_torchaudio(small("group"), aux_num_out=29)
+    theirs = of_torchaudio(small_config("group"), aux_num_out=29)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt", num_heads=4)
     model = CTCFinetuning(pretrained=tmp_path / "ours.ckpt", keep_head=True)
@@ -483,7 +483,7 @@ def test_fine_tuning_goes_on_from_letters_of_torchaudio(tmp_path: Path) -> None:
 
 
 def test_an_imported_model_is_tested_as_if_it_had_been_fitted_here(tmp_path: Path, manifests: Path) -> None:
-    theirs = of_transformers(small("group"), "HubertForCTC", vocab_size=29)
+    theirs = of_transformers(small_config("group"), "HubertForCTC", vocab_size=29)
     theirs.save_pretrained(tmp_path / "theirs")
     letters = {"tokens": list(LETTERS)}
     (tmp_path / "letters.json").write_text(json.dumps(letters))

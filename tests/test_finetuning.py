@@ -13,7 +13,7 @@ from conftest import TINY
 from lhotse import CutSet
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_pretraining import a_model
+from test_pretraining import pretraining_model
 
 from hubert_lightning.asr.ctc_model import load_ctc
 from hubert_lightning.asr.decoder_settings import DecoderSettings
@@ -33,12 +33,12 @@ from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pretrained") / "last.ckpt"
     trainer = Trainer(accelerator="cpu", logger=False, max_steps=0, default_root_dir=path.parent)
-    trainer.strategy.connect(a_model())
+    trainer.strategy.connect(pretraining_model())
     trainer.save_checkpoint(path, weights_only=True)
     return path
 
 
-def a_trainer(folder: Path, steps: int, **options: Any) -> Trainer:
+def silent_trainer(folder: Path, steps: int, **options: Any) -> Trainer:
     return Trainer(
         default_root_dir=folder,
         max_steps=steps,
@@ -52,7 +52,7 @@ def a_trainer(folder: Path, steps: int, **options: Any) -> Trainer:
     )
 
 
-def quick(parameters: object) -> torch.optim.Optimizer:
+def quick_adam(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)  # type: ignore[arg-type]
 
 
@@ -80,10 +80,10 @@ def weights(model: CTCFinetuning) -> dict[str, torch.Tensor]:
 
 
 def test_only_the_head_learns_while_the_encoder_is_frozen(pretrained: Path, manifests: Path, tmp_path: Path) -> None:
-    model = CTCFinetuning(pretrained=pretrained, freeze_steps=2, optimizer=quick)
+    model = CTCFinetuning(pretrained=pretrained, freeze_steps=2, optimizer=quick_adam)
     data = TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
     before = weights(model)
-    a_trainer(tmp_path, 2).fit(model, datamodule=data)
+    silent_trainer(tmp_path, 2).fit(model, datamodule=data)
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert changed == {"head.weight", "head.bias"}
 
@@ -91,10 +91,10 @@ def test_only_the_head_learns_while_the_encoder_is_frozen(pretrained: Path, mani
 def test_later_the_transformer_learns_and_the_convolutions_stay(
     pretrained: Path, manifests: Path, tmp_path: Path
 ) -> None:
-    model = CTCFinetuning(pretrained=pretrained, freeze_steps=1, optimizer=quick, warmup=0.0)
+    model = CTCFinetuning(pretrained=pretrained, freeze_steps=1, optimizer=quick_adam, warmup=0.0)
     data = TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
     before = weights(model)
-    a_trainer(tmp_path, 4).fit(model, datamodule=data)
+    silent_trainer(tmp_path, 4).fit(model, datamodule=data)
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert any(name.startswith("encoder.layers.0") for name in changed)
     assert not any(name.startswith("encoder.convolutions") for name in changed)
@@ -111,12 +111,12 @@ def test_a_tiny_model_overfits_eight_utterances_to_wer_0(manifests: Path, tmp_pa
         layer_drop=0.0,
         freeze_steps=0,
         freeze_convolutions=False,
-        optimizer=quick,
+        optimizer=quick_adam,
     )
     data = TranscribedData(
         train=[few], test=[few], max_duration=30, mask_prob=0.0, channel_mask_prob=0.0, num_workers=0
     )
-    trainer = a_trainer(tmp_path, 600)
+    trainer = silent_trainer(tmp_path, 600)
     trainer.fit(model, datamodule=data)
     [metrics] = trainer.test(model, datamodule=data, verbose=False)
     rows = [json.loads(line) for line in (tmp_path / "test.jsonl").open()]
@@ -128,7 +128,7 @@ def test_error_rates_are_jiwers_over_all_utterances(manifests: Path, tmp_path: P
     seed_everything(1, verbose=False)
     model = CTCFinetuning(encoder=TINY)
     data = TranscribedData(test=[manifests / "test.jsonl.gz"], max_duration=12, num_workers=0)
-    [metrics] = a_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
+    [metrics] = silent_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
     rows = [json.loads(line) for line in (tmp_path / "test.jsonl").open()]
     references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
     assert len(rows) == len(read_manifest(manifests / "test.jsonl.gz"))
@@ -138,7 +138,7 @@ def test_error_rates_are_jiwers_over_all_utterances(manifests: Path, tmp_path: P
 
 def test_a_checkpoint_is_rebuilt_without_the_one_it_came_from(pretrained: Path, tmp_path: Path) -> None:
     model = CTCFinetuning(pretrained=pretrained).eval()
-    trainer = a_trainer(tmp_path, 0)
+    trainer = silent_trainer(tmp_path, 0)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "ctc.ckpt", weights_only=True)
     kept = torch.load(tmp_path / "ctc.ckpt", weights_only=True)["hyper_parameters"]
@@ -232,7 +232,7 @@ def test_a_model_spells_with_the_vocabulary_that_it_is_given(manifests: Path, tm
     vocabulary.write(tmp_path / "v.json")
     model = CTCFinetuning(encoder=TINY, vocabulary=tmp_path / "v.json")
     assert model.head.out_features == len(vocabulary)
-    trainer = a_trainer(tmp_path, 0)
+    trainer = silent_trainer(tmp_path, 0)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "ctc.ckpt", weights_only=True)
     (tmp_path / "v.json").unlink()
@@ -254,10 +254,10 @@ def test_testing_searches_with_the_decoder_that_is_named(manifests: Path, tmp_pa
     data = TranscribedData(
         validation=[manifests / "test.jsonl.gz"], test=[manifests / "test.jsonl.gz"], max_duration=12, num_workers=0
     )
-    a_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
+    silent_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
     said = " ".join(json.loads(line)["hypothesis"] for line in (tmp_path / "test.jsonl").open())
     assert set(said.split()) <= {"ONE", "TWO"}
-    a_trainer(tmp_path, 1).validate(model, datamodule=data, verbose=False)
+    silent_trainer(tmp_path, 1).validate(model, datamodule=data, verbose=False)
     assert not set(" ".join(row["hypothesis"] for row in model.rows).split()) <= {"ONE", "TWO"}
 
 
@@ -269,7 +269,7 @@ def test_a_run_that_goes_on_while_or_when_the_encoder_was_frozen_ends_in_the_sam
 
     def fit(folder: Path, checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
         seed_everything(0, verbose=False)
-        model = CTCFinetuning(pretrained=pretrained, freeze_steps=4, optimizer=quick, layer_drop=0.3, dropout=0.1)
+        model = CTCFinetuning(pretrained=pretrained, freeze_steps=4, optimizer=quick_adam, layer_drop=0.3, dropout=0.1)
         data = TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=6, num_workers=0)
         trainer = Trainer(
             default_root_dir=folder,

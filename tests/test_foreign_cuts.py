@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lhotse import CutSet
-from test_shar import exported
+from test_shar import export_shar
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.audio import read_waveform
@@ -226,7 +226,7 @@ ODD_DESCRIPTIONS = [
 def test_a_description_in_an_archive_has_usual_numbers(
     train_cuts: CutSet, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    shar = exported(train_cuts.subset(first=3), tmp_path / "shar")
+    shar = export_shar(train_cuts.subset(first=3), tmp_path / "shar")
 
     def changed(member: tarfile.TarInfo, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
         if member.name.endswith(".json"):
@@ -240,7 +240,7 @@ def test_a_description_in_an_archive_has_usual_numbers(
 
 @pytest.mark.parametrize("way", ["description", "long name", "truncated"])
 def test_an_archive_that_claims_gigabytes_costs_nothing(train_cuts: CutSet, tmp_path: Path, way: str) -> None:
-    shar = exported(train_cuts.subset(first=3), tmp_path / "shar")
+    shar = export_shar(train_cuts.subset(first=3), tmp_path / "shar")
     archive = shar / "recording.000000.tar"
     with tarfile.open(archive) as members:
         first, described = members.getmembers()[:2]
@@ -257,7 +257,7 @@ def test_an_archive_that_claims_gigabytes_costs_nothing(train_cuts: CutSet, tmp_
 
 @pytest.mark.parametrize("content", ["[]", "3\n", '{"id": 3}', '{"id": null}', "{", '{"id": "\\ud800"}', "[" * 10**5])
 def test_a_listing_of_no_cuts_is_refused(train_cuts: CutSet, tmp_path: Path, content: str) -> None:
-    shar = exported(train_cuts.subset(first=3), tmp_path / "shar")
+    shar = export_shar(train_cuts.subset(first=3), tmp_path / "shar")
     with gzip.open(shar / "cuts.000000.jsonl.gz", "wt") as file:
         file.write(content)
     with pytest.raises(ValueError, match=r"cuts\.000000\.jsonl\.gz: no cuts of a Shar corpus \(.*; export it again"):
@@ -267,7 +267,7 @@ def test_a_listing_of_no_cuts_is_refused(train_cuts: CutSet, tmp_path: Path, con
 @pytest.fixture(scope="module")
 def table(train_cuts: CutSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shar")
-    return prepare_shar(exported(train_cuts, folder / "train"), folder / "manifests")
+    return prepare_shar(export_shar(train_cuts, folder / "train"), folder / "manifests")
 
 
 def copied(table: Path, folder: Path) -> Path:

@@ -44,8 +44,8 @@ from hubert_lightning.pretrained.weights import Trained, encoder_of, linear_of, 
 from hubert_lightning.vocabulary import Vocabulary
 
 NORMS = ["group", "layer"]
-LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # fairseq's dict.ltr.txt
-LENGTH = torch.tensor([16_000, 9_000])
+FAIRSEQ_LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # fairseq's dict.ltr.txt
+LENGTHS = torch.tensor([16_000, 9_000])
 ATOL = 1e-5
 
 
@@ -63,7 +63,7 @@ def waveform() -> Tensor:
     return rows
 
 
-def small(norm: str) -> EncoderConfig:
+def small_config(norm: str) -> EncoderConfig:
     """As wide as it must be for rounding to stay below 1e-5: norms over few channels magnify it."""
     return EncoderConfig(
         conv_channels=48,
@@ -82,9 +82,9 @@ def small(norm: str) -> EncoderConfig:
     )
 
 
-def ours(norm: str, kind: str) -> Trained:
+def random_weights(norm: str, kind: str) -> Trained:
     """Random weights with the heads of a kind: encoder, clusters, ensemble, letters, LibriSpeech's letters."""
-    config = small(norm)
+    config = small_config(norm)
     encoder = disturbed(HubertEncoder(config))
     trained = Trained(config, encoder.state_dict(), source={"note": "random"})
     if kind in ("clusters", "ensemble"):
@@ -139,7 +139,7 @@ def of_torchaudio(config: EncoderConfig, **settings: Any) -> Any:
     )
 
 
-def heard(waveform: Tensor, length: Tensor | None, config: EncoderConfig) -> Tensor:
+def normalized_input(waveform: Tensor, length: Tensor | None, config: EncoderConfig) -> Tensor:
     """What other systems want to be given: Large's waveform is normalised by their users."""
     if not config.normalize_waveform:
         return waveform
@@ -156,8 +156,8 @@ def valid(output: Tensor, length: Tensor | None) -> Tensor:
 
 def assert_layers_equal(encoder: HubertEncoder, theirs: Any, waveform: Tensor) -> None:
     """Every layer, and the last after its norm, padded and not."""
-    for length in (None, LENGTH):
-        given = heard(waveform, length, encoder.config)
+    for length in (None, LENGTHS):
+        given = normalized_input(waveform, length, encoder.config)
         if isinstance(theirs, transformers.PreTrainedModel):
             attend = None if length is None else (torch.arange(waveform.shape[1]) < length[:, None]).long()
             output = theirs.base_model(given, attention_mask=attend, output_hidden_states=True)
@@ -182,7 +182,7 @@ def assert_layers_equal(encoder: HubertEncoder, theirs: Any, waveform: Tensor) -
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("stored", ["whole", "shards", "pickle", "pickled shards"])
 def test_an_encoder_of_transformers_comes_in(tmp_path: Path, waveform: Tensor, norm: str, stored: str) -> None:
-    theirs = of_transformers(small(norm))
+    theirs = of_transformers(small_config(norm))
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if "shards" in stored else "5GB")
     if "pickle" in stored:
         pickle_weights(tmp_path)
@@ -206,7 +206,7 @@ def test_a_model_of_the_hub_comes_in_by_its_name(
     tmp_path: Path, waveform: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = tmp_path / "models--some--hubert" / "snapshots" / "0123"  # where a download lies
-    theirs = of_transformers(small("group"))
+    theirs = of_transformers(small_config("group"))
     theirs.save_pretrained(snapshot)
     (tmp_path / "models--some--hubert" / "refs").mkdir()
     (tmp_path / "models--some--hubert" / "refs" / "main").write_text("0123")
@@ -222,7 +222,7 @@ def test_a_model_of_the_hub_comes_in_by_its_name(
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
 def test_transformers_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
-    trained = ours(norm, kind)
+    trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs")
     model = transformers.HubertForCTC if kind == "letters" else transformers.HubertModel
     theirs, report = model.from_pretrained(tmp_path / "theirs", output_loading_info=True)
@@ -230,18 +230,18 @@ def test_transformers_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm
     encoder = encoder_of(trained, tmp_path)
     assert_layers_equal(encoder, theirs.eval(), waveform)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "theirs")
-    rows = [row[:count].numpy() for row, count in zip(waveform, LENGTH)]
+    rows = [row[:count].numpy() for row, count in zip(waveform, LENGTHS)]
     inputs = extractor(rows, sampling_rate=16_000, padding=True, return_tensors="pt")
     assert ("attention_mask" in inputs) == (norm == "layer")
     # They add 1e-7 to the variance, where fairseq and we add 1e-5
-    assert_close(inputs["input_values"], heard(waveform, LENGTH, encoder.config), rtol=1e-5, atol=1e-5)
+    assert_close(inputs["input_values"], normalized_input(waveform, LENGTHS, encoder.config), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_fine_tuned_model_has_its_processor_and_its_transcripts_in_transformers(
     tmp_path: Path, waveform: Tensor, norm: str
 ) -> None:
-    trained = ours(norm, "letters")
+    trained = random_weights(norm, "letters")
     checkpoint = save_ours(trained, tmp_path / "ours.ckpt")
     export_model(str(checkpoint), tmp_path / "theirs")
     theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs").eval()
@@ -256,7 +256,7 @@ def test_a_fine_tuned_model_has_its_processor_and_its_transcripts_in_transformer
         assert " ".join(said.split()) == greedy(model(row[None]), frames, model.vocabulary)[0]
     assert processor.tokenizer("ab é")["input_ids"] == model.vocabulary.encode("ab é")
     loss = theirs(waveform, labels=torch.tensor([[2, 3, 1, 4], [5, 2, 2, 3]])).loss
-    log_probs = model(heard(waveform, None, model.encoder.config) if norm == "layer" else waveform).transpose(0, 1)
+    log_probs = model(normalized_input(waveform, None, model.encoder.config) if norm == "layer" else waveform).transpose(0, 1)
     sizes = torch.full((2,), len(log_probs)), torch.tensor([4, 4])
     expected = F.ctc_loss(log_probs, torch.tensor([[2, 3, 1, 4], [5, 2, 2, 3]]), *sizes, blank=0, reduction="mean")
     if norm == "group":  # layer: the waveform is not normalised by the model, theirs or ours
@@ -268,7 +268,7 @@ def test_a_fine_tuned_model_has_its_processor_and_its_transcripts_in_transformer
 def test_a_processor_of_transformers_decides_whether_audio_is_normalised(
     tmp_path: Path, norm: str, normalize: bool
 ) -> None:
-    of_transformers(small(norm), "HubertForCTC", vocab_size=4, pad_token_id=0).save_pretrained(tmp_path)
+    of_transformers(small_config(norm), "HubertForCTC", vocab_size=4, pad_token_id=0).save_pretrained(tmp_path)
     (tmp_path / "given.json").write_text(json.dumps({"<pad>": 0, "|": 1, "a": 2, "<unk>": 3}))
     tokenizer = transformers.Wav2Vec2CTCTokenizer(tmp_path / "given.json", bos_token=None, eos_token=None)
     features = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
@@ -287,7 +287,7 @@ def test_a_processor_of_transformers_decides_whether_audio_is_normalised(
 def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
     tmp_path: Path, waveform: Tensor, norm: str, wrapped: str
 ) -> None:
-    theirs = of_torchaudio(small(norm), num_classes=20, final_dim=24)
+    theirs = of_torchaudio(small_config(norm), num_classes=20, final_dim=24)
     state = {wrapped + name: value for name, value in theirs.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "theirs.pt")
     trained = read_trained(tmp_path / "theirs.pt", num_heads=4)
@@ -308,14 +308,14 @@ def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("tokens", [29, 32])
 def test_a_fine_tuned_model_of_torchaudio_comes_in(tmp_path: Path, waveform: Tensor, norm: str, tokens: int) -> None:
-    theirs = of_torchaudio(small(norm), aux_num_out=tokens)
+    theirs = of_torchaudio(small_config(norm), aux_num_out=tokens)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     import_model(str(tmp_path / "theirs.safetensors"), tmp_path / "ours.ckpt", num_heads=4)
     model = load_ctc(tmp_path / "ours.ckpt")
     labels = torchaudio.pipelines.HUBERT_ASR_LARGE.get_labels()
     assert [token for token in model.vocabulary.tokens if len(token) == 1] == list(labels)
     assert_layers_equal(model.encoder, theirs, waveform)
-    logits = theirs(heard(waveform, None, model.encoder.config))[0]
+    logits = theirs(normalized_input(waveform, None, model.encoder.config))[0]
     assert_close(model(waveform), logits.log_softmax(dim=-1), rtol=0, atol=ATOL)
 
 
@@ -340,7 +340,7 @@ def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
 def test_torchaudio_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
-    trained = ours(norm, kind)
+    trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "torchaudio")
     about = json.loads((tmp_path / "theirs" / "model.json").read_text())
     theirs = getattr(torchaudio.models, about["function"].split(".")[-1])(**about["arguments"]).eval()
@@ -350,7 +350,7 @@ def test_torchaudio_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: 
     if kind == "letters":
         head = linear_of(trained.head or {}, tmp_path)
         frames = encoder_of(trained, tmp_path)(waveform)
-        assert_close(head(frames), theirs(heard(waveform, None, trained.config))[0], rtol=0, atol=ATOL)
+        assert_close(head(frames), theirs(normalized_input(waveform, None, trained.config))[0], rtol=0, atol=ATOL)
         assert about["labels"] == trained.vocabulary["tokens"] if trained.vocabulary else False
 
 
@@ -432,17 +432,17 @@ def test_a_padded_row_is_that_of_fairseq_with_as_many_frames_as_fairseq_keeps(
     tmp_path: Path, waveform: Tensor, norm: str
 ) -> None:
     """torchaudio's encoder, which is told how many frames are audio, stands for fairseq's."""
-    theirs = of_torchaudio(small(norm))
+    theirs = of_torchaudio(small_config(norm))
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     encoder = encoder_of(read_trained(tmp_path / "theirs.pt", num_heads=4), tmp_path)
-    given, frames = heard(waveform, LENGTH, encoder.config), fairseq_frames(LENGTH, waveform.shape[1])
-    assert (frames - num_frames(LENGTH)).tolist() == [0, 1]
+    given, frames = normalized_input(waveform, LENGTHS, encoder.config), fairseq_frames(LENGTHS, waveform.shape[1])
+    assert (frames - num_frames(LENGTHS)).tolist() == [0, 1]
     expected = theirs.encoder(theirs.feature_extractor(given, None)[0], frames)
-    mine = encoder.contextual(encoder.local_features(waveform, LENGTH), frames)
+    mine = encoder.contextual(encoder.local_features(waveform, LENGTHS), frames)
     for row, count in enumerate(frames.tolist()):
         assert_close(mine[row, :count], expected[row, :count], rtol=0, atol=ATOL)
-    kept = num_frames(LENGTH).tolist()
-    differences = [(encoder(waveform, LENGTH) - expected)[row, :count].abs().max() for row, count in enumerate(kept)]
+    kept = num_frames(LENGTHS).tolist()
+    differences = [(encoder(waveform, LENGTHS) - expected)[row, :count].abs().max() for row, count in enumerate(kept)]
     assert differences[0] < ATOL
     assert differences[1] > 0.01
 
@@ -496,9 +496,9 @@ def assert_heads_equal(trained: Trained, state: dict[str, Tensor], clusters: lis
 def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
     tmp_path: Path, waveform: Tensor, norm: str, clusters: list[int], form: str
 ) -> None:
-    theirs = of_transformers(small(norm))
+    theirs = of_transformers(small_config(norm))
     state = fairseq_heads(fairseq_state(theirs), clusters)
-    model, task = fairseq_settings(small(norm))
+    model, task = fairseq_settings(small_config(norm))
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(number))] for number in clusters]
     content = {"args": None, "cfg": {"model": model, "task": task}, "model": state, "extra_state": {"epoch": 3}}
     with fairseq_installed() as dictionary:
@@ -514,9 +514,9 @@ def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) -> None:
-    theirs = of_transformers(small(norm))
+    theirs = of_transformers(small_config(norm))
     state = fairseq_heads(fairseq_state(theirs), [20])
-    model, task = fairseq_settings(small(norm))
+    model, task = fairseq_settings(small_config(norm))
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(20))]]
     content = {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": symbols}
     torch.save(content, tmp_path / "theirs.pt")
@@ -532,12 +532,12 @@ def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) 
 def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
     tmp_path: Path, waveform: Tensor, norm: str, spelt: str, settings: str
 ) -> None:
-    theirs = of_transformers(small(norm))
+    theirs = of_transformers(small_config(norm))
     head = nn.Linear(64, 32)
     state = {f"w2v_encoder.w2v_model.{name}": value for name, value in fairseq_state(theirs).items()}
     state |= {f"w2v_encoder.proj.{name}": value for name, value in head.state_dict().items()}
     state["w2v_encoder.w2v_model.label_embs_concat"] = torch.rand(504, 24)  # which fairseq leaves there, alone
-    model, task = fairseq_settings(small(norm))
+    model, task = fairseq_settings(small_config(norm))
     if settings == "cfg":
         inside: Any = {"model": model, "task": task}
         described = {"args": None, "cfg": {"model": {"_name": "hubert_ctc", "w2v_args": inside}, "task": task}}
@@ -545,15 +545,15 @@ def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
         described = {"args": Namespace(arch="hubert_ctc", w2v_args=Namespace(**model | task)), "cfg": None}
     content = {**described, "model": state, "task_state": {}}
     if spelt == "beside it":
-        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     with fairseq_installed() as dictionary:
         if spelt == "in the file":
-            content["task_state"] = {"target_dictionary": dictionary(LETTERS)}
+            content["task_state"] = {"target_dictionary": dictionary(FAIRSEQ_LETTERS)}
         torch.save(content, tmp_path / "theirs.pt")
     loaded = load_ctc(tmp_path / "theirs.pt")
-    assert loaded.vocabulary == Vocabulary(tuple(LETTERS), "upper", "space")
+    assert loaded.vocabulary == Vocabulary(tuple(FAIRSEQ_LETTERS), "upper", "space")
     assert_layers_equal(loaded.encoder, theirs, waveform)
-    last = theirs(heard(waveform, None, small(norm))).last_hidden_state
+    last = theirs(normalized_input(waveform, None, small_config(norm))).last_hidden_state
     assert_close(loaded(waveform), head(last).log_softmax(dim=-1), rtol=0, atol=ATOL)
 
 
@@ -562,12 +562,12 @@ def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
 def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
     tmp_path: Path, waveform: Tensor, norm: str, kind: str
 ) -> None:
-    trained = ours(norm, kind)
+    trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     content = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)
     state = {name.removeprefix("w2v_encoder."): value for name, value in content["model"].items()}
     clusters = state.pop("w2v_model.label_embs_concat", state.pop("label_embs_concat", None))
-    theirs = of_torchaudio(small(norm), aux_num_out=11 if kind == "letters" else None)
+    theirs = of_torchaudio(small_config(norm), aux_num_out=11 if kind == "letters" else None)
     state = {name: value for name, value in _convert_state_dict(state).items() if not name.startswith("label_embs")}
     loaded = theirs.load_state_dict(renamed_weight_norm(state), strict=False)
     assert not loaded.unexpected_keys
@@ -575,7 +575,7 @@ def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
     encoder = encoder_of(trained, tmp_path)
     assert_layers_equal(encoder, theirs, waveform)
     if kind == "letters":  # three symbols more, which fairseq has and nothing spells
-        log_probs = theirs(heard(waveform, None, trained.config))[0].log_softmax(dim=-1)
+        log_probs = theirs(normalized_input(waveform, None, trained.config))[0].log_softmax(dim=-1)
         expected = linear_of(trained.head or {}, tmp_path)(encoder(waveform)).log_softmax(dim=-1)
         assert_close(log_probs[..., [0, *range(4, 11)]], expected, rtol=0, atol=ATOL)
         symbols = (tmp_path / "theirs" / "dict.ltr.txt").read_text().split()
@@ -606,12 +606,12 @@ def test_tokens_that_fairseq_has_for_itself_keep_their_weights_there(
 ) -> None:
     tokens = [blank, "<s>", "</s>", "<unk>", "|", *"abc"]  # as of transformers
     vocabulary = {"tokens": tokens, "case": "lower", "punctuation": "space"}
-    trained = ours("group", "encoder")._replace(head=dict(nn.Linear(64, 8).state_dict()), vocabulary=vocabulary)
+    trained = random_weights("group", "encoder")._replace(head=dict(nn.Linear(64, 8).state_dict()), vocabulary=vocabulary)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     symbols = (tmp_path / "theirs" / "dict.ltr.txt").read_text().split()[::2]
-    assert not set(symbols) & set(LETTERS[:4])  # which fairseq refuses there
+    assert not set(symbols) & set(FAIRSEQ_LETTERS[:4])  # which fairseq refuses there
     head = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)["model"]["w2v_encoder.proj.weight"]
-    named = dict(zip([*LETTERS[:4], *symbols], head, strict=True))
+    named = dict(zip([*FAIRSEQ_LETTERS[:4], *symbols], head, strict=True))
     expected = dict(zip(tokens, (trained.head or {})["weight"], strict=True))
     for token in ("</s>", "<unk>", "|", *"abc"):
         assert_close(named[token], expected[token], rtol=0, atol=0)
@@ -620,7 +620,7 @@ def test_tokens_that_fairseq_has_for_itself_keep_their_weights_there(
 
 
 def test_an_encoder_alone_has_what_fairseq_and_s3prl_want_to_be_there(tmp_path: Path) -> None:
-    export_model(str(save_ours(ours("group", "encoder"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
+    export_model(str(save_ours(random_weights("group", "encoder"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     content = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)
     assert content["model"]["label_embs_concat"].shape == (5, 256)
     assert content["model"]["final_proj.weight"].shape == (256, 64)
@@ -635,14 +635,14 @@ def test_bare_weights_of_fairseq_have_the_heads_of_the_released_size(tmp_path: P
     state = from_ours(HubertEncoder(config).state_dict(), FAIRSEQ, old_names=True)
     torch.save(state, tmp_path / "theirs.pt")
     assert read_trained(tmp_path / "theirs.pt").config == config  # with the dropouts of Base, as its group norm tells
-    torch.save(fairseq_state(of_transformers(small("group"))), tmp_path / "narrow.pt")
+    torch.save(fairseq_state(of_transformers(small_config("group"))), tmp_path / "narrow.pt")
     with pytest.raises(ValueError, match="width of 64, and does not tell how many heads attend; say so"):
         read_trained(tmp_path / "narrow.pt")
 
 
 def test_several_dictionaries_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
-    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
-    model, task = fairseq_settings(small("group"))
+    state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20, 33])
+    model, task = fairseq_settings(small_config("group"))
     content = {"cfg": {"model": model, "task": task | {"labels": ["a", "b"]}}, "args": None, "model": state}
     torch.save(content, tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match="predicts 2 streams of clusters, and does not hold the dictionaries"):
@@ -650,9 +650,9 @@ def test_several_dictionaries_that_are_not_there_are_asked_for(tmp_path: Path) -
 
 
 def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, waveform: Tensor) -> None:
-    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
+    state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20, 33])
     state |= {"final_proj.weight": torch.randn(24, 64), "final_proj.bias": torch.randn(24)}
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(number))] for number in (20, 33)]
     content = {"model_cfg": model | {"untie_final_proj": False}, "task_cfg": task, "model_weight": state}
     torch.save(content | {"dictionaries_symbols": symbols}, tmp_path / "theirs.pt")
@@ -666,8 +666,8 @@ def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, wavef
 @pytest.mark.parametrize("system", ["fairseq", "s3prl"])
 def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, system: str) -> None:
     """fairseq's dictionaries may list clusters by how frequent they are."""
-    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20, 33])
-    model, task = fairseq_settings(small("group"))
+    state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20, 33])
+    model, task = fairseq_settings(small_config("group"))
     orders = [torch.randperm(20).tolist(), torch.randperm(33).tolist()]
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, order)] for order in orders]
     if system == "fairseq":
@@ -688,8 +688,8 @@ def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, s
 
 
 def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> None:
-    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
-    model, task = fairseq_settings(small("group"))
+    state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20])
+    model, task = fairseq_settings(small_config("group"))
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *map(str, [*range(7), *range(8, 21)])]  # the eighth never occurred
     content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": [symbols]}
     torch.save(content, tmp_path / "theirs.pt")
@@ -700,20 +700,20 @@ def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("part", ["label_embs_concat", "final_proj.weight", "final_proj.bias"])
 def test_half_a_head_of_fairseq_is_refused(tmp_path: Path, part: str) -> None:
-    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
+    state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20])
     del state[part]
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     torch.save({"cfg": {"model": model, "task": task}, "args": None, "model": state}, tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match="has half a head of pre-training"):
         read_trained(tmp_path / "theirs.pt")
 
 
 def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classifier = of_transformers(small("group"), "HubertForSequenceClassification")
+    classifier = of_transformers(small_config("group"), "HubertForSequenceClassification")
     classifier.save_pretrained(tmp_path / "classifier")
     import_model(str(tmp_path / "classifier"), tmp_path / "a.ckpt")
     assert "left out, since there is no place for it here: classifier.bias and 3 more" in capsys.readouterr().out
-    torch.save(of_torchaudio(small("group"), aux_num_out=29).state_dict(), tmp_path / "letters.pt")
+    torch.save(of_torchaudio(small_config("group"), aux_num_out=29).state_dict(), tmp_path / "letters.pt")
     import_model(str(tmp_path / "letters.pt"), tmp_path / "b.ckpt", num_heads=4)
     said = capsys.readouterr().out
     assert "taken for those of torchaudio.pipelines, - | E T A O N" in said
@@ -724,7 +724,7 @@ def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: p
 def test_a_vocabulary_that_is_given_silences_what_was_said_of_letters_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = of_torchaudio(small("group"), aux_num_out=29).state_dict()
+    state = of_torchaudio(small_config("group"), aux_num_out=29).state_dict()
     torch.save(state | {"head--vocabulary.weight": torch.zeros(1)}, tmp_path / "letters.pt")
     Vocabulary().write(tmp_path / "vocabulary.json")
     import_model(str(tmp_path / "letters.pt"), tmp_path / "a.ckpt", 4, tmp_path / "vocabulary.json")
@@ -753,8 +753,8 @@ FAIRSEQ_TASK = {"label_rate": 100, "max_sample_size": 240_000, "min_sample_size"
 def test_the_settings_of_a_pretrained_model_of_fairseq_come_back_there(
     tmp_path: Path, norm: str, by_way_of: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = fairseq_heads(fairseq_state(of_transformers(small(norm))), [20])
-    model, task = fairseq_settings(small(norm))
+    state = fairseq_heads(fairseq_state(of_transformers(small_config(norm))), [20])
+    model, task = fairseq_settings(small_config(norm))
     model, task = model | FAIRSEQ_MODEL | {"logit_temp": 0.2}, task | FAIRSEQ_TASK
     torch.save({"args": None, "cfg": {"model": model, "task": task}, "model": state}, tmp_path / "theirs.pt")
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
@@ -780,15 +780,15 @@ def test_the_settings_of_a_pretrained_model_of_fairseq_come_back_there(
 @pytest.mark.parametrize("form", ["cfg", "args"])
 def test_a_fine_tuned_model_of_fairseq_has_the_dropouts_and_masks_of_its_fine_tuning(tmp_path: Path, form: str) -> None:
     state = {
-        f"w2v_encoder.w2v_model.{of}": value for of, value in fairseq_state(of_transformers(small("group"))).items()
+        f"w2v_encoder.w2v_model.{of}": value for of, value in fairseq_state(of_transformers(small_config("group"))).items()
     }
     state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, 32).state_dict().items()}
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     model |= FAIRSEQ_MODEL
     tuned = {"dropout": 0.01, "attention_dropout": 0.02, "activation_dropout": 0.03, "dropout_input": 0.04}
     tuned |= {"layerdrop": 0.06, "feature_grad_mult": 0.0, "final_dropout": 0.07, "freeze_finetune_updates": 500}
     tuned |= {"mask_prob": 0.75, "mask_channel_prob": 0.5, "mask_channel_length": 64, "apply_mask": False}
-    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     if form == "cfg":
         inside: Any = {"model": model, "task": task}
         described = {"args": None, "cfg": {"model": tuned | {"w2v_args": inside}, "task": task}}
@@ -807,15 +807,15 @@ def test_a_fine_tuned_model_of_fairseq_has_the_dropouts_and_masks_of_its_fine_tu
 
 
 def test_a_model_of_fairseq_for_another_sampling_rate_is_refused(tmp_path: Path) -> None:
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     cfg = {"model": model, "task": task | {"sample_rate": 8000}}
-    torch.save({"args": None, "cfg": cfg, "model": fairseq_state(of_transformers(small("group")))}, tmp_path / "8k.pt")
+    torch.save({"args": None, "cfg": cfg, "model": fairseq_state(of_transformers(small_config("group")))}, tmp_path / "8k.pt")
     with pytest.raises(ValueError, match=r"8k.pt sets sample_rate to 8000; this encoder hears audio of 16000 Hz alone"):
         read_trained(tmp_path / "8k.pt")
 
 
 def test_what_goes_out_to_fairseq_has_the_masks_of_the_recipe_unless_they_are_known(tmp_path: Path) -> None:
-    export_model(str(save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
+    export_model(str(save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     model = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)["cfg"]["model"]
     # fairseq examples/hubert/config/pretrain/hubert_base_librispeech.yaml; its HubertConfig would take 0.65
     assert (model["mask_prob"], model["mask_length"], model["mask_channel_prob"]) == (0.8, 10, 0)
@@ -828,10 +828,10 @@ def test_the_settings_of_a_model_of_transformers_come_back_there(
     kept = {"mask_time_prob": 0.65, "mask_time_length": 5, "mask_time_min_masks": 1, "mask_feature_prob": 0.25}
     kept |= {"mask_feature_length": 8, "mask_feature_min_masks": 1, "apply_spec_augment": False, "final_dropout": 0.3}
     kept |= {"ctc_loss_reduction": "sum", "ctc_zero_infinity": False, "initializer_range": 0.01}
-    theirs = of_transformers(small("layer"), "HubertForCTC", vocab_size=32, pad_token_id=0)
+    theirs = of_transformers(small_config("layer"), "HubertForCTC", vocab_size=32, pad_token_id=0)
     theirs.config.update(kept)
     theirs.save_pretrained(tmp_path / "theirs")
-    letters = {letter: place for place, letter in enumerate(["<pad>", "<s>", *LETTERS[2:]])}
+    letters = {letter: place for place, letter in enumerate(["<pad>", "<s>", *FAIRSEQ_LETTERS[2:]])}
     (tmp_path / "theirs" / "vocab.json").write_text(json.dumps(letters))
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
     assert "ctc_loss_reduction sum" in capsys.readouterr().out
@@ -842,7 +842,7 @@ def test_the_settings_of_a_model_of_transformers_come_back_there(
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_arguments_of_a_model_of_torchaudio_come_back_without_our_file_beside_it(tmp_path: Path, norm: str) -> None:
-    trained = ours(norm, "clusters")
+    trained = random_weights(norm, "clusters")
     changed = replace(trained.config, dropout=0.2, layer_drop=0.3, pre_norm=norm == "group", normalize_waveform=True)
     export_model(str(save_ours(trained._replace(config=changed), tmp_path / "ours.ckpt")), tmp_path / "a", "torchaudio")
     (tmp_path / "a" / "hubert_lightning.safetensors").unlink()
@@ -862,7 +862,7 @@ def test_the_arguments_of_a_model_of_torchaudio_come_back_without_our_file_besid
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters", "LibriSpeech's letters"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_model_that_goes_out_comes_back_to_the_bit(tmp_path: Path, format: Format, kind: str, norm: str) -> None:
-    trained = ours(norm, kind)
+    trained = random_weights(norm, kind)
     checkpoint = save_ours(trained, tmp_path / "ours.ckpt")
     if format == "torchaudio" and kind == "ensemble":
         with pytest.raises(ValueError, match="predicts 2 streams of clusters, torchaudio's one"):
@@ -880,9 +880,9 @@ def test_a_model_that_goes_out_comes_back_to_the_bit(tmp_path: Path, format: For
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_model_of_transformers_goes_back_to_the_bit(tmp_path: Path, norm: str) -> None:
-    theirs = of_transformers(small(norm), "HubertForCTC", vocab_size=32, pad_token_id=0)
+    theirs = of_transformers(small_config(norm), "HubertForCTC", vocab_size=32, pad_token_id=0)
     theirs.save_pretrained(tmp_path / "theirs")
-    letters = {letter: place for place, letter in enumerate(["<pad>", "<s>", *LETTERS[2:]])}
+    letters = {letter: place for place, letter in enumerate(["<pad>", "<s>", *FAIRSEQ_LETTERS[2:]])}
     (tmp_path / "theirs" / "vocab.json").write_text(json.dumps(letters))
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
@@ -897,7 +897,7 @@ def test_a_model_of_transformers_goes_back_to_the_bit(tmp_path: Path, norm: str)
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_model_of_torchaudio_goes_back_to_the_bit(tmp_path: Path, norm: str) -> None:
-    theirs = of_torchaudio(small(norm), num_classes=20, final_dim=24).state_dict()
+    theirs = of_torchaudio(small_config(norm), num_classes=20, final_dim=24).state_dict()
     torch.save(theirs, tmp_path / "theirs.pt")
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt", num_heads=4)
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "torchaudio")
@@ -908,8 +908,8 @@ def test_a_model_of_torchaudio_goes_back_to_the_bit(tmp_path: Path, norm: str) -
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["pretrained", "fine-tuned"])
 def test_a_model_of_fairseq_goes_back_to_the_bit(tmp_path: Path, norm: str, kind: str) -> None:
-    state = fairseq_state(of_transformers(small(norm)))
-    model, task = fairseq_settings(small(norm))
+    state = fairseq_state(of_transformers(small_config(norm)))
+    model, task = fairseq_settings(small_config(norm))
     if kind == "pretrained":
         state = fairseq_heads(state, [20])
         settings = {"model": model, "task": task}
@@ -917,7 +917,7 @@ def test_a_model_of_fairseq_goes_back_to_the_bit(tmp_path: Path, norm: str, kind
         state = {f"w2v_encoder.w2v_model.{name}": value for name, value in state.items()}
         state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, 32).state_dict().items()}
         settings = {"model": {"w2v_args": {"model": model, "task": task}}, "task": task}
-        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+        (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     torch.save({"args": None, "cfg": settings, "model": state}, tmp_path / "theirs.pt")
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
@@ -928,7 +928,7 @@ def test_a_model_of_fairseq_goes_back_to_the_bit(tmp_path: Path, norm: str, kind
 
 
 def test_an_encoder_that_was_fine_tuned_in_transformers_has_no_head_of_pre_training(tmp_path: Path) -> None:
-    export_model(str(save_ours(ours("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs")
+    export_model(str(save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs")
     theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs", vocab_size=5)
     theirs.save_pretrained(tmp_path / "theirs")
     trained = read_trained(tmp_path / "theirs")
@@ -937,7 +937,7 @@ def test_an_encoder_that_was_fine_tuned_in_transformers_has_no_head_of_pre_train
 
 
 def test_a_folder_that_was_trained_on_in_transformers_comes_back_as_it_is_now(tmp_path: Path) -> None:
-    checkpoint = save_ours(ours("group", "letters"), tmp_path / "ours.ckpt")
+    checkpoint = save_ours(random_weights("group", "letters"), tmp_path / "ours.ckpt")
     export_model(str(checkpoint), tmp_path / "theirs")
     theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs")
     theirs.lm_head.weight.add_(1)
@@ -950,7 +950,7 @@ def test_a_folder_that_was_trained_on_in_transformers_comes_back_as_it_is_now(tm
 
 def fine_tuned_state(norm: str, prefix: str = "") -> tuple[Any, nn.Linear, dict[str, Tensor]]:
     """A model of transformers and a layer that spells 32 tokens, and both under fairseq's names."""
-    theirs, head = of_transformers(small(norm)), nn.Linear(64, 32)
+    theirs, head = of_transformers(small_config(norm)), nn.Linear(64, 32)
     state = {f"{prefix}w2v_encoder.w2v_model.{name}": value for name, value in fairseq_state(theirs).items()}
     state |= {f"{prefix}w2v_encoder.proj.{name}": value for name, value in head.state_dict().items()}
     return theirs, head, state
@@ -974,7 +974,7 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_a_state_of_fairseq_is_found_under_any_key(tmp_path: Path, wrapped: str, prefix: str) -> None:
     _, head, state = fine_tuned_state("group", prefix)
-    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     torch.save(state, tmp_path / "bare.pt")
     torch.save(WRAPPED[wrapped](state), tmp_path / "theirs.pt")
     trained, bare = (read_trained(tmp_path / name, 4) for name in ("theirs.pt", "bare.pt"))
@@ -983,7 +983,7 @@ def test_a_state_of_fairseq_is_found_under_any_key(tmp_path: Path, wrapped: str,
     assert trained.head is not None
     assert_close(trained.head, dict(head.state_dict()), rtol=0, atol=0)
     assert trained.vocabulary is not None
-    assert trained.vocabulary["tokens"] == LETTERS
+    assert trained.vocabulary["tokens"] == FAIRSEQ_LETTERS
     several = "it has several states, of which that under model is taken: not ema"
     assert (several in trained.notes) == (wrapped == "an average beside it")
 
@@ -991,7 +991,7 @@ def test_a_state_of_fairseq_is_found_under_any_key(tmp_path: Path, wrapped: str,
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_a_state_of_torchaudio_is_found_under_any_key(tmp_path: Path, wrapped: str, prefix: str) -> None:
-    theirs = of_torchaudio(small("group"), num_classes=20, final_dim=24)
+    theirs = of_torchaudio(small_config("group"), num_classes=20, final_dim=24)
     state = {prefix + name: value for name, value in theirs.state_dict().items()}
     torch.save(WRAPPED[wrapped](state), tmp_path / "theirs.pt")
     trained = read_trained(tmp_path / "theirs.pt", 4)
@@ -1002,7 +1002,7 @@ def test_a_state_of_torchaudio_is_found_under_any_key(tmp_path: Path, wrapped: s
 
 
 def test_a_whole_pretrained_model_of_fairseq_keeps_its_head_inside_of_a_module(tmp_path: Path) -> None:
-    state = fairseq_heads(fairseq_state(of_transformers(small("group"))), [20])
+    state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20])
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "theirs.pt")
     assert read_trained(tmp_path / "theirs.pt", 4).num_clusters == [20]
 
@@ -1029,7 +1029,7 @@ def test_a_fine_tuned_model_of_fairseq_without_the_settings_of_its_encoder_has_t
         ValueError, match="has a width of 64, and does not tell how many heads attend; say so: hubert imp"
     ):
         read_trained(tmp_path / "theirs.pt")
-    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt", num_heads=4)
     model = load_ctc(tmp_path / "ours.ckpt")
     assert_layers_equal(model.encoder, theirs, waveform)
@@ -1043,7 +1043,7 @@ def test_a_fine_tuned_model_of_fairseq_without_the_settings_of_its_encoder_has_t
 
 
 def test_a_model_of_s3prl_without_settings_has_the_size_of_its_weights(tmp_path: Path, waveform: Tensor) -> None:
-    theirs = of_transformers(small("layer"))
+    theirs = of_transformers(small_config("layer"))
     torch.save({"model_weight": fairseq_state(theirs), "model_cfg": {}, "task_cfg": {}}, tmp_path / "theirs.pt")
     trained = read_trained(tmp_path / "theirs.pt", 4)
     assert_layers_equal(encoder_of(trained, tmp_path), theirs, waveform)
@@ -1052,8 +1052,8 @@ def test_a_model_of_s3prl_without_settings_has_the_size_of_its_weights(tmp_path:
 def test_a_model_of_fairseq_with_half_its_settings_has_the_size_of_its_weights(
     tmp_path: Path, waveform: Tensor
 ) -> None:
-    theirs = of_transformers(small("layer"))
-    model, task = fairseq_settings(small("layer"))
+    theirs = of_transformers(small_config("layer"))
+    model, task = fairseq_settings(small_config("layer"))
     for name in ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_layers", "conv_pos", "conv_pos_groups"):
         del model[name]
     torch.save({"cfg": {"model": model, "task": task}, "model": fairseq_state(theirs)}, tmp_path / "theirs.pt")
@@ -1064,7 +1064,7 @@ def beside_a_model(folder: Path, dictionary: bytes, rows: int) -> list[str]:
     """The tokens that a model of fairseq has by the dictionary beside it."""
     _, _, state = fine_tuned_state("group")
     state |= {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, rows).state_dict().items()}
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
     torch.save({"args": None, "cfg": cfg, "model": state}, folder / "theirs.pt")
     (folder / "dict.ltr.txt").write_bytes(dictionary)
@@ -1112,7 +1112,7 @@ def test_a_dictionary_that_is_none_is_refused(tmp_path: Path, content: bytes, se
 @pytest.mark.parametrize("kept", [True, False])
 def test_tokens_that_look_like_breaks_of_lines_come_back_from_fairseq(tmp_path: Path, kept: bool) -> None:
     tokens = ["<blank>", "|", "a", "\u2028", "\x85", "\ufeff", "\x1c"]
-    trained = ours("group", "encoder")._replace(vocabulary={"tokens": tokens}, head=dict(nn.Linear(64, 7).state_dict()))
+    trained = random_weights("group", "encoder")._replace(vocabulary={"tokens": tokens}, head=dict(nn.Linear(64, 7).state_dict()))
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "there", "fairseq")
     if not kept:
         (tmp_path / "there" / "hubert_lightning.safetensors").unlink()
@@ -1123,11 +1123,11 @@ def test_tokens_that_look_like_breaks_of_lines_come_back_from_fairseq(tmp_path: 
 
 def test_settings_that_a_fine_tuned_model_of_fairseq_has_no_use_for_come_back_there(tmp_path: Path) -> None:
     _, _, state = fine_tuned_state("group")
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     model |= {"logit_temp": 0.2, "required_seq_len_multiple": 4, "checkpoint_activations": True, "max_positions": 99}
     cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
     torch.save({"args": None, "cfg": cfg, "model": state}, tmp_path / "theirs.pt")
-    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
     back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]["model"]["w2v_args"]["model"]
@@ -1140,7 +1140,7 @@ def test_settings_that_a_fine_tuned_model_of_fairseq_has_no_use_for_come_back_th
 @pytest.mark.parametrize(("start", "end"), [(1, 2), (7, 8), (None, None)])
 def test_tokens_of_a_sentence_that_have_no_row_keep_their_numbers(tmp_path: Path, start: Any, end: Any) -> None:
     of_transformers(
-        small("group"), "HubertForCTC", vocab_size=4, pad_token_id=0, bos_token_id=start, eos_token_id=end
+        small_config("group"), "HubertForCTC", vocab_size=4, pad_token_id=0, bos_token_id=start, eos_token_id=end
     ).save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs" / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "a": 2, "<unk>": 3}))
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Trainer
-from test_pretraining import a_batch, a_model, summed_as_in_fairseq
+from test_pretraining import pretraining_batch, pretraining_model, summed_as_in_fairseq
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -62,8 +62,8 @@ def mean_gradient(model: HubertPretraining, batches: Sequence[PretrainingBatch])
 def test_every_frame_of_the_accumulated_batches_weighs_as_in_the_reference(
     clip: float | None, alpha: float, tmp_path: Path
 ) -> None:
-    batches = [a_batch(0, masked=5), a_batch(1, masked=30, frames=60), a_batch(2, masked=17)]
-    model = a_model(optimizer=plain_sgd, warmup_steps=0, masked_weight=alpha)
+    batches = [pretraining_batch(0, masked=5), pretraining_batch(1, masked=30, frames=60), pretraining_batch(2, masked=17)]
+    model = pretraining_model(optimizer=plain_sgd, warmup_steps=0, masked_weight=alpha)
     before = {name: value.clone() for name, value in model.named_parameters()}
     gradients = mean_gradient(model, batches)
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
@@ -76,8 +76,8 @@ def test_every_frame_of_the_accumulated_batches_weighs_as_in_the_reference(
 
 
 def test_gradients_are_clipped_by_value_after_they_are_averaged(tmp_path: Path) -> None:
-    batches = [a_batch(0, masked=5), a_batch(1, masked=30)]
-    model = a_model(optimizer=plain_sgd, warmup_steps=0)
+    batches = [pretraining_batch(0, masked=5), pretraining_batch(1, masked=30)]
+    model = pretraining_model(optimizer=plain_sgd, warmup_steps=0)
     before = {name: value.clone() for name, value in model.named_parameters()}
     gradients = mean_gradient(model, batches)
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 1e-2, "gradient_clip_algorithm": "value"}
@@ -93,11 +93,11 @@ def broken(batch: PretrainingBatch, name: str) -> PretrainingBatch:
 @pytest.mark.parametrize("optimizer", [plain_sgd, plain_adam, fused_adam])
 def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: Callable[[object], Optimizer], tmp_path: Path) -> None:
     def constant_rate() -> HubertPretraining:
-        model = a_model()
+        model = pretraining_model()
         model.configure_optimizers = lambda: optimizer(model.parameters())  # type: ignore[method-assign]
         return model
 
-    good = [a_batch(seed) for seed in range(4)]
+    good = [pretraining_batch(seed) for seed in range(4)]
     kept = trained(constant_rate(), good, tmp_path)
     model = constant_rate()
     after = trained(model, [good[0], broken(good[1], "bad"), good[1], broken(good[0], "bad"), *good[2:]], tmp_path)
@@ -107,8 +107,8 @@ def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: Callable[[object],
 
 
 def test_too_many_in_a_row_end_training_with_the_utterances_ids(tmp_path: Path) -> None:
-    model = a_model(optimizer=fused_adam, warmup_steps=0, max_skipped=3)
-    batches = [broken(a_batch(0), "a"), a_batch(1), *(broken(a_batch(k), f"bad{k}") for k in range(2, 9))]
+    model = pretraining_model(optimizer=fused_adam, warmup_steps=0, max_skipped=3)
+    batches = [broken(pretraining_batch(0), "a"), pretraining_batch(1), *(broken(pretraining_batch(k), f"bad{k}") for k in range(2, 9))]
     with pytest.raises(
         ValueError, match=r"3 steps in a row were left out because the loss \(at last on rank 0, of bad4, whole\) was"
     ):
@@ -117,9 +117,9 @@ def test_too_many_in_a_row_end_training_with_the_utterances_ids(tmp_path: Path) 
 
 
 def test_one_broken_batch_of_an_accumulated_step_leaves_out_the_whole_step(tmp_path: Path) -> None:
-    model = a_model(optimizer=fused_adam, warmup_steps=0)
+    model = pretraining_model(optimizer=fused_adam, warmup_steps=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    after = trained(model, [a_batch(0), broken(a_batch(1), "bad")], tmp_path, accumulate_grad_batches=2)
+    after = trained(model, [pretraining_batch(0), broken(pretraining_batch(1), "bad")], tmp_path, accumulate_grad_batches=2)
     assert model.global_batch.skipped == 1
     for name, value in after.items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
@@ -131,7 +131,7 @@ def test_at_least_one_step_may_fail() -> None:
 
 
 def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> None:
-    model = a_model()
+    model = pretraining_model()
     precision = SimpleNamespace(scaler=object())
     model.trainer = SimpleNamespace(strategy=None, precision_plugin=precision, precision="16-mixed")  # type: ignore
     with pytest.raises(ValueError, match="precision 16-mixed with a fused AdamW: its gradients cannot be clipped"):
@@ -140,7 +140,7 @@ def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> 
 
 
 def test_a_checkpoint_that_was_not_looked_at_is_not_called_sound(tmp_path: Path) -> None:
-    model = a_model()
+    model = pretraining_model()
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
     model.trainer = trainer

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from lhotse import CutSet
 from test_recognition import save_ctc
-from test_transcription import run
+from test_transcription import run_verb
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.features.journal import Journal
@@ -54,13 +54,13 @@ def test_transcripts_are_made_of_what_is_new_and_no_more(
     model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert run("transcribe", model, *speech[:2], "--output", out) == 0
+    assert run_verb("transcribe", model, *speech[:2], "--output", out) == 0
     before = state(out)
-    assert run("transcribe", model, *speech, "--output", out) == 0
+    assert run_verb("transcribe", model, *speech, "--output", out) == 0
     assert changed(before, out) == {"c.txt"}
     assert skipped(capfd.readouterr().err) == 2
     before = state(out)
-    assert run("transcribe", model, *speech, "--output", out) == 0
+    assert run_verb("transcribe", model, *speech, "--output", out) == 0
     assert state(out) == before
     assert skipped(capfd.readouterr().err) == 3
 
@@ -69,21 +69,21 @@ def test_a_transcript_that_is_gone_is_made_again_and_one_that_was_edited_stays(
     model: Path, speech: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run("transcribe", model, *speech, "--output", out)
+    run_verb("transcribe", model, *speech, "--output", out)
     first = (out / "a.txt").read_text()
     (out / "a.txt").unlink()
     (out / "b.txt").write_text("corrected by hand\n")
-    run("transcribe", model, *speech, "--output", out)
+    run_verb("transcribe", model, *speech, "--output", out)
     assert (out / "a.txt").read_text() == first
     assert (out / "b.txt").read_text() == "corrected by hand\n"
 
 
 def test_a_recording_that_changed_is_transcribed_again(model: Path, speech: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run("transcribe", model, *speech, "--output", out)
+    run_verb("transcribe", model, *speech, "--output", out)
     before = state(out)
     soundfile.write(speech[0], soundfile.read(speech[0])[0][::-1], SAMPLE_RATE)
-    run("transcribe", model, *speech, "--output", out)
+    run_verb("transcribe", model, *speech, "--output", out)
     assert changed(before, out) == {"a.txt"}
 
 
@@ -93,13 +93,13 @@ def test_transcripts_of_another_model_or_other_settings_are_made_again(
 ) -> None:
     out = tmp_path / "out"
     given: list[object] = ["transcribe", model, *speech, "--output", out]
-    run(*given)
+    run_verb(*given)
     before, words = state(out), (out / "a.txt").read_text()
     if other == "model":
         save_ctc(model, seed=1, spread=3.0)  # under the same name
     (tmp_path / "decoder.json").write_text(json.dumps({"beam_size": 5, "num_workers": 0}))
     more = {"precision": ["--precision", "bfloat16"], "decoder": ["--decoder", tmp_path / "decoder.json"]}
-    run(*given, *more.get(other, []))
+    run_verb(*given, *more.get(other, []))
     assert changed(before, out) == {"a.txt", "b.txt", "c.txt"}
     assert other != "model" or (out / "a.txt").read_text() != words
 
@@ -108,22 +108,22 @@ def test_words_are_aligned_again_where_the_text_is_another(model: Path, speech: 
     out = tmp_path / "out"
     for path in speech:
         path.with_suffix(".txt").write_text("one two")
-    run("align", model, *speech, "--output", out)
+    run_verb("align", model, *speech, "--output", out)
     before = state(out)
     speech[1].with_suffix(".txt").write_text("one three")
-    run("align", model, *speech, "--output", out)
+    run_verb("align", model, *speech, "--output", out)
     assert changed(before, out) == {"b.ctm"}
 
 
 def test_transcripts_beside_the_audio_go_on_although_those_of_the_user_are_refused(
     model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("transcribe", model, *speech[:2], "--output", tmp_path) == 0
-    assert run("transcribe", model, *speech, "--output", tmp_path) == 0
+    assert run_verb("transcribe", model, *speech[:2], "--output", tmp_path) == 0
+    assert run_verb("transcribe", model, *speech, "--output", tmp_path) == 0
     assert skipped(capfd.readouterr().err) == 2
     soundfile.write(tmp_path / "d.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     (tmp_path / "d.txt").write_text("theirs")
-    assert run("transcribe", model, *speech, tmp_path / "d.wav", "--output", tmp_path) == 2
+    assert run_verb("transcribe", model, *speech, tmp_path / "d.wav", "--output", tmp_path) == 2
     assert "d.txt: lies beside its audio" in capfd.readouterr().err
     assert (tmp_path / "d.txt").read_text() == "theirs"
 
@@ -151,24 +151,24 @@ def test_units_are_made_of_what_is_new_and_no_more(
     suffix = {"jsonl": "jsonl", "kaldi": "txt", "npz": "npz"}[format]
     once, out = tmp_path / f"once.{suffix}", tmp_path / f"out.{suffix}"
     given = ["--kmeans", kmeans, "--format", format, *(["--deduplicate"] if deduplicate else [])]
-    assert run("units", "mfcc", *speech, *given, "--output", once) == 0
+    assert run_verb("units", "mfcc", *speech, *given, "--output", once) == 0
     capfd.readouterr()
-    assert run("units", "mfcc", speech[2], speech[0], *given, "--output", out) == 0
-    assert run("units", "mfcc", *speech, *given, "--output", out) == 0
+    assert run_verb("units", "mfcc", speech[2], speech[0], *given, "--output", out) == 0
+    assert run_verb("units", "mfcc", *speech, *given, "--output", out) == 0
     assert skipped(capfd.readouterr().err) == 2
     assert content(out) == content(once)
     before = state(tmp_path)
-    assert run("units", "mfcc", *speech, *given, "--output", out) == 0
+    assert run_verb("units", "mfcc", *speech, *given, "--output", out) == 0
     said = capfd.readouterr().err
     assert skipped(said) == 3
     assert "real time" not in said
     assert state(tmp_path) == before
     soundfile.write(speech[1], soundfile.read(speech[1])[0][::-1], SAMPLE_RATE, format="FLAC")
-    assert run("units", "mfcc", *speech, *given, "--output", out) == 0
+    assert run_verb("units", "mfcc", *speech, *given, "--output", out) == 0
     assert skipped(capfd.readouterr().err) == 2
     assert content(out) != content(once)
-    assert run("units", "mfcc", *speech[:2], *given, "--output", out) == 0  # no others than those that are asked for
-    assert run("units", "mfcc", *speech[:2], *given, "--output", once) == 0
+    assert run_verb("units", "mfcc", *speech[:2], *given, "--output", out) == 0  # no others than those that are asked for
+    assert run_verb("units", "mfcc", *speech[:2], *given, "--output", once) == 0
     assert content(out) == content(once)
 
 
@@ -177,14 +177,14 @@ def test_units_of_other_settings_or_an_output_that_changed_are_made_again(
 ) -> None:
     out = tmp_path / "out.jsonl"
     given: list[object] = ["units", "mfcc", *speech, "--kmeans", kmeans, "--output", out]
-    run(*given)
+    run_verb(*given)
     whole = out.read_bytes()
     out.write_bytes(whole[:100])
     capfd.readouterr()
-    run(*given)
+    run_verb(*given)
     assert skipped(capfd.readouterr().err) == 0
     assert out.read_bytes() == whole
-    run(*given, "--window", 20)
+    run_verb(*given, "--window", 20)
     assert skipped(capfd.readouterr().err) == 0
 
 
@@ -293,9 +293,9 @@ def test_a_journal_is_read_once_and_not_once_a_recording(tmp_path: Path) -> None
 
 def test_what_a_kill_left_is_removed_although_all_is_done(model: Path, speech: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run("transcribe", model, *speech, "--output", out)
+    run_verb("transcribe", model, *speech, "--output", out)
     left = unfinished_name(out / ".made-text.jsonl")
     left.write_bytes(b"half")
     remove_unfinished.cache_clear()  # as in another process
-    run("transcribe", model, *speech, "--output", out)
+    run_verb("transcribe", model, *speech, "--output", out)
     assert not left.exists()

@@ -27,7 +27,7 @@ from hubert_lightning.units.label_store import (
     write_shard,
 )
 
-SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
+LABEL_SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
 
 
 def a_cut(number: int, duration: float) -> MonoCut:
@@ -42,7 +42,7 @@ def some_labels(cuts: CutSet = CUTS) -> dict[str, np.ndarray]:
     return {cut.id: rng.integers([[50], [7]], size=(2, num_frames(cut.num_samples))) for cut in cuts}
 
 
-def a_store(folder: Path, source: LabelSource = SOURCE, labels: dict[str, np.ndarray] | None = None) -> LabelStore:
+def a_store(folder: Path, source: LabelSource = LABEL_SOURCE, labels: dict[str, np.ndarray] | None = None) -> LabelStore:
     labels = labels or some_labels()
     names = list(labels)
     begin_store(folder, source)
@@ -62,7 +62,7 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         store["another"]
     assert len(store) == len(CUTS)
-    assert store.source == SOURCE
+    assert store.source == LABEL_SOURCE
     for stream, counts in enumerate(store.histogram):
         written = np.concatenate([labels[stream] for labels in some_labels().values()])
         np.testing.assert_array_equal(counts, np.bincount(written, minlength=len(counts)))
@@ -115,7 +115,7 @@ WRITE_SLOWLY = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_labels import SOURCE, many_labels, written
+from test_labels import LABEL_SOURCE, many_labels, written
 written(Path(sys.argv[1]), pause=lambda: time.sleep(0.02))
 """
 
@@ -127,13 +127,13 @@ def many_labels(shard: int) -> dict[str, np.ndarray]:
 
 def written(folder: Path, pause: Callable[[], None] = lambda: None) -> LabelStore:
     """What a run does, first or again: what is not there yet."""
-    begin_store(folder, SOURCE)
-    done = finished_shards(folder, SOURCE)
+    begin_store(folder, LABEL_SOURCE)
+    done = finished_shards(folder, LABEL_SOURCE)
     for shard in range(20):
         if shard not in done:
             write_shard(folder, shard, many_labels(shard))
             pause()
-    return finish_store(folder, SOURCE, 20)
+    return finish_store(folder, LABEL_SOURCE, 20)
 
 
 def test_a_store_that_is_killed_and_run_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "full"), str(Path(__file__).parent)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "00003.npy: cannot be written (File too large); what was finished before is kept" in said
-    assert finished_shards(tmp_path / "full", SOURCE) == {0, 1, 2}
+    assert finished_shards(tmp_path / "full", LABEL_SOURCE) == {0, 1, 2}
     assert not list((tmp_path / "full").glob(".*"))
     written(tmp_path / "full")
     written(tmp_path / "whole")
@@ -189,12 +189,12 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
 
 
 def test_an_interrupted_store_keeps_its_finished_shards(tmp_path: Path) -> None:
-    begin_store(tmp_path, SOURCE)
+    begin_store(tmp_path, LABEL_SOURCE)
     write_shard(tmp_path, 4, some_labels())
     unfinished_name(tmp_path / "00005.npy").write_bytes(b"half")
     (tmp_path / "00006.npy").write_bytes(b"no index yet")
-    begin_store(tmp_path, SOURCE)
-    assert finished_shards(tmp_path, SOURCE) == {4}
+    begin_store(tmp_path, LABEL_SOURCE)
+    assert finished_shards(tmp_path, LABEL_SOURCE) == {4}
 
 
 def test_labels_of_another_source_are_not_kept(tmp_path: Path) -> None:
@@ -214,22 +214,22 @@ def test_a_changed_byte_is_found_and_only_its_shard_made_again(
     damaged.write_bytes(before["00001.npy"][:-1] + bytes([before["00001.npy"][-1] ^ 1]))
     with pytest.raises(ValueError, match=r"00001\.npy: damaged .* remove it, and make the labels again"):
         store.verify()
-    assert finished_shards(tmp_path, SOURCE) == {0}
+    assert finished_shards(tmp_path, LABEL_SOURCE) == {0}
     assert "00001.npy: damaged" in caplog.text
     a_store(tmp_path)
     assert files(tmp_path) == before
 
 
 def test_two_utterances_of_one_id_are_refused(tmp_path: Path) -> None:
-    begin_store(tmp_path, SOURCE)
+    begin_store(tmp_path, LABEL_SOURCE)
     for shard in range(2):
         write_shard(tmp_path, shard, some_labels())
     with pytest.raises(ValueError, match="4 utterances have the id of another"):
-        finish_store(tmp_path, SOURCE, 2)
+        finish_store(tmp_path, LABEL_SOURCE, 2)
 
 
 def test_a_store_that_was_not_finished_is_refused(tmp_path: Path) -> None:
-    begin_store(tmp_path, SOURCE)
+    begin_store(tmp_path, LABEL_SOURCE)
     with pytest.raises(ValueError, match="no finished label store"):
         LabelStore(tmp_path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
-from test_cli import SMOKE_FINETUNE, refused, transcribed
+from test_cli import SMOKE_FINETUNE, refused, transcribed_options
 
 from hubert_lightning.training.checkpoints import keep_rows
 from hubert_lightning.training.run_folder import check_files, kept_config, kept_metrics
@@ -55,7 +55,7 @@ def test_a_command_on_such_a_folder_ends_in_a_sentence(
 ) -> None:
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / place)
-    said = refused(capsys, verb, *SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path / 'run'}")
+    said = refused(capsys, verb, *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={tmp_path / 'run'}")
     assert said.splitlines()[-1].startswith(f"hubert: {tmp_path / 'run' / place}: a pipe")
 
 
@@ -66,7 +66,7 @@ def test_results_of_a_set_are_not_written_to_a_pipe(
     os.mkfifo(tmp_path / "run/test/dev/test.jsonl")
     (tmp_path / "run/last.ckpt").touch()
     test = [f"--data.init_args.test=[{manifests / 'dev.jsonl.gz'}]"]
-    command = ["test", *SMOKE_FINETUNE, *transcribed(manifests), *test, f"--output={tmp_path / 'run'}"]
+    command = ["test", *SMOKE_FINETUNE, *transcribed_options(manifests), *test, f"--output={tmp_path / 'run'}"]
     said = refused(capsys, *command)
     assert said.splitlines()[-1].startswith(f"hubert: {tmp_path / 'run'}")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from test_finetuning import a_trainer, quick
+from test_finetuning import silent_trainer, quick_adam
 from torch import Tensor
 
 from hubert_lightning.training.batches import TranscribedBatch
@@ -53,13 +53,13 @@ def fitted(
         encoder=TINY,
         freeze_steps=freeze_steps,
         freeze_convolutions=False,
-        optimizer=quick,
+        optimizer=quick_adam,
         warmup=0.2,
         decay=0.5,
         max_skipped=1,
     )
     watch = Watch()
-    trainer = a_trainer(folder, steps, callbacks=[*finders, watch], use_distributed_sampler=False)
+    trainer = silent_trainer(folder, steps, callbacks=[*finders, watch], use_distributed_sampler=False)
     trainer.fit(
         model, datamodule=TranscribedData(train=[manifests / "finetune.jsonl.gz"], max_duration=12, num_workers=0)
     )

@@ -22,7 +22,7 @@ from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.label_store import LabelStore
 
 
-def a_batch(
+def pretraining_batch(
     seed: int = 0, frames: int = 40, clusters: int = 20, streams: int = 1, masked: int = 23
 ) -> PretrainingBatch:
     rng = torch.Generator().manual_seed(seed)
@@ -34,7 +34,7 @@ def a_batch(
     )
 
 
-def a_model(**options: object) -> HubertPretraining:
+def pretraining_model(**options: object) -> HubertPretraining:
     seed_everything(0, verbose=False)
     options = {"num_clusters": 20, "final_dim": 16} | options
     return HubertPretraining(encoder=TINY, **options).eval()  # type: ignore[arg-type]
@@ -57,8 +57,8 @@ def summed_as_in_fairseq(model: HubertPretraining, batch: PretrainingBatch) -> t
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("alpha", [1.0, 0.8, 0.5, 0.2, 0.0])
 def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha: float, streams: int) -> None:
-    model = a_model(masked_weight=alpha, num_clusters=[20, 7][:streams])
-    batch = a_batch(streams=streams, clusters=7)
+    model = pretraining_model(masked_weight=alpha, num_clusters=[20, 7][:streams])
+    batch = pretraining_batch(streams=streams, clusters=7)
     total, frames_counted = summed_as_in_fairseq(model, batch)
     expected = total / frames_counted
     loss, metrics = model._step(batch, every_frame=True)
@@ -82,7 +82,7 @@ def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha:
 
 
 def test_accuracies_count_the_frames_they_are_named_for() -> None:
-    model, batch = a_model(), a_batch()
+    model, batch = pretraining_model(), pretraining_batch()
     [logits], _ = model(batch.waveform, batch.mask)
     known = logits.argmax(dim=-1)
     half = torch.where(batch.mask, known, (known + 1) % 20)  # right at masked frames only
@@ -93,7 +93,7 @@ def test_accuracies_count_the_frames_they_are_named_for() -> None:
 
 
 def test_the_losses_of_an_ensembles_streams_add_up() -> None:
-    model, batch = a_model(num_clusters=[20, 7], masked_weight=0.5), a_batch(streams=2, clusters=7)
+    model, batch = pretraining_model(num_clusters=[20, 7], masked_weight=0.5), pretraining_batch(streams=2, clusters=7)
     local = model.encoder.local_features(batch.waveform)
     frames = model.encoder.contextual(local, mask=batch.mask)
     expected = 10 * local.square().mean()
@@ -104,7 +104,7 @@ def test_the_losses_of_an_ensembles_streams_add_up() -> None:
 
 
 def test_training_goes_on_from_an_encoder_under_a_new_head(tmp_path: Path) -> None:
-    trained = a_model()
+    trained = pretraining_model()
     path = tmp_path / "trained.ckpt"
     torch.save({"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}, path)
     model = HubertPretraining(encoder=TINY, num_clusters=5, final_dim=16, pretrained=path)
@@ -133,24 +133,24 @@ def test_defaults_are_the_papers_base_iteration_1() -> None:
 
 def test_the_learning_rate_warms_up_for_8_percent_of_the_steps_unless_their_number_is_given() -> None:
     for steps, expected in ((250_000, 20_000), (400_000, 32_000), (100_000, 8_000)):
-        model = a_model()
+        model = pretraining_model()
         model.trainer = Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False)
         rate = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
         assert [rate(step) for step in (0, expected // 2, expected, steps)] == [0, 0.5, 1, 0]
         for options, number in (({"warmup_steps": 7}, 7), ({"warmup_steps": 0}, 0), ({"warmup": 0.5}, steps // 2)):
-            other = a_model(**options)
+            other = pretraining_model(**options)
             other.trainer = model.trainer
             assert other.warmup_steps == number
 
 
 def test_a_warm_up_that_is_no_share_or_number_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup is 32000; it is a fraction from 0 to 1"):
-        a_model(warmup=32_000)
+        pretraining_model(warmup=32_000)
     with pytest.raises(ValueError, match="warmup_steps is -1; it is a number of steps"):
-        a_model(warmup_steps=-1)
+        pretraining_model(warmup_steps=-1)
 
 
-def a_trainer(folder: Path, steps: int, **options: object) -> Trainer:
+def logging_trainer(folder: Path, steps: int, **options: object) -> Trainer:
     return Trainer(
         default_root_dir=folder,
         max_steps=steps,
@@ -169,7 +169,7 @@ def fast_adam(parameters: object) -> AdamW:
     return AdamW(parameters, lr=3e-3)  # type: ignore[arg-type]
 
 
-def some_data(manifests: Path, **options: object) -> PretrainingData:
+def pretraining_data(manifests: Path, **options: object) -> PretrainingData:
     defaults: dict[str, Any] = {"train": [manifests / "train.jsonl.gz"], "validation": [manifests / "dev.jsonl.gz"]}
     return PretrainingData(**{"max_duration": 12, "max_crop": 3} | defaults | options)
 
@@ -177,9 +177,9 @@ def some_data(manifests: Path, **options: object) -> PretrainingData:
 def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Path, tmp_path: Path) -> None:
     cuts = sorted(read_manifest(manifests / "train.jsonl.gz"), key=lambda cut: cut.duration)[:8]
     write_manifest(cuts, tmp_path / "few.jsonl.gz")
-    model = a_model(normal_codewords=True, masked_weight=0.5, optimizer=fast_adam, warmup_steps=20)
-    data = some_data(manifests, num_workers=0, train=[tmp_path / "few.jsonl.gz"])
-    a_trainer(tmp_path, 300, val_check_interval=300, check_val_every_n_epoch=None).fit(model, datamodule=data)
+    model = pretraining_model(normal_codewords=True, masked_weight=0.5, optimizer=fast_adam, warmup_steps=20)
+    data = pretraining_data(manifests, num_workers=0, train=[tmp_path / "few.jsonl.gz"])
+    logging_trainer(tmp_path, 300, val_check_interval=300, check_val_every_n_epoch=None).fit(model, datamodule=data)
     rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
 
     def last(name: str) -> float:
@@ -203,37 +203,37 @@ def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Pa
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stop_and_resume_equals_running_on(manifests: Path, tmp_path: Path, num_workers: int) -> None:
-    whole = a_model(optimizer=fast_adam, warmup_steps=2)
-    trainer = a_trainer(tmp_path, 12)
+    whole = pretraining_model(optimizer=fast_adam, warmup_steps=2)
+    trainer = logging_trainer(tmp_path, 12)
     trainer.callbacks.append(ModelCheckpoint(tmp_path, "half", every_n_train_steps=7, save_top_k=-1))
-    trainer.fit(whole, datamodule=some_data(manifests, num_workers=num_workers))
-    second = a_model(optimizer=fast_adam, warmup_steps=2)
-    rest = a_trainer(tmp_path, 12)
-    data = some_data(manifests, num_workers=num_workers)
+    trainer.fit(whole, datamodule=pretraining_data(manifests, num_workers=num_workers))
+    second = pretraining_model(optimizer=fast_adam, warmup_steps=2)
+    rest = logging_trainer(tmp_path, 12)
+    data = pretraining_data(manifests, num_workers=num_workers)
     rest.fit(second, datamodule=data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for (name, there), here in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
         torch.testing.assert_close(here, there, rtol=0, atol=0, msg=name)
 
 
 def test_its_checkpoint_opens_as_an_encoder(manifests: Path, tmp_path: Path) -> None:
-    model = a_model()
-    trainer = a_trainer(tmp_path, 1)
-    trainer.fit(model, datamodule=some_data(manifests, num_workers=0))
+    model = pretraining_model()
+    trainer = logging_trainer(tmp_path, 1)
+    trainer.fit(model, datamodule=pretraining_data(manifests, num_workers=0))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     waveform = torch.randn(2, 8000)
     torch.testing.assert_close(load_encoder(tmp_path / "model.ckpt")(waveform), model.eval().encoder(waveform))
 
 
 def test_data_without_labels_says_where_they_come_from(manifests: Path, tmp_path: Path) -> None:
-    trainer = a_trainer(tmp_path, 1)
+    trainer = logging_trainer(tmp_path, 1)
     trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Relabel)]
     with pytest.raises(ValueError, match=r"no labels to train on; add an entry to iterations"):
-        trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+        trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
 
 
 def test_data_that_is_all_too_short_is_refused(manifests: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no utterance lasts min_duration 100 s or more"):
-        a_trainer(tmp_path, 1).fit(a_model(), datamodule=some_data(manifests, num_workers=0, min_duration=100))
+        logging_trainer(tmp_path, 1).fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0, min_duration=100))
 
 
 def test_an_utterance_in_train_and_validation_is_refused(manifests: Path) -> None:
@@ -250,9 +250,9 @@ def test_weights_that_do_not_fit_the_manifests_are_refused(weights: list[float])
 
 def test_a_fit_mixes_its_corpora_by_weight(manifests: Path, tmp_path: Path) -> None:
     both = [manifests / "train.jsonl.gz", manifests / "dev.jsonl.gz"]
-    data = some_data(manifests, num_workers=0, train=both, validation=None, weights=[1, 3], min_duration=0.5)
-    trainer = a_trainer(tmp_path, 1)
-    trainer.fit(a_model(), datamodule=data)
+    data = pretraining_data(manifests, num_workers=0, train=both, validation=None, weights=[1, 3], min_duration=0.5)
+    trainer = logging_trainer(tmp_path, 1)
+    trainer.fit(pretraining_model(), datamodule=data)
     sampler = data.train_dataloader().sampler
     drawn = np.array([cut for plan in sampler.plan(0) for cut in plan.cuts])
     samples = data.train_cuts.num_samples

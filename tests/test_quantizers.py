@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import MiniBatchKMeans
-from test_cli import SMOKE, refused, speech
+from test_cli import SMOKE, refused, pretraining_options
 
 from hubert_lightning.cli import main
 from hubert_lightning.features.extractors import layer_extractor
@@ -129,7 +129,7 @@ def test_an_iteration_trains_on_a_quantizer_and_goes_on_with_it(
 
     def command(steps: int, clusters: int = 10) -> list[str]:
         labels = f"features: {run / 'last.ckpt'}, layer: 2, clusters: {clusters}, quantizer: {quantizer}"
-        return [*SMOKE, *speech(manifests), f"--iterations=[{{{labels}, max_steps: {steps}}}]", f"--output={output}"]
+        return [*SMOKE, *pretraining_options(manifests), f"--iterations=[{{{labels}, max_steps: {steps}}}]", f"--output={output}"]
 
     said = refused(capsys, "fit", *command(2, clusters=11))
     assert "iterations[0].quantizer: " in said

@@ -14,7 +14,7 @@ from pathlib import Path
 import fork_server
 import pytest
 import torch
-from test_resume import command
+from test_resume import resumed_pretraining
 
 pytestmark = pytest.mark.slow
 ENDED = {0, 1, 130, 143}
@@ -22,7 +22,7 @@ ENDED = {0, 1, 130, 143}
 
 
 def start(manifests: Path, output: Path, ranks: int) -> list[BaseProcess]:
-    typed = command(manifests, output)
+    typed = resumed_pretraining(manifests, output)
     quick = ["--stalls.timeout=0.15", "--stalls.step_timeout=2"]
     if ranks == 1:
         return [fork_server.start([*typed, *quick], output.with_name("output0.txt"))]

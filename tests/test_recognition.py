@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import TINY
 from lhotse import CutSet
-from test_pauses import a_cut, speech
+from test_pauses import cut_of, noise_with_pauses
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
@@ -176,7 +176,7 @@ def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: 
 
 def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
     model = save_ctc(tmp_path / "a.ckpt")
-    cut = a_cut(tmp_path / "a.wav", waveform := 0.1 * torch.randn(70 * SAMPLE_RATE + 123))
+    cut = cut_of(tmp_path / "a.wav", waveform := 0.1 * torch.randn(70 * SAMPLE_RATE + 123))
     [[rows]] = log_probabilities(model, [[cut]], what="test")
     frames = num_frames(len(waveform))
     assert len(rows) == frames
@@ -189,9 +189,9 @@ def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_long_recording_has_the_numbers_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:
-    model, waveform = save_ctc(tmp_path / "a.ckpt"), speech(180)
-    whole = a_cut(tmp_path / "whole.wav", waveform)
-    part = a_cut(tmp_path / "part.wav", waveform[1_234 * HOP : 8_000 * HOP])
+    model, waveform = save_ctc(tmp_path / "a.ckpt"), noise_with_pauses(180)
+    whole = cut_of(tmp_path / "whole.wav", waveform)
+    part = cut_of(tmp_path / "part.wav", waveform[1_234 * HOP : 8_000 * HOP])
     [[of_whole, of_part]] = log_probabilities(model, [[whole, part]], what="test")
     inside = slice(1_234 + LONGEST, 8_000 - LONGEST)
     assert_close(of_part[LONGEST : 8_000 - LONGEST - 1_234], of_whole[inside])

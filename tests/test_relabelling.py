@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from lhotse import CutSet, SupervisionSegment
 from lightning import Trainer
 from sklearn.cluster import MiniBatchKMeans
-from test_pretraining import a_model, some_data
+from test_pretraining import pretraining_model, pretraining_data
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.audio import read_waveform
@@ -47,9 +47,9 @@ def test_validation_is_labelled_by_the_same_kmeans(run: Path, dev_cuts: CutSet) 
 def relabelled(
     run: Path, manifests: Path, folder: Path, relabel: Relabel, clusters: int | list[int] = 20, **options: object
 ) -> LabelStore:
-    data = some_data(manifests, num_workers=0, **options)
+    data = pretraining_data(manifests, num_workers=0, **options)
     trainer = Trainer(default_root_dir=folder, max_steps=0, accelerator="cpu", logger=False, callbacks=[relabel])
-    trainer.fit(a_model(num_clusters=clusters), datamodule=data)
+    trainer.fit(pretraining_model(num_clusters=clusters), datamodule=data)
     assert data.labels is not None
     return data.labels
 
@@ -138,9 +138,9 @@ def test_an_ensemble_and_a_product_code_are_streams_of_their_own(
     manifests: Path, tmp_path: Path, dev_cuts: CutSet
 ) -> None:
     relabel = Relabel(clusters=[5, 9], parts=["delta", "cepstra"], max_frames=2000)
-    data = some_data(manifests, num_workers=0)
+    data = pretraining_data(manifests, num_workers=0)
     trainer = Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False, callbacks=[relabel])
-    trainer.fit(a_model(num_clusters=[5, 9, 5, 9]), datamodule=data)
+    trainer.fit(pretraining_model(num_clusters=[5, 9, 5, 9]), datamodule=data)
     store, (centroids, _) = data.labels, load_kmeans(tmp_path / "kmeans.safetensors")
     assert store is not None
     assert store.source.clusters == (5, 9, 5, 9)
@@ -226,10 +226,10 @@ def test_labels_that_were_damaged_are_not_trained_on(run: Path, manifests: Path,
     relabelled(run, manifests, tmp_path, Relabel(clusters=20, max_frames=3000))
     shard = tmp_path / "labels" / "00000.npy"
     shard.write_bytes(shard.read_bytes()[:-2] + b"\xff\xff")
-    data = some_data(manifests, num_workers=0, labels=tmp_path / "labels")
+    data = pretraining_data(manifests, num_workers=0, labels=tmp_path / "labels")
     trainer = Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False)
     with pytest.raises(ValueError, match=r"00000\.npy: damaged"):
-        trainer.fit(a_model(num_clusters=20), datamodule=data)
+        trainer.fit(pretraining_model(num_clusters=20), datamodule=data)
 
 
 def test_phones_past_the_audio_are_refused_before_labels_are_made(
@@ -425,10 +425,10 @@ def test_labels_under_a_checkpoint_are_not_those_of_other_validation_utterances(
 
 
 def gone_on(run: Path, manifests: Path, steps: int = 2, **options: object) -> None:
-    data = some_data(manifests, num_workers=0, **options)
+    data = pretraining_data(manifests, num_workers=0, **options)
     relabel = [] if "labels" in options else [Relabel(clusters=20, max_frames=3000)]
     trainer = Trainer(default_root_dir=run, max_steps=steps, accelerator="cpu", logger=False, callbacks=relabel)
-    trainer.fit(a_model(), datamodule=data, ckpt_path=run / "last.ckpt", weights_only=True)
+    trainer.fit(pretraining_model(), datamodule=data, ckpt_path=run / "last.ckpt", weights_only=True)
 
 
 def test_a_pre_training_does_not_go_on_with_other_labels_or_utterances(

@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from test_formats import (
     ATOL,
-    LETTERS,
+    FAIRSEQ_LETTERS,
     assert_layers_equal,
     disturbed,
     fairseq_heads,
@@ -25,8 +25,8 @@ from test_formats import (
     fairseq_state,
     of_torchaudio,
     of_transformers,
-    ours,
-    small,
+    random_weights,
+    small_config,
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -351,7 +351,7 @@ STRANGERS |= {"projector.weight": (24, 64), "layer_weights": (4,), "norm.weight"
 
 def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]:
     """A model of a format with parts of `STRANGERS` at a place; the file, its reference, and what has to be named."""
-    theirs = of_torchaudio(small("group")) if format == "torchaudio" else of_transformers(small("group"))
+    theirs = of_torchaudio(small_config("group")) if format == "torchaudio" else of_transformers(small_config("group"))
     state = fairseq_state(theirs) if format in ("fairseq", "s3prl") else theirs.state_dict()
     inside = {"transformers": "hubert.", "torchaudio": "model.", "fairseq": INSIDE_CTC, "s3prl": "upstream.model."}
     prefix = "" if where == "beside the bare encoder" else inside[format]
@@ -361,7 +361,7 @@ def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]
         names -= {name for name in names if "final_proj" in name}  # half of a head that is known there
     state |= {name: torch.rand(STRANGERS[name.removeprefix(prefix)]) for name in names}
     path = folder / "theirs.pt"
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     if format == "transformers":
         theirs.save_pretrained(folder)
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -400,7 +400,7 @@ def test_what_is_inside_the_encoder_is_never_set_aside(
 
 @pytest.mark.parametrize("form", ["ckpt", "safetensors"])
 def test_a_head_that_somebody_added_to_ours_is_named_too(tmp_path: Path, form: str) -> None:
-    trained = ours("group", "clusters")
+    trained = random_weights("group", "clusters")
     path = tmp_path / f"ours.{form}"
     if form == "ckpt":
         content = as_fit(trained)
@@ -422,8 +422,8 @@ def about(trained: Trained) -> dict[str, str]:
 
 def test_a_model_of_fairseq_with_a_decoder_is_its_encoder(tmp_path: Path) -> None:
     """As of fairseq's HubertSeq2SeqModel."""
-    theirs = of_transformers(small("layer"))
-    model, task = fairseq_settings(small("layer"))
+    theirs = of_transformers(small_config("layer"))
+    model, task = fairseq_settings(small_config("layer"))
     state = {f"encoder.w2v_model.{name}": value for name, value in fairseq_state(theirs).items()}
     state |= {"decoder.embed_tokens.weight": torch.rand(9, 64), "encoder.proj.weight": torch.rand(5, 64)}
     settings = {"model": {"_name": "hubert_seq2seq", "w2v_args": {"model": model, "task": task}}, "task": task}
@@ -434,21 +434,21 @@ def test_a_model_of_fairseq_with_a_decoder_is_its_encoder(tmp_path: Path) -> Non
 
 
 def test_bare_weights_of_a_fine_tuned_model_of_fairseq_keep_their_head(tmp_path: Path) -> None:
-    state = {INSIDE_CTC + name: value for name, value in fairseq_state(of_transformers(small("group"))).items()}
+    state = {INSIDE_CTC + name: value for name, value in fairseq_state(of_transformers(small_config("group"))).items()}
     head = {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, 32).state_dict().items()}
     torch.save(state | head, tmp_path / "theirs.pt")
-    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS[4:]))
+    (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     trained = read_trained(tmp_path / "theirs.pt", 4)
     assert trained.head is not None
     assert_close(trained.head["weight"], head["w2v_encoder.proj.weight"], rtol=0, atol=0)
     assert trained.vocabulary is not None
-    assert trained.vocabulary["tokens"] == LETTERS
+    assert trained.vocabulary["tokens"] == FAIRSEQ_LETTERS
 
 
 def test_a_checkpoint_of_fairseq_with_types_among_its_settings_opens(tmp_path: Path) -> None:
-    theirs = of_transformers(small("group"))
+    theirs = of_transformers(small_config("group"))
     state = fairseq_heads(fairseq_state(theirs), [20])
-    model, task = fairseq_settings(small("group"))
+    model, task = fairseq_settings(small_config("group"))
     about: dict[str, Any] = {"ref_type": str, "key_type": int, "element_type": Any, "optional": type(None)}
     content = {"cfg": {"model": model | {"_metadata": about}, "task": task}, "args": None, "model": state}
     torch.save(content, tmp_path / "theirs.pt")

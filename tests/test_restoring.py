@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule
-from test_cli import SMOKE, SMOKE_FINETUNE, refused, speech, transcribed
+from test_cli import SMOKE, SMOKE_FINETUNE, refused, pretraining_options, transcribed_options
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,8 +27,8 @@ from hubert_lightning.training.restoring import check_run
 def runs(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-training of one iteration and a fine-tuning, two steps each."""
     folder = tmp_path_factory.mktemp("runs")
-    main(["fit", *SMOKE, *speech(manifests), f"--output={folder / 'pre'}"])
-    fine = ["fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={folder / 'fine'}"]
+    main(["fit", *SMOKE, *pretraining_options(manifests), f"--output={folder / 'pre'}"])
+    fine = ["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={folder / 'fine'}"]
     main(
         [*fine, "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/wer"]
     )
@@ -116,7 +116,7 @@ def test_a_fit_imports_nothing_that_a_checkpoint_names(
     for number, (name, change) in enumerate(FOREIGN.items()):
         path = changed(runs / "fine/last.ckpt", tmp_path / f"{number}.ckpt", change)
         more = [f"--ckpt_path={path}", f"--output={tmp_path / f'run{number}'}", "--trainer.max_steps=3"]
-        said = sentence_of(lambda: main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more]), capsys)  # noqa: B023
+        said = sentence_of(lambda: main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more]), capsys)  # noqa: B023
         assert said.startswith((f"hubert: {path}", "nothing")), name
         assert not trace.exists(), name
 

@@ -16,14 +16,14 @@ import torch
 from conftest import ROOT
 from lightning import Trainer
 from test_global_batch import plain_adam
-from test_pretraining import a_model, a_trainer, some_data
+from test_pretraining import pretraining_model, logging_trainer, pretraining_data
 
 from hubert_lightning.cli import main
 from hubert_lightning.training.checkpoints import WholeSteps, is_whole, newest_checkpoint
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
 
-STEPS = 8
+RESUMED_STEPS = 8
 # `hubert`, which kills itself at the n-th call of a function, after what it calls if "after" is asked for
 KILLED = """
 import functools, importlib, os, signal
@@ -62,10 +62,10 @@ KILLS = [
 ]
 
 
-def command(manifests: Path, output: Path) -> list[str]:
+def resumed_pretraining(manifests: Path, output: Path) -> list[str]:
     iterations = (
-        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {STEPS}}},"
-        f"{{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: {STEPS}}}]"
+        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {RESUMED_STEPS}}},"
+        f"{{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: {RESUMED_STEPS}}}]"
     )
     return [
         "fit",
@@ -90,7 +90,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def run(manifests: Path, output: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "hubert_lightning", *command(manifests, output)], env=environment(), check=True
+        [sys.executable, "-m", "hubert_lightning", *resumed_pretraining(manifests, output)], env=environment(), check=True
     )
 
 
@@ -110,8 +110,8 @@ def batches(checkpoint: dict) -> dict[str, int]:
 def assert_the_same(here: Path, there: Path) -> None:
     for iteration in ("iteration1", "iteration2"):
         ours, theirs = (torch.load(of / iteration / "last.ckpt", weights_only=True) for of in (here, there))
-        assert ours["global_step"] == theirs["global_step"] == STEPS
-        assert batches(ours) == batches(theirs) == {"total": 2 * STEPS, "current": batches(theirs)["current"]}
+        assert ours["global_step"] == theirs["global_step"] == RESUMED_STEPS
+        assert batches(ours) == batches(theirs) == {"total": 2 * RESUMED_STEPS, "current": batches(theirs)["current"]}
         for part in ("state_dict", "optimizer_states", "lr_schedulers"):
             torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
         labels = [
@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(
 ) -> None:
     for kill in KILLS:
         died = subprocess.run(
-            [sys.executable, "-c", KILLED, *command(manifests, tmp_path / "run")],
+            [sys.executable, "-c", KILLED, *resumed_pretraining(manifests, tmp_path / "run")],
             env=environment(KILL=kill),
             check=False,
         )
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     content[len(content) // 2] ^= 1
     last.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
     assert not is_whole(last)
-    main(command(manifests, tmp_path / "run"))
+    main(resumed_pretraining(manifests, tmp_path / "run"))
     assert f"{last} is damaged, and passed over" in caplog.text
     assert_the_same(tmp_path / "run", whole)
 
@@ -162,7 +162,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_anew(
     for name in ("last.ckpt", "previous.ckpt"):
         (folder / name).write_bytes(b"")
     with pytest.raises(SystemExit):
-        main(command(manifests, tmp_path / "run"))
+        main(resumed_pretraining(manifests, tmp_path / "run"))
     assert f"{folder / 'last.ckpt'}: damaged, and no other checkpoint of this run is whole" in capsys.readouterr().err
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path: Path) ->
 
 
 def constant_rate() -> HubertPretraining:
-    model = a_model()
+    model = pretraining_model()
     model.configure_optimizers = lambda: plain_adam(model.parameters())  # type: ignore[method-assign]
     return model
 
@@ -200,12 +200,12 @@ def constant_rate() -> HubertPretraining:
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(beyond: int, manifests: Path, tmp_path: Path) -> None:
     def trainer(steps: int) -> Trainer:
-        made = a_trainer(tmp_path, steps, accumulate_grad_batches=2, val_check_interval=3, check_val_every_n_epoch=None)
+        made = logging_trainer(tmp_path, steps, accumulate_grad_batches=2, val_check_interval=3, check_val_every_n_epoch=None)
         made.callbacks.append(WholeSteps())
         return made
 
     def data() -> PretrainingData:
-        return some_data(manifests, num_workers=0, max_duration=6, min_duration=0.5)
+        return pretraining_data(manifests, num_workers=0, max_duration=6, min_duration=0.5)
 
     measured = trainer(1)
     measured.fit(constant_rate(), datamodule=data())
@@ -223,16 +223,16 @@ def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(beyond: int, mani
 
 
 def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> None:
-    first = a_trainer(tmp_path, 2, accumulate_grad_batches=2)
+    first = logging_trainer(tmp_path, 2, accumulate_grad_batches=2)
     first.callbacks.append(WholeSteps())
-    first.fit(constant_rate(), datamodule=some_data(manifests, num_workers=0))
+    first.fit(constant_rate(), datamodule=pretraining_data(manifests, num_workers=0))
     first.save_checkpoint(tmp_path / "two.ckpt")
-    other = a_trainer(tmp_path, 4, accumulate_grad_batches=3)
+    other = logging_trainer(tmp_path, 4, accumulate_grad_batches=3)
     other.callbacks.append(WholeSteps())
     with pytest.raises(ValueError, match="steps of 1 ranks x 2 batches, not 1 x 3; keep the product"):
         other.fit(
             constant_rate(),
-            datamodule=some_data(manifests, num_workers=0),
+            datamodule=pretraining_data(manifests, num_workers=0),
             ckpt_path=tmp_path / "two.ckpt",
             weights_only=True,
         )
@@ -253,7 +253,7 @@ def test_a_run_that_is_told_to_end_saves_after_the_step_and_goes_on(
     slurm = {"SLURM_JOB_ID": "17", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     with log.open("w") as file:
         running = subprocess.Popen(
-            [sys.executable, "-m", "hubert_lightning", *command(manifests, output), *more],
+            [sys.executable, "-m", "hubert_lightning", *resumed_pretraining(manifests, output), *more],
             env=environment(**slurm),
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -276,5 +276,5 @@ def test_a_run_that_is_told_to_end_saves_after_the_step_and_goes_on(
     assert "Traceback" not in log.read_text()
     assert (tmp_path / "requeued").exists() == (told == signal.SIGUSR1)
     alone = f"--trainer.accumulate_grad_batches={2 * processes}"  # steps of as many batches
-    main([*command(manifests, output), many.replace("100000", str(saved["global_step"] + 1)), alone])
+    main([*resumed_pretraining(manifests, output), many.replace("100000", str(saved["global_step"] + 1)), alone])
     assert json.loads((output / "iteration1" / "metrics.json").read_text())["steps"] == saved["global_step"] + 1

@@ -29,10 +29,10 @@ from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.training.run_folder import kept_config, kept_metrics, write_json
 from hubert_lightning.untrusted.json_file import parse_json
 
-STEPS = 6
+FINETUNING_STEPS = 6
 
 
-def command(manifests: Path, output: Path, **data: list[Path]) -> list[str]:
+def short_finetuning(manifests: Path, output: Path, **data: list[Path]) -> list[str]:
     """A fine-tuning of so many steps, which saves every two."""
     data = {"train": [manifests / "finetune.jsonl.gz"], "validation": [manifests / "dev.jsonl.gz"]} | data
     return [
@@ -40,7 +40,7 @@ def command(manifests: Path, output: Path, **data: list[Path]) -> list[str]:
         *("--config", str(ROOT / "configs/finetune/small.yaml")),
         *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
         *(f"--data.init_args.{part}=[{','.join(map(str, paths))}]" for part, paths in data.items()),
-        f"--trainer.max_steps={STEPS}",
+        f"--trainer.max_steps={FINETUNING_STEPS}",
         "--checkpoint.every_n_train_steps=2",
         f"--output={output}",
     ]
@@ -49,7 +49,7 @@ def command(manifests: Path, output: Path, **data: list[Path]) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished") / "run"
-    main(command(manifests, output))
+    main(short_finetuning(manifests, output))
     return output
 
 
@@ -61,7 +61,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def unfinished(run: Path) -> Path:
     """A run that was killed after the last step but two."""
-    for path in (run / "metrics.json", run / "last.ckpt", *run.glob(f"best-{STEPS}.ckpt"), run / "average.ckpt"):
+    for path in (run / "metrics.json", run / "last.ckpt", *run.glob(f"best-{FINETUNING_STEPS}.ckpt"), run / "average.ckpt"):
         path.unlink(missing_ok=True)
     return run
 
@@ -94,7 +94,7 @@ def end_soon_after_opening(name: str) -> None:
 def test_a_run_that_is_killed_while_its_config_is_written_goes_on(
     manifests: Path, unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:
-    other = [*command(manifests, unfinished), "--trainer.log_every_n_steps=7"]  # a config that has to be written
+    other = [*short_finetuning(manifests, unfinished), "--trainer.log_every_n_steps=7"]  # a config that has to be written
     before = functools.partial(end_soon_after_opening, "config.yaml")
     whole = (unfinished / "config.yaml").read_bytes()
     code = fork_server.run(other, tmp_path / "output.txt", before=before)
@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_while_its_config_is_written_goes_on(
         assert code == 0, (tmp_path / "output.txt").read_text()
         return
     assert (unfinished / "config.yaml").read_bytes() == whole
-    main(command(manifests, unfinished))
+    main(short_finetuning(manifests, unfinished))
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
 
@@ -146,7 +146,7 @@ def test_a_run_goes_on_whose_config_is_empty_missing_or_has_a_wrong_letter(
         caplog.clear()
         damage()
         kept = Path(shutil.copytree(unfinished, unfinished.with_name("kept"), dirs_exist_ok=True))
-        main(command(manifests, kept))
+        main(short_finetuning(manifests, kept))
         assert "restored from previous.ckpt" in caplog.text
         torch.testing.assert_close(weights(kept), weights(finished), rtol=0, atol=0)
         shutil.rmtree(kept)
@@ -196,10 +196,10 @@ def test_a_damaged_config_without_a_copy_is_a_sentence_with_a_way_out(
 ) -> None:
     without(unfinished, "config")
     (unfinished / "config.yaml").write_bytes(b"")
-    said = refused(capsys, command(manifests, unfinished))
+    said = refused(capsys, short_finetuning(manifests, unfinished))
     assert f"{unfinished / 'config.yaml'}: damaged (empty), and no checkpoint beside it holds a copy; restore" in said
     previous = unfinished / "previous.ckpt"
-    main([*command(manifests, tmp_path / "other"), f"--ckpt_path={previous}"])  # the way out
+    main([*short_finetuning(manifests, tmp_path / "other"), f"--ckpt_path={previous}"])  # the way out
     torch.testing.assert_close(weights(tmp_path / "other"), weights(finished), rtol=0, atol=0)
 
 
@@ -220,7 +220,7 @@ def test_a_finished_run_whose_metrics_are_damaged_is_finished(
 ) -> None:
     (run / "metrics.json").write_bytes(b'{"steps": "many"}')
     with pytest.raises(SystemExit) as stopped:
-        main(command(manifests, run))
+        main(short_finetuning(manifests, run))
     assert not stopped.value.code
     assert "finished already" in capsys.readouterr().out
 
@@ -257,7 +257,7 @@ def test_a_fine_tuning_does_not_go_on_with_a_manifest_that_was_edited(
     name = {"train": "finetune", "validation": "dev"}[part]
     path = edited(manifests / f"{name}.jsonl.gz", tmp_path / f"{name}.jsonl.gz", EDITS[edit])
     before = {file: file.read_bytes() for file in unfinished.glob("*.ckpt")}
-    said = refused(capsys, command(manifests, unfinished, **{part: [path]}))
+    said = refused(capsys, short_finetuning(manifests, unfinished, **{part: [path]}))
     assert f"{path}: its utterances, their order or their transcripts are not those that" in said
     assert "restore the manifest as it was, or start another run with another --output" in said
     assert {file: file.read_bytes() for file in unfinished.glob("*.ckpt")} == before
@@ -271,17 +271,17 @@ def test_a_fine_tuning_goes_on_with_manifests_that_were_moved_and_are_named_in_a
     for path, of in zip(parts, (cuts[:2], cuts[2:]), strict=True):
         write_manifest(of, path)
     whole, run = tmp_path / "whole", tmp_path / "run"
-    main(command(manifests, whole, train=parts))
+    main(short_finetuning(manifests, whole, train=parts))
     shutil.copytree(whole, run)
-    for name in ("last.ckpt", "metrics.json", "average.ckpt", f"best-{STEPS}.ckpt"):
+    for name in ("last.ckpt", "metrics.json", "average.ckpt", f"best-{FINETUNING_STEPS}.ckpt"):
         (run / name).unlink(missing_ok=True)
     (tmp_path / "moved").mkdir()
     moved = [Path(shutil.move(path, tmp_path / "moved")) for path in parts]
-    said = refused(capsys, command(manifests, run, train=moved[:1]))
+    said = refused(capsys, short_finetuning(manifests, run, train=moved[:1]))
     assert "a.jsonl.gz: not in data.train, where" in said
-    said = refused(capsys, command(manifests, run, train=[*moved, manifests / "test.jsonl.gz"]))
+    said = refused(capsys, short_finetuning(manifests, run, train=[*moved, manifests / "test.jsonl.gz"]))
     assert f"{manifests / 'test.jsonl.gz'}: not among the manifests in data.train that" in said
-    main(command(manifests, run, train=moved[::-1]))
+    main(short_finetuning(manifests, run, train=moved[::-1]))
     torch.testing.assert_close(weights(run), weights(whole), rtol=0, atol=0)
 
 
@@ -289,7 +289,7 @@ def test_a_run_whose_checkpoints_do_not_name_their_manifests_goes_on(
     manifests: Path, unfinished: Path, finished: Path
 ) -> None:
     without(unfinished, "TranscribedData", "config", "final_metrics")
-    main(command(manifests, unfinished))
+    main(short_finetuning(manifests, unfinished))
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
 
@@ -299,7 +299,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     """Gradients are finite, and the rate makes infinities of them."""
     shutil.rmtree(unfinished)
     high = "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 1.0e+41}}"
-    said = refused(capsys, [*command(manifests, unfinished), high, "--model.init_args.freeze_steps=0"])
+    said = refused(capsys, [*short_finetuning(manifests, unfinished), high, "--model.init_args.freeze_steps=0"])
     assert "is NaN or infinite, so this state is not saved" in said
     assert "which goes on from the start, since none was saved before" in said
     assert not list(unfinished.glob("*.ckpt"))
@@ -311,7 +311,7 @@ def test_a_checkpoint_with_infinite_weights_is_passed_over(
     content = torch.load(finished / "last.ckpt", weights_only=True)
     content["state_dict"]["head.bias"][3] = torch.inf
     torch.save(content, unfinished / "last.ckpt")
-    main(command(manifests, unfinished))
+    main(short_finetuning(manifests, unfinished))
     assert "last.ckpt is not finite (its head.bias is NaN or infinite), and passed over" in caplog.text
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
@@ -330,19 +330,19 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
     for size in sizes:
         run = tmp_path / f"run{size}"
         shutil.copytree(finished, run)
-        gone = ["metrics.json", "last.ckpt", "average.ckpt", f"best-{STEPS}.ckpt"]
+        gone = ["metrics.json", "last.ckpt", "average.ckpt", f"best-{FINETUNING_STEPS}.ckpt"]
         for name in gone if size == 450 else [*gone, "config.yaml"]:
             (run / name).unlink(missing_ok=True)
         pipe = tmp_path / f"output{size}"  # whose size is not limited
         os.mkfifo(pipe)
         reading = ThreadPoolExecutor(1).submit(pipe.read_text)
-        code = fork_server.run(command(manifests, run), pipe, before=functools.partial(allow_files_of, size))
+        code = fork_server.run(short_finetuning(manifests, run), pipe, before=functools.partial(allow_files_of, size))
         said = reading.result()
         assert code == 2, said
         assert "Traceback" not in said
         assert len([line for line in said.splitlines() if line.startswith("hubert: ")]) == 1, said
         assert "File too large" in said
-        main(command(manifests, run))
+        main(short_finetuning(manifests, run))
         torch.testing.assert_close(weights(run), weights(finished), rtol=0, atol=0)
 
 
@@ -361,14 +361,14 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence_and_loses_nothing(
 ) -> None:
     before = {path.name: path.read_bytes() for path in unfinished.iterdir()}
     unfinished.chmod(0o555)
-    code = fork_server.run(command(manifests, unfinished), tmp_path / "output.txt", before=be_nobody_special)
+    code = fork_server.run(short_finetuning(manifests, unfinished), tmp_path / "output.txt", before=be_nobody_special)
     unfinished.chmod(0o755)
     said = (tmp_path / "output.txt").read_text()
     assert code == 2, said
     assert f"{unfinished}: cannot be made or written to (Permission denied)" in said
     assert "Traceback" not in said
     assert {path.name: path.read_bytes() for path in unfinished.iterdir()} == before
-    main(command(manifests, unfinished))
+    main(short_finetuning(manifests, unfinished))
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
 
@@ -398,7 +398,7 @@ def test_audio_that_goes_away_while_it_is_trained_on_is_named_and_the_same_comma
     more = ["--trainer.max_steps=100000", "--trainer.val_check_interval=50000"]
     more.append(f"--data.init_args.num_workers={workers}")
     run, output = tmp_path / "run", tmp_path / "output.txt"
-    process = fork_server.start([*command(manifests, run, train=[train]), *more], output)
+    process = fork_server.start([*short_finetuning(manifests, run, train=[train]), *more], output)
     while process.is_alive() and not (run / "previous.ckpt").exists():
         time.sleep(0.05)
     kept = {path: path.read_bytes() for path in audio.iterdir()}
@@ -412,7 +412,7 @@ def test_audio_that_goes_away_while_it_is_trained_on_is_named_and_the_same_comma
     for path, content in kept.items():
         path.write_bytes(content)
     step = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
-    again = fork_server.start([*command(manifests, run, train=[train]), *more], tmp_path / "again.txt")
+    again = fork_server.start([*short_finetuning(manifests, run, train=[train]), *more], tmp_path / "again.txt")
     while again.is_alive() and torch.load(run / "last.ckpt", weights_only=True)["global_step"] <= step:
         time.sleep(0.05)
     fork_server.end(again)

@@ -12,8 +12,8 @@ from pathlib import Path
 import fork_server
 import pytest
 import torch
-from test_cli import SMOKE_FINETUNE, refused, transcribed
-from test_run_folder import command
+from test_cli import SMOKE_FINETUNE, refused, transcribed_options
+from test_run_folder import short_finetuning
 
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished, unfinished_name
@@ -68,11 +68,11 @@ def test_two_fits_do_not_run_in_one_folder_and_the_second_starts_once_the_first_
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run, long = tmp_path / "run", ["--trainer.max_steps=100000", "--trainer.val_check_interval=50000"]
-    first = fork_server.start([*command(manifests, run), *long], tmp_path / "first.txt")
+    first = fork_server.start([*short_finetuning(manifests, run), *long], tmp_path / "first.txt")
     while first.is_alive() and not (run / "previous.ckpt").exists():
         time.sleep(0.05)
     with pytest.raises(SystemExit) as stopped:
-        main([*command(manifests, run), *long])
+        main([*short_finetuning(manifests, run), *long])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert f"hubert: {run}: process {first.pid} on " in said
@@ -81,7 +81,7 @@ def test_two_fits_do_not_run_in_one_folder_and_the_second_starts_once_the_first_
     os.kill(first.pid or 0, signal.SIGKILL)
     fork_server.end(first)
     step = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
-    main([*command(manifests, run), f"--trainer.max_steps={step + 2}"])
+    main([*short_finetuning(manifests, run), f"--trainer.max_steps={step + 2}"])
     assert json.loads((run / "metrics.json").read_text())["steps"] == step + 2
     assert not (run / "run.lock").exists()
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
@@ -209,7 +209,7 @@ def held_by_another(folder: Path, name: str) -> None:
 def test_a_trial_run_empties_no_folder_but_a_trials_and_waits_for_no_other_trial(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    trial, scratch = [*command(manifests, tmp_path / "run"), "--trainer.fast_dev_run=1"], tmp_path / "run.fast_dev_run"
+    trial, scratch = [*short_finetuning(manifests, tmp_path / "run"), "--trainer.fast_dev_run=1"], tmp_path / "run.fast_dev_run"
     scratch.mkdir()
     (scratch / "theirs").write_bytes(b"theirs")
     assert f"{scratch}: a trial (fast_dev_run) would empty this folder" in refused(capsys, *trial)
@@ -228,17 +228,17 @@ def test_two_sets_are_tested_at_once_and_one_set_is_not_tested_twice_at_once(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = tmp_path / "run"
-    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={run}", "--model.init_args.pretrained=null"])
+    main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={run}", "--model.init_args.pretrained=null"])
     held_by_another(run / "test" / "dev", "results.lock")
 
-    def command(name: str) -> list[str]:
+    def short_finetuning(name: str) -> list[str]:
         return ["test", "--config", f"{run}/config.yaml", f"--data.init_args.test=[{manifests / name}.jsonl.gz]"]
 
-    said = refused(capsys, *command("dev"))
+    said = refused(capsys, *short_finetuning("dev"))
     assert f"{run / 'test/dev'}: process {os.getppid()} on " in said
     assert "wait for its end, end it, or take another set, checkpoint or decoder" in said
     assert "--output" not in said
-    main(command("test"))
+    main(short_finetuning("test"))
     assert (run / "test" / "test" / "scores.json").exists()
     assert not (run / "test" / "test" / "results.lock").exists()
 

@@ -77,7 +77,7 @@ def path_of(tokens: Sequence[str], blank: str) -> list[str]:
     return path + [blank] * (NUM_FRAMES - len(path))
 
 
-def save_model(
+def save_solved_model(
     folder: Path, encoder: Encoder, table: Sequence[str], path: Sequence[str], blank: str = "[PAD]", **tokenizer: Any
 ) -> None:
     """A directory of transformers, whose model says a token of its table in each frame of the recording."""
@@ -103,7 +103,7 @@ def their_text(folder: Path, path: Sequence[str]) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
-def heard(folder: Path, encoder: Encoder) -> tuple[Vocabulary, Tensor]:
+def vocabulary_and_log_probs(folder: Path, encoder: Encoder) -> tuple[Vocabulary, Tensor]:
     """The vocabulary of a saved model, and its log-probabilities of the recording."""
     trained = read_trained(folder)
     assert trained.head is not None
@@ -179,10 +179,10 @@ def test_a_script_is_written_timed_aligned_and_scored_as_transformers_and_jiwer_
     tmp_path: Path, encoder: Encoder, script: str, form: Any, delimiter: str | None, size: int
 ) -> None:
     case = a_case(script, form, delimiter, size)
-    save_model(tmp_path, encoder, case.table, case.path, word_delimiter_token=delimiter)
+    save_solved_model(tmp_path, encoder, case.table, case.path, word_delimiter_token=delimiter)
     text = their_text(tmp_path, case.path)
     assert text == " ".join(one.word for one in case.said)
-    vocabulary, log_probs = heard(tmp_path, encoder)
+    vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     assert [vocabulary.tokens[token] for token in log_probs.argmax(dim=-1)] == case.path
     check_formats(
         case.said, text, lambda format: FORMATS[format](Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary)))
@@ -210,7 +210,7 @@ def test_the_verbs_write_and_find_what_was_said(
     tmp_path: Path, encoder: Encoder, script: str, form: Any, delimiter: str | None, size: int
 ) -> None:
     case = a_case(script, form, delimiter, size)
-    save_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=delimiter)
+    save_solved_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=delimiter)
     text = their_text(tmp_path / "model", case.path)
 
     def written(verb: Any, format: Any, **told: Any) -> str:
@@ -231,7 +231,7 @@ def test_a_perfect_model_is_tested_without_errors(
     tmp_path: Path, encoder: Encoder, script: str, form: Any, size: int
 ) -> None:
     case = a_case(script, form, "|", size)
-    save_model(tmp_path / "model", encoder, case.table, case.path)
+    save_solved_model(tmp_path / "model", encoder, case.table, case.path)
     model = CTCFinetuning(pretrained=tmp_path / "model", keep_head=True)
     cut = Recording.from_file(encoder.recording).to_cut()
     text = unicodedata.normalize("NFD", " ".join(case.words)).replace("’", "'")
@@ -253,7 +253,7 @@ FRENCH = ("qui|?|moi|!|", "qui ? moi !", "qui? moi!", {"clean_up_tokenization_sp
 def save_punctuated(folder: Path, encoder: Encoder, tokens: str, text: str, printed: str, tokenizer: Any) -> list[Path]:
     """A model that says some tokens, and a manifest whose transcript has what it cannot print."""
     path = path_of(list(tokens), "[PAD]")
-    save_model(folder / "model", encoder, [*sorted(set(tokens)), *SPECIAL], path, **tokenizer)
+    save_solved_model(folder / "model", encoder, [*sorted(set(tokens)), *SPECIAL], path, **tokenizer)
     assert their_text(folder / "model", path) == printed
     cut = Recording.from_file(encoder.recording).to_cut()
     cut.supervisions = [SupervisionSegment("a", cut.recording_id, 0, cut.duration, text=text)]
@@ -297,7 +297,7 @@ def test_a_decoder_of_a_perfect_model_has_no_errors_in_a_punctuated_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifests = save_punctuated(tmp_path, encoder, tokens, text, printed, tokenizer)
-    vocabulary, _ = heard(tmp_path / "model", encoder)
+    vocabulary, _ = vocabulary_and_log_probs(tmp_path / "model", encoder)
     words, decoder = tmp_path / "words.lexicon", tmp_path / "decoder.json"
     write_lexicon(vocabulary.normalise(text).split(), words, vocabulary, "words")
     tune_decoder(tmp_path / "model", manifests, decoder, lexicon=words, trials=1, beam_size=20)
@@ -309,7 +309,7 @@ def test_a_decoder_of_a_perfect_model_has_no_errors_in_a_punctuated_sentence(
 
 def test_words_that_are_given_apart_are_aligned_apart(tmp_path: Path, encoder: Encoder) -> None:
     case = a_case("chinese", "NFC", None, 1)
-    save_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=None)
+    save_solved_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=None)
     given = {"text": "今天，天气 很好", "format": "json", "output": tmp_path / "out"}
     assert not align(tmp_path / "model", [encoder.recording], **given)  # type: ignore[arg-type]
     content = json.loads((tmp_path / "out" / "said.json").read_text("utf-8"))
@@ -323,8 +323,8 @@ def test_a_search_has_the_times_of_its_tokens(
     tmp_path: Path, encoder: Encoder, script: str, delimiter: str | None, size: int
 ) -> None:
     case = a_case(script, "NFC", delimiter, size)
-    save_model(tmp_path, encoder, case.table, case.path, word_delimiter_token=delimiter)
-    vocabulary, log_probs = heard(tmp_path, encoder)
+    save_solved_model(tmp_path, encoder, case.table, case.path, word_delimiter_token=delimiter)
+    vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     text = their_text(tmp_path, case.path)
     if delimiter:
         write_lexicon([*text.split(), "ab"], tmp_path / "words.lexicon", vocabulary, "words")

@@ -18,7 +18,7 @@ from hubert_lightning.data.manifest import fingerprint, write_manifest
 from hubert_lightning.data.shar import SharCuts, prepare_shar
 
 
-def exported(cuts: CutSet, folder: Path, audio: str = "flac") -> Path:
+def export_shar(cuts: CutSet, folder: Path, audio: str = "flac") -> Path:
     folder.mkdir(parents=True)
     cuts.to_shar(folder, fields={"recording": audio}, shard_size=7)
     return folder
@@ -27,7 +27,7 @@ def exported(cuts: CutSet, folder: Path, audio: str = "flac") -> Path:
 @pytest.fixture(scope="module")
 def table(train_cuts: CutSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shar")
-    return prepare_shar(exported(train_cuts, folder / "train"), folder / "manifests")
+    return prepare_shar(export_shar(train_cuts, folder / "train"), folder / "manifests")
 
 
 def test_a_table_has_every_cut_and_its_very_samples(table: Path, train_cuts: CutSet) -> None:
@@ -50,7 +50,7 @@ def test_other_rates_and_channels_are_read_as_from_a_file(tmp_path: Path) -> Non
     for name, rate, shape in (("low", 8000, (9000,)), ("stereo", 44_100, (50_000, 2))):
         soundfile.write(tmp_path / f"{name}.wav", rng.normal(size=shape) / 10, rate, subtype="FLOAT")
     recordings = [Recording.from_file(tmp_path / f"{name}.wav", recording_id=name) for name in ("low", "stereo")]
-    shar = exported(CutSet([recording.to_cut() for recording in recordings]), tmp_path / "shar", "wav")
+    shar = export_shar(CutSet([recording.to_cut() for recording in recordings]), tmp_path / "shar", "wav")
     cuts = SharCuts(prepare_shar(shar, tmp_path))
     assert [len(read_waveform(cut)) for cut in cuts] == [18_000, 50_000 * 16_000 // 44_100]
     for cut, recording in zip(cuts, recordings, strict=True):
@@ -66,7 +66,7 @@ def rewritten(cuts: Path, change: Callable[[list[str]], list[str]]) -> None:
 
 
 def test_a_listing_in_another_order_than_its_archive_has_the_same_audio(train_cuts: CutSet, tmp_path: Path) -> None:
-    shar = exported(train_cuts, tmp_path / "shar")
+    shar = export_shar(train_cuts, tmp_path / "shar")
     rewritten(shar / "cuts.000000.jsonl.gz", lambda lines: lines[::-1])
     found = {cut.id: cut for cut in SharCuts(prepare_shar(shar, tmp_path))}
     assert list(found)[:7] == [cut.id for cut in train_cuts][:7][::-1]
@@ -75,7 +75,7 @@ def test_a_listing_in_another_order_than_its_archive_has_the_same_audio(train_cu
 
 
 def test_a_cut_that_its_archive_does_not_name_is_refused(train_cuts: CutSet, tmp_path: Path) -> None:
-    shar = exported(train_cuts, tmp_path / "shar")
+    shar = export_shar(train_cuts, tmp_path / "shar")
     [first, *_] = train_cuts
     rewritten(shar / "cuts.000000.jsonl.gz", lambda lines: [lines[0].replace(first.id, "somebody"), *lines[1:]])
     sentence = (
@@ -131,7 +131,7 @@ def test_a_fit_streams_from_archives_what_it_would_read_from_files(
 def test_what_is_no_shar_corpus_is_refused(train_cuts: CutSet, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no cuts\.000000\.jsonl\.gz in it"):
         prepare_shar(tmp_path, tmp_path)
-    shar = exported(train_cuts, tmp_path / "shar")
+    shar = export_shar(train_cuts, tmp_path / "shar")
     table = prepare_shar(shar, tmp_path / "manifests")
     archive = shar / "recording.000001.tar"
     whole = archive.read_bytes()
@@ -149,7 +149,7 @@ def test_what_is_no_shar_corpus_is_refused(train_cuts: CutSet, tmp_path: Path) -
 
 
 def test_the_same_id_twice_is_refused(train_cuts: CutSet, tmp_path: Path) -> None:
-    shar = exported(train_cuts.subset(first=7), tmp_path / "shar")
+    shar = export_shar(train_cuts.subset(first=7), tmp_path / "shar")
     for name in ("cuts.{}.jsonl.gz", "recording.{}.tar"):
         (shar / name.format("000001")).write_bytes((shar / name.format("000000")).read_bytes())
     with pytest.raises(ValueError, match="is there twice"):
@@ -159,7 +159,7 @@ def test_the_same_id_twice_is_refused(train_cuts: CutSet, tmp_path: Path) -> Non
 def test_cuts_without_audio_are_left_out_and_counted(
     train_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shar = exported(train_cuts.subset(first=3), tmp_path / "shar")
+    shar = export_shar(train_cuts.subset(first=3), tmp_path / "shar")
     archive = shar / "recording.000000.tar"
     with tarfile.open(archive) as before, tarfile.open(tmp_path / "new.tar", "w") as after:
         for number, member in enumerate(before.getmembers()):

@@ -19,7 +19,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from test_interrupts import LABELLING, command, says, trains, until, with_folder
+from test_interrupts import LABELLING, long_pretraining, prints_text, has_steps, wait_until, with_folder
 from torch.autograd import graph
 from torch.distributed import c10d_logger
 from torch.utils.data import dataloader
@@ -35,7 +35,7 @@ def two_ranks(manifests: Path, folder: Path, *more: str, steps: int = 100_000) -
     on_two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     return [
         fork_server.start(
-            command(manifests, folder / "run", *on_two, *more, steps=steps),
+            long_pretraining(manifests, folder / "run", *on_two, *more, steps=steps),
             folder / f"output{rank}.txt",
             folder=folder,
             environment=environment | {"PYTHONPATH": str(folder)},
@@ -52,7 +52,7 @@ def printed(folder: Path) -> list[str]:
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_is_named_by_the_other(stopped: int, manifests: Path, tmp_path: Path) -> None:
     ranks = two_ranks(manifests, tmp_path, *QUICK)
-    until(trains(tmp_path / "run"), ranks[0])
+    wait_until(has_steps(tmp_path / "run"), ranks[0])
     os.kill(ranks[stopped].pid, signal.SIGSTOP)
     began = time.monotonic()
     code = fork_server.ended(ranks[1 - stopped], 60)
@@ -72,7 +72,7 @@ def test_a_stopped_rank_is_named_by_the_other(stopped: int, manifests: Path, tmp
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_is_named_by_the_other(killed: int, manifests: Path, tmp_path: Path) -> None:
     ranks = two_ranks(manifests, tmp_path)
-    until(trains(tmp_path / "run"), ranks[0])
+    wait_until(has_steps(tmp_path / "run"), ranks[0])
     os.kill(ranks[killed].pid, signal.SIGKILL)
     code = fork_server.ended(ranks[1 - killed], 60)
     fork_server.end(ranks[killed])
@@ -90,7 +90,7 @@ def workers(process: BaseProcess) -> list[int]:
 
 def test_a_rank_whose_workers_hang_is_named_as_waiting_for_data(manifests: Path, tmp_path: Path) -> None:
     ranks = two_ranks(manifests, tmp_path, *QUICK)
-    until(trains(tmp_path / "run"), ranks[0])
+    wait_until(has_steps(tmp_path / "run"), ranks[0])
     for pid in workers(ranks[1]):
         os.kill(pid, signal.SIGSTOP)
     codes = [fork_server.ended(rank, 60) for rank in ranks]
@@ -112,8 +112,8 @@ def test_a_killed_worker_is_a_sentence_with_the_utterances_that_it_read(
 ) -> None:
     ids = {cut.id for cut in read_manifest(manifests / "train.jsonl.gz")}
     output = tmp_path / "output.txt"
-    process = fork_server.start(command(manifests, tmp_path / "run"), output)
-    until(trains(tmp_path / "run"), process)
+    process = fork_server.start(long_pretraining(manifests, tmp_path / "run"), output)
+    wait_until(has_steps(tmp_path / "run"), process)
     worker = workers(process)[-1]  # those that validate were started before
     os.kill(worker, number)
     assert fork_server.ended(process, 60) == 1
@@ -127,12 +127,12 @@ def test_a_killed_worker_is_a_sentence_with_the_utterances_that_it_read(
 
 def test_one_process_that_makes_no_progress_is_warned_of_and_goes_on(manifests: Path, tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
-    process = fork_server.start(command(manifests, tmp_path / "run", *QUICK), output)
-    until(trains(tmp_path / "run"), process)
+    process = fork_server.start(long_pretraining(manifests, tmp_path / "run", *QUICK), output)
+    wait_until(has_steps(tmp_path / "run"), process)
     stopped = workers(process)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    until(says(output, "hubert: warning: nothing is finished since"), process)
+    wait_until(prints_text(output, "hubert: warning: nothing is finished since"), process)
     assert f"pid {process.pid}) waits for data, while training" in output.read_text()
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
@@ -158,7 +158,7 @@ def test_what_takes_long_on_rank_0_alone_is_no_stall(manifests: Path, tmp_path: 
 def launched_by_lightning(manifests: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen, Path]]:
     """Two ranks of which one starts the other, as on a machine with several GPUs."""
     output = folder / "output.txt"
-    typed = command(manifests, folder / "run", "--trainer.devices=2", "--trainer.strategy=ddp", *more)
+    typed = long_pretraining(manifests, folder / "run", "--trainer.devices=2", "--trainer.strategy=ddp", *more)
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "hubert_lightning", *typed],
@@ -207,7 +207,7 @@ def test_ranks_that_lightning_launched_end_together(
     number: int, whom: str, code: int, sentence: str, manifests: Path, tmp_path: Path
 ) -> None:
     with launched_by_lightning(manifests, tmp_path, *QUICK) as (process, output):
-        wait_for(trains(tmp_path / "run"), process)
+        wait_for(has_steps(tmp_path / "run"), process)
         second = second_rank(process)
         if whom == "group":
             os.killpg(process.pid, number)
@@ -227,7 +227,7 @@ def test_labelling_ranks_that_lightning_launched_end_together(
 ) -> None:
     labels = f"--iterations=[{{features: mfcc, {LABELLING}}}]"
     with launched_by_lightning(manifests, tmp_path, labels) as (process, output):
-        wait_for(says(output, "K-means: 1500 clusters"), process)
+        wait_for(prints_text(output, "K-means: 1500 clusters"), process)
         second = second_rank(process)
         os.killpg(process.pid, number) if whom == "group" else os.kill(process.pid, number)
         assert process.wait(60) == 128 + number, output.read_text()[-3000:]

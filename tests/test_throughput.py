@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from test_pretraining import a_batch, a_model
+from test_pretraining import pretraining_batch, pretraining_model
 from torch.utils.data import DataLoader
 
 from hubert_lightning.frames import SAMPLE_RATE
@@ -38,7 +38,7 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
     clock = Clock()
     monkeypatch.setattr("hubert_lightning.training.callbacks.throughput.time.perf_counter", lambda: clock.now)
     monkeypatch.setattr("hubert_lightning.training.callbacks.throughput._peak", lambda trainer: 1e9)
-    model, batches = a_model(), [a_batch(k, frames=40 + k)._replace(waste=k / 100) for k in range(8)]
+    model, batches = pretraining_model(), [pretraining_batch(k, frames=40 + k)._replace(waste=k / 100) for k in range(8)]
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,

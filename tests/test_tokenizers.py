@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import Encoder
 from test_recognition import save_ctc
-from test_scripts import heard, path_of, save_model
+from test_scripts import vocabulary_and_log_probs, path_of, save_solved_model
 from torch import Tensor
 
 from hubert_lightning.asr.ctc_model import load_ctc
@@ -149,7 +149,7 @@ LAYOUTS = {
 
 def saved(folder: Path, encoder: Encoder, layout: Layout) -> None:
     table = [f"token {place}" for place in range(layout.rows)]
-    save_model(folder, encoder, table, path_of(table, "token 0"), blank="token 0")
+    save_solved_model(folder, encoder, table, path_of(table, "token 0"), blank="token 0")
     (folder / "tokenizer_config.json").unlink()
     layout.write(folder)
 
@@ -315,8 +315,8 @@ PHONEMES = ["h", "ə", "l", "oʊ", "ɑː", "oʊ"]
 def test_phonemes_have_times_and_are_aligned(tmp_path: Path, encoder: Encoder) -> None:
     table = ["<s>", "<pad>", "</s>", "<unk>", *PHONES, "h"]
     path = path_of(PHONEMES, "<pad>")
-    save_model(tmp_path, encoder, table, path, blank="<pad>", **FACEBOOK, **ESPEAK)
-    vocabulary, log_probs = heard(tmp_path, encoder)
+    save_solved_model(tmp_path, encoder, table, path, blank="<pad>", **FACEBOOK, **ESPEAK)
+    vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     text, words = words_in(log_probs, vocabulary)
     assert text == " ".join(PHONEMES)
     spans = [(start, start + len(list(run))) for token, run, start in runs(path) if token != "<pad>"]
@@ -343,8 +343,8 @@ def runs(path: list[str]) -> list[tuple[str, list[str], int]]:
 def test_a_word_with_an_unknown_token_has_the_times_of_all_its_tokens(tmp_path: Path, encoder: Encoder) -> None:
     tokens = ["[UNK]", "a", "|", "b", "[UNK]"]
     path = path_of(tokens, "[PAD]")
-    save_model(tmp_path, encoder, [*"ab|", "[UNK]", "[PAD]"], path)
-    vocabulary, log_probs = heard(tmp_path, encoder)
+    save_solved_model(tmp_path, encoder, [*"ab|", "[UNK]", "[PAD]"], path)
+    vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     text, words = words_in(log_probs, vocabulary)
     assert text == "[UNK]a b[UNK]"
     frames = [frame for frame, token in enumerate(path) if token not in ("[PAD]", "|")]

@@ -46,11 +46,11 @@ def said(model: Path | CTCModel, waveform: Tensor) -> str:
     return text
 
 
-def samples(path: Path) -> Tensor:
+def read_samples(path: Path) -> Tensor:
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
 
 
-def run(*args: object) -> int:
+def run_verb(*args: object) -> int:
     try:
         main([str(arg) for arg in args])
     except SystemExit as stop:
@@ -61,17 +61,17 @@ def run(*args: object) -> int:
 def test_each_file_has_the_words_that_the_model_says_alone(
     model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("transcribe", model, *speech) == 0
+    assert run_verb("transcribe", model, *speech) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert lines == [[str(path), said(model, samples(path))] for path in speech]
+    assert lines == [[str(path), said(model, read_samples(path))] for path in speech]
     assert all(len(text) > 20 for _, text in lines)
-    assert run("transcribe", model, speech[0]) == 0
-    assert capsys.readouterr().out == said(model, samples(speech[0])) + "\n"
+    assert run_verb("transcribe", model, speech[0]) == 0
+    assert capsys.readouterr().out == said(model, read_samples(speech[0])) + "\n"
 
 
 def test_a_folder_is_the_audio_in_it(model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     (speech[0].parent / "notes.txt").write_text("no audio")
-    assert run("transcribe", model, speech[0].parent, speech[1]) == 0
+    assert run_verb("transcribe", model, speech[0].parent, speech[1]) == 0
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in speech]
 
 
@@ -86,10 +86,10 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
     soundfile.write(tmp_path / "silent.wav", np.zeros(2 * SAMPLE_RATE), SAMPLE_RATE)
     bad = [tmp_path / name for name in ("cut.wav", "empty.wav", "text.mp3", "blink.wav", "absent.wav")]
     out = tmp_path / "out"
-    assert run("transcribe", model, speech[0], *bad, *speech[1:], tmp_path / "silent.wav", "--output", out) == 1
+    assert run_verb("transcribe", model, speech[0], *bad, *speech[1:], tmp_path / "silent.wav", "--output", out) == 1
     assert {path.name for path in out.glob("[!.]*")} == {"a.txt", "b.txt", "c.txt", "silent.txt"}
     assert [(out / f"{path.stem}.txt").read_text() for path in speech] == [
-        said(model, samples(path)) + "\n" for path in speech
+        said(model, read_samples(path)) + "\n" for path in speech
     ]
     told = capfd.readouterr().err
     for name, reason in (
@@ -118,7 +118,7 @@ def test_a_file_that_breaks_after_it_was_examined_fails_alone(
         return found
 
     monkeypatch.setattr(recordings, "examine", then_remove)
-    assert run("transcribe", model, *speech) == 1
+    assert run_verb("transcribe", model, *speech) == 1
     told = capfd.readouterr()
     assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(speech[0]), str(speech[2])]
     assert "hubert: 1 of 3 files failed" in told.err
@@ -127,9 +127,9 @@ def test_a_file_that_breaks_after_it_was_examined_fails_alone(
 def test_a_telephone_recording_in_stereo_is_heard_and_told(
     model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    left = samples(speech[0])[::2].numpy()
+    left = read_samples(speech[0])[::2].numpy()
     soundfile.write(tmp_path / "call.wav", np.stack([left, 0.5 * left], axis=1), 8_000)
-    assert run("transcribe", model, tmp_path / "call.wav") == 0
+    assert run_verb("transcribe", model, tmp_path / "call.wav") == 0
     told = capfd.readouterr()
     assert len(told.out) > 20
     assert "call.wav: low rate: recorded at 8000 Hz; a model of 16 kHz recordings makes more errors on it" in told.err
@@ -140,8 +140,8 @@ def test_what_libsndfile_does_not_know_is_transcribed(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subprocess.run(["ffmpeg", "-v", "error", "-i", speech[0], "-c:a", "alac", tmp_path / "a.m4a"], check=True)
-    assert run("transcribe", model, tmp_path / "a.m4a") == 0
-    assert capsys.readouterr().out == said(model, samples(speech[0])) + "\n"
+    assert run_verb("transcribe", model, tmp_path / "a.m4a") == 0
+    assert capsys.readouterr().out == said(model, read_samples(speech[0])) + "\n"
 
 
 def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
@@ -150,7 +150,7 @@ def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
     """Its words are those of what follows one another in its windows, decoded in one."""
     waveform = torch.cat([read_waveform(cut) for cut in list(train_cuts)[:30]])
     soundfile.write(tmp_path / "long.wav", waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
-    assert run("transcribe", model, tmp_path / "long.wav") == 0
+    assert run_verb("transcribe", model, tmp_path / "long.wav") == 0
     cuts, _, _ = examine([tmp_path / "long.wav"])
     loaded = load_ctc(model)
     windows = quiet_windows(cuts[0], LONGEST)
@@ -168,7 +168,7 @@ def test_every_format_tells_the_same_words_and_times(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for format in FORMATS:
-        assert run("transcribe", model, *speech, "--format", format, "--output", tmp_path / "out") == 0
+        assert run_verb("transcribe", model, *speech, "--format", format, "--output", tmp_path / "out") == 0
     for path in speech:
         text = (tmp_path / "out" / f"{path.stem}.txt").read_text().strip()
         content = json.loads((tmp_path / "out" / f"{path.stem}.json").read_text())
@@ -195,26 +195,26 @@ def test_every_format_tells_the_same_words_and_times(
 def test_a_known_text_is_aligned_where_it_was_said(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("transcribe", model, *speech, "--format", "ctm")
+    run_verb("transcribe", model, *speech, "--format", "ctm")
     expected = capsys.readouterr().out
     for path in speech:
-        path.with_suffix(".txt").write_text(said(model, samples(path)).lower())
-    assert run("align", model, *speech) == 0
+        path.with_suffix(".txt").write_text(said(model, read_samples(path)).lower())
+    assert run_verb("align", model, *speech) == 0
     assert capsys.readouterr().out == expected
     speech[1].with_suffix(".txt").unlink()
     speech[2].with_suffix(".txt").write_text("5 words")
     speech[0].with_suffix(".txt").write_bytes("où".encode("latin-1"))
-    assert run("align", model, speech[0]) == 1
+    assert run_verb("align", model, speech[0]) == 1
     reason = f"{speech[0]}: its transcript, {speech[0].stem}.txt, is not UTF-8: convert it"
     assert reason in capsys.readouterr().err
-    speech[0].with_suffix(".txt").write_text(said(model, samples(speech[0])))
-    assert run("align", model, *speech) == 1
+    speech[0].with_suffix(".txt").write_text(said(model, read_samples(speech[0])))
+    assert run_verb("align", model, *speech) == 1
     told = capsys.readouterr()
     assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in told.err
     assert f"{speech[2]}: its words have ['5'], which the model cannot spell" in told.err
     assert told.out
     assert expected.startswith(told.out)
-    assert run("align", model, speech[0], "--text", "A B " * 500) == 1
+    assert run_verb("align", model, speech[0], "--text", "A B " * 500) == 1
     assert "too few for them; give the text of this recording" in capsys.readouterr().err
 
 
@@ -257,12 +257,12 @@ def test_what_cannot_be_done_is_said_before_work_starts(
         shutil.copy("b.flac", f"other/{name}.flac")
     shutil.copy("a.wav", "a b.wav")
     (folder / "a.txt").write_text("WHAT WAS SAID")
-    assert run("transcribe", model, *args) == 2
+    assert run_verb("transcribe", model, *args) == 2
     told = capsys.readouterr()
     assert sentence in told.err
     assert told.out == ""
     assert (folder / "a.txt").read_text() == "WHAT WAS SAID"
-    assert run("align", model, "a.wav", "b.flac", "--text", "A") == 2
+    assert run_verb("align", model, "a.wav", "b.flac", "--text", "A") == 2
 
 
 def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path, speech: list[Path]) -> None:
@@ -274,7 +274,7 @@ def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path,
     os.close(terminal)
     os.close(master)
     lines = [line.split("\t") for line in (folder / "out.txt").read_text().splitlines()]
-    assert lines == [[str(path), said(model, samples(path))] for path in speech]
+    assert lines == [[str(path), said(model, read_samples(path))] for path in speech]
 
 
 def test_words_that_are_written_otherwise_than_spelled_have_times() -> None:

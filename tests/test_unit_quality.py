@@ -10,7 +10,7 @@ from conftest import TINY
 from lhotse import CutSet
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from test_pretraining import a_model, some_data
+from test_pretraining import pretraining_model, pretraining_data
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.alignments import phones_of
@@ -132,7 +132,7 @@ def test_validation_logs_every_layer(manifests: Path, dev_cuts: CutSet, tmp_path
         callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=10)],
         enable_progress_bar=False,
     )
-    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0, validation=[validation]))
+    trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0, validation=[validation]))
     header, *rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     for layer in (1, 2):
         assert (f"val/layer{layer}_pnmi" in header) == aligned
@@ -157,7 +157,7 @@ def test_what_validation_could_not_judge_is_refused_before_the_first_step(manife
         enable_progress_bar=False,
     )
     with pytest.raises(ValueError, match="frames to fit 5000 clusters on"):
-        trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+        trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
     assert trainer.global_step == 0
 
 

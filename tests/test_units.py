@@ -17,7 +17,7 @@ from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet
-from test_transcription import run, samples
+from test_transcription import run_verb, read_samples
 from torch import Tensor
 
 from hubert_lightning import Units
@@ -166,7 +166,7 @@ def test_a_long_recording_is_normalised_as_a_whole_and_the_same_from_a_file(
     soundfile.write(tmp_path / "long.wav", waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
     out = tmp_path / "units.jsonl"
     given = ("--kmeans", kmeans_of(model), "--output", out, "--window", 14)
-    assert run("units", model, tmp_path / "long.wav", *given) == 0
+    assert run_verb("units", model, tmp_path / "long.wav", *given) == 0
     assert lines(out.read_text())[0]["units"] == found.tolist()
 
 
@@ -254,12 +254,12 @@ def test_a_stream_that_makes_no_sense_is_refused(units: Units) -> None:
 
 
 def test_every_format_tells_the_same_units(model: Path, units: Units, speech: list[Path], tmp_path: Path) -> None:
-    expected = {path.stem: units(samples(path), SAMPLE_RATE) for path in speech}
+    expected = {path.stem: units(read_samples(path), SAMPLE_RATE) for path in speech}
     for format in ("jsonl", "kaldi", "npz"):
         for more in ((), ("--deduplicate",)):
             out = tmp_path / "out" / f"{format}{len(more)}"
             given = ("--kmeans", kmeans_of(model), "--format", format, "--output", out, *more)
-            assert run("units", model, *speech, *given) == 0
+            assert run_verb("units", model, *speech, *given) == 0
     runs = {name: deduplicated(of) for name, of in expected.items()}
 
     def read(name: str) -> dict[str, list[int]]:
@@ -320,7 +320,7 @@ def test_files_of_one_name_have_ids_of_their_own_without_spaces(
     shutil.copy(speech[0], tmp_path / "an d.wav")
     out = tmp_path / "units.txt"
     given = ("--kmeans", kmeans_of(model), "--format", "kaldi", "--output", out)
-    assert run("units", model, tmp_path, *given) == 0
+    assert run_verb("units", model, tmp_path, *given) == 0
     found = [line.split()[0] for line in out.read_text().splitlines()]
     folder = re.sub(r"\s", "_", str(tmp_path)).lstrip("/")  # an archive should not lead outside of itself
     assert sorted(found) == sorted(["b", "c", "an_d", f"{folder}/a.wav", f"{folder}/new_folder/a.wav"])
@@ -332,10 +332,10 @@ def test_whatever_is_wrong_with_some_files_the_others_have_units(
     (tmp_path / "empty.wav").touch()
     soundfile.write(tmp_path / "blink.wav", np.zeros(100), SAMPLE_RATE)
     bad = [tmp_path / "empty.wav", tmp_path / "blink.wav", tmp_path / "absent.wav"]
-    assert run("units", model, *bad, *speech, "--kmeans", kmeans_of(model)) == 1
+    assert run_verb("units", model, *bad, *speech, "--kmeans", kmeans_of(model)) == 1
     told = capfd.readouterr()
     assert lines(told.out) == [
-        {"file": str(path), "units": units(samples(path), SAMPLE_RATE).tolist()} for path in speech
+        {"file": str(path), "units": units(read_samples(path), SAMPLE_RATE).tolist()} for path in speech
     ]
     for sentence in ("empty.wav: unreadable", "blink.wav: too short: 100 samples", "absent.wav: not there"):
         assert sentence in told.err
@@ -357,7 +357,7 @@ def test_what_cannot_be_done_is_said_before_work_starts(
     model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str], args: list[str], sentence: str
 ) -> None:
     args = [str(speech[0]) if arg == "a.wav" else arg for arg in args]
-    assert run("units", model, *args, "--kmeans", kmeans_of(model)) == 2
+    assert run_verb("units", model, *args, "--kmeans", kmeans_of(model)) == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -372,7 +372,7 @@ def test_standard_input_is_given_units_line_by_line_and_its_latency_is_told(
     heard = pcm.float() / 2**15
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pcm.numpy().astype("<i2").tobytes())))
     given = ("--step", 0.5, "--lookahead", 0.2, "--history", 1)
-    assert run("units", model, "-", "--kmeans", kmeans_of(model), *given) == 0
+    assert run_verb("units", model, "-", "--kmeans", kmeans_of(model), *given) == 0
     told = capsys.readouterr()
     found = lines(told.out)
     assert [line["start"] for line in found] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
@@ -382,7 +382,7 @@ def test_standard_input_is_given_units_line_by_line_and_its_latency_is_told(
     for what in ("units come", "units came"):
         assert re.search(what + r" \d\.\d\d s late: step 0.5 s, lookahead 0.2 s, computation", told.err)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\0" * 700)))
-    assert run("units", model, "-", "--kmeans", kmeans_of(model)) == 2
+    assert run_verb("units", model, "-", "--kmeans", kmeans_of(model)) == 2
     assert "350 samples on standard input are too short" in capsys.readouterr().err
 
 
