@@ -122,9 +122,9 @@ def time_search(text: Path, folder: Path) -> None:
     for beam in (50, 500, 1500):
         settings = DecoderSettings(lm=f"{folder}/lm.arpa", lexicon=f"{folder}/lm.lexicon", beam_size=beam)
         search = BeamSearch(settings, vocabulary)
-        search.nbest_of(heard[:4])  # starts its processes
+        search.nbest(heard[:4])  # starts its processes
         start = time.perf_counter()
-        search.nbest_of(heard)
+        search.nbest(heard)
         took = time.perf_counter() - start
         search.close()
         print(

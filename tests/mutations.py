@@ -230,7 +230,7 @@ def make_language(folder: Path) -> None:
 
 def searched(search: BeamSearch) -> None:
     rows = torch.randn(3, len(search.vocabulary), generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
-    search.nbest_of([rows])
+    search.nbest([rows])
     search.close()
 
 

@@ -167,7 +167,9 @@ def test_units_are_made_of_what_is_new_and_no_more(
     assert run_verb("units", "mfcc", *speech, *given, "--output", out) == 0
     assert skipped(capfd.readouterr().err) == 2
     assert content(out) != content(once)
-    assert run_verb("units", "mfcc", *speech[:2], *given, "--output", out) == 0  # no others than those that are asked for
+    assert (
+        run_verb("units", "mfcc", *speech[:2], *given, "--output", out) == 0
+    )  # no others than those that are asked for
     assert run_verb("units", "mfcc", *speech[:2], *given, "--output", once) == 0
     assert content(out) == content(once)
 

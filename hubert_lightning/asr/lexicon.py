@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from hubert_lightning.asr.language_files import MARKS, is_language_model, unigrams
+from hubert_lightning.asr.language_files import SENTENCE_MARKS, is_language_model, unigrams
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import lines_of, write_whole
@@ -84,12 +84,12 @@ def lexicon_of(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: 
     Raises:
         UserError: None of what `source` holds can be spelled.
     """
-    spelled = sorted(word for word in set(words) - MARKS if not vocabulary.unknown_characters(word))
+    spelled = sorted(word for word in set(words) - SENTENCE_MARKS if not vocabulary.unknown_characters(word))
     if not spelled:
         raise UserError(f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case")
     end = [] if vocabulary.boundary is None or vocabulary.spaced else [BOUNDARY]
     content = "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in spelled)
-    left_out = len(set(words) - MARKS) - len(spelled)
+    left_out = len(set(words) - SENTENCE_MARKS) - len(spelled)
     left = f", without {left_out} that cannot be spelled" if left_out else ""
     return content, f"{out}: {len(spelled)} words{left}"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kaldingram.train import NgramCounts
 
-from hubert_lightning.asr.language_files import MARKS, UNKNOWN
+from hubert_lightning.asr.language_files import SENTENCE_MARKS, UNKNOWN
 from hubert_lightning.asr.lexicon import lexicon_of, model_vocabulary
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import lines_of, replacing_all
@@ -50,7 +50,7 @@ def ngram(
     for line in lines_of(Path(text)):
         said: list[str] = []
         for part in re.split("(<unk>|<UNK>)|</?s>", line):  # marks that the text has already
-            if part in MARKS:
+            if part in SENTENCE_MARKS:
                 said.append(UNKNOWN)
                 continue
             sentence = spelled_with.normalise(part or "")
@@ -69,7 +69,7 @@ def ngram(
                 for letter in (*([word] if word == UNKNOWN else spelled_with.spell(word)), *ends)
             ]
         counts.add_raw_counts_from_line(" ".join(said))
-    known = set(words) - MARKS
+    known = set(words) - SENTENCE_MARKS
     if not known:
         raise UserError(f"{text}: no sentences that the vocabulary spells; give a text in the language of the model")
     outputs, said_of_lexicon = {Path(out): _estimate(counts, min_counts)}, ""
