@@ -16,47 +16,22 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import RECORDINGS, ROOT, needs_recordings
+from helpers import (
+    RECORDINGS,
+    SMOKE,
+    SMOKE_FINETUNE,
+    TWO_ITERATIONS,
+    needs_recordings,
+    pretraining_options,
+    refused,
+    transcribed_options,
+)
 from lhotse import CutSet
 
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.units.label_store import LabelStore
-
-SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
-SMOKE_FINETUNE = [
-    *("--config", str(ROOT / "configs/demo-finetune.yaml")),
-    *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
-]
-TWO_ITERATIONS = (
-    "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 2},"
-    "{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: 3}]"
-)
-
-
-def pretraining_options(manifests: Path) -> list[str]:
-    return [
-        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
-        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-    ]
-
-
-def transcribed_options(manifests: Path) -> list[str]:
-    return [
-        f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
-        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-        f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
-    ]
-
-
-def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
-    """The one sentence that a command line is refused with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +82,16 @@ def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifes
         "{features: previous, layer: best, clusters: 10, max_frames: 2000, weights: previous, max_steps: 1,"
         "kmeans: {class_path: hubert_lightning.KMeans, init_args: {restarts: 1, batch_frames: 500}}}]"
     )
-    main(["fit", *SMOKE, *pretraining_options(manifests), iterations, f"--output={tmp_path}", "--model.init_args.warmup_steps=0"])
+    main(
+        [
+            "fit",
+            *SMOKE,
+            *pretraining_options(manifests),
+            iterations,
+            f"--output={tmp_path}",
+            "--model.init_args.warmup_steps=0",
+        ]
+    )
     first, second = (torch.load(tmp_path / f"iteration{k}" / "last.ckpt", weights_only=True) for k in (1, 2))
     weight = "encoder.projection.weight"
     assert first["state_dict"]["predictors.1.codewords"].shape[0] == 20
@@ -124,7 +108,16 @@ def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path,
         "--data.init_args.max_duration=5",
         "--trainer.limit_val_batches=0",
     ]
-    main(["fit", *SMOKE, *pretraining_options(manifests), f"--iterations=[{few}, {many}]", *options, f"--output={tmp_path}"])
+    main(
+        [
+            "fit",
+            *SMOKE,
+            *pretraining_options(manifests),
+            f"--iterations=[{few}, {many}]",
+            *options,
+            f"--output={tmp_path}",
+        ]
+    )
     for number, warmup, steps in ((1, 1, 13), (2, 2, 25)):
         with (tmp_path / f"iteration{number}" / "metrics.csv").open() as file:
             logged = [row["train/learning_rate"] for row in csv.DictReader(file)]
@@ -256,7 +249,13 @@ def test_a_run_that_is_given_more_steps_goes_on(finetuning: Path, manifests: Pat
 
 
 def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}", "--checkpoint.every_n_train_steps=1"]
+    command = [
+        "fit",
+        *SMOKE,
+        *pretraining_options(manifests),
+        f"--output={tmp_path}",
+        "--checkpoint.every_n_train_steps=1",
+    ]
     iterations = "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 100000}]"
     process = subprocess.Popen([sys.executable, "-m", "hubert_lightning", *command, iterations])
     newest = tmp_path / "iteration1" / "last.ckpt"
@@ -369,7 +368,9 @@ def test_a_mistake_in_a_config_is_one_sentence(
 
 @pytest.mark.parametrize("key", ["data.init_args.train", "data.init_args.validation"])
 def test_a_missing_manifest(key: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--{key}=[/no/such.jsonl.gz]", f"--output={tmp_path}")
+    error = refused(
+        capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--{key}=[/no/such.jsonl.gz]", f"--output={tmp_path}"
+    )
     assert error == "hubert: /no/such.jsonl.gz: no such manifest; make it with `hubert prepare`\n"
 
 
@@ -535,8 +536,8 @@ def test_audio_that_is_gone(manifests: Path, tmp_path: Path, capsys: pytest.Capt
     main(["prepare", "folder", str(tmp_path / "audio"), str(tmp_path)])
     (tmp_path / "audio" / "a.wav").unlink()
     error = refused(
-        capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--data.init_args.train=[{tmp_path / 'audio.jsonl.gz'}]",
-        f"--output={tmp_path / 'run'}",
+        capsys, "fit", *SMOKE, *pretraining_options(manifests),
+        f"--data.init_args.train=[{tmp_path / 'audio.jsonl.gz'}]", f"--output={tmp_path / 'run'}",
     )  # fmt: skip
     assert "a.wav" in error
     assert "restore" in error
@@ -578,14 +579,18 @@ def test_a_mistake_in_the_second_iteration_is_found_before_the_first(
     iteration: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     iterations = f"--iterations=[{{clusters: 20, max_steps: 2}},{iteration}]"
-    assert sentence in refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), iterations, f"--output={tmp_path / 'run'}")
+    assert sentence in refused(
+        capsys, "fit", *SMOKE, *pretraining_options(manifests), iterations, f"--output={tmp_path / 'run'}"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_steps_that_iterations_would_overrule_are_refused(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}", "--trainer.max_steps=9")
+    error = refused(
+        capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}", "--trainer.max_steps=9"
+    )
     assert "trainer.max_steps is 9, but each entry of iterations has its own" in error
 
 
@@ -703,7 +708,14 @@ def test_a_mistake_in_a_verb_is_one_sentence(typed: str, sentence: str, capsys: 
 
 
 def test_a_fit_says_its_seed_once(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [
+        "fit",
+        *SMOKE,
+        *pretraining_options(manifests),
+        TWO_ITERATIONS,
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
     output = tmp_path / "output.txt"
     typed = [*command, "--trainer.fast_dev_run=1", f"--output={tmp_path / 'run'}"]
     ranks = [fork_server.start(typed, output, environment=rank) for rank in fork_server.of_ranks(2)]

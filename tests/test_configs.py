@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchaudio
 import yaml
+from helpers import FINETUNING_CONFIGS, PRETRAINING_CONFIGS, ROOT, SPLITS, parsed_config
 from torch import nn
 
 from hubert_lightning.cli import main
@@ -18,17 +19,9 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.training.datamodules import PretrainingData
-from hubert_lightning.training.experiment import HubertCLI
 from hubert_lightning.training.pretraining import HubertPretraining, base_optimizer
 from hubert_lightning.units.label_store import LabelStore
 
-ROOT = Path(__file__).parent.parent
-PRETRAINING_CONFIGS = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
-SPLITS = ("10min", "1h", "10h", "100h", "960h")
-FINETUNING_CONFIGS = [
-    *(ROOT / f"configs/finetune/{name}.yaml" for name in (*SPLITS, "own", "small")),
-    ROOT / "configs/demo-finetune.yaml",
-]
 SCRATCH = {
     ROOT / "configs/finetune/small-scratch.yaml": FINETUNING_CONFIGS[-2],
     ROOT / "configs/demo-scratch.yaml": FINETUNING_CONFIGS[-1],
@@ -42,21 +35,6 @@ def config_name(path: Path) -> str:
     return str(path.relative_to(ROOT / "configs"))
 
 
-class ParsedOnly(HubertCLI):
-    """Stops where classes would be built: XLarge would take 4 GB, and no manifest is there."""
-
-    def before_instantiate_classes(self) -> None:
-        raise SystemExit(0)
-
-
-def parsed_config(*args: str) -> ParsedOnly:
-    cli = ParsedOnly.__new__(ParsedOnly)
-    with pytest.raises(SystemExit) as stopped:
-        cli.__init__(["fit", *args])  # type: ignore[misc]
-    assert stopped.value.code == 0
-    return cli
-
-
 def assert_runs_alone(kept: Path) -> None:
     """The config in a run's folder says all of it, in words that another process understands."""
     assert "Unable to serialize" not in kept.read_text()
@@ -65,7 +43,9 @@ def assert_runs_alone(kept: Path) -> None:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *CLUSTERS} == set((ROOT / "configs").rglob("*.yaml"))
+    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *CLUSTERS} == set(
+        (ROOT / "configs").rglob("*.yaml")
+    )
 
 
 @pytest.mark.parametrize("path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS], ids=config_name)
@@ -330,7 +310,9 @@ def test_a_fine_tuning_config_says_what_it_learns_from_and_where_it_goes(size: s
     assert trainer.max_steps / steps >= 13
 
 
-@pytest.mark.parametrize("path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH], ids=config_name)
+@pytest.mark.parametrize(
+    "path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH], ids=config_name
+)
 def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
     assert path.read_text().startswith("# ")
 

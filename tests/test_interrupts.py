@@ -5,10 +5,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import fork_server
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from helpers import LABELLING, ROOT, has_steps, long_pretraining, prints_text, wait_until, with_folder
 
 from hubert_lightning import interrupts
 from hubert_lightning.cli import main
@@ -44,44 +42,6 @@ class Slow(Callback):
 
     on_test_batch_start = on_validation_batch_start
 """
-
-
-def long_pretraining(manifests: Path, output: Path, *more: str, steps: int = 100_000) -> list[str]:
-    """A pre-training of one iteration that nobody waits for."""
-    return [
-        "fit",
-        *("--config", str(ROOT / "configs/demo.yaml")),
-        *("--config", str(ROOT / "tests/smoke.yaml")),
-        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
-        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-        "--data.init_args.max_duration=6",
-        "--data.init_args.num_workers=2",
-        "--checkpoint.every_n_train_steps=50000",
-        "--trainer.val_check_interval=100000",
-        "--trainer.check_val_every_n_epoch=null",
-        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {steps}}}]",
-        f"--output={output}",
-        *more,
-    ]
-
-
-def wait_until(condition: Callable[[], bool], process: BaseProcess, seconds: float = 120) -> None:
-    """Wait until something is there; the process must not end before."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.exitcode is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def prints_text(output: Path, text: str) -> Callable[[], bool]:
-    return lambda: output.exists() and text in output.read_text()
-
-
-def has_steps(run: Path, rows: int = 2) -> Callable[[], bool]:
-    """Whether some steps are logged."""
-    metrics = run / "iteration1" / "metrics.csv"
-    return lambda: metrics.exists() and metrics.read_text().count("\n") > rows
 
 
 def to_group(process: BaseProcess, number: int) -> None:
@@ -116,7 +76,11 @@ def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
     output = tmp_path / "output.txt"
     process = fork_server.start(
-        long_pretraining(manifests, tmp_path / "run", slow), output, folder=tmp_path, environment=environment, before=with_folder
+        long_pretraining(manifests, tmp_path / "run", slow),
+        output,
+        folder=tmp_path,
+        environment=environment,
+        before=with_folder,
     )
     wait_until(prints_text(output, "a step begins"), process)
     to_group(process, signal.SIGINT)
@@ -128,9 +92,6 @@ def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
     assert time.monotonic() - began < 3
     assert "hubert: Ctrl-C again: ended at once; what was saved before is kept\n" in output.read_text()
     assert "Traceback" not in output.read_text()
-
-
-LABELLING = "clusters: 1500, max_frames: 4000, kmeans: {class_path: hubert_lightning.ScikitKMeans}, max_steps: 2"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -192,10 +153,6 @@ def test_a_validation_is_abandoned_and_repeated(manifests: Path, tmp_path: Path)
     assert SAVED.findall(said) == [("SIGTERM", "2")]
     assert said.count("validation begins") == 1  # of many batches
     assert step_of(run / "iteration1/last.ckpt") == 2
-
-
-def with_folder() -> None:
-    sys.path.insert(0, os.getcwd())
 
 
 @pytest.fixture(scope="module")
