@@ -2,7 +2,8 @@
 
 torchaudio's `CTCDecoder` wraps the same classes. It is not used here for two reasons: it hides the lexicon's trie, so
 that each change of a weight would build it again; and without a lexicon, it numbers the letters of a language model
-otherwise than the tokens. flashlight documents none of its Python names: test_flashlight.py lists those in use here.
+otherwise than the tokens. flashlight documents none of its Python names: tests/asr/test_flashlight.py lists those in
+use here.
 """
 
 import copy
