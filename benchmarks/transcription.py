@@ -49,7 +49,7 @@ def main() -> None:
 
     def transcribe() -> list[str]:
         cuts, _, _ = examine(files)
-        [log_probs] = log_probabilities(ours, [cuts], what="ours", precision=precision)
+        [log_probs] = log_probabilities(ours, [cuts], progress="ours", precision=precision)
         return [greedy(rows[None], torch.tensor([len(rows)]), ours.vocabulary)[0] for rows in log_probs]
 
     def pipeline(batch_size: int) -> Callable[[], list[str]]:

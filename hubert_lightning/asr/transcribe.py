@@ -195,7 +195,7 @@ def _for_each(
         log_probabilities,
         model,
         batch_duration=batch_duration,
-        what="encoding",
+        progress="encoding",
         num_workers=num_workers,
         precision=autocast(device, precision),
     )

@@ -81,7 +81,7 @@ def tune_decoder(
     search = BeamSearch(first, recogniser.vocabulary)
     neural = CausalLM(rescorer, device=recogniser.head.weight.device) if rescorer else None
     cuts, references = _transcribed(manifests, recogniser.vocabulary)
-    [log_probs] = log_probabilities(recogniser, [cuts], batch_duration=batch_duration, what="encoding")
+    [log_probs] = log_probabilities(recogniser, [cuts], batch_duration=batch_duration, progress="encoding")
     plain = [greedy(rows[None], torch.tensor([len(rows)]), recogniser.vocabulary)[0] for rows in log_probs]
     study, search = tune(search, log_probs, references, trials, seed)
     settings, best = search.settings, study.best_value

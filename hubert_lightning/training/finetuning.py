@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
-from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, weights_fingerprint, write_rows
+from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
