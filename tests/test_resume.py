@@ -19,9 +19,10 @@ from test_global_batch import plain_adam
 from test_pretraining import a_model, a_trainer, some_data
 
 from hubert_lightning.cli import main
-from hubert_lightning.training.checkpoints import WholeSteps, is_whole, newest_checkpoint
+from hubert_lightning.training.checkpoints import WholeSteps, newest_checkpoint
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.untrusted.file_kind import is_whole_zip
 
 STEPS = 8
 # `hubert`, which kills itself at the n-th call of a function, after what it calls if "after" is asked for
@@ -149,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
-    assert not is_whole(last)
+    assert not is_whole_zip(last)
     main(command(manifests, tmp_path / "run"))
     assert f"{last} is damaged, and passed over" in caplog.text
     assert_the_same(tmp_path / "run", whole)
