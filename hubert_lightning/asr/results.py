@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert_lightning import __version__
-from hubert_lightning.files import LONGEST_LINE, check_regular, write_whole
+from hubert_lightning.files import check_regular, write_whole
+from hubert_lightning.untrusted.text_file import LONGEST_LINE
 
 if TYPE_CHECKING:
     from torch import Tensor  # which `hubert score` does without
