@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from lhotse import CutSet
 from torch import Tensor, nn
 from torch.testing import assert_close
