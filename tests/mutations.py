@@ -1,7 +1,8 @@
 """Files of every kind that this package reads, seeded mutations of them, and what a reader makes of each.
 
 A mutation is read in a process of its own: it may end in success or in one sentence of this package, within a time and
-a memory, and runs nothing. `tests/untrusted/test_mutations.py` reads a few hundred, `benchmarks/mutations.py` any number.
+a memory, and runs nothing. `tests/untrusted/test_mutations.py` reads a few hundred, `benchmarks/mutations.py` any
+number.
 """
 
 import gzip

@@ -11,7 +11,8 @@ from shutil import copyfileobj
 from tempfile import TemporaryDirectory, gettempdir
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import compression, decompressed, lines_of
+from hubert_lightning.untrusted.file_kind import compression
+from hubert_lightning.untrusted.text_file import decompressed, lines_of
 from hubert_lightning.vocabulary import BOUNDARY
 
 Lexicon = dict[str, list[list[str]]]

@@ -12,7 +12,8 @@ from rich.table import Table
 from hubert_lightning.asr.language_files import SENTENCE_MARKS, is_language_model, unigrams
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import lines_of, write_whole
+from hubert_lightning.files import write_whole
+from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, is_said, read_vocabulary, vocabulary_of
 
 

@@ -16,7 +16,8 @@ from kaldingram.train import NgramCounts
 from hubert_lightning.asr.language_files import SENTENCE_MARKS, UNKNOWN
 from hubert_lightning.asr.lexicon import lexicon_of, listed, model_vocabulary
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import lines_of, replacing_all
+from hubert_lightning.files import replacing_all
+from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary
 
 

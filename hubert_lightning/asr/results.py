@@ -15,8 +15,9 @@ from typing import Any
 from hubert_lightning import __version__
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import LONGEST_LINE, check_regular, write_whole
+from hubert_lightning.files import check_regular, write_whole
 from hubert_lightning.untrusted.json_file import parse_json
+from hubert_lightning.untrusted.text_file import LONGEST_LINE
 
 DEFAULT_CHECKPOINTS = ("best", "last")
 """Stems of the checkpoints that are tested if none is named."""

@@ -16,8 +16,9 @@ import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import LONGEST_LINE, UTF_16, lines_of, write_whole
+from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import parse_json
+from hubert_lightning.untrusted.text_file import LONGEST_LINE, UTF_16_MARKS, lines_of
 from hubert_lightning.vocabulary import comparable
 
 RESAMPLES = 9_999
@@ -149,7 +150,7 @@ def read_results(path: Path) -> list[Result]:
 def _lines_of_results(path: Path) -> Iterator[bytes]:
     """Lines of a file in UTF-8 or UTF-16 with any line ends."""
     with path.open("rb") as file:
-        if file.read(2) in UTF_16:
+        if file.read(2) in UTF_16_MARKS:
             yield from (line.encode() for line in lines_of(path))
             return
         file.seek(0)

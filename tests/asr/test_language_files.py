@@ -22,7 +22,7 @@ from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.language_files import for_kenlm, read_lexicon, unigrams
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.files import decompressed, lines_of
+from hubert_lightning.untrusted.text_file import decompressed, lines_of
 from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 WORDS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
@@ -266,7 +266,7 @@ def test_words_of_a_lexicon_need_no_boundary_at_their_end(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (gzip.compress(b"ONE\tO N E |\n" * 999)[:-20], "compressed with gzip, and damaged"),
+        (gzip.compress(b"ONE\tO N E |\n" * 999)[:-20], "compressed with gzip, and corrupt"),
         (b"\x28\xb5\x2f\xfd0123", "compressed with zstd; decompress it, or compress it with gzip, bzip2 or xz"),
         (b"PK\x03\x040123", "compressed with zip; decompress it"),
         (b"ONE\tO N E |\n\xff\n", "is not UTF-8"),
