@@ -20,8 +20,8 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.pretrained.load import read_trained
-from hubert_lightning.pretrained.weights import Trained, encoder_of, predictors_of
+from hubert_lightning.pretrained.load import read_weights
+from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder, build_predictors
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.distributed import shard
 from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps
@@ -94,7 +94,7 @@ class HubertPretraining(LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT], logger=False)
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
         self.encoder = HubertEncoder(encoder)
-        trained = None if pretrained is None else read_trained(pretrained)
+        trained = None if pretrained is None else read_weights(pretrained)
         if pretrained is not None and trained is not None:
             self.encoder.load_state_dict(_weights_of(pretrained, trained, encoder))
         self.predictors = nn.ModuleList(
@@ -110,13 +110,13 @@ class HubertPretraining(LightningModule):
         self.encoder.checkpointing = activation_checkpointing
         self.compiling = compile
 
-    def _keep_head(self, pretrained: Path | None, trained: Trained | None) -> None:
+    def _keep_head(self, pretrained: Path | None, trained: PretrainedWeights | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
             raise UserError(
                 f"keep_head, but {pretrained or 'nothing, which pretrained names,'} has no head of pre-training; name "
                 "a model that has one in model.init_args.pretrained, or leave keep_head out"
             )
-        theirs, ours = predictors_of(trained, pretrained), list(self.predictors)
+        theirs, ours = build_predictors(trained, pretrained), list(self.predictors)
         shapes = [[tuple(of.get_parameter("codewords").shape) for of in heads] for heads in (theirs, ours)]
         if shapes[0] != shapes[1] or trained.temperature != self.hparams["temperature"]:
             raise UserError(
@@ -296,8 +296,8 @@ def _cross_entropy(logits: Tensor, cluster: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), cluster.flatten(), reduction="none")
 
 
-def _weights_of(pretrained: Path, trained: Trained, config: EncoderConfig) -> dict[str, Tensor]:
-    loaded = encoder_of(trained, pretrained)
+def _weights_of(pretrained: Path, trained: PretrainedWeights, config: EncoderConfig) -> dict[str, Tensor]:
+    loaded = build_encoder(trained, pretrained)
     theirs, ours = asdict(loaded.config), asdict(config)
     for name in (
         "conv_channels",

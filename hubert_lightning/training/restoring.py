@@ -18,7 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.formats.own import read_checkpoint
-from hubert_lightning.pretrained.weights import settings_of, summary_of
+from hubert_lightning.pretrained.weights import abbreviated, encoder_config_from
 from hubert_lightning.vocabulary import vocabulary_from
 
 Number, Nothing = (int, float), type(None)
@@ -141,7 +141,7 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     if isinstance(clusters := taken.get("num_clusters"), list) and not all(type(number) is int for number in clusters):
         raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {AGAIN}")
     if "encoder" in taken:
-        taken["encoder"] = vars(settings_of(taken["encoder"], path))
+        taken["encoder"] = vars(encoder_config_from(taken["encoder"], path))
     if taken.get("vocabulary") is not None:
         taken["vocabulary"] = vocabulary_from(taken["vocabulary"], path).settings()
     return taken | (ELSEWHERE if ours == "CTCFinetuning" or "encoder" in taken else {})
@@ -207,7 +207,7 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
                 what, expected = f"{path}: the state of {type(callback).__name__}", callback.state_dict()
                 _check_like(states[key], expected, what)
                 if missing := expected.keys() - states[key].keys():
-                    raise UserError(f"{what} lacks {summary_of(missing)}; {AGAIN}")
+                    raise UserError(f"{what} lacks {abbreviated(missing)}; {AGAIN}")
 
 
 def _check_counts(checkpoint: Mapping[str, Any], path: Path, needed: Sequence[str] = ()) -> None:
@@ -225,7 +225,7 @@ def _check_like(there: Any, expected: Any, what: str, exact: bool = False) -> No
         if not isinstance(there, Mapping):
             raise UserError(f"{what} is {there!r:.40}, and has parts; {AGAIN}")
         if exact and (unknown := there.keys() - expected.keys()):
-            raise UserError(f"{what} has {summary_of(map(str, unknown))}, which no run has; {AGAIN}")
+            raise UserError(f"{what} has {abbreviated(map(str, unknown))}, which no run has; {AGAIN}")
         for name, value in expected.items():
             if name not in there and exact:
                 raise UserError(f"{what} lacks {name}; {AGAIN}")
@@ -269,7 +269,7 @@ def check_run(
     _check_optimizer([*model.parameters()], make, states[0], path)
     schedule, groups = schedules[0], len(states[0]["param_groups"])
     if unknown := schedule.keys() - SCHEDULE:
-        raise UserError(f"{path}: its schedule has {summary_of(unknown)}, which is not ours; {AGAIN}")
+        raise UserError(f"{path}: its schedule has {abbreviated(unknown)}, which is not ours; {AGAIN}")
     for name, kind in SCHEDULE.items():
         value = schedule.get(name)
         whole = kind is int and type(value) is int and value >= 0

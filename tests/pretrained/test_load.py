@@ -170,7 +170,7 @@ def _without(name: str) -> Callable[[Path], None]:
         ),
         (
             lambda path: torch.save({"state_dict": {}, "hyper_parameters": {"encoder": {"width": 3, "dim": 5}}}, path),
-            r"settings we do not know \(width\)",
+            r"unknown encoder settings \(width\)",
         ),
         (_without("norm.bias"), r"lacks weights of the encoder \(norm.bias\)"),
         (_shrink, r"norm.weight has shape \(3,\), but its settings ask for \(16,\)"),
@@ -218,7 +218,7 @@ def test_a_hubert_that_this_encoder_cannot_be_is_refused(tmp_path: Path, change:
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("config.json", "without settings; give a directory with its config.json"),
+        ("config.json", "without settings; give the directory of config.json"),
         ("model.safetensors", "has no m"),
     ],
 )
@@ -233,7 +233,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     tiny_hubert().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model.safetensors is corrupt"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON"):

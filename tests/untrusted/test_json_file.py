@@ -56,7 +56,7 @@ def test_what_it_may_not_hold_is_refused(tmp_path: Path, text: str | bytes, reas
 def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(ValueError, match=r"a\.json: has more than 16777216 bytes, where settings have a few thousand"):
+    with pytest.raises(ValueError, match=r"a\.json: has more than 16777216 characters, where settings have a few thousand"):
         read_json(tmp_path / "a.json", "get it again")
 
 
@@ -112,5 +112,5 @@ def test_a_vocabulary_holds_nothing_but_tokens(tmp_path: Path, content: dict[str
 def test_settings_of_a_decoder_that_are_no_object_are_quoted(text: str, tmp_path: Path) -> None:
     (tmp_path / "decoder.json").write_text(text)
     quoted = re.escape(repr(json.loads(text)))
-    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no object of JSON\)"):
+    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no JSON object\)"):
         read_settings(tmp_path / "decoder.json")
