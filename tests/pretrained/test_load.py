@@ -155,8 +155,8 @@ def _without(name: str) -> Callable[[Path], None]:
     ("save", "message"),
     [
         (lambda path: None, "does not exist; give a .ckpt"),
-        (lambda path: path.write_bytes(b""), "is damaged, or no file of torch.save"),
-        (lambda path: path.write_text("hello"), "is damaged, or no file of torch.save"),
+        (lambda path: path.write_bytes(b""), "is corrupt, or no file of torch.save"),
+        (lambda path: path.write_text("hello"), "is corrupt, or no file of torch.save"),
         (lambda path: save_file({"centroids": torch.zeros(5, 39)}, path), "holds no HuBERT"),
         (lambda path: torch.save(torch.zeros(3), path), "holds no HuBERT"),
         (lambda path: torch.save({"centroids": torch.zeros(5, 39)}, path), "holds no HuBERT"),

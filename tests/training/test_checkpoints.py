@@ -236,7 +236,7 @@ def test_what_cannot_be_averaged_is_one_sentence(
     said = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
     assert f"other.ckpt: its head.bias is (3,), that of {best} (29,); average checkpoints of one model" in said
     assert "no checkpoint is named" in refused(capsys, "average", "[]", out)
-    assert "is damaged, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
+    assert "is corrupt, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
     assert "a list is wanted, in brackets" in refused(capsys, "average", str(best), out)
     assert "is there already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
     assert not Path(out).exists()

@@ -75,7 +75,7 @@ def test_a_pickle_that_runs_something_does_not(tmp_path: Path, form: str, place:
         torch.save(evil, path, pickle_protocol=protocol, _use_new_zipfile_serialization=form == "zip")
     sentence = refused(path)
     assert not trace.exists()
-    assert "would call posix.system" in sentence or (form == "a bare pickle" and "is damaged" in sentence)
+    assert "would call posix.system" in sentence or (form == "a bare pickle" and "is corrupt" in sentence)
     pickle_module_runs_it(path, form, trace)
 
 
@@ -138,7 +138,7 @@ def test_an_entry_that_is_shorter_than_its_tensor_is_refused(tmp_path: Path, pro
         archive.writestr(name, body[:4] if "/data/" in name else body)
 
     rewritten(tmp_path / "a.ckpt", shortened, protocol)
-    assert "is damaged" in refused(tmp_path / "a.ckpt") or "asks for" in refused(tmp_path / "a.ckpt")
+    assert "is corrupt" in refused(tmp_path / "a.ckpt") or "asks for" in refused(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
@@ -345,7 +345,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path, cut: int) -> None:
     torch.save(content(), tmp_path / "a.ckpt")
     whole = (tmp_path / "a.ckpt").read_bytes()
     (tmp_path / "a.ckpt").write_bytes(whole[:-cut])
-    assert "is damaged" in refused(tmp_path / "a.ckpt")
+    assert "is corrupt" in refused(tmp_path / "a.ckpt")
 
 
 def test_the_verb_refuses_in_one_sentence_and_leaves_nothing(

@@ -44,7 +44,7 @@ from hubert_lightning.pretrained.formats.fairseq_settings import (
     task_settings,
 )
 from hubert_lightning.pretrained.weights import Export, PretrainedWeights, abbreviated
-from hubert_lightning.untrusted.torch_file import plain
+from hubert_lightning.untrusted.torch_stand_ins import plain
 
 INSIDE_CTC = "w2v_encoder.w2v_model."
 """Prefix of the encoder in a fine-tuned model."""
