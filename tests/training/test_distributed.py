@@ -35,10 +35,10 @@ HUBERT = ("-m", "hubert_lightning")
 SMALL_SHARDS = f"""
 import os
 
-from hubert_lightning.training import relabelling
+from hubert_lightning.units import label_writer
 from hubert_lightning.cli import main
 
-write_shard = relabelling.write_shard
+write_shard = label_writer.write_shard
 
 
 def write_and_note(folder, shard, clusters):
@@ -46,7 +46,7 @@ def write_and_note(folder, shard, clusters):
     (folder / f"{{shard:05d}}.rank").write_text(os.environ["LOCAL_RANK"])
 
 
-relabelling.shard_size, relabelling.write_shard = lambda cuts: {SHARD}, write_and_note
+label_writer.shard_size, label_writer.write_shard = lambda cuts: {SHARD}, write_and_note
 main()
 """
 

@@ -47,7 +47,7 @@ main()
 """
 KILLS = [
     # while the labels of iteration 1 are made: one shard is written, and not yet named whole
-    "hubert_lightning.training.relabelling write_shard 1 after",
+    "hubert_lightning.units.label_writer write_shard 1 after",
     # in the middle of a step: one of its two batches is accumulated
     "hubert_lightning.training.pretraining HubertPretraining.training_step 10 after",
     # while a checkpoint is written
