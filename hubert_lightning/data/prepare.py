@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hubert_lightning.characters import has_words
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifests
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
@@ -29,7 +30,6 @@ from hubert_lightning.files import composed, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
 from hubert_lightning.untrusted.text_file import lines_of
-from hubert_lightning.vocabulary import has_words
 
 REFUSALS_SHOWN = 20
 
