@@ -307,8 +307,8 @@ def test_writing_into_a_folder_of_many_files_lists_it_once(tmp_path: Path, monke
 
 
 def test_a_label_store_begins_where_only_unfinished_files_lie(tmp_path: Path) -> None:
-    from test_labels import SOURCE
+    from helpers import LABEL_SOURCE
 
     unfinished_name(tmp_path / "source.json").write_bytes(b"half")
-    begin_store(tmp_path, SOURCE)
+    begin_store(tmp_path, LABEL_SOURCE)
     assert (tmp_path / "source.json").exists()
