@@ -22,6 +22,7 @@ from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
+from hubert_lightning.characters import comparable
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
@@ -35,7 +36,7 @@ from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, to
 from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.restoring import load_task
 from hubert_lightning.training.schedules import tri_stage
-from hubert_lightning.vocabulary import BLANK, Vocabulary, comparable, read_vocabulary
+from hubert_lightning.vocabulary import BLANK, Vocabulary, read_vocabulary
 
 
 class CTCFinetuning(LightningModule):
