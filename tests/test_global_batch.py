@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from hubert_lightning.training.batches import PretrainingBatch
-from hubert_lightning.training.global_batch import GlobalBatch
+from hubert_lightning.training.global_batch import GlobalBatch, build_optimizer, check_finite
 from hubert_lightning.training.pretraining import HubertPretraining
 
 
@@ -135,8 +135,8 @@ def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> 
     precision = SimpleNamespace(scaler=object())
     model.trainer = SimpleNamespace(strategy=None, precision_plugin=precision, precision="16-mixed")  # type: ignore
     with pytest.raises(ValueError, match="precision 16-mixed with a fused AdamW: its gradients cannot be clipped"):
-        model.global_batch.made(model, fused_adam)
-    assert isinstance(model.global_batch.made(model, plain_adam), AdamW)
+        build_optimizer(model, fused_adam)
+    assert isinstance(build_optimizer(model, plain_adam), AdamW)
 
 
 def test_a_checkpoint_that_was_not_looked_at_is_not_called_sound(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_was_not_looked_at_is_not_called_sound(tmp_path: Path)
     model.trainer = trainer
     model.encoder.get_parameter("mask_embedding").data[0] = torch.nan
     with pytest.raises(ValueError, match="goes on from the start, since none was saved before; or start a run"):
-        model.global_batch.refuse_unsound(model)
+        check_finite(model)
     (tmp_path / "last.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match=rf"goes on from the checkpoint before, {tmp_path / 'last.ckpt'}; or start a"):
-        model.global_batch.refuse_unsound(model)
+        check_finite(model)

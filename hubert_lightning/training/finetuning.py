@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.asr.ctc_model import load_ctc
@@ -27,17 +24,15 @@ from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
-from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
-from hubert_lightning.training.distributed import shard
-from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps, tries_rates
-from hubert_lightning.training.restoring import load_task
-from hubert_lightning.training.schedules import tri_stage
+from hubert_lightning.training.global_batch import tries_rates
+from hubert_lightning.training.schedules import Schedule, tri_stage
+from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
 from hubert_lightning.vocabulary import BLANK, Vocabulary, comparable, read_vocabulary
 
 
-class CTCFinetuning(LightningModule):
+class CTCFinetuning(Task):
     """An encoder and a linear layer that spells what it hears. Defaults: HuBERT Base on 10 hours.
 
     Args:
@@ -83,14 +78,12 @@ class CTCFinetuning(LightningModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
         within(0, 1, warmup=warmup, decay=decay)
         within(0, freeze_steps=freeze_steps)
         if warmup + decay > 1:
             raise UserError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
         weights = head = None
-        if isinstance(encoder, dict):  # from a checkpoint
-            encoder = EncoderConfig(**encoder)
+        encoder = encoder_config(encoder)
         given = Vocabulary(**vocabulary) if isinstance(vocabulary, dict) else vocabulary
         spelling = read_vocabulary(Path(given)) if isinstance(given, (str, Path)) else given
         if pretrained is not None:
@@ -108,32 +101,30 @@ class CTCFinetuning(LightningModule):
             layer_drop=layer_drop,
             feature_grad_mult=0.0 if freeze_convolutions else 1.0,
         )
-        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT], logger=False)  # RunRecord logs what was built
+        super().__init__(encoder, optimizer or ten_hour_optimizer, max_skipped, compile, activation_checkpointing)
+        self.save_hyperparameters(
+            ignore=["optimizer", *CHANGEABLE_ON_RESUME], logger=False
+        )  # RunRecord logs what was built
         # What a checkpoint needs to be rebuilt without the one it came from
         kept = spelling.settings()
         self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=kept, keep_head=False)
         self.vocabulary = spelling
-        self.encoder = HubertEncoder(encoder)
         if weights is not None:
             self.encoder.load_state_dict(weights)
         self.head = nn.Linear(encoder.dim, len(spelling))
         if head is not None:
             self.head.load_state_dict(head)
-        self.optimizer = optimizer or ten_hour_optimizer
         self.freeze_steps, self.warmup, self.decay = freeze_steps, warmup, decay
-        self.global_batch = GlobalBatch(max_skipped)
-        self.encoder.checkpointing = activation_checkpointing
-        self.compiling = compile
         self.pretrained, self.keep_head, self.decoder = pretrained, keep_head, decoder
-        self.trained_steps: int | None = None
-        """Optimizer step of the checkpoint that was loaded."""
         self.results: tuple[Path, Origin, bool] | None = None
         """Folder of what was last tested or predicted, what made it, and whether it is the whole set."""
         self.search: Callable[..., list[str]] = greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
         self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
 
-    load_from_checkpoint = classmethod(load_task)  # type: ignore[assignment, var-annotated]
+    @property
+    def heads(self) -> list[nn.Module]:
+        return [self.head]
 
     def forward(
         self,
@@ -187,34 +178,15 @@ class CTCFinetuning(LightningModule):
         )
 
     def training_step(self, batch: TranscribedBatch) -> Tensor:
-        torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
-        kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
+        kept = self.seed_step(batch)
         # Where rates are tried, it is not frozen: one that suits the head alone would be far too high for the encoder
         frozen = self.global_step < self.freeze_steps and not tries_rates(self.trainer)
         with torch.set_grad_enabled(not frozen):
             frames = self.encoder(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept)
         loss = self._loss(self._spelled(frames), batch)
-        self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
+        if self.logs_this_step:
+            self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
         return self.global_batch.add(loss, len(batch.waveform), batch.id)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        norm = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-        self.log("train/gradient_norm", norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self.log("train/skipped_steps", self.global_batch.skipped)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.refuse_unsound(self)
-        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
-        self.trained_steps = checkpoint.get("global_step")
 
     def operations(self, batch: TranscribedBatch) -> int:
         """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
@@ -320,22 +292,9 @@ class CTCFinetuning(LightningModule):
                 write_rows(run / f"{kind}.jsonl", rows, origin)
             self.results = folder, origin, whole
 
-    def configure_model(self) -> None:
-        if self.compiling:
-            self.encoder.compile_parts()
-        shard(self, self.encoder, [self.head])
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of this run up to the peak of the learning rate."""
-        return round(self.warmup * total_steps(self.trainer))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.global_batch.made(self, self.optimizer)
-        steps = total_steps(self.trainer)
-        warmup, decay = self.warmup_steps, round(self.decay * steps)
-        rate = tri_stage(warmup, steps - warmup - decay, decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+    def schedule(self, total_steps: int) -> Schedule:
+        warmup, decay = self.warmup_steps, round(self.decay * total_steps)
+        return tri_stage(warmup, total_steps - warmup - decay, decay)
 
 
 def _count(module: nn.Module) -> int:

@@ -23,10 +23,6 @@ from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
 
-HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing", "decoder")
-"""Options of the tasks that say how a step is computed, or a test decoded, and not what is learnt: a run that goes on
-may have others."""
-
 UNIT = 2.0**-10
 """Sums of losses are told in these, so that float16 has room for them; a power of two rounds nothing."""
 
@@ -50,33 +46,6 @@ class GlobalBatch:
         self._batches: list[tuple[Sequence[str], Tensor]] = []  # of this step: ids, and whether the loss is finite
         self._last: deque[list[tuple[Sequence[str], Tensor]]] = deque(maxlen=2 * max_skipped)
         self._steps = 0
-
-    def made(self, module: LightningModule, make: Callable[[ParamsT], Optimizer]) -> Optimizer:
-        """The optimizer of a task.
-
-        Raises:
-            UserError: It cannot be made, not be sharded, or gets gradients multiplied by what float16 needs.
-        """
-        try:
-            optimizer = make(module.parameters())
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
-        self._check(module, optimizer)
-        return optimizer
-
-    def _check(self, module: LightningModule, optimizer: Optimizer) -> None:
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        sharded = isinstance(module.trainer.strategy, ModelParallelStrategy)
-        if fused and sharded and not isinstance(optimizer, (Adam, AdamW)):
-            raise UserError(
-                f"a fused {type(optimizer).__name__} cannot work on a sharded model; give the optimizer `fused: false`"
-            )
-        scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
-        if scaled and fused:
-            raise UserError(
-                f"precision {module.trainer.precision} with a fused {type(optimizer).__name__}: its gradients cannot "
-                "be clipped; give the optimizer `fused: false`, or train with precision bf16-mixed"
-            )
 
     def add(self, loss: Tensor, weight: float, ids: Sequence[str]) -> Tensor:
         """What `training_step` returns for one batch.
@@ -160,44 +129,59 @@ class GlobalBatch:
             "command again: it goes on from the checkpoint before"
         )
 
-    def refuse_unsound(self, module: LightningModule) -> None:
-        """Refuse to save weights or optimizer states that are not finite, on all ranks if they are so on one.
 
-        A step with finite gradients can make such: where the rate is high, or where the optimizer's numbers overflow.
-
-        Raises:
-            UserError: A value is NaN or infinite.
-        """
-        broken, trainer = _first_not_finite(module), module._trainer
-        if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
-            if broken:
-                raise UserError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
-            return
-        if trainer.strategy.reduce_boolean_decision(broken is None):
-            return
-        folder = Path(trainer.default_root_dir)
-        kept = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
-        start = f"from the checkpoint before, {kept}" if kept else "from the start, since none was saved before"
-        raise UserError(
-            f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is "
-            "not saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which goes "
-            f"on {start}; or start a run with a lower learning rate in another --output"
-        )
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Optimiser steps of a fit, over which the learning rate follows its schedule.
+def build_optimizer(module: LightningModule, make: Callable[[ParamsT], Optimizer]) -> Optimizer:
+    """The optimizer of a task.
 
     Raises:
-        UserError: The fit has no such number, as with `max_time` alone.
+        UserError: It cannot be made, not be sharded, or gets gradients multiplied by what float16 needs.
     """
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
+    try:
+        optimizer = make(module.parameters())
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
+    _check_optimizer(module, optimizer)
+    return optimizer
+
+
+def _check_optimizer(module: LightningModule, optimizer: Optimizer) -> None:
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    sharded = isinstance(module.trainer.strategy, ModelParallelStrategy)
+    if fused and sharded and not isinstance(optimizer, (Adam, AdamW)):
         raise UserError(
-            "the learning rate follows a schedule over the steps of a fit, and this one has no number of them; give "
-            "the Trainer max_steps, also beside max_time"
+            f"a fused {type(optimizer).__name__} cannot work on a sharded model; give the optimizer `fused: false`"
         )
-    return int(steps)
+    scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
+    if scaled and fused:
+        raise UserError(
+            f"precision {module.trainer.precision} with a fused {type(optimizer).__name__}: its gradients cannot "
+            "be clipped; give the optimizer `fused: false`, or train with precision bf16-mixed"
+        )
+
+
+def check_finite(module: LightningModule) -> None:
+    """Refuse to save weights or optimizer states that are not finite, on all ranks if they are so on one.
+
+    A step with finite gradients can make such: where the rate is high, or where the optimizer's numbers overflow.
+
+    Raises:
+        UserError: A value is NaN or infinite.
+    """
+    broken, trainer = _first_not_finite(module), module._trainer
+    if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
+        if broken:
+            raise UserError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
+        return
+    if trainer.strategy.reduce_boolean_decision(broken is None):
+        return
+    folder = Path(trainer.default_root_dir)
+    kept = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
+    start = f"from the checkpoint before, {kept}" if kept else "from the start, since none was saved before"
+    raise UserError(
+        f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is "
+        "not saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which goes "
+        f"on {start}; or start a run with a lower learning rate in another --output"
+    )
 
 
 def _first_not_finite(module: LightningModule) -> str | None:

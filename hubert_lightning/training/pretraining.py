@@ -3,34 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
-from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.load import read_trained
 from hubert_lightning.pretrained.weights import Trained, encoder_of, predictors_of
 from hubert_lightning.training.batches import PretrainingBatch
-from hubert_lightning.training.distributed import shard
-from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps
-from hubert_lightning.training.restoring import load_task
-from hubert_lightning.training.schedules import linear_warmup_decay
+from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
+from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
 from hubert_lightning.units.quality import entropy
 
 
-class HubertPretraining(LightningModule):
+class HubertPretraining(Task):
     """Predict the cluster of each masked frame from the frames around it. Defaults: HuBERT Base, iteration 1.
 
     Args:
@@ -73,7 +66,6 @@ class HubertPretraining(LightningModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
         within(1, 2**20, final_dim=final_dim)
         within(1, 2**16, num_clusters=num_clusters)
         within(0, feature_penalty=feature_penalty)
@@ -87,13 +79,12 @@ class HubertPretraining(LightningModule):
             raise UserError(f"warmup is {warmup}; it is a fraction from 0 to 1; warmup_steps is a number")
         if warmup_steps is not None and warmup_steps < 0:
             raise UserError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
-        if isinstance(encoder, dict):  # from a checkpoint
-            encoder = EncoderConfig(**encoder)
+        encoder = encoder_config(encoder)
+        super().__init__(encoder, optimizer or base_optimizer, max_skipped, compile, activation_checkpointing)
         streams = [num_clusters] if isinstance(num_clusters, int) else num_clusters
         # RunRecord logs what was built
-        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *HOW_NOT_WHAT], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *CHANGEABLE_ON_RESUME], logger=False)
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
-        self.encoder = HubertEncoder(encoder)
         trained = None if pretrained is None else read_trained(pretrained)
         if pretrained is not None and trained is not None:
             self.encoder.load_state_dict(_weights_of(pretrained, trained, encoder))
@@ -104,11 +95,7 @@ class HubertPretraining(LightningModule):
             self._keep_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
         self.pretrained, self.keep_head = pretrained, keep_head
-        self.optimizer = optimizer or base_optimizer
         self.warmup, self.given_warmup_steps = warmup, warmup_steps
-        self.global_batch = GlobalBatch(max_skipped)
-        self.encoder.checkpointing = activation_checkpointing
-        self.compiling = compile
 
     def _keep_head(self, pretrained: Path | None, trained: Trained | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
@@ -132,7 +119,9 @@ class HubertPretraining(LightningModule):
         """Of each stream of labels."""
         return [predictor.num_clusters for predictor in self.predictors]  # type: ignore[misc]
 
-    load_from_checkpoint = classmethod(load_task)  # type: ignore[assignment, var-annotated]
+    @property
+    def heads(self) -> nn.ModuleList:
+        return self.predictors
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """Cluster logits of every frame for each stream, and the mean square of the convolutions' output.
@@ -145,10 +134,7 @@ class HubertPretraining(LightningModule):
         return [predictor(frames) for predictor in self.predictors], penalty
 
     def training_step(self, batch: PretrainingBatch) -> Tensor:
-        torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
-        agreed = torch.Generator().manual_seed(batch.step_seed)
-        kept = self.encoder.draw_kept(agreed)
-        logging = self._logging
+        kept, logging = self.seed_step(batch), self.logs_this_step
         loss, metrics = self._step(batch, kept, every_frame=logging)
         if logging:
             clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
@@ -156,31 +142,6 @@ class HubertPretraining(LightningModule):
             metrics["masked_fraction"] = batch.mask.float().mean()
             self._log("train", metrics, batch)
         return self.global_batch.add(loss, self._num_terms(batch), batch.id)
-
-    @property
-    def _logging(self) -> bool:
-        """Whether the Trainer writes what is logged in this step; if not, logging would be a tenth of a small step."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.global_step + 1) % every == 0
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        norm = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self._logging:
-            self.log("train/gradient_norm", norm)
-            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-            self.log("train/skipped_steps", self.global_batch.skipped)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.refuse_unsound(self)
-        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
 
     def operations(self, batch: PretrainingBatch) -> int:
         """Floating-point operations of a training step on this batch."""
@@ -265,22 +226,15 @@ class HubertPretraining(LightningModule):
         counts = torch.zeros(len(ids), max(self.num_clusters), dtype=torch.int64, device=ids.device)
         return counts.scatter_add_(1, ids, torch.ones_like(ids))
 
-    def configure_model(self) -> None:
-        if self.compiling:
-            self.encoder.compile_parts()
-        shard(self, self.encoder, self.predictors)
-
     @property
     def warmup_steps(self) -> int:
         """Steps of this run up to the peak of the learning rate."""
         if self.given_warmup_steps is not None:
             return self.given_warmup_steps
-        return round(self.warmup * total_steps(self.trainer))
+        return super().warmup_steps
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.global_batch.made(self, self.optimizer)
-        rate = linear_warmup_decay(self.warmup_steps, total_steps(self.trainer))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+    def schedule(self, total_steps: int) -> Schedule:
+        return linear_warmup_decay(self.warmup_steps, total_steps)
 
 
 def base_optimizer(parameters: ParamsT) -> AdamW:
