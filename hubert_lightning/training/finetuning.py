@@ -15,10 +15,10 @@ from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
-from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, weights_fingerprint, write_rows
+from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
@@ -26,7 +26,7 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
-from hubert_lightning.training.global_batch import tries_rates
+from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.schedules import Schedule, tri_stage
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
 from hubert_lightning.vocabulary import BLANK, Vocabulary, comparable, read_vocabulary
@@ -151,7 +151,7 @@ class CTCFinetuning(Task):
             self.search = search_with(self.decoder, self.vocabulary, self.trainer.num_devices, strategy.root_device)
         if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
             return
-        if self.trainer.world_size > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        if self.trainer.world_size > 1 and not finds_unused_parameters(strategy):
             raise UserError(
                 f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
                 "take trainer.strategy ddp_find_unused_parameters_true, or freeze_steps 0"
@@ -180,7 +180,7 @@ class CTCFinetuning(Task):
     def training_step(self, batch: TranscribedBatch) -> Tensor:
         kept = self.seed_step(batch)
         # Where rates are tried, it is not frozen: one that suits the head alone would be far too high for the encoder
-        frozen = self.global_step < self.freeze_steps and not tries_rates(self.trainer)
+        frozen = self.global_step < self.freeze_steps and not tries_learning_rates(self.trainer)
         with torch.set_grad_enabled(not frozen):
             frames = self.encoder(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept)
         loss = self._loss(self._spelled(frames), batch)
