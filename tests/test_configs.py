@@ -34,8 +34,8 @@ SCRATCH = {
     ROOT / "configs/demo-scratch.yaml": FINETUNING[-1],
 }
 LARGER = [ROOT / f"configs/finetune/{size}/{split}.yaml" for size in ("large", "xlarge") for split in SPLITS]
-SIZES = sorted((ROOT / "configs/size").glob("*.yaml"))
-CLUSTERS = sorted((ROOT / "configs/clusters").glob("*.yaml"))
+SIZES = sorted((ROOT / "configs/pretrain/size").glob("*.yaml"))
+CLUSTERS = sorted((ROOT / "configs/pretrain/ablations").glob("*.yaml"))
 
 
 def name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""configs/librispeech.sh runs any cell of the paper's table, and goes on where it was interrupted.
+"""configs/recipes/librispeech.sh runs any cell of the paper's table, and goes on where it was interrupted.
 
 `hubert` is a stand-in, which notes what it was asked for and leaves the files that the real one leaves; the last test
 takes the real one.
@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from hubert_lightning.cli import main
 
-SCRIPT = ROOT / "configs/librispeech.sh"
+SCRIPT = ROOT / "configs/recipes/librispeech.sh"
 SETS = ("dev-clean", "dev-other", "test-clean", "test-other")
 FOLDERS = {"base": [""], "large": ["", "large/"], "xlarge": ["", "large/", "xlarge/"]}
 TRAIN = {"100h": ["train-clean-100"], "960h": ["train-clean-100", "train-clean-360", "train-other-500"]}
@@ -171,7 +171,7 @@ def test_another_encoder_can_be_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "environment", "sentence"),
     [
-        ([], {}, "give a size and a split, as in: configs/librispeech.sh base 10h"),
+        ([], {}, "give a size and a split, as in: configs/recipes/librispeech.sh base 10h"),
         (["huge", "10h"], {}, "the size 'huge' is none of base, large and xlarge"),
         (["base", "10hours"], {}, "the split '10hours' is none of 10min, 1h, 10h, 100h and 960h"),
         (["base", "10h"], {"DATA": ""}, "manifests are missing, and DATA is not set; give the folder that holds Libri"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A cell of the paper's table of LibriSpeech, end to end: fine-tune a SIZE on a SPLIT, tune the decoder, test.
 # Run, from a folder that holds checkpoints/ and will hold manifests/ (docs/librispeech.md):
-#   DATA=corpora LM=lm/4-gram.arpa LEXICON=lm/lexicon.txt configs/librispeech.sh SIZE SPLIT
+#   DATA=corpora LM=lm/4-gram.arpa LEXICON=lm/lexicon.txt configs/recipes/librispeech.sh SIZE SPLIT
 # Given again, it goes on where it was interrupted, and does nothing twice that is newer than the checkpoint it is of.
 # SIZE: base, large or xlarge. SPLIT: 10min, 1h, 10h, 100h or 960h. The run's folder: checkpoints/SIZE-SPLIT.
 # DATA: folder that holds LibriSpeech and librispeech_finetuning; needed as long as manifests are missing.
@@ -19,8 +19,8 @@ refuse() {
 }
 hubert() { command ${HUBERT:-uv run hubert} "$@"; }
 
-size=${1:-} split=${2:-} configs=$(dirname "${BASH_SOURCE[0]}")
-(($# == 2)) || refuse "give a size and a split, as in: configs/librispeech.sh base 10h"
+size=${1:-} split=${2:-} configs=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+(($# == 2)) || refuse "give a size and a split, as in: configs/recipes/librispeech.sh base 10h"
 layers=(--config "$configs/finetune/$split.yaml")
 case $size in
   base) pretrained=checkpoints/base/iteration2/last.ckpt ;;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fit on the nodes of a SLURM cluster, one process per GPU; Lightning takes rank and address from SLURM.
 # Before: `uv sync` in a folder that all nodes share; then, from there, for the paper's 32 GPUs,
-#   uv run sbatch --nodes=4 configs/cluster/slurm.sh \
+#   uv run sbatch --nodes=4 configs/launch/slurm.sh \
 #     --trainer.accumulate_grad_batches 1 --trainer.val_check_interval 10000
 # Options before the script are sbatch's and replace those below; arguments after it go to `hubert fit`.
 # Set, for your cluster: --account, --partition, --time, --cpus-per-task, and GPUs of a node, twice:

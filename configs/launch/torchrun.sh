@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fit on several hosts without SLURM: torchrun starts one process per GPU, and Lightning takes rank and address from it.
 # Before: `uv sync` in a folder that all hosts share; then, from there, on the first host,
-#   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 uv run configs/cluster/torchrun.sh
+#   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 uv run configs/launch/torchrun.sh
 #   and on the second the same with NODE_RANK=1, and so on. Arguments go to `hubert fit`.
 # NODES: number of hosts. NODE_RANK: which of them this one is, from 0; the others look for host 0.
 # MASTER_ADDR, MASTER_PORT: address of host 0 that the others reach, and a port that is free there.
