@@ -8,11 +8,12 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 from mkdocs.config.defaults import MkDocsConfig
@@ -68,11 +69,13 @@ def help_of(*verb: str) -> str:
 
 
 def verbs() -> Iterator[tuple[str, ...]]:
-    """Every verb, and every verb of a verb."""
+    """Every verb, and every verb of a verb, which the help of the outer one lists in braces."""
     from hubert_lightning.cli import VERBS
 
     for verb in VERBS:
-        yield tuple(verb.split())
+        yield (verb,)
+        if inner := re.search(r"\{([\w,-]+)\}\s+\.\.\.", help_of(verb)):
+            yield from ((verb, name) for name in inner[1].split(","))
 
 
 def verbs_page() -> str:
@@ -94,13 +97,14 @@ def rows_of(key: str, path: str) -> Iterator[str]:
     cls = named(path)
     documented = parse(cls.__doc__ or "")
     meanings = {argument.arg_name: argument.description or "" for argument in documented.params}
+    hints = get_type_hints(cls.__init__)
     yield f"| **{cls.__name__}** | | | **{cell(documented.short_description or '')}** |"
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = "required" if parameter.default is parameter.empty else f"`{shown(parameter.default)}`"
-        kind = annotation(parameter.annotation)
-        yield f"| `{key}.{name}` | {default} | `{cell(kind)}` | {cell(meanings.get(name, ''))} |"
+        kind = annotation(hints.get(name, parameter.annotation))
+        yield f"| `{key}.{name}` | {default} | `{kind}` | {cell(meanings.get(name, ''))} |"
 
 
 def cell(text: str) -> str:
@@ -115,16 +119,25 @@ def shown(value: Any) -> str:
 
 
 def annotation(kind: Any) -> str:
-    text = kind if isinstance(kind, str) else getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
-    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", text or "").replace("NoneType", "null").replace("None", "null")
+    """A type without the names of modules; alternatives are joined by "or"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(annotation(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(repr(argument) for argument in arguments)
+    if origin is Callable:
+        return f"class of {annotation(arguments[-1])}"
+    if arguments:
+        return f"{annotation(origin)}[{', '.join(map(annotation, arguments))}]"
+    return {type(None): "null", Any: "any"}.get(kind) or getattr(kind, "__name__", str(kind))
 
 
 def keys_page() -> str:
     parts = [
         "# YAML keys",
         "",
-        "Generated from the signatures and docstrings. Keys of Lightning's own classes, such as `trainer.max_steps`, are",
-        "in Lightning's documentation; `hubert fit --print_config` prints all keys with their values.",
+        "Generated from the signatures and docstrings. Lightning documents the keys of its own classes, such as",
+        "`trainer.max_steps`. `hubert fit --print_config` prints all keys with their values.",
         "",
         "Four more keys stand at the top: `output` (folder of the run), `seed_everything` (seed of fresh weights),",
         "`checkpoint` (arguments of Lightning's `ModelCheckpoint`, such as `every_n_train_steps`), and `trainer`.",
@@ -149,4 +162,6 @@ def python_page() -> str:
     parts = ["# Python API", "", "Every name is imported from `hubert_lightning`.", ""]
     for _, path in paths:
         parts += [f"::: {path}", ""]
+        if ".training." in path:  # methods are Lightning's hooks
+            parts[-1:] = ["    options:", "      members: false", ""]
     return "\n".join(parts)
