@@ -50,7 +50,7 @@ kmeans=(benchmarks/kmeans.py --device "$device" --clusters "$clusters" --only to
 relabel=(benchmarks/relabelling.py --manifest "$work/one.jsonl.gz" --times "$times" --device "$device"
     --clusters "$clusters" --max_frames "$frames" --num_workers "$half" --batch_duration 87.5)
 
-part "the same numbers as on a processor" 100 -m pytest -p no:cacheprovider tests/test_gpu.py tests/test_kmeans.py \
+part "the same numbers as on a processor" 100 -m pytest -p no:cacheprovider tests/test_gpu.py tests/units/test_kmeans.py \
     -k "(gpu or cuda) and not compiled"
 part "a step of Base" 80 "${step[@]}" "${base[@]}" --contestants ours torchaudio transformers --json "$out/base.json"
 part "a step of Large" 80 "${step[@]}" "${large[@]}" --contestants ours torchaudio transformers \

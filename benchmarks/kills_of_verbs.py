@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import fork_server
-from test_recognition import save_ctc
+from helpers import save_ctc
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest

@@ -1,6 +1,6 @@
 """HuBERT (Hsu et al. 2021, arXiv 2106.07447) as a PyTorch Lightning application.
 
-The public names are those of `__init__.pyi`. Each is imported when it is first used: importing torch and Lightning takes
+`__init__.pyi` lists the public names. Each is imported at its first use, since importing torch and Lightning takes
 seconds.
 """
 

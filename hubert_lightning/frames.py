@@ -2,7 +2,7 @@
 
 The seven convolutions see 25 ms of audio (400 samples at 16 kHz) and move by 20 ms (320 samples): frame `k` covers
 samples `[k * HOP, k * HOP + WINDOW)`. MFCC frames have the same window and half the hop, so every other MFCC frame
-covers the same samples as a frame of the encoder, whatever the length of the recording (tests/test_mfcc.py).
+covers the same samples as a frame of the encoder, whatever the length of the recording (tests/features/test_mfcc.py).
 """
 
 from typing import TypeVar

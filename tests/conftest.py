@@ -1,59 +1,21 @@
 """A tiny corpus made on the spot and a tiny encoder: everything that trains in these tests trains on them."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
 import torch
+from helpers import NUM_FRAMES, SMALL, Encoder
 from hypothesis import settings
 from lhotse import CutSet
-from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.demo.synthesis import synthesise_corpus
 from hubert_lightning.frames import SAMPLE_RATE, num_samples
-from hubert_lightning.model.config import EncoderConfig
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
-
-TINY = EncoderConfig(
-    conv_channels=16,
-    dim=32,
-    num_layers=2,
-    num_heads=2,
-    ffn_dim=64,
-    pos_kernel=16,
-    pos_groups=4,
-    dropout=0.0,
-    attention_dropout=0.0,
-    input_dropout=0.0,
-    layer_drop=0.0,
-    feature_grad_mult=1.0,
-)
-
-SMALL: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    "feat_extract_norm": "group",
-}
-NUM_FRAMES = 120
-
-
-ROOT = Path(__file__).parent.parent
-RECORDINGS = ROOT.parent / "shared" / "data"
-
-needs_recordings = pytest.mark.skipif(
-    not RECORDINGS.is_dir(), reason="the real recordings are not beside this checkout (../shared/data)"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -99,23 +61,13 @@ def speech(tmp_path: Path, train_cuts: CutSet) -> list[Path]:
 @pytest.fixture(scope="module")
 def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-training run of one step on MFCC labels, 20 clusters of 3000 frames, with its checkpoint."""
-    from test_pretraining import a_model, a_trainer, some_data
+    from helpers import logging_trainer, pretraining_data, pretraining_model
 
     folder = tmp_path_factory.mktemp("run")
-    trainer = a_trainer(folder, 1)
-    trainer.fit(a_model(), datamodule=some_data(manifests, num_workers=0))
+    trainer = logging_trainer(folder, 1)
+    trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
     trainer.save_checkpoint(folder / "last.ckpt")
     return folder
-
-
-@dataclass
-class Encoder:
-    """What models with a solved head share: an encoder's state, a recording, and what the one hears in the other."""
-
-    state: dict[str, Tensor]
-    recording: Path
-    frames: Tensor  # (frames, dim)
-    inverse: Tensor  # (dim and bias, frames), which solves a head
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Files of every kind that this package reads, seeded mutations of them, and what a reader makes of each.
 
 A mutation is read in a process of its own: it may end in success or in one sentence of this package, within a time and
-a memory, and runs nothing. `tests/test_mutations.py` reads a few hundred, `benchmarks/mutations.py` any number.
+a memory, and runs nothing. `tests/untrusted/test_mutations.py` reads a few hundred, `benchmarks/mutations.py` any
+number.
 """
 
 import gzip
@@ -30,12 +31,17 @@ import numpy as np
 import soundfile
 import torch
 import yaml
-from conftest import TINY
+from foreign_models import (
+    beside_a_model,
+    fairseq_settings,
+    fairseq_state,
+    of_transformers,
+    save_transformers,
+    small_config,
+)
+from helpers import HELLO, HELLO_WORD, TINY, long_format, save_ctc, short_format
 from lhotse import CutSet
 from sklearn.cluster import MiniBatchKMeans
-from test_alignment import HELLO, HELLO_WORD, long_format, short_format
-from test_formats import beside_a_model, fairseq_settings, fairseq_state, of_transformers, small
-from test_recognition import save_ctc, save_transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -230,7 +236,7 @@ def make_language(folder: Path) -> None:
 
 def searched(search: BeamSearch) -> None:
     rows = torch.randn(3, len(search.vocabulary), generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
-    search.nbest_of([rows])
+    search.nbest([rows])
     search.close()
 
 
@@ -288,7 +294,7 @@ def make_run(folder: Path) -> None:
 
 
 def make_fairseq(folder: Path) -> None:
-    config = small("group")
+    config = small_config("group")
     model, task = fairseq_settings(config)
     theirs = of_transformers(config)
     torch.save({"model": fairseq_state(theirs), "cfg": {"model": model, "task": task}}, folder / "a.pt")

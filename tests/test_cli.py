@@ -16,7 +16,16 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import RECORDINGS, ROOT, needs_recordings
+from helpers import (
+    RECORDINGS,
+    SMOKE,
+    SMOKE_FINETUNE,
+    TWO_ITERATIONS,
+    needs_recordings,
+    pretraining_options,
+    refused,
+    transcribed_options,
+)
 from lhotse import CutSet
 
 from hubert_lightning.cli import main
@@ -24,46 +33,12 @@ from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.units.label_store import LabelStore
 
-SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
-SMOKE_FINETUNE = [
-    *("--config", str(ROOT / "configs/demo-finetune.yaml")),
-    *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
-]
-TWO_ITERATIONS = (
-    "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 2},"
-    "{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: 3}]"
-)
-
-
-def speech(manifests: Path) -> list[str]:
-    return [
-        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
-        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-    ]
-
-
-def transcribed(manifests: Path) -> list[str]:
-    return [
-        f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
-        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-        f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
-    ]
-
-
-def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
-    """The one sentence that a command line is refused with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
-
 
 @pytest.fixture(scope="module")
 def pretraining(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two iterations by one command."""
     output = tmp_path_factory.mktemp("runs") / "pretraining"
-    main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={output}"])
+    main(["fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={output}"])
     return output
 
 
@@ -72,7 +47,7 @@ def finetuning(pretraining: Path, manifests: Path) -> Path:
     output = pretraining.parent / "finetuning"
     pretrained = pretraining / "iteration2" / "last.ckpt"
     more = [f"--model.init_args.pretrained={pretrained}", f"--output={output}"]
-    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more])
+    main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more])
     return output
 
 
@@ -107,7 +82,16 @@ def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifes
         "{features: previous, layer: best, clusters: 10, max_frames: 2000, weights: previous, max_steps: 1,"
         "kmeans: {class_path: hubert_lightning.KMeans, init_args: {restarts: 1, batch_frames: 500}}}]"
     )
-    main(["fit", *SMOKE, *speech(manifests), iterations, f"--output={tmp_path}", "--model.init_args.warmup_steps=0"])
+    main(
+        [
+            "fit",
+            *SMOKE,
+            *pretraining_options(manifests),
+            iterations,
+            f"--output={tmp_path}",
+            "--model.init_args.warmup_steps=0",
+        ]
+    )
     first, second = (torch.load(tmp_path / f"iteration{k}" / "last.ckpt", weights_only=True) for k in (1, 2))
     weight = "encoder.projection.weight"
     assert first["state_dict"]["predictors.1.codewords"].shape[0] == 20
@@ -124,7 +108,16 @@ def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path,
         "--data.init_args.max_duration=5",
         "--trainer.limit_val_batches=0",
     ]
-    main(["fit", *SMOKE, *speech(manifests), f"--iterations=[{few}, {many}]", *options, f"--output={tmp_path}"])
+    main(
+        [
+            "fit",
+            *SMOKE,
+            *pretraining_options(manifests),
+            f"--iterations=[{few}, {many}]",
+            *options,
+            f"--output={tmp_path}",
+        ]
+    )
     for number, warmup, steps in ((1, 1, 13), (2, 2, 25)):
         with (tmp_path / f"iteration{number}" / "metrics.csv").open() as file:
             logged = [row["train/learning_rate"] for row in csv.DictReader(file)]
@@ -136,7 +129,7 @@ def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path,
 def test_a_run_from_before_there_was_a_share_goes_on_with_its_number_of_steps(manifests: Path, tmp_path: Path) -> None:
     def command(steps: int) -> list[str]:
         labels = f"--iterations=[{{clusters: 20, max_frames: 2000, max_steps: {steps}}}]"
-        return ["fit", *SMOKE, *speech(manifests), labels, f"--output={tmp_path}"]
+        return ["fit", *SMOKE, *pretraining_options(manifests), labels, f"--output={tmp_path}"]
 
     main(command(2))
     kept = tmp_path / "iteration1" / "config.yaml"
@@ -161,7 +154,7 @@ def test_finished_iterations_are_not_trained_again(
 ) -> None:
     before = (pretraining / "iteration1" / "last.ckpt").stat().st_mtime_ns
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={pretraining}"])
+        main(["fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={pretraining}"])
     assert stopped.value.code == 0
     assert "finished already" in capsys.readouterr().out
     assert (pretraining / "iteration1" / "last.ckpt").stat().st_mtime_ns == before
@@ -188,7 +181,7 @@ def test_an_interrupted_walk_goes_on_where_it_stopped(pretraining: Path, manifes
     shutil.rmtree(tmp_path / "run" / "iteration2")
     first = tmp_path / "run" / "iteration1"
     before = (first / "last.ckpt").stat().st_mtime_ns
-    main(["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"])
+    main(["fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"])
     assert (first / "last.ckpt").stat().st_mtime_ns == before
     assert json.loads((tmp_path / "run" / "iteration2" / "metrics.json").read_text())["steps"] == 3
 
@@ -244,7 +237,7 @@ def test_a_run_that_is_given_more_steps_goes_on(finetuning: Path, manifests: Pat
     shutil.copytree(finetuning, tmp_path / "run")
     pretrained = finetuning.parent / "pretraining" / "iteration2" / "last.ckpt"
     more = [f"--model.init_args.pretrained={pretrained}", f"--output={tmp_path / 'run'}", "--trainer.max_steps=5"]
-    main(["fit", *SMOKE_FINETUNE, *transcribed(manifests), *more, "--trainer.logger.init_args.version=resumed"])
+    main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more, "--trainer.logger.init_args.version=resumed"])
     with (tmp_path / "run" / "resumed" / "metrics.csv").open() as log:
         losses = [row["train/loss"] for row in csv.DictReader(log) if row["train/loss"]]
     assert len(losses) == 3  # the first two steps are not taken again
@@ -256,7 +249,13 @@ def test_a_run_that_is_given_more_steps_goes_on(finetuning: Path, manifests: Pat
 
 
 def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", "--checkpoint.every_n_train_steps=1"]
+    command = [
+        "fit",
+        *SMOKE,
+        *pretraining_options(manifests),
+        f"--output={tmp_path}",
+        "--checkpoint.every_n_train_steps=1",
+    ]
     iterations = "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 100000}]"
     process = subprocess.Popen([sys.executable, "-m", "hubert_lightning", *command, iterations])
     newest = tmp_path / "iteration1" / "last.ckpt"
@@ -290,7 +289,7 @@ main()
 def test_labels_whose_making_was_killed_end_as_the_same_bytes(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["fit", *SMOKE, *speech(manifests)]
+    command = ["fit", *SMOKE, *pretraining_options(manifests)]
     killed, whole = (tmp_path / name for name in ("killed", "whole"))
     labels = killed / "iteration1" / "labels"
     process = subprocess.Popen([sys.executable, "-c", SLOW_SHARDS, *command, f"--output={killed}"])
@@ -361,7 +360,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
 def test_a_mistake_in_a_config_is_one_sentence(
     typed: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", typed)
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}", typed)
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert not any(tmp_path.iterdir())
@@ -369,13 +368,15 @@ def test_a_mistake_in_a_config_is_one_sentence(
 
 @pytest.mark.parametrize("key", ["data.init_args.train", "data.init_args.validation"])
 def test_a_missing_manifest(key: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--{key}=[/no/such.jsonl.gz]", f"--output={tmp_path}")
+    error = refused(
+        capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--{key}=[/no/such.jsonl.gz]", f"--output={tmp_path}"
+    )
     assert error == "hubert: /no/such.jsonl.gz: no such manifest; make it with `hubert prepare`\n"
 
 
 def test_a_missing_pre_trained_model(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     more = ["--model.init_args.pretrained=/no/model.ckpt", f"--output={tmp_path}"]
-    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
+    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more)
     assert error.startswith("hubert: /no/model.ckpt does not exist; give a .ckpt of `hubert fit`")
 
 
@@ -384,7 +385,7 @@ def test_a_checkpoint_of_the_wrong_kind(
 ) -> None:
     wrong = pretraining / "iteration1" / "last.ckpt"
     error = refused(
-        capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--ckpt_path={wrong}", f"--output={tmp_path}"
+        capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--ckpt_path={wrong}", f"--output={tmp_path}"
     )
     assert "last.ckpt: a checkpoint of" in error
     assert "HubertPretraining, not of" in error
@@ -396,7 +397,7 @@ def test_a_checkpoint_that_is_none(
 ) -> None:
     wrong = pretraining / "iteration1" / "kmeans.safetensors"
     more = [f"--model.init_args.pretrained={wrong}", f"--output={tmp_path}"]
-    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), *more)
+    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more)
     assert "kmeans.safetensors holds no HuBERT; give a .ckpt" in error
 
 
@@ -404,7 +405,7 @@ def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
     finetuning: Path, pretraining: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "cut.ckpt").write_bytes((finetuning / "last.ckpt").read_bytes()[:5000])
-    more = [*SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path / 'run'}"]
+    more = [*SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={tmp_path / 'run'}"]
     assert "cut.ckpt is damaged" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'cut.ckpt'}")
     wrong = pretraining / "iteration1" / "kmeans.safetensors"
     assert "kmeans.safetensors is damaged, or no file of torch.save" in refused(
@@ -430,7 +431,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(
 ) -> None:
     typed = typed.format(run=pretraining)
     more = [f"--output={tmp_path / 'run'}", typed]
-    assert sentence in refused(capsys, "fit", *SMOKE, *speech(manifests), *more)
+    assert sentence in refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), *more)
     assert not list((tmp_path / "run").glob("*/*"))
 
 
@@ -439,7 +440,7 @@ def test_more_steps_for_an_iteration_that_another_was_built_on(
 ) -> None:
     before = sorted(pretraining.rglob("*"))
     longer = TWO_ITERATIONS.replace("max_steps: 2", "max_steps: 4")
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), longer, f"--output={pretraining}")
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), longer, f"--output={pretraining}")
     assert "with more steps, its labels would no longer be those of" in error
     assert sorted(pretraining.rglob("*")) == before
 
@@ -456,7 +457,7 @@ def test_a_folder_that_holds_another_run(pretraining: Path, manifests: Path, cap
     before = sorted(pretraining.rglob("*"))
     error = refused(
         capsys,
-        *("fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={pretraining}"),
+        *("fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={pretraining}"),
         "--model.init_args.temperature=0.2",
     )
     assert "already holds another run, which differs in model.init_args.temperature (0.1 there, 0.2 here)" in error
@@ -467,21 +468,21 @@ def test_a_folder_that_holds_the_other_kind_of_run(
     pretraining: Path, finetuning: Path, manifests: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = sorted([*pretraining.rglob("*"), *finetuning.rglob("*")])
-    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={pretraining}")
+    error = refused(capsys, "fit", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={pretraining}")
     assert f"{pretraining}: already holds another run" in error
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, f"--output={finetuning}")
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={finetuning}")
     assert f"{finetuning}: already holds another run" in error
     assert sorted([*pretraining.rglob("*"), *finetuning.rglob("*")]) == before
 
 
 def test_a_fit_without_an_end(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), "--iterations=[]", f"--output={tmp_path}")
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), "--iterations=[]", f"--output={tmp_path}")
     assert "nothing says when this fit ends; set trainer.max_steps" in error
 
 
 def test_an_output_that_is_a_file(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "notes").write_text("mine")
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path / 'notes'}")
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path / 'notes'}")
     assert "notes: a file, not a folder; choose another --output" in error
 
 
@@ -503,7 +504,7 @@ def test_a_label_store_cut_short_is_named_and_kept(
         "--trainer.max_steps=2",
         f"--output={tmp_path / 'run'}",
     ]
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), *more)
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), *more)
     assert "00000.npy: cut short or missing" in error
 
 
@@ -521,7 +522,7 @@ def test_labels_that_do_not_fit(
     more = ["--model.init_args.num_clusters=20", f"--data.init_args.labels={places['labels']}", "--iterations=[]"]
     error = refused(
         capsys,
-        *("fit", *SMOKE, *speech(manifests), *more, f"--output={tmp_path}", change.format(**places)),
+        *("fit", *SMOKE, *pretraining_options(manifests), *more, f"--output={tmp_path}", change.format(**places)),
         "--trainer.max_steps=2",
     )
     assert sentence.format(**places) in error
@@ -535,8 +536,8 @@ def test_audio_that_is_gone(manifests: Path, tmp_path: Path, capsys: pytest.Capt
     main(["prepare", "folder", str(tmp_path / "audio"), str(tmp_path)])
     (tmp_path / "audio" / "a.wav").unlink()
     error = refused(
-        capsys, "fit", *SMOKE, *speech(manifests), f"--data.init_args.train=[{tmp_path / 'audio.jsonl.gz'}]",
-        f"--output={tmp_path / 'run'}",
+        capsys, "fit", *SMOKE, *pretraining_options(manifests),
+        f"--data.init_args.train=[{tmp_path / 'audio.jsonl.gz'}]", f"--output={tmp_path / 'run'}",
     )  # fmt: skip
     assert "a.wav" in error
     assert "restore" in error
@@ -544,14 +545,14 @@ def test_audio_that_is_gone(manifests: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_one_manifest_where_a_list_is_wanted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     bare = f"--data.init_args.train={manifests / 'train.jsonl.gz'}"
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), bare, f"--output={tmp_path}")
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), bare, f"--output={tmp_path}")
     assert "data.train: a list of manifests is wanted, and one path was given; put it in brackets" in error
 
 
 def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     error = refused(
         capsys,
-        *("fit", *SMOKE, *speech(manifests), f"--output={tmp_path}"),
+        *("fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}"),
         "--iterations=[{features: previous, layer: 1}]",
     )
     assert "iterations[0].features is 'previous', but nothing precedes it" in error
@@ -578,14 +579,18 @@ def test_a_mistake_in_the_second_iteration_is_found_before_the_first(
     iteration: str, sentence: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     iterations = f"--iterations=[{{clusters: 20, max_steps: 2}},{iteration}]"
-    assert sentence in refused(capsys, "fit", *SMOKE, *speech(manifests), iterations, f"--output={tmp_path / 'run'}")
+    assert sentence in refused(
+        capsys, "fit", *SMOKE, *pretraining_options(manifests), iterations, f"--output={tmp_path / 'run'}"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_steps_that_iterations_would_overrule_are_refused(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", "--trainer.max_steps=9")
+    error = refused(
+        capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}", "--trainer.max_steps=9"
+    )
     assert "trainer.max_steps is 9, but each entry of iterations has its own" in error
 
 
@@ -596,7 +601,7 @@ def test_labels_of_trained_checkpoints_are_never_replaced(
     (tmp_path / "run" / "iteration2" / "metrics.json").unlink()
     before = (tmp_path / "run" / "iteration2" / "kmeans.safetensors").read_bytes()
     other = TWO_ITERATIONS.replace("layer: 1", "layer: 2")
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), other, f"--output={tmp_path / 'run'}")
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), other, f"--output={tmp_path / 'run'}")
     assert "iteration2: already holds another run, which differs in labels." in error
     assert (tmp_path / "run" / "iteration2" / "kmeans.safetensors").read_bytes() == before
 
@@ -604,12 +609,12 @@ def test_labels_of_trained_checkpoints_are_never_replaced(
 def test_validating_a_walk_asks_which_iteration(
     pretraining: Path, manifests: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    error = refused(capsys, "validate", *SMOKE, *speech(manifests), f"--output={pretraining}")
+    error = refused(capsys, "validate", *SMOKE, *pretraining_options(manifests), f"--output={pretraining}")
     assert "holds several iterations; choose one by its config" in error
 
 
 def test_testing_a_run_that_was_never_fitted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    error = refused(capsys, "test", *SMOKE_FINETUNE, *transcribed(manifests), f"--output={tmp_path}")
+    error = refused(capsys, "test", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={tmp_path}")
     assert "holds no best.ckpt or last.ckpt; fit first" in error
 
 
@@ -668,7 +673,7 @@ def test_the_last_checkpoint_is_asked_for_by_name_too(pretraining: Path, manifes
 
 def test_an_optimizer_that_cannot_be_made(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     both = "--model.init_args.optimizer={class_path: torch.optim.AdamW, init_args: {fused: true, foreach: true}}"
-    error = refused(capsys, "fit", *SMOKE, *speech(manifests), f"--output={tmp_path}", both)
+    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}", both)
     assert "the optimizer cannot be made (`fused` and `foreach` cannot be `True` together" in error
 
 
@@ -703,7 +708,14 @@ def test_a_mistake_in_a_verb_is_one_sentence(typed: str, sentence: str, capsys: 
 
 
 def test_a_fit_says_its_seed_once(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE, *speech(manifests), TWO_ITERATIONS, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [
+        "fit",
+        *SMOKE,
+        *pretraining_options(manifests),
+        TWO_ITERATIONS,
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
     output = tmp_path / "output.txt"
     typed = [*command, "--trainer.fast_dev_run=1", f"--output={tmp_path / 'run'}"]
     ranks = [fork_server.start(typed, output, environment=rank) for rank in fork_server.of_ranks(2)]
@@ -712,7 +724,7 @@ def test_a_fit_says_its_seed_once(manifests: Path, tmp_path: Path) -> None:
 
 
 def test_a_fit_of_several_nodes_says_whom_it_waits_for(manifests: Path, tmp_path: Path) -> None:
-    command = ["fit", *SMOKE_FINETUNE, *transcribed(manifests), "--model.init_args.pretrained=null"]
+    command = ["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), "--model.init_args.pretrained=null"]
     several = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
     output = tmp_path / "output.txt"
     output.touch()

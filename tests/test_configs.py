@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchaudio
 import yaml
+from helpers import FINETUNING_CONFIGS, PRETRAINING_CONFIGS, ROOT, SPLITS, parsed_config
 from torch import nn
 
 from hubert_lightning.cli import main
@@ -18,59 +19,38 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.training.datamodules import PretrainingData
-from hubert_lightning.training.experiment import HubertCLI
 from hubert_lightning.training.pretraining import HubertPretraining, base_optimizer
 from hubert_lightning.units.label_store import LabelStore
 
-ROOT = Path(__file__).parent.parent
-PRETRAINING = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
-SPLITS = ("10min", "1h", "10h", "100h", "960h")
-FINETUNING = [
-    *(ROOT / f"configs/finetune/{name}.yaml" for name in (*SPLITS, "own", "small")),
-    ROOT / "configs/demo-finetune.yaml",
-]
 SCRATCH = {
-    ROOT / "configs/finetune/small-scratch.yaml": FINETUNING[-2],
-    ROOT / "configs/demo-scratch.yaml": FINETUNING[-1],
+    ROOT / "configs/finetune/small-scratch.yaml": FINETUNING_CONFIGS[-2],
+    ROOT / "configs/demo-scratch.yaml": FINETUNING_CONFIGS[-1],
 }
 LARGER = [ROOT / f"configs/finetune/{size}/{split}.yaml" for size in ("large", "xlarge") for split in SPLITS]
 SIZES = sorted((ROOT / "configs/pretrain/size").glob("*.yaml"))
 CLUSTERS = sorted((ROOT / "configs/pretrain/ablations").glob("*.yaml"))
 
 
-def name(path: Path) -> str:
+def config_name(path: Path) -> str:
     return str(path.relative_to(ROOT / "configs"))
-
-
-class ParsedOnly(HubertCLI):
-    """Stops where classes would be built: XLarge would take 4 GB, and no manifest is there."""
-
-    def before_instantiate_classes(self) -> None:
-        raise SystemExit(0)
-
-
-def parsed(*args: str) -> ParsedOnly:
-    cli = ParsedOnly.__new__(ParsedOnly)
-    with pytest.raises(SystemExit) as stopped:
-        cli.__init__(["fit", *args])  # type: ignore[misc]
-    assert stopped.value.code == 0
-    return cli
 
 
 def assert_runs_alone(kept: Path) -> None:
     """The config in a run's folder says all of it, in words that another process understands."""
     assert "Unable to serialize" not in kept.read_text()
-    given, again = yaml.safe_load(kept.read_text()), parsed("--config", str(kept)).config.fit
+    given, again = yaml.safe_load(kept.read_text()), parsed_config("--config", str(kept)).config.fit
     assert again.model.init_args.encoder.as_dict() == given["model"]["init_args"]["encoder"]
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING, *FINETUNING, *LARGER, *SIZES, *SCRATCH, *CLUSTERS} == set((ROOT / "configs").rglob("*.yaml"))
+    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *CLUSTERS} == set(
+        (ROOT / "configs").rglob("*.yaml")
+    )
 
 
-@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING], ids=name)
+@pytest.mark.parametrize("path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS], ids=config_name)
 def test_a_config_parses_as_it_stands(path: Path) -> None:
-    config = parsed("--config", str(path)).config.fit
+    config = parsed_config("--config", str(path)).config.fit
     given = yaml.safe_load(path.read_text())
     assert config.output == given["output"]
     assert config.model.class_path.endswith(given["model"]["class_path"].split(".")[-1])
@@ -82,17 +62,17 @@ def test_a_config_parses_as_it_stands(path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=name)
+@pytest.mark.parametrize("size", SIZES, ids=config_name)
 def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
     asked = yaml.safe_load(size.read_text())["model"]["init_args"]
     base, recipe = (str(ROOT / "configs/pretrain" / name) for name in ("base.yaml", size.name))
     for args in (["--config", base, "--config", str(size)], ["--config", recipe]):  # a recipe has its size in it
-        model = parsed(*args).config.fit.model.init_args
+        model = parsed_config(*args).config.fit.model.init_args
         assert {key: model.encoder[key] for key in asked["encoder"]} == asked["encoder"]
         assert model.final_dim == asked["final_dim"]
 
 
-@pytest.mark.parametrize("clusters", CLUSTERS, ids=name)
+@pytest.mark.parametrize("clusters", CLUSTERS, ids=config_name)
 def test_an_ablation_takes_real_steps(clusters: Path, run: Path, manifests: Path, tmp_path: Path) -> None:
     [asked] = yaml.safe_load(clusters.read_text())["iterations"]
     layers = [ROOT / "configs/pretrain/base.yaml", clusters, ROOT / "tests/smoke.yaml"]
@@ -163,7 +143,7 @@ def test_a_recipe_has_the_size_and_the_dropouts_of_torchaudio(size: str) -> None
     assert tuple(convolution.conv.stride[0] for convolution in convolutions) == STRIDES
     assert [convolution.layer_norm is None for convolution in convolutions] == [False] + 6 * [group]
 
-    model = parsed("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit.model.init_args
+    model = parsed_config("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit.model.init_args
     assert EncoderConfig(**model.encoder.as_dict()) == expected
     assert model.final_dim == reference.logit_generator.final_proj.out_features
 
@@ -171,7 +151,7 @@ def test_a_recipe_has_the_size_and_the_dropouts_of_torchaudio(size: str) -> None
 @pytest.mark.parametrize("size", SIZES_OF_TORCHAUDIO)
 def test_a_recipe_has_the_head_of_torchaudio(size: str) -> None:
     """Each iteration's: torchaudio builds the head of Large and XLarge for 500 clusters, that of Base for any."""
-    cli = parsed("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit
+    cli = parsed_config("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit
     model = cli.model.init_args
     for iteration in cli.iterations:
         head = built_by_torchaudio(
@@ -193,7 +173,7 @@ def test_a_recipe_has_the_head_of_torchaudio(size: str) -> None:
     [("base", 5e-4, 10.0, 1_400_000), ("large", 1.5e-3, 1.0, 900_000), ("xlarge", 3e-3, 1.0, 360_000)],
 )
 def test_a_recipe_has_the_optimisation_of_fairseq(size: str, rate: float, clip: float, max_tokens: int) -> None:
-    config = parsed("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit
+    config = parsed_config("--config", str(ROOT / "configs/pretrain" / f"{size}.yaml")).config.fit
     model, named = config.model.init_args, config.model.init_args.optimizer
     weight = [nn.Parameter(torch.zeros(1))]
     optimizer = base_optimizer(weight) if named is None else torch.optim.AdamW(weight, **named.init_args.as_dict())
@@ -219,11 +199,11 @@ def test_defaults_are_those_of_fairseq_for_base() -> None:
     assert (optimizer.defaults["eps"], optimizer.defaults["weight_decay"]) == (1e-6, 0.01)  # the same file's optimizer
 
 
-@pytest.mark.parametrize("layer", SCRATCH, ids=name)
+@pytest.mark.parametrize("layer", SCRATCH, ids=config_name)
 def test_scratch_is_a_layer_that_forgets_what_was_pre_trained(layer: Path) -> None:
-    model = parsed("--config", str(SCRATCH[layer]), "--config", str(layer)).config.fit.model.init_args
+    model = parsed_config("--config", str(SCRATCH[layer]), "--config", str(layer)).config.fit.model.init_args
     recipe = {"configs/demo-scratch.yaml": "demo.yaml", "configs/finetune/small-scratch.yaml": "pretrain/small.yaml"}
-    pretraining = parsed("--config", str(ROOT / "configs" / recipe[str(layer.relative_to(ROOT))]))
+    pretraining = parsed_config("--config", str(ROOT / "configs" / recipe[str(layer.relative_to(ROOT))]))
     encoder = pretraining.config.fit.model.init_args.encoder
     assert model.pretrained is None
     assert not model.freeze_convolutions
@@ -279,7 +259,7 @@ def layers(size: str, split: str) -> list[str]:
 @pytest.mark.parametrize("size", CELLS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_fine_tuning_config_has_the_values_of_wav2vec_2(size: str, split: str) -> None:
-    config = parsed(*layers(size, split)).config.fit
+    config = parsed_config(*layers(size, split)).config.fit
     model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
     cell, rate = CELLS[size][split], model.optimizer.init_args
     assert (
@@ -310,7 +290,7 @@ def test_a_fine_tuning_config_has_the_values_of_wav2vec_2(size: str, split: str)
 @pytest.mark.parametrize("size", CELLS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_fine_tuning_config_says_what_it_learns_from_and_where_it_goes(size: str, split: str) -> None:
-    config = parsed(*layers(size, split)).config.fit
+    config = parsed_config(*layers(size, split)).config.fit
     data, trainer = config.data.init_args, config.trainer
     train = {"100h": ["train-clean-100"], "960h": ["train-clean-100", "train-clean-360", "train-other-500"]}
     assert [str(path) for path in data.train] == [f"manifests/{of}.jsonl.gz" for of in train.get(split, [split])]
@@ -330,12 +310,14 @@ def test_a_fine_tuning_config_says_what_it_learns_from_and_where_it_goes(size: s
     assert trainer.max_steps / steps >= 13
 
 
-@pytest.mark.parametrize("path", [*PRETRAINING, *FINETUNING, *LARGER, *SIZES, *SCRATCH], ids=name)
+@pytest.mark.parametrize(
+    "path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH], ids=config_name
+)
 def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("path", PRETRAINING, ids=name)
+@pytest.mark.parametrize("path", PRETRAINING_CONFIGS, ids=config_name)
 def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp_path: Path) -> None:
     main(
         ["fit", "--config", str(path), "--config", str(ROOT / "tests/smoke.yaml")]
@@ -353,12 +335,12 @@ def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp
 @pytest.mark.parametrize(
     "configs",
     [
-        *([f"--config={path}"] for path in FINETUNING),
+        *([f"--config={path}"] for path in FINETUNING_CONFIGS),
         # Of the larger sizes one split each; the others differ in numbers that are compared above
         layers("large", "100h"),
         layers("xlarge", "960h"),
     ],
-    ids=lambda configs: "+".join(name(Path(config.removeprefix("--config="))) for config in configs),
+    ids=lambda configs: "+".join(config_name(Path(config.removeprefix("--config="))) for config in configs),
 )
 def test_a_fine_tuning_config_takes_real_steps(configs: list[str], manifests: Path, tmp_path: Path) -> None:
     main(

@@ -145,13 +145,13 @@ def test_on_a_disk_of_several_machines_only_what_is_old_is_removed(
     mounts = tmp_path / "mounts"
     point = str(folder).replace(" ", r"\040")
     mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/ {point} {kind} rw 0 0\nserver:/ {point}-2 nfs rw 0 0\n")
-    monkeypatch.setattr(files, "MOUNTS", mounts)
+    monkeypatch.setattr(files, "MOUNT_TABLE", mounts)
     young, old, filled = (unfinished_name(folder / name) for name in ("young", "old", "filled"))
     filled.mkdir()
     for path in (young, old, filled / "inside"):
         path.write_bytes(b"half")
     for path in (old, filled):
-        os.utime(path, (0, time.time() - 1.1 * files.FORGOTTEN))
+        os.utime(path, (0, time.time() - 1.1 * files.ABANDONED_AFTER))
     write_whole(folder / "out", b"")
     assert names(folder) == {"out", *({young.name, filled.name} if young_stays else ())}
 
@@ -307,8 +307,8 @@ def test_writing_into_a_folder_of_many_files_lists_it_once(tmp_path: Path, monke
 
 
 def test_a_label_store_begins_where_only_unfinished_files_lie(tmp_path: Path) -> None:
-    from test_labels import SOURCE
+    from helpers import LABEL_SOURCE
 
     unfinished_name(tmp_path / "source.json").write_bytes(b"half")
-    begin_store(tmp_path, SOURCE)
+    begin_store(tmp_path, LABEL_SOURCE)
     assert (tmp_path / "source.json").exists()

@@ -5,10 +5,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import fork_server
 import pytest
 import soundfile
 import torch
-from conftest import ROOT
+from helpers import LABELLING, ROOT, has_steps, long_pretraining, prints_text, wait_until, with_folder
 
 from hubert_lightning import interrupts
 from hubert_lightning.cli import main
@@ -46,44 +44,6 @@ class Slow(Callback):
 """
 
 
-def command(manifests: Path, output: Path, *more: str, steps: int = 100_000) -> list[str]:
-    """A pre-training of one iteration that nobody waits for."""
-    return [
-        "fit",
-        *("--config", str(ROOT / "configs/demo.yaml")),
-        *("--config", str(ROOT / "tests/smoke.yaml")),
-        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
-        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-        "--data.init_args.max_duration=6",
-        "--data.init_args.num_workers=2",
-        "--checkpoint.every_n_train_steps=50000",
-        "--trainer.val_check_interval=100000",
-        "--trainer.check_val_every_n_epoch=null",
-        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {steps}}}]",
-        f"--output={output}",
-        *more,
-    ]
-
-
-def until(condition: Callable[[], bool], process: BaseProcess, seconds: float = 120) -> None:
-    """Wait until something is there; the process must not end before."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.exitcode is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def says(output: Path, text: str) -> Callable[[], bool]:
-    return lambda: output.exists() and text in output.read_text()
-
-
-def trains(run: Path, rows: int = 2) -> Callable[[], bool]:
-    """Whether some steps are logged."""
-    metrics = run / "iteration1" / "metrics.csv"
-    return lambda: metrics.exists() and metrics.read_text().count("\n") > rows
-
-
 def to_group(process: BaseProcess, number: int) -> None:
     """As a terminal does: to the process and to its workers."""
     os.killpg(process.pid, number)
@@ -97,15 +57,15 @@ def step_of(checkpoint: Path) -> int:
 def test_a_signal_to_all_processes_saves_after_the_step(
     number: signal.Signals, manifests: Path, tmp_path: Path
 ) -> None:
-    process = fork_server.start(command(manifests, tmp_path / "run"), tmp_path / "output.txt")
-    until(trains(tmp_path / "run"), process)
+    process = fork_server.start(long_pretraining(manifests, tmp_path / "run"), tmp_path / "output.txt")
+    wait_until(has_steps(tmp_path / "run"), process)
     to_group(process, number)
     assert fork_server.ended(process, 60) == 128 + number
     printed = (tmp_path / "output.txt").read_text()
     [(_, step)] = SAVED.findall(printed)
     assert step_of(tmp_path / "run/iteration1/last.ckpt") == int(step) > 0
     assert "Traceback" not in printed
-    more = command(manifests, tmp_path / "run", steps=int(step) + 1)
+    more = long_pretraining(manifests, tmp_path / "run", steps=int(step) + 1)
     assert fork_server.run(more, tmp_path / "again.txt") == 0
     assert json.loads((tmp_path / "run/iteration1/metrics.json").read_text())["steps"] == int(step) + 1
 
@@ -116,11 +76,15 @@ def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
     output = tmp_path / "output.txt"
     process = fork_server.start(
-        command(manifests, tmp_path / "run", slow), output, folder=tmp_path, environment=environment, before=with_folder
+        long_pretraining(manifests, tmp_path / "run", slow),
+        output,
+        folder=tmp_path,
+        environment=environment,
+        before=with_folder,
     )
-    until(says(output, "a step begins"), process)
+    wait_until(prints_text(output, "a step begins"), process)
     to_group(process, signal.SIGINT)
-    until(says(output, "saving after this step; a second one ends at once"), process)
+    wait_until(prints_text(output, "saving after this step; a second one ends at once"), process)
     time.sleep(0.5)
     to_group(process, signal.SIGINT)
     began = time.monotonic()
@@ -130,17 +94,14 @@ def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
     assert "Traceback" not in output.read_text()
 
 
-LABELLING = "clusters: 1500, max_frames: 4000, kmeans: {class_path: hubert_lightning.ScikitKMeans}, max_steps: 2"
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_labels_are_made_ends_at_once_and_says_what_is_kept(
     number: signal.Signals, manifests: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "output.txt"
     labels = f"--iterations=[{{features: mfcc, {LABELLING}}}]"
-    process = fork_server.start(command(manifests, tmp_path / "run", labels), output)
-    until(says(output, "K-means: 1500 clusters"), process)
+    process = fork_server.start(long_pretraining(manifests, tmp_path / "run", labels), output)
+    wait_until(prints_text(output, "K-means: 1500 clusters"), process)
     to_group(process, number)
     began = time.monotonic()
     assert fork_server.ended(process, 60) == 128 + number
@@ -160,10 +121,10 @@ def test_ranks_that_wait_for_labels_end_with_the_one_that_makes_them(manifests: 
     more = [labels, "--trainer.devices=2", "--trainer.strategy=ddp"]
     outputs = [tmp_path / f"output{rank}.txt" for rank in range(2)]
     ranks = [
-        fork_server.start(command(manifests, tmp_path / "run", *more), output, environment=environment)
+        fork_server.start(long_pretraining(manifests, tmp_path / "run", *more), output, environment=environment)
         for output, environment in zip(outputs, fork_server.of_ranks(2), strict=True)
     ]
-    until(says(outputs[0], "K-means: 1500 clusters"), ranks[0])
+    wait_until(prints_text(outputs[0], "K-means: 1500 clusters"), ranks[0])
     for rank in ranks:
         to_group(rank, signal.SIGINT)
     assert [fork_server.ended(rank, 60) for rank in ranks] == [130, 130]
@@ -182,9 +143,9 @@ def test_a_validation_is_abandoned_and_repeated(manifests: Path, tmp_path: Path)
     ]
     slow += ["--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1.0", "--data.init_args.max_duration=3"]
     process = fork_server.start(
-        command(manifests, run, *slow), output, folder=tmp_path, environment=environment, before=with_folder
+        long_pretraining(manifests, run, *slow), output, folder=tmp_path, environment=environment, before=with_folder
     )
-    until(says(output, "validation begins"), process)
+    wait_until(prints_text(output, "validation begins"), process)
     to_group(process, signal.SIGTERM)
     assert fork_server.ended(process, 60) == 143
     said = output.read_text()
@@ -192,10 +153,6 @@ def test_a_validation_is_abandoned_and_repeated(manifests: Path, tmp_path: Path)
     assert SAVED.findall(said) == [("SIGTERM", "2")]
     assert said.count("validation begins") == 1  # of many batches
     assert step_of(run / "iteration1/last.ckpt") == 2
-
-
-def with_folder() -> None:
-    sys.path.insert(0, os.getcwd())
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +196,7 @@ def test_a_signal_while_a_model_is_judged_ends_at_once(
         environment=dict(os.environ) | {"PYTHONPATH": str(tmp_path)},
         before=with_folder,
     )
-    until(says(output, "validation begins"), process)
+    wait_until(prints_text(output, "validation begins"), process)
     before = sorted(path.name for path in finetuned.iterdir())
     to_group(process, signal.SIGINT)
     assert fork_server.ended(process, 20) == 130
@@ -271,7 +228,7 @@ def test_ctrl_c_ends_a_verb_after_the_files_that_it_reads(tmp_path: Path) -> Non
     output = tmp_path / "output.txt"
     typed = [str(tmp_path / "slow_files.py"), "prepare", "folder", str(tmp_path / "recordings"), str(tmp_path / "out")]
     process = fork_server.start(typed, output)
-    until(says(output, "a file"), process)
+    wait_until(prints_text(output, "a file"), process)
     to_group(process, signal.SIGINT)
     began = time.monotonic()
     assert fork_server.ended(process, 60) == 130
@@ -308,7 +265,7 @@ def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_pat
     (tmp_path / "finalizer.py").write_text(FINALIZER)
     output = tmp_path / "output.txt"
     process = fork_server.start([str(tmp_path / "finalizer.py")], output)
-    until(says(output, "the finalizer"), process)
+    wait_until(prints_text(output, "the finalizer"), process)
     os.kill(process.pid, signal.SIGINT)
     began = time.monotonic()
     assert fork_server.ended(process, 30) == 130

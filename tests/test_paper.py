@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 
 from hubert_lightning.features.mfcc import PARTS
 from hubert_lightning.training.experiment import Iteration

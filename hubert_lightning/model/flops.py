@@ -11,7 +11,7 @@ softmax and dropout are not. With frames T and the lengths L_i after each convol
 
 A backward pass takes twice as much (gradients of inputs and of weights), but nobody needs the gradient of the audio.
 What activation checkpointing computes again is not counted, and dropped layers are counted as if they were there.
-`tests/test_operations.py` compares this with torch's own counter.
+`tests/model/test_flops.py` compares this with torch's own counter.
 """
 
 from hubert_lightning.frames import num_frames

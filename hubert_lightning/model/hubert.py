@@ -1,6 +1,6 @@
 """The encoder: waveform → seven convolutions → Transformer, one vector per 20 ms (HuBERT §II-A, wav2vec 2.0 §2).
 
-Values, gradients and initialisation are those of the reference code (tests/test_hubert.py).
+Values, gradients and initialisation are those of the reference code (tests/model/test_hubert.py).
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ class ClusterPredictor(nn.Module):
     """Logits of the clusters: cosine similarity of a projected frame and each cluster's codeword.
 
     Their cross entropy equals the reference's, which scores the true codeword against all others, in value and
-    gradient (tests/test_prediction.py).
+    gradient (tests/model/test_prediction.py).
 
     Args:
         dim: Width of the encoder.

@@ -212,7 +212,9 @@ def _check_callbacks(config: Namespace) -> None:
     """Refuse callbacks that cannot work with our tasks, overwrite our files, or monitor what no validation finds."""
     given = config.trainer.callbacks or []
     callbacks = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, Namespace)]
-    ours = all(one.class_path.split(".")[0] in ("hubert_lightning", "lightning", "pytorch_lightning") for one in callbacks)
+    ours = all(
+        one.class_path.split(".")[0] in ("hubert_lightning", "lightning", "pytorch_lightning") for one in callbacks
+    )
     for callback in callbacks:
         package, name = callback.class_path.split(".")[0], callback.class_path.rsplit(".", 1)[-1]
         settings = callback.get("init_args") or {}

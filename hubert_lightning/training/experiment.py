@@ -63,6 +63,7 @@ from hubert_lightning.training.checkpoints import (
     set_damaged_aside,
 )
 from hubert_lightning.training.global_batch import HOW_NOT_WHAT
+from hubert_lightning.training.lightning_internals import wandb_arguments
 from hubert_lightning.training.parser import INSIDE, SentenceParser
 from hubert_lightning.training.restoring import (
     check_entries,
@@ -280,7 +281,7 @@ class HubertCLI(LightningCLI):
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator has not
             raise UserError(f"trainer: {_one_line(error)}; correct the config") from error
         for logger in trainer.loggers:
-            if isinstance(settings := getattr(logger, "_wandb_init", None), dict):
+            if (settings := wandb_arguments(logger)) is not None:
                 _quieten(settings)
         _say_whom_it_waits_for(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

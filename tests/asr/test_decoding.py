@@ -1,0 +1,367 @@
+"""Decoding gives the words that other systems give for the same numbers, and refuses files that it cannot use."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import flashlight.lib.text.decoder as fl
+import flashlight.lib.text.dictionary as fl_dictionary
+import pytest
+import torch
+from flashlight.lib.text.decoder.kenlm import KenLM
+from helpers import DIGITS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import one_hot
+from transformers import Wav2Vec2CTCTokenizer
+
+from hubert_lightning.asr.causal_lm import CausalLM
+from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings, write_settings
+from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
+from hubert_lightning.asr.flashlight import Hypothesis
+from hubert_lightning.asr.ngram import ngram
+from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary
+
+letters = Vocabulary()
+normalise = letters.normalise
+paths = st.lists(st.integers(0, len(LETTERS) - 1), min_size=1, max_size=40)
+
+
+def certain(path: list[int]) -> torch.Tensor:
+    return one_hot(torch.tensor(path, dtype=torch.int64), len(LETTERS)).float().log()[None]
+
+
+def spell(path: list[int]) -> str:
+    """The collapse of CTC, written out."""
+    kept = [token for token, _ in groupby(path) if token != BLANK]
+    return normalise(letters.decode(kept))
+
+
+@given(st.text("ABEL' ", max_size=30), st.integers(1, 3))
+def test_text_with_blanks_between_its_letters_decodes_to_itself(text, repeats):
+    text = normalise(text)
+    path = [BLANK]
+    for token in letters.encode(text):
+        path += [token] * repeats + [BLANK]
+    assert greedy(certain(path), torch.tensor([len(path)]), letters) == [text]
+
+
+@given(paths)
+def test_repeats_collapse_before_blanks_are_dropped(path):
+    assert greedy(certain(path), torch.tensor([len(path)]), letters) == [spell(path)]
+
+
+def test_any_path_reads_as_transformers_reads_it(tmp_path):
+    vocabulary = tmp_path / "vocab.json"
+    vocabulary.write_text(json.dumps({token: place for place, token in enumerate(LETTERS)}))
+    tokenizer = Wav2Vec2CTCTokenizer(vocabulary, pad_token="-", word_delimiter_token="|", unk_token="-", bos_token=None)
+    logits = torch.randn(20, 60, len(LETTERS), generator=torch.Generator().manual_seed(0))
+    logits[..., :2] += 2  # blanks and word boundaries, more often than by chance
+    ours = greedy(logits, torch.full((20,), 60), letters)
+    theirs = [tokenizer.decode(path) for path in logits.argmax(dim=-1)]
+    assert ours == [normalise(text) for text in theirs]
+    assert any(" " in text for text in ours)
+
+
+@given(st.lists(paths, min_size=2, max_size=4))
+def test_padding_says_nothing(batch):
+    longest = max(map(len, batch))
+    padded = torch.cat([certain(path + [5] * (longest - len(path))) for path in batch])
+    assert greedy(padded, torch.tensor([len(path) for path in batch]), letters) == [spell(path) for path in batch]
+
+
+def test_blanks_alone_are_no_words():
+    assert greedy(certain([BLANK, BLANK]), torch.tensor([2]), letters) == [""]
+    assert greedy(certain([2]), torch.tensor([0]), letters) == [""]
+
+
+def heard(utterances: int = 4, frames: int = 80, seed: int = 0) -> list[Tensor]:
+    """Log-probabilities of somebody mumbling."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(utterances, frames, len(LETTERS), generator=rng)
+    logits[..., :2] += 2
+    return list(logits.log_softmax(dim=-1))
+
+
+def settings_of(files: Path, **other: Any) -> DecoderSettings:
+    return DecoderSettings(**{"lm": str(files / "digits.arpa"), "lexicon": str(files / "digits.lexicon"), **other})
+
+
+def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float) -> list[tuple[list[str], float]]:
+    """The same search written with flashlight's classes alone."""
+    spellings = fl_dictionary.load_words(str(files / "digits.lexicon"))
+    words, tokens = fl_dictionary.create_word_dict(spellings), fl_dictionary.Dictionary(list(LETTERS))
+    lm = KenLM(str(files / "digits.arpa"), words)
+    trie, start = fl.Trie(len(LETTERS), tokens.get_index("|")), lm.start(False)
+    for word, ways in spellings.items():
+        for letters_of_word in ways:
+            index = words.get_index(word)
+            spelled = [tokens.get_index(letter) for letter in letters_of_word]
+            trie.insert(spelled, index, lm.score(start, index)[1])
+    trie.smear(fl.SmearingMode.MAX)
+    options = fl.LexiconDecoderOptions(
+        beam_size=20,
+        beam_size_token=len(LETTERS),
+        beam_threshold=50.0,
+        unk_score=-float("inf"),
+        log_add=False,
+        criterion_type=fl.CriterionType.CTC,
+        **weights,
+    )
+    decoder = fl.LexiconDecoder(options, trie, lm, tokens.get_index("|"), 0, words.get_index("<unk>"), [], False)
+    found = decoder.decode(log_probs.data_ptr(), *log_probs.shape)[:nbest]
+    return [([words.get_entry(word) for word in one.words if word >= 0], one.score) for one in found]
+
+
+@pytest.mark.parametrize("weights", [(2.0, -1.0, 0.0), (0.7, 1.5, -0.4)])
+def test_the_search_is_flashlights(files: Path, weights: tuple[float, float, float]) -> None:
+    lm, word, silence = weights
+    settings = settings_of(
+        files, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
+    )
+    search = BeamSearch(settings, letters)
+    for log_probs, found in zip(heard(), search.nbest(heard()), strict=True):
+        # One more frame ends the last word, at no cost, where it has not ended yet
+        end = torch.full((1, len(LETTERS)), -torch.inf)
+        end[:, BLANK], end[:, letters.boundary] = 0.0, -silence
+        ended = torch.cat([log_probs, end])
+        own = flashlights_own(files, ended, 5, lm_weight=lm, word_score=word, sil_score=silence)
+        assert [one.text.split() for one in found] == [words for words, _ in own]
+        assert [one.score for one in found] == [score for _, score in own]
+        assert len(found) > 1
+
+
+@given(paths)
+@settings(max_examples=25)
+def test_a_search_for_nothing_in_particular_finds_the_certain_path(path: list[int]) -> None:
+    search = BeamSearch(DecoderSettings(beam_size=5, num_workers=0), letters)
+    log_probs = certain(path).clamp(min=-30)
+    assert search(log_probs, torch.tensor([len(path)])) == [spell(path)]
+
+
+def test_a_lexicon_lets_only_its_words_be_said(files: Path) -> None:
+    said = BeamSearch(settings_of(files, lm=None), letters).nbest(heard(8))
+    assert {word for [best] in said for word in best.text.split()} <= set(DIGITS)
+    assert any(best.text for [best] in said)
+
+
+def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
+    lm = str(files / "letters.arpa")
+    plain, weighed = (
+        BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest(heard(8))
+        for weight in (0.0, 3.0)
+    )
+    pairs = {a + b for word in DIGITS for a, b in pairwise(f" {word} ")}
+
+    def share(found: list[list[Hypothesis]]) -> float:
+        seen = [a + b for [best] in found for a, b in pairwise(best.text)]
+        return sum(pair in pairs for pair in seen) / len(seen)
+
+    assert share(weighed) > share(plain) + 0.3
+
+
+def test_several_processes_find_what_one_finds(files: Path) -> None:
+    alone, together = (BeamSearch(settings_of(files, nbest=3, num_workers=n), letters) for n in (0, 3))
+    assert together.nbest(heard(7)) == alone.nbest(heard(7))
+    together.close()
+
+
+def test_other_weights_on_a_model_that_is_read_already_are_those_of_a_new_search(files: Path) -> None:
+    weights = {"lm_weight": 0.3, "word_score": 2.0, "silence_score": -1.0, "num_workers": 0}
+    anew = BeamSearch(settings_of(files, **weights), letters).nbest(heard())
+    assert BeamSearch(settings_of(files), letters).with_settings(**weights).nbest(heard()) == anew
+
+
+def test_padding_says_nothing_to_a_search_either(files: Path) -> None:
+    search = BeamSearch(settings_of(files, num_workers=0), letters)
+    batch, length = torch.stack(heard()), torch.tensor([80, 33, 0, 61])
+    found = search(batch, length)
+    alone = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
+    assert found == alone
+    assert found[2] == ""
+
+
+def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> None:
+    model, texts = CausalLM(causal_lm, batch_size=2), ["one two", "", "nine nine nine eight zero"]
+    for text, score in zip(texts, model(texts), strict=True):
+        tokens = torch.tensor([[0, *model.tokenizer(text)["input_ids"], 0]])
+        loss = model.model(input_ids=tokens, labels=tokens).loss.item()  # the mean over all but the first
+        assert score == pytest.approx(-loss * (tokens.shape[1] - 1), rel=1e-5)
+
+
+def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Path, causal_lm: Path) -> None:
+    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest(heard())
+    settings = settings_of(files, nbest=10, rescorer=str(causal_lm), rescorer_weight=1.5)
+    rescored = BeamSearch(settings, letters).nbest(heard())
+    model = CausalLM(causal_lm)
+    for before, after in zip(plain, rescored, strict=True):
+        scores = model([one.text.lower() for one in before])
+        expected = {one.text: one.score + 1.5 * score for one, score in zip(before, scores, strict=True)}
+        assert {one.text: one.score for one in after} == pytest.approx(expected)
+        assert [one.score for one in after] == sorted((one.score for one in after), reverse=True)
+    assert [few[0].text for few in plain] != [few[0].text for few in rescored]
+
+
+def test_settings_move_with_the_folder_that_holds_their_files(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files, tmp_path / "a")
+    settings = settings_of(tmp_path / "a", lm_weight=1.25, rescorer="elsewhere")
+    write_settings(settings, tmp_path / "a" / "decoder.json")
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = read_settings(tmp_path / "b" / "decoder.json")
+    assert Path(moved.lm or "") == tmp_path / "b" / "digits.arpa"
+    assert moved.lm_weight == 1.25
+    assert moved.rescorer == str(Path("elsewhere").resolve())
+    assert search_with(replace(moved, rescorer=None), letters).settings.lm == moved.lm
+
+
+def with_file(name: str, content: str | None, **other: str) -> Any:
+    def make(files: Path, folder: Path) -> DecoderSettings:
+        if content is not None:
+            (folder / name).write_text(content)
+        return settings_of(files, **({"lm" if name.endswith("arpa") else "lexicon": str(folder / name)} | other))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (with_file("absent.arpa", None), "absent.arpa: no such file"),
+        (with_file("absent.lexicon", None), "absent.lexicon: no such file"),
+        (with_file("text.arpa", "ONE TWO THREE\n"), r"text.arpa: no n-gram language model that KenLM reads \(.*data"),
+        (with_file("cut.arpa", "\\data\\\nngram 1=5\n"), "cut.arpa: no n-gram language model that KenLM reads"),
+        (with_file("a.lexicon", "ONE\tO N E |\nÜBEL\tÜ B E L |\n"), r"a.lexicon, line 2: 'ÜBEL' .* \['Ü'\]"),
+        (with_file("a.lexicon", "ONE\tO N E |\nTWO\n"), "a.lexicon, line 2: 'TWO' has no spelling"),
+        (with_file("a.lexicon", "\n"), "a.lexicon: an empty lexicon"),
+        (
+            with_file("a.lexicon", "RED\tR E D |\nBLUE\tB L U E |\nRUST\tR U S T |\n"),
+            "knows 0 of 3 words of .*in the same case",
+        ),
+        (lambda files, folder: settings_of(files, lexicon=None), "knows words such as 'EIGHT', not letters; give the"),
+        (lambda files, folder: settings_of(files, rescorer=str(folder / "no")), "rescorer .*no: no such directory"),
+        (lambda files, folder: settings_of(files, rescorer=str(folder)), "rescorer .*: no causal language model"),
+    ],
+)
+def test_what_a_search_cannot_use_is_refused_by_name(files: Path, tmp_path: Path, make: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        BeamSearch(make(files, tmp_path), letters)
+
+
+def test_a_binary_lexicon_is_refused(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.lexicon").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"a\.lexicon: is not UTF-8"):
+        BeamSearch(settings_of(files, lexicon=str(tmp_path / "a.lexicon")), letters)
+
+
+@pytest.mark.parametrize("content", [None, "[1]", "{", '{"lm_wait": 1}'])
+def test_what_are_no_settings_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "decoder.json").write_text(content)
+    with pytest.raises(ValueError, match=r"decoder\.json: no s.*make it with `hubert tune-decoder`"):
+        read_settings(tmp_path / "decoder.json")
+
+
+def test_settings_that_search_for_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="beam_size 0, nbest 1"):
+        DecoderSettings(beam_size=0)
+
+
+def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A CAT AND I SAT\nI SAW A DOG AND A CAT\n")
+    ngram(tmp_path / "text.txt", tmp_path / "words.arpa", order=2)
+    ngram(tmp_path / "text.txt", tmp_path / "letters.arpa", order=3, letters=True)
+    with pytest.raises(ValueError, match="knows words such as 'AND', not letters"):
+        BeamSearch(DecoderSettings(lm=str(tmp_path / "words.arpa")), letters)
+    BeamSearch(DecoderSettings(lm=str(tmp_path / "letters.arpa")), letters)
+    (tmp_path / "long.lexicon").write_text("".join(f"{word}\t{' '.join(word)} |\n" for word in DIGITS))
+    mixed = DecoderSettings(lm=str(tmp_path / "letters.arpa"), lexicon=str(tmp_path / "long.lexicon"))
+    with pytest.raises(ValueError, match="knows 0 of 8 words"):
+        BeamSearch(mixed, letters)
+
+
+def test_a_narrow_beam_says_no_half_words(files: Path) -> None:
+    search = BeamSearch(settings_of(files, lm=None, beam_size=1, num_workers=0), letters)
+    assert {word for [best] in search.nbest(heard(8)) for word in best.text.split()} <= set(DIGITS)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lm_weight": "x"}, {"nbest": 1.5}, {"num_workers": "a"}, {"rescorer_case": "title"}]
+)
+def test_settings_of_another_kind_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (tmp_path / "decoder.json").write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match=r"decoder\.json: no settings of a decoder \(.*; (it is a num|choose low)"):
+        read_settings(tmp_path / "decoder.json")
+
+
+def spoken(words: str, vocabulary: Vocabulary, pause: int = 1, boundaries: bool = True, silent: int = 30) -> Tensor:
+    """Log-probabilities of a model that is sure of letters at .9, and of anything else in silence at 1e-7.
+
+    Args:
+        words: What is said; a blank follows every letter.
+        vocabulary: What the tokens are.
+        pause: Blanks between words.
+        boundaries: Whether the model says the delimiter between words.
+        silent: Blanks after the last word.
+    """
+    frames = []
+    for number, word in enumerate(words.split()):
+        if number:
+            frames += (["|"] if boundaries else []) + [None] * pause
+        for letter in word:
+            frames += [letter, None]
+    rows = torch.full((len(frames) + silent, len(vocabulary)), 1e-7)
+    rows[:, BLANK] = 1
+    for row, letter in zip(rows, frames, strict=False):
+        if letter is not None:
+            row[BLANK], row[vocabulary.tokens.index(letter)] = 0.1, 0.9
+    return (rows / rows.sum(dim=1, keepdim=True)).log()
+
+
+@pytest.mark.parametrize("lexicon", ["digits.lexicon", "bare.lexicon"])  # with the delimiter after each word, or not
+@pytest.mark.parametrize("silent", [0, 30])
+@pytest.mark.parametrize("text", ["ONE", "TWO THREE", "NINE EIGHT ONE ZERO"])
+def test_a_last_word_without_delimiter_is_said(files: Path, lexicon: str, silent: int, text: str) -> None:
+    (files / "bare.lexicon").write_text((files / "digits.lexicon").read_text().replace(" |", ""))
+    search = BeamSearch(settings_of(files, lexicon=str(files / lexicon), num_workers=0), letters)
+    [[best]] = search.nbest([spoken(text, letters, silent=silent)])
+    assert best.text == text
+    assert [word for word, _ in search.word_tokens(best)] == text.split()
+
+
+def test_words_before_a_pause_without_delimiter_are_said(files: Path) -> None:
+    search = BeamSearch(settings_of(files, num_workers=0), letters)
+    for text in ("ONE TWO", "NINE EIGHT ZERO"):
+        [[best]] = search.nbest([spoken(text, letters, pause=40, boundaries=False)])
+        assert best.text == text
+
+
+@pytest.mark.parametrize("silence", [-0.7, 0.0, 0.7])
+def test_the_end_costs_nothing_where_the_model_says_the_delimiter(files: Path, silence: float) -> None:
+    weights = {"lm_weight": 1.0, "word_score": 0.5}
+    search = BeamSearch(settings_of(files, silence_score=silence, beam_size=20, num_workers=0, **weights), letters)
+    path = [BLANK, *(token for letter in letters.targets("ONE NINE") for token in (letter, BLANK))]
+    log_probs = certain(path)[0].clamp(min=-30)
+    [(words, score)] = flashlights_own(files, log_probs, 1, sil_score=silence, **weights)
+    [[best]] = search.nbest([log_probs])
+    assert best.text.split() == words == ["ONE", "NINE"]
+    assert best.score == pytest.approx(score, rel=1e-6)  # the scores of silence cancel out in float32
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("lm", [None, "letters.arpa"])
+def test_a_search_without_lexicon_parts_words_in_pauses_as_the_best_letters_do(
+    files: Path, lm: str | None, timed: bool
+) -> None:
+    model = lm and str(files / lm)
+    search = BeamSearch(DecoderSettings(lm=model, lm_weight=0.5, beam_size=20, num_workers=0), letters)
+    log_probs = spoken("ONE TWO FIVE", letters, pause=40, boundaries=False)
+    text, words = words_in(log_probs, letters, search, timed)
+    assert text == "ONE TWO FIVE" == words_in(log_probs, letters)[0]
+    assert [(word.text, word.start) for word in words] == [
+        (word.text, word.start) for word in (words_in(log_probs, letters)[1] if timed else ())
+    ]

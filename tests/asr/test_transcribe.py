@@ -1,0 +1,277 @@
+"""A list of recordings becomes transcripts: of any format and length, and whatever is wrong with some of them."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers import read_samples, run_verb, save_ctc
+from lhotse import CutSet
+from torch import Tensor
+
+from hubert_lightning.asr.ctc_model import WINDOW_FRAMES, CTCModel, load_ctc
+from hubert_lightning.asr.decoding import greedy
+from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
+from hubert_lightning.asr.word_times import Word, word_times
+from hubert_lightning.data.audio import read_waveform
+from hubert_lightning.data.prepare import examine
+from hubert_lightning.features.windows import quiet_windows
+from hubert_lightning.frames import HOP, SAMPLE_RATE, num_samples
+from hubert_lightning.vocabulary import LETTERS, Vocabulary
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It says something else at almost every frame, which whoever loses or doubles a frame gets wrong."""
+    path = tmp_path_factory.mktemp("model") / "best.ckpt"
+    save_ctc(path, spread=3.0)
+    return path
+
+
+def said(model: Path | CTCModel, waveform: Tensor) -> str:
+    loaded = load_ctc(model) if isinstance(model, Path) else model
+    log_probs = loaded(waveform[None])
+    [text] = greedy(log_probs, torch.tensor([log_probs.shape[1]]), loaded.vocabulary)
+    return text
+
+
+def test_each_file_has_the_words_that_the_model_says_alone(
+    model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verb("transcribe", model, *speech) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[str(path), said(model, read_samples(path))] for path in speech]
+    assert all(len(text) > 20 for _, text in lines)
+    assert run_verb("transcribe", model, speech[0]) == 0
+    assert capsys.readouterr().out == said(model, read_samples(speech[0])) + "\n"
+
+
+def test_a_folder_is_the_audio_in_it(model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (speech[0].parent / "notes.txt").write_text("no audio")
+    assert run_verb("transcribe", model, speech[0].parent, speech[1]) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in speech]
+
+
+def test_whatever_is_wrong_with_some_files_the_others_are_done(
+    model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = speech[0].read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.mp3").write_text("no audio")
+    soundfile.write(tmp_path / "blink.wav", np.zeros(100), SAMPLE_RATE)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(2 * SAMPLE_RATE), SAMPLE_RATE)
+    bad = [tmp_path / name for name in ("cut.wav", "empty.wav", "text.mp3", "blink.wav", "absent.wav")]
+    out = tmp_path / "out"
+    assert run_verb("transcribe", model, speech[0], *bad, *speech[1:], tmp_path / "silent.wav", "--output", out) == 1
+    assert {path.name for path in out.glob("[!.]*")} == {"a.txt", "b.txt", "c.txt", "silent.txt"}
+    assert [(out / f"{path.stem}.txt").read_text() for path in speech] == [
+        said(model, read_samples(path)) + "\n" for path in speech
+    ]
+    told = capfd.readouterr().err
+    for name, reason in (
+        ("cut.wav", "truncated: its header promises"),
+        ("empty.wav", "unreadable"),
+        ("text.mp3", "unreadable"),
+        ("blink.wav", "too short: 100 samples"),
+        ("absent.wav", "not there: correct its path"),
+    ):
+        assert re.search(rf"^hubert: {tmp_path / name}: {reason}", told, re.MULTILINE)
+    assert f"hubert: {tmp_path / 'silent.wav'}: silent: every sample is 0" in told
+    assert "hubert: 5 of 9 files failed" in told
+    assert "Traceback" not in told
+
+
+def test_a_file_that_breaks_after_it_was_examined_fails_alone(
+    model: Path, speech: list[Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hubert_lightning.features import recordings
+
+    examine = recordings.examine
+
+    def then_remove(paths):  # type: ignore[no-untyped-def]
+        found = examine(paths)
+        speech[1].unlink()
+        return found
+
+    monkeypatch.setattr(recordings, "examine", then_remove)
+    assert run_verb("transcribe", model, *speech) == 1
+    told = capfd.readouterr()
+    assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(speech[0]), str(speech[2])]
+    assert "hubert: 1 of 3 files failed" in told.err
+
+
+def test_a_telephone_recording_in_stereo_is_heard_and_told(
+    model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = read_samples(speech[0])[::2].numpy()
+    soundfile.write(tmp_path / "call.wav", np.stack([left, 0.5 * left], axis=1), 8_000)
+    assert run_verb("transcribe", model, tmp_path / "call.wav") == 0
+    told = capfd.readouterr()
+    assert len(told.out) > 20
+    assert "call.wav: low rate: recorded at 8000 Hz; a model of 16 kHz recordings makes more errors on it" in told.err
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_what_libsndfile_does_not_know_is_transcribed(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["ffmpeg", "-v", "error", "-i", speech[0], "-c:a", "alac", tmp_path / "a.m4a"], check=True)
+    assert run_verb("transcribe", model, tmp_path / "a.m4a") == 0
+    assert capsys.readouterr().out == said(model, read_samples(speech[0])) + "\n"
+
+
+def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
+    model: Path, tmp_path: Path, train_cuts: CutSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its words are those of what follows one another in its windows, decoded in one."""
+    waveform = torch.cat([read_waveform(cut) for cut in list(train_cuts)[:30]])
+    soundfile.write(tmp_path / "long.wav", waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    assert run_verb("transcribe", model, tmp_path / "long.wav") == 0
+    cuts, _, _ = examine([tmp_path / "long.wav"])
+    loaded = load_ctc(model)
+    windows = quiet_windows(cuts[0], WINDOW_FRAMES)
+    rows = []
+    for first, last, start, end in windows:
+        samples_of = None if last == windows[-1].last else num_samples(last - first)
+        rows.append(loaded(read_waveform(cuts[0], first * HOP, samples_of)[None])[0, start - first : end - first])
+    log_probs = torch.cat(rows)
+    assert len(windows) > 2
+    [expected] = greedy(log_probs[None], torch.tensor([len(log_probs)]), loaded.vocabulary)
+    assert capsys.readouterr().out.split() == expected.split()
+
+
+def test_every_format_tells_the_same_words_and_times(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for format in FORMATS:
+        assert run_verb("transcribe", model, *speech, "--format", format, "--output", tmp_path / "out") == 0
+    for path in speech:
+        text = (tmp_path / "out" / f"{path.stem}.txt").read_text().strip()
+        content = json.loads((tmp_path / "out" / f"{path.stem}.json").read_text())
+        ctm = [line.split() for line in (tmp_path / "out" / f"{path.stem}.ctm").read_text().splitlines()]
+        srt = (tmp_path / "out" / f"{path.stem}.srt").read_text()
+        assert content["text"] == text
+        assert content["file"] == str(path)
+        words = content["words"]
+        assert [word["word"] for word in words] == text.split()
+        assert all(a["start"] < a["end"] <= b["start"] for a, b in pairwise(words))
+        assert 0 <= words[0]["start"] < words[-1]["end"] <= content["duration"] + 0.02
+        assert all(0 < word["confidence"] <= 1 for word in words)
+        assert [(w, float(s), float(s) + float(d)) for _, _, s, d, w, _ in ctm] == [
+            (word["word"], pytest.approx(word["start"]), pytest.approx(word["end"])) for word in words
+        ]
+        captions = [block.split("\n") for block in srt.strip().split("\n\n")]
+        assert [caption[0] for caption in captions] == [str(n + 1) for n in range(len(captions))]
+        shown = [word for caption in captions for line in caption[2:] for word in line.split()]
+        assert "".join(shown) == "".join(text.split())  # longer words are parted
+        assert {word for word in text.split() if len(word) <= 20} <= set(shown)
+        assert all(len(line) <= 42 for caption in captions for line in caption[2:])
+
+
+def test_a_known_text_is_aligned_where_it_was_said(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_verb("transcribe", model, *speech, "--format", "ctm")
+    expected = capsys.readouterr().out
+    for path in speech:
+        path.with_suffix(".txt").write_text(said(model, read_samples(path)).lower())
+    assert run_verb("align", model, *speech) == 0
+    assert capsys.readouterr().out == expected
+    speech[1].with_suffix(".txt").unlink()
+    speech[2].with_suffix(".txt").write_text("5 words")
+    speech[0].with_suffix(".txt").write_bytes("où".encode("latin-1"))
+    assert run_verb("align", model, speech[0]) == 1
+    reason = f"{speech[0]}: its transcript, {speech[0].stem}.txt, is not UTF-8: convert it"
+    assert reason in capsys.readouterr().err
+    speech[0].with_suffix(".txt").write_text(said(model, read_samples(speech[0])))
+    assert run_verb("align", model, *speech) == 1
+    told = capsys.readouterr()
+    assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in told.err
+    assert f"{speech[2]}: its words have ['5'], which the model cannot spell" in told.err
+    assert told.out
+    assert expected.startswith(told.out)
+    assert run_verb("align", model, speech[0], "--text", "A B " * 500) == 1
+    assert "too few for them; give the text of this recording" in capsys.readouterr().err
+
+
+def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
+    words = [Word("WORD", 0.5 * n, 0.5 * n + 0.4, 1.0) for n in range(20)] + [Word("LATE", 3599.9996, 3600.5, 1.0)]
+    captions = [block.split("\n") for block in FORMATS["srt"](Transcript("a", 3601, "", words)).strip().split("\n\n")]
+    lines = [" ".join(["WORD"] * 8), " ".join(["WORD"] * 4)]  # of 42 letters at most
+    assert captions[0] == ["1", "00:00:00,000 --> 00:00:05,900", *lines]
+    assert captions[1][1] == "00:00:06,000 --> 00:00:09,900"
+    assert captions[2] == ["3", "01:00:00,000 --> 01:00:01,000", "LATE"]  # long enough to be read
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["a.wav", "other/a.flac", "--output", "out"], "a.wav and other/a.flac: both would be one file in out"),
+        (["a.wav", "other/A.flac", "--output", "out"], "a.wav and other/A.flac: both would be one file in out"),
+        (["a.wav", "other/a.flac", "--format", "ctm"], "a.wav and other/a.flac: both are called a in ctm"),
+        (["a b.wav", "other/a_b.flac", "--format", "ctm"], "a b.wav and other/a_b.flac: both are called a_b in ctm"),
+        (["a.wav", "--output", "."], "a.txt: lies beside its audio, and may be its transcript, which would be repl"),
+        (["a.wav", "b.flac", "--format", "srt"], "srt for 2 files needs a folder"),
+        (["empty"], "empty: no audio in this folder"),
+        (["a.wav", "--decoder", "no.json"], "no.json: no such decoder"),
+        (["a.wav", "--format", "docx"], "docx"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_work_starts(
+    model: Path,
+    speech: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    sentence: str,
+) -> None:
+    folder = speech[0].parent
+    monkeypatch.chdir(folder)
+    (folder / "other").mkdir()
+    (folder / "empty").mkdir()
+    for name in ("a", "A", "a_b"):
+        shutil.copy("b.flac", f"other/{name}.flac")
+    shutil.copy("a.wav", "a b.wav")
+    (folder / "a.txt").write_text("WHAT WAS SAID")
+    assert run_verb("transcribe", model, *args) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert told.out == ""
+    assert (folder / "a.txt").read_text() == "WHAT WAS SAID"
+    assert run_verb("align", model, "a.wav", "b.flac", "--text", "A") == 2
+
+
+def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path, speech: list[Path]) -> None:
+    folder = speech[0].parent
+    command = [sys.executable, "-m", "hubert_lightning", "transcribe", model, *speech]
+    master, terminal = pty.openpty()
+    with (folder / "out.txt").open("w") as out:
+        subprocess.run(command, stdout=out, stderr=terminal, check=True)
+    os.close(terminal)
+    os.close(master)
+    lines = [line.split("\t") for line in (folder / "out.txt").read_text().splitlines()]
+    assert lines == [[str(path), said(model, read_samples(path))] for path in speech]
+
+
+def test_words_that_are_written_otherwise_than_spelled_have_times() -> None:
+    log_probs = torch.randn(30, len(LETTERS)).log_softmax(dim=-1)
+    found = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
+    assert [word.text for word in found] == ["two", "well-known"]
+
+
+def test_who_has_read_enough_ends_it_without_a_traceback(model: Path, speech: list[Path]) -> None:
+    command = f"{sys.executable} -m hubert_lightning transcribe {model} {' '.join(map(str, speech))} | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert len(done.stdout) == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,381 @@
+"""What several tests need: models, data, trainers, command lines, and files of small models."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from lhotse import CutSet, MonoCut, Recording
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from soundfile import write
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from hubert_lightning.asr.ctc_model import CTCModel
+from hubert_lightning.cli import main
+from hubert_lightning.frames import SAMPLE_RATE, num_samples
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.units.label_store import (
+    LabelSource,
+)
+from hubert_lightning.vocabulary import Vocabulary
+
+TINY = EncoderConfig(
+    conv_channels=16,
+    dim=32,
+    num_layers=2,
+    num_heads=2,
+    ffn_dim=64,
+    pos_kernel=16,
+    pos_groups=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    input_dropout=0.0,
+    layer_drop=0.0,
+    feature_grad_mult=1.0,
+)
+SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "feat_extract_norm": "group",
+}
+NUM_FRAMES = 120
+ROOT = Path(__file__).parent.parent
+RECORDINGS = ROOT.parent / "shared" / "data"
+needs_recordings = pytest.mark.skipif(
+    not RECORDINGS.is_dir(), reason="the real recordings are not beside this checkout (../shared/data)"
+)
+Interval = tuple[float, float, str]  # start and end in seconds, label
+HELLO: list[Interval] = [
+    (0.0, 0.31, ""), (0.31, 0.40, "HH"), (0.40, 0.47, "AH0"), (0.47, 0.55, "L"), (0.55, 0.83, "OW1"), (0.83, 1.2, ""),
+]  # fmt: skip
+HELLO_WORD: list[Interval] = [(0.0, 0.31, ""), (0.31, 0.83, "hello"), (0.83, 1.2, "")]
+SMALL_FINETUNING = [
+    *("--config", str(ROOT / "configs/finetune/small.yaml")),
+    *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
+]
+SMOKE = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
+SMOKE_FINETUNE = [
+    *("--config", str(ROOT / "configs/demo-finetune.yaml")),
+    *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
+]
+TWO_ITERATIONS = (
+    "--iterations=[{features: mfcc, clusters: 20, max_frames: 2000, max_steps: 2},"
+    "{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: 3}]"
+)
+PRETRAINING_CONFIGS = [*sorted((ROOT / "configs/pretrain").glob("*.yaml")), ROOT / "configs/demo.yaml"]
+SPLITS = ("10min", "1h", "10h", "100h", "960h")
+FINETUNING_CONFIGS = [
+    *(ROOT / f"configs/finetune/{name}.yaml" for name in (*SPLITS, "own", "small")),
+    ROOT / "configs/demo-finetune.yaml",
+]
+LABELLING = "clusters: 1500, max_frames: 4000, kmeans: {class_path: hubert_lightning.ScikitKMeans}, max_steps: 2"
+LABEL_SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
+DIGITS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
+RESUMED_STEPS = 8
+FINETUNING_STEPS = 6
+
+
+@dataclass
+class Encoder:
+    """What models with a solved head share: an encoder's state, a recording, and what the one hears in the other."""
+
+    state: dict[str, Tensor]
+    recording: Path
+    frames: Tensor  # (frames, dim)
+    inverse: Tensor  # (dim and bias, frames), which solves a head
+
+
+def long_format(tiers: dict[str, list[Interval]], end: float) -> str:
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0 ", f"xmax = {end} "]
+    lines += ["tiers? <exists> ", f"size = {len(tiers)} ", "item []: "]
+    for number, (name, intervals) in enumerate(tiers.items(), start=1):
+        lines += [f"    item [{number}]:", '        class = "IntervalTier" ', f'        name = "{name}" ']
+        lines += ["        xmin = 0 ", f"        xmax = {end} ", f"        intervals: size = {len(intervals)} "]
+        for k, (start, stop, label) in enumerate(intervals, start=1):
+            lines += [f"        intervals [{k}]:", f"            xmin = {start} ", f"            xmax = {stop} "]
+            lines += [f'            text = "{label}" ']
+    return "\n".join(lines) + "\n"
+
+
+def short_format(tiers: dict[str, list[Interval]], end: float) -> str:
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", f"{end}", "<exists>", f"{len(tiers)}"]
+    for name, intervals in tiers.items():
+        lines += ['"IntervalTier"', f'"{name}"', "0", f"{end}", f"{len(intervals)}"]
+        lines += [f'{start}\n{stop}\n"{label}"' for start, stop, label in intervals]
+    return "\n".join(lines) + "\n"
+
+
+def finetuning_options(manifests: Path) -> list[str]:
+    names = {"train": "finetune", "validation": "dev", "test": "test"}
+    return [f"--data.init_args.{part}=[{manifests / name}.jsonl.gz]" for part, name in names.items()]
+
+
+def pretraining_options(manifests: Path) -> list[str]:
+    return [
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+    ]
+
+
+def transcribed_options(manifests: Path) -> list[str]:
+    return [
+        f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
+    ]
+
+
+def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
+    """The one sentence that a command line is refused with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+class ParsedOnly(HubertCLI):
+    """Stops where classes would be built: XLarge would take 4 GB, and no manifest is there."""
+
+    def before_instantiate_classes(self) -> None:
+        raise SystemExit(0)
+
+
+def parsed_config(*args: str) -> ParsedOnly:
+    cli = ParsedOnly.__new__(ParsedOnly)
+    with pytest.raises(SystemExit) as stopped:
+        cli.__init__(["fit", *args])  # type: ignore[misc]
+    assert stopped.value.code == 0
+    return cli
+
+
+def bare_trainer(folder: Path, **options: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=folder, **quiet, **options)
+
+
+def data_of_task(task: type[LightningModule], manifests: Path, run: Path) -> PretrainingData | TranscribedData:
+    dev = [manifests / "dev.jsonl.gz"]
+    if task is HubertPretraining:
+        train, labels = [manifests / "train.jsonl.gz"], run / "labels"
+        return PretrainingData(train, None, dev, labels, max_duration=10, max_crop=3, num_workers=0)
+    return TranscribedData([manifests / "finetune.jsonl.gz"], dev, dev, max_duration=10, num_workers=0)
+
+
+def silent_trainer(folder: Path, steps: int, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def quick_adam(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)  # type: ignore[arg-type]
+
+
+def plain_adam(parameters: object) -> AdamW:
+    return AdamW(parameters, lr=1e-3)  # type: ignore[arg-type]
+
+
+def long_pretraining(manifests: Path, output: Path, *more: str, steps: int = 100_000) -> list[str]:
+    """A pre-training of one iteration that nobody waits for."""
+    return [
+        "fit",
+        *("--config", str(ROOT / "configs/demo.yaml")),
+        *("--config", str(ROOT / "tests/smoke.yaml")),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        "--data.init_args.max_duration=6",
+        "--data.init_args.num_workers=2",
+        "--checkpoint.every_n_train_steps=50000",
+        "--trainer.val_check_interval=100000",
+        "--trainer.check_val_every_n_epoch=null",
+        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {steps}}}]",
+        f"--output={output}",
+        *more,
+    ]
+
+
+def wait_until(condition: Callable[[], bool], process: BaseProcess, seconds: float = 120) -> None:
+    """Wait until something is there; the process must not end before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.exitcode is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def prints_text(output: Path, text: str) -> Callable[[], bool]:
+    return lambda: output.exists() and text in output.read_text()
+
+
+def has_steps(run: Path, rows: int = 2) -> Callable[[], bool]:
+    """Whether some steps are logged."""
+    metrics = run / "iteration1" / "metrics.csv"
+    return lambda: metrics.exists() and metrics.read_text().count("\n") > rows
+
+
+def with_folder() -> None:
+    sys.path.insert(0, os.getcwd())
+
+
+def cut_of(path: Path, waveform: Tensor) -> MonoCut:
+    write(path, waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    return Recording.from_file(path).to_cut()
+
+
+def noise_with_pauses(seconds: int, seed: int = 0) -> Tensor:
+    """Noise whose loudness changes every quarter of a second, with a pause of half a second now and then."""
+    rng = torch.Generator().manual_seed(seed)
+    loudness = torch.rand(4 * seconds, generator=rng) + 0.1
+    for first in torch.randint(4 * seconds - 2, (seconds // 4,), generator=rng).tolist():
+        loudness[first : first + 2] = 1e-3
+    noise = torch.randn(4 * seconds, SAMPLE_RATE // 4, generator=rng)
+    return (0.1 * loudness[:, None] * noise).flatten()
+
+
+def pretraining_batch(
+    seed: int = 0, frames: int = 40, clusters: int = 20, streams: int = 1, masked: int = 23
+) -> PretrainingBatch:
+    rng = torch.Generator().manual_seed(seed)
+    return PretrainingBatch(
+        waveform=torch.randn(3, num_samples(frames), generator=rng),
+        cluster=torch.randint(clusters, (3, streams, frames), generator=rng),
+        mask=torch.rand(3, frames, generator=rng).argsort(dim=1) < masked,
+        num_masked=masked,
+    )
+
+
+def pretraining_model(**options: object) -> HubertPretraining:
+    seed_everything(0, verbose=False)
+    options = {"num_clusters": 20, "final_dim": 16} | options
+    return HubertPretraining(encoder=TINY, **options).eval()  # type: ignore[arg-type]
+
+
+def summed_as_in_fairseq(model: HubertPretraining, batch: PretrainingBatch) -> tuple[torch.Tensor, int]:
+    """The sum of a batch's losses, and by how many frames fairseq divides it (criterions/hubert_criterion.py)."""
+    local = model.encoder.local_features(batch.waveform)
+    frames = model.encoder.contextual(local, mask=batch.mask)
+    total, frames_counted = torch.zeros(()), 0
+    for mask, weight in ((batch.mask, model.masked_weight), (~batch.mask, 1 - model.masked_weight)):
+        if weight > 0:
+            for predictor, cluster in zip(model.predictors, batch.cluster.unbind(dim=1), strict=True):
+                logits = predictor(frames[mask])
+                total = total + weight * F.cross_entropy(logits, cluster[mask], reduction="sum")
+            frames_counted += int(mask.sum())
+    return total + model.feature_penalty * local.square().mean() * frames_counted, frames_counted
+
+
+def logging_trainer(folder: Path, steps: int, **options: object) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=CSVLogger(folder, name="", version=""),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=[Relabel(clusters=20, max_frames=3000)],
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def pretraining_data(manifests: Path, **options: object) -> PretrainingData:
+    defaults: dict[str, Any] = {"train": [manifests / "train.jsonl.gz"], "validation": [manifests / "dev.jsonl.gz"]}
+    return PretrainingData(**{"max_duration": 12, "max_crop": 3} | defaults | options)
+
+
+def save_ctc(path: Path, vocabulary: Vocabulary | None = Vocabulary(), seed: int = 0, spread: float = 1.0) -> CTCModel:
+    """A checkpoint of random weights as fine-tuning writes it; with `spread`, letters of more than one kind win."""
+    torch.manual_seed(seed)
+    known = vocabulary or Vocabulary()
+    model = CTCModel(HubertEncoder(TINY), nn.Linear(TINY.dim, len(known)), known).eval()
+    nn.init.normal_(model.head.weight, std=spread)
+    settings: dict[str, Any] = {"encoder": asdict(TINY)}
+    if vocabulary is not None:
+        settings["vocabulary"] = asdict(vocabulary) | {"tokens": list(vocabulary.tokens)}
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": settings}, path)
+    return model
+
+
+def resumed_pretraining(manifests: Path, output: Path) -> list[str]:
+    iterations = (
+        f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {RESUMED_STEPS}}},"
+        f"{{features: previous, layer: 1, clusters: 10, max_frames: 2000, max_steps: {RESUMED_STEPS}}}]"
+    )
+    return [
+        "fit",
+        *("--config", str(ROOT / "configs/demo.yaml")),
+        *("--config", str(ROOT / "tests/smoke.yaml")),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        "--data.init_args.max_duration=6",
+        "--data.init_args.num_workers=2",
+        "--model.init_args.encoder={dropout: 0.1, attention_dropout: 0.1, input_dropout: 0.1, layer_drop: 0.3}",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.val_check_interval=6",
+        "--checkpoint.every_n_train_steps=2",
+        iterations,
+        f"--output={output}",
+    ]
+
+
+def short_finetuning(manifests: Path, output: Path, **data: list[Path]) -> list[str]:
+    """A fine-tuning of so many steps, which saves every two."""
+    data = {"train": [manifests / "finetune.jsonl.gz"], "validation": [manifests / "dev.jsonl.gz"]} | data
+    return [
+        "fit",
+        *("--config", str(ROOT / "configs/finetune/small.yaml")),
+        *("--config", str(ROOT / "tests/smoke-finetune.yaml")),
+        *(f"--data.init_args.{part}=[{','.join(map(str, paths))}]" for part, paths in data.items()),
+        f"--trainer.max_steps={FINETUNING_STEPS}",
+        "--checkpoint.every_n_train_steps=2",
+        f"--output={output}",
+    ]
+
+
+def export_shar(cuts: CutSet, folder: Path, audio: str = "flac") -> Path:
+    folder.mkdir(parents=True)
+    cuts.to_shar(folder, fields={"recording": audio}, shard_size=7)
+    return folder
+
+
+def read_samples(path: Path) -> Tensor:
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+
+
+def run_verb(*args: object) -> int:
+    try:
+        main([str(arg) for arg in args])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0

@@ -1,0 +1,171 @@
+"""What a run tells W&B, read back from the file that an offline run leaves."""
+
+import json
+import struct
+import time
+from pathlib import Path
+
+import fork_server
+import pytest
+import wandb
+from helpers import ROOT
+from wandb.proto import wandb_internal_pb2
+
+from hubert_lightning.cli import main
+
+
+def records(path: Path, patience: float = 60) -> list[wandb_internal_pb2.Record]:
+    """The records of a finished run, whose last one W&B's service may write a moment after `finish` has returned."""
+    end = time.monotonic() + patience
+    while True:
+        found = parsed(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < end, f"{path}: no exit record after {patience} s"
+        time.sleep(0.1)
+
+
+def parsed(path: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, fragments) behind seven bytes of W&B's."""
+    content, place, found, parts = path.read_bytes(), 7, [], b""
+    assert content.startswith(b":W&B")
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:  # too little for a header: padding
+            place += left
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])  # after a checksum of four bytes
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last fragment
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            found.append(record)
+            parts = b""
+    return found
+
+
+def offline_run(folder: Path) -> list[wandb_internal_pb2.Record]:
+    [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return records(path)
+
+
+def keys(found: list[wandb_internal_pb2.Record]) -> set[str]:
+    return {item.key or "/".join(item.nested_key) for record in found for item in record.history.item}
+
+
+def run_of(found: list[wandb_internal_pb2.Record]) -> wandb_internal_pb2.RunRecord:
+    return next(record.run for record in found if record.WhichOneof("record_type") == "run")
+
+
+def layers(config: str, smoke: str) -> list[str]:
+    return ["--config", str(ROOT / config), "--config", str(ROOT / "tests" / smoke)]
+
+
+WANDB = (
+    "--trainer.logger={class_path: lightning.pytorch.loggers.WandbLogger,"
+    " init_args: {project: hubert_lightning, group: base, name: base}}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_each_iteration_is_a_run_of_the_recipes_group(manifests: Path, tmp_path: Path) -> None:
+    main(
+        [
+            *("fit", *layers("configs/pretrain/base.yaml", "smoke.yaml"), f"--output={tmp_path}", WANDB),
+            f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+            "--iterations=[{clusters: 20, max_frames: 2000, max_steps: 2},"
+            "{features: previous, layer: 1, clusters: 20, max_frames: 2000, max_steps: 2}]",
+        ]
+    )
+    for number in (1, 2):
+        found = offline_run(tmp_path / f"iteration{number}")
+        run = run_of(found)
+        assert (run.project, run.run_group, run.display_name) == ("hubert_lightning", "base", f"base-iteration{number}")
+        assert {"train/loss", "train/masked_accuracy", "train/gradient_norm", "val/masked_accuracy"} <= keys(found)
+
+
+def test_fine_tuning_shows_references_beside_hypotheses(manifests: Path, tmp_path: Path) -> None:
+    main(
+        [
+            *("fit", *layers("configs/finetune/10h.yaml", "smoke-finetune.yaml"), f"--output={tmp_path}", WANDB),
+            f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        ]
+    )
+    found = offline_run(tmp_path)
+    assert {"train/loss", "val/wer", "val/cer"} <= keys(found)
+    assert any(key.startswith("val/transcripts") for key in keys(found))
+    [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/val/transcripts_*.table.json")
+    assert '"columns":["id","reference","hypothesis"]' in table.read_text().replace(" ", "")
+
+
+def test_a_run_that_goes_on_is_the_same_run(manifests: Path, tmp_path: Path) -> None:
+    for steps in (2, 4):
+        main(
+            [
+                *("fit", *layers("configs/pretrain/base.yaml", "smoke.yaml"), f"--output={tmp_path}", WANDB),
+                f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+                f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+                f"--iterations=[{{clusters: 20, max_frames: 2000, max_steps: {steps}}}]",
+            ]
+        )
+    before, after = (run_of(records(path)) for path in tmp_path.glob("iteration1/wandb/offline-run-*/run-*.wandb"))
+    assert before.run_id == after.run_id
+
+
+def test_a_test_is_a_run_of_its_own_in_the_fits_group(manifests: Path, tmp_path: Path) -> None:
+    main(
+        [
+            *("fit", *layers("configs/finetune/10h.yaml", "smoke-finetune.yaml"), f"--output={tmp_path}", WANDB),
+            f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
+            f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+            f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
+        ]
+    )
+    fit = run_of(offline_run(tmp_path))
+    config = {item.key: json.loads(item.value_json) for item in fit.config.update}
+    config |= {item.key: json.loads(item.value_json) for found in offline_run(tmp_path) for item in found.config.update}
+    assert config["model"]["encoder"]["dim"] == 32
+    assert config["optimizer"]["class"] == "AdamW"
+    main(["test", "--config", str(tmp_path / "config.yaml"), f"--output={tmp_path}"])
+    [test] = (run_of(records(path)) for path in (tmp_path / "test").rglob("run-*.wandb"))
+    assert len([*tmp_path.rglob("run-*.wandb")]) == 2
+    assert test.run_id != fit.run_id
+    assert (test.run_group, test.job_type, test.display_name) == ("base", "test", "base-test-test")
+
+
+def test_without_an_account_the_way_out_is_named(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for variable in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be kept
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()  # it remembers the mode that another test has set
+    train = f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]"
+    more = [train, "--data.init_args.validation=null", WANDB, f"--output={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *layers("configs/demo.yaml", "smoke.yaml"), *more])
+    assert stopped.value.code == 2
+    assert "set WANDB_MODE=offline, or choose another trainer.logger" in capsys.readouterr().err
+
+
+def test_wandb_warns_of_nothing_that_the_user_did_not_do(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_SILENT")
+    output = tmp_path / "output.txt"
+    data = [f"--data.init_args.{part}=[{manifests / 'dev.jsonl.gz'}]" for part in ("train", "validation", "test")]
+    fit = ["fit", *layers("configs/finetune/10h.yaml", "smoke-finetune.yaml"), WANDB, *data]
+    for command in (fit, ["test", "--config", str(tmp_path / "run/config.yaml")]):
+        process = fork_server.start([*command, f"--output={tmp_path / 'run'}"], output)
+        assert fork_server.ended(process) == 0, output.read_text()
+    assert "wandb: " in output.read_text()
+    assert "wandb: WARNING" not in output.read_text()
