@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Fit on several hosts without SLURM: torchrun starts one process per GPU, and Lightning takes rank and address from it.
-# Before: `uv sync` in a folder that all hosts share; then, from there, on the first host,
+# Run `hubert fit` on several hosts without SLURM. torchrun starts one process per GPU and tells it rank and address.
+# Needs: `uv sync` in a folder that all hosts share.
+# Run, from that folder, on the first host:
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 uv run configs/launch/torchrun.sh
-#   and on the second the same with NODE_RANK=1, and so on. Arguments go to `hubert fit`.
-# NODES: number of hosts. NODE_RANK: which of them this one is, from 0; the others look for host 0.
-# MASTER_ADDR, MASTER_PORT: address of host 0 that the others reach, and a port that is free there.
-# DEVICES: GPUs of each host, 8 unless set; trainer.devices and trainer.num_nodes follow from it and NODES.
-# CONFIG: what is trained, configs/pretrain/base.yaml unless set.
-# PET_LOCAL_ADDR: this host's own address, where hosts do not find each other by name.
-# A process that dies is started again, and with it all others, from the last checkpoint in the run's folder.
+#   and on the second host the same with NODE_RANK=1. Arguments go to `hubert fit`.
+# NODES: number of hosts. NODE_RANK: number of this host, from 0.
+# MASTER_ADDR, MASTER_PORT: address of host 0 that the others reach, and a free port on host 0.
+# DEVICES: GPUs of each host, 8 by default. The script sets trainer.devices and trainer.num_nodes.
+# CONFIG: the config, configs/pretrain/base.yaml by default.
+# PET_LOCAL_ADDR: address of this host, if hosts do not find each other by name.
+# If a process dies, torchrun restarts all processes, and the run resumes from its last checkpoint.
 set -euo pipefail
 
 : "${NODES:?is not set; give the number of hosts}"
@@ -21,7 +22,7 @@ if ((NODE_RANK >= NODES)); then
 fi
 devices=${DEVICES:-8}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Each start meets at a port of its own: at a shared one, processes would find the addresses of those that died.
+# Each restart meets at a new port: at a shared one, processes would find the addresses of dead processes.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun --nnodes "$NODES" --nproc-per-node "$devices" --max-restarts 3 \
