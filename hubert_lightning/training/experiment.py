@@ -504,7 +504,7 @@ def _say_whom_it_waits_for(trainer: Trainer) -> None:
         rank_zero_info(
             f"waiting for {trainer.world_size} processes at {nodes.main_address}:{nodes.main_port}; start the same "
             f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
-            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/cluster/torchrun.sh"
+            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/launch/torchrun.sh"
         )
 
 
