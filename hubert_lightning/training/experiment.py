@@ -62,7 +62,6 @@ from hubert_lightning.training.checkpoints import (
     newest_checkpoint,
     set_damaged_aside,
 )
-from hubert_lightning.training.global_batch import HOW_NOT_WHAT
 from hubert_lightning.training.lightning_internals import wandb_arguments
 from hubert_lightning.training.parser import INSIDE, SentenceParser
 from hubert_lightning.training.restoring import (
@@ -89,6 +88,7 @@ from hubert_lightning.training.run_folder import (
     write_json,
 )
 from hubert_lightning.training.run_lock import RUN_LOCK, holder_of, locked, refuse
+from hubert_lightning.training.task import CHANGEABLE_ON_RESUME
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.label_recipe import LabelRecipe, is_best, is_fresh, is_mfcc, is_previous
 from hubert_lightning.units.layer_quality import check_phones
@@ -504,7 +504,7 @@ def _say_whom_it_waits_for(trainer: Trainer) -> None:
         rank_zero_info(
             f"waiting for {trainer.world_size} processes at {nodes.main_address}:{nodes.main_port}; start the same "
             f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
-            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/cluster/torchrun.sh"
+            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/launch/torchrun.sh"
         )
 
 
@@ -839,7 +839,7 @@ def _experiment(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
         if labels.get("quantizer"):
             labels["quantizer"] = "a file"  # likewise
     experiment: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
-    for option in HOW_NOT_WHAT:
+    for option in CHANGEABLE_ON_RESUME:
         experiment["model"]["init_args"].pop(option, None)
     for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):
         experiment["data"]["init_args"].pop(option, None)
