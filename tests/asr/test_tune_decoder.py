@@ -14,7 +14,7 @@ from torch import Tensor
 from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon
-from hubert_lightning.asr.tune_decoder import RESCORER_WEIGHT, WEIGHTS, tune
+from hubert_lightning.asr.tune_decoder import RESCORER_WEIGHT_RANGE, WEIGHT_RANGES, tune
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, transcript, write_manifest
 from hubert_lightning.vocabulary import Vocabulary
@@ -70,8 +70,8 @@ def test_the_search_begins_with_its_own_weights_and_those_of_wav2vec_2(files: Pa
 
 def test_the_ranges_of_the_search_are_those_of_the_reference() -> None:
     # fairseq examples/hubert/config/decode/ax_sweep/ngram.yaml, and the weight of transformer.yaml
-    assert WEIGHTS == {"lm_weight": (0, 8), "word_score": (-5, 5), "silence_score": (-10, 0)}
-    assert RESCORER_WEIGHT == (0, 4)
+    assert WEIGHT_RANGES == {"lm_weight": (0, 8), "word_score": (-5, 5), "silence_score": (-10, 0)}
+    assert RESCORER_WEIGHT_RANGE == (0, 4)
 
 
 def test_only_weights_that_matter_are_searched(files: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_verb_writes_settings_that_test_takes_and_a_figure(
     assert settings.rescorer == str(causal_lm)
     assert settings.nbest == 3
     assert out.with_suffix(".png").stat().st_size > 10_000
-    assert "% with each frame's best letter" in capsys.readouterr().out
+    assert "% with greedy decoding" in capsys.readouterr().out
     assert json.loads(out.read_text())["num_workers"] is None
 
 
