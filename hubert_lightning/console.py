@@ -148,7 +148,9 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Bar]:
         task = bars.add_task(description, total=total, note="")
 
         def advance(amount: float = 1, note: str = "") -> None:
-            bars.update(task, advance=amount, **({"note": note} if note else {}))
+            bars.advance(task, amount)
+            if note:
+                bars.update(task, note=note)
 
         yield advance
 

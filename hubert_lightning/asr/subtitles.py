@@ -22,7 +22,7 @@ UNSPACED_SCRIPTS = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 """Scripts without spaces between words, besides wide ones, by the beginning of their letters' Unicode names."""
 
 
-class Piece(NamedTuple):
+class SubtitlePart(NamedTuple):
     """A word, or a part of a word that is too long for a line or a subtitle.
 
     Attributes:
@@ -46,7 +46,7 @@ def srt(words: Sequence[Word], text: str, duration: float) -> str:
         text: Text of the recording, which decides between which words there are spaces.
         duration: Duration of the recording in seconds.
     """
-    subtitles: list[list[list[Piece]]] = []  # of lines of pieces
+    subtitles: list[list[list[SubtitlePart]]] = []  # of lines of pieces
     separators = _separators(words, text)
     pieces = [piece for word, before in zip(words, separators, strict=True) for piece in _pieces(word, before)]
     for piece in pieces:
@@ -87,14 +87,14 @@ def _separators(words: Sequence[Word], text: str) -> list[str]:
     return separators
 
 
-def _pieces(word: Word, before: str) -> Iterator[Piece]:
+def _pieces(word: Word, before: str) -> Iterator[SubtitlePart]:
     """Keep a word whole, or split it into characters if it is too long for a line, or a sentence for a subtitle."""
     for part in parts_between_spaces(word):
         is_short = _milliseconds(part.end) - _milliseconds(part.start) <= LONGEST_SUBTITLE
         is_whole = cell_len(part.text) <= LINE_COLUMNS and (is_short or _is_one_word(part.text))
         for index, piece in enumerate([part] if is_whole else characters_of(part)):
             separator = "" if index else before
-            yield Piece(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), separator)
+            yield SubtitlePart(piece.text, _milliseconds(piece.start), _milliseconds(piece.end), separator)
             before = " "
 
 
@@ -108,11 +108,11 @@ def _is_one_word(text: str) -> bool:
     return len(text) <= LINE_COLUMNS // 2 and not is_wide and not is_unspaced
 
 
-def _columns(line: Sequence[Piece]) -> int:
+def _columns(line: Sequence[SubtitlePart]) -> int:
     return cell_len(_text_of(line))
 
 
-def _text_of(line: Sequence[Piece]) -> str:
+def _text_of(line: Sequence[SubtitlePart]) -> str:
     return "".join(piece.before + piece.text for piece in line).removeprefix(" ")
 
 

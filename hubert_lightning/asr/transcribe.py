@@ -27,7 +27,8 @@ from hubert_lightning.asr.word_times import (
     word_times,
     words_of,
 )
-from hubert_lightning.data.prepare import Refusal, transcribed
+from hubert_lightning.data.audio_folder import transcribed
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import autocast, listed, of_each
 from hubert_lightning.model.devices import choose_device
@@ -201,7 +202,7 @@ def _results(
     batch_duration: float | None,
     precision: Precision,
     num_workers: int,
-) -> Iterator[Transcript | Refusal]:
+) -> Iterator[Transcript | RefusedFile]:
     """Encode recordings; yields each transcript, or why there is none, in the order in which they are ready."""
     device = choose_device()
     encode = partial(

@@ -13,7 +13,7 @@ from hubert_lightning.asr.transcript_formats import (
     TranscriptFormat,
     ctm_recording,
 )
-from hubert_lightning.data.prepare import Refusal
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
 from hubert_lightning.files import write_whole
@@ -130,7 +130,7 @@ def _same_name(paths: Sequence[Path], names: Sequence[str]) -> tuple[Path, Path]
 
 
 def write_all(
-    results: Iterator[Transcript | Refusal],
+    results: Iterator[Transcript | RefusedFile],
     format: TranscriptFormat,
     output: Path | None,
     num_files: int,
@@ -150,7 +150,7 @@ def write_all(
     """
     num_failed = 0
     for result in results:
-        if isinstance(result, Refusal):
+        if isinstance(result, RefusedFile):
             num_failed += 1
             print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
             continue

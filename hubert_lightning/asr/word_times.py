@@ -11,7 +11,8 @@ from torchaudio.functional import forced_align, merge_tokens
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE
-from hubert_lightning.vocabulary import BLANK, Piece, Vocabulary
+from hubert_lightning.spelling import TokenMatch
+from hubert_lightning.vocabulary import BLANK, Vocabulary
 
 MAX_ALIGNMENT_SIZE = 2**29
 """Frames times tokens that are aligned at once: the aligner stores two bytes for each."""
@@ -188,17 +189,17 @@ def _best_spellings(log_probs: Tensor, words: Sequence[str], vocabulary: Vocabul
         UserError: A word has characters that are no token.
     """
     longest = [vocabulary.encode(word) for word in words]
-    matches = [vocabulary.pieces(word) for word in words]
+    matches = [vocabulary.token_matches(word) for word in words]
     if [len(tokens) for tokens in matches] == [len(tokens) for tokens in longest]:
         return longest
-    edges, word_of_edge = list[Piece](), list[int]()
+    edges, word_of_edge = list[TokenMatch](), list[int]()
     end = 0
     for index, tokens in enumerate(matches):
         if index and vocabulary.boundary is not None and not vocabulary.spaced:
-            edges.append(Piece(end, end + 1, vocabulary.boundary))
+            edges.append(TokenMatch(end, end + 1, vocabulary.boundary))
             word_of_edge.append(-1)
             end += 1
-        edges += [Piece(end + match.first, end + match.last, match.token) for match in tokens]
+        edges += [TokenMatch(end + match.first, end + match.last, match.token) for match in tokens]
         word_of_edge += [index] * len(tokens)
         end = edges[-1].last
     if len(log_probs) * (len(edges) + end + 1) > MAX_ALIGNMENT_SIZE:
@@ -209,7 +210,7 @@ def _best_spellings(log_probs: Tensor, words: Sequence[str], vocabulary: Vocabul
     return [[edges[edge].token for edge in path if word_of_edge[edge] == index] for index in range(len(words))]
 
 
-def _best_path(log_probs: Tensor, edges: Sequence[Piece], end: int) -> list[int]:
+def _best_path(log_probs: Tensor, edges: Sequence[TokenMatch], end: int) -> list[int]:
     """Find the edges on the most likely CTC path from node 0 to node `end` (Viterbi).
 
     A state of the path is an edge, which emits its token, or a node, which emits blanks.
