@@ -20,7 +20,8 @@ from hubert_lightning import BestCheckpoints, load_encoder
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished
 from hubert_lightning.training.averaging import averaged
-from hubert_lightning.training.checkpoints import WholeCheckpoints, keep_rows, newest_checkpoint, set_damaged_aside
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
+from hubert_lightning.training.metrics_table import keep_rows
 
 
 class Judged(LightningModule):
@@ -188,7 +189,7 @@ def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None
         callbacks=[BestCheckpoints(monitor="val/wre", dirpath=tmp_path)],
     )
     data = DataLoader(torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="validation finds val/wer, but no val/wre; correct its monitor"):
+    with pytest.raises(ValueError, match="validation logs val/wer, but no val/wre; correct its monitor"):
         trainer.fit(Judged([0.5]), data, data)
     with pytest.raises(ValueError, match="keep is 0; keep one or more"):
         BestCheckpoints(keep=0)
@@ -234,11 +235,11 @@ def test_what_cannot_be_averaged_is_one_sentence(
     other["state_dict"]["head.bias"] = torch.zeros(3)
     torch.save(other, tmp_path / "other.ckpt")
     said = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
-    assert f"other.ckpt: its head.bias is (3,), that of {best} (29,); average checkpoints of one model" in said
-    assert "no checkpoint is named" in refused(capsys, "average", "[]", out)
+    assert f"other.ckpt: its head.bias is (3,), in {best} it is (29,); average checkpoints of one model" in said
+    assert "no checkpoint to average" in refused(capsys, "average", "[]", out)
     assert "is damaged, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
     assert "a list is wanted, in brackets" in refused(capsys, "average", str(best), out)
-    assert "is there already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
+    assert "exists already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
     assert not Path(out).exists()
     more = [
         *SMALL_FINETUNING,
@@ -254,7 +255,7 @@ SAVE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
 folder, number, links = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "links"
 calls = 0
 def hear(event, args):
@@ -268,7 +269,7 @@ def refuse(*paths):
 if not links:
     os.link = refuse
 if sys.argv[4] == "resumed":
-    set_damaged_aside(folder, newest_checkpoint(folder))
+    set_corrupt_aside(folder, newest_checkpoint(folder))
 sys.addaudithook(hear)
 WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.full((100,), 3.0)}}, folder / "last.ckpt")
 """
@@ -316,7 +317,7 @@ def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
         remove_unfinished.cache_clear()  # as in another process
         saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
         assert step_of(newest_checkpoint(folder)) == 4
-        assert {path.name for path in folder.iterdir()} - {"last.ckpt.damaged"} == {"last.ckpt", "previous.ckpt"}
+        assert {path.name for path in folder.iterdir()} - {"last.ckpt.corrupt"} == {"last.ckpt", "previous.ckpt"}
         if code == 0:
             assert found == 3
             break
@@ -350,11 +351,11 @@ def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
         saved(tmp_path / "last.ckpt", step)
     flip(tmp_path / "last.ckpt")
     damaged = (tmp_path / "last.ckpt").read_bytes()
-    set_damaged_aside(tmp_path, newest_checkpoint(tmp_path))
+    set_corrupt_aside(tmp_path, newest_checkpoint(tmp_path))
     saved(tmp_path / "last.ckpt", 3)
     assert step_of(tmp_path / "previous.ckpt") == 1
-    assert (tmp_path / "last.ckpt.damaged").read_bytes() == damaged
-    assert "kept as last.ckpt.damaged" in caplog.text
+    assert (tmp_path / "last.ckpt.corrupt").read_bytes() == damaged
+    assert "kept as last.ckpt.corrupt" in caplog.text
     assert len(list(tmp_path.glob("*.ckpt"))) == 2
 
 
@@ -367,7 +368,7 @@ def test_a_damaged_best_checkpoint_is_named_when_the_mean_is_taken_and_the_same_
     place = content.index(weight(tmp_path / "best-5.ckpt").numpy().tobytes())
     content[place] ^= 1
     (tmp_path / "best-5.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"best-5\.ckpt: damaged; remove it, and run the same command again"):
+    with pytest.raises(ValueError, match=r"best-5\.ckpt: corrupt; remove it, and run the same command again"):
         fit(tmp_path, SCORES)
     (tmp_path / "best-5.ckpt").unlink()
     fit(tmp_path, SCORES)
@@ -390,7 +391,7 @@ KEEP_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
-from hubert_lightning.training.checkpoints import keep_rows
+from hubert_lightning.training.metrics_table import keep_rows
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 def hear(event, args):

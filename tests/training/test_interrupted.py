@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints
 from hubert_lightning.training.callbacks.preemption import Preemption
-from hubert_lightning.training.checkpoints import WholeCheckpoints, WholeSteps, keep_rows
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.checkpoints import WholeCheckpoints
+from hubert_lightning.training.metrics_table import keep_rows
 
 EPOCH = 6
 """Batches of an epoch."""

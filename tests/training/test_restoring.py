@@ -20,7 +20,7 @@ from hubert_lightning.cli import main
 from hubert_lightning.training.experiment import HubertCLI
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.pretraining import HubertPretraining
-from hubert_lightning.training.restoring import check_run
+from hubert_lightning.training.run_state import check_run
 
 
 @pytest.fixture(scope="module")

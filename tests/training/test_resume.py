@@ -17,7 +17,9 @@ from helpers import RESUMED_STEPS, logging_trainer, plain_adam, pretraining_data
 from lightning import Trainer
 
 from hubert_lightning.cli import main
-from hubert_lightning.training.checkpoints import WholeSteps, is_whole, newest_checkpoint
+from hubert_lightning.files import is_whole
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.checkpoints import newest_checkpoint
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
 
@@ -128,7 +130,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     last.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
     assert not is_whole(last)
     main(resumed_pretraining(manifests, tmp_path / "run"))
-    assert f"{last} is damaged, and passed over" in caplog.text
+    assert f"{last} is corrupt, and skipped" in caplog.text
     assert_the_same(tmp_path / "run", whole)
 
 
@@ -140,7 +142,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_anew(
         (folder / name).write_bytes(b"")
     with pytest.raises(SystemExit):
         main(resumed_pretraining(manifests, tmp_path / "run"))
-    assert f"{folder / 'last.ckpt'}: damaged, and no other checkpoint of this run is whole" in capsys.readouterr().err
+    assert f"{folder / 'last.ckpt'}: corrupt, and no other checkpoint of this run is intact" in capsys.readouterr().err
 
 
 FULL_DISK = """
@@ -208,7 +210,7 @@ def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> Non
     first.save_checkpoint(tmp_path / "two.ckpt")
     other = logging_trainer(tmp_path, 4, accumulate_grad_batches=3)
     other.callbacks.append(WholeSteps())
-    with pytest.raises(ValueError, match="steps of 1 ranks x 2 batches, not 1 x 3; keep the product"):
+    with pytest.raises(ValueError, match="has 1 ranks x 2 batches, not 1 x 3; keep the product"):
         other.fit(
             constant_rate(),
             datamodule=pretraining_data(manifests, num_workers=0),

@@ -119,7 +119,7 @@ def test_a_damaged_config_is_restored_from_the_checkpoint(
     config.write_bytes(DAMAGES[damage](whole))
     assert kept_config(run) == yaml.safe_load(whole)
     assert config.read_bytes() == whole
-    assert f"{config}: damaged" in caplog.text
+    assert f"{config}: corrupt" in caplog.text
     assert "restored from last.ckpt" in caplog.text
 
 
@@ -152,7 +152,7 @@ def test_a_damaged_config_that_is_named_is_restored_to_be_looked_at_and_then_use
     test = f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]"
     command = ["test", "--config", str(run / "config.yaml"), f"--output={run}", test]
     said = refused(capsys, command)
-    assert "was damaged (empty), and is restored from the checkpoint beside it; look whether it is your run's" in said
+    assert "was corrupt (empty), and is restored from the checkpoint beside it; check that it is your run's" in said
     assert (run / "config.yaml").read_bytes() == whole
     main(command)
     assert (run / "test.jsonl").exists()
@@ -189,7 +189,7 @@ def test_a_damaged_config_without_a_copy_is_a_sentence_with_a_way_out(
     without(unfinished, "config")
     (unfinished / "config.yaml").write_bytes(b"")
     said = refused(capsys, short_finetuning(manifests, unfinished))
-    assert f"{unfinished / 'config.yaml'}: damaged (empty), and no checkpoint beside it holds a copy; restore" in said
+    assert f"{unfinished / 'config.yaml'}: corrupt (empty), and no checkpoint beside it holds a copy; restore" in said
     previous = unfinished / "previous.ckpt"
     main([*short_finetuning(manifests, tmp_path / "other"), f"--ckpt_path={previous}"])  # the way out
     torch.testing.assert_close(weights(tmp_path / "other"), weights(finished), rtol=0, atol=0)
@@ -204,7 +204,7 @@ def test_damaged_metrics_are_restored_from_the_checkpoint(
     metrics.write_bytes(DAMAGES[damage](whole))
     assert kept_metrics(run) == json.loads(whole)
     assert metrics.read_bytes() == whole
-    assert f"{metrics}: damaged; restored from last.ckpt" in caplog.text
+    assert f"{metrics}: corrupt; restored from last.ckpt" in caplog.text
 
 
 def test_a_finished_run_whose_metrics_are_damaged_is_finished(
@@ -304,7 +304,7 @@ def test_a_checkpoint_with_infinite_weights_is_passed_over(
     content["state_dict"]["head.bias"][3] = torch.inf
     torch.save(content, unfinished / "last.ckpt")
     main(short_finetuning(manifests, unfinished))
-    assert "last.ckpt is not finite (its head.bias is NaN or infinite), and passed over" in caplog.text
+    assert "last.ckpt is not finite (its head.bias is NaN or infinite), and skipped" in caplog.text
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
 
@@ -357,7 +357,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence_and_loses_nothing(
     unfinished.chmod(0o755)
     said = (tmp_path / "output.txt").read_text()
     assert code == 2, said
-    assert f"{unfinished}: cannot be made or written to (Permission denied)" in said
+    assert f"{unfinished}: cannot be created or written to (Permission denied)" in said
     assert "Traceback" not in said
     assert {path.name: path.read_bytes() for path in unfinished.iterdir()} == before
     main(short_finetuning(manifests, unfinished))
