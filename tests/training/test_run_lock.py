@@ -274,8 +274,8 @@ def test_a_disk_without_links_has_locks_too(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_process_that_stood_still_ends_when_another_has_taken_over(folder: Path) -> None:
-    process = holding(folder, "from hubert_lightning import run_lock\nrun_lock.RENEWED = 0.2\n" + HOLD)
+    process = holding(folder, "from hubert_lightning.training import run_lock\nrun_lock.RENEWED = 0.2\n" + HOLD)
     written(folder, host="elsewhere", process=17)
     assert fork_server.ended(process, timeout=60) == 2
-    assert "process 17 on elsewhere took over while this one stood still, which ends" in said(folder)
+    assert "process 17 on elsewhere took over while this one was stopped, so this one ends" in said(folder)
     assert (folder / "run.lock").exists()
