@@ -14,18 +14,13 @@ from pathlib import Path
 
 import fork_server
 import pytest
-import torch.distributed as dist
 from helpers import LABELLING, has_steps, long_pretraining, prints_text, wait_until, with_folder
 from lightning import Trainer
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.autograd import graph
-from torch.distributed import c10d_logger
-from torch.utils.data import dataloader
+from torch.distributed.constants import default_pg_timeout
 
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.training.callbacks.stalls import BACKWARD, DATA, OTHERS, StalledRanks, place_of
+from hubert_lightning.training.callbacks import stalls
+from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.distributed import LayerwiseFSDP
 
 QUICK = ["--stalls.timeout=0.05", "--stalls.step_timeout=0.1"]  # 3 s and 6 s
@@ -80,6 +75,32 @@ def test_a_killed_rank_is_named_by_the_other(killed: int, manifests: Path, tmp_p
     assert code == 1, said[1 - killed][-3000:]
     assert re.search(rf"hubert: .*rank {killed} .*; the same command resumes\n", said[1 - killed]), said[1 - killed]
     assert "Traceback" not in said[1 - killed]
+
+
+def start_within_two_seconds() -> None:
+    stalls.START = 2.0
+    with_folder()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_rank_that_is_killed_before_the_ranks_meet_ends_the_other(
+    missing: int, manifests: Path, tmp_path: Path
+) -> None:
+    started = fork_server.start(
+        long_pretraining(manifests, tmp_path / "run", "--trainer.devices=2", "--trainer.strategy=ddp", QUICK[0]),
+        tmp_path / "output.txt",
+        folder=tmp_path,
+        environment=fork_server.of_ranks(2)[1 - missing] | {"PYTHONPATH": str(tmp_path)},
+        before=start_within_two_seconds,
+    )
+    assert fork_server.ended(started, 60) == 1
+    printed = (tmp_path / "output.txt").read_text()
+    assert re.search(
+        rf"hubert: a rank \(host \S+, pid {started.pid}\) waits for other ranks to start since \S+ \(\d+ s\); look at "
+        "their output. This run ends; the same command resumes\n",
+        printed,
+    ), printed
+    assert "Traceback" not in printed
 
 
 def workers(process: BaseProcess) -> list[int]:
@@ -237,21 +258,6 @@ def test_labelling_ranks_that_lightning_launched_end_together(
         assert not runs(second)
 
 
-def test_private_parts_of_torch_and_lightning_are_where_we_look_for_them(tmp_path: Path) -> None:
-    moved = "{} has moved in this version of {}; correct hubert_lightning/{}.py"
-    trainer = Trainer(strategy=DDPStrategy(), devices=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
-    assert trainer.strategy._timeout == default_pg_timeout, moved.format("Strategy._timeout", "Lightning", "stalls")
-    assert hasattr(trainer._signal_connector, "register_signal_handlers"), moved.format(
-        "Trainer._signal_connector", "Lightning", "preemption"
-    )
-    launcher = _SubprocessScriptLauncher(trainer.strategy.cluster_environment, 2, 1)
-    assert launcher.procs == [], moved.format("the list of launched processes", "Lightning", "stalls")
-    assert hasattr(dist.HashStore(), "clone"), moved.format("Store.clone", "torch", "stalls")
-    for module, place in ((dataloader, DATA), (c10d_logger, OTHERS), (graph, BACKWARD)):
-        frame = compile("sys._getframe()", module.__file__, "eval")
-        assert place_of(eval(frame)) == place, moved.format(module.__name__, "torch", "stalls")
-
-
 @pytest.mark.parametrize(("given", "minutes"), [(None, 24.5 * 60), (30, 30), (7, 7)])
 def test_a_time_out_that_is_given_to_the_strategy_is_kept(given: float | None, minutes: float, tmp_path: Path) -> None:
     strategy = LayerwiseFSDP(given) if given else LayerwiseFSDP()
@@ -269,7 +275,7 @@ def test_a_time_out_that_is_none_is_refused(minutes: float) -> None:
 
 LOCALS = """
 import gc, sys, threading
-from hubert_lightning.training.callbacks.stalls import frame_of
+from hubert_lightning.training.rank_watch import frame_of
 gc.set_threshold(1)  # so that whatever is allocated collects
 for _ in range(2000):
     circle = [threading.local()]
@@ -292,7 +298,7 @@ CUT = """
 import socket, threading, time
 from datetime import timedelta
 import torch.distributed as dist
-from hubert_lightning.training.callbacks import stalls
+from hubert_lightning.training import rank_watch
 
 def piped(source, target):
     try:
@@ -319,13 +325,13 @@ server = dist.TCPStore("127.0.0.1", 0, 2, True, **waits)
 listener, ends = socket.create_server(("127.0.0.1", 0)), []
 threading.Thread(target=forward, daemon=True).start()
 stores = [server, dist.TCPStore("127.0.0.1", listener.getsockname()[1], 2, False, **waits)]
-limits = stalls.StalledRanks(timeout=0.05)  # 3 s
+limits = rank_watch.Limits(silence=3, step=1800, labelling=86400)
 watches = []
 for rank, store in enumerate(stores):
-    stalls._get_default_store = lambda: store if rank else server
-    watches.append(stalls.Watch(limits, rank, 2, {}, "cut"))
+    rank_watch.connect_to_store = lambda: (store if rank else server).clone()
+    watches.append(rank_watch.RankWatch(limits, rank, 2, {}, "cut"))
 store = stores[1]
-stalls._get_default_store = lambda: store
+rank_watch.connect_to_store = lambda: store.clone()
 time.sleep(2)
 assert set(watches[1].signs) == {0, 1}
 for _ in range(2):
