@@ -21,6 +21,7 @@ from jsonargparse import CLI, ArgumentParser, set_loader
 from hubert_lightning import console
 from hubert_lightning.console import prints, show_messages
 from hubert_lightning.errors import user_error
+from hubert_lightning.files import ACCESS_ERRNOS, WRITE_ERRNOS
 from hubert_lightning.interrupts import listening
 from hubert_lightning.untrusted.yaml_file import check_configs, load_value
 
@@ -72,9 +73,7 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *ran
 """Characters that a terminal obeys, but for line feeds, and what is printed for them."""
 
 
-# What writing ends in, in libraries too, where a disk is full or no longer to be written to
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-OUTSIDE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE)
+OUTSIDE = (*ACCESS_ERRNOS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 """Errors of files that no mistake of this package causes: permissions, a folder for a file, a failing disk."""
 
 
@@ -145,7 +144,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"hubert: {sentence}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in WRITE_ERRNOS:
             _refuse(
                 f"{error.filename or 'a file'}: cannot be written ({error.strerror}); what was finished before is "
                 "kept, so make room and run the same command again"

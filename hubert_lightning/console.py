@@ -1,28 +1,40 @@
-"""Messages on standard error: information and warnings, each once for a run of any number of processes."""
+"""Output for people: messages on standard error, progress bars, and the style of figures.
+
+A run of several processes prints each message once.
+"""
 
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Protocol
 
-GLOBAL_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAUNCHER_RANKS = ("SLURM_PROCID", "JSM_NAMESPACE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 """Variables by which SLURM, LSF and MPI number the processes that they start, over all nodes."""
 NOISE = (
     "💡 Tip:",  # advertisements
-    "`Trainer(limit_val_batches=",  # that what was asked for is done, once a start
-    "`weights_only` was not set",  # a choice of Lightning's own
+    "`Trainer(limit_val_batches=",  # repeats the user's own setting at each start
+    "`weights_only` was not set",  # Lightning's own choice
 )
-"""Beginnings of messages of libraries that say nothing to a user of this package."""
+"""Beginnings of library messages that tell a user of this package nothing."""
+BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#9aa5ad"
+"""Colours of figures: our result, what it is compared with, the baseline."""
 
 
 def show_messages(of_ranks: bool) -> None:
-    """Show this package's information and warnings on standard error, and hide messages that are noise.
+    """Print this package's information and warnings on standard error, and hide messages that are noise.
 
     Without this call, as in a notebook, Python's defaults hold: warnings are shown, information is not.
 
     Args:
         of_ranks: Whether the processes that a launcher started are ranks of one run, of which only the first one
-            prints; otherwise each is a job of its own.
+            prints; otherwise each process is a job of its own.
     """
     global _of_ranks
     _of_ranks = of_ranks
@@ -39,12 +51,12 @@ _of_ranks = False
 
 
 def prints() -> bool:
-    """Whether this process prints what all processes of its run have to say."""
+    """Whether this process prints the messages that all processes of its run have in common."""
     return not _of_ranks or is_first_process()
 
 
 class _FirstRankHandler(logging.Handler):
-    """Prints the messages of a run's first process: the others have the same ones."""
+    """Prints the messages of a run's first process: the other processes log the same ones."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if prints():
@@ -52,15 +64,16 @@ class _FirstRankHandler(logging.Handler):
 
 
 def is_first_process() -> bool:
-    """Whether this process is rank 0 of its run, or the only one; known before ranks have found one another.
+    """Whether this process is rank 0 of its run, or the only process; known before the ranks have connected.
 
-    torchrun states the rank, and may give rank 0 to another node than the first. Otherwise SLURM, LSF or MPI have
-    numbered their processes, unless Lightning has started this one, which numbers nodes and processes of a node.
+    torchrun sets the rank, and may give rank 0 to another node than the first. Otherwise SLURM, LSF or MPI have
+    numbered their processes, unless Lightning has started this one: Lightning numbers nodes and processes of a node.
     """
     if rank := os.environ.get("RANK"):
         return rank == "0"
-    if "LOCAL_RANK" not in os.environ and (given := next(filter(None, map(os.environ.get, GLOBAL_RANKS)), None)):
-        return given == "0"
+    launcher_rank = next(filter(None, map(os.environ.get, LAUNCHER_RANKS)), None)
+    if "LOCAL_RANK" not in os.environ and launcher_rank:
+        return launcher_rank == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
@@ -74,7 +87,7 @@ class Progress:
 
     Args:
         what: The work, as in "while {what}".
-        count: Pieces of work begun since the process started; a count that stands still is a stall.
+        count: Pieces of work begun since the process started; a count that does not grow is a stall.
         in_steps: Whether the work is batches of training, validation or test, which take seconds; other work, such as
             K-means, takes hours.
     """
@@ -88,6 +101,64 @@ now = Progress()
 
 
 def note(what: str, in_steps: bool = False) -> None:
-    """Say which piece of work begins."""
+    """Record the piece of work that begins."""
     now.what, now.in_steps = what, in_steps
     now.count += 1
+
+
+class Bar(Protocol):
+    """Advances a progress bar."""
+
+    def __call__(self, amount: float = 1, note: str = "") -> None:
+        """Advance the bar.
+
+        Args:
+            amount: Work done since the last call, in the bar's unit.
+            note: Text beside the bar, such as the best result so far; an empty text keeps the one before.
+        """
+
+
+@contextmanager
+def progress(description: str, total: float, unit: str = "") -> Iterator[Bar]:
+    """Show a progress bar on standard error while the block runs, and remove it at the end.
+
+    Standard output stays free for results. Of the ranks of a run, the first one shows the bar.
+
+    Args:
+        description: The work, such as "reading TextGrids".
+        total: Amount of work; two decimals are shown of a float, none of an integer.
+        unit: Unit of the amount, such as "h" or "files"; a percentage is shown if not given.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    digits = 2 if isinstance(total, float) else 0
+    amount = TextColumn(f"{{task.completed:.{digits}f}} of {{task.total:.{digits}f}} {unit}")
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        amount if unit else TaskProgressColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Bars(*columns, console=console, redirect_stdout=False, transient=True, disable=not prints()) as bars:
+        task = bars.add_task(description, total=total, note="")
+
+        def advance(amount: float = 1, note: str = "") -> None:
+            bars.advance(task, amount)
+            if note:
+                bars.update(task, note=note)
+
+        yield advance
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Render a figure in this package's style: no frame above and to the right of the axes, 160 dots per inch."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=160)
+    return content.getvalue()

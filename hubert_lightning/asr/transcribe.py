@@ -13,8 +13,9 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.asr.ctc_model import CTCModel, load_ctc, log_probabilities
-from hubert_lightning.asr.decoder_settings import Hypothesis, settings_identity
+from hubert_lightning.asr.decoder_settings import settings_identity
 from hubert_lightning.asr.decoding import BeamSearch, search_with
+from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.transcript_formats import Format, Transcript, journal_of, remaining, write_all
 from hubert_lightning.asr.word_times import (
     Letter,
@@ -29,7 +30,8 @@ from hubert_lightning.asr.word_times import (
     word_times,
     words_of,
 )
-from hubert_lightning.data.prepare import Refusal, transcribed
+from hubert_lightning.data.audio_folder import transcribed
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import autocast, listed, of_each
 from hubert_lightning.vocabulary import Vocabulary
@@ -157,7 +159,7 @@ def words_in(
     # A search with a language model should not forget in every pause what was said before
     pieces = parts(log_probs, vocabulary)
     rows = [log_probs[piece.start : piece.end] for piece in pieces]
-    best = [few[0] if few else Hypothesis("", 0.0) for few in search.nbest_of(rows)]
+    best = [few[0] if few else Hypothesis("", 0.0) for few in search.nbest(rows)]
 
     def letters_of(piece: Part, row: Tensor, found: Hypothesis) -> list[Letter]:
         return aligned(with_boundaries_as_blanks(row, vocabulary), found.tokens, vocabulary, piece.start)
@@ -186,7 +188,7 @@ def _for_each(
     batch_duration: float | None,
     precision: str,
     num_workers: int,
-) -> Iterator[Transcript | Refusal]:
+) -> Iterator[Transcript | RefusedFile]:
     """What is made of each recording's log-probabilities, or why nothing was, in whatever order they are ready."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
@@ -194,7 +196,7 @@ def _for_each(
         log_probabilities,
         model,
         batch_duration=batch_duration,
-        what="encoding",
+        progress="encoding",
         num_workers=num_workers,
         precision=autocast(device, precision),
     )

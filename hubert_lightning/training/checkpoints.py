@@ -9,9 +9,10 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import has_its_end, is_whole, replacing, sync_folder, unfinished_name
+from hubert_lightning.files import replacing, sync_folder, unfinished_name
 from hubert_lightning.pretrained.formats.own import read_checkpoint, save_tensors
 from hubert_lightning.training.averaging import first_not_finite
+from hubert_lightning.untrusted.file_kind import has_zip_directory, is_whole_zip
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +74,11 @@ def _replace_last(path: Path, new: Path, link: Path) -> None:
         new: Path of the new checkpoint.
         link: Name in the same folder that no file has.
     """
-    if path.exists() and not has_its_end(path):
+    if path.exists() and not has_zip_directory(path):
         set_aside(path)
     linked = path.exists() and _link(path, link)
     if path.exists() and not linked:  # without links, last.ckpt is missing for a moment: previous.ckpt must be intact
-        os.replace(path, path.with_name(PREVIOUS)) if is_whole(path) else set_aside(path)
+        os.replace(path, path.with_name(PREVIOUS)) if is_whole_zip(path) else set_aside(path)
     os.replace(new, path)
     sync_folder(path.parent)
     if linked:
@@ -151,7 +152,7 @@ def set_corrupt_aside(folder: Path, newest: Path | None) -> None:
 
 def _defect(path: Path) -> str | None:
     """Why training cannot resume from a checkpoint; None if it can."""
-    if not is_whole(path):
+    if not is_whole_zip(path):
         return "corrupt"
     try:
         weights = read_checkpoint(path)["state_dict"]
