@@ -24,6 +24,8 @@ from hubert_lightning.console import is_first_process
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that end a verb which trains or tests a model."""
 AFTER_STEP = "saving after this step"
 SAME = 0.2
 """Seconds within which two signals count as one: `timeout` and process managers send to a process and to its group."""
@@ -32,14 +34,7 @@ PATIENCE = 10.0
 
 
 def name_of(number: int) -> str:
-    """Return the name of a signal for messages.
-
-    Args:
-        number: Signal.
-
-    Returns:
-        "Ctrl-C", "SIGTERM", ….
-    """
+    """Return the name of a signal for messages: Ctrl-C, SIGTERM, …."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
@@ -131,11 +126,7 @@ class Interrupts:
         self._reader.close()
 
     def end_now(self, number: int) -> NoReturn:
-        """End this process and those it started, without the main thread.
-
-        Args:
-            number: Signal that ends it.
-        """
+        """End this process and those it started by a signal, without the main thread."""
         end_process(128 + number, self.launched)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -185,11 +176,7 @@ class Interrupts:
             self.end_now(number)
 
     def show(self, sentence: str) -> None:
-        """Print a sentence, in the process of the run that prints.
-
-        Args:
-            sentence: Sentence.
-        """
+        """Print a sentence, in the process of the run that prints."""
         if self.prints:
             print(f"hubert: {sentence}", file=sys.stderr, flush=True)
 

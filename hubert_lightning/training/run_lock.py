@@ -132,16 +132,7 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
 
 
 def refuse(folder: Path, holder: Holder, instead: str = ELSEWHERE) -> UserError:
-    """Make the error that names the holder of a lock.
-
-    Args:
-        folder: Folder.
-        holder: Process that holds its lock.
-        instead: Advice to the user.
-
-    Returns:
-        The error, to be raised.
-    """
+    """Make the error that names the holder of a folder's lock, with an advice to the user."""
     return UserError(
         f"{folder}: process {holder.process} on {holder.host} is at work in it"
         f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or {instead}"

@@ -89,7 +89,7 @@ def weight(path: Path) -> Tensor:
 SCORES = [0.9, 0.5, 0.7, 0.8, 0.4, 0.6, 0.95]
 
 
-def test_the_best_few_stay_and_their_mean_is_the_mean(tmp_path: Path) -> None:
+def test_the_best_few_checkpoints_stay_and_average_holds_their_mean(tmp_path: Path) -> None:
     fit(tmp_path, SCORES)
     assert kept(tmp_path) == {2, 5, 6}
     assert (tmp_path / "best.ckpt").samefile(tmp_path / "best-5.ckpt")
@@ -102,7 +102,7 @@ def test_the_best_few_stay_and_their_mean_is_the_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", range(1, len(SCORES)))
-def test_a_run_that_goes_on_keeps_what_it_would_have_kept(stopped: int, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_checkpoints_of_an_uninterrupted_one(stopped: int, tmp_path: Path) -> None:
     fit(tmp_path / "whole", SCORES)
     fit(tmp_path / "run", SCORES, steps=stopped)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_keeps_what_it_would_have_kept(stopped: int, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_continued_elsewhere_leaves_the_first_ones_files(tmp_path: Path) -> None:
+def test_a_run_resumed_in_another_folder_leaves_the_files_of_the_first(tmp_path: Path) -> None:
     fit(tmp_path / "run", SCORES, steps=4)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     (tmp_path / "other").mkdir()
@@ -125,7 +125,7 @@ def test_a_run_that_is_continued_elsewhere_leaves_the_first_ones_files(tmp_path:
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_what_was_removed_is_forgotten_and_fewer_are_kept_when_fewer_are_asked_for(tmp_path: Path) -> None:
+def test_removed_checkpoints_are_forgotten_and_a_smaller_keep_removes_the_worst(tmp_path: Path) -> None:
     fit(tmp_path, SCORES, steps=4)
     assert kept(tmp_path) == {2, 3, 4}
     (tmp_path / "best-3.ckpt").unlink()
@@ -139,14 +139,14 @@ def test_what_was_removed_is_forgotten_and_fewer_are_kept_when_fewer_are_asked_f
     )
 
 
-def test_a_fit_that_had_nothing_left_to_train_still_leaves_the_mean(tmp_path: Path) -> None:
+def test_a_fit_with_nothing_left_to_train_writes_the_mean(tmp_path: Path) -> None:
     fit(tmp_path, SCORES)
     (tmp_path / "average.ckpt").unlink()  # as if it had been killed before it was written
     fit(tmp_path, SCORES)
     assert (tmp_path / "average.ckpt").exists()
 
 
-def test_a_model_that_cannot_be_judged_is_not_kept(tmp_path: Path) -> None:
+def test_a_model_whose_metric_is_not_finite_is_not_kept(tmp_path: Path) -> None:
     fit(tmp_path / "some", [math.nan, 0.5, math.nan, math.inf, 0.4])
     assert kept(tmp_path / "some") == {2, 5}
     fit(tmp_path / "none", [math.nan, math.nan])
@@ -167,7 +167,7 @@ def test_a_fit_without_a_validation_keeps_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-def test_where_a_disk_has_no_links_the_best_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_the_best_checkpoint_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: object) -> None:
         raise OSError("this disk has no links")
 
@@ -177,7 +177,7 @@ def test_where_a_disk_has_no_links_the_best_is_a_copy(tmp_path: Path, monkeypatc
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".ckpt"]
 
 
-def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None:
+def test_a_monitor_that_validation_does_not_log_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -207,11 +207,13 @@ def test_a_mean_is_tested_and_opened_like_any_other_checkpoint(finetuning: Path,
     main(["test", "--config", str(finetuning / "config.yaml"), f"--ckpt_path={finetuning / 'average.ckpt'}"])
     assert (finetuning / "test.jsonl").exists()
     main(["average", f"[{finetuning / 'best-2.ckpt'}, {finetuning / 'best-4.ckpt'}]", str(tmp_path / "mean.ckpt")])
-    theirs, ours = load_encoder(finetuning / "average.ckpt").state_dict(), load_encoder(tmp_path / "mean.ckpt")
-    torch.testing.assert_close(ours.state_dict(), theirs, rtol=0, atol=0)
+    of_fit, of_verb = (
+        load_encoder(path).state_dict() for path in (finetuning / "average.ckpt", tmp_path / "mean.ckpt")
+    )
+    torch.testing.assert_close(of_verb, of_fit, rtol=0, atol=0)
 
 
-def test_a_run_whose_folder_was_moved_is_given_more_steps_by_its_own_config(finetuning: Path, tmp_path: Path) -> None:
+def test_a_moved_run_takes_more_steps_by_its_own_config(finetuning: Path, tmp_path: Path) -> None:
     shutil.copytree(finetuning, tmp_path / "moved")
     config = str(tmp_path / "moved" / "config.yaml")
     main(["fit", "--config", config, f"--output={tmp_path / 'moved'}", "--trainer.max_steps=6"])
@@ -227,15 +229,15 @@ def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_cannot_be_averaged_is_one_sentence(
+def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_sentence(
     finetuning: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     best, out = finetuning / "best.ckpt", str(tmp_path / "out.ckpt")
     other = torch.load(best, weights_only=True)
     other["state_dict"]["head.bias"] = torch.zeros(3)
     torch.save(other, tmp_path / "other.ckpt")
-    said = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
-    assert f"other.ckpt: its head.bias is (3,), in {best} it is (29,); average checkpoints of one model" in said
+    message = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
+    assert f"other.ckpt: its head.bias is (3,), in {best} it is (29,); average checkpoints of one model" in message
     assert "no checkpoint to average" in refused(capsys, "average", "[]", out)
     assert "is damaged, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
     assert "a list is wanted, in brackets" in refused(capsys, "average", str(best), out)
@@ -301,7 +303,7 @@ def step_of(path: Path | None) -> int:
     ],
     ids=["sound", "damaged before the start", "damaged while training", "emptied while training"],
 )
-def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
+def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(
     damage: Callable[[Path], object], known: str, sound: int, links: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "save.py"
@@ -313,16 +315,16 @@ def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
             saved(folder / "last.ckpt", step)
         damage(folder / "last.ckpt")
         code = fork_server.run([str(script), str(folder), str(number), links, known], tmp_path / "output.txt")
-        found = step_of(newest_checkpoint(folder))
+        step = step_of(newest_checkpoint(folder))
         remove_unfinished.cache_clear()  # as in another process
         saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
         assert step_of(newest_checkpoint(folder)) == 4
         assert {path.name for path in folder.iterdir()} - {"last.ckpt.corrupt"} == {"last.ckpt", "previous.ckpt"}
         if code == 0:
-            assert found == 3
+            assert step == 3
             break
         assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
-        assert found in (sound, 3)
+        assert step in (sound, 3)
     assert number > 5
 
 
@@ -344,7 +346,7 @@ def test_a_save_follows_no_link_and_removes_no_file_of_the_users(tmp_path: Path)
     assert (step_of(folder / "last.ckpt"), step_of(folder / "previous.ckpt")) == (3, 2)
 
 
-def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
+def test_a_corrupt_checkpoint_gets_a_name_that_no_command_reads(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
@@ -359,7 +361,7 @@ def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
     assert len(list(tmp_path.glob("*.ckpt"))) == 2
 
 
-def test_a_damaged_best_checkpoint_is_named_when_the_mean_is_taken_and_the_same_command_takes_that_of_the_others(
+def test_a_corrupt_best_checkpoint_is_named_and_the_same_command_then_averages_the_others(
     tmp_path: Path,
 ) -> None:
     fit(tmp_path, SCORES)
@@ -408,7 +410,7 @@ logger.save()
 """
 
 
-def test_wherever_a_start_is_killed_the_rows_of_the_table_are_there(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_a_start_leaves_the_rows_of_the_table(tmp_path: Path) -> None:
     def steps(folder: Path) -> list[str]:
         with (folder / "metrics.csv").open(newline="") as file:
             return [row["step"] for row in csv.DictReader(file)]
@@ -429,7 +431,7 @@ def test_wherever_a_start_is_killed_the_rows_of_the_table_are_there(tmp_path: Pa
     assert number > 3
 
 
-def test_a_table_without_rows_to_keep_begins_anew(tmp_path: Path) -> None:
+def test_a_table_without_rows_to_keep_is_removed(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss\n5,1.0\n")
     logger = CSVLogger(tmp_path, name="", version="")
     keep_rows(logger, {"global_step": 3})

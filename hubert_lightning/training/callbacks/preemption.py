@@ -15,8 +15,6 @@ from hubert_lightning.interrupts import Interrupted
 from hubert_lightning.training.checkpoints import LAST
 from hubert_lightning.training.lightning_internals import ask_for_no_signals, leave_signals
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 
 class Preemption(Callback):
     """Saves `last.ckpt` and ends the process on Ctrl-C, SIGTERM or SIGUSR1; the same command resumes.
@@ -37,7 +35,9 @@ class Preemption(Callback):
         """Listen to signals, if the command line does not."""
         leave_signals(trainer)
         if interrupts.current() is None:  # as in a script that calls `Trainer.fit`
-            self._own.enter_context(interrupts.listening(SIGNALS, lambda name: f"{name}: ended before training"))
+            self._own.enter_context(
+                interrupts.listening(interrupts.SIGNALS, lambda name: f"{name}: ended before training")
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals wait for the end of a step from here on."""
@@ -84,22 +84,18 @@ class Preemption(Callback):
                 self._save_and_exit(trainer, number)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals wait for the end of a step again."""
         if self._signals:
             self._signals.saving = interrupts.AFTER_STEP
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals end the command at once again."""
         signals, self._signals = self._signals, None
         if signals:
             signals.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the handlers that `setup` replaced."""
         self._own.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Hold no signal after an error."""
         if self._signals:
             self._signals.drop()
         self._signals = None

@@ -66,23 +66,19 @@ class StalledRanks(Callback):
         strategy.setup_environment = meet
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the step that begins."""
         console.note(f"training (step {trainer.global_step + 1})", in_steps=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the step that ended."""
         console.note(f"training (after step {trainer.global_step})", in_steps=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that training ends."""
         console.note(f"ending the training (step {trainer.global_step})")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note the batch of a validation."""
         fits = trainer.state.fn == TrainerFn.FITTING
         at = " before training" if trainer.sanity_checking else f" at step {trainer.global_step}" if fits else ""
         console.note(f"validating{at} (batch {batch_idx + 1})", in_steps=True)
@@ -90,13 +86,11 @@ class StalledRanks(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note the batch of a test."""
         console.note(f"testing (batch {batch_idx + 1})", in_steps=True)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note the batch of a prediction."""
         console.note(f"predicting (batch {batch_idx + 1})", in_steps=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

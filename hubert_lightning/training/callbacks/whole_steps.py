@@ -79,7 +79,6 @@ class WholeSteps(Callback):
             self._resume(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore what the Trainer does not."""
         if not trainer.strategy.restore_checkpoint_after_setup:
             self._resume(trainer)
 
@@ -98,12 +97,10 @@ class WholeSteps(Callback):
                     group["lr"] = peak * factor(schedule.last_epoch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note after which batch the run validated."""
         if not trainer.sanity_checking:
             self._validated = batches_trained(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that no validation is due any more."""
         self._ended = True
 
     def _validation_due(self, trainer: Trainer) -> bool:
