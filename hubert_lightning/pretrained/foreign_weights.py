@@ -20,7 +20,8 @@ from hubert_lightning.pretrained.dialect import (
     to_ours,
 )
 from hubert_lightning.pretrained.weights import PretrainedWeights, abbreviated, encoder_config_from
-from hubert_lightning.vocabulary import BOUNDARY, is_mark
+from hubert_lightning.spelling import is_special
+from hubert_lightning.vocabulary import BOUNDARY
 
 NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"), 0.0)
 RELEASED_REGULARISATION: dict[str, dict[str, float]] = {
@@ -165,7 +166,7 @@ def vocabulary_settings(
     Returns:
         Arguments of `Vocabulary`: the case of the letters among the tokens, and spaces for punctuation.
     """
-    letters = [token for token in tokens[1:] if token != delimiter and not is_mark(token)]
+    letters = [token for token in tokens[1:] if token != delimiter and not is_special(token)]
     if delimiter not in tokens[1:]:
         delimiter = None
     if spaced is None:

@@ -297,7 +297,7 @@ JOBLIB: dict[str, StandInFactory] = {
 }
 
 
-class _Unpickler(PythonUnpickler):  # type: ignore[misc]  # a private class without types
+class _Unpickler(PythonUnpickler):  # type: ignore[misc, unused-ignore]  # without types
     """An unpickler that finds stand-ins in place of classes, and changes nothing but them and plain containers."""
 
     dispatch = PythonUnpickler.dispatch.copy()

@@ -56,7 +56,7 @@ def test_what_it_may_not_hold_is_refused(tmp_path: Path, text: str | bytes, reas
 def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(ValueError, match=r"a\.json: has more than 16777216 characters, where settings have a few thousand"):
+    with pytest.raises(ValueError, match=r"a\.json: has more than 16777216 characters, where settings have"):
         read_json(tmp_path / "a.json", "get it again")
 
 
