@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -52,6 +52,7 @@ from hubert_lightning.interchange.import_export import ExportFormat, export_mode
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.dialect import from_ours
+from hubert_lightning.pretrained.formats import FORMATS, FormatName
 from hubert_lightning.pretrained.formats import transformers as transformers_format
 from hubert_lightning.pretrained.formats.fairseq import DIALECT as FAIRSEQ
 from hubert_lightning.pretrained.load import load_encoder, read_weights
@@ -74,6 +75,11 @@ def waveform() -> Tensor:
 
 
 # transformers
+
+
+def test_every_format_can_be_read_and_chosen_for_an_export() -> None:
+    assert list(FORMATS) == list(get_args(FormatName))
+    assert {*get_args(ExportFormat)} == {*FORMATS, "onnx"}
 
 
 @pytest.mark.parametrize("norm", NORMS)
