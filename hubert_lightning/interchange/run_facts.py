@@ -1,4 +1,4 @@
-"""Facts for a model card: what is known of the run that a checkpoint came from, and what may be published of it."""
+"""Facts for a model card about the run that a checkpoint came from, without anything that must not be published."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def run_facts(path: Path) -> Facts:
 
 
 def public_provenance(provenance: Mapping[str, Json]) -> dict[str, Json]:
-    """Return what a published model may state of its provenance: of paths on this machine, the file names."""
+    """Return the publishable part of a provenance: of paths on this machine, the file names."""
     return {public(name): public(value) for name, value in [*provenance.items()][:MAX_ROWS]}
 
 

@@ -29,7 +29,7 @@ class CheckpointSource:
         metadata: Metadata of a safetensors file.
         state: State dict in the content with another system's names, tensors alone; empty if there is none.
         notes: Note about other states in the content, if there are any.
-        companion: Content of our own file in the folder of an export: what the other system has no place for.
+        companion: Content of our own file in the folder of an export: parts that the other system's format lacks.
     """
 
     path: Path
@@ -46,7 +46,7 @@ def open_source(
     """Open a file of weights; nothing in it is executed.
 
     Args:
-        path: Path of the file, or of a folder, of which nothing is opened.
+        path: Path of the file, or of a folder, whose files stay closed.
         is_foreign: Predicate that knows the names of other systems' weights.
         companion: Content of our own file in the same folder.
 

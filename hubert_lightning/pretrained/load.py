@@ -22,7 +22,7 @@ SUPPORTED_MODELS = (
 )
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 COMPANION_FILE = "hubert_lightning.safetensors"
-"""File of ours in an export to another system: what its format has no place for."""
+"""File of ours in an export to another system, with the parts that its format lacks."""
 KMEANS_FILE = "kmeans.safetensors"
 """K-means of a layer, which may lie in an export for `hubert units`."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -172,8 +172,8 @@ class DtypeStandIn:
 
 
 class ArrayStandIn:
-    """Stands in for `numpy.ndarray`: shape, dtype and bytes. `array_of` makes the array, so that arrays that nobody
-    asks for take no memory."""
+    """Stands in for `numpy.ndarray`: shape, dtype and bytes. `array_of` makes the array, so that unused arrays take no
+    memory."""
 
     shape: Any = None
     dtype: Any = None

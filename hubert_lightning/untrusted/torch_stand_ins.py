@@ -56,7 +56,7 @@ def stand_in_for(name: str, contents: str) -> StandInFactory:
         contents: Contents that the pickle puts into the objects: `ELEMENTS`, `ITEMS`, or "" for none.
 
     Returns:
-        Function, or class that knows its name, so that a class which is a value tells what it stands for.
+        Function, or a class with the name, for settings that have a class as a value.
     """
     if name == "copyreg._reconstructor":
         return _reconstructed
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    if isinstance(value, type):  # int, where settings say of which type something is
+    if isinstance(value, type):  # such as int, where settings state the type of a value
         return value.name if issubclass(value, StandIn) else f"{value.__module__}.{value.__qualname__}"
     if not isinstance(value, StandIn | dict | list | tuple):
         return value

@@ -84,7 +84,7 @@ def test_every_format_can_be_read_and_chosen_for_an_export() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("stored", ["whole", "shards", "pickle", "pickled shards"])
-def test_an_encoder_of_transformers_comes_in(tmp_path: Path, waveform: Tensor, norm: str, stored: str) -> None:
+def test_an_encoder_of_transformers_is_imported(tmp_path: Path, waveform: Tensor, norm: str, stored: str) -> None:
     theirs = of_transformers(small_config(norm))
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if "shards" in stored else "5GB")
     if "pickle" in stored:
@@ -105,7 +105,7 @@ def pickle_weights(folder: Path) -> None:
         index.unlink()
 
 
-def test_a_model_of_the_hub_comes_in_by_its_name(
+def test_a_model_of_the_hub_is_imported_by_its_name(
     tmp_path: Path, waveform: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = tmp_path / "models--some--hubert" / "snapshots" / "0123"  # where a download lies
@@ -122,7 +122,7 @@ def test_a_model_of_the_hub_comes_in_by_its_name(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
-def test_transformers_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
+def test_transformers_opens_an_export(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
     trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs")
     model = transformers.HubertForCTC if kind == "letters" else transformers.HubertModel
@@ -187,7 +187,7 @@ def test_a_processor_of_transformers_decides_whether_audio_is_normalised(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("wrapped", ["", "model."])
-def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
+def test_a_pretrained_model_of_torchaudio_is_imported_with_its_head(
     tmp_path: Path, waveform: Tensor, norm: str, wrapped: str
 ) -> None:
     theirs = of_torchaudio(small_config(norm), num_classes=20, final_dim=24)
@@ -210,7 +210,7 @@ def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("tokens", [29, 32])
-def test_a_fine_tuned_model_of_torchaudio_comes_in(tmp_path: Path, waveform: Tensor, norm: str, tokens: int) -> None:
+def test_a_fine_tuned_model_of_torchaudio_is_imported(tmp_path: Path, waveform: Tensor, norm: str, tokens: int) -> None:
     theirs = of_torchaudio(small_config(norm), aux_num_out=tokens)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     import_model(str(tmp_path / "theirs.safetensors"), tmp_path / "ours.ckpt", num_heads=4)
@@ -223,7 +223,7 @@ def test_a_fine_tuned_model_of_torchaudio_comes_in(tmp_path: Path, waveform: Ten
 
 
 @pytest.mark.parametrize(("size", "layers"), [("base", 12), ("large", 24)])
-def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str, layers: int) -> None:
+def test_released_sizes_of_torchaudio_imply_their_attention_heads(tmp_path: Path, size: str, layers: int) -> None:
     with torch.device("meta"):
         shapes = {
             name: value.shape for name, value in getattr(torchaudio.models, f"hubert_{size}")().state_dict().items()
@@ -242,7 +242,7 @@ def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
-def test_torchaudio_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
+def test_torchaudio_opens_an_export(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
     trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "torchaudio")
     about = json.loads((tmp_path / "theirs" / "model.json").read_text())
@@ -337,7 +337,7 @@ def assert_heads_equal(
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("clusters", [[20], [20, 33]])
 @pytest.mark.parametrize("form", ["zip", "before torch 1.6"])
-def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
+def test_a_pretrained_model_of_fairseq_is_imported_without_its_own_symbols(
     tmp_path: Path, waveform: Tensor, norm: str, clusters: list[int], form: str
 ) -> None:
     theirs = of_transformers(small_config(norm))
@@ -357,7 +357,7 @@ def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) -> None:
+def test_a_model_of_s3prl_is_imported(tmp_path: Path, waveform: Tensor, norm: str) -> None:
     theirs = of_transformers(small_config(norm))
     state = fairseq_heads(fairseq_state(theirs), [20])
     model, task = fairseq_settings(small_config(norm))
@@ -373,7 +373,7 @@ def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("spelt", ["in the file", "beside it"])
 @pytest.mark.parametrize("settings", ["cfg", "args"])
-def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
+def test_a_fine_tuned_model_of_fairseq_is_imported_with_its_letters(
     tmp_path: Path, waveform: Tensor, norm: str, spelt: str, settings: str
 ) -> None:
     theirs = of_transformers(small_config(norm))
@@ -403,9 +403,7 @@ def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters"])
-def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
-    tmp_path: Path, waveform: Tensor, norm: str, kind: str
-) -> None:
+def test_torchaudio_reads_an_export_to_fairseq(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
     trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     content = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)
@@ -463,7 +461,7 @@ def test_tokens_that_fairseq_has_for_itself_keep_their_weights_there(
     assert_close(load_ctc(tmp_path / "theirs")(waveform), load_ctc(tmp_path / "ours.ckpt")(waveform), rtol=0, atol=0)
 
 
-def test_an_encoder_alone_has_what_fairseq_and_s3prl_want_to_be_there(tmp_path: Path) -> None:
+def test_an_exported_encoder_has_the_head_that_fairseq_and_s3prl_need(tmp_path: Path) -> None:
     export_model(
         str(save_ours(random_weights("group", "encoder"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq"
     )
@@ -495,7 +493,7 @@ def test_several_dictionaries_that_are_not_there_are_asked_for(tmp_path: Path) -
         read_weights(tmp_path / "theirs.pt")
 
 
-def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, waveform: Tensor) -> None:
+def test_a_tied_head_serves_every_stream_and_is_exported(tmp_path: Path, waveform: Tensor) -> None:
     state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20, 33])
     state |= {"final_proj.weight": torch.randn(24, 64), "final_proj.bias": torch.randn(24)}
     model, task = fairseq_settings(small_config("group"))
@@ -533,7 +531,7 @@ def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, s
         first += 4 + len(order)
 
 
-def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> None:
+def test_clusters_that_are_not_numbered_from_zero_are_noted(tmp_path: Path) -> None:
     state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20])
     model, task = fairseq_settings(small_config("group"))
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *map(str, [*range(7), *range(8, 21)])]  # the eighth never occurred
@@ -554,7 +552,7 @@ def test_half_a_head_of_fairseq_is_refused(tmp_path: Path, part: str) -> None:
         read_weights(tmp_path / "theirs.pt")
 
 
-def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_omitted_weights_and_assumptions_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier = of_transformers(small_config("group"), "HubertForSequenceClassification")
     classifier.save_pretrained(tmp_path / "classifier")
     import_model(str(tmp_path / "classifier"), tmp_path / "a.ckpt")
@@ -567,7 +565,7 @@ def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: p
     assert 0 < read_weights(tmp_path / "b.ckpt").encoder["mask_embedding"].std() < 1
 
 
-def test_a_vocabulary_that_is_given_silences_what_was_said_of_letters_and_nothing_else(
+def test_a_given_vocabulary_removes_the_note_about_assumed_letters_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = of_torchaudio(small_config("group"), aux_num_out=29).state_dict()
@@ -663,7 +661,7 @@ def test_a_model_of_fairseq_for_another_sampling_rate_is_refused(tmp_path: Path)
         read_weights(tmp_path / "8k.pt")
 
 
-def test_what_goes_out_to_fairseq_has_the_masks_of_the_recipe_unless_they_are_known(tmp_path: Path) -> None:
+def test_an_export_to_fairseq_has_the_masks_of_the_recipe_unless_they_are_known(tmp_path: Path) -> None:
     export_model(
         str(save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq"
     )
@@ -712,7 +710,7 @@ def test_the_arguments_of_a_model_of_torchaudio_come_back_without_our_file_besid
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors"])
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters", "LibriSpeech's letters"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_model_that_goes_out_comes_back_to_the_bit(
+def test_an_exported_model_is_imported_again_to_the_bit(
     tmp_path: Path, format: ExportFormat, kind: str, norm: str
 ) -> None:
     trained = random_weights(norm, kind)
@@ -852,7 +850,7 @@ def test_a_whole_pretrained_model_of_fairseq_keeps_its_head_inside_of_a_module(t
     assert read_weights(tmp_path / "theirs.pt", 4).num_clusters == [20]
 
 
-def test_a_state_that_is_nowhere_or_holds_itself_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_recursive_state_is_refused(tmp_path: Path) -> None:
     around: dict[str, Any] = {"model": {"layer.weight": torch.ones(2)}}
     around["self"] = around
     torch.save(around, tmp_path / "theirs.pt")
@@ -936,7 +934,7 @@ def test_fairseqs_own_symbols_may_be_overwritten(tmp_path: Path) -> None:
         (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it 3"),
     ],
 )
-def test_a_dictionary_that_is_none_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_a_corrupt_dictionary_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         beside_a_model(tmp_path, content, 7)
 

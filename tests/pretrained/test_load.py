@@ -92,7 +92,7 @@ def test_a_directory_of_transformers_comes_back(tmp_path: Path, waveform: Tensor
     ("gain", "direction"),
     [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")],
 )
-def test_both_spellings_of_weight_norm_are_read(tmp_path: Path, waveform: Tensor, gain: str, direction: str) -> None:
+def test_both_names_of_weight_norm_are_read(tmp_path: Path, waveform: Tensor, gain: str, direction: str) -> None:
     theirs = tiny_hubert()
     theirs.save_pretrained(tmp_path)
     conv, prefix = theirs.encoder.pos_conv_embed.conv.parametrizations.weight, "encoder.pos_conv_embed.conv."
@@ -122,7 +122,7 @@ def test_a_model_that_was_never_masked_is_read_too(tmp_path: Path, waveform: Ten
     assert_close(load_encoder(tmp_path)(waveform), theirs(waveform).last_hidden_state)
 
 
-def test_a_fingerprint_tells_encoders_apart_by_what_they_compute() -> None:
+def test_encoders_have_different_fingerprints_if_they_compute_different_features() -> None:
     encoder = HubertEncoder(TINY)
     name = encoder_fingerprint(encoder)
     trained = HubertEncoder(replace(TINY, layer_drop=0.5, feature_grad_mult=0.0))

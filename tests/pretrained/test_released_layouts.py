@@ -263,7 +263,7 @@ def test_a_released_family_has_transformers_numbers(tmp_path: Path, name: str) -
     assert_opens(tmp_path, saved(tmp_path, FAMILIES[name]))
 
 
-def test_the_settings_are_what_transformers_reads(tmp_path: Path) -> None:
+def test_settings_are_read_as_in_transformers(tmp_path: Path) -> None:
     """So that the table is of what its names say: the layers of the reference are those of `from_pretrained`."""
     saved(tmp_path, FAMILIES["superb/hubert-large-superb-er"])
     theirs, report = transformers.HubertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
@@ -283,7 +283,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_architecture_is_refused_by_the_setting_that_says_so(tmp_path: Path, name: str) -> None:
+def test_another_architecture_is_refused_by_its_setting(tmp_path: Path, name: str) -> None:
     config, sentence = REFUSED[name]
     saved(tmp_path, Family(BASE))
     (tmp_path / "config.json").write_text(json.dumps(SMALL | config))
@@ -311,7 +311,7 @@ def test_audio_of_another_rate_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["flax_model.msgpack", "tf_model.h5"])
-def test_weights_that_are_for_another_library_alone_are_named(tmp_path: Path, name: str) -> None:
+def test_weights_for_another_library_are_named(tmp_path: Path, name: str) -> None:
     saved(tmp_path, Family(BASE, beside=(name,)))
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=f"has no model.safetensors, only {name}; open the model in a transformers"):
@@ -377,7 +377,7 @@ def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]
 
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "s3prl"])
 @pytest.mark.parametrize("where", ["beside the bare encoder", "beside what has a prefix", "inside what has a prefix"])
-def test_other_heads_are_set_aside_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:
+def test_other_heads_are_left_out_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:
     path, theirs, names = strange(format, where, tmp_path)
     trained = read_weights(path, 4)
     assert f"left out, since there is no place for it here: {min(names)} and {len(names) - 1} more" in trained.notes
@@ -389,7 +389,7 @@ def test_other_heads_are_set_aside_and_named_in_every_format(tmp_path: Path, for
 
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "s3prl"])
 @pytest.mark.parametrize("where", ["beside the bare encoder", "inside what has a prefix"])
-def test_what_is_inside_the_encoder_is_never_set_aside(
+def test_unknown_weights_inside_the_encoder_are_refused(
     tmp_path: Path, format: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(STRANGERS, "encoder.layers.0.adapter_layer.weight", (2, 64))
@@ -399,7 +399,7 @@ def test_what_is_inside_the_encoder_is_never_set_aside(
 
 
 @pytest.mark.parametrize("form", ["ckpt", "safetensors"])
-def test_a_head_that_somebody_added_to_ours_is_named_too(tmp_path: Path, form: str) -> None:
+def test_an_added_head_in_our_files_is_named(tmp_path: Path, form: str) -> None:
     trained = random_weights("group", "clusters")
     path = tmp_path / f"ours.{form}"
     if form == "ckpt":

@@ -21,7 +21,7 @@ values = st.recursive(
 
 
 @given(values, st.booleans())
-def test_what_json_may_hold_is_read_as_it_is(value: Any, ascii: bool) -> None:
+def test_valid_json_is_read(value: Any, ascii: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii)) == value
     assert parse_json(json.dumps(value, ensure_ascii=ascii).encode()) == value
 
@@ -43,7 +43,7 @@ def test_what_json_may_hold_is_read_as_it_is(value: Any, ascii: bool) -> None:
         ("[1, 2", "line 1 column"),
     ],
 )
-def test_what_it_may_not_hold_is_refused(tmp_path: Path, text: str | bytes, reason: str) -> None:
+def test_hostile_json_is_refused(tmp_path: Path, text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
     (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -101,7 +101,7 @@ def test_a_decoder_sets_nothing_beyond_its_bounds(tmp_path: Path, content: dict[
         ({"tokens": ["-", "|"], "blank_id": True}, "blank_id is True"),
     ],
 )
-def test_a_vocabulary_holds_nothing_but_tokens(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+def test_a_vocabulary_has_tokens_alone(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
     (tmp_path / "vocabulary.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"vocabulary\.json: {reason}") as refusal:
         read_vocabulary(tmp_path / "vocabulary.json")

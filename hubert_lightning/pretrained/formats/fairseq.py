@@ -199,7 +199,7 @@ def _noted(weights: PretrainedWeights, model: Settings) -> PretrainedWeights:
 
 
 def _to_ours(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the encoder's state under our names, and notes about what is left out."""
+    """Return the encoder's state under our names, and notes about weights that are left out."""
     has_layer_norms = any(name.endswith(f"{LAYER_NORM.format(1)}.weight") for name in state)
     dialect = DIALECT._replace(conv_norm=LAYER_NORM) if has_layer_norms else DIALECT
     return encoder_state(state, dialect, path)

@@ -180,7 +180,7 @@ def read_checkpoint(path: Path, map_location: str | Callable[..., Any] = "cpu") 
 
 
 def save_tensors(content: object, file: BinaryIO) -> None:
-    """Call `torch.save`, and report a full disk as what it is.
+    """Call `torch.save`, and raise the error of a full disk as an OSError.
 
     Raises:
         OSError: The disk is full, or cannot be written to; torch makes a RuntimeError of it.
