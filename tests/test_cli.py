@@ -275,13 +275,13 @@ def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path:
 # `hubert fit` with shards of two utterances, each written after a moment
 SLOW_SHARDS = """
 import time
-from hubert_lightning.training import relabelling
+from hubert_lightning.units import label_writer
 from hubert_lightning.cli import main
-write_shard = relabelling.write_shard
+write_shard = label_writer.write_shard
 def write_slowly(folder, shard, clusters):
     write_shard(folder, shard, clusters)
     time.sleep(1)
-relabelling.shard_size, relabelling.write_shard = lambda cuts: 2, write_slowly
+label_writer.shard_size, label_writer.write_shard = lambda cuts: 2, write_slowly
 main()
 """
 
@@ -301,7 +301,7 @@ def test_labels_whose_making_was_killed_end_as_the_same_bytes(
         process.wait()
     assert not (labels / "store.json").exists()
     kept = (labels / "00000.npy").stat().st_mtime_ns
-    monkeypatch.setattr("hubert_lightning.training.relabelling.shard_size", lambda cuts: 2)
+    monkeypatch.setattr("hubert_lightning.units.label_writer.shard_size", lambda cuts: 2)
     for output in (killed, whole):
         main([*command, f"--output={output}"])
     assert (labels / "00000.npy").stat().st_mtime_ns == kept
@@ -561,17 +561,20 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("iteration", "sentence"),
     [
-        ("{features: previous}", r"iterations[1] has layer None; MFCCs have no layers, and a model needs one"),
-        ("{features: previous, layer: 3}", "iterations[1] has layer 3 of an encoder of 2; layers count from 1"),
-        ("{features: no.ckpt, layer: 1}", "iterations[1].features: no.ckpt does not exist"),
+        ("{features: previous}", "iterations[1]: features 'previous' with layer None: MFCCs have no layers"),
+        ("{features: previous, layer: 3}", "iterations[1]: previous has layers 1 to 2, not layer 3; name one of those"),
+        ("{features: no.ckpt, layer: 1}", "iterations[1]: no.ckpt does not exist"),
         (
             "{features: pyproject.toml, layer: 1}",
-            "iterations[1].features: pyproject.toml is damaged, or no file of torch.save",
+            "iterations[1]: pyproject.toml is damaged, or no file of torch.save",
         ),
-        ("{clusters: 100000}", "asks for 100000 clusters of 17280000 frames"),
+        ("{clusters: 100000}", "iterations[1]: clusters [100000]: each K-means has from 2 to 65536"),
         ("{max_steps: 0}", "iterations[1].max_steps is 0"),
-        ("{clusters: []}", "iterations[1].clusters is an empty list"),
-        ("{features: previous, layer: 1, parts: [delta]}", "iterations[1] has parts delta, which only MFCCs have"),
+        ("{clusters: []}", "iterations[1]: clusters []: each K-means has"),
+        (
+            "{features: previous, layer: 1, parts: [delta]}",
+            "parts delta of previous: only MFCCs have parts",
+        ),
         ("{weights: no.ckpt}", "iterations[1].weights: no.ckpt does not exist"),
     ],
 )
