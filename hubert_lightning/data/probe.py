@@ -264,10 +264,8 @@ def _sound_chunk(whole: mmap.mmap) -> tuple[int, int]:
     offset, name_size, size_format, counted, padded = CHUNK_LAYOUTS.get(whole[:4], (len(whole), 4, "<I", 0, 1))
     header = name_size + struct.calcsize(size_format)
     while offset + header <= len(whole):
-        name, [size] = (
-            whole[offset : offset + name_size],
-            struct.unpack(size_format, whole[offset + name_size : offset + header]),
-        )
+        name = whole[offset : offset + name_size]
+        [size] = struct.unpack(size_format, whole[offset + name_size : offset + header])
         if name[:4] in (b"data", b"SSND"):
             return offset + header, size - counted
         offset += header + -(-max(size - counted, 0) // padded) * padded
