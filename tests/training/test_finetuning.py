@@ -22,7 +22,8 @@ from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatches
 from hubert_lightning.training.checkpoints import WholeSteps
-from hubert_lightning.training.datamodules import TranscribedData, check_transcripts
+from hubert_lightning.training.data_checks import check_transcripts
+from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.sampler import BatchPlan
 from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
@@ -145,7 +146,7 @@ def _replace_text(segment, text):  # type: ignore[no-untyped-def]
         (None, "no transcript in the manifest; prepare it"),
         (
             "IT COST 55 €",
-            r"has characters .* not among .* letters, in all '5' 2 times, '€' 1 times; .*own \(`hubert vocabulary",
+            r"has characters .* vocabulary, in all '5' 2 times, '€' 1 times; .*own \(`hubert vocabulary",
         ),
         ("A" * 1000, "1000 letters for .* frames of audio, more than CTC can align"),
     ],
@@ -202,7 +203,7 @@ def test_what_only_the_validation_says_is_told_and_counts_as_errors(
 ) -> None:
     cuts = with_text(copy.deepcopy(read_manifest(manifests / "test.jsonl.gz")), "ONE É TWO")
     check_transcripts(cuts, Vocabulary(), training=False)
-    assert "has characters that the model cannot spell, in all 'É' 1 times; they count as errors" in caplog.text
+    assert "not in the model's vocabulary, in all 'É' 1 times; they count as errors" in caplog.text
     batch = TranscribedBatches(cuts, Vocabulary())[BatchPlan((0,), 0)]
     assert batch.text == ("ONE É TWO",)
     assert Vocabulary().decode(batch.token[0].tolist()) == "ONE TWO "
