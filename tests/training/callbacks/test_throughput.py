@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.training.callbacks.throughput import Throughput, _measured
+from hubert_lightning.training.callbacks.throughput import Throughput, measured_speed
 
 
 class Clock(Callback):
@@ -37,7 +37,7 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("hubert_lightning.training.callbacks.throughput.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr("hubert_lightning.training.callbacks.throughput._peak", lambda trainer: 1e9)
+    monkeypatch.setattr("hubert_lightning.training.callbacks.throughput._peak_speed", lambda trainer: 1e9)
     model, batches = (
         pretraining_model(),
         [pretraining_batch(k, frames=40 + k)._replace(waste=k / 100) for k in range(8)],
@@ -68,4 +68,4 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
 
 
 def test_a_processor_without_numbers_of_its_maker_is_measured() -> None:
-    assert 1e8 < _measured(torch.device("cpu"), torch.float32, size=256) < 1e14
+    assert 1e8 < measured_speed(torch.device("cpu"), torch.float32, size=256) < 1e14
