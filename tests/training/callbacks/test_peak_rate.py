@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
 from hubert_lightning.training.batches import TranscribedBatch
-from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder, _steepest
+from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder, steepest_rate
 from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 
@@ -72,7 +72,7 @@ def test_the_rate_that_is_found_is_the_peak_and_the_rest_is_as_without(manifests
     assert finder.optimal_lr is not None
     peak = max(found.rates)
     assert 1e-5 < peak < 1.0
-    assert peak == pytest.approx(_steepest(finder.optimal_lr.results))
+    assert peak == pytest.approx(steepest_rate(finder.optimal_lr.results))
     assert found.ids == without.ids
     for name, value in without.weights.items():
         torch.testing.assert_close(found.weights[name], value, rtol=0, atol=0)
@@ -108,5 +108,5 @@ def test_rates_that_are_none_are_refused() -> None:
 def test_the_peak_is_where_the_loss_falls_fastest_by_the_logarithm_of_the_rate() -> None:
     rates = np.logspace(-6, -1, 100)
     losses = 5 - 2 / (1 + np.exp(-4 * np.log10(rates / 1e-3)))  # falls around 1e-3
-    assert _steepest({"lr": rates, "loss": losses}) == pytest.approx(1e-3, rel=0.2)
-    assert _steepest({"lr": rates[:12], "loss": losses[:12]}) is None
+    assert steepest_rate({"lr": rates, "loss": losses}) == pytest.approx(1e-3, rel=0.2)
+    assert steepest_rate({"lr": rates[:12], "loss": losses[:12]}) is None
