@@ -61,7 +61,7 @@ def layer_of_base(layer: int, device: str, precision: str) -> Extractor:
     def features(waveform: Tensor, length: Tensor) -> Tensor:
         padded = None if bool((length == length[0]).all()) else length.to(device)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            return encoder.features(waveform.to(device), padded, layer=layer, alone=True)
+            return encoder.features(waveform.to(device), padded, layer=layer, ignore_padding=True)
 
     return Extractor(features, f"layer {layer} of Base", (encoder.config.dim,), torch.device(device))
 

@@ -209,13 +209,13 @@ def test_a_signal_while_a_model_is_judged_ends_at_once(
 SLOW_FILES = """
 import sys, time
 from hubert_lightning.cli import main
-from hubert_lightning.data import prepare
-probe = prepare.probe
+from hubert_lightning.data import examine
+probe = examine.probe
 def slow(path):
     time.sleep(1)
     print("a file", flush=True)
     return probe(path)
-prepare.probe = slow
+examine.probe = slow
 main(sys.argv[1:])
 """
 

@@ -30,7 +30,8 @@ from hubert_lightning.asr.word_times import (
     word_times,
     words_of,
 )
-from hubert_lightning.data.prepare import Refusal, transcribed
+from hubert_lightning.data.audio_folder import transcribed
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import autocast, listed, of_each
 from hubert_lightning.vocabulary import Vocabulary
@@ -187,7 +188,7 @@ def _for_each(
     batch_duration: float | None,
     precision: str,
     num_workers: int,
-) -> Iterator[Transcript | Refusal]:
+) -> Iterator[Transcript | RefusedFile]:
     """What is made of each recording's log-probabilities, or why nothing was, in whatever order they are ready."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)

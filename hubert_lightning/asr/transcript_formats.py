@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from rich.cells import cell_len
 
 from hubert_lightning.asr.word_times import Word
-from hubert_lightning.data.prepare import Refusal
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
 from hubert_lightning.files import write_whole
@@ -108,7 +108,7 @@ def _check_names(paths: Sequence[Path], format: Format, output: Path | None, jou
 
 
 def write_all(
-    results: Iterator[Transcript | Refusal],
+    results: Iterator[Transcript | RefusedFile],
     format: Format,
     output: Path | None,
     number: int,
@@ -117,7 +117,7 @@ def write_all(
     """Write each result where it belongs, tell what failed, and return how many of a number of files did."""
     failed = 0
     for result in results:
-        if isinstance(result, Refusal):
+        if isinstance(result, RefusedFile):
             failed += 1
             print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
             continue

@@ -19,10 +19,11 @@ from hubert_lightning.asr.causal_lm import CausalLM
 from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import DecoderSettings, settings_json
 from hubert_lightning.asr.decoding import BeamSearch, greedy
+from hubert_lightning.characters import comparable
 from hubert_lightning.data.manifest import check_audio, read_manifest, transcript
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import replacing_all
-from hubert_lightning.vocabulary import Vocabulary, comparable
+from hubert_lightning.vocabulary import Vocabulary
 
 WEIGHTS = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "silence_score": (-10.0, 0.0)}
 """Where to look; the ranges of the reference's sweep for n-grams (fairseq examples/hubert/config/decode/ax_sweep)."""

@@ -11,7 +11,8 @@ from torchaudio.functional import forced_align, merge_tokens
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE
-from hubert_lightning.vocabulary import BLANK, Piece, Vocabulary
+from hubert_lightning.spelling import TokenMatch
+from hubert_lightning.vocabulary import BLANK, Vocabulary
 
 LARGEST = 2**29
 """Frames times letters that are aligned at once: the aligner keeps two bytes of each."""
@@ -178,17 +179,17 @@ def _spelled(log_probs: Tensor, words: Sequence[str], vocabulary: Vocabulary) ->
         UserError: A word has characters that are no token.
     """
     longest = [vocabulary.encode(word) for word in words]
-    pieces = [vocabulary.pieces(word) for word in words]
+    pieces = [vocabulary.token_matches(word) for word in words]
     if [len(of_word) for of_word in pieces] == [len(of_word) for of_word in longest]:
         return longest
-    edges, word_of = list[Piece](), list[int]()  # between the places of the text, in which a delimiter is one, too
+    edges, word_of = list[TokenMatch](), list[int]()  # between the places of the text, in which a delimiter is one, too
     end = 0
     for number, of_word in enumerate(pieces):
         if number and vocabulary.boundary is not None and not vocabulary.spaced:
-            edges.append(Piece(end, end + 1, vocabulary.boundary))
+            edges.append(TokenMatch(end, end + 1, vocabulary.boundary))
             word_of.append(-1)
             end += 1
-        edges += [Piece(end + piece.first, end + piece.last, piece.token) for piece in of_word]
+        edges += [TokenMatch(end + piece.first, end + piece.last, piece.token) for piece in of_word]
         word_of += [number] * len(of_word)
         end = edges[-1].last
     if len(log_probs) * (len(edges) + end + 1) > LARGEST:
@@ -199,7 +200,7 @@ def _spelled(log_probs: Tensor, words: Sequence[str], vocabulary: Vocabulary) ->
     return [[edges[edge].token for edge in path if word_of[edge] == number] for number in range(len(words))]
 
 
-def _likeliest(log_probs: Tensor, edges: Sequence[Piece], end: int) -> list[int]:
+def _likeliest(log_probs: Tensor, edges: Sequence[TokenMatch], end: int) -> list[int]:
     """The edges on the most likely path of CTC from place 0 to `end`; none if there are too few frames for any.
 
     A state is an edge, which emits its token, or a place, which emits blanks.

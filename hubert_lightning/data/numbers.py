@@ -12,8 +12,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from hubert_lightning.characters import is_spoken_symbol
 from hubert_lightning.errors import UserError
-from hubert_lightning.vocabulary import is_said
 
 POINT = {"en", "he", "ja", "ko", "th", "bn", "te", "kn"}
 """Languages that write 1,234.5; the others write 1.234,5."""
@@ -396,7 +396,7 @@ def _ordinal(word: str, whole: int, fraction: str, ending: str, language: str) -
 
 
 def _is_number_or_said(character: str) -> bool:
-    return unicodedata.category(character)[0] == "N" or is_said(character)
+    return unicodedata.category(character)[0] == "N" or is_spoken_symbol(character)
 
 
 def number_report(before: Sequence[str], spelled: Sequence[Spelled] | None) -> str | None:

@@ -17,17 +17,6 @@ from hubert_lightning.data.coded_audio import ChainedAudio, CodedAudio, chain, d
 from hubert_lightning.data.sound_files import Audio, PlainAudio, reason_of
 from hubert_lightning.frames import SAMPLE_RATE
 
-# fmt: off
-SUFFIXES = {
-    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
-    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc", ".m4a", ".m4b", ".mp4", ".m4v", ".mov",
-    ".aac", ".wma", ".asf", ".wmv", ".webm", ".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".ts",
-    ".amr", ".awb", ".3gp", ".3g2", ".gsm", ".g722", ".wv", ".ape", ".tta", ".ac3", ".eac3", ".dts", ".ra",
-    ".rm", ".dss", ".vox",
-}
-# fmt: on
-"""How names of files end in which a folder is searched for audio."""
-
 PLACEHOLDER = 1_900_000_000
 """Bytes: a header that promises at least these, and more than there are, was written before the length was known."""
 

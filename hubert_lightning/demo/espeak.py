@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import espeakng_loader
 import numpy as np
 
+from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.errors import UserError
-
-SILENCE = "SIL"
 
 
 class Voice(NamedTuple):

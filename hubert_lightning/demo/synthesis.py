@@ -21,8 +21,9 @@ from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.demo.espeak import SILENCE, Espeak, Phone, Voice
+from hubert_lightning.demo.espeak import Espeak, Phone, Voice
 from hubert_lightning.demo.grammar import sentences, transcript
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_unfinished, write_whole

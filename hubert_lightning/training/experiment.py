@@ -14,7 +14,7 @@ import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from importlib import import_module
 from itertools import pairwise
@@ -43,7 +43,7 @@ from hubert_lightning.asr.scoring import read_results, score, write_scores
 from hubert_lightning.console import is_first_process, show_messages
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.mfcc import Part
+from hubert_lightning.features.mfcc import MfccPart
 from hubert_lightning.files import check_regular, is_unfinished, write_whole
 from hubert_lightning.interrupts import held
 from hubert_lightning.pretrained.formats.own import read_checkpoint
@@ -90,7 +90,7 @@ from hubert_lightning.training.run_folder import (
 from hubert_lightning.training.run_lock import RUN_LOCK, holder_of, locked, refuse
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
-from hubert_lightning.units.kmeans_file import load_quantizer
+from hubert_lightning.units.label_recipe import LabelRecipe, is_best, is_fresh, is_mfcc, is_previous
 from hubert_lightning.units.layer_quality import check_phones
 from hubert_lightning.untrusted.yaml_file import check_typed, given_configs
 
@@ -127,7 +127,7 @@ class Iteration:
     features: str = "mfcc"
     layer: int | Literal["best"] | None = None
     clusters: int | list[int] = 100
-    parts: list[Part] | None = None
+    parts: list[MfccPart] | None = None
     max_frames: int = 17_280_000
     kmeans: KMeans | ScikitKMeans | None = None
     quantizer: Path | None = None
@@ -504,7 +504,7 @@ def _say_whom_it_waits_for(trainer: Trainer) -> None:
         rank_zero_info(
             f"waiting for {trainer.world_size} processes at {nodes.main_address}:{nodes.main_port}; start the same "
             f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
-            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/cluster/torchrun.sh"
+            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/launch/torchrun.sh"
         )
 
 
@@ -661,7 +661,7 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
         raise UserError(
             f"trainer.max_steps is {config.trainer.max_steps}, but each entry of iterations has its own; set it there"
         )
-    if any(iteration.layer == "best" for iteration in config.iterations):
+    if any(is_best(iteration.layer) for iteration in config.iterations):
         data = config.data.init_args
         check_phones(read_manifest(data.validation or data.train))
     for number, iteration in enumerate(config.iterations, start=1):
@@ -671,23 +671,15 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
         one.iterations = []
         one.output = str(Path(config.output) / f"iteration{number}")
         previous = str(Path(config.output) / f"iteration{number - 1}" / "last.ckpt")
-        relabel = {
-            "features": previous if iteration.features == "previous" else iteration.features,
-            "layer": iteration.layer,
-            "clusters": iteration.clusters,
-            "parts": iteration.parts,
-            "max_frames": iteration.max_frames,
-            "kmeans": iteration.kmeans,
-            "seed": config.seed_everything,
-            "quantizer": iteration.quantizer,
-        }
+        recipe = _recipe(iteration, config.seed_everything).after(previous)
+        relabel = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
         callback = Namespace(class_path=RELABEL, init_args=Namespace(relabel))
         one.trainer.callbacks = [*_listed(one.trainer.callbacks), callback]
         one.trainer.max_steps = iteration.max_steps
-        clusters = _clusters(iteration)
+        clusters = recipe.num_clusters
         one.model.init_args.num_clusters = clusters[0] if len(clusters) == 1 else clusters
-        if iteration.weights != "fresh":
-            one.model.init_args.pretrained = previous if iteration.weights == "previous" else iteration.weights
+        if not is_fresh(iteration.weights):
+            one.model.init_args.pretrained = previous if is_previous(iteration.weights) else iteration.weights
         for logger in _loggers(one):
             for key in ("name", "id"):
                 if logger.init_args.get(key):
@@ -698,54 +690,37 @@ def _single_iterations(config: Namespace) -> Iterator[Namespace]:
 def _check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
     """Raise `UserError` for what would otherwise be found out when the iterations before it are trained."""
     name = f"iterations[{number - 1}]"
-    if iteration.features == "previous" and number == 1:
+    if is_previous(iteration.features) and number == 1:
         raise UserError(f"{name}.features is 'previous', but nothing precedes it; say 'mfcc' or a path")
-    if (iteration.features == "mfcc") != (iteration.layer is None):
-        raise UserError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
-    if iteration.parts and iteration.features != "mfcc":
-        raise UserError(f"{name} has parts {', '.join(iteration.parts)}, which only MFCCs have; leave them out")
-    layer = 1 if iteration.layer == "best" else iteration.layer or 0
-    if iteration.features == "previous" and not 1 <= layer <= num_layers:
-        raise UserError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
-    if iteration.features not in ("mfcc", "previous"):
-        try:
-            their_layers = encoder_config(iteration.features).num_layers
-        except ValueError as error:
-            raise UserError(f"{name}.features: {error}") from error
-        if not 1 <= layer <= their_layers:
-            raise UserError(
-                f"{name} has layer {iteration.layer} of {iteration.features}, "
-                f"which has {their_layers}; name one of those"
-            )
     if iteration.max_steps < 1:
         raise UserError(f"{name}.max_steps is {iteration.max_steps}; take at least one step, or drop the iteration")
-    for clusters in _listed(iteration.clusters):
-        if not 2 <= clusters <= min(iteration.max_frames, 2**16):
-            raise UserError(
-                f"{name} asks for {clusters} clusters of {iteration.max_frames} frames; "
-                "it takes at least 2, no more than frames, and no more than 65536"
-            )
-    if not _listed(iteration.clusters):
-        raise UserError(f"{name}.clusters is an empty list; give a number of clusters")
-    if iteration.quantizer:
-        try:
-            load_quantizer(iteration.quantizer, _clusters(iteration))
-        except ValueError as error:
-            raise UserError(f"{name}.quantizer: {error}") from error
-        if iteration.layer == "best":
-            raise UserError(f"{name} has layer best and a quantizer, which was fitted on one layer; say which it was")
-    if iteration.weights == "previous" and number == 1:
+    try:
+        recipe = _recipe(iteration)
+        recipe.check_layer(previous_layers=num_layers)
+        _ = recipe.given
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    if is_previous(iteration.weights) and number == 1:
         raise UserError(f"{name}.weights is 'previous', but nothing precedes it; say 'fresh' or a path")
-    if iteration.weights not in ("fresh", "previous"):
+    if not is_fresh(iteration.weights) and not is_previous(iteration.weights):
         try:
             encoder_config(iteration.weights)
         except ValueError as error:
             raise UserError(f"{name}.weights: {error}") from error
 
 
-def _clusters(iteration: Iteration) -> list[int]:
-    """Of every stream of labels."""
-    return _listed(iteration.clusters) * len(iteration.parts or [None])
+def _recipe(iteration: Iteration, seed: int = 0) -> LabelRecipe:
+    """The labels of an iteration, which may come from the one before it."""
+    return LabelRecipe(
+        iteration.features,
+        iteration.layer,
+        iteration.clusters,
+        iteration.parts,
+        iteration.max_frames,
+        iteration.kmeans,
+        seed,
+        iteration.quantizer,
+    )
 
 
 def _settle(config: Namespace) -> None:
@@ -859,7 +834,7 @@ def _experiment(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
         dict(callback.get("init_args", {})) for callback in callbacks if callback["class_path"].endswith("Relabel")
     ]
     for labels in relabel:
-        if labels.get("features") != "mfcc":
+        if not is_mfcc(labels.get("features", "")):
             labels["features"] = "a checkpoint"  # whose path changes with the run's; Relabel compares what is in it
         if labels.get("quantizer"):
             labels["quantizer"] = "a file"  # likewise

@@ -19,6 +19,7 @@ from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
+from hubert_lightning.characters import comparable
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
@@ -29,7 +30,7 @@ from hubert_lightning.training.batches import TranscribedBatch
 from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.schedules import Schedule, tri_stage
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
-from hubert_lightning.vocabulary import BLANK, Vocabulary, comparable, read_vocabulary
+from hubert_lightning.vocabulary import BLANK, Vocabulary, read_vocabulary
 
 Search = Callable[..., list[str]]
 """Log-probabilities, numbers of frames and vocabulary → the words of each utterance."""

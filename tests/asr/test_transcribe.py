@@ -24,7 +24,7 @@ from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
 from hubert_lightning.asr.word_times import Word, word_times
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.prepare import examine
+from hubert_lightning.data.examine import examine
 from hubert_lightning.features.windows import quiet_windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_samples
 from hubert_lightning.vocabulary import LETTERS, Vocabulary

@@ -1,4 +1,4 @@
-"""Training on several hosts through the scripts of configs/cluster, which end in the weights of one host.
+"""Training on several hosts through the scripts of configs/launch, which end in the weights of one host.
 
 The hosts are network namespaces of this machine, each with an address, a list of processes and an environment of its
 own; what they share is the file system. SLURM is a stand-in `srun`, which starts what it is given as SLURM would.
@@ -22,7 +22,7 @@ from helpers import ROOT
 from torch import Tensor
 
 STEPS = 4
-TORCHRUN, SLURM = (str(ROOT / "configs/cluster" / name) for name in ("torchrun.sh", "slurm.sh"))
+TORCHRUN, SLURM = (str(ROOT / "configs/launch" / name) for name in ("torchrun.sh", "slurm.sh"))
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `uv run` sets it
 SMALL = {"CONFIG": str(ROOT / "configs/pretrain/small.yaml")}
 JOB = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "1"}  # of two nodes

@@ -91,7 +91,7 @@ def fit_record(trainer: Trainer) -> dict[str, Any]:
         record["labels"] = asdict(labels.source)
     for callback in callbacks:
         if hasattr(callback, "recipe"):  # Relabel
-            record["labels"] = record.get("labels", {}) | {"recipe": callback.recipe}
+            record["labels"] = record.get("labels", {}) | {"recipe": callback.recipe.as_record()}
     return _plain_dict(record)
 
 

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# A cell of the paper's table of LibriSpeech, end to end: fine-tune a SIZE on a SPLIT, tune the decoder, test.
-# Run, from a folder that holds checkpoints/ and will hold manifests/ (docs/librispeech.md):
-#   DATA=corpora LM=lm/4-gram.arpa LEXICON=lm/lexicon.txt configs/librispeech.sh SIZE SPLIT
-# Given again, it goes on where it was interrupted, and does nothing twice that is newer than the checkpoint it is of.
-# SIZE: base, large or xlarge. SPLIT: 10min, 1h, 10h, 100h or 960h. The run's folder: checkpoints/SIZE-SPLIT.
-# DATA: folder that holds LibriSpeech and librispeech_finetuning; needed as long as manifests are missing.
-# PRETRAINED: encoder to start from; the last iteration in checkpoints/SIZE unless set.
-# LM, LEXICON: n-gram language model and its lexicon; greedy decoding alone unless set.
-# SETS: sets to test on; "dev-clean dev-other test-clean test-other" unless set.
-# EXTRA: more options of `hubert fit`, parted by spaces, such as those of 8 GPUs in the config's first lines.
-# HUBERT: the command, `uv run hubert` unless set.
-# It leaves SET.jsonl and SET.metrics.json (SET-lm with the language model), and prints a row of word error rates.
-set -euf -o pipefail # -f: EXTRA and HUBERT are taken apart at spaces, and brackets in them stay
+# One cell of the paper's LibriSpeech table: fine-tune a SIZE on a SPLIT, tune the decoder, test (docs/librispeech.md).
+# Run, from a folder that holds checkpoints/ and will hold manifests/:
+#   DATA=corpora LM=lm/4-gram.arpa LEXICON=lm/lexicon.txt configs/recipes/librispeech.sh SIZE SPLIT
+# The same command resumes, and repeats nothing that is newer than its checkpoint.
+# SIZE: base, large or xlarge. SPLIT: 10min, 1h, 10h, 100h or 960h. The run folder is checkpoints/SIZE-SPLIT.
+# DATA: folder that holds LibriSpeech and librispeech_finetuning; needed while manifests are missing.
+# PRETRAINED: encoder to start from; by default the last iteration in checkpoints/SIZE.
+# LM, LEXICON: n-gram language model and its lexicon; without them, only greedy decoding.
+# SETS: test sets, by default "dev-clean dev-other test-clean test-other".
+# EXTRA: more options of `hubert fit`, separated by spaces, such as those for 8 GPUs in the config's header.
+# HUBERT: the command, by default `uv run hubert`.
+# Output: SET.jsonl and SET.metrics.json (SET-lm with the language model), and a table row of word error rates.
+# Hardware, time, expected numbers: the header of configs/finetune/SPLIT.yaml, or of large/ and xlarge/ beside it.
+set -euf -o pipefail # -f: EXTRA and HUBERT are split at spaces, without expanding brackets
 
 refuse() {
   echo "librispeech.sh: $1" >&2
@@ -19,8 +20,8 @@ refuse() {
 }
 hubert() { command ${HUBERT:-uv run hubert} "$@"; }
 
-size=${1:-} split=${2:-} configs=$(dirname "${BASH_SOURCE[0]}")
-(($# == 2)) || refuse "give a size and a split, as in: configs/librispeech.sh base 10h"
+size=${1:-} split=${2:-} configs=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+(($# == 2)) || refuse "give a size and a split, as in: configs/recipes/librispeech.sh base 10h"
 layers=(--config "$configs/finetune/$split.yaml")
 case $size in
   base) pretrained=checkpoints/base/iteration2/last.ckpt ;;
@@ -50,7 +51,7 @@ for file in ${LM:+"$LM" "$LEXICON"}; do
   [[ -f $file ]] || refuse "$file: no such file; correct LM or LEXICON"
 done
 
-missing='' # of LibriSpeech, a comma after each
+missing='' # parts of LibriSpeech, each followed by a comma
 for set in $subsets dev-other $sets; do
   [[ -f manifests/$set.jsonl.gz || ,$missing == *,$set,* ]] || missing+=$set,
 done
@@ -64,7 +65,7 @@ fi
 
 hubert fit "${layers[@]}" --model.init_args.pretrained "$pretrained" ${EXTRA:-} --output "$run"
 best=$run/best.ckpt decoder=$run/decoder.json
-[[ -f $run/metrics.json ]] || refuse "$run: the fit did not end; give the same command again, and it goes on"
+[[ -f $run/metrics.json ]] || refuse "$run: the fit did not end; the same command resumes"
 [[ -f $best ]] || refuse "$run: no best.ckpt, so nothing was validated; let the fit take more steps, or validate earlier"
 
 if [[ ${LM:-} && ! $decoder -nt $best ]]; then
@@ -80,7 +81,7 @@ result() {
   [[ ! -f $run/scores.json ]] || cp "$run/scores.json" "$name.scores.json"
   cp "$run/test-metrics.json" "$name.metrics.json"
   cp "$run/test.jsonl" "$name.part"
-  mv "$name.part" "$name.jsonl" # the last, whole or not at all: it says that the set is done
+  mv "$name.part" "$name.jsonl" # last and atomic: this file marks the set as finished
 }
 percent() { LC_ALL=C awk -F: '/"test\/wer"/ { printf "%.1f", 100 * $2 }' "$1"; }
 
