@@ -74,24 +74,24 @@ def warnings_of(
 def test_each_failure_is_warned_of_once(
     change: dict[str, float], sentence: str, labels: LabelStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = warnings_of(labels, [HEALTHY | change] * (3 * AVERAGED), caplog)
-    assert len(said) == 1
-    assert re.search(sentence, said[0])
+    warnings = warnings_of(labels, [HEALTHY | change] * (3 * AVERAGED), caplog)
+    assert len(warnings) == 1
+    assert re.search(sentence, warnings[0])
 
 
 def test_a_rising_loss_is_warned_of(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
     logged = [HEALTHY] * AVERAGED + [HEALTHY | {"masked_loss": 2.8}] * AVERAGED
-    [said] = warnings_of(labels, logged, caplog)
-    assert "risen from 2.00 to 2.5" in said
+    [warnings] = warnings_of(labels, logged, caplog)
+    assert "risen from 2.00 to 2.5" in warnings
 
 
 def test_a_run_that_is_interrupted_repeatedly_gets_the_same_warnings(
     labels: LabelStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     logged = [HEALTHY] * AVERAGED + [HEALTHY | {"masked_loss": 2.8}] * (3 * AVERAGED)
-    [said] = warnings_of(labels, logged, caplog, restarts=AVERAGED // 2)
+    [warnings] = warnings_of(labels, logged, caplog, restarts=AVERAGED // 2)
     caplog.clear()
-    assert warnings_of(labels, logged, caplog) == [said]
+    assert warnings_of(labels, logged, caplog) == [warnings]
 
 
 def test_a_healthy_run_gets_no_warning(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +117,7 @@ def test_other_tasks_are_not_watched(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
 
 
-def test_a_metric_that_is_watched_no_longer_is_ignored_in_an_older_checkpoint() -> None:
+def test_metrics_of_another_version_in_a_checkpoint_are_ignored() -> None:
     state = CollapseWatch().state_dict()
     del state["values"]["masked_loss"]
     state["values"] |= {"masked_accuracy": [0.5], "once_watched": [1.0]}
