@@ -50,10 +50,11 @@ def planned_loader(
     Raises:
         UserError: `overfit_batches` of the Trainer would replace the plan.
     """
-    if trainer.overfit_batches:  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+    overfit_batches: float = trainer.overfit_batches  # type: ignore[attr-defined]  # Lightning does not declare it
+    if overfit_batches:
         raise UserError(
-            f"overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; "  # type: ignore[attr-defined]
-            "leave it out, and give the data a manifest of a few utterances"
+            f"overfit_batches is {overfit_batches}, which would replace our plan of batches; leave it out, and give "
+            "the data a manifest of a few utterances"
         )
     sampler = PlannedBatches(
         frames,
