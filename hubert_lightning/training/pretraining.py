@@ -20,6 +20,7 @@ from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
+from hubert_lightning.units.label_store import MAX_CLUSTERS
 from hubert_lightning.units.quality import entropy
 
 
@@ -70,7 +71,7 @@ class HubertPretraining(Task):
         activation_checkpointing: bool = False,
     ) -> None:
         within(1, 2**20, final_dim=final_dim)
-        within(1, 2**16, num_clusters=num_clusters)
+        within(1, MAX_CLUSTERS, num_clusters=num_clusters)
         within(0, feature_penalty=feature_penalty)
         if isinstance(num_clusters, list) and not num_clusters:
             raise UserError("num_clusters is an empty list; give a number of clusters")
