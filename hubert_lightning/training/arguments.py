@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.training.parser import INSIDE
+from hubert_lightning.training.parser import KEYS_OF_RECIPE
 
 COUNTS = {
     "num_nodes": (1, 2**16),
@@ -89,7 +89,7 @@ def check_arguments(config: Namespace, verb: str) -> None:
         raise UserError(
             f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}, with which the run can be repeated"
         )
-    for name, instead in INSIDE.items():
+    for name, instead in KEYS_OF_RECIPE.items():
         if config.get(name):
             raise UserError(f"there is no option {name}; {instead}")
     trainer, settings = config.trainer, config.model.get("init_args") or {}

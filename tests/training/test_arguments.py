@@ -37,8 +37,8 @@ from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
 from hubert_lightning.training.checkpoints import BestCheckpoints
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
-from hubert_lightning.training.experiment import Iteration, _check_iteration
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.iterations import Iteration, check_iteration
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.kmeans import KMeans
@@ -103,7 +103,7 @@ def test_an_iteration_that_makes_no_sense_is_refused_by_its_name() -> None:
     for field in fields(Iteration):
         for value in (-1, 0) if field.name in ("clusters", "max_frames", "max_steps") else ():
             with pytest.raises(ValueError, match=rf"iterations\[0\].*({field.name}|{value} frames)"):
-                _check_iteration(Iteration(**{field.name: value}), 1, 12)
+                check_iteration(Iteration(**{field.name: value}), 1, 12)
 
 
 def one_step(task: type, model: Any, data: Any, folder: Path) -> None:
