@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 import textwrap
+from argparse import Action
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
 GIVEN_CLASS = re.compile(r"class_path '(?P<path>[^']+)'")
 GIVEN_VALUE = re.compile(r"Given value: (?P<value>.*)")
 CLASS_PROBLEM = "Problem with given class_path"
-NOT_A_LIST = re.compile(r"codec can't decode|Expected a <class 'list'>")
+NOT_A_LIST = re.compile(r"codec can't decode|Expected a (<class ')?list")
 """A single value where a list is expected; a path is taken for a file that lists paths."""
 ASIDE = re.compile(
     r"(- )?Does not validate against any|Subtypes:|Errors:$|(- )?Expected a <class 'NoneType'>|Given value|"
@@ -146,6 +147,9 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
     parser = VerbParser(prog=f"hubert {verb}", usage=_usage(verb, signature), description=signature.summary)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=False)
+    for action in actions_of(parser):
+        if action.dest in signature.required:
+            action.metavar = _shown(action.dest, signature.required[action.dest])
     values = parser.instantiate_classes(parser.parse_args(args)).as_dict()
     values.pop("config")
     return function(**values)
@@ -207,7 +211,7 @@ def find_verb(verbs_of: Verbs, args: list[str]) -> tuple[str, str | dict[str, st
 def _unknown_verb(typed: str, command: str, known: dict[str, str] | dict[str, str | dict[str, str]]) -> UserError:
     meant = get_close_matches(typed, known, n=1)
     guess = f"did you mean {meant[0]}? " if meant else ""
-    return UserError(f"{typed!r} is no verb of {command}; {guess}The verbs are {', '.join(known)}")
+    return UserError(f"{typed!r} is no verb of {command}; {guess}the verbs are {', '.join(known)}")
 
 
 class VerbParser(ArgumentParser):
@@ -225,6 +229,7 @@ class VerbParser(ArgumentParser):
             super().error(message, ex)
         verb = self.prog.removeprefix("hubert ")
         key = KEY.search(message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", KEY.sub(r"\g<key>", message))
         if key and NOT_A_LIST.search(message):
             raise UserError(f"{key['key']}: expects a list, in brackets: '[{key['key']}]'")
         if unknown := UNRECOGNIZED.match(message):
@@ -235,8 +240,12 @@ class VerbParser(ArgumentParser):
 
 
 def _usage(verb: str, signature: Signature) -> str:
-    names = [f"{name.upper()}{' ...' * _is_list(kind)}" for name, kind in signature.required.items()]
+    names = [_shown(name, kind) for name, kind in signature.required.items()]
     return " ".join(["hubert", verb, *names, "[options]"])
+
+
+def _shown(name: str, annotation: str) -> str:
+    return f"{name.upper()}{' ...' * _is_list(annotation)}"
 
 
 def _is_list(annotation: str) -> bool:
@@ -265,6 +274,8 @@ def _split(verb: str, signature: Signature, args: list[str]) -> tuple[list[str],
             value = f"={remaining.popleft()}" if remaining and remaining[0].lower() in BOOLEANS else "=true"
         elif remaining:
             value = f"={remaining.popleft()}"
+        else:
+            raise UserError(f"{name}: expects a value; `hubert {verb} --help` lists the options")
         options.append(f"--{name}{inner}{value}")
     return options, positional
 
@@ -288,14 +299,16 @@ def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str
 def _packed(verb: str, signature: Signature, given: list[str]) -> list[str]:
     """One argument for each positional argument of the function, the plain arguments of a list in brackets.
 
-    A list of numbers takes the arguments that are numbers; of other lists, the first takes as many as it can.
+    A list of numbers takes the arguments that are numbers; of several other lists, the first takes as many as it can.
     """
     kinds = signature.required
     if len(given) < len(kinds):
         raise _missing(verb, list(kinds)[len(given) :])
     letters = "".join("B" if arg[:1] + arg[-1:] == "[]" else "N" if arg.isdigit() else "A" for arg in given)
+    other = "[A]" if any("[int]" in kind for kind in kinds.values()) else "[AN]"
     patterns = [
-        "([ABN])" if not _is_list(kind) else "(B|N+)" if "[int]" in kind else "(B|[AN]+)" for kind in kinds.values()
+        f"({other}|B)" if not _is_list(kind) else "(B|N+)" if "[int]" in kind else f"(B|{other}+)"
+        for kind in kinds.values()
     ]
     match = re.fullmatch("".join(patterns), letters)
     if match is None:
@@ -327,8 +340,13 @@ def _missing(verb: str, names: list[str]) -> UserError:
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
-    """Names of a parser's options, which argparse keeps in a private table."""
-    return [name.lstrip("-") for name in parser._option_string_actions]
+    """Names of a parser's options."""
+    return [name.lstrip("-") for action in actions_of(parser) for name in action.option_strings]
+
+
+def actions_of(parser: ArgumentParser) -> list[Action]:
+    """Arguments of a parser, which argparse keeps in a private list."""
+    return parser._actions
 
 
 def check_typed(args: Sequence[str]) -> None:
