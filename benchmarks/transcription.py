@@ -49,7 +49,7 @@ def main() -> None:
 
     def transcribe() -> list[str]:
         cuts, _, _ = examine(files)
-        [log_probs] = log_probabilities(ours, [cuts], what="ours", precision=precision)
+        [log_probs] = log_probabilities(ours, [cuts], progress="ours", precision=precision)
         return [greedy(rows[None], torch.tensor([len(rows)]), ours.vocabulary)[0] for rows in log_probs]
 
     def pipeline(batch_size: int) -> Callable[[], list[str]]:
@@ -122,9 +122,9 @@ def time_search(text: Path, folder: Path) -> None:
     for beam in (50, 500, 1500):
         settings = DecoderSettings(lm=f"{folder}/lm.arpa", lexicon=f"{folder}/lm.lexicon", beam_size=beam)
         search = BeamSearch(settings, vocabulary)
-        search.nbest_of(heard[:4])  # starts its processes
+        search.nbest(heard[:4])  # starts its processes
         start = time.perf_counter()
-        search.nbest_of(heard)
+        search.nbest(heard)
         took = time.perf_counter() - start
         search.close()
         print(

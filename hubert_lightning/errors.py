@@ -10,11 +10,14 @@ LARGE = 2.0**62
 FROM_A_WORKER = "Caught UserError in DataLoader worker"
 """Beginning of torch's message for an error of a loader worker; the message holds the worker's traceback."""
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of writing, also inside libraries, to a disk that is full or read-only."""
+WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Error numbers that only writing causes: no room, a quota, a size limit, a read-only disk."""
 
-UNUSABLE_FILE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE)
-"""Errors of files that no bug of this package causes: permissions, a folder in place of a file, a failing disk."""
+ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Error numbers of a file that could not be read, which do not prove that its content is corrupt."""
+
+UNUSABLE_ERRNOS = (*ACCESS_ERRNOS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""Error numbers that no bug of this package causes: permissions, a folder in place of a file, a failing disk."""
 
 
 class UserError(ValueError):
@@ -58,13 +61,13 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
         return str(mistake), 2
     if isinstance(error, RuntimeError) and (sentence := _end_of_another_process(error)):
         return sentence, 1
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
+    if isinstance(error, OSError) and error.errno in WRITE_ERRNOS:
         return (
             f"{error.filename or 'a file'}: cannot be written ({error.strerror}); finished files are kept, so make "
             "room and run the same command again",
             2,
         )
-    if isinstance(error, OSError) and error.errno in UNUSABLE_FILE and error.filename is not None:
+    if isinstance(error, OSError) and error.errno in UNUSABLE_ERRNOS and error.filename is not None:
         return (
             f"{error.filename}: cannot be read or written ({error.strerror}); finished files are kept, so correct "
             "that and run the same command again",

@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 Verbs = dict[str, dict[str, str | dict[str, str]]]
 """Group → verb → "room.module:function", or the verbs of a verb."""
 
-RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "vocabulary": {"kept": "keep_punctuation"},
+}
 """Verb → former option → option. The former names work in this version, with a warning, and go in the next."""
 
 LIST_OPTIONS = ("data.init_args.train", "data.init_args.validation", "data.init_args.test")

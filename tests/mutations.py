@@ -1,7 +1,8 @@
 """Files of every kind that this package reads, seeded mutations of them, and what a reader makes of each.
 
 A mutation is read in a process of its own: it may end in success or in one sentence of this package, within a time and
-a memory, and runs nothing. `tests/untrusted/test_mutations.py` reads a few hundred, `benchmarks/mutations.py` any number.
+a memory, and runs nothing. `tests/untrusted/test_mutations.py` reads a few hundred, `benchmarks/mutations.py` any
+number.
 """
 
 import gzip
@@ -235,7 +236,7 @@ def make_language(folder: Path) -> None:
 
 def searched(search: BeamSearch) -> None:
     rows = torch.randn(3, len(search.vocabulary), generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
-    search.nbest_of([rows])
+    search.nbest([rows])
     search.close()
 
 

@@ -145,13 +145,13 @@ def test_on_a_disk_of_several_machines_only_what_is_old_is_removed(
     mounts = tmp_path / "mounts"
     point = str(folder).replace(" ", r"\040")
     mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/ {point} {kind} rw 0 0\nserver:/ {point}-2 nfs rw 0 0\n")
-    monkeypatch.setattr(files, "MOUNTS", mounts)
+    monkeypatch.setattr(files, "MOUNT_TABLE", mounts)
     young, old, filled = (unfinished_name(folder / name) for name in ("young", "old", "filled"))
     filled.mkdir()
     for path in (young, old, filled / "inside"):
         path.write_bytes(b"half")
     for path in (old, filled):
-        os.utime(path, (0, time.time() - 1.1 * files.FORGOTTEN))
+        os.utime(path, (0, time.time() - 1.1 * files.ABANDONED_AFTER))
     write_whole(folder / "out", b"")
     assert names(folder) == {"out", *({young.name, filled.name} if young_stays else ())}
 

@@ -99,8 +99,8 @@ def test_a_step_of_base_has_the_loss_and_the_gradients_that_it_has_on_a_processo
 
 def test_recordings_together_have_the_letters_that_each_has_alone_on_a_processor(dev_cuts: CutSet) -> None:
     model, cuts = base_with_letters(), list(dev_cuts)[:6]
-    [expected] = log_probabilities(model, [cuts], what="processor")
-    [found] = log_probabilities(model.to(GPU), [cuts], what="GPU")
+    [expected] = log_probabilities(model, [cuts], progress="processor")
+    [found] = log_probabilities(model.to(GPU), [cuts], progress="GPU")
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, atol=1e-4, rtol=0)
 

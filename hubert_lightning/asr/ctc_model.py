@@ -1,8 +1,8 @@
-"""A fine-tuned model as a function: audio in, log-probabilities of letters out. It needs no Lightning."""
+"""A fine-tuned model as a function, without Lightning: audio in, log-probabilities of tokens out."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,43 +19,72 @@ from hubert_lightning.pretrained.load import encoder_fingerprint, head_of, no_le
 from hubert_lightning.pretrained.weights import encoder_of, linear_of
 from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
 
-LONGEST = 1_500
-"""Frames, 30 s, that are encoded at once: models heard nothing longer in training, and memory stays small."""
+WINDOW_FRAMES = 1_500
+"""Frames of a recording that are encoded at once, 30 s: no training example is longer, and memory stays small."""
 
 
 class CTCModel(nn.Module):
-    """An encoder, its linear layer, and the letters that it spells with."""
+    """An encoder with a CTC head.
+
+    Args:
+        encoder: Encoder.
+        head: Linear layer from features to tokens.
+        vocabulary: Tokens of the head.
+    """
 
     def __init__(self, encoder: HubertEncoder, head: nn.Linear, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.encoder, self.head, self.vocabulary = encoder, head, vocabulary
 
     def forward(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> Tensor:
-        """Log-probabilities of the letters.
+        """Compute log-probabilities of the tokens.
 
-        waveform: (batch, samples), 16 kHz
-        length:   (batch,), samples before padding; none if nothing is padded
-        alone:    keep padding out of the group norm of Base, where it counts in the reference
-        returns:  (batch, frames, tokens) float32
+        Args:
+            waveform: (batch, samples), 16 kHz.
+            length: (batch,), samples before padding; None if nothing is padded.
+            alone: Whether the group norm of Base ignores padding, which counts in the reference.
+
+        Returns:
+            (batch, frames, tokens) float32.
         """
-        return self.head(self.encoder(waveform, length, alone=alone)).float().log_softmax(dim=-1)
+        logits: Tensor = self.head(self.encoder(waveform, length, alone=alone))
+        return logits.float().log_softmax(dim=-1)
 
     def fingerprint(self) -> str:
-        """A short name that models share only if they compute the same log-probabilities of the same letters."""
+        """Compute a short name that models share only if encoder, head and vocabulary are the same."""
         digest = hashlib.sha256(encoder_fingerprint(self.encoder).encode())
         digest.update(json.dumps(self.vocabulary.settings(), sort_keys=True).encode())
-        for name, value in sorted(self.head.state_dict().items()):
-            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        for content in _contents(self.head.state_dict()):
+            digest.update(content)
         return digest.hexdigest()[:16]
 
 
-def load_ctc(path: Path | str) -> CTCModel:
-    """A fine-tuned model in eval mode, on the CPU; the blank is its first token.
+def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Compute a short name that only equal weights share.
 
-    path: whatever `model.pretrained.read_trained` opens, with a layer that spells
+    Args:
+        state: State dict of a model.
+    """
+    digest = hashlib.sha256()
+    for content in _contents(state):
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _contents(state: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """Name and float32 values of each tensor."""
+    for name, value in sorted(state.items()):
+        yield name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes()
+
+
+def load_ctc(path: Path | str) -> CTCModel:
+    """Load a fine-tuned model in eval mode, on the CPU; its first token is the blank.
+
+    Args:
+        path: Anything that `pretrained.load.read_trained` opens and that has a CTC head.
 
     Raises:
-        UserError: It is damaged, not fine-tuned, or does not say what letters it spells with.
+        UserError: The file is corrupt, holds no fine-tuned model, or does not state the tokens of the CTC head.
     """
     path, trained = Path(path), read_trained(path)
     encoder, head = encoder_of(trained, path), linear_of(head_of(trained, path), path)
@@ -64,8 +93,8 @@ def load_ctc(path: Path | str) -> CTCModel:
     vocabulary = vocabulary_from(trained.vocabulary, path)
     if len(vocabulary) != len(head.weight):
         raise UserError(
-            f"{path} has a head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of them "
-            "is another model's"
+            f"{path} has a CTC head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of "
+            "them is another model's"
         )
     return CTCModel(encoder, head, vocabulary).eval()
 
@@ -75,35 +104,45 @@ def log_probabilities(
     groups: Sequence[Sequence[Cut]],
     *,
     batch_duration: float | None = None,
-    what: str,
-    longest: int = LONGEST,
+    progress: str,
+    window_frames: int = WINDOW_FRAMES,
     num_workers: int = 0,
-    precision: Callable[[], AbstractContextManager] = nullcontext,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[list[Tensor]]:
-    """Those of each cut of each group, whatever its length: long ones are encoded in windows that are cut in pauses
-    and hear a little beyond them, so that nothing is lost or doubled.
+    """Compute log-probabilities of recordings of any length.
 
-    batch_duration: seconds that are encoded at once, padding counted; if not given, one recording at a time on a CPU,
-        where more together take longer, and four minutes on a GPU
-    what:           the name of the progress bar
-    longest:        frames of a recording that are encoded at once
-    returns:        group after group, in the order of its cuts: (frames, tokens) float32, on the CPU
+    Long recordings are encoded in windows that begin and end in pauses. The encoder sees a margin around each window,
+    so that no word is lost or doubled.
+
+    Args:
+        model: Model, on the device that encodes.
+        groups: Groups of recordings.
+        batch_duration: Seconds that are encoded at once, padding counted. If not given: one recording on a CPU, where
+            larger batches take longer, and four minutes on a GPU.
+        progress: Label of the progress bar.
+        window_frames: Most frames of a window.
+        num_workers: Number of processes that read audio.
+        precision: Context of the encoder, such as torch.autocast.
+
+    Returns:
+        Group after group, in the order of its recordings: (frames, tokens) float32 each, on the CPU.
 
     Raises:
-        UserError: Audio that cannot be read.
+        UserError: Audio cannot be read.
     """
     device = model.head.weight.device
 
-    def spell(waveform: Tensor, length: Tensor) -> Tensor:
+    def encode(waveform: Tensor, length: Tensor) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
-            return model(waveform.to(device), padded, alone=True).cpu()
+            log_probs: Tensor = model(waveform.to(device), padded, alone=True)
+        return log_probs.cpu()
 
     return extract_cuts(
-        Extractor(spell, "letters", (len(model.vocabulary),), device),
+        Extractor(encode, "letters", (len(model.vocabulary),), device),
         groups,
-        what,
+        progress,
         batch_duration=batch_duration,
         num_workers=num_workers,
-        windows_of=partial(quiet_windows, longest=longest),
+        windows_of=partial(quiet_windows, longest=window_frames),
     )

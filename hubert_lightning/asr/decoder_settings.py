@@ -4,49 +4,41 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from flashlight.lib.text.decoder import (
-    CriterionType,
-)
+from typing import Any, Literal
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import is_text, read_json, shown
-from hubert_lightning.vocabulary import BOUNDARY
 
-BOUNDARIES = (BOUNDARY, "<space>", "▁", "<sp>")
-"""What language models of letters call the space between words."""
-
-
-NUMBERS = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
-
-
-LARGEST_WEIGHT = 1e6
-
-
-COUNTS = {"beam_size": (1, 10_000), "nbest": (1, 10_000), "num_workers": (0, 1024)}
-"""What a file may set: a search keeps a hypothesis of some 60 bytes for each frame and place in the beam."""
+RescorerCase = Literal["lower", "upper", "as_written"]
+WEIGHT_NAMES = ("lm_weight", "word_score", "silence_score", "beam_threshold", "rescorer_weight")
+"""Settings that are floats."""
+MAX_WEIGHT = 1e6
+COUNT_RANGES = {"beam_size": (1, 10_000), "nbest": (1, 10_000), "num_workers": (0, 1024)}
+"""Settings that are integers, with their ranges. A search stores some 60 bytes for each frame and place in the beam."""
+FILE_NAMES = ("lm", "lexicon", "rescorer")
+"""Settings that are paths."""
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """What a beam search looks for. Defaults: fairseq's with a 4-gram (HuBERT infer_kenlm.yaml).
+    """Files, weights and beam of a search. Defaults: those of fairseq with a 4-gram (HuBERT infer_kenlm.yaml).
 
     Args:
-        lm: n-gram language model, ARPA or KenLM's binary form: of words with a lexicon, of letters without. Either file
-            may be compressed with gzip, bzip2 or xz.
-        lexicon: The words that can be said, each on a line with its letters; anything can be spelled if not given.
+        lm: n-gram language model, in ARPA or KenLM's binary form: of words with a lexicon, of letters without one. The
+            file may be compressed with gzip, bzip2 or xz.
+        lexicon: Words that a hypothesis may contain, one per line with its tokens; any sequence of letters if not
+            given. The file may be compressed with gzip, bzip2 or xz.
         lm_weight: Weight of the language model's log-probability.
-        word_score: Score added for each word (of a lexicon).
+        word_score: Score added for each word of the lexicon.
         silence_score: Score added for each word boundary.
-        beam_size: Hypotheses that are kept at each frame.
+        beam_size: Number of hypotheses kept at each frame.
         beam_threshold: Distance below the best score at which hypotheses are dropped.
-        nbest: Hypotheses that are returned, or that the rescorer chooses from.
+        nbest: Number of hypotheses returned, or passed to the rescorer.
         rescorer: Directory of a causal language model of transformers.
-        rescorer_weight: Weight of its log-probability, which is added to the search's score.
-        rescorer_case: Case of the text that it reads: "lower", "upper", or "as_written".
-        num_workers: Processes that search; one for each core if not given, 0 for none.
+        rescorer_weight: Weight of the rescorer's log-probability, which is added to the score of the search.
+        rescorer_case: Case of the rescorer's input: "lower", "upper", or "as_written".
+        num_workers: Number of search processes; one for each core if not given, 0 for none.
     """
 
     lm: str | None = None
@@ -59,26 +51,26 @@ class DecoderSettings:
     nbest: int = 1
     rescorer: str | None = None
     rescorer_weight: float = 0.5
-    rescorer_case: Literal["lower", "upper", "as_written"] = "lower"
+    rescorer_case: RescorerCase = "lower"
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in NUMBERS:
+        for name in WEIGHT_NAMES:
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= LARGEST_WEIGHT:
-                raise UserError(f"{name} is {shown(value)}; it is a number, of {LARGEST_WEIGHT:.0f} at most")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= MAX_WEIGHT:
+                raise UserError(f"{name} is {shown(value)}; it is a number, of {MAX_WEIGHT:.0f} at most")
         counts = self.beam_size, self.nbest, self.beam_threshold
         if all(isinstance(count, (int, float)) for count in counts) and min(counts) <= 0:
             raise UserError(
                 f"beam_size {self.beam_size}, nbest {self.nbest}, beam_threshold {self.beam_threshold}; each is above 0"
             )
-        for name, (least, most) in COUNTS.items():
+        for name, (least, most) in COUNT_RANGES.items():
             value = getattr(self, name)
             if value is None and name == "num_workers":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise UserError(f"{name} is {shown(value)}; it is a number from {least} to {most}")
-        for name in ("lm", "lexicon", "rescorer"):
+        for name in FILE_NAMES:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or "\0" in value or not is_text(value)):
                 raise UserError(f"{name} is {shown(value)}; it is a path")
@@ -87,13 +79,21 @@ class DecoderSettings:
 
 
 def settings_identity(settings: DecoderSettings) -> dict[str, Any]:
-    """What a search finds depends on: the settings, and size and modification time of every file that they name."""
-    files: dict[str, list[list[Any]]] = {}
-    for name in (settings.lm, settings.lexicon, settings.rescorer):
-        if name:
-            path = Path(name)
-            inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-            files[os.path.abspath(path)] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in inside]
+    """Everything that the results of a search depend on.
+
+    Args:
+        settings: Settings of the search.
+
+    Returns:
+        The settings but for `num_workers`, and size and modification time of every file that they name.
+    """
+    files: dict[str, list[tuple[str, int, int]]] = {}
+    for name in FILE_NAMES:
+        if value := getattr(settings, name):
+            path = Path(value)
+            contents = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            statuses = [(file.name, file.stat()) for file in contents]
+            files[os.path.abspath(path)] = [(name, status.st_size, status.st_mtime_ns) for name, status in statuses]
     return {name: value for name, value in asdict(settings).items() if name != "num_workers"} | {"files": files}
 
 
@@ -103,21 +103,25 @@ def write_settings(settings: DecoderSettings, path: Path) -> None:
 
 
 def settings_json(settings: DecoderSettings, path: Path) -> bytes:
-    """Settings as JSON; files beside its path or below are named relative to it, so that the folder can be moved."""
-    content = asdict(settings)
-    for key in ("lm", "lexicon", "rescorer"):
-        if content[key]:
-            file = Path(content[key]).resolve()
-            inside = file.is_relative_to(path.parent.resolve())
-            content[key] = str(file.relative_to(path.parent.resolve()) if inside else file)
+    """Serialise settings as JSON.
+
+    Args:
+        settings: Settings to serialise.
+        path: File that the JSON is for. Files in its folder or below get relative paths, so that the folder can move.
+    """
+    content, folder = asdict(settings), path.parent.resolve()
+    for name in FILE_NAMES:
+        if content[name]:
+            file = Path(content[name]).resolve()
+            content[name] = str(file.relative_to(folder) if file.is_relative_to(folder) else file)
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_settings(path: Path) -> DecoderSettings:
-    """The settings in a JSON file of `hubert tune-decoder`.
+    """Read settings from a JSON file of `hubert tune-decoder`.
 
     Raises:
-        UserError: It is not there, or holds something else.
+        UserError: The file does not exist, or has other content.
     """
     way_out = "make it with `hubert tune-decoder`"
     if not path.is_file():
@@ -125,42 +129,13 @@ def read_settings(path: Path) -> DecoderSettings:
     content = read_json(path, way_out, fact=": no settings of a decoder")
     known = {field.name for field in fields(DecoderSettings)}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: no settings of a decoder ({shown(content)} is no object of JSON); {way_out}")
-    if others := sorted(content.keys() - known):
-        raise UserError(f"{path}: no settings of a decoder (not {shown(others[0])}); {way_out}")
-    for key in ("lm", "lexicon", "rescorer"):
-        if content.get(key) and isinstance(content[key], str):
-            content[key] = str(path.parent / content[key])
+        raise UserError(f"{path}: no settings of a decoder ({shown(content)} is no JSON object); {way_out}")
+    if unknown := sorted(content.keys() - known):
+        raise UserError(f"{path}: no settings of a decoder (unknown key {shown(unknown[0])}); {way_out}")
+    for name in FILE_NAMES:
+        if content.get(name) and isinstance(content[name], str):
+            content[name] = str(path.parent / content[name])
     try:
         return DecoderSettings(**content)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: no settings of a decoder ({error}); {way_out}") from error
-
-
-class Hypothesis(NamedTuple):
-    """A text that may have been said.
-
-    Attributes:
-        text: Text as the model prints it.
-        score: Natural logarithm of the model's probability, plus the weighted scores of the rest.
-        tokens: Decoded tokens, repeats collapsed and blanks dropped.
-        words: Words of the lexicon, if there is one.
-    """
-
-    text: str
-    score: float
-    tokens: tuple[int, ...] = ()
-    words: tuple[str, ...] = ()
-
-
-def search_options(settings: DecoderSettings, num_tokens: int) -> dict[str, Any]:
-    """The options of a search, with a lexicon or without."""
-    return {
-        "beam_size": settings.beam_size,
-        "beam_size_token": num_tokens,
-        "beam_threshold": settings.beam_threshold,
-        "lm_weight": settings.lm_weight,
-        "sil_score": settings.silence_score,
-        "log_add": False,
-        "criterion_type": CriterionType.CTC,
-    }

@@ -1,15 +1,22 @@
-"""The private parts of flashlight's beam search decoder."""
+"""flashlight's CTC beam search and KenLM: every part of flashlight that this package uses is in this file.
+
+torchaudio's `CTCDecoder` wraps the same classes. It is not used here for two reasons: it hides the lexicon's trie, so
+that each change of a weight would build it again; and without a lexicon, it numbers the letters of a language model
+otherwise than the tokens. flashlight documents none of its Python names: tests/asr/test_flashlight.py lists those in
+use here.
+"""
 
 import copy
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from flashlight.lib.text.decoder import (
+    CriterionType,
     LexiconDecoder,
     LexiconDecoderOptions,
     LexiconFreeDecoder,
@@ -21,133 +28,161 @@ from flashlight.lib.text.decoder import (
 from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 from torch import Tensor
-from torchaudio.models.decoder import CTCDecoder
 
-from hubert_lightning.asr.decoder_settings import BOUNDARIES, DecoderSettings, Hypothesis, search_options
-from hubert_lightning.asr.language_files import MARKS, UNKNOWN, for_kenlm, no_model, unigrams
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.language_files import (
+    BOUNDARY_NAMES,
+    SENTENCE_MARKS,
+    UNKNOWN,
+    Lexicon,
+    for_kenlm,
+    unigrams,
+    unreadable_model,
+)
 from hubert_lightning.errors import UserError
-from hubert_lightning.interrupts import ignore_interrupts
-from hubert_lightning.vocabulary import BLANK, BOUNDARY, Vocabulary
-
-_inherited: tuple[CTCDecoder, Vocabulary]
+from hubert_lightning.vocabulary import BLANK, Vocabulary
 
 
-def _inherit(decoder: CTCDecoder, vocabulary: Vocabulary) -> None:
-    global _inherited
-    _inherited = decoder, vocabulary
-    ignore_interrupts()
-    torch.set_num_threads(1)
+class Hypothesis(NamedTuple):
+    """A text that a beam search found.
+
+    Attributes:
+        text: Text as the model prints it.
+        score: Natural logarithm of the CTC probability, plus the weighted scores of language model and words.
+        tokens: Decoded tokens, repeats collapsed and blanks dropped.
+        words: Words of the lexicon, if there is one.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
 
-def _search_inherited(log_probs: Any) -> list[Hypothesis]:
-    return _search(*_inherited, torch.from_numpy(log_probs))
+class FlashlightDecoder:
+    """A beam search over the log-probabilities of one utterance.
 
+    Args:
+        settings: Language model, weights and beam.
+        vocabulary: Tokens of the log-probabilities.
+        lexicon: Spellings of each word, by the names of their tokens; None to search without a lexicon.
+        delimiter: Token between words; None if the search takes the blank for it.
 
-def _search(decoder: CTCDecoder, vocabulary: Vocabulary, log_probs: Tensor) -> list[Hypothesis]:
-    if not len(log_probs):
-        return [Hypothesis("", 0.0)]
-    [found] = decoder(log_probs[None].contiguous())
-    few = []
-    for one in found:
-        tokens = one.tokens.tolist()
-        while tokens and tokens[-1] == vocabulary.boundary:  # the search begins and ends with one
-            tokens.pop()
-        while tokens and tokens[0] == vocabulary.boundary:
-            tokens.pop(0)
-        if isinstance(decoder.decoder, LexiconDecoder):  # a narrow beam may end in the middle of a word
-            text = vocabulary.printed(" ".join(" ".join(one.words).split()))
+    Raises:
+        UserError: The language model cannot be read, or does not fit the vocabulary or the lexicon.
+    """
+
+    def __init__(
+        self, settings: DecoderSettings, vocabulary: Vocabulary, lexicon: Lexicon | None, delimiter: int | None
+    ) -> None:
+        self.vocabulary = vocabulary
+        self._silence = delimiter or BLANK
+        self._tokens = Dictionary(vocabulary.search_names)
+        self._trie: Trie | None = None
+        if lexicon is None:
+            self._words, self._lm = _token_model(settings.lm, vocabulary, delimiter)
         else:
-            text = vocabulary.text_of(tokens)
-        few.append(Hypothesis(text, float(one.score), tuple(tokens), tuple(one.words)))
-    return few
+            self._words = Dictionary([*lexicon, UNKNOWN])
+            self._lm = _word_model(settings, self._words, list(lexicon))
+            self._trie = self._trie_of(lexicon)
+        self._set(settings)
 
+    def with_settings(self, settings: DecoderSettings) -> "FlashlightDecoder":
+        """Copy the decoder with other weights, beam or n-best; the copies share language model and lexicon."""
+        other = copy.copy(self)
+        other._set(settings)
+        return other
 
-def _flashlight(
-    settings: DecoderSettings,
-    vocabulary: Vocabulary,
-    lexicon: dict[str, list[list[str]]] | None,
-    delimiter: int | None,
-) -> CTCDecoder:
-    """The search that `torchaudio.models.decoder.ctc_decoder` builds, with words and tokens numbered by us."""
-    options: LexiconFreeDecoderOptions | LexiconDecoderOptions
-    if lexicon is None:
-        options = LexiconFreeDecoderOptions(**search_options(settings, len(vocabulary)))
-        known, lm = _letter_model(settings.lm, vocabulary, delimiter)
-    else:
-        shared = search_options(settings, len(vocabulary))
-        options = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **shared)
-        known = Dictionary([*lexicon, UNKNOWN])
-        lm = _word_model(settings, known, list(lexicon))
-    return CTCDecoder(
-        nbest=settings.nbest,
-        lexicon=lexicon,
-        word_dict=known,
-        tokens_dict=Dictionary(vocabulary.search_names),
-        lm=lm,
-        decoder_options=options,
-        blank_token=vocabulary.search_names[BLANK],
-        sil_token=vocabulary.search_names[delimiter or BLANK],
-        unk_word=UNKNOWN,
-    )
+    def __call__(self, log_probs: Tensor) -> list[Hypothesis]:
+        """Search the most likely texts.
 
+        Args:
+            log_probs: (frames, tokens), float32, on the CPU.
 
-def _spellings(decoder: CTCDecoder, lexicon: dict[str, list[list[str]]], silence: int) -> Trie:
-    """What the letters of a lexicon can become, as torchaudio builds it, too."""
-    trie, start = Trie(decoder.tokens_dict.index_size(), silence), decoder.lm.start(False)
-    for word, spellings in lexicon.items():
-        index = decoder.word_dict.get_index(word)
-        _, score = decoder.lm.score(start, index)
-        for spelling in spellings:
-            trie.insert([decoder.tokens_dict.get_index(token) for token in spelling], index, score)
-    trie.smear(SmearingMode.MAX)
-    return trie
+        Returns:
+            Up to `nbest` hypotheses, best first.
+        """
+        if not len(log_probs):
+            return [Hypothesis("", 0.0)]
+        log_probs = log_probs.contiguous()
+        results = self._search.decode(log_probs.data_ptr(), *log_probs.shape)
+        return [self._hypothesis(result) for result in results[: self._nbest]]
 
+    def _set(self, settings: DecoderSettings) -> None:
+        self._nbest = settings.nbest
+        options: dict[str, Any] = {
+            "beam_size": settings.beam_size,
+            "beam_size_token": self._tokens.index_size(),
+            "beam_threshold": settings.beam_threshold,
+            "lm_weight": settings.lm_weight,
+            "sil_score": settings.silence_score,
+            "log_add": False,
+            "criterion_type": CriterionType.CTC,
+        }
+        if self._trie is None:
+            free = LexiconFreeDecoderOptions(**options)
+            self._search = LexiconFreeDecoder(free, self._lm, self._silence, BLANK, [])
+        else:
+            bound = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **options)
+            unknown = self._words.get_index(UNKNOWN)
+            self._search = LexiconDecoder(bound, self._trie, self._lm, self._silence, BLANK, unknown, [], False)
 
-def _reweighted(decoder: CTCDecoder, trie: Trie | None, settings: DecoderSettings, silence: int) -> CTCDecoder:
-    """A decoder that shares all but its options with another."""
-    other = copy.copy(decoder)
-    other.nbest = settings.nbest
-    options = search_options(settings, decoder.tokens_dict.index_size())
-    if trie is None:
-        free = LexiconFreeDecoderOptions(**options)
-        other.decoder = LexiconFreeDecoder(free, decoder.lm, silence, decoder.blank, [])
-    else:
-        words = LexiconDecoderOptions(word_score=settings.word_score, unk_score=-math.inf, **options)
-        unknown = decoder.word_dict.get_index(UNKNOWN)
-        other.decoder = LexiconDecoder(words, trie, decoder.lm, silence, decoder.blank, unknown, [], False)
-    return other
+    def _trie_of(self, lexicon: Lexicon) -> Trie:
+        """Build the prefix tree of all spellings, each with the language model's score of its word."""
+        trie, start = Trie(self._tokens.index_size(), self._silence), self._lm.start(False)
+        for word, spellings in lexicon.items():
+            index = self._words.get_index(word)
+            _, score = self._lm.score(start, index)
+            for spelling in spellings:
+                trie.insert([self._tokens.get_index(token) for token in spelling], index, score)
+        trie.smear(SmearingMode.MAX)
+        return trie
+
+    def _hypothesis(self, result: Any) -> Hypothesis:
+        """Convert one of flashlight's results, which has a token for each frame."""
+        tokens = [token for token, _ in groupby(result.tokens) if token != BLANK]
+        while tokens and tokens[-1] == self.vocabulary.boundary:  # flashlight adds one at each end
+            tokens.pop()
+        while tokens and tokens[0] == self.vocabulary.boundary:
+            tokens.pop(0)
+        words = tuple(self._words.get_entry(word) for word in result.words if word >= 0)
+        if self._trie is None:
+            text = self.vocabulary.text_of(tokens)
+        else:  # from words: the tokens of a narrow beam may end in the middle of one
+            text = self.vocabulary.printed(" ".join(" ".join(words).split()))
+        return Hypothesis(text, float(result.score), tuple(tokens), words)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What C++ writes to the standard error goes nowhere: KenLM draws a bar of its own there."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _silenced_stderr() -> Iterator[None]:
+    """Discard what C++ writes to the standard error, where KenLM draws a progress bar."""
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
-def _kenlm(path: str, known: Dictionary) -> KenLM:
-    with _quiet(), for_kenlm(Path(path)) as file:
+def _kenlm(path: str, words: Dictionary) -> KenLM:
+    with _silenced_stderr(), for_kenlm(Path(path)) as file:
         try:
-            return KenLM(str(file), known)
-        except UnicodeDecodeError as error:  # in a message of its own
-            raise no_model(path, "it is cut short or damaged") from error
+            return KenLM(str(file), words)
+        except UnicodeDecodeError as error:  # KenLM quotes bytes of the file in its message
+            raise unreadable_model(path, "it is cut short or corrupt") from error
         except RuntimeError as error:
-            raise no_model(path, error) from error
+            raise unreadable_model(path, str(error)) from error
 
 
-def _word_model(settings: DecoderSettings, known: Dictionary, words: list[str]) -> KenLM | ZeroLM:
-    """A language model of the words of a lexicon; refuses one that knows hardly any of them."""
+def _word_model(settings: DecoderSettings, dictionary: Dictionary, words: list[str]) -> KenLM | ZeroLM:
+    """Read the language model for a search with a lexicon; refuse one that knows at most a tenth of its words."""
     if settings.lm is None:
         return ZeroLM()
-    lm, there = _kenlm(settings.lm, known), unigrams(Path(settings.lm))
-    num_known = len(_known(lm, known, words)) if there is None else sum(word in there for word in words)
+    lm, entries = _kenlm(settings.lm, dictionary), unigrams(Path(settings.lm))
+    num_known = len(_known_words(lm, dictionary, words) if entries is None else entries.intersection(words))
     if num_known <= 0.1 * len(words):
         raise UserError(
             f"{settings.lm}: knows {num_known} of {len(words)} words of {settings.lexicon}; make both of the same text "
@@ -156,47 +191,51 @@ def _word_model(settings: DecoderSettings, known: Dictionary, words: list[str]) 
     return lm
 
 
-def _letter_model(path: str | None, vocabulary: Vocabulary, delimiter: int | None) -> tuple[Dictionary, KenLM | ZeroLM]:
-    """A language model of tokens, and what it calls each of them.
+def _token_model(path: str | None, vocabulary: Vocabulary, delimiter: int | None) -> tuple[Dictionary, KenLM | ZeroLM]:
+    """Read the language model for a search without a lexicon.
 
-    Tokens that the language model cannot mean, such as a model's own <s> or <unk>, are unknown to it.
+    Tokens that no language model has as letters, such as the blank or a token <s> or <unk>, are unknown to it.
+
+    Returns:
+        The name of each token in the language model, and the language model.
     """
     names = [
-        f"token {index}" if index == BLANK or token in MARKS else token
+        f"token {index}" if index == BLANK or token in SENTENCE_MARKS else token
         for index, token in enumerate(vocabulary.search_names)
     ]
     if path is None:
         return Dictionary([*names, UNKNOWN]), ZeroLM()
-    there = unigrams(Path(path))
-    if there is None:
-        known = Dictionary([*names, *(name for name in BOUNDARIES if name not in names), UNKNOWN])
-        there = _known(_kenlm(path, known), known, [*names, *BOUNDARIES])
-        no_letters = len(there.intersection(names)) <= 0.1 * len(names)
-        fact = f"{len(there.intersection(names))} of the model's {len(names)} tokens"
+    entries = unigrams(Path(path))
+    if entries is None:
+        dictionary = Dictionary([*names, *(name for name in BOUNDARY_NAMES if name not in names), UNKNOWN])
+        entries = _known_words(_kenlm(path, dictionary), dictionary, [*names, *BOUNDARY_NAMES])
+        num_known = len(entries.intersection(names))
+        is_of_letters = num_known > 0.1 * len(names)
+        fact = f"{num_known} of the model's {len(names)} tokens"
     else:
-        unknown = sorted(there - {*names, *BOUNDARIES})
-        no_letters = len(unknown) > len(there) / 2  # "a" is a word and a letter
-        fact = f"words such as {unknown[0]!r}, not letters" if unknown else "letters"
-    if no_letters:
+        other_words = sorted(entries - {*names, *BOUNDARY_NAMES})
+        is_of_letters = len(other_words) <= len(entries) / 2  # "a" is a word and a letter
+        fact = f"words such as {other_words[0]!r}, not letters" if other_words else "letters"
+    if not is_of_letters:
         raise UserError(
-            f"{path}: knows {fact}; give the lexicon that spells them (`hubert lexicon`), or make a model of letters, "
+            f"{path}: knows {fact}; give the lexicon of its words (`hubert lexicon`), or make a model of letters, "
             "in the case of the vocabulary, with `hubert ngram --letters true`"
         )
     if delimiter is not None:
-        others = {*names[:delimiter], *names[delimiter + 1 :]}
-        boundary = next((name for name in BOUNDARIES if name in there - others), None)
+        other_tokens = {*names[:delimiter], *names[delimiter + 1 :]}
+        boundary = next((name for name in BOUNDARY_NAMES if name in entries - other_tokens), None)
         if boundary is None:
             raise UserError(
-                f"{path}: a language model of letters without the space between words, {BOUNDARY}; make one with "
-                "`hubert ngram --letters true`"
+                f"{path}: a language model of letters without the word boundary, one of {', '.join(BOUNDARY_NAMES)}; "
+                "make one with `hubert ngram --letters true`"
             )
         names[delimiter] = boundary
-    known = Dictionary([*names, UNKNOWN])
-    return known, _kenlm(path, known)
+    dictionary = Dictionary([*names, UNKNOWN])
+    return dictionary, _kenlm(path, dictionary)
 
 
-def _known(lm: KenLM, known: Dictionary, words: Sequence[str]) -> set[str]:
-    """Those words whose score is not that of an unknown one: all that a binary model tells of what it knows."""
+def _known_words(lm: KenLM, dictionary: Dictionary, words: Sequence[str]) -> set[str]:
+    """Select words with another score than the unknown word: a binary model may not store the words themselves."""
     start = lm.start(False)
-    _, of_unknown = lm.score(start, known.get_index(UNKNOWN))
-    return {word for word in words if lm.score(start, known.get_index(word))[1] != of_unknown}
+    _, unknown_score = lm.score(start, dictionary.get_index(UNKNOWN))
+    return {word for word in words if lm.score(start, dictionary.get_index(word))[1] != unknown_score}

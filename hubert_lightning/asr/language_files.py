@@ -1,4 +1,4 @@
-"""Lexicons and n-gram language models in files of any system: compressed or not, ARPA or KenLM's binary form."""
+"""Lexicons and n-gram language models of any system: compressed or not, in ARPA or KenLM's binary form."""
 
 import mmap
 import re
@@ -11,95 +11,102 @@ from shutil import copyfileobj
 from tempfile import TemporaryDirectory, gettempdir
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import compression, decompressed, lines_of
+from hubert_lightning.untrusted.file_kind import compression
+from hubert_lightning.untrusted.text_file import decompressed, lines_of
+from hubert_lightning.vocabulary import BOUNDARY
 
+Lexicon = dict[str, list[list[str]]]
+"""Spellings of each word, by the names of their tokens."""
 UNKNOWN = "<unk>"
-MARKS = {"<s>", "</s>", UNKNOWN, "<UNK>"}
-"""What an n-gram model has besides words: a sentence's start, its end, and any word that it does not know."""
-KENLM = b"mmap lm http://kheafield.com/code"
-"""The first bytes of KenLM's binary form."""
-PREAMBLE = 1_000
-"""Lines that a program may write above an ARPA model."""
+SENTENCE_MARKS = {"<s>", "</s>", UNKNOWN, "<UNK>"}
+"""Entries of an n-gram model that are no words: start of a sentence, end of a sentence, unknown word."""
+BOUNDARY_NAMES = (BOUNDARY, "<space>", "▁", "<sp>")
+"""Names of the word boundary in language models of letters."""
+KENLM_START = b"mmap lm http://kheafield.com/code"
+"""First bytes of KenLM's binary form."""
+PREAMBLE_LINES = 1_000
+"""Number of lines above an ARPA model that are searched for its beginning."""
 
 
-def read_lexicon(path: Path, tokens: Collection[str]) -> dict[str, list[list[str]]]:
-    """Read the words that can be said, and the spellings of each, one a line: `word<TAB>t o k e n s`.
+def read_lexicon(path: Path, tokens: Collection[str]) -> Lexicon:
+    """Read a lexicon, with one spelling of a word per line: `word<TAB>t o k e n s`.
 
-    Without a tab, the word ends at the first space. Marks of language models are no words.
+    Without a tab, the word ends at the first space. Marks of language models, such as <s>, are left out.
 
     Args:
-        path: The lexicon, UTF-8 text, which may be compressed.
-        tokens: What words may be spelled with.
-
-    Returns:
-        Word → its spellings.
+        path: Lexicon, UTF-8 text, which may be compressed.
+        tokens: Names of the tokens that a spelling may contain.
 
     Raises:
-        UserError: It cannot be read, is empty, or has a word without spelling or one of other tokens.
+        UserError: The file cannot be read, is empty, or has a word without spelling or with other tokens.
     """
-    words: dict[str, list[list[str]]] = {}
+    lexicon: Lexicon = {}
     names = frozenset(tokens)
     for number, line in enumerate(lines_of(path), start=1):
         word, _, spelling = line.strip(" \r\n").partition("\t" if "\t" in line else " ")
-        word, named = word.strip(), re.findall(r"[^ \t\r\n]+", spelling)
-        if not word and not named:
+        word, parts = word.strip(), re.findall(r"[^ \t\r\n]+", spelling)
+        if not word and not parts:
             continue
-        if not word or not named:
+        if not word or not parts:
             missing = f"{word[:40]!r} has no spelling" if word else "a spelling without its word"
             raise UserError(f"{path}, line {number}: {missing}; make it with `hubert lexicon`")
-        if word in MARKS:
+        if word in SENTENCE_MARKS:
             continue
-        spelled = [token if token in names else unicodedata.normalize("NFC", token) for token in named]
+        spelled = [part if part in names else unicodedata.normalize("NFC", part) for part in parts]
         if unknown := set(spelled) - names:
             quoted = str(sorted(unknown))[:200]
             raise UserError(
-                f"{path}, line {number}: {word[:40]!r} is spelled with {quoted}, which are not among the model's "
-                "tokens; make the lexicon with `hubert lexicon` and the model's vocabulary"
+                f"{path}, line {number}: {word[:40]!r} contains {quoted}, which are not among the model's tokens; make "
+                "the lexicon with `hubert lexicon` and the model's vocabulary"
             )
-        ways = words.setdefault(word, [])
-        if spelled not in ways:
-            ways.append(spelled)
-    if not words:
+        spellings = lexicon.setdefault(word, [])
+        if spelled not in spellings:
+            spellings.append(spelled)
+    if not lexicon:
         raise UserError(f"{path}: an empty lexicon; make it with `hubert lexicon`")
-    return words
+    return lexicon
 
 
 def is_language_model(path: Path) -> bool:
-    """Whether a file begins as an ARPA model, or as KenLM's binary form."""
-    return _is_binary(path) or _arpa(path) is not None
+    """Whether a file begins as an ARPA model or as KenLM's binary form."""
+    return _is_binary(path) or _arpa_lines(path) is not None
 
 
 def unigrams(path: Path) -> set[str] | None:
-    """The words of a language model, without its marks; none of a binary one that does not hold them.
+    """Read the words of a language model.
+
+    Returns:
+        The words without marks such as <s>; None for a binary model that does not store its words.
 
     Raises:
-        UserError: It cannot be read, or is no language model.
+        UserError: The file cannot be read, or is no language model.
     """
     if _is_binary(path):
         return _words_of_binary(path)
-    lines = _arpa(path)
-    if lines is None:
-        raise UserError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
     words: set[str] = set()
-    inside = False
-    for line in lines:
+    in_unigrams = False
+    for line in _required_arpa_lines(path):
         if line.startswith("\\"):
-            if inside:
+            if in_unigrams:
                 break
-            inside = line.startswith("\\1-grams")
-        elif inside and len(parts := line.split()) > 1:
+            in_unigrams = line.startswith("\\1-grams")
+        elif in_unigrams and len(parts := line.split()) > 1:
             words.add(parts[1])
-    return words - MARKS
+    return words - SENTENCE_MARKS
 
 
 @contextmanager
 def for_kenlm(path: Path) -> Iterator[Path]:
-    """A language model as a file that KenLM reads: itself, or a temporary copy without what KenLM does not know.
+    """Provide a language model as a file that KenLM reads.
 
-    Of text, that is any compression but gzip, a byte order mark, UTF-16, spaces for tabs, a preamble and old line ends.
+    KenLM does not read text with another compression than gzip, a byte order mark, UTF-16, spaces in place of tabs, a
+    preamble, or line ends of old systems.
+
+    Yields:
+        The file itself, or a temporary copy without these.
 
     Raises:
-        UserError: It cannot be read, or is no language model.
+        UserError: The file cannot be read, or is no language model.
     """
     if _is_binary(path):
         if not compression(path):
@@ -117,20 +124,18 @@ def for_kenlm(path: Path) -> Iterator[Path]:
     if head.startswith(b"\\data\\") and first and b"\t" in first[1] and compression(path) in (None, "gzip"):
         yield path
         return
-    lines = _arpa(path)
-    if lines is None:
-        raise UserError(_no_model(path, "neither a line \\data\\ nor KenLM's binary form"))
+    lines = _required_arpa_lines(path)
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "model.arpa"
         with _copying(path), copy.open("w", encoding="utf-8", newline="\n") as file:
             file.write("\\data\\\n")
-            file.writelines(_tabbed(lines))
+            file.writelines(_with_tabs(lines))
         yield copy
 
 
 @contextmanager
 def _copying(path: Path) -> Iterator[None]:
-    """Errors of a temporary copy, as one sentence."""
+    """Convert errors of writing a temporary copy to one sentence."""
     try:
         yield
     except OSError as error:
@@ -140,33 +145,42 @@ def _copying(path: Path) -> Iterator[None]:
         ) from error
 
 
-def no_model(path: Path | str, reason: object) -> UserError:
-    """What KenLM says of a file that it cannot read, as a sentence."""
-    return UserError(_no_model(path, str(reason).strip().splitlines()[-1][:200]))
+def unreadable_model(path: Path | str, reason: str) -> UserError:
+    """Error for a file that KenLM cannot read.
 
-
-def _no_model(path: Path | str, reason: str) -> str:
-    return f"{path}: no n-gram language model that KenLM reads ({reason}); make one with `hubert ngram`"
+    Args:
+        path: Path of the file.
+        reason: Message of KenLM, whose last line is quoted.
+    """
+    quoted = reason.strip().splitlines()[-1][:200]
+    return UserError(f"{path}: no n-gram language model that KenLM reads ({quoted}); make one with `hubert ngram`")
 
 
 def _is_binary(path: Path) -> bool:
     with decompressed(path) as file:
-        return file.read(len(KENLM)) == KENLM
+        return file.read(len(KENLM_START)) == KENLM_START
 
 
-def _arpa(path: Path) -> Iterator[str] | None:
-    """The lines below `\\data\\`, or none if there is no such line."""
+def _arpa_lines(path: Path) -> Iterator[str] | None:
+    """Lines below `\\data\\`; None if there is no such line."""
     lines = lines_of(path)
     try:
-        return lines if any(line.strip() == "\\data\\" for line in islice(lines, PREAMBLE)) else None
-    except ValueError as error:
+        return lines if any(line.strip() == "\\data\\" for line in islice(lines, PREAMBLE_LINES)) else None
+    except UserError as error:
         if isinstance(error.__cause__, UnicodeError):
             return None
         raise
 
 
-def _tabbed(lines: Iterator[str]) -> Iterator[str]:
-    """Lines of n-grams with tabs between probability, words and back-off."""
+def _required_arpa_lines(path: Path) -> Iterator[str]:
+    lines = _arpa_lines(path)
+    if lines is None:
+        raise unreadable_model(path, "neither a line \\data\\ nor KenLM's binary form")
+    return lines
+
+
+def _with_tabs(lines: Iterator[str]) -> Iterator[str]:
+    """Put tabs between probability, words and back-off of n-grams."""
     order = 0
     for line in lines:
         if section := re.match(r"\\(\d+)-grams:", line):
@@ -177,15 +191,15 @@ def _tabbed(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _words_of_binary(path: Path) -> set[str] | None:
-    """The words of KenLM's binary form, which follow the numbers, each ended by a zero byte, the unknown one first."""
-    first = UNKNOWN.encode() + b"\0"
+    """Read the words of KenLM's binary form: after the numbers, the unknown word first, a zero byte after each."""
+    start = UNKNOWN.encode() + b"\0"
     with (
         for_kenlm(path) as plain,
         plain.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        index = content.rfind(first)
+        index = content.rfind(start)
         if index < 0 or content[-1] != 0:
             return None
         words = content[index:-1].split(b"\0")
-    return {word.decode(errors="replace") for word in words} - MARKS
+    return {word.decode(errors="replace") for word in words} - SENTENCE_MARKS

@@ -1,4 +1,4 @@
-"""What a model spells with: the letters of transcripts, and the words that a search may choose from."""
+"""Vocabularies, made from transcripts, and lexicons for a beam search, made from words."""
 
 import unicodedata
 from collections import Counter
@@ -9,27 +9,31 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from hubert_lightning.asr.language_files import MARKS, is_language_model, unigrams
+from hubert_lightning.asr.language_files import SENTENCE_MARKS, is_language_model, unigrams
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import lines_of, write_whole
+from hubert_lightning.files import write_whole
+from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, is_said, read_vocabulary, vocabulary_of
 
 
 def vocabulary(
-    manifests: list[Path], out: Path, case: Literal["lower", "upper", "as_written"] = "lower", kept: str = "'"
+    manifests: list[Path],
+    out: Path,
+    case: Literal["lower", "upper", "as_written"] = "lower",
+    keep_punctuation: str = "'",
 ) -> None:
-    """The letters of the transcripts in manifests → a file for `hubert fit`, and a table of their counts.
+    """Make the vocabulary of transcripts for `hubert fit`, and print a table of its characters.
 
     Args:
-        manifests: those that will be trained on; letters that only others have are no tokens
-        out: where the vocabulary goes, a .json file
-        case: into which letters are turned
-        kept: punctuation and symbols that are spelled too; spaces take the place of others, but for symbols that are
-            said as words, such as € and %
+        manifests: Manifests of the training data; characters of other data alone are no tokens.
+        out: Vocabulary to write, a .json file.
+        case: Case of the tokens.
+        keep_punctuation: Punctuation and symbols that are tokens, such as "'-". Spaces replace other punctuation;
+            `hubert fit` refuses symbols that are read as words, such as € and %, unless they are tokens.
     """
     texts = [" ".join(segment.text or "" for segment in cut.supervisions) for cut in read_manifest(manifests)]
-    made, counts, left_out = vocabulary_of(texts, case, kept)
+    made, counts, left_out = vocabulary_of(texts, case, keep_punctuation)
     if not counts:
         raise UserError(f"{', '.join(map(str, manifests))}: no transcripts; prepare them with their transcripts")
     made.write(Path(out))
@@ -37,65 +41,75 @@ def vocabulary(
     table.add_column("character")
     table.add_column("times", justify="right")
     for character, count in counts.most_common():
-        table.add_row(_shown(character), str(count))
+        table.add_row(character if character.isprintable() else f"U+{ord(character):04X}", str(count))
     Console().print(table)
-    vanishing = Counter({character: count for character, count in left_out.items() if not is_said(character)})
-    if vanishing:
-        print("spaces take the place of " + _listed(vanishing))
-    if said := left_out - vanishing:
-        texts_of = sum(any(character in said for character in text) for text in texts)
+    replaced = Counter({character: count for character, count in left_out.items() if not is_said(character)})
+    if replaced:
+        print("spaces replace " + listed(replaced))
+    if spoken := left_out - replaced:
         print(
-            f"{_listed(said)} are said as words, and are no tokens: `hubert fit` refuses the {texts_of} transcripts "
-            "with them; spell them out (`hubert prepare` with --spell_numbers LANGUAGE where they are beside numbers), "
-            "or name them in --kept"
+            f"{listed(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
+            f"{_num_with(spoken, texts)} transcripts with them; write them as words (`hubert prepare` with "
+            "--spell_numbers LANGUAGE where they are beside numbers), or name them in --keep_punctuation"
         )
     if digits := sorted(character for character in counts if unicodedata.category(character)[0] == "N"):
-        texts_of = sum(any(character in digits for character in text) for text in texts)
         print(
-            f"{''.join(digits)} are spelled as digits in {texts_of} transcripts; a model learns better from numbers "
-            "written out as words (`hubert prepare` with --spell_numbers LANGUAGE)"
+            f"{''.join(digits)} are tokens, in {_num_with(digits, texts)} transcripts; a model learns better from "
+            "numbers that are written as words (`hubert prepare` with --spell_numbers LANGUAGE)"
         )
-    print(f"{out}: {len(made)} tokens, with the blank and the space between words")
+    print(f"{out}: {len(made)} tokens, with the blank and the word boundary")
+
+
+def _num_with(characters: Iterable[str], texts: Iterable[str]) -> int:
+    """Number of texts with any of the characters."""
+    wanted = set(characters)
+    return sum(not wanted.isdisjoint(text) for text in texts)
 
 
 def lexicon(words: Path, out: Path, vocabulary: Path | None = None) -> None:
-    """The letters of every word → a lexicon for the beam search: `word<TAB>w o r d |` on each line.
+    """Make a lexicon for the beam search, with the tokens of a word on each line: `word<TAB>w o r d |`.
 
     Args:
-        words: an n-gram language model, or a text of which every word is taken; either may be compressed
-        out: where the lexicon goes
-        vocabulary: of the model, a file of `hubert vocabulary` or a fine-tuned checkpoint; LibriSpeech's if not given
+        words: n-gram language model, or text of which every word is taken; either may be compressed.
+        out: Lexicon to write.
+        vocabulary: Vocabulary of the model: a file of `hubert vocabulary`, or a fine-tuned checkpoint. LibriSpeech's
+            if not given.
     """
-    spelled_with = model_vocabulary(vocabulary)
-    found = Counter(_words_of(Path(words)))
-    write_lexicon(found, Path(out), spelled_with, str(words))
-
-
-def write_lexicon(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: str) -> None:
-    """Write the lexicon of words and print a sentence on it; raises as `lexicon_of` and `files.replacing` do."""
-    content, said = lexicon_of(words, out, vocabulary, source)
-    write_whole(out, content.encode())
-    print(said)
+    content, summary = lexicon_of(_words_of(Path(words)), Path(out), model_vocabulary(vocabulary), str(words))
+    write_whole(Path(out), content.encode())
+    print(summary)
 
 
 def lexicon_of(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: str) -> tuple[str, str]:
-    """The lexicon of words, sorted, each once, without those that cannot be spelled; and a sentence on it.
+    """Make the content of a lexicon: words sorted, each once, without words that are not in the vocabulary's letters.
+
+    Args:
+        words: Words in any order.
+        out: Path of the lexicon, for the sentence.
+        vocabulary: Vocabulary of the model.
+        source: Name of the file that the words are from.
+
+    Returns:
+        The lexicon, and a sentence on it.
 
     Raises:
-        UserError: None of what `source` holds can be spelled.
+        UserError: No word can be written with the vocabulary.
     """
-    spelled = sorted(word for word in set(words) - MARKS if not vocabulary.unknown_characters(word))
-    if not spelled:
-        raise UserError(f"{source}: no words that the vocabulary spells; give the vocabulary of the model, in its case")
+    distinct = set(words) - SENTENCE_MARKS
+    writable = sorted(word for word in distinct if not vocabulary.unknown_characters(word))
+    if not writable:
+        raise UserError(
+            f"{source}: no words in the letters of the vocabulary; give the vocabulary of the model, in its case"
+        )
     end = [] if vocabulary.boundary is None or vocabulary.spaced else [BOUNDARY]
-    content = "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in spelled)
-    left_out = len(set(words) - MARKS) - len(spelled)
-    left = f", without {left_out} that cannot be spelled" if left_out else ""
-    return content, f"{out}: {len(spelled)} words{left}"
+    content = "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in writable)
+    num_left_out = len(distinct) - len(writable)
+    left_out = f", without {num_left_out} with other letters" if num_left_out else ""
+    return content, f"{out}: {len(writable)} words{left_out}"
 
 
 def _words_of(path: Path) -> Iterable[str]:
-    """Those of a language model as they are; those of a text."""
+    """Read the words of a language model or of a text."""
     if not is_language_model(path):
         return (word for line in lines_of(path) for word in line.split())
     words = unigrams(path)
@@ -105,7 +119,14 @@ def _words_of(path: Path) -> Iterable[str]:
 
 
 def model_vocabulary(path: Path | None) -> Vocabulary:
-    """The vocabulary in a file of `hubert vocabulary`, or of a fine-tuned model; LibriSpeech's if none is named."""
+    """Read a vocabulary.
+
+    Args:
+        path: File of `hubert vocabulary`, or a fine-tuned model; LibriSpeech's vocabulary if not given.
+
+    Raises:
+        UserError: The file holds no vocabulary.
+    """
     if path is None:
         return Vocabulary()
     if Path(path).suffix == ".json":
@@ -115,9 +136,6 @@ def model_vocabulary(path: Path | None) -> Vocabulary:
     return load_ctc(path).vocabulary
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{character!r} ({count})" for character, count in counts.most_common())
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else f"U+{ord(character):04X}"
+def listed(counts: Counter[str], most: int | None = None) -> str:
+    """List characters with their counts, the most frequent first."""
+    return ", ".join(f"{character!r} ({count})" for character, count in counts.most_common(most))

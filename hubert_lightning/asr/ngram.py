@@ -1,8 +1,8 @@
-"""An n-gram language model of somebody's own text, and the lexicon of its words.
+"""An n-gram language model of a text, and the lexicon of its words.
 
-The n-grams are estimated by kaldingram (of the Next-gen Kaldi team; Kneser-Ney as SRILM does it), since it is the one
-maintained estimator that installs everywhere as a Python package: KenLM's lmplz is better and faster, but has to be
-compiled, and KenLM's Python package reads models without making any. What lmplz writes can be used in the same way.
+kaldingram (of the Next-gen Kaldi team; Kneser-Ney smoothing as in SRILM) estimates the n-grams: it is the one
+maintained estimator that installs everywhere as a Python package. KenLM's lmplz is better and faster, but has to be
+compiled; KenLM's Python package reads models without making any. A model of lmplz can be used in the same way.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ from pathlib import Path
 
 from kaldingram.train import NgramCounts
 
-from hubert_lightning.asr.language_files import MARKS, UNKNOWN
-from hubert_lightning.asr.lexicon import lexicon_of, model_vocabulary
+from hubert_lightning.asr.language_files import SENTENCE_MARKS, UNKNOWN
+from hubert_lightning.asr.lexicon import lexicon_of, listed, model_vocabulary
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import lines_of, replacing_all
-from hubert_lightning.vocabulary import BOUNDARY
+from hubert_lightning.files import replacing_all
+from hubert_lightning.untrusted.text_file import lines_of
+from hubert_lightning.vocabulary import BOUNDARY, Vocabulary
 
 
 def ngram(
@@ -28,17 +29,19 @@ def ngram(
     letters: bool = False,
     min_counts: list[int] | None = None,
 ) -> None:
-    """A text → an n-gram language model in ARPA format, and beside it the lexicon of its words, `<its name>.lexicon`.
+    """Make an n-gram language model of a text, in ARPA format, and beside it the lexicon `<its name>.lexicon`.
 
     Args:
-        text: a sentence on each line, which may be compressed; it is normalised as transcripts are
-        out: where the language model goes, a .arpa file
-        order: words (or letters) that are looked at together, 2 to 5
-        vocabulary: of the model, a file of `hubert vocabulary` or a fine-tuned checkpoint; LibriSpeech's if not given
-        letters: n-grams of letters, for a search without lexicon, in place of words
-        min_counts: for each order, how often an n-gram must occur to be kept, as in [0, 0, 2]; all are if not given
+        text: Text with a sentence per line, which may be compressed; it is normalised as transcripts are.
+        out: Language model to write, a .arpa file.
+        order: Length of the longest n-grams, 2 to 5.
+        vocabulary: Vocabulary of the model: a file of `hubert vocabulary`, or a fine-tuned checkpoint. LibriSpeech's
+            if not given.
+        letters: Whether the n-grams consist of letters, for a search without lexicon, in place of words.
+        min_counts: Least number of occurrences of an n-gram in the model, for each order, as in [0, 0, 2]; none if not
+            given.
     """
-    spelled_with = model_vocabulary(vocabulary)
+    model_tokens = model_vocabulary(vocabulary)
     if Path(out).suffix == ".lexicon" or Path(out).absolute() == Path(text).absolute():
         taken = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
         raise UserError(f"{out}: the name of {taken}; choose another OUT, such as lm.arpa")
@@ -46,56 +49,60 @@ def ngram(
         raise UserError(f"order {order}: choose 2 to 5")
     if min_counts is not None and len(min_counts) != order:
         raise UserError(f"min_counts {min_counts} for n-grams of order {order}; give one number for each order")
-    counts, words, unknown, lines = NgramCounts(order), Counter[str](), Counter[str](), 0
+    counts, words, unknown, num_sentences = NgramCounts(order), Counter[str](), Counter[str](), 0
     for line in lines_of(Path(text)):
-        said: list[str] = []
-        for part in re.split("(<unk>|<UNK>)|</?s>", line):  # marks that the text has already
-            if part in MARKS:
-                said.append(UNKNOWN)
-                continue
-            sentence = spelled_with.normalise(part or "")
-            strange = spelled_with.unknown_characters(sentence)
-            unknown.update(character for character in sentence if character in strange)
-            said += [word if not spelled_with.unknown_characters(word) else UNKNOWN for word in sentence.split()]
-        if not said:
-            continue
-        lines += 1
-        words.update(said)
-        if letters:
-            ends = [] if spelled_with.boundary is None or spelled_with.spaced else [BOUNDARY]
-            said = [
-                letter
-                for word in said
-                for letter in (*([word] if word == UNKNOWN else spelled_with.spell(word)), *ends)
-            ]
-        counts.add_raw_counts_from_line(" ".join(said))
-    known = set(words) - MARKS
-    if not known:
-        raise UserError(f"{text}: no sentences that the vocabulary spells; give a text in the language of the model")
-    outputs, said_of_lexicon = {Path(out): _estimate(counts, min_counts)}, ""
+        sentence = _words_of(line, model_tokens, unknown)
+        if sentence:
+            num_sentences += 1
+            words.update(sentence)
+            counts.add_raw_counts_from_line(" ".join(_letters_of(sentence, model_tokens) if letters else sentence))
+    if not set(words) - SENTENCE_MARKS:
+        raise UserError(f"{text}: no sentences in the letters of the vocabulary; give a text in the model's language")
+    outputs, summary = {Path(out): _estimate(counts, min_counts)}, ""
     if not letters:
-        beside = Path(out).with_suffix(".lexicon")
-        of_words, said_of_lexicon = lexicon_of(words, beside, spelled_with, str(text))
-        outputs = {beside: of_words} | outputs
+        lexicon = Path(out).with_suffix(".lexicon")
+        content, summary = lexicon_of(words, lexicon, model_tokens, str(text))
+        outputs = {lexicon: content} | outputs
     with replacing_all(*outputs) as files:
         for file, content in zip(files, outputs.values(), strict=True):
             file.write(content.encode())
-    print(f"{out}: {'letters' if letters else 'words'}, order {order}, of {lines} sentences")
+    print(f"{out}: {'letters' if letters else 'words'}, order {order}, of {num_sentences} sentences")
     if unknown:
         print(
-            f"{words['<unk>']} of {words.total()} words cannot be spelled and are unknown to the model, because of "
-            + ", ".join(f"{character!r} ({count})" for character, count in unknown.most_common(20))
+            f"{words[UNKNOWN]} of {words.total()} words are unknown to the model, since the vocabulary lacks "
+            f"{listed(unknown, 20)}"
         )
-    if said_of_lexicon:
-        print(said_of_lexicon)
+    if summary:
+        print(summary)
+
+
+def _words_of(line: str, vocabulary: Vocabulary, unknown: Counter[str]) -> list[str]:
+    """Normalise a line, with <unk> for words with characters that are no token, which `unknown` counts."""
+    words: list[str] = []
+    for part in re.split("(<unk>|<UNK>)|</?s>", line):  # marks that the text has already
+        if part in SENTENCE_MARKS:
+            words.append(UNKNOWN)
+            continue
+        sentence = vocabulary.normalise(part or "")
+        missing = vocabulary.unknown_characters(sentence)
+        unknown.update(character for character in sentence if character in missing)
+        words += [UNKNOWN if vocabulary.unknown_characters(word) else word for word in sentence.split()]
+    return words
+
+
+def _letters_of(words: list[str], vocabulary: Vocabulary) -> list[str]:
+    """Tokens of a sentence, with the word boundary after each word."""
+    end = [] if vocabulary.boundary is None or vocabulary.spaced else [BOUNDARY]
+    return [token for word in words for token in (*([word] if word == UNKNOWN else vocabulary.spell(word)), *end)]
 
 
 def _estimate(counts: NgramCounts, min_counts: list[int] | None) -> str:
+    """Estimate probabilities and back-offs; returns the ARPA file."""
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each of many short steps
         if min_counts:
             counts.apply_count_cutoffs(min_counts)
         counts.cal_discounting_constants()
-        # Where no n-gram occurs twice, nothing would be left of those that occur once; what lmplz falls back to
+        # Without any n-gram that occurs twice, the discount would remove all that occur once; lmplz falls back to 0.5
         counts.d = [discount if discount < 1 else 0.5 for discount in counts.d]
         counts.cal_f()
         counts.cal_bow()

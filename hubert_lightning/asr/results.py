@@ -1,40 +1,43 @@
-"""Hypotheses of a test or a prediction: where they are written, and what made them.
+"""Files with the hypotheses of a test or a prediction: their folder, their content, and what produced them.
 
-Each set of manifests, decoder and checkpoint has a folder of its own, so that no test replaces another's results. The
-newest results are copied into the run's folder, under the same names.
+Each set of manifests, decoder and checkpoint has a folder of its own, so that no test replaces the results of another.
+The newest results are copied into the run's folder, under the same names.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubert_lightning import __version__
-from hubert_lightning.files import LONGEST_LINE, check_regular, write_whole
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.errors import UserError
+from hubert_lightning.files import check_regular, write_whole
+from hubert_lightning.untrusted.json_file import parse_json
+from hubert_lightning.untrusted.text_file import LONGEST_LINE
 
-if TYPE_CHECKING:
-    from torch import Tensor  # which `hubert score` does without
-
-CHOSEN = ("best", "last")
-"""Checkpoints of a run that are tested if none is named."""
-LONGEST_NAME = 100
+DEFAULT_CHECKPOINTS = ("best", "last")
+"""Stems of the checkpoints that are tested if none is named."""
+MAX_FOLDER_NAME = 100
+"""Characters."""
 SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What made some hypotheses.
+    """What produced a file of hypotheses.
 
     Args:
-        checkpoint: Path of the checkpoint; none for weights that were never saved.
+        checkpoint: Path of the checkpoint; None for weights that were never saved.
         step: Optimizer step of the checkpoint.
         weights: Fingerprint of the model's weights.
         manifest: Paths of the manifests, joined by ", ".
         utterances: Fingerprint of their audio.
-        decoder: "greedy", or the settings of a beam search, with the file that they were read from.
+        decoder: "greedy", or the settings of a beam search with the path of their file.
+        version: Version of this package.
     """
 
     checkpoint: str | None
@@ -46,7 +49,7 @@ class Origin:
     version: str = __version__
 
     def columns(self) -> dict[str, Any]:
-        """The fields that every line of the results repeats: short ones."""
+        """Short fields, which every line of the results repeats."""
         decoder = self.decoder
         if not isinstance(decoder, str):
             settings = {name: value for name, value in decoder.items() if name != "file"}
@@ -58,73 +61,73 @@ def results_folder(
     run: Path,
     kind: str,
     manifests: Sequence[Path | str],
-    decoder: Any = None,
+    decoder: object = None,
     checkpoint: Path | str | None = None,
     whole: bool = True,
 ) -> Path:
-    """The folder for the results of some manifests: `test/dev-clean`, `test/dev-clean-lm`, `test/dev-clean-average`.
+    """Name the folder for results: `test/dev-clean`, `test/dev-clean-lm`, `test/dev-clean-average`.
 
-    Another set, decoder or checkpoint that would have the same folder gets one with six digits more.
+    If another set, decoder or checkpoint has a folder of that name already, six hexadecimal digits are added.
 
     Args:
         run: Folder of the run.
         kind: "test" or "predict".
         manifests: Paths of the manifests.
-        decoder: Settings file of a beam search, or its settings; none for greedy search.
+        decoder: Settings file of a beam search, or its settings; None for greedy decoding.
         checkpoint: Checkpoint that is tested. `best.ckpt` and `last.ckpt` are not part of the name.
         whole: Whether all utterances are tested; otherwise the name ends in "-partial".
     """
     parts = ["+".join(_stem(path) for path in manifests)]
     if decoder is not None:
         parts.append(_stem(decoder) if isinstance(decoder, (str, Path)) else "decoder")
-    if checkpoint is not None and (stem := Path(checkpoint).stem) not in CHOSEN:
+    if checkpoint is not None and (stem := Path(checkpoint).stem) not in DEFAULT_CHECKPOINTS:
         parts.append(stem)
     if not whole:
         parts.append("partial")
-    name = re.sub(r"[^\w.+-]", "_", "-".join(parts))[:LONGEST_NAME]
+    name = re.sub(r"[^\w.+-]", "_", "-".join(parts))[:MAX_FOLDER_NAME]
     folder = run / kind / name
     made_by = {
         "manifest": joined_paths(manifests),
         "decoder": decoder_name(decoder),
         "checkpoint": None if checkpoint is None else str(checkpoint),
     }
-    there = origin_columns(folder / f"{kind}.jsonl")
-    if there and any(there.get(key) != value for key, value in made_by.items()):
-        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:6]
-        folder = folder.with_name(f"{name}-{digest}")
+    earlier = origin_columns(folder / f"{kind}.jsonl")
+    if earlier and any(earlier.get(key) != value for key, value in made_by.items()):
+        folder = folder.with_name(f"{name}-{_six_digits(made_by)}")
     return folder
 
 
-def decoder_name(decoder: Any) -> str:
-    """A decoder in one word or path: "greedy", the file of a beam search's settings, or a digest of the settings."""
+def decoder_name(decoder: object) -> str:
+    """Name a decoder: "greedy", the file of a beam search's settings, or a digest of the settings.
+
+    Args:
+        decoder: None for greedy decoding; otherwise a path, `DecoderSettings`, a namespace or a mapping of settings.
+    """
     if decoder is None:
         return "greedy"
     if isinstance(decoder, (str, Path)):
         return str(decoder)
-    settings = asdict(decoder) if is_dataclass(decoder) else vars(decoder) if hasattr(decoder, "__dict__") else decoder  # type: ignore[arg-type]
-    return f"beam search {hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]}"
+    if isinstance(decoder, DecoderSettings):
+        decoder = asdict(decoder)
+    return f"beam search {_six_digits(vars(decoder) if hasattr(decoder, '__dict__') else decoder)}"
+
+
+def _six_digits(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def joined_paths(manifests: Sequence[Path | str]) -> str:
-    """The manifests of a set as one string."""
+    """Join the paths of manifests to one string."""
     return ", ".join(map(str, manifests))
 
 
-def weights_fingerprint(state: "Mapping[str, Tensor]") -> str:
-    """A short name that only equal weights share.
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], origin: Origin) -> None:
+    """Write hypotheses as JSON lines; the file appears whole or not at all.
 
     Args:
-        state: State dict of a model.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], origin: Origin) -> None:
-    """Write hypotheses as JSON lines, each with what made it; the file appears whole or not at all.
+        path: File to write.
+        rows: Values of each utterance by their names.
+        origin: What produced the hypotheses, repeated in each line.
 
     Raises:
         UserError: The disk is full, or cannot be written to.
@@ -134,12 +137,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], origin: Origin) ->
 
 
 def copy_to_run(folder: Path, run: Path, names: Sequence[str]) -> None:
-    """Copy results into the run's folder, where those of the newest test are.
+    """Copy the newest results into the run's folder.
 
     Args:
         folder: Folder of the results.
         run: Folder of the run.
-        names: Names of files. The last one is removed first and comes last, so that it never stands beside others'.
+        names: Names of files. The last one is removed first and copied last, so that it never lies beside files of
+            another test.
 
     Raises:
         UserError: The disk is full, or cannot be written to.
@@ -150,12 +154,19 @@ def copy_to_run(folder: Path, run: Path, names: Sequence[str]) -> None:
 
 
 def origin_columns(path: Path) -> dict[str, Any]:
-    """What made the results of a file, by its first line; empty for a file that does not say."""
+    """Read what produced a file of results from its first line.
+
+    Args:
+        path: JSON lines of `write_rows`.
+
+    Returns:
+        Values of `Origin` by their names; empty for a file that does not exist or is from another program.
+    """
     check_regular(path)
     try:
         with path.open("rb") as file:
-            row = json.loads(file.readline(LONGEST_LINE))
-    except (OSError, ValueError, RecursionError):
+            row = parse_json(file.readline(LONGEST_LINE))
+    except (OSError, UserError, json.JSONDecodeError):
         return {}
     names = Origin.__dataclass_fields__
     return {name: row[name] for name in names if name in row} if isinstance(row, dict) else {}

@@ -1,4 +1,4 @@
-"""Scores of speech recognition as tables and aligned utterances."""
+"""Scores of speech recognition on the terminal: tables, and the worst utterances aligned."""
 
 import math
 from collections.abc import Iterator
@@ -25,37 +25,45 @@ from hubert_lightning.asr.scoring import (
 )
 from hubert_lightning.errors import UserError
 
-MARKS = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}
-
-
-STYLES = {"": "", "S": "yellow", "I": "green", "D": "red"}
-
-
+ERROR_MARKS = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}
+"""Mark below a column, by jiwer's type of an alignment."""
+MARK_STYLES = {"": "", "S": "yellow", "I": "green", "D": "red"}
 SPEAKERS_SHOWN = 20
 
 
 def report(scores: Scores, console: Console, worst: int = 5) -> None:
-    """Print the rates, those of each speaker, and the utterances with most errors, aligned."""
+    """Print the error rates, those of each speaker, and the utterances with most errors, aligned.
+
+    Args:
+        scores: Error rates.
+        console: Console to print on.
+        worst: Number of utterances to show.
+    """
     table = _table("", "", "%", "95 % interval", "sub", "ins", "del", "of", "utterances")
-    for name, part in [("all", scores), *list(scores.speakers.items())[:SPEAKERS_SHOWN]]:
-        for rate, of in (("WER", part.words), ("CER", part.letters)):
-            counts = (of.substitutions, of.insertions, of.deletions, of.total, len(part.utterances))
-            table.add_row(Text(name), rate, _percent(of.rate), _range(of.low, of.high), *map(str, counts))
+    for name, row in [("all", scores), *list(scores.speakers.items())[:SPEAKERS_SHOWN]]:
+        for title, rate in (("WER", row.words), ("CER", row.letters)):
+            counts = (rate.substitutions, rate.insertions, rate.deletions, rate.total, len(row.utterances))
+            table.add_row(Text(name), title, _percent(rate.rate), _range(rate.low, rate.high), *map(str, counts))
     console.print(table)
     if len(scores.speakers) > SPEAKERS_SHOWN:
         console.print(f"and {len(scores.speakers) - SPEAKERS_SHOWN} speakers with fewer errors\n")
-    most_errors = sorted(scores.utterances, key=lambda of: (-of.words.errors, -of.letters.errors))
+    most_errors = sorted(scores.utterances, key=lambda row: (-row.words.errors, -row.letters.errors))
     for utterance in most_errors[:worst]:
         if utterance.letters.errors:
             _show(utterance, console)
 
 
 def report_comparison(comparison: Comparison, console: Console) -> None:
-    """Print by how much the first system differs from the second, and how likely chance does that."""
+    """Print the difference of two systems, and the probability that it is chance.
+
+    Args:
+        comparison: Difference in words and letters.
+        console: Console to print on.
+    """
     table = _table("", "first %", "second %", "difference", "95 % interval", "p")
-    for rate, of in (("WER", comparison.words), ("CER", comparison.letters)):
-        numbers = (_percent(of.first), _percent(of.second), _percent(of.difference), _range(of.low, of.high))
-        table.add_row(rate, *numbers, f"{of.p_value:.4f}")
+    for title, row in (("WER", comparison.words), ("CER", comparison.letters)):
+        numbers = (_percent(row.first), _percent(row.second), _percent(row.difference), _range(row.low, row.high))
+        table.add_row(title, *numbers, f"{row.p_value:.4f}")
     console.print(table)
 
 
@@ -79,59 +87,65 @@ def _show(utterance: Utterance, console: Console) -> None:
     speaker = f" ({result.speaker})" if result.speaker else ""
     counts = f"word errors {words.errors} of {words.total}, letter errors {letters.errors} of {letters.total}"
     console.print(Text(f"{result.id}{speaker}: {counts}"), soft_wrap=True)
-    for line in _aligned(result, console.width):
+    for line in _aligned_lines(result, console.width):
         console.print(line, soft_wrap=True)
     console.print()
 
 
-def _aligned(result: Result, width: int) -> Iterator[Text]:
-    """Reference above hypothesis, stars for what one lacks, and S, I or D below, as sclite shows it.
+def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
+    """Align reference and hypothesis as sclite shows it: stars for what one lacks, and S, I or D below.
 
     A single word, or a sentence of a language that is written without spaces, is aligned by letters.
+
+    `jiwer.visualize_alignment` counts a wide character (Chinese, Japanese, Korean) as one column, so that its columns
+    do not line up in a terminal, and marks no errors with colours.
     """
     by_words = len(result.reference.split()) != 1
     align = jiwer.process_words if by_words else jiwer.process_characters
-    for columns in _lines(align(result.reference, result.hypothesis), width - len("REF: "), int(by_words)):
+    columns = _columns(align(result.reference, result.hypothesis))
+    for columns_of_line in _broken(columns, width - len("REF: "), gap=int(by_words)):
         for label, row in (("REF: ", 0), ("HYP: ", 1), ("     ", 2)):
             line = Text(label)
-            for column in columns:
+            for column in columns_of_line:
                 size = max(map(cell_len, column))
                 text = column[row] or ("*" * size if row < 2 else "")
-                line.append(set_cell_size(text, size + by_words), STYLES[column[2]])
+                line.append(set_cell_size(text, size + by_words), MARK_STYLES[column[2]])
             line.rstrip()
             yield line
 
 
-def _lines(
-    alignment: jiwer.WordOutput | jiwer.CharacterOutput, width: int, gap: int
-) -> Iterator[list[tuple[str, str, str]]]:
-    """Columns of what was said, what was heard and the kind of error, as many as a line of `width` cells holds."""
+def _columns(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> Iterator[tuple[str, str, str]]:
+    """Word or letter of the reference, of the hypothesis, and the mark of the error."""
+    [reference], [hypothesis], [chunks] = alignment.references, alignment.hypotheses, alignment.alignments
+    for chunk in chunks:
+        before = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+        after = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        for pair in zip_longest(before, after, fillvalue=""):
+            yield (*pair, ERROR_MARKS[chunk.type])
+
+
+def _broken(columns: Iterator[tuple[str, str, str]], width: int, gap: int) -> Iterator[list[tuple[str, str, str]]]:
+    """Break columns into lines of at most `width` cells, with `gap` cells after each column."""
     line: list[tuple[str, str, str]] = []
     used = 0
-    [said], [heard], [chunks] = alignment.references, alignment.hypotheses, alignment.alignments
-    for chunk in chunks:
-        pairs = zip_longest(
-            said[chunk.ref_start_idx : chunk.ref_end_idx], heard[chunk.hyp_start_idx : chunk.hyp_end_idx], fillvalue=""
-        )
-        for pair in pairs:
-            column = (*pair, MARKS[chunk.type])
-            size = max(map(cell_len, column)) + gap
-            if line and used + size > width:
-                yield line
-                line, used = [], 0
-            line.append(column)
-            used += size
+    for column in columns:
+        size = max(map(cell_len, column)) + gap
+        if line and used + size > width:
+            yield line
+            line, used = [], 0
+        line.append(column)
+        used += size
     yield line
 
 
 def score_file(results: Path, against: Path | None = None, output: Path | None = None, worst: int = 5) -> None:
-    """Word and character error rates with 95 % confidence intervals, by speaker, and the worst utterances.
+    """Print word and character error rates with 95 % confidence intervals, by speaker, and the worst utterances.
 
     Args:
         results: JSON lines with id, reference, hypothesis and, where known, speaker: the test.jsonl of `hubert test`.
-        against: Results of another system for the same utterances, to tell whether the difference may be chance.
+        against: Results of a second system for the same utterances; prints whether the difference may be chance.
         output: JSON file for all numbers, also those of every utterance.
-        worst: How many of the utterances with most errors are shown.
+        worst: Number of utterances to show, those with most errors first.
     """
     if worst < 0:
         raise UserError(f"worst {worst}: a number of utterances to show; 0 shows none")

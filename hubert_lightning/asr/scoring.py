@@ -1,6 +1,6 @@
-"""Scores of speech recognition: error rates with their uncertainty, by speaker, and two systems compared.
+"""Scores of speech recognition: error rates with confidence intervals, by speaker, and two systems compared.
 
-What `hubert test` writes to test.jsonl goes in. Alignments are jiwer's; an interval or a p-value takes utterances as
+The input is test.jsonl of `hubert test`. jiwer aligns the texts. Confidence intervals and p-values treat utterances as
 drawn independently of one another.
 """
 
@@ -16,16 +16,20 @@ import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import LONGEST_LINE, UTF_16, lines_of, write_whole
+from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import parse_json
+from hubert_lightning.untrusted.text_file import LONGEST_LINE, UTF_16_MARKS, lines_of
 from hubert_lightning.vocabulary import comparable
 
 RESAMPLES = 9_999
 SEED = 0
+MAX_CHARACTERS = 2**17
+"""Characters of a text: the time of an alignment grows with their square."""
+WAY_OUT = "give the test.jsonl that `hubert test` writes"
 
 
 class Result(NamedTuple):
-    """What was said in an utterance, and what a system heard; the speaker is empty where unknown."""
+    """Reference and hypothesis of an utterance; the speaker is empty where unknown."""
 
     id: str
     reference: str
@@ -37,8 +41,13 @@ class Result(NamedTuple):
 class ErrorRate:
     """Errors per word or per letter of the references; spaces count as letters, as in jiwer.
 
-    total:     words or letters of the references
-    low, high: 95 % confidence interval of the rate; NaN for a single utterance, which says nothing of others
+    Attributes:
+        substitutions: Number of substituted words or letters.
+        insertions: Number of inserted words or letters.
+        deletions: Number of deleted words or letters.
+        total: Number of words or letters in the references.
+        low: Lower bound of the 95 % confidence interval of the rate; NaN for a single utterance.
+        high: Upper bound of the interval.
     """
 
     substitutions: int
@@ -50,16 +59,17 @@ class ErrorRate:
 
     @property
     def errors(self) -> int:
+        """Number of errors of all kinds."""
         return self.substitutions + self.insertions + self.deletions
 
     @property
     def rate(self) -> float:
-        """Where nothing was said, the number of insertions, as in jiwer."""
+        """Errors per word or letter; the number of insertions where the references are empty, as in jiwer."""
         return self.errors / max(self.total, 1)
 
 
 class Utterance(NamedTuple):
-    """A result, and its errors in words and in letters."""
+    """A result with its errors in words and in letters."""
 
     result: Result
     words: ErrorRate
@@ -68,7 +78,7 @@ class Utterance(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Word and character error rate of some utterances, and of each speaker's, where speakers are known."""
+    """Word and character error rate of utterances, and the scores of each speaker where speakers are known."""
 
     words: ErrorRate
     letters: ErrorRate
@@ -78,10 +88,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Difference:
-    """An error rate of two systems, `first` less `second`: below 0, the first makes fewer errors.
+    """Error rates of two systems.
 
-    low, high: 95 % confidence interval of the difference; NaN for a single utterance
-    p_value:   how often a difference as large comes about where both systems are equally good
+    Attributes:
+        first: Error rate of the first system.
+        second: Error rate of the second system.
+        low: Lower bound of the 95 % confidence interval of the difference; NaN for a single utterance.
+        high: Upper bound of the interval.
+        p_value: Probability of a difference as large between equally good systems.
     """
 
     first: float
@@ -92,83 +106,94 @@ class Difference:
 
     @property
     def difference(self) -> float:
+        """First rate minus second rate: below 0, the first system makes fewer errors."""
         return self.first - self.second
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same utterances."""
+    """Differences of two systems on the same utterances."""
 
     words: Difference
     letters: Difference
 
 
 def read_results(path: Path) -> list[Result]:
-    """The utterances of a file as `hubert test` writes it.
+    """Read the utterances of a file that `hubert test` wrote.
+
+    Args:
+        path: JSON lines.
 
     Raises:
-        UserError: No such file, or not such lines; an utterance twice; nothing was said in any.
+        UserError: The file does not exist, has other lines or an utterance twice, or has empty references only.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the test.jsonl that `hubert test` wrote into the run's folder")
-    found: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     for number, line in enumerate(_lines_of_results(path), start=1):
         if not line.strip():
             continue
         result = _result(line, f"{path}, line {number}")
-        if result.id in found:
+        if result.id in results:
             raise UserError(f"{path}, line {number}: {result.id} is here twice; keep one result per utterance")
-        found[result.id] = result
-    if not found:
+        results[result.id] = result
+    if not results:
         raise UserError(f"{path}: empty; run `hubert test` again, which writes a line per utterance")
-    if not any(result.reference.strip() for result in found.values()):
+    if not any(result.reference.strip() for result in results.values()):
         raise UserError(
-            f"{path}: every reference is empty, {next(iter(found))} is the first of {len(found)}; give results of "
-            "utterances in which something was said"
+            f"{path}: every reference is empty, {next(iter(results))} is the first of {len(results)}; give results of "
+            "utterances with speech"
         )
-    return list(found.values())
+    return list(results.values())
 
 
 def _lines_of_results(path: Path) -> Iterator[bytes]:
-    """The lines of a file in UTF-8 or UTF-16, however they end."""
+    """Lines of a file in UTF-8 or UTF-16 with any line ends."""
     with path.open("rb") as file:
-        if file.read(2) in UTF_16:
+        if file.read(2) in UTF_16_MARKS:
             yield from (line.encode() for line in lines_of(path))
             return
         file.seek(0)
-        while part := file.readline(LONGEST_LINE + 1):
-            if len(part) > LONGEST_LINE:
-                raise UserError(
-                    f"{path}: a line of more than {LONGEST_LINE} bytes; give the test.jsonl that `hubert test` writes"
-                )
-            yield from part.splitlines()
+        while block := file.readline(LONGEST_LINE + 1):
+            if len(block) > LONGEST_LINE:
+                raise UserError(f"{path}: a line of more than {LONGEST_LINE} bytes; {WAY_OUT}")
+            yield from block.splitlines()
 
 
-def _result(line: bytes, place: str) -> Result:
+def _result(line: bytes, location: str) -> Result:
     try:
         row = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON ({error}); give the test.jsonl that `hubert test` writes") from error
+    except (UserError, json.JSONDecodeError) as error:
+        raise UserError(f"{location}: not JSON ({error}); {WAY_OUT}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{place}: no JSON object; give the test.jsonl that `hubert test` writes")
+        raise UserError(f"{location}: no JSON object; {WAY_OUT}")
     for name in ("id", "reference", "hypothesis"):
         if name not in row:
             raise UserError(
-                f'{place}: has no "{name}"; give the test.jsonl of `hubert test` (predict.jsonl has no references)'
+                f'{location}: has no "{name}"; give the test.jsonl of `hubert test` (predict.jsonl has no references)'
             )
     texts = {name: row[name] for name in Result._fields if name in row}
-    if wrong := next((name for name, text in texts.items() if not isinstance(text, str)), None):
-        raise UserError(f'{place}: "{wrong}" is {json.dumps(texts[wrong])[:60]}, which is not text; put it in quotes')
-    if longest := next((name for name, text in texts.items() if len(text) > LONGEST), None):
-        raise UserError(f'{place}: "{longest}" has more than {LONGEST} characters; give results of shorter recordings')
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f'{location}: "{name}" is {json.dumps(text)[:60]}, which is not text; put it in quotes')
+        if len(text) > MAX_CHARACTERS:
+            raise UserError(
+                f'{location}: "{name}" has more than {MAX_CHARACTERS} characters; give results of shorter recordings'
+            )
     return Result(**texts)
 
 
 def score(results: Sequence[Result]) -> Scores:
-    """Error rates of all utterances, and of each speaker's; speakers with the highest word error rate come first.
+    """Compute the error rates of all utterances and of each speaker.
 
-    Texts are compared in canonical composition (NFC), with one kind of apostrophe, any white space between words, and
-    without invisible characters.
+    Before the comparison, texts get canonical composition (NFC), one kind of apostrophe, single spaces in place of any
+    white space, and lose invisible characters.
+
+    Args:
+        results: References and hypotheses.
+
+    Returns:
+        The scores; speakers with the highest word error rate come first.
 
     Raises:
         UserError: There are no results.
@@ -176,11 +201,11 @@ def score(results: Sequence[Result]) -> Scores:
     if not results:
         raise UserError("no results to score; give those of one utterance or more")
     utterances = [_utterance(_comparable(result)) for result in results]
-    of_speaker: dict[str, list[Utterance]] = {}
+    by_speaker: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         if utterance.result.speaker:
-            of_speaker.setdefault(utterance.result.speaker, []).append(utterance)
-    speakers = {speaker: _pooled(part) for speaker, part in of_speaker.items()}
+            by_speaker.setdefault(utterance.result.speaker, []).append(utterance)
+    speakers = {speaker: _pooled(theirs) for speaker, theirs in by_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
     return replace(_pooled(utterances), speakers=dict(worst_first))
 
@@ -190,30 +215,35 @@ def _comparable(result: Result) -> Result:
 
 
 def _utterance(result: Result) -> Utterance:
-    found = (align(result.reference, result.hypothesis) for align in (jiwer.process_words, jiwer.process_characters))
-    words, letters = (
-        ErrorRate(of.substitutions, of.insertions, of.deletions, of.hits + of.substitutions + of.deletions)
-        for of in found
-    )
-    return Utterance(result, words, letters)
+    words = jiwer.process_words(result.reference, result.hypothesis)
+    letters = jiwer.process_characters(result.reference, result.hypothesis)
+    return Utterance(result, _error_rate(words), _error_rate(letters))
+
+
+def _error_rate(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorRate:
+    total = alignment.hits + alignment.substitutions + alignment.deletions
+    return ErrorRate(alignment.substitutions, alignment.insertions, alignment.deletions, total)
 
 
 def _pooled(utterances: list[Utterance]) -> Scores:
-    return Scores(_total([of.words for of in utterances]), _total([of.letters for of in utterances]), utterances)
+    words, letters = (_total([getattr(utterance, unit) for utterance in utterances]) for unit in ("words", "letters"))
+    return Scores(words, letters, utterances)
 
 
-def _total(parts: Sequence[ErrorRate]) -> ErrorRate:
-    """The rate of utterances together: the sum of their errors by the sum of their words or letters."""
-    counts = np.array([(of.substitutions, of.insertions, of.deletions, of.total) for of in parts])
+def _total(rates: Sequence[ErrorRate]) -> ErrorRate:
+    """Rate over all utterances: the sum of their errors by the sum of their words or letters."""
+    counts = np.array([(rate.substitutions, rate.insertions, rate.deletions, rate.total) for rate in rates])
     substitutions, insertions, deletions, total = counts.sum(axis=0).tolist()
     low, high = _interval(counts[:, :3].sum(axis=1), counts[:, 3])
     return ErrorRate(substitutions, insertions, deletions, total, low, high)
 
 
 def _interval(errors: np.ndarray, total: np.ndarray) -> tuple[float, float]:
-    """Bounds of 95 % of the rates of resampled utterances (Bisani & Ney 2004).
+    """Compute the 95 % confidence interval of an error rate by resampling utterances (Bisani & Ney 2004).
 
-    errors, total: (utterances,)
+    Args:
+        errors: (utterances,)
+        total: (utterances,), words or letters.
     """
     if len(errors) < 2:
         return math.nan, math.nan
@@ -223,64 +253,69 @@ def _interval(errors: np.ndarray, total: np.ndarray) -> tuple[float, float]:
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=_batch(len(errors)),
+        batch=_batch_size(len(errors)),
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
-def _batch(num_utterances: int) -> int:
-    """How many resamples to draw at once in some ten megabytes."""
+def _batch_size(num_utterances: int) -> int:
+    """Number of resamples drawn at once, in some ten megabytes."""
     return max(1, 1_000_000 // num_utterances)
 
 
 def compare(first: Scores, second: Scores) -> Comparison:
-    """Whether one of two systems is better, judged on the same utterances in any order.
+    """Compare two systems on the same utterances, in any order.
+
+    Args:
+        first: Scores of the first system.
+        second: Scores of the second system.
 
     Raises:
         UserError: An utterance is missing in one of them, is there twice, or has another reference.
     """
-    ours, theirs = _by_id(first), _by_id(second)
-    for name, utterance in ours.items():
-        if name not in theirs:
+    first_by_id, second_by_id = _by_id(first), _by_id(second)
+    for name, utterance in first_by_id.items():
+        if name not in second_by_id:
             raise UserError(f"{name}: the second results have no such utterance; compare results of one test set")
-        if utterance.result.reference != (other := theirs[name].result.reference):
+        reference, other = utterance.result.reference, second_by_id[name].result.reference
+        if reference != other:
             raise UserError(
-                f"{name}: its reference is {utterance.result.reference!r} in the first results, {other!r} in the "
-                "second; compare results of one test set, with one normalisation of text"
+                f"{name}: its reference is {reference!r} in the first results, {other!r} in the second; compare "
+                "results of one test set, with one normalisation of text"
             )
-    if alone := next((name for name in theirs if name not in ours), None):
-        raise UserError(f"{alone}: the first results have no such utterance; compare results of one test set")
-    names = sorted(ours)
+    if extra := next((name for name in second_by_id if name not in first_by_id), None):
+        raise UserError(f"{extra}: the first results have no such utterance; compare results of one test set")
+    pairs = [(first_by_id[name], second_by_id[name]) for name in sorted(first_by_id)]
     return Comparison(
-        _difference([ours[name].words for name in names], [theirs[name].words for name in names]),
-        _difference([ours[name].letters for name in names], [theirs[name].letters for name in names]),
+        words=_difference([(ours.words, theirs.words) for ours, theirs in pairs]),
+        letters=_difference([(ours.letters, theirs.letters) for ours, theirs in pairs]),
     )
 
 
 def _by_id(scores: Scores) -> dict[str, Utterance]:
-    found: dict[str, Utterance] = {}
+    utterances: dict[str, Utterance] = {}
     for utterance in scores.utterances:
         name = utterance.result.id
-        if name in found:
+        if name in utterances:
             raise UserError(f"{name}: twice in one system's results; keep one result per utterance")
-        found[name] = utterance
-    return found
+        utterances[name] = utterance
+    return utterances
 
 
-def _difference(first: Sequence[ErrorRate], second: Sequence[ErrorRate]) -> Difference:
-    errors, others = (np.array([of.errors for of in part]) for part in (first, second))
-    total = np.array([of.total for of in first])
-    low, high = _interval(errors - others, total)
-    every = max(int(total.sum()), 1)
-    return Difference(int(errors.sum()) / every, int(others.sum()) / every, low, high, _p_value(errors - others))
+def _difference(pairs: Sequence[tuple[ErrorRate, ErrorRate]]) -> Difference:
+    first, second, total = np.array([(ours.errors, theirs.errors, ours.total) for ours, theirs in pairs]).T
+    low, high = _interval(first - second, total)
+    size = max(int(total.sum()), 1)
+    return Difference(int(first.sum()) / size, int(second.sum()) / size, low, high, _p_value(first - second))
 
 
 def _p_value(differences: np.ndarray) -> float:
-    """Approximate randomisation: the results of any utterance may be exchanged, which changes the difference's sign.
+    """Test by approximate randomisation: an exchange of two results changes the sign of their difference.
 
-    differences: (utterances,), errors of one system less those of the other
+    Args:
+        differences: (utterances,), errors of the first system minus those of the second.
     """
     differences = differences[differences != 0]  # an exchange of equal errors changes nothing
     if len(differences) < 2:
@@ -291,7 +326,7 @@ def _p_value(differences: np.ndarray) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=_batch(len(differences)),
+        batch=_batch_size(len(differences)),
         rng=np.random.default_rng(SEED),
     )
     return float(test.pvalue)
@@ -300,13 +335,13 @@ def _p_value(differences: np.ndarray) -> float:
 def write_scores(
     path: Path, scores: Scores, comparison: Comparison | None = None, made_by: dict[str, Any] | None = None
 ) -> None:
-    """Write all numbers as JSON; an interval that a single utterance does not have is null.
+    """Write all numbers as JSON; null for the interval of a single utterance.
 
     Args:
-        path: The file to write.
+        path: File to write.
         scores: Error rates.
-        comparison: Difference to another system.
-        made_by: Checkpoint, manifest, decoder and version that the hypotheses come from.
+        comparison: Difference from another system.
+        made_by: Checkpoint, manifest, decoder and version behind the hypotheses.
 
     Raises:
         UserError: The disk is full, or cannot be written to.
@@ -315,23 +350,20 @@ def write_scores(
         "made_by": made_by or {},
         **_rates(scores),
         "speakers": {
-            name: {**_rates(of), "num_utterances": len(of.utterances)} for name, of in scores.speakers.items()
+            name: {**_rates(speaker), "num_utterances": len(speaker.utterances)}
+            for name, speaker in scores.speakers.items()
         },
-        "utterances": [{**of.result._asdict(), **_rates(of)} for of in scores.utterances],
+        "utterances": [{**utterance.result._asdict(), **_rates(utterance)} for utterance in scores.utterances],
     }
     if comparison:
         content["comparison"] = _rates(comparison)
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
-def _rates(of: Scores | Utterance | Comparison) -> dict[str, dict[str, float | None]]:
-    return {"words": _numbers(of.words), "letters": _numbers(of.letters)}
+def _rates(scores: Scores | Utterance | Comparison) -> dict[str, dict[str, float | None]]:
+    return {"words": _numbers(scores.words), "letters": _numbers(scores.letters)}
 
 
-def _numbers(of: ErrorRate | Difference) -> dict[str, float | None]:
-    derived = {"errors": of.errors, "rate": of.rate} if isinstance(of, ErrorRate) else {"difference": of.difference}
-    return {name: None if math.isnan(number) else number for name, number in {**asdict(of), **derived}.items()}
-
-
-LONGEST = 2**17
-"""Characters of a text, the alignment of which takes quadratic time."""
+def _numbers(row: ErrorRate | Difference) -> dict[str, float | None]:
+    derived = {"errors": row.errors, "rate": row.rate} if isinstance(row, ErrorRate) else {"difference": row.difference}
+    return {name: None if math.isnan(number) else number for name, number in {**asdict(row), **derived}.items()}

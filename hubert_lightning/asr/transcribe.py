@@ -13,8 +13,9 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.asr.ctc_model import CTCModel, load_ctc, log_probabilities
-from hubert_lightning.asr.decoder_settings import Hypothesis, settings_identity
+from hubert_lightning.asr.decoder_settings import settings_identity
 from hubert_lightning.asr.decoding import BeamSearch, search_with
+from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.transcript_formats import Format, Transcript, journal_of, remaining, write_all
 from hubert_lightning.asr.word_times import (
     Letter,
@@ -157,7 +158,7 @@ def words_in(
     # A search with a language model should not forget in every pause what was said before
     pieces = parts(log_probs, vocabulary)
     rows = [log_probs[piece.start : piece.end] for piece in pieces]
-    best = [few[0] if few else Hypothesis("", 0.0) for few in search.nbest_of(rows)]
+    best = [few[0] if few else Hypothesis("", 0.0) for few in search.nbest(rows)]
 
     def letters_of(piece: Part, row: Tensor, found: Hypothesis) -> list[Letter]:
         return aligned(with_boundaries_as_blanks(row, vocabulary), found.tokens, vocabulary, piece.start)
@@ -194,7 +195,7 @@ def _for_each(
         log_probabilities,
         model,
         batch_duration=batch_duration,
-        what="encoding",
+        progress="encoding",
         num_workers=num_workers,
         precision=autocast(device, precision),
     )

@@ -81,7 +81,7 @@ def tune_decoder(
     search = BeamSearch(first, recogniser.vocabulary)
     neural = CausalLM(rescorer, device=recogniser.head.weight.device) if rescorer else None
     cuts, references = _transcribed(manifests, recogniser.vocabulary)
-    [log_probs] = log_probabilities(recogniser, [cuts], batch_duration=batch_duration, what="encoding")
+    [log_probs] = log_probabilities(recogniser, [cuts], batch_duration=batch_duration, progress="encoding")
     plain = [greedy(rows[None], torch.tensor([len(rows)]), recogniser.vocabulary)[0] for rows in log_probs]
     study, search = tune(search, log_probs, references, trials, seed)
     settings, best = search.settings, study.best_value
@@ -142,8 +142,8 @@ def tune(
 
         def errors(trial: optuna.Trial) -> float:
             weights = {name: trial.suggest_float(name, *WEIGHTS[name]) for name in names}
-            tried = search.with_weights(**weights)
-            texts = [few[0].text if few else "" for few in tried.searched(log_probs)]
+            tried = search.with_settings(**weights)
+            texts = [few[0].text if few else "" for few in tried.search(log_probs)]
             tried.close()
             return _wer(references, texts)
 
@@ -151,7 +151,7 @@ def tune(
             progress.update(task, advance=1, best=f"best WER {100 * study.best_value:.2f} %")
 
         study.optimize(errors, n_trials=trials, callbacks=[tell])
-    return study, search.with_weights(**study.best_params)
+    return study, search.with_settings(**study.best_params)
 
 
 def _tune_rescorer(
@@ -162,10 +162,10 @@ def _tune_rescorer(
     nbest: int,
 ) -> tuple[DecoderSettings, float]:
     """The weight of the neural model's scores, which are computed once for all hypotheses, and its word error rate."""
-    several = search.with_weights(nbest=nbest)
-    found = list(several.searched(log_probs))
+    several = search.with_settings(nbest=nbest)
+    found = list(several.search(log_probs))
     several.close()
-    scores = [rescorer([several.as_read(one.text) for one in few]) for few in found]
+    scores = [rescorer([several.rescorer_text(one.text) for one in few]) for few in found]
 
     def wer(weight: float) -> float:
         chosen = [

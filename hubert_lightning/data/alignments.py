@@ -24,8 +24,9 @@ from hubert_lightning.data.manifest import fingerprint, read_manifest, write_man
 from hubert_lightning.data.prepare import Refusal, print_refusals, write_refusals
 from hubert_lightning.data.probe import SUFFIXES
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import UTF_16, check_regular, composed, printable
+from hubert_lightning.files import check_regular, composed, printable
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
+from hubert_lightning.untrusted.text_file import UTF_16_MARKS
 
 SILENCE = "sil"
 SILENCES = {"", "sil", "sp"}  # MFA writes pauses as empty intervals, MFA 1 as sil at the edges and sp between words
@@ -245,7 +246,7 @@ def _why_unread(path: Path, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnicodeError):
         return "it is not UTF-8, nor UTF-16 with its mark"
-    encoding = "utf-16" if content.startswith(UTF_16) else "utf-8"
+    encoding = "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8"
     head = content[:200].decode(encoding, "ignore")
     if "ooText" not in head and "TextGrid" not in head:
         return "it does not begin as one, with ooTextFile"

@@ -10,8 +10,8 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import open_text
 from hubert_lightning.untrusted.json_file import DECODER, is_text, shown
+from hubert_lightning.untrusted.text_file import open_text
 
 LONGEST = 10.0**7
 """Seconds of a recording: 116 days."""

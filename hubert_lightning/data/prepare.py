@@ -25,9 +25,10 @@ from hubert_lightning.data.manifest import fingerprint, read_manifest, write_man
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import SUFFIXES, Sound, probe
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import composed, lines_of, printable, write_whole
+from hubert_lightning.files import composed, printable, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
+from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import has_words
 
 REFUSALS_SHOWN = 20

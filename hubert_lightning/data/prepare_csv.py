@@ -12,7 +12,8 @@ from zlib import crc32
 from hubert_lightning.data.prepare import AudioFile, identity, prepare
 from hubert_lightning.data.probe import SUFFIXES
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import composed, open_text
+from hubert_lightning.files import composed
+from hubert_lightning.untrusted.text_file import open_text
 
 PATH, TEXT, SPEAKER = (
     ("path", "audio", "file", "wav", "filename", "audio_filepath"),

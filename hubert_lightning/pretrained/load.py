@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import is_safetensors
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.formats import fairseq, own, torchaudio, transformers
@@ -23,6 +22,7 @@ from hubert_lightning.pretrained.weights import (
     tokens_with_boundary,
     trained_with,
 )
+from hubert_lightning.untrusted.file_kind import is_safetensors
 from hubert_lightning.untrusted.torch_file import read_torch
 
 WHAT_WE_OPEN = (

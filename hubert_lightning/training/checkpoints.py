@@ -22,19 +22,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import (
-    also_named,
-    check_regular,
-    has_its_end,
-    is_whole,
-    replacing,
-    sync_folder,
-    unfinished_name,
-    write_whole,
-)
+from hubert_lightning.files import also_named, check_regular, replacing, sync_folder, unfinished_name, write_whole
 from hubert_lightning.pretrained.formats.own import read_checkpoint, save_tensors
 from hubert_lightning.training.averaging import first_not_finite, write_average
 from hubert_lightning.training.distributed import on_rank_zero
+from hubert_lightning.untrusted.file_kind import has_zip_directory, is_whole_zip
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +58,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         except ValueError as error:
             raise UserError(str(error).replace(str(new), str(path), 1)) from error
         try:
-            if path.exists() and not has_its_end(path):
+            if path.exists() and not has_zip_directory(path):
                 set_aside(path)
             linked = path.exists() and _linked(path, before)
             if path.exists() and not linked:  # without links, it loses its name first: it must be sound
-                os.replace(path, path.with_name(PREVIOUS)) if is_whole(path) else set_aside(path)
+                os.replace(path, path.with_name(PREVIOUS)) if is_whole_zip(path) else set_aside(path)
             os.replace(new, path)
             sync_folder(path.parent)
             if linked:
@@ -149,7 +141,7 @@ def set_damaged_aside(folder: Path, newest: Path | None) -> None:
 
 def _unsound(path: Path) -> str | None:
     """Why training cannot go on from a checkpoint; None if it can."""
-    if not is_whole(path):
+    if not is_whole_zip(path):
         return "damaged"
     try:
         state = read_checkpoint(path)["state_dict"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
@@ -29,6 +29,7 @@ from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.training.batches import PretrainingBatches, TranscribedBatches
+from hubert_lightning.training.lightning_internals import batches_trained
 from hubert_lightning.training.provenance import Manifest, compared, ordered_fingerprint
 from hubert_lightning.training.sampler import PlannedBatches, padded_frames
 from hubert_lightning.units.label_store import LabelStore
@@ -529,7 +530,7 @@ def _loader(
         data.max_frames,
         seed=data.seed if shuffle else 0,
         # restored with the rest of the loop, so a resumed run goes on with the next batch
-        position=partial(_position, trainer),
+        position=partial(batches_trained, trainer),
         shuffle=shuffle,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
@@ -547,11 +548,6 @@ def _loader(
         persistent_workers=data.num_workers > 0,
         worker_init_fn=quiet_worker if data.num_workers else None,
     )
-
-
-def _position(trainer: Trainer) -> int:
-    """Batches of each rank that were trained on."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
 
 def _id_of(batches: PretrainingBatches | TranscribedBatches, place: int) -> str:

@@ -7,14 +7,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from hubert_lightning.data.workers import killed_worker
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.training.lightning_internals import shard_over_all_ranks
 
 
 class LayerwiseFSDP(ModelParallelStrategy):
@@ -35,7 +36,7 @@ class LayerwiseFSDP(ModelParallelStrategy):
         self.timeout_minutes = timeout_minutes
 
     def setup_environment(self) -> None:
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        shard_over_all_ranks(self)
         super().setup_environment()
 
 
@@ -45,11 +46,12 @@ def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Modu
     Gradients are added up in float32. The layers are gathered in the precision that they are computed in; what lies
     before and after them in float32, since the cosines of the heads need it.
     """
-    if task._trainer is None or not isinstance(task.trainer.strategy, LayerwiseFSDP):
+    trainer = trainer_of(task)
+    if trainer is None or not isinstance(trainer.strategy, LayerwiseFSDP):
         return  # without a Trainer, a checkpoint is loaded
     assert task.device_mesh is not None
     mesh = task.device_mesh["data_parallel"]
-    reduced = torch.bfloat16 if "bf16" in str(task.trainer.precision) else None
+    reduced = torch.bfloat16 if "bf16" in str(trainer.precision) else None
     policy = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in encoder.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -57,6 +59,14 @@ def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Modu
         fully_shard(whole, mesh=mesh)
     for method in ("local_features", "contextual"):  # what a step calls
         register_fsdp_forward_method(encoder, method)
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """Return the Trainer of a module, None if it has none."""
+    try:
+        return module.trainer
+    except RuntimeError:
+        return None
 
 
 T = TypeVar("T")

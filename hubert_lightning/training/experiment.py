@@ -53,6 +53,7 @@ from hubert_lightning.training.checkpoints import (
 )
 from hubert_lightning.training.iterations import Iteration, single_iterations
 from hubert_lightning.training.library_errors import config_errors, one_line
+from hubert_lightning.training.lightning_internals import wandb_arguments
 from hubert_lightning.training.parser import KEYS_OF_RECIPE, SentenceParser
 from hubert_lightning.training.restoring import (
     check_entries,
@@ -302,7 +303,7 @@ class HubertCLI(LightningCLI):
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator does not have
             raise UserError(f"trainer: {one_line(error)}; correct the config") from error
         for logger in trainer.loggers:
-            if isinstance(settings := getattr(logger, "_wandb_init", None), dict):
+            if (settings := wandb_arguments(logger)) is not None:
                 _quieten_wandb(settings)
         _print_awaited_nodes(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

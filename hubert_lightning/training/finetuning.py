@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer, ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
-from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, weights_fingerprint, write_rows
+from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
@@ -31,7 +31,8 @@ from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
 from hubert_lightning.training.distributed import shard
-from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps, tries_rates
+from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps
+from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.restoring import load_task
 from hubert_lightning.training.schedules import tri_stage
 from hubert_lightning.vocabulary import BLANK, Vocabulary, comparable, read_vocabulary
@@ -160,7 +161,7 @@ class CTCFinetuning(LightningModule):
             self.search = search_with(self.decoder, self.vocabulary, self.trainer.num_devices, strategy.root_device)
         if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
             return
-        if self.trainer.world_size > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        if self.trainer.world_size > 1 and not finds_unused_parameters(strategy):
             raise UserError(
                 f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
                 "take trainer.strategy ddp_find_unused_parameters_true, or freeze_steps 0"
@@ -190,7 +191,7 @@ class CTCFinetuning(LightningModule):
         torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
         kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
         # Where rates are tried, it is not frozen: one that suits the head alone would be far too high for the encoder
-        frozen = self.global_step < self.freeze_steps and not tries_rates(self.trainer)
+        frozen = self.global_step < self.freeze_steps and not tries_learning_rates(self.trainer)
         with torch.set_grad_enabled(not frozen):
             frames = self.encoder(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept)
         loss = self._loss(self._spelled(frames), batch)

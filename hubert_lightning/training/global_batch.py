@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.tuner.lr_finder import _LRCallback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.training.distributed import trainer_of
+from hubert_lightning.training.lightning_internals import is_fused, multiply_in_place, tries_learning_rates
 
 HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing", "decoder")
 """Options of the tasks that say how a step is computed, or a test decoded, and not what is learnt: a run that goes on
@@ -65,7 +66,7 @@ class GlobalBatch:
         return optimizer
 
     def _check(self, module: LightningModule, optimizer: Optimizer) -> None:
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        fused = is_fused(optimizer)
         sharded = isinstance(module.trainer.strategy, ModelParallelStrategy)
         if fused and sharded and not isinstance(optimizer, (Adam, AdamW)):
             raise UserError(
@@ -116,18 +117,18 @@ class GlobalBatch:
         norm = norm * scale
         if clip and algorithm != "value":
             scale = scale * (clip / (norm + 1e-6)).clamp(max=1)  # torch.nn.utils.clip_grad_norm_
-        torch._foreach_mul_(gradients, scale)
+        multiply_in_place(gradients, scale)
         if clip and algorithm == "value":
             torch.nn.utils.clip_grad_value_(module.parameters(), clip)
         self._leave_out(optimizer, broken, sharded)
-        if not tries_rates(trainer):  # of which the highest are to be too high
+        if not tries_learning_rates(trainer):  # of which the highest are to be too high
             self._last.append(self._batches)
             self._count(broken)
         self._weight, self._batches = 0.0, []
         return norm
 
     def _leave_out(self, optimizer: Optimizer, broken: Tensor, sharded: bool) -> None:
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and not sharded:
+        if is_fused(optimizer) and not sharded:
             optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused kernels read it; nobody waits for a GPU
         elif broken:
             optimizer.zero_grad(set_to_none=True)  # which leaves out every parameter
@@ -168,7 +169,7 @@ class GlobalBatch:
         Raises:
             UserError: A value is NaN or infinite.
         """
-        broken, trainer = _first_not_finite(module), module._trainer
+        broken, trainer = _first_not_finite(module), trainer_of(module)
         if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
             if broken:
                 raise UserError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
@@ -204,7 +205,8 @@ def _first_not_finite(module: LightningModule) -> str | None:
     """The name of a weight, or of a state of the optimizer, that is not finite on this rank."""
     named: dict[str, Any] = dict(module.state_dict(keep_vars=True))
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-    used = module._trainer.optimizers if module._trainer else []
+    trainer = trainer_of(module)
+    used = trainer.optimizers if trainer else []
     optimizers = [optimizer for optimizer in used if isinstance(optimizer, Optimizer)]
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
@@ -219,8 +221,3 @@ def _first_not_finite(module: LightningModule) -> str | None:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def tries_rates(trainer: Trainer) -> bool:
-    """Whether these steps are those of a learning rate finder, which are undone afterwards."""
-    return any(isinstance(callback, _LRCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]

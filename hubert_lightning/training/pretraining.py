@@ -27,6 +27,7 @@ from hubert_lightning.training.distributed import shard
 from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps
 from hubert_lightning.training.restoring import load_task
 from hubert_lightning.training.schedules import linear_warmup_decay
+from hubert_lightning.units.quality import entropy
 
 
 class HubertPretraining(LightningModule):
@@ -199,8 +200,7 @@ class HubertPretraining(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         used = self.trainer.strategy.reduce(self._used, reduce_op="sum")
-        share = used / used.sum(dim=-1, keepdim=True).clamp(min=1)
-        perplexity = torch.special.entr(share).sum(dim=-1).exp().mean(dim=-1)  # a mean over streams
+        perplexity = entropy(used).exp().mean(dim=-1)  # a mean over streams
         for number, name in enumerate(("label", "predicted")):
             self.log(f"val/{name}_clusters", used[number].count_nonzero().float(), sync_dist=True)
             self.log(f"val/{name}_perplexity", perplexity[number], sync_dist=True)

@@ -11,8 +11,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import is_safetensors, write_whole
+from hubert_lightning.files import write_whole
 from hubert_lightning.units.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
+from hubert_lightning.untrusted.file_kind import is_safetensors
 
 CHECKSUM, SHA256 = "checksum", "sha256:"  # key and start of the value: one is left where the other is damaged
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import composed, lines_of, replacing_all
+from hubert_lightning.files import composed, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 from hubert_lightning.units.label_store import (
     LabelSource,
@@ -32,6 +32,7 @@ from hubert_lightning.units.label_store import (
     write_shard,
 )
 from hubert_lightning.untrusted.json_file import parse_json
+from hubert_lightning.untrusted.text_file import lines_of
 
 SUFFIXES = (".km", ".txt", ".jsonl")
 

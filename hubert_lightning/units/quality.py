@@ -1,6 +1,6 @@
 """How well clusters tell phones apart (HuBERT §IV-E): counts of frames in, numbers out.
 
-All functions take `counts`: (phones, clusters), frames that have this phone and this cluster.
+All measures take `counts`: (phones, clusters), frames that have this phone and this cluster.
 """
 
 import math
@@ -8,9 +8,24 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import frame_centres
+
+
+def entropy(counts: Tensor) -> Tensor:
+    """Compute the entropy of frequencies; its exponential is their perplexity.
+
+    Args:
+        counts: (..., clusters), how often each cluster occurs.
+
+    Returns:
+        (...), in nats: float64 for float64 counts, float32 for integers; 0 where nothing was counted.
+    """
+    share = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(share).sum(dim=-1)
 
 
 def phone_purity(counts: np.ndarray) -> float:
@@ -113,5 +128,4 @@ def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int)
 
 
 def _entropy(counts: np.ndarray) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
+    return float(entropy(torch.from_numpy(counts.ravel()).double()))

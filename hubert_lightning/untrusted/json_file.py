@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import open_text
+from hubert_lightning.untrusted.text_file import open_text
 
 LARGEST = 2**24
 """Bytes of a file of settings; a vocabulary of a million tokens has as many."""

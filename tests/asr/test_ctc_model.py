@@ -13,7 +13,7 @@ from lhotse import CutSet
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 
-from hubert_lightning.asr.ctc_model import LONGEST, load_ctc, log_probabilities
+from hubert_lightning.asr.ctc_model import WINDOW_FRAMES, load_ctc, log_probabilities
 from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.features.windows import quiet_windows
@@ -108,7 +108,7 @@ def no_blank(folder: Path) -> Path:
     ("make", "sentence"),
     [
         (no_head, "has no head that spells letters; give a model that was fine-tuned"),
-        (other_letters, "has a head for 29 tokens, and its vocabulary has 3"),
+        (other_letters, "has a CTC head for 29 tokens, and its vocabulary has 3"),
         (no_tokenizer, "does not say what its 32 tokens are; put its tokenizer's vocab.json into the directory"),
         (several_languages, "holds several languages"),
         (no_blank, "has no '<pad>', the blank"),
@@ -122,7 +122,7 @@ def test_what_cannot_spell_is_refused_by_name(tmp_path: Path, make: Any, sentenc
 def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: Path, train_cuts: CutSet) -> None:
     model, cuts = save_ctc(tmp_path / "a.ckpt"), list(train_cuts)[:5]
     groups = [cuts[:3], cuts[3:]]
-    found = list(log_probabilities(model, groups, batch_duration=20, what="test"))
+    found = list(log_probabilities(model, groups, batch_duration=20, progress="test"))
     assert [len(group) for group in found] == [3, 2]
     for cut, rows in zip(cuts, [rows for group in found for rows in group], strict=True):
         assert_close(rows, model(read_waveform(cut)[None])[0])
@@ -131,10 +131,10 @@ def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: 
 def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
     model = save_ctc(tmp_path / "a.ckpt")
     cut = cut_of(tmp_path / "a.wav", waveform := 0.1 * torch.randn(70 * SAMPLE_RATE + 123))
-    [[rows]] = log_probabilities(model, [[cut]], what="test")
+    [[rows]] = log_probabilities(model, [[cut]], progress="test")
     frames = num_frames(len(waveform))
     assert len(rows) == frames
-    found = quiet_windows(cut, LONGEST)
+    found = quiet_windows(cut, WINDOW_FRAMES)
     for first, last, start, end in found:
         heard = waveform[first * HOP :]
         heard = heard if last == frames else heard[: num_samples(last - first)]
@@ -146,7 +146,7 @@ def test_a_part_of_a_long_recording_has_the_numbers_of_the_whole_away_from_its_e
     model, waveform = save_ctc(tmp_path / "a.ckpt"), noise_with_pauses(180)
     whole = cut_of(tmp_path / "whole.wav", waveform)
     part = cut_of(tmp_path / "part.wav", waveform[1_234 * HOP : 8_000 * HOP])
-    [[of_whole, of_part]] = log_probabilities(model, [[whole, part]], what="test")
-    inside = slice(1_234 + LONGEST, 8_000 - LONGEST)
-    assert_close(of_part[LONGEST : 8_000 - LONGEST - 1_234], of_whole[inside])
+    [[of_whole, of_part]] = log_probabilities(model, [[whole, part]], progress="test")
+    inside = slice(1_234 + WINDOW_FRAMES, 8_000 - WINDOW_FRAMES)
+    assert_close(of_part[WINDOW_FRAMES : 8_000 - WINDOW_FRAMES - 1_234], of_whole[inside])
     assert of_whole[inside].shape[0] > 3_000

@@ -20,8 +20,9 @@ from torch.nn.functional import one_hot
 from transformers import Wav2Vec2CTCTokenizer
 
 from hubert_lightning.asr.causal_lm import CausalLM
-from hubert_lightning.asr.decoder_settings import DecoderSettings, Hypothesis, read_settings, write_settings
+from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings, write_settings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
+from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.transcribe import words_in
 from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary
@@ -124,7 +125,7 @@ def test_the_search_is_flashlights(files: Path, weights: tuple[float, float, flo
         files, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
     )
     search = BeamSearch(settings, letters)
-    for log_probs, found in zip(heard(), search.nbest_of(heard()), strict=True):
+    for log_probs, found in zip(heard(), search.nbest(heard()), strict=True):
         # One more frame ends the last word, at no cost, where it has not ended yet
         end = torch.full((1, len(LETTERS)), -torch.inf)
         end[:, BLANK], end[:, letters.boundary] = 0.0, -silence
@@ -144,7 +145,7 @@ def test_a_search_for_nothing_in_particular_finds_the_certain_path(path: list[in
 
 
 def test_a_lexicon_lets_only_its_words_be_said(files: Path) -> None:
-    said = BeamSearch(settings_of(files, lm=None), letters).nbest_of(heard(8))
+    said = BeamSearch(settings_of(files, lm=None), letters).nbest(heard(8))
     assert {word for [best] in said for word in best.text.split()} <= set(DIGITS)
     assert any(best.text for [best] in said)
 
@@ -152,7 +153,7 @@ def test_a_lexicon_lets_only_its_words_be_said(files: Path) -> None:
 def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
     lm = str(files / "letters.arpa")
     plain, weighed = (
-        BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest_of(heard(8))
+        BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest(heard(8))
         for weight in (0.0, 3.0)
     )
     pairs = {a + b for word in DIGITS for a, b in pairwise(f" {word} ")}
@@ -166,21 +167,21 @@ def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
 
 def test_several_processes_find_what_one_finds(files: Path) -> None:
     alone, together = (BeamSearch(settings_of(files, nbest=3, num_workers=n), letters) for n in (0, 3))
-    assert together.nbest_of(heard(7)) == alone.nbest_of(heard(7))
+    assert together.nbest(heard(7)) == alone.nbest(heard(7))
     together.close()
 
 
 def test_other_weights_on_a_model_that_is_read_already_are_those_of_a_new_search(files: Path) -> None:
     weights = {"lm_weight": 0.3, "word_score": 2.0, "silence_score": -1.0, "num_workers": 0}
-    anew = BeamSearch(settings_of(files, **weights), letters).nbest_of(heard())
-    assert BeamSearch(settings_of(files), letters).with_weights(**weights).nbest_of(heard()) == anew
+    anew = BeamSearch(settings_of(files, **weights), letters).nbest(heard())
+    assert BeamSearch(settings_of(files), letters).with_settings(**weights).nbest(heard()) == anew
 
 
 def test_padding_says_nothing_to_a_search_either(files: Path) -> None:
     search = BeamSearch(settings_of(files, num_workers=0), letters)
     batch, length = torch.stack(heard()), torch.tensor([80, 33, 0, 61])
     found = search(batch, length)
-    alone = [best.text for [best] in search.nbest_of([row[:n] for row, n in zip(batch, length, strict=True)])]
+    alone = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
     assert found == alone
     assert found[2] == ""
 
@@ -194,9 +195,9 @@ def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> No
 
 
 def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Path, causal_lm: Path) -> None:
-    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest_of(heard())
+    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest(heard())
     settings = settings_of(files, nbest=10, rescorer=str(causal_lm), rescorer_weight=1.5)
-    rescored = BeamSearch(settings, letters).nbest_of(heard())
+    rescored = BeamSearch(settings, letters).nbest(heard())
     model = CausalLM(causal_lm)
     for before, after in zip(plain, rescored, strict=True):
         scores = model([one.text.lower() for one in before])
@@ -285,7 +286,7 @@ def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
 
 def test_a_narrow_beam_says_no_half_words(files: Path) -> None:
     search = BeamSearch(settings_of(files, lm=None, beam_size=1, num_workers=0), letters)
-    assert {word for [best] in search.nbest_of(heard(8)) for word in best.text.split()} <= set(DIGITS)
+    assert {word for [best] in search.nbest(heard(8)) for word in best.text.split()} <= set(DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def spoken(words: str, vocabulary: Vocabulary, pause: int = 1, boundaries: bool 
 def test_a_last_word_without_delimiter_is_said(files: Path, lexicon: str, silent: int, text: str) -> None:
     (files / "bare.lexicon").write_text((files / "digits.lexicon").read_text().replace(" |", ""))
     search = BeamSearch(settings_of(files, lexicon=str(files / lexicon), num_workers=0), letters)
-    [[best]] = search.nbest_of([spoken(text, letters, silent=silent)])
+    [[best]] = search.nbest([spoken(text, letters, silent=silent)])
     assert best.text == text
     assert [word for word, _ in search.word_tokens(best)] == text.split()
 
@@ -335,7 +336,7 @@ def test_a_last_word_without_delimiter_is_said(files: Path, lexicon: str, silent
 def test_words_before_a_pause_without_delimiter_are_said(files: Path) -> None:
     search = BeamSearch(settings_of(files, num_workers=0), letters)
     for text in ("ONE TWO", "NINE EIGHT ZERO"):
-        [[best]] = search.nbest_of([spoken(text, letters, pause=40, boundaries=False)])
+        [[best]] = search.nbest([spoken(text, letters, pause=40, boundaries=False)])
         assert best.text == text
 
 
@@ -346,7 +347,7 @@ def test_the_end_costs_nothing_where_the_model_says_the_delimiter(files: Path, s
     path = [BLANK, *(token for letter in letters.targets("ONE NINE") for token in (letter, BLANK))]
     log_probs = certain(path)[0].clamp(min=-30)
     [(words, score)] = flashlights_own(files, log_probs, 1, sil_score=silence, **weights)
-    [[best]] = search.nbest_of([log_probs])
+    [[best]] = search.nbest([log_probs])
     assert best.text.split() == words == ["ONE", "NINE"]
     assert best.score == pytest.approx(score, rel=1e-6)  # the scores of silence cancel out in float32
 

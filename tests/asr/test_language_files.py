@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hubert_lightning.asr.decoder_settings import DecoderSettings, Hypothesis
+from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch
+from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.language_files import for_kenlm, read_lexicon, unigrams
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.files import decompressed, lines_of
+from hubert_lightning.untrusted.text_file import decompressed, lines_of
 from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 WORDS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
@@ -59,7 +60,7 @@ def found(
     lm: Path | None, words: Path | None, vocabulary: Vocabulary, rows: Sequence[Tensor] | None = None, **other: float
 ) -> list[list[Hypothesis]]:
     settings = DecoderSettings(str(lm) if lm else None, str(words) if words else None, beam_size=30, num_workers=0)
-    return BeamSearch(replace(settings, **other), vocabulary).nbest_of(rows or heard(vocabulary))
+    return BeamSearch(replace(settings, **other), vocabulary).nbest(rows or heard(vocabulary))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_the_space_between_words_may_have_another_name_in_a_model_of_letters(
     (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", name))
     assert found(tmp_path / "lm.arpa", None, Vocabulary()) == found(files / "letters.arpa", None, Vocabulary())
     (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", "_"))
-    with pytest.raises(ValueError, match=r"lm\.arpa: a language model of letters without the space between words, \|"):
+    with pytest.raises(ValueError, match=r"lm\.arpa: a language model of letters without the word boundary, one of \|"):
         found(tmp_path / "lm.arpa", None, Vocabulary())
 
 
@@ -220,7 +221,7 @@ def test_a_token_that_is_another_name_of_the_space_is_no_second_space(files: Pat
         few[0].text for few in found(files / "letters.arpa", None, Vocabulary())
     ]
     (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", "▁"))
-    with pytest.raises(ValueError, match="without the space between words"):
+    with pytest.raises(ValueError, match="without the word boundary"):
         found(tmp_path / "lm.arpa", None, both, rows)
 
 
@@ -265,7 +266,7 @@ def test_words_of_a_lexicon_need_no_boundary_at_their_end(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (gzip.compress(b"ONE\tO N E |\n" * 999)[:-20], "compressed with gzip, and damaged"),
+        (gzip.compress(b"ONE\tO N E |\n" * 999)[:-20], "compressed with gzip, and corrupt"),
         (b"\x28\xb5\x2f\xfd0123", "compressed with zstd; decompress it, or compress it with gzip, bzip2 or xz"),
         (b"PK\x03\x040123", "compressed with zip; decompress it"),
         (b"ONE\tO N E |\n\xff\n", "is not UTF-8"),

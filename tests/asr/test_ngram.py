@@ -75,7 +75,7 @@ def test_a_text_is_normalised_and_what_cannot_be_spelled_is_told(
     } - {"2"}
     assert words_of(tmp_path / "a.lexicon")["cat"] == ["c", "a", "t", "|"]
     said = capsys.readouterr().out
-    assert "1 of 36 words cannot be spelled and are unknown to the model, because of '2' (1)" in said
+    assert "1 of 36 words are unknown to the model, since the vocabulary lacks '2' (1)" in said
     assert "<unk>" in (tmp_path / "a.arpa").read_text()
 
 
@@ -108,7 +108,7 @@ def test_a_lexicon_is_made_of_a_language_model_or_a_list_of_words(
     (tmp_path / "words.txt").write_text("cat\nnaïve cat\n")
     lexicon(tmp_path / "words.txt", tmp_path / "of-words", vocabulary)
     assert words_of(tmp_path / "of-words") == {"cat": ["c", "a", "t", "|"]}
-    assert "1 words, without 1 that cannot be spelled" in capsys.readouterr().out
+    assert "1 words, without 1 with other letters" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_a_lexicon_is_made_of_a_language_model_or_a_list_of_words(
     [
         (None, {}, "text.txt: cannot be read"),
         (b"\xff\xfe\xff", {}, "text.txt: is not UTF-8"),
-        (b"\n\n", {}, "text.txt: no sentences that the vocabulary spells"),
-        ("кот".encode(), {}, "text.txt: no sentences that the vocabulary spells"),
+        (b"\n\n", {}, "text.txt: no sentences in the letters of the vocabulary"),
+        ("кот".encode(), {}, "text.txt: no sentences in the letters of the vocabulary"),
         (b"one two", {"order": 1}, "order 1: choose 2 to 5"),
         (b"one two", {"min_counts": [1]}, r"min_counts \[1\] for n-grams of order 4"),
         (b"one two", {"vocabulary": Path("no.json")}, "no.json: no such vocabulary"),
@@ -146,7 +146,7 @@ def test_the_verbs_make_vocabulary_model_and_lexicon(
     main(["vocabulary", f"[{manifests / 'train.jsonl.gz'}]", str(tmp_path / "v.json")])
     said = capsys.readouterr().out
     assert "characters in" in said
-    assert "tokens, with the blank and the space between words" in said
+    assert "tokens, with the blank and the word boundary" in said
     (tmp_path / "text.txt").write_text("Hello there\nhello you\n")
     options = ["--order=2", f"--vocabulary={tmp_path / 'v.json'}"]
     main(["ngram", str(tmp_path / "text.txt"), str(tmp_path / "a.arpa"), *options])
@@ -166,7 +166,7 @@ def test_manifests_without_transcripts_have_no_vocabulary(tmp_path: Path, manife
 def test_words_in_another_case_than_the_vocabulary_s_make_no_lexicon(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("one two\n")
     assert Vocabulary().case == "upper"
-    with pytest.raises(ValueError, match=r"words\.txt: no words that the vocabulary spells; give the voc"):
+    with pytest.raises(ValueError, match=r"words\.txt: no words in the letters of the vocabulary; give the voc"):
         lexicon(tmp_path / "words.txt", tmp_path / "a.lexicon")
 
 

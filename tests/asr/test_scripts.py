@@ -21,7 +21,7 @@ from lightning import Trainer
 
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch
-from hubert_lightning.asr.lexicon import write_lexicon
+from hubert_lightning.asr.lexicon import lexicon_of
 from hubert_lightning.asr.scoring import Result, read_results, score
 from hubert_lightning.asr.transcribe import align, transcribe, words_in
 from hubert_lightning.asr.transcript_formats import FORMATS, SUFFIX, Format, Transcript
@@ -256,7 +256,7 @@ def test_a_decoder_of_a_perfect_model_has_no_errors_in_a_punctuated_sentence(
     manifests = save_punctuated(tmp_path, encoder, tokens, text, printed, tokenizer)
     vocabulary, _ = vocabulary_and_log_probs(tmp_path / "model", encoder)
     words, decoder = tmp_path / "words.lexicon", tmp_path / "decoder.json"
-    write_lexicon(vocabulary.normalise(text).split(), words, vocabulary, "words")
+    words.write_text(lexicon_of(vocabulary.normalise(text).split(), words, vocabulary, "words")[0])
     tune_decoder(tmp_path / "model", manifests, decoder, lexicon=words, trials=1, beam_size=20)
     told = " ".join(capsys.readouterr().out.split())
     assert "WER 0.00 % with each frame's best letter, 0.00 % with the usual weights" in told
@@ -284,7 +284,8 @@ def test_a_search_has_the_times_of_its_tokens(
     vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     text = their_text(tmp_path, case.path)
     if delimiter:
-        write_lexicon([*text.split(), "ab"], tmp_path / "words.lexicon", vocabulary, "words")
+        path = tmp_path / "words.lexicon"
+        path.write_text(lexicon_of([*text.split(), "ab"], path, vocabulary, "words")[0])
     for lexicon in (None, str(tmp_path / "words.lexicon")) if delimiter else (None,):
         search = BeamSearch(DecoderSettings(lexicon=lexicon, beam_size=20, word_score=0.0, num_workers=0), vocabulary)
         found = Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary, search))

@@ -19,7 +19,7 @@ from helpers import read_samples, run_verb, save_ctc
 from lhotse import CutSet
 from torch import Tensor
 
-from hubert_lightning.asr.ctc_model import LONGEST, CTCModel, load_ctc
+from hubert_lightning.asr.ctc_model import WINDOW_FRAMES, CTCModel, load_ctc
 from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
 from hubert_lightning.asr.word_times import Word, word_times
@@ -140,7 +140,7 @@ def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
     assert run_verb("transcribe", model, tmp_path / "long.wav") == 0
     cuts, _, _ = examine([tmp_path / "long.wav"])
     loaded = load_ctc(model)
-    windows = quiet_windows(cuts[0], LONGEST)
+    windows = quiet_windows(cuts[0], WINDOW_FRAMES)
     rows = []
     for first, last, start, end in windows:
         samples_of = None if last == windows[-1].last else num_samples(last - first)

@@ -49,7 +49,7 @@ def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:
     rates = [trial.values[0] for trial in study.trials]
     assert len(rates) == 12
     assert min(rates) == study.best_value < rates[0] - 0.05
-    said = [few[0].text for few in best.nbest_of(log_probs)]
+    said = [few[0].text for few in best.nbest(log_probs)]
     assert jiwer.wer(texts, said) == study.best_value
     again, _ = tune(BeamSearch(settings, letters), log_probs, texts, trials=12)
     assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]

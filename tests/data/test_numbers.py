@@ -247,13 +247,13 @@ def test_the_vocabulary_tells_what_fit_will_refuse(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     vocabulary([manifest], tmp_path / "v.json")
     told = capsys.readouterr().out
-    assert "spaces take the place of '!' (1), ',' (1)" in told
+    assert "spaces replace '!' (1), ',' (1)" in told
     assert (
-        "'€' (2), '%' (1), '&' (1) are said as words, and are no tokens: `hubert fit` refuses the 2 transcripts" in told
+        "'€' (2), '%' (1), '&' (1) are read as words, and are no tokens: `hubert fit` refuses the 2 transcripts" in told
     )
-    assert "5 are spelled as digits in 1 transcripts" in told
-    vocabulary([manifest], tmp_path / "v.json", kept="'€%&")
-    assert "said as words" not in capsys.readouterr().out
+    assert "5 are tokens, in 1 transcripts" in told
+    vocabulary([manifest], tmp_path / "v.json", keep_punctuation="'€%&")
+    assert "read as words" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -17,9 +17,10 @@ from helpers import RESUMED_STEPS, logging_trainer, plain_adam, pretraining_data
 from lightning import Trainer
 
 from hubert_lightning.cli import main
-from hubert_lightning.training.checkpoints import WholeSteps, is_whole, newest_checkpoint
+from hubert_lightning.training.checkpoints import WholeSteps, newest_checkpoint
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.untrusted.file_kind import is_whole_zip
 
 # `hubert`, which kills itself at the n-th call of a function, after what it calls if "after" is asked for
 KILLED = """
@@ -126,7 +127,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
-    assert not is_whole(last)
+    assert not is_whole_zip(last)
     main(resumed_pretraining(manifests, tmp_path / "run"))
     assert f"{last} is damaged, and passed over" in caplog.text
     assert_the_same(tmp_path / "run", whole)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import lines_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
@@ -34,6 +33,7 @@ from hubert_lightning.pretrained.weights import (
     trained_with,
 )
 from hubert_lightning.untrusted.json_file import shown
+from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.untrusted.torch_file import plain
 
 OWN_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the blank of CTC is the first

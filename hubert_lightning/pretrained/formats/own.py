@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import check_regular, is_whole
+from hubert_lightning.files import check_regular
 from hubert_lightning.pretrained.weights import Trained, left_out, settings_of
+from hubert_lightning.untrusted.file_kind import is_whole_zip
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.torch_file import read_torch
 
@@ -148,7 +149,7 @@ def verify(path: Path) -> None:
 
 @lru_cache(maxsize=16)
 def _is_whole(path: Path, *state: int) -> bool:
-    return is_whole(path)
+    return is_whole_zip(path)
 
 
 def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[str, Any]:

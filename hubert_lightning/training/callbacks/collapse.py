@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.quality import entropy
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class CollapseWatch(Callback):
         labels = getattr(trainer.datamodule, "labels", None)  # type: ignore[attr-defined]
         histogram = labels.histogram if isinstance(labels, LabelStore) else []
         self._watching = bool(histogram) and trainer.is_global_zero
-        self._entropy = sum(_entropy(counts) for counts in histogram)
+        self._entropy = sum(float(entropy(torch.from_numpy(counts).double())) for counts in histogram)
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -108,9 +110,3 @@ def _tell(trainer: Trainer, sentence: str) -> None:
     for logger in trainer.loggers:
         if hasattr(logger, "log_table"):  # W&B, which can write to whoever watches the run
             logger.experiment.alert(title="HuBERT pre-training", text=sentence)  # type: ignore[attr-defined]
-
-
-def _entropy(counts: np.ndarray) -> float:
-    """In nats: the loss of knowing how frequent each cluster is, and no more."""
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())

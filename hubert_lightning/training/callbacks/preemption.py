@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from hubert_lightning import interrupts
 from hubert_lightning.interrupts import Interrupted
 from hubert_lightning.training.checkpoints import LAST
+from hubert_lightning.training.lightning_internals import ask_for_no_signals, leave_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -33,8 +34,7 @@ class Preemption(Callback):
         self._own = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Lightning's handlers send to other ranks, and wait for them, in the middle of whatever the process is doing
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        leave_signals(trainer)
         if interrupts.current() is None:  # outside of our command line
             self._own.enter_context(interrupts.listening(SIGNALS, lambda name: f"{name}: ended before training"))
 
@@ -43,8 +43,7 @@ class Preemption(Callback):
         self._signals = interrupts.current()
         if self._signals:
             self._signals.hold()
-        # Lightning asks rank 0 before each batch whether it was told to end, and waits for the GPU to hear the answer
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        ask_for_no_signals(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.training.lightning_internals import time_fetches
 
 
 class Throughput(Callback):
@@ -27,18 +28,14 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._peak = _peak(trainer)
         self._start(trainer)
-        loop = trainer.fit_loop.epoch_loop
-        before, after = loop._on_before_fetch, loop._on_after_fetch
 
         def ask() -> None:
-            before()
             self._asked = time.perf_counter()
 
         def receive() -> None:
             self._waited += time.perf_counter() - self._asked
-            after()
 
-        loop._on_before_fetch, loop._on_after_fetch = ask, receive  # type: ignore[method-assign]
+        time_fetches(trainer, ask, receive)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer)  # validation is no step
