@@ -559,17 +559,20 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("iteration", "sentence"),
     [
-        ("{features: previous}", r"iterations[1] has layer None; MFCCs have no layers, and a model needs one"),
-        ("{features: previous, layer: 3}", "iterations[1] has layer 3 of an encoder of 2; layers count from 1"),
-        ("{features: no.ckpt, layer: 1}", "iterations[1].features: no.ckpt does not exist"),
+        ("{features: previous}", "iterations[1]: features 'previous' with layer None: MFCCs have no layers"),
+        ("{features: previous, layer: 3}", "iterations[1]: previous has layers 1 to 2, not layer 3; name one of those"),
+        ("{features: no.ckpt, layer: 1}", "iterations[1]: no.ckpt does not exist"),
         (
             "{features: pyproject.toml, layer: 1}",
-            "iterations[1].features: pyproject.toml is damaged, or no file of torch.save",
+            "iterations[1]: pyproject.toml is damaged, or no file of torch.save",
         ),
-        ("{clusters: 100000}", "asks for 100000 clusters of 17280000 frames"),
+        ("{clusters: 100000}", "iterations[1]: clusters [100000]: each K-means has from 2 to 65536"),
         ("{max_steps: 0}", "iterations[1].max_steps is 0"),
-        ("{clusters: []}", "iterations[1].clusters is an empty list"),
-        ("{features: previous, layer: 1, parts: [delta]}", "iterations[1] has parts delta, which only MFCCs have"),
+        ("{clusters: []}", "iterations[1]: clusters []: each K-means has"),
+        (
+            "{features: previous, layer: 1, parts: [delta]}",
+            "parts delta of previous: only MFCCs have parts",
+        ),
         ("{weights: no.ckpt}", "iterations[1].weights: no.ckpt does not exist"),
     ],
 )

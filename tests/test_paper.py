@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helpers import ROOT
 
-from hubert_lightning.features.mfcc import PARTS
+from hubert_lightning.features.mfcc import MFCC_PARTS
 from hubert_lightning.training.iterations import Iteration
 
 SPLITS = {"10min": "10 min", "1h": "1 h", "10h": "10 h", "100h": "100 h", "960h": "960 h"}
@@ -152,10 +152,10 @@ def test_the_docs_have_the_papers_tables_of_ablations() -> None:
 
 
 def test_product_k_means_has_three_parts_of_39_of_117_dimensions() -> None:
-    columns = [column for part in PARTS.values() for column in range(117)[part]]
-    assert [*PARTS] == ["cepstra", "delta", "delta_delta"]
+    columns = [column for part in MFCC_PARTS.values() for column in range(117)[part]]
+    assert [*MFCC_PARTS] == ["cepstra", "delta", "delta_delta"]
     assert columns == [*range(117)]
-    assert {part.stop - part.start for part in PARTS.values()} == {39}
+    assert {part.stop - part.start for part in MFCC_PARTS.values()} == {39}
 
 
 # §IV-B, §IV-C and table I: steps, GPUs, seconds of audio on each, labels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hubert_lightning.features.mfcc import PARTS, SPLICED, mfcc, spliced
+from hubert_lightning.features.mfcc import MFCC_PARTS, SPLICED, mfcc, spliced
 from hubert_lightning.features.windows import LONGEST
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.convolutions import Statistics
@@ -51,7 +51,9 @@ def mfcc_extractor(in_parts: bool = False) -> Extractor:
         return pad_sequence([(spliced(row) if in_parts else row)[::2] for row in rows], batch_first=True)
 
     if in_parts:
-        return Extractor(features, f"mfcc spliced over {SPLICED} frames", (max(part.stop for part in PARTS.values()),))
+        return Extractor(
+            features, f"mfcc spliced over {SPLICED} frames", (max(part.stop for part in MFCC_PARTS.values()),)
+        )
     return Extractor(features, "mfcc", (39,))
 
 

@@ -9,8 +9,8 @@ from torchaudio.functional import compute_deltas
 
 from hubert_lightning.frames import SAMPLE_RATE
 
-Part = Literal["cepstra", "delta", "delta_delta"]
-PARTS: dict[Part, slice] = {"cepstra": slice(0, 39), "delta": slice(39, 78), "delta_delta": slice(78, 117)}
+MfccPart = Literal["cepstra", "delta", "delta_delta"]
+MFCC_PARTS: dict[MfccPart, slice] = {"cepstra": slice(0, 39), "delta": slice(39, 78), "delta_delta": slice(78, 117)}
 """Columns of spliced features, one codebook of product K-means each (HuBERT table VI)."""
 SPLICED = 3
 """Frames, 10 ms apart, that spliced features are made of."""
@@ -37,7 +37,7 @@ def spliced(features: Tensor) -> Tensor:
         features: (frames, 39), all frames of a recording, 10 ms apart.
 
     Returns:
-        (frames, 117), cepstra of three frames, then their Δ, then their ΔΔ: `PARTS`.
+        (frames, 117), cepstra of three frames, then their Δ, then their ΔΔ: `MFCC_PARTS`.
     """
     # Repeated at the ends as by Kaldi's splice-feats; the paper says nothing of them
     around = torch.cat([features[:1], features, features[-1:]])

@@ -6,7 +6,7 @@ and its checkpoint, from which the next iteration takes its labels.
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +14,11 @@ from jsonargparse import Namespace
 
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.mfcc import Part
+from hubert_lightning.features.mfcc import MfccPart
 from hubert_lightning.pretrained.load import encoder_config
 from hubert_lightning.training.run_config import listed, loggers_of
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
-from hubert_lightning.units.kmeans_file import load_quantizer
+from hubert_lightning.units.label_recipe import LabelRecipe, is_best, is_fresh, is_previous
 from hubert_lightning.units.layer_quality import check_phones
 
 
@@ -43,7 +43,7 @@ class Iteration:
     features: str = "mfcc"
     layer: int | Literal["best"] | None = None
     clusters: int | list[int] = 100
-    parts: list[Part] | None = None
+    parts: list[MfccPart] | None = None
     max_frames: int = 17_280_000
     kmeans: KMeans | ScikitKMeans | None = None
     quantizer: Path | None = None
@@ -67,7 +67,7 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         raise UserError(
             f"trainer.max_steps is {config.trainer.max_steps}, but each entry of iterations has its own; set it there"
         )
-    if any(iteration.layer == "best" for iteration in config.iterations):
+    if any(is_best(iteration.layer) for iteration in config.iterations):
         data = config.data.init_args
         check_phones(read_manifest(data.validation or data.train))
     for number, iteration in enumerate(config.iterations, start=1):
@@ -77,23 +77,15 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         run.iterations = []
         run.output = str(Path(config.output) / f"iteration{number}")
         previous = str(Path(config.output) / f"iteration{number - 1}" / "last.ckpt")
-        relabel = {
-            "features": previous if iteration.features == "previous" else iteration.features,
-            "layer": iteration.layer,
-            "clusters": iteration.clusters,
-            "parts": iteration.parts,
-            "max_frames": iteration.max_frames,
-            "kmeans": iteration.kmeans,
-            "seed": config.seed_everything,
-            "quantizer": iteration.quantizer,
-        }
+        recipe = _recipe(iteration, config.seed_everything).after(previous)
+        relabel = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
         callback = Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(relabel))
         run.trainer.callbacks = [*listed(run.trainer.callbacks), callback]
         run.trainer.max_steps = iteration.max_steps
-        clusters = _stream_clusters(iteration)
+        clusters = recipe.num_clusters
         run.model.init_args.num_clusters = clusters[0] if len(clusters) == 1 else clusters
-        if iteration.weights != "fresh":
-            run.model.init_args.pretrained = previous if iteration.weights == "previous" else iteration.weights
+        if not is_fresh(iteration.weights):
+            run.model.init_args.pretrained = previous if is_previous(iteration.weights) else iteration.weights
         for logger in loggers_of(run):
             for key in ("name", "id"):
                 if logger.init_args.get(key):
@@ -113,52 +105,26 @@ def check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
         UserError: The iteration cannot be run.
     """
     name = f"iterations[{number - 1}]"
-    if iteration.features == "previous" and number == 1:
-        raise UserError(f"{name}.features is 'previous', but no iteration precedes it; give 'mfcc' or a path")
-    if (iteration.features == "mfcc") != (iteration.layer is None):
-        raise UserError(f"{name} has layer {iteration.layer}; MFCCs have no layers, and a model needs one")
-    if iteration.parts and iteration.features != "mfcc":
-        raise UserError(f"{name} has parts {', '.join(iteration.parts)}, which only MFCCs have; leave them out")
-    layer = 1 if iteration.layer == "best" else iteration.layer or 0
-    if iteration.features == "previous" and not 1 <= layer <= num_layers:
-        raise UserError(f"{name} has layer {iteration.layer} of an encoder of {num_layers}; layers count from 1")
-    if iteration.features not in ("mfcc", "previous"):
-        available = _num_layers(iteration.features, f"{name}.features")
-        if not 1 <= layer <= available:
-            raise UserError(
-                f"{name} has layer {iteration.layer} of {iteration.features}, which has {available}; name one of those"
-            )
+    for key in ("features", "weights"):
+        if is_previous(getattr(iteration, key)) and number == 1:
+            other = "mfcc" if key == "features" else "fresh"
+            raise UserError(f"{name}.{key} is 'previous', but no iteration precedes it; give {other!r} or a path")
     if iteration.max_steps < 1:
         raise UserError(f"{name}.max_steps is {iteration.max_steps}; give at least one step, or drop the iteration")
-    for clusters in listed(iteration.clusters):
-        if not 2 <= clusters <= min(iteration.max_frames, 2**16):
-            raise UserError(
-                f"{name} asks for {clusters} clusters of {iteration.max_frames} frames; "
-                "give at least 2, no more than frames, and no more than 65536"
-            )
-    if not listed(iteration.clusters):
-        raise UserError(f"{name}.clusters is an empty list; give a number of clusters")
-    if iteration.quantizer:
-        try:
-            load_quantizer(iteration.quantizer, _stream_clusters(iteration))
-        except UserError as error:
-            raise UserError(f"{name}.quantizer: {error}") from error
-        if iteration.layer == "best":
-            raise UserError(f"{name} has layer best and a quantizer, which was fitted on one layer; give that layer")
-    if iteration.weights == "previous" and number == 1:
-        raise UserError(f"{name}.weights is 'previous', but no iteration precedes it; give 'fresh' or a path")
-    if iteration.weights not in ("fresh", "previous"):
-        _num_layers(iteration.weights, f"{name}.weights")
-
-
-def _num_layers(checkpoint: str, key: str) -> int:
-    """Number of Transformer layers of a checkpoint that an iteration names."""
     try:
-        return encoder_config(checkpoint).num_layers
+        recipe = _recipe(iteration)
+        recipe.check_layer(previous_layers=num_layers)
+        _ = recipe.given  # reads the quantizer
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
+    if not is_fresh(iteration.weights) and not is_previous(iteration.weights):
+        try:
+            encoder_config(iteration.weights)
+        except UserError as error:
+            raise UserError(f"{name}.weights: {error}") from error
 
 
-def _stream_clusters(iteration: Iteration) -> list[int]:
-    """Number of clusters of each stream of labels."""
-    return listed(iteration.clusters) * len(iteration.parts or [None])
+def _recipe(iteration: Iteration, seed: int = 0) -> LabelRecipe:
+    """The recipe of an iteration's labels, which may name the iteration before."""
+    shared = {field.name for field in fields(LabelRecipe)} & {field.name for field in fields(Iteration)}
+    return LabelRecipe(**{name: getattr(iteration, name) for name in shared}, seed=seed)

@@ -5,12 +5,11 @@ exactly those. No feature is ever written: a bounded sample of frames fits K-mea
 assigned and forgotten. All ranks of the run share both passes.
 """
 
-import json
 import logging
 from collections.abc import Sequence
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -21,17 +20,17 @@ from torch import Tensor
 from hubert_lightning import console
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.corpora import Corpora
-from hubert_lightning.errors import UserError, within
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
-from hubert_lightning.features.mfcc import Part
+from hubert_lightning.features.mfcc import MfccPart
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import is_hub_name, located
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.distributed import on_rank_zero, together
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
-from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, load_quantizer, save_kmeans
-from hubert_lightning.units.label_recipe import Stream, assign_clusters, check_features
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.units.label_recipe import LabelRecipe, assign_clusters, check_features
 from hubert_lightning.units.label_store import (
     LabelSource,
     LabelStore,
@@ -67,40 +66,25 @@ class Relabel(Callback):
 
     def __init__(
         self,
-        features: str = "mfcc",
+        features: str = LabelRecipe.features,
         layer: int | Literal["best"] | None = None,
-        clusters: int | list[int] = 100,
-        parts: list[Part] | None = None,
-        max_frames: int = 17_280_000,
+        clusters: int | list[int] = LabelRecipe.clusters,
+        parts: list[MfccPart] | None = None,
+        max_frames: int = LabelRecipe.max_frames,
         kmeans: KMeans | ScikitKMeans | None = None,
         seed: int = 0,
         quantizer: Path | None = None,
     ) -> None:
-        self.features, self.layer = features, layer
-        self.clusters = [clusters] if isinstance(clusters, int) else clusters
-        self.parts, self.max_frames, self.seed = parts, max_frames, seed
-        self.kmeans = kmeans or KMeans()
-        if not self.clusters or not all(2 <= number <= 2**16 for number in self.clusters):
-            raise UserError(f"clusters {self.clusters}: each K-means has from 2 to 65536; change clusters")
-        within(max(self.clusters), max_frames=max_frames)
-        within(0, 2**32 - 1, seed=seed)
-        if (features == "mfcc") != (layer is None):
-            raise UserError(f"features {features!r} with layer {layer}: MFCCs have no layers, a checkpoint needs one")
-        if parts and features != "mfcc":
-            raise UserError(f"parts {', '.join(parts)} of {features}: only MFCCs have parts; leave them out")
-        if features != "mfcc" and not is_hub_name(features):  # which is downloaded when it is needed
+        self.recipe = LabelRecipe(features, layer, clusters, parts, max_frames, kmeans, seed, quantizer)
+        if not self.recipe.is_mfcc and not is_hub_name(features):  # which is downloaded when it is needed
             located(features)
-        self.quantizer, self.given = quantizer, None
-        if quantizer:
-            if layer == "best":
-                raise UserError(f"{quantizer}: fitted on one layer, where layer is 'best'; say which it was")
-            self.given = load_quantizer(quantizer, [stream.clusters for stream in self.streams])
+        _ = self.recipe.given  # a quantizer that cannot be used is refused at once
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
             raise UserError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
-        folder, model = Path(trainer.default_root_dir), Path(self.features)
+        folder, model = Path(trainer.default_root_dir), Path(self.recipe.features)
         if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
             data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # of the iteration before
         for cut in _judged(data):
@@ -109,68 +93,32 @@ class Relabel(Callback):
         centroids = self._centroids(trainer, data, folder / "kmeans.safetensors", extractor)
         # Sorted, so that a shard holds the same utterances in whatever order the manifests are named
         cuts = Corpora([*data.train_cuts.parts, *data.validation_cuts.parts]).by_id()
-        clusters = tuple(stream.clusters for stream in self.streams)
+        clusters = tuple(self.recipe.num_clusters)
         source = LabelSource(extractor.name, kmeans_fingerprint(centroids), cuts.fingerprint, clusters)
         data.labels = self._labels(trainer, data, folder / "labels", extractor, centroids, source, cuts)
 
-    @property
-    def streams(self) -> list[Stream]:
-        parts: Sequence[Part | None] = self.parts or [None]
-        return [Stream(part, clusters) for part, clusters in product(parts, self.clusters)]
-
     def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
-        if self.features == "mfcc":
-            return mfcc_extractor(in_parts=bool(self.parts))
-        assert self.layer is not None
+        recipe = self.recipe
+        if recipe.is_mfcc:
+            return mfcc_extractor(in_parts=bool(recipe.parts))
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-        best = self.layer == "best"
-        layer = on_rank_zero(trainer, lambda: self._best_layer(trainer, data)) if best else int(self.layer)
-        return together(lambda: layer_extractor(self.features, layer, device, precision))
+        layer = on_rank_zero(trainer, lambda: recipe.known_layer or self._best_layer(trainer, data))
+        return together(lambda: layer_extractor(recipe.features, layer, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
         console.note("making labels (choosing the layer)")
         return best_layer(
-            self.features,
+            self.recipe.features,
             [*data.validation_cuts] or _some(data.train_cuts),
-            self.clusters[0],
+            self.recipe.num_clusters[0],
             Path(trainer.default_root_dir) / "layers.json",
             device=trainer.strategy.root_device,
             precision=trainer.precision_plugin.forward_context,
-            seed=self.seed,
+            seed=self.recipe.seed,
         )
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """How the labels are made, as given."""
-        return {
-            "features": self.features,
-            "layer": self.layer,
-            "clusters": self.clusters,
-            "parts": self.parts,
-            "max_frames": self.max_frames,
-            "kmeans": {"class": type(self.kmeans).__name__, **vars(self.kmeans)},
-            "seed": self.seed,
-            "quantizer": self.quantizer,
-        }
-
-    def source(self, extractor: Extractor, cuts: Corpora) -> dict[str, str]:
-        """Where the centroids come from: all that they depend on."""
-        asked = {
-            "features": extractor.name,
-            "manifest": cuts.fingerprint,
-            "clusters": json.dumps(self.clusters),
-            "parts": json.dumps(self.parts),
-        }
-        if self.given:
-            return asked | {"quantizer": kmeans_fingerprint(self.given[0])}  # wherever its file lies
-        return asked | {
-            "max_frames": str(self.max_frames),
-            "seed": str(self.seed),
-            "kmeans": type(self.kmeans).__name__ + json.dumps(vars(self.kmeans), sort_keys=True),
-        }
-
     def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
-        provenance = self.source(extractor, data.train_cuts)
+        provenance = self.recipe.source(extractor, data.train_cuts.fingerprint)
 
         def there() -> bool:
             if not path.exists():
@@ -189,10 +137,10 @@ class Relabel(Callback):
             return False
 
         if not on_rank_zero(trainer, there):
-            if self.quantizer and self.given:
-                fitted, source = self.given
-                columns = [stream.columns for stream in self.streams]
-                check_features(self.quantizer, fitted, source, extractor, columns, self.parts)
+            if self.recipe.quantizer and self.recipe.given:
+                fitted, source = self.recipe.given
+                columns = [stream.columns for stream in self.recipe.streams]
+                check_features(self.recipe.quantizer, fitted, source, extractor, columns, self.recipe.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
             on_rank_zero(trainer, lambda: _keep_kmeans(path, fitted, provenance))
@@ -203,8 +151,8 @@ class Relabel(Callback):
             lambda: sample_frames(
                 extractor,
                 data.train_cuts,
-                self.max_frames,
-                self.seed,
+                self.recipe.max_frames,
+                self.recipe.seed,
                 batch_frames=data.max_frames,
                 num_workers=data.num_workers,
                 rank=trainer.global_rank,
@@ -213,15 +161,15 @@ class Relabel(Callback):
             )
         )
         device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
-        fitted = []
+        fitted, kmeans = [], self.recipe.kmeans or KMeans()
         if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
             rows = rows.to(device)  # otherwise they go there in chunks, each round
-        for stream in self.streams:
+        for stream in self.recipe.streams:
             frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             sample, clusters = rows[:, stream.columns], stream.clusters
             console.note(f"making labels (K-means, {clusters} clusters)")
-            fitted.append(self.kmeans.fit(sample, clusters, self.seed, index=index, group=group, device=device))
+            fitted.append(kmeans.fit(sample, clusters, self.recipe.seed, index=index, group=group, device=device))
         return fitted
 
     def _labels(
@@ -239,7 +187,7 @@ class Relabel(Callback):
         done, finished = on_rank_zero(trainer, lambda: _begun(folder, source))
         missing = [shard for shard in range(len(shards)) if shard not in done]
         mine = missing[trainer.global_rank :: trainer.world_size]
-        streams = [(stream.columns, of) for stream, of in zip(self.streams, centroids, strict=True)]
+        streams = [(stream.columns, of) for stream, of in zip(self.recipe.streams, centroids, strict=True)]
 
         def write() -> None:
             groups = [shards[shard] for shard in mine]
@@ -254,7 +202,7 @@ class Relabel(Callback):
 
     def _report(self, store: LabelStore, judged: Sequence[Cut]) -> None:
         """Say what the new labels are worth, where phones tell."""
-        for number, stream in enumerate(self.streams if judged else []):
+        for number, stream in enumerate(self.recipe.streams if judged else []):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
             of = stream.part or store.source.features

@@ -20,6 +20,7 @@ from hubert_lightning.training.run_folder import (
     saved_configs,
     says_manifests,
 )
+from hubert_lightning.units.label_recipe import is_mfcc
 
 
 def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
@@ -101,7 +102,7 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
         dict(callback.get("init_args", {})) for callback in callbacks if callback["class_path"].endswith("Relabel")
     ]
     for labels in relabel:
-        if labels.get("features") != "mfcc":
+        if not is_mfcc(labels.get("features", "")):
             labels["features"] = "a checkpoint"  # its path moves with the run; Relabel compares its content
         if labels.get("quantizer"):
             labels["quantizer"] = "a file"  # likewise

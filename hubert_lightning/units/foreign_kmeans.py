@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.units.label_store import MAX_CLUSTERS
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.pickle_file import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
 from hubert_lightning.untrusted.torch_file import read_torch
 
 ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")  # that some dicts of torch hold in place of tensors
 LARGEST = 2**30  # bytes of a file, packed or not: 65536 centroids of 4096 dimensions in float32
-MOST_CLUSTERS = 2**16  # labels are uint16
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what files from before torch 1.6 begin with
 SOURCE = "hubert_lightning_source"
 """The attribute in which scikit-learn's objects that we write carry where the centroids come from, as JSON."""
@@ -86,8 +86,8 @@ def checked_centroids(array: np.ndarray, path: Path) -> Tensor:
         )
     if array.ndim != 2 or not all(array.shape):
         raise UserError(f"{path}: an array of shape {array.shape} where centroids are (clusters, dim); {WHAT_WE_OPEN}")
-    if len(array) > MOST_CLUSTERS:
-        raise UserError(f"{path}: {len(array)} centroids, of which labels can tell {MOST_CLUSTERS}; fit fewer clusters")
+    if len(array) > MAX_CLUSTERS:
+        raise UserError(f"{path}: {len(array)} centroids, of which labels can tell {MAX_CLUSTERS}; fit fewer clusters")
     with np.errstate(over="ignore"):
         centroids = array.astype(np.float32)
     if broken := int((~np.isfinite(centroids)).any(axis=1).sum()):

@@ -11,16 +11,14 @@ from torch import Tensor
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
-from hubert_lightning.features.mfcc import PARTS, Part
+from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.files import replacing_all
 from hubert_lightning.frames import num_samples, seconds_to_samples
-from hubert_lightning.pretrained.load import encoder_config
-from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.foreign_kmeans import SOURCE
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
-from hubert_lightning.units.label_recipe import check_features
+from hubert_lightning.units.label_recipe import LabelRecipe, check_features
 
 BATCH_FRAMES = 5_000  # 100 s of audio at once
 
@@ -31,7 +29,7 @@ def fit_kmeans(
     out: Path,
     layer: int | None = None,
     clusters: int | list[int] = 100,
-    parts: list[Part] | None = None,
+    parts: list[MfccPart] | None = None,
     max_frames: int = 17_280_000,
     kmeans: KMeans | ScikitKMeans | None = None,
     seed: int = 0,
@@ -55,18 +53,20 @@ def fit_kmeans(
         num_workers: Processes that read audio.
     """
     _check_new(out)
-    asked = Relabel(model, layer, clusters, parts, max_frames, kmeans, seed)
+    recipe = LabelRecipe(model, layer, clusters, parts, max_frames, kmeans, seed)
+    recipe.check_layer()
     read = read_corpora(manifests)
     cuts = read.chosen(read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2)))
     if not len(cuts):
         raise UserError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
-    extractor = _extractor(model, layer, parts)
+    extractor = _extractor(recipe)
     rows, index = sample_frames(extractor, cuts, max_frames, seed, batch_frames=BATCH_FRAMES, num_workers=num_workers)
+    algorithm = recipe.kmeans or KMeans()
     centroids = [
-        asked.kmeans.fit(rows[:, stream.columns], stream.clusters, seed, index=index, device=extractor.device)
-        for stream in asked.streams
+        algorithm.fit(rows[:, stream.columns], stream.clusters, seed, index=index, device=extractor.device)
+        for stream in recipe.streams
     ]
-    save_kmeans(out, centroids, asked.source(extractor, cuts))
+    save_kmeans(out, centroids, recipe.source(extractor, cuts.fingerprint))
     print(f"{out}: {_said(centroids)}, of {len(rows)} frames of {extractor.name}")
 
 
@@ -75,7 +75,7 @@ def import_kmeans(
     out: Path,
     model: str | None = None,
     layer: int | None = None,
-    parts: list[Part] | None = None,
+    parts: list[MfccPart] | None = None,
 ) -> None:
     """Make our file of a K-means that scikit-learn, numpy or torch saved, such as a released quantizer of HuBERT.
 
@@ -91,16 +91,15 @@ def import_kmeans(
     """
     _check_new(out)
     centroids, source = load_kmeans(kmeans)
-    if parts and (model != "mfcc" or len(parts) != len(centroids)):
-        raise UserError(
-            f"parts {', '.join(parts)}: {kmeans} has {len(centroids)} streams, of {model or 'no model'}; name as many "
-            "parts, of --model mfcc"
-        )
-    if model is None and layer is not None:
-        raise UserError(f"layer {layer} of no model; name it with --model, or leave the layer out")
+    if model is None and (parts or layer is not None):
+        raise UserError(f"layer {layer} and parts {parts} of no model; name it with --model, or leave them out")
+    if parts and len(parts) != len(centroids):
+        raise UserError(f"{kmeans}: {len(centroids)} streams, but {len(parts)} parts; name one part per stream")
     if model is not None:
-        extractor = _extractor(model, layer, parts)
-        columns = [PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids)
+        recipe = LabelRecipe(model, layer, parts=parts)
+        recipe.check_layer()
+        extractor = _extractor(recipe)
+        columns = [MFCC_PARTS[part] for part in parts] if parts else [slice(None)] * len(centroids)
         check_features(kmeans, centroids, source, extractor, columns, parts)
         source = source | {"features": extractor.name} | ({"parts": json.dumps(parts)} if parts else {})
     save_kmeans(out, centroids, source)
@@ -153,15 +152,11 @@ def _of_scikit_learn(centroids: Tensor, source: dict[str, str]) -> MiniBatchKMea
     return kmeans
 
 
-def _extractor(model: str, layer: int | None, parts: list[Part] | None) -> Extractor:
-    if (model == "mfcc") != (layer is None):
-        raise UserError(f"{model} with layer {layer}: MFCCs have no layers, and a model needs one (--layer)")
-    if layer is None:
-        return mfcc_extractor(in_parts=bool(parts))
-    layers = encoder_config(model).num_layers
-    if not 1 <= layer <= layers:
-        raise UserError(f"{model} has {layers} layers, counted from 1, and no layer {layer}; name one of those")
-    return layer_extractor(model, layer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def _extractor(recipe: LabelRecipe) -> Extractor:
+    if recipe.known_layer is None:
+        return mfcc_extractor(in_parts=bool(recipe.parts))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return layer_extractor(recipe.features, recipe.known_layer, device)
 
 
 def _said(centroids: list[Tensor]) -> str:

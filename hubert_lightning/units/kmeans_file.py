@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +51,6 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     except (SafetensorError, KeyError, TypeError):  # the last of a dtype that numpy has not
         pass
     raise UserError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
-
-
-def load_quantizer(path: Path, clusters: Sequence[int]) -> tuple[list[Tensor], dict[str, str]]:
-    """As `load_kmeans`, of one that has so many clusters in every stream.
-
-    Raises:
-        UserError: It has others; or as `load_kmeans`.
-    """
-    centroids, source = load_kmeans(path)
-    if (theirs := [len(stream) for stream in centroids]) != [*clusters]:
-        raise UserError(f"{path}: a K-means with {theirs} clusters, where {[*clusters]} are asked for; change clusters")
-    return centroids, source
 
 
 def _checked_source(path: Path, centroids: list[Tensor], source: dict[str, str]) -> dict[str, str]:

@@ -1,33 +1,212 @@
-"""What labels are clusters of: features, layer, clusters, parts."""
+"""Recipe of labels: the features that are clustered, and the K-means that clusters them.
+
+`Relabel`, an entry of `iterations` and `hubert kmeans fit` all build a `LabelRecipe`, which checks itself. The words
+that stand for a kind of features, layer or weights are compared here alone.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import Extractor
-from hubert_lightning.features.mfcc import PARTS, Part
+from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.frames import num_frames
-from hubert_lightning.units.kmeans import assign
+from hubert_lightning.pretrained.load import encoder_config
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
+from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
+from hubert_lightning.units.label_store import check_clusters
+
+MFCC, PREVIOUS, FRESH, BEST = "mfcc", "previous", "fresh", "best"
+
+
+def is_mfcc(features: Path | str) -> bool:
+    """Whether features are MFCCs, and not a layer of a model."""
+    return str(features) == MFCC
+
+
+def is_previous(model: str) -> bool:
+    """Whether a model, or the weights that training starts from, are those of the iteration before."""
+    return model == PREVIOUS
+
+
+def is_fresh(weights: str) -> bool:
+    """Whether training starts from random weights."""
+    return weights == FRESH
+
+
+def is_best(layer: int | str | None) -> bool:
+    """Whether the layer is the one whose clusters have the highest PNMI."""
+    return layer == BEST
 
 
 class Stream(NamedTuple):
-    """One labelling of every frame: K-means with so many clusters of some columns of the features."""
+    """One labelling of every frame: K-means of some columns of the features.
 
-    part: Part | None
+    Args:
+        part: Part of the MFCCs that is clustered; None for all columns.
+        clusters: Number of clusters.
+    """
+
+    part: MfccPart | None
     clusters: int
 
     @property
     def columns(self) -> slice:
-        return PARTS[self.part] if self.part else slice(None)
+        """Columns of the features that are clustered."""
+        return MFCC_PARTS[self.part] if self.part else slice(None)
+
+
+@dataclass(frozen=True)
+class LabelRecipe:
+    """Features and K-means that labels are made with.
+
+    Args:
+        features: "mfcc", "previous" (the model of the iteration before), or a model in any format.
+        layer: Transformer layer of the model, counted from 1, or "best" (by PNMI); None for MFCCs.
+        clusters: Number of K-means clusters; several numbers make an ensemble, one label stream each.
+        parts: Parts of MFCCs spliced over three frames, 39 dimensions each, each with its own K-means (product codes).
+        max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
+        kmeans: K-means algorithm; `KMeans()` if not given.
+        seed: Seed of the sample and of K-means.
+        quantizer: File of a K-means that was fitted on these features; used instead of fitting one.
+
+    Raises:
+        UserError: The arguments contradict each other, or a number is out of range.
+    """
+
+    features: str = MFCC
+    layer: int | Literal["best"] | None = None
+    clusters: int | list[int] = 100
+    parts: list[MfccPart] | None = None
+    max_frames: int = 17_280_000
+    kmeans: KMeans | ScikitKMeans | None = None
+    seed: int = 0
+    quantizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_clusters(self.ensemble)
+        within(max(self.ensemble), max_frames=self.max_frames)
+        within(0, 2**32 - 1, seed=self.seed)
+        if self.is_mfcc != (self.layer is None):
+            raise UserError(
+                f"features {self.features!r} with layer {self.layer}: MFCCs have no layers, and a model needs one"
+            )
+        if self.parts and not self.is_mfcc:
+            raise UserError(f"parts {', '.join(self.parts)} of {self.features}: only MFCCs have parts; leave them out")
+        if self.quantizer and self.is_best_layer:
+            raise UserError(
+                f"quantizer {self.quantizer} was fitted on one layer, but layer is {BEST!r}; name that layer"
+            )
+
+    @property
+    def is_mfcc(self) -> bool:
+        """Whether MFCCs are clustered."""
+        return is_mfcc(self.features)
+
+    @property
+    def is_best_layer(self) -> bool:
+        """Whether the layer is chosen by its clusters' PNMI."""
+        return is_best(self.layer)
+
+    @property
+    def known_layer(self) -> int | None:
+        """Layer of the model, unless there is none or it is still to be chosen."""
+        return int(self.layer) if self.layer and not self.is_best_layer else None
+
+    @property
+    def ensemble(self) -> list[int]:
+        """Number of clusters of each K-means of the ensemble."""
+        return [self.clusters] if isinstance(self.clusters, int) else list(self.clusters)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Label streams: the K-means ensemble of each part."""
+        parts: Sequence[MfccPart | None] = self.parts or [None]
+        return [Stream(part, clusters) for part, clusters in product(parts, self.ensemble)]
+
+    @property
+    def num_clusters(self) -> list[int]:
+        """Number of clusters of each label stream."""
+        return [stream.clusters for stream in self.streams]
+
+    @cached_property
+    def given(self) -> tuple[list[Tensor], dict[str, str]] | None:
+        """Centroids (clusters, dim) of each stream of the quantizer and their source; None without a quantizer.
+
+        Raises:
+            UserError: The quantizer cannot be read, or has another number of clusters.
+        """
+        if not self.quantizer:
+            return None
+        centroids, source = load_kmeans(self.quantizer)
+        if (counts := [len(stream) for stream in centroids]) != self.num_clusters:
+            raise UserError(
+                f"{self.quantizer}: a K-means with {counts} clusters, where {self.num_clusters} are asked for; change "
+                "clusters"
+            )
+        return centroids, source
+
+    def after(self, previous: str) -> "LabelRecipe":
+        """This recipe, with the path of a checkpoint in place of "previous"."""
+        return replace(self, features=previous) if is_previous(self.features) else self
+
+    def check_layer(self, previous_layers: int | None = None) -> None:
+        """Check that the model has the layer.
+
+        Args:
+            previous_layers: Number of layers of the model of the iteration before, which may not exist yet.
+
+        Raises:
+            UserError: The model cannot be read, or has no such layer.
+        """
+        if self.is_mfcc:
+            return
+        layers = previous_layers if is_previous(self.features) else None
+        layers = layers or encoder_config(self.features).num_layers
+        if not self.is_best_layer and self.layer not in range(1, layers + 1):
+            raise UserError(f"{self.features} has layers 1 to {layers}, not layer {self.layer}; name one of those")
+
+    def as_record(self) -> dict[str, Any]:
+        """Arguments of this recipe, as a run records them."""
+        kmeans = self.kmeans or KMeans()
+        settings = {"clusters": self.ensemble, "kmeans": {"class": type(kmeans).__name__, **vars(kmeans)}}
+        return {field.name: settings.get(field.name, getattr(self, field.name)) for field in fields(self)}
+
+    def source(self, extractor: Extractor, manifest: str) -> dict[str, str]:
+        """Everything that the centroids depend on.
+
+        Args:
+            extractor: Function that computes the features.
+            manifest: Fingerprint of the utterances that frames are drawn from.
+
+        Returns:
+            Entries of the source that is kept with the centroids.
+        """
+        source = {
+            "features": extractor.name,
+            "manifest": manifest,
+            "clusters": json.dumps(self.ensemble),
+            "parts": json.dumps(self.parts),
+        }
+        if self.given:
+            return source | {"quantizer": kmeans_fingerprint(self.given[0])}  # wherever its file lies
+        kmeans = self.kmeans or KMeans()
+        return source | {
+            "max_frames": str(self.max_frames),
+            "seed": str(self.seed),
+            "kmeans": type(kmeans).__name__ + json.dumps(vars(kmeans), sort_keys=True),
+        }
 
 
 def check_features(
@@ -36,31 +215,31 @@ def check_features(
     source: dict[str, str],
     extractor: Extractor,
     columns: Sequence[slice],
-    parts: Sequence[Part] | None,
+    parts: Sequence[MfccPart] | None,
 ) -> None:
-    """Whether a K-means that somebody fitted is one of these features.
+    """Check that a K-means was fitted on these features.
 
     Args:
         path: File of the K-means.
         centroids: (clusters, dim) of each stream.
-        source: What the file says of itself.
-        extractor: Features that are to be clustered.
-        columns: Columns of the features that each stream sees.
-        parts: Parts of MFCCs that are to be clustered.
+        source: Entries that the file holds about its centroids.
+        extractor: Function that computes the features.
+        columns: Columns of the features that each stream clusters.
+        parts: Parts of MFCCs that the streams cluster.
 
     Raises:
-        UserError: It says that it is of others, or has another dimension.
+        UserError: The file names other features, or its centroids have another dimension.
     """
-    theirs = source.get("features", extractor.name)
-    if theirs != extractor.name:
+    fitted = source.get("features", extractor.name)
+    if fitted != extractor.name:
         raise UserError(
-            f"{path}: fitted on {theirs}, where the features are {extractor.name}; give both of one model and layer"
+            f"{path}: fitted on {fitted}, where the features are {extractor.name}; give both of one model and layer"
         )
     asked = json.dumps(parts)
     if (fitted := source.get("parts", asked)) != asked:
         raise UserError(f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order")
-    for means, seen in zip(centroids, columns, strict=True):
-        dim = len(range(extractor.shape[-1])[seen])
+    for means, stream_columns in zip(centroids, columns, strict=True):
+        dim = len(range(extractor.shape[-1])[stream_columns])
         if means.shape[1] != dim:
             raise UserError(
                 f"{path}: centroids of {means.shape[1]} dimensions, where {extractor.name} has {dim}; give both of one "
@@ -75,9 +254,17 @@ def assign_clusters(
     max_frames: int,
     num_workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The cluster of every frame, group of cuts by group: id → (streams, frames) uint16.
+    """Assign every frame to its nearest centroid, one group of cuts after the other.
 
-    streams: the columns of the features that a stream sees, and its centroids (clusters, dim)
+    Args:
+        extractor: Function that computes the features.
+        streams: Columns of the features and centroids (clusters, dim) of each stream.
+        groups: Cuts that are labelled together.
+        max_frames: Number of frames of a batch at most, padding included.
+        num_workers: Number of processes that read audio.
+
+    Yields:
+        (streams, frames) uint16 by cut id, for each group.
     """
     streams = [(columns, centroids.to(extractor.device)) for columns, centroids in streams]
     for number, pieces in groupby(extract(extractor, groups, max_frames, "labels", num_workers), key=itemgetter(0)):

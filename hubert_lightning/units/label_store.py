@@ -33,6 +33,8 @@ from hubert_lightning.untrusted.array_file import mapped
 log = logging.getLogger(__name__)
 
 VERSION = 1
+MAX_CLUSTERS = 2**16
+"""Clusters that a label, of 16 bits, can name."""
 LARGEST_SHARE = (
     0.9  # of all frames, that one cluster may have: fairseq issue 4521 is of a run whose labels were all one
 )
@@ -59,6 +61,21 @@ class LabelSource:
     hop: int = HOP
 
 
+def check_clusters(clusters: Sequence[int]) -> None:
+    """Check that labels can name the clusters of every stream.
+
+    Args:
+        clusters: Number of clusters of each stream.
+
+    Raises:
+        UserError: There is no stream, or one has fewer than 2 or more than 65536 clusters.
+    """
+    if not clusters or not all(2 <= number <= MAX_CLUSTERS for number in clusters):
+        raise UserError(
+            f"clusters {list(clusters)}: each K-means has from 2 to {MAX_CLUSTERS} clusters; change clusters"
+        )
+
+
 def shard_size(num_cuts: int) -> int:
     """Cuts whose labels are written together: what an interruption costs each process at most."""
     return max(100, ceil(num_cuts / MOST_SHARDS))
@@ -70,8 +87,7 @@ def begin_store(folder: Path, source: LabelSource) -> None:
     Raises:
         UserError: The folder holds something else, more clusters than 16 bits can name, or a disk that is full.
     """
-    if not source.clusters or not all(2 <= clusters <= 2**16 for clusters in source.clusters):
-        raise UserError(f"labels of {list(source.clusters)} clusters: each stream has from 2 to 65536; change clusters")
+    check_clusters(source.clusters)
     if stated_source(folder) == _described(source):
         return
     if folder.exists():

@@ -31,6 +31,7 @@ from hubert_lightning.units.label_store import (
     shard_size,
     write_shard,
 )
+from hubert_lightning.units.quality import perplexity
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.text_file import lines_of
 
@@ -88,11 +89,11 @@ def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
     source = labels.source
     console.print(f"{store}: {len(labels)} utterances, clusters of {source.features} (K-means {source.kmeans})")
     for clusters, counts in zip(source.clusters, labels.histogram, strict=True):
-        share = counts / counts.sum()
-        perplexity = np.exp(-(share[share > 0] * np.log(share[share > 0])).sum())
         hours = counts.sum() * source.hop / SAMPLE_RATE / 3600
         dead = int((counts == 0).sum())
-        console.print(f"  {clusters} clusters, {hours:.2f} h of frames, perplexity {perplexity:.1f}, {dead} dead")
+        console.print(
+            f"  {clusters} clusters, {hours:.2f} h of frames, perplexity {perplexity(counts):.1f}, {dead} dead"
+        )
 
 
 def import_labels(

@@ -1,7 +1,4 @@
-"""How well clusters tell phones apart (HuBERT §IV-E): counts of frames in, numbers out.
-
-All measures take `counts`: (phones, clusters), frames that have this phone and this cluster.
-"""
+"""How well clusters tell phones apart (HuBERT §IV-E): frame counts in, numbers out."""
 
 import math
 from collections.abc import Sequence
@@ -15,50 +12,84 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.frames import frame_centres
 
 
-def entropy(counts: Tensor) -> Tensor:
+def entropy(counts: Tensor | np.ndarray) -> Tensor:
     """Compute the entropy of frequencies; its exponential is their perplexity.
 
     Args:
         counts: (..., clusters), how often each cluster occurs.
 
     Returns:
-        (...), in nats: float64 for float64 counts, float32 for integers; 0 where nothing was counted.
+        (...), in nats: float64 for an array or float64 counts, float32 for a tensor of integers; 0 where nothing was
+        counted.
     """
+    counts = torch.as_tensor(counts, dtype=torch.float64) if isinstance(counts, np.ndarray) else counts
     share = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
     return torch.special.entr(share).sum(dim=-1)
 
 
+def perplexity(counts: Tensor | np.ndarray) -> Tensor:
+    """Compute the number of equally frequent clusters that would be as uncertain as these.
+
+    Args:
+        counts: (..., clusters), how often each cluster occurs.
+
+    Returns:
+        (...), from 1 to the number of clusters.
+    """
+    return entropy(counts).exp()
+
+
 def phone_purity(counts: np.ndarray) -> float:
-    """How often a frame has the phone that is most common in its cluster; rises with the number of clusters."""
+    """Compute how often a frame has the phone that is most common in its cluster; rises with the number of clusters.
+
+    Args:
+        counts: (phones, clusters), frames.
+
+    Returns:
+        A share from 0 to 1.
+    """
     return float(counts.max(axis=0).sum() / counts.sum())
 
 
 def cluster_purity(counts: np.ndarray) -> float:
-    """How often a frame has the cluster that is most common for its phone; falls with the number of clusters."""
+    """Compute how often a frame has the cluster that is most common for its phone; falls with the number of clusters.
+
+    Args:
+        counts: (phones, clusters), frames.
+
+    Returns:
+        A share from 0 to 1.
+    """
     return float(counts.max(axis=1).sum() / counts.sum())
 
 
 def pnmi(counts: np.ndarray) -> float:
-    """Share of the uncertainty about a frame's phone that its cluster removes: I(phone; cluster) / H(phone).
+    """Compute the share of the uncertainty about a phone that its cluster removes: I(phone; cluster) / H(phone).
 
-    NaN where there is but one phone: nothing to be uncertain about.
+    Args:
+        counts: (phones, clusters), frames.
+
+    Returns:
+        A share from 0 to 1; NaN where all frames have the same phone.
     """
-    phones, clusters = _entropy(counts.sum(axis=1)), _entropy(counts.sum(axis=0))
-    return (phones + clusters - _entropy(counts)) / phones if phones else math.nan
-
-
-def perplexity(counts: np.ndarray) -> float:
-    """The number of equally frequent clusters that would be as uncertain as these."""
-    return math.exp(_entropy(counts.sum(axis=0)))
+    phones, clusters = float(entropy(counts.sum(axis=1))), float(entropy(counts.sum(axis=0)))
+    return (phones + clusters - float(entropy(counts.ravel()))) / phones if phones else math.nan
 
 
 def dead_clusters(counts: np.ndarray) -> int:
-    """Clusters that no frame has."""
+    """Count the clusters without a frame.
+
+    Args:
+        counts: (phones, clusters), frames.
+
+    Returns:
+        Number of clusters.
+    """
     return int((counts.sum(axis=0) == 0).sum())
 
 
 class Quality(NamedTuple):
-    """What one labelling is worth; see the functions of the same names."""
+    """Measures of one labelling, each computed by the function of its name."""
 
     pnmi: float
     phone_purity: float
@@ -68,10 +99,16 @@ class Quality(NamedTuple):
 
     @classmethod
     def of(cls, counts: np.ndarray) -> Self:
-        """All measures of the counts: (phones, clusters).
+        """Compute all measures.
+
+        Args:
+            counts: (phones, clusters), frames.
+
+        Returns:
+            The measures.
 
         Raises:
-            UserError: Nothing was counted.
+            UserError: All counts are 0.
         """
         if not counts.sum():
             raise UserError("no frame has both a phone and a cluster; cluster quality needs utterances with phones")
@@ -79,7 +116,7 @@ class Quality(NamedTuple):
             pnmi=pnmi(counts),
             phone_purity=phone_purity(counts),
             cluster_purity=cluster_purity(counts),
-            perplexity=perplexity(counts),
+            perplexity=float(perplexity(counts.sum(axis=0))),
             dead_clusters=dead_clusters(counts),
         )
 
@@ -89,12 +126,16 @@ def joint_counts(
 ) -> np.ndarray:
     """Count the frames of each phone in each cluster.
 
-    phones:   (frames,), of one utterance or of many in a row
-    clusters: (frames,), from 0 to num_clusters - 1
-    returns:  (phones, clusters) int64, a row for every phone that occurs, in sorted order
+    Args:
+        phones: (frames,), of one utterance or of several in a row.
+        clusters: (frames,), from 0 to num_clusters - 1.
+        num_clusters: Number of clusters that K-means was fitted with.
+
+    Returns:
+        (phones, clusters) int64, one row per phone that occurs, in sorted order.
 
     Raises:
-        UserError: Not as many phones as clusters, or a cluster out of range.
+        UserError: The numbers of phones and clusters differ, or a cluster is out of range.
     """
     clusters = np.asarray(clusters, dtype=np.int64)
     if len(phones) != len(clusters):
@@ -103,7 +144,7 @@ def joint_counts(
         return np.zeros((0, num_clusters), dtype=np.int64)
     if clusters.min() < 0 or clusters.max() >= num_clusters:
         raise UserError(
-            f"clusters go from {clusters.min()} to {clusters.max()}, which {num_clusters} clusters cannot; "
+            f"clusters range from {clusters.min()} to {clusters.max()}, but there are {num_clusters}; "
             "count with the number of clusters that K-means was fitted with"
         )
     symbols, phone = np.unique(phones, return_inverse=True)
@@ -112,9 +153,14 @@ def joint_counts(
 
 
 def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int) -> list[str]:
-    """The phone at the centre of every frame; "" where there is none.
+    """Find the phone at the centre of every frame.
 
-    alignment: start and duration (seconds) and symbol of every phone, none on top of another
+    Args:
+        alignment: Start and duration (seconds) and symbol of every phone; phones do not overlap.
+        num_frames: Number of frames of the utterance.
+
+    Returns:
+        (frames,) symbols; "" where no phone covers the centre.
     """
     # A phone without duration sorts before the one that starts with it, which so covers it
     phones = sorted((start, start + duration, symbol) for start, duration, symbol in alignment)
@@ -122,10 +168,6 @@ def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int)
     centres = frame_centres(num_frames).tolist()
     latest = np.searchsorted(starts, centres, side="right") - 1  # the last phone that starts before the centre
     return [
-        phones[place][2] if place >= 0 and centre < phones[place][1] else ""
-        for place, centre in zip(latest.tolist(), centres, strict=True)
+        phones[index][2] if index >= 0 and centre < phones[index][1] else ""
+        for index, centre in zip(latest.tolist(), centres, strict=True)
     ]
-
-
-def _entropy(counts: np.ndarray) -> float:
-    return float(entropy(torch.from_numpy(counts.ravel()).double()))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubert_lightning.features.mfcc import PARTS, mfcc, spliced
+from hubert_lightning.features.mfcc import MFCC_PARTS, mfcc, spliced
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames
 
 
@@ -57,7 +57,7 @@ def test_spliced_features_are_three_frames_cut_into_parts_of_39(length):
     assert rows.shape == (len(features), 117)
     around = [features[[0, *range(len(features) - 1)]], features, features[[*range(1, len(features)), -1]]]
     for number, part in enumerate(("cepstra", "delta", "delta_delta")):
-        found = rows[:, PARTS[part]]
+        found = rows[:, MFCC_PARTS[part]]
         assert found.shape[1] == 39
         expected = torch.cat([frames[:, 13 * number : 13 * (number + 1)] for frames in around], dim=1)
         # The order of columns inside of a part is of no account to K-means

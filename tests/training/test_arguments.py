@@ -246,7 +246,7 @@ def test_options_that_no_run_can_have_are_one_sentence_before_the_first_step(
         ("--model.init_args.final_dim=0", "final_dim is 0"),
         ("--model.init_args.temperature=0", "temperature is 0"),
         ("--model.init_args.feature_penalty=.inf", "model.init_args.feature_penalty is inf"),
-        ("--iterations=[{max_frames: 2000, max_steps: 2, clusters: 0}]", "iterations[0] asks for 0 clusters"),
+        ("--iterations=[{max_frames: 2000, max_steps: 2, clusters: 0}]", "iterations[0]: clusters [0]: each K-means has"),
     ],
 )
 def test_a_pre_training_that_cannot_be_is_refused_before_there_are_labels(

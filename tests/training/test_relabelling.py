@@ -193,7 +193,7 @@ def test_a_damaged_shard_alone_is_made_again(
     [
         ("mfcc", 6, "MFCCs have no layers"),
         ("nowhere.ckpt", 6, "nowhere.ckpt does not exist; give a .ckpt"),
-        ("nowhere.ckpt", None, "a checkpoint needs one"),
+        ("nowhere.ckpt", None, "a model needs one"),
     ],
 )
 def test_features_that_cannot_be_are_refused(features: str, layer: int | None, sentence: str) -> None:
@@ -302,7 +302,7 @@ def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tm
     assert not any((tmp_path / folder / "kmeans.safetensors").exists() for folder in "ab")
     with pytest.raises(ValueError, match=r"a K-means with \[20\] clusters, where \[30\] are asked for"):
         Relabel(clusters=30, quantizer=run / "kmeans.safetensors")
-    with pytest.raises(ValueError, match="fitted on one layer, where layer is 'best'"):
+    with pytest.raises(ValueError, match="was fitted on one layer, but layer is 'best'"):
         Relabel(checkpoint, layer="best", clusters=20, quantizer=run / "kmeans.safetensors")
 
 

@@ -18,7 +18,8 @@ from sklearn import cluster
 
 from hubert_lightning.units import foreign_kmeans
 from hubert_lightning.units.kmeans import assign
-from hubert_lightning.units.kmeans_file import load_kmeans, load_quantizer, save_kmeans
+from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
+from hubert_lightning.units.label_recipe import LabelRecipe
 
 
 def rows(seed: int, count: int = 500) -> np.ndarray:
@@ -324,6 +325,6 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_quantizer_has_as_many_clusters_as_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "kmeans.safetensors"
     save_kmeans(path, [torch.zeros(5, 2), torch.zeros(9, 2)], {"features": "mfcc"})
-    assert [len(of) for of in load_quantizer(path, [5, 9])[0]] == [5, 9]
+    assert [len(stream) for stream in LabelRecipe(clusters=[5, 9], quantizer=path).given[0]] == [5, 9]
     with pytest.raises(ValueError, match=r"kmeans.safetensors: a K-means with \[5, 9\] clusters, where \[9, 5\] are"):
-        load_quantizer(path, [9, 5])
+        _ = LabelRecipe(clusters=[9, 5], quantizer=path).given

@@ -138,7 +138,7 @@ def test_import_leaves_a_folder_alone_that_holds_something_else(manifests: Path,
 
 def test_more_clusters_than_16_bits_name_are_refused(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "units.km").write_text("1\n")
-    with pytest.raises(ValueError, match=r"labels of \[70000\] clusters: each stream has from 2 to 65536"):
+    with pytest.raises(ValueError, match=r"clusters \[70000\]: each K-means has from 2 to 65536"):
         import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [70_000])
 
 

@@ -30,7 +30,7 @@ def test_pnmi_and_perplexity_are_those_of_scikit_learn_and_scipy(seed):
     counts = joint_counts(phones, clusters, 100)
     expected = mutual_info_score(phones, clusters) / entropy(np.bincount(phones))
     assert pnmi(counts) == pytest.approx(expected)
-    assert perplexity(counts) == pytest.approx(np.exp(entropy(np.bincount(clusters))))
+    assert float(perplexity(counts.sum(axis=0))) == pytest.approx(np.exp(entropy(np.bincount(clusters))))
 
 
 def test_measures_of_a_case_worked_by_hand():
@@ -86,7 +86,7 @@ def test_nothing_counted_and_counts_that_do_not_fit_are_refused():
         Quality.of(joint_counts([], [], 4))
     with pytest.raises(ValueError, match="2 frames have a phone and 3 a cluster"):
         joint_counts(["a", "b"], [0, 1, 2], 4)
-    with pytest.raises(ValueError, match="clusters go from 0 to 4, which 4 clusters cannot"):
+    with pytest.raises(ValueError, match="clusters range from 0 to 4, but there are 4"):
         joint_counts(["a", "b"], [0, 4], 4)
 
 

@@ -90,7 +90,7 @@ def fit_record(trainer: Trainer) -> dict[str, Any]:
         record["labels"] = asdict(labels.source)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "recipe"):  # Relabel: how these labels were made
-            record["labels"] = record.get("labels", {}) | {"recipe": callback.recipe}
+            record["labels"] = record.get("labels", {}) | {"recipe": callback.recipe.as_record()}
     return plain(record)
 
 
