@@ -343,7 +343,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--model.init_args.encoder.dimm=3", "model: there is no option encoder.dimm; did you mean encoder.dim?"),
         ("--trainer.max_stepss=3", "there is no option trainer.max_stepss; did you mean trainer.max_steps?"),
         ("--stalls.stall=3", "there is no option stalls.stall; did you mean stalls.timeout?"),
-        ("--max_steps=3", "there is no option max_steps; did you mean trainer.max_steps?"),
+        ("--max_steps=3", "there is no option max_steps; the key is trainer.max_steps (with iterations"),
         ("--data.weight=[3]", "data: there is no option weight; did you mean weights?"),
         ("--trainer.barebones=true", "trainer.barebones is true"),
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
@@ -416,8 +416,8 @@ def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ("--ckpt_path={run}/iteration1/last.ckpt", "would be the start of every iteration"),
-        ("--data.init_args.labels={run}/iteration1/labels", "and iterations, which make labels of their own, are both"),
+        ("--ckpt_path={run}/iteration1/last.ckpt", "would start every iteration"),
+        ("--data.init_args.labels={run}/iteration1/labels", "and iterations, which make their own labels, are both"),
         ("--data.init_args.max_duration=-3", "data.max_duration is -3.0 s, too short for two frames"),
         ("--data.init_args.max_crop=0.01", "data.max_crop is 0.01 s, too short for two frames"),
         ("--data.init_args.mask_length=0", "mask_prob 0.8 and mask_length 0"),
