@@ -24,7 +24,7 @@ import torch
 from lhotse.cut import Cut
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.prepare import examine
+from hubert_lightning.data.examine import examine
 from hubert_lightning.data.probe import probe
 from hubert_lightning.frames import SAMPLE_RATE
 

@@ -25,7 +25,7 @@ from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.data.prepare import examine
+from hubert_lightning.data.examine import examine
 
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 

@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor
 
 from hubert_lightning import Units
-from hubert_lightning.data.prepare import examine
+from hubert_lightning.data.examine import examine
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.units.kmeans_file import save_kmeans
 

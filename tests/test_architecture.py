@@ -27,10 +27,13 @@ class Room(NamedTuple):
 
 
 GROUND = ("frames", "files", "errors", "console", "interrupts")
+VOCABULARY = ("vocabulary", "spelling", "characters")
+MODULES = {"ground": GROUND, "vocabulary": VOCABULARY}
+"""Rooms of modules beside the folders."""
 ROOMS = {
     "ground": Room("the clock, whole files, errors of users, messages and progress, signals"),
     "untrusted": Room("files that others wrote, read without running anything in them", "ground"),
-    "vocabulary": Room("letters of transcripts: normalise, encode, decode", "ground untrusted"),
+    "vocabulary": Room("letters of transcripts: normalise, spell, encode, decode", "ground untrusted"),
     "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "lhotse torchaudio"),
     "model": Room("the network: plain torch, at home in a notebook", "ground"),
     "pretrained": Room(
@@ -103,7 +106,7 @@ def imports(module: str) -> set[str]:
 
 def room_of(module: str) -> str:
     first = module.split(".")[0]
-    return "ground" if first in GROUND else first
+    return next((room for room, names in MODULES.items() if first in names), first)
 
 
 @pytest.mark.parametrize("module", modules())
@@ -141,7 +144,7 @@ def test_the_documentation_has_this_table() -> None:
 def table() -> str:
     rows = []
     for name, room in ROOMS.items():
-        label = ", ".join(f"`{module}`" for module in GROUND) if name == "ground" else f"`{name}`"
+        label = ", ".join(f"`{module}`" for module in MODULES.get(name, (name,)))
         ours = ", ".join(other if other == "ground" else f"`{other}`" for other in room.ours.split()) or "–"
         rows.append(f"| {label} | {room.holds} | {ours} | {', '.join(room.heavy.split()) or '–'} |")
     head = ["| room | holds | may import, of ours | and of the heavy packages |", "|---|---|---|---|"]

@@ -27,8 +27,8 @@ SCRATCH = {
     ROOT / "configs/demo-scratch.yaml": FINETUNING_CONFIGS[-1],
 }
 LARGER = [ROOT / f"configs/finetune/{size}/{split}.yaml" for size in ("large", "xlarge") for split in SPLITS]
-SIZES = sorted((ROOT / "configs/size").glob("*.yaml"))
-CLUSTERS = sorted((ROOT / "configs/clusters").glob("*.yaml"))
+SIZES = sorted((ROOT / "configs/pretrain/size").glob("*.yaml"))
+ABLATIONS = sorted((ROOT / "configs/pretrain/ablations").glob("*.yaml"))
 
 
 def config_name(path: Path) -> str:
@@ -43,7 +43,7 @@ def assert_runs_alone(kept: Path) -> None:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *CLUSTERS} == set(
+    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *ABLATIONS} == set(
         (ROOT / "configs").rglob("*.yaml")
     )
 
@@ -72,10 +72,10 @@ def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
         assert model.final_dim == asked["final_dim"]
 
 
-@pytest.mark.parametrize("clusters", CLUSTERS, ids=config_name)
-def test_an_ablation_takes_real_steps(clusters: Path, run: Path, manifests: Path, tmp_path: Path) -> None:
-    [asked] = yaml.safe_load(clusters.read_text())["iterations"]
-    layers = [ROOT / "configs/pretrain/base.yaml", clusters, ROOT / "tests/smoke.yaml"]
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=config_name)
+def test_an_ablation_takes_real_steps(ablation: Path, run: Path, manifests: Path, tmp_path: Path) -> None:
+    [asked] = yaml.safe_load(ablation.read_text())["iterations"]
+    layers = [ROOT / "configs/pretrain/base.yaml", ablation, ROOT / "tests/smoke.yaml"]
     iteration = asked | {"max_frames": 5000, "max_steps": 2}
     if asked["features"] != "mfcc":
         iteration |= {"features": str(run / "last.ckpt"), "layer": 2}

@@ -50,15 +50,15 @@ def base_with_letters() -> CTCModel:
     return CTCModel(HubertEncoder(EncoderConfig()), nn.Linear(768, len(vocabulary)), vocabulary).eval()
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("ignore_padding", [True, False])
 @torch.no_grad()
-def test_base_has_the_features_and_the_letters_that_it_has_on_a_processor(alone: bool) -> None:
+def test_base_has_the_features_and_the_letters_that_it_has_on_a_processor(ignore_padding: bool) -> None:
     model, waveform = base_with_letters(), waveforms()
-    expected = model.encoder.all_layers(waveform, LENGTH, alone=alone)
-    letters = model(waveform, LENGTH, alone=alone)
+    expected = model.encoder.all_layers(waveform, LENGTH, ignore_padding=ignore_padding)
+    letters = model(waveform, LENGTH, ignore_padding=ignore_padding)
     model.to(GPU)
-    found = model.encoder.all_layers(waveform.to(GPU), LENGTH.to(GPU), alone=alone)
-    there = model(waveform.to(GPU), LENGTH.to(GPU), alone=alone)
+    found = model.encoder.all_layers(waveform.to(GPU), LENGTH.to(GPU), ignore_padding=ignore_padding)
+    there = model(waveform.to(GPU), LENGTH.to(GPU), ignore_padding=ignore_padding)
     for row, frames in enumerate(num_frames(LENGTH).tolist()):
         for ours, theirs in zip(found, expected, strict=True):
             assert_close(ours[row, :frames].cpu(), theirs[row, :frames], atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""configs/librispeech.sh runs any cell of the paper's table, and goes on where it was interrupted.
+"""configs/recipes/librispeech.sh runs any cell of the paper's table, and resumes where it was interrupted.
 
 `hubert` is a stand-in, which notes what it was asked for and leaves the files that the real one leaves; the last test
 takes the real one.
@@ -16,7 +16,7 @@ from helpers import ROOT
 
 from hubert_lightning.cli import main
 
-SCRIPT = ROOT / "configs/librispeech.sh"
+SCRIPT = ROOT / "configs/recipes/librispeech.sh"
 SETS = ("dev-clean", "dev-other", "test-clean", "test-other")
 FOLDERS = {"base": [""], "large": ["", "large/"], "xlarge": ["", "large/", "xlarge/"]}
 TRAIN = {"100h": ["train-clean-100"], "960h": ["train-clean-100", "train-clean-360", "train-other-500"]}
@@ -155,7 +155,7 @@ def test_what_is_older_than_the_checkpoint_is_done_again(folder: Path) -> None:
 @pytest.mark.parametrize("code", ["143", "0"])  # told to end; ended by Ctrl-C
 def test_a_fit_that_did_not_end_is_not_tested(code: str, folder: Path) -> None:
     done = run(folder, "base", "10h", DATA="corpora", INTERRUPTED=code)
-    assert done.returncode == int(code) or "the fit did not end; give the same command again" in done.stderr
+    assert done.returncode == int(code) or "the fit did not end; the same command resumes" in done.stderr
     assert done.returncode != 0
     assert [command[0] for command in commands(folder)] == ["prepare", "prepare", "fit"]
     assert run(folder, "base", "10h").returncode == 0
@@ -171,7 +171,7 @@ def test_another_encoder_can_be_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "environment", "sentence"),
     [
-        ([], {}, "give a size and a split, as in: configs/librispeech.sh base 10h"),
+        ([], {}, "give a size and a split, as in: configs/recipes/librispeech.sh base 10h"),
         (["huge", "10h"], {}, "the size 'huge' is none of base, large and xlarge"),
         (["base", "10hours"], {}, "the split '10hours' is none of 10min, 1h, 10h, 100h and 960h"),
         (["base", "10h"], {"DATA": ""}, "manifests are missing, and DATA is not set; give the folder that holds Libri"),

@@ -119,13 +119,13 @@ def test_the_first_lines_of_a_pre_training_config_have_the_papers_error_rates(si
 
 
 def test_every_row_of_the_ablation_tables_has_a_config() -> None:
-    assert {path.stem for path in (ROOT / "configs/clusters").glob("*.yaml")} == ABLATIONS.keys()
+    assert {path.stem for path in (ROOT / "configs/pretrain/ablations").glob("*.yaml")} == ABLATIONS.keys()
     assert ABLATIONS.keys() == {*TABLE_V, *TABLE_VI, *TABLE_VII}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_has_the_labels_masks_and_steps_of_the_paper_and_its_error_rates(name: str) -> None:
-    path = ROOT / "configs/clusters" / f"{name}.yaml"
+    path = ROOT / "configs/pretrain/ablations" / f"{name}.yaml"
     config, head = yaml.safe_load(path.read_text("utf-8")), header(path)
     assert config["iterations"] == [ABLATIONS[name] | {"max_steps": 100_000}]
     assert config["data"] == {"init_args": {"mask_prob": 0.65}}  # 6.5 % of frames start a span of 10
@@ -135,7 +135,7 @@ def test_an_ablation_has_the_labels_masks_and_steps_of_the_paper_and_its_error_r
         if name in rates:
             assert re.search(rf"\btables? (\w+ and )?{table}\b", head)
             assert f" {rates[name]} " in head
-    assert f"configs/clusters/{name}.yaml" in head
+    assert f"configs/pretrain/ablations/{name}.yaml" in head
     assert f"checkpoints/base-{name}/iteration1/last.ckpt" in head
 
 

@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.pipelines import HUBERT_ASR_LARGE
 
-from hubert_lightning.vocabulary import (
-    BLANK,
-    BOUNDARY,
-    LETTERS,
-    Vocabulary,
-    comparable,
-    read_vocabulary,
-    vocabulary_of,
-)
+from hubert_lightning.characters import comparable
+from hubert_lightning.vocabulary import BLANK, BOUNDARY, LETTERS, Vocabulary, read_vocabulary, vocabulary_of
 
 letters = Vocabulary()
 
@@ -62,7 +55,7 @@ def test_a_vocabulary_has_the_letters_of_its_language_and_says_what_it_leaves_ou
     assert left_out == {"-": 1, ",": 1, "?": 1, "€": 1}
     assert vocabulary.normalise(said[1]) == "ça coûte 5 €"
     assert vocabulary.unknown_characters(vocabulary.normalise(said[1])) == {"€"}
-    assert "-" in vocabulary_of(said, kept="'-")[0].tokens
+    assert "-" in vocabulary_of(said, keep_punctuation="'-")[0].tokens
 
 
 @pytest.mark.parametrize("symbol", "€$£¥₹%‰&@#§°№℃+=×<>±")
@@ -71,7 +64,7 @@ def test_a_symbol_that_is_said_does_not_vanish(symbol):
     assert vocabulary.normalise(f"A {symbol}b!") == f"a {symbol}b"
     assert vocabulary.unknown_characters(f"a {symbol}b") == {symbol}
     assert left_out == {symbol: 3}
-    kept, _, _ = vocabulary_of([f"a {symbol} b"], kept=symbol)
+    kept, _, _ = vocabulary_of([f"a {symbol} b"], keep_punctuation=symbol)
     assert kept.decode(kept.encode(f"a {symbol}b")) == f"a {symbol}b"
 
 

@@ -36,18 +36,18 @@ class CTCModel(nn.Module):
         super().__init__()
         self.encoder, self.head, self.vocabulary = encoder, head, vocabulary
 
-    def forward(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> Tensor:
+    def forward(self, waveform: Tensor, length: Tensor | None = None, *, ignore_padding: bool = False) -> Tensor:
         """Compute log-probabilities of the tokens.
 
         Args:
             waveform: (batch, samples), 16 kHz.
             length: (batch,), samples before padding; None if nothing is padded.
-            alone: Whether the group norm of Base ignores padding, which counts in the reference.
+            ignore_padding: Whether the group norm of Base ignores padding, which counts in the reference.
 
         Returns:
             (batch, frames, tokens) float32.
         """
-        logits: Tensor = self.head(self.encoder(waveform, length, alone=alone))
+        logits: Tensor = self.head(self.encoder(waveform, length, ignore_padding=ignore_padding))
         return logits.float().log_softmax(dim=-1)
 
     def fingerprint(self) -> str:
@@ -135,7 +135,7 @@ def log_probabilities(
     def encode(waveform: Tensor, length: Tensor) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
-            log_probs: Tensor = model(waveform.to(device), padded, alone=True)
+            log_probs: Tensor = model(waveform.to(device), padded, ignore_padding=True)
         return log_probs.cpu()
 
     return extract_cuts(

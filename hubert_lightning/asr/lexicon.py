@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from hubert_lightning.asr.language_files import SENTENCE_MARKS, is_language_model, unigrams
+from hubert_lightning.characters import is_spoken_symbol
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.text_file import lines_of
-from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, is_said, read_vocabulary, vocabulary_of
+from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
 
 
 def vocabulary(
@@ -43,12 +44,12 @@ def vocabulary(
     for character, count in counts.most_common():
         table.add_row(character if character.isprintable() else f"U+{ord(character):04X}", str(count))
     Console().print(table)
-    replaced = Counter({character: count for character, count in left_out.items() if not is_said(character)})
+    replaced = Counter({character: count for character, count in left_out.items() if not is_spoken_symbol(character)})
     if replaced:
-        print("spaces replace " + listed(replaced))
+        print("spaces replace " + format_counts(replaced))
     if spoken := left_out - replaced:
         print(
-            f"{listed(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
+            f"{format_counts(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
             f"{_num_with(spoken, texts)} transcripts with them; write them as words (`hubert prepare` with "
             "--spell_numbers LANGUAGE where they are beside numbers), or name them in --keep_punctuation"
         )
@@ -136,6 +137,6 @@ def model_vocabulary(path: Path | None) -> Vocabulary:
     return load_ctc(path).vocabulary
 
 
-def listed(counts: Counter[str], most: int | None = None) -> str:
+def format_counts(counts: Counter[str], most: int | None = None) -> str:
     """List characters with their counts, the most frequent first."""
     return ", ".join(f"{character!r} ({count})" for character, count in counts.most_common(most))

@@ -15,11 +15,11 @@ import jiwer
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
+from hubert_lightning.characters import comparable
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.text_file import LONGEST_LINE, UTF_16_MARKS, lines_of
-from hubert_lightning.vocabulary import comparable
 
 RESAMPLES = 9_999
 SEED = 0

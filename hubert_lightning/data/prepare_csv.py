@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
-from hubert_lightning.data.prepare import AudioFile, identity, prepare
-from hubert_lightning.data.probe import SUFFIXES
+from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile, file_identity
+from hubert_lightning.data.prepare import prepare
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed
 from hubert_lightning.untrusted.text_file import open_text
@@ -152,7 +152,7 @@ def _column(
                 "one with --text_column"
             )
         return columns[0]
-    if needed and there and Path(there[0]).suffix.lower() in SUFFIXES:
+    if needed and there and Path(there[0]).suffix.lower() in AUDIO_SUFFIXES:
         raise UserError(
             f"{table}: its first line, {', '.join(there)[:60]!r}, is no names of columns but a recording; put names "
             "above it, such as path and text"
@@ -183,7 +183,7 @@ def _is_row(line: str, path_of: int, root: Path) -> bool:
     if not path_of < len(cells) > 1 or not cells[path_of]:
         return False
     path = Path(cells[path_of])
-    return path.suffix.lower() in SUFFIXES or os.path.isfile(root / path)
+    return path.suffix.lower() in AUDIO_SUFFIXES or os.path.isfile(root / path)
 
 
 def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | None) -> AudioFile:
@@ -216,7 +216,7 @@ def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
     seen: set[object] = set()
     for file in files:
         if file.refused is None:
-            key = identity(file.path) if os.path.isfile(file.path) else file.id
+            key = file_identity(file.path) if os.path.isfile(file.path) else file.id
             if key in seen:
                 file = file._replace(refused="named as another file: an earlier row of the table has the same file")
             seen.add(key)

@@ -13,20 +13,10 @@ import numpy as np
 import soundfile
 
 from hubert_lightning.data.audio import unusable
-from hubert_lightning.data.coded_audio import ChainedAudio, CodedAudio, chain, decoder_of
-from hubert_lightning.data.sound_files import Audio, PlainAudio, reason_of
+from hubert_lightning.data.chained_audio import ChainedAudio, joined_files
+from hubert_lightning.data.coded_audio import CodedAudio
+from hubert_lightning.data.sound_files import Audio, PlainAudio, decoder_of, reason_of
 from hubert_lightning.frames import SAMPLE_RATE
-
-# fmt: off
-SUFFIXES = {
-    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
-    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc", ".m4a", ".m4b", ".mp4", ".m4v", ".mov",
-    ".aac", ".wma", ".asf", ".wmv", ".webm", ".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".ts",
-    ".amr", ".awb", ".3gp", ".3g2", ".gsm", ".g722", ".wv", ".ape", ".tta", ".ac3", ".eac3", ".dts", ".ra",
-    ".rm", ".dss", ".vox",
-}
-# fmt: on
-"""How names of files end in which a folder is searched for audio."""
 
 PLACEHOLDER = 1_900_000_000
 """Bytes: a header that promises at least these, and more than there are, was written before the length was known."""
@@ -185,7 +175,7 @@ def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundF
         if plain.sequential:
             raise
         return error
-    if levels.num_samples != plain.num_samples or chain(file):
+    if levels.num_samples != plain.num_samples or joined_files(file):
         return None
     return _judged(file, plain, levels, [])
 

@@ -26,7 +26,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
-from hubert_lightning.model.convolutions import Statistics
+from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.statistics import statistics_of
 
 
@@ -149,7 +149,7 @@ def _frames(piece: Piece) -> int:
     return piece.window.last - piece.window.first
 
 
-class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | UserError]):
+class _Waveforms(Dataset[tuple[Tensor, Tensor, WaveformStatistics | None] | UserError]):
     """Batch number → waveform (batch, samples), zeros after the end, length (batch,), and the statistics of the
     recordings if these are parts of them; or what was wrong, since an error that a worker raises arrives as its
     traceback."""
@@ -158,12 +158,12 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | UserError]):
         self, groups: Sequence[Sequence[Cut]], batches: Sequence[tuple[int, list[Piece]]], as_whole: bool
     ) -> None:
         self.groups, self.batches, self.as_whole = groups, batches, as_whole
-        self.counted: tuple[str, Statistics] | None = None
+        self.counted: tuple[str, WaveformStatistics] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Statistics | None] | UserError:
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, WaveformStatistics | None] | UserError:
         group, pieces = self.batches[number]
         cuts = [self.groups[group][piece.place] for piece in pieces]
         parts = [_frames(piece) < num_frames(cut.num_samples) for cut, piece in zip(cuts, pieces, strict=True)]
@@ -173,7 +173,7 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | UserError]):
         except UserError as error:
             return error
         length = torch.tensor([len(waveform) for waveform in waveforms])
-        statistics = Statistics(*map(torch.cat, zip(*of_wholes, strict=True))) if of_wholes else None
+        statistics = WaveformStatistics(*map(torch.cat, zip(*of_wholes, strict=True))) if of_wholes else None
         return pad_sequence(waveforms, batch_first=True), length, statistics
 
     def numbered(self, number: int) -> Sequence[int]:
@@ -185,7 +185,7 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor, Statistics | None] | UserError]):
         group, pieces = self.batches[number // WatchedReads.MOST]
         return self.groups[group][pieces[number % WatchedReads.MOST].place].id
 
-    def _statistics(self, cut: Cut) -> Statistics:
+    def _statistics(self, cut: Cut) -> WaveformStatistics:
         """Of a whole recording, whose windows follow one another."""
         if self.counted is None or self.counted[0] != cut.id:
             self.counted = cut.id, statistics_of(_in_blocks(cut))

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hubert_lightning.features.mfcc import MFCC_PARTS, SPLICED, mfcc, spliced
 from hubert_lightning.features.windows import LONGEST
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.convolutions import Statistics
+from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
@@ -29,9 +29,9 @@ class Extractor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     device: torch.device = torch.device("cpu")
-    features_of_parts: Callable[[Tensor, Tensor, Statistics], Tensor] | None = None
+    features_of_parts: Callable[[Tensor, Tensor, WaveformStatistics], Tensor] | None = None
 
-    def __call__(self, waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         """Features of a batch; with the statistics of the recordings of which its rows are parts, as they have them."""
         if statistics is None or self.features_of_parts is None:
             return self.features(waveform, length)
@@ -67,15 +67,16 @@ def layer_extractor(
     encoder = load_encoder(path).to(device)
     encoder.check_layer(layer)
 
-    def features(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > LONGEST:
             statistics = statistics_of([waveform[0]])  # with which it is convolved in pieces
         if statistics is not None:
             exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
-            statistics = Statistics(*(value.to(device, exact) for value in statistics))
+            statistics = WaveformStatistics(*(value.to(device, exact) for value in statistics))
         padded = length_if_padded(length, device)
         with precision():
-            return encoder.features(waveform.to(device), padded, layer=layer, alone=True, statistics=statistics)
+            waveform = waveform.to(device)
+            return encoder.features(waveform, padded, layer=layer, ignore_padding=True, statistics=statistics)
 
     name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
     return Extractor(features, name, (encoder.config.dim,), device, features_of_parts=features)
@@ -90,7 +91,7 @@ def all_layers_extractor(
     def features(waveform: Tensor, length: Tensor) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
-            return torch.stack(encoder.all_layers(waveform.to(device), padded, alone=True), dim=2)
+            return torch.stack(encoder.all_layers(waveform.to(device), padded, ignore_padding=True), dim=2)
 
     shape = (len(encoder.layers), encoder.config.dim)
     return Extractor(features, "all layers of an encoder", shape, device)

@@ -14,8 +14,10 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.prepare import Refusal, count_skipped, examine, skipped_sentence
-from hubert_lightning.data.probe import SUFFIXES, Sound
+from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, count_skipped, skipped_sentence
+from hubert_lightning.data.examine import examine
+from hubert_lightning.data.probe import Sound
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import num_frames
 
@@ -35,7 +37,7 @@ def listed(files: Sequence[Path]) -> list[Path]:
             continue
         # a leading dot marks what an operating system left there, not audio
         inside = [path for path in sorted(file.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-        audio = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        audio = [path for path in inside if path.suffix.lower() in AUDIO_SUFFIXES]
         if not audio:
             raise UserError(f"{file}: no audio in this folder; name files, or another folder")
         for path in audio:
@@ -48,7 +50,7 @@ def listed(files: Sequence[Path]) -> list[Path]:
 
 def of_each(
     paths: Sequence[Path], rows_of: Rows, make: Callable[[Cut, Tensor], Result], frames_together: int
-) -> Iterator[Result | Refusal]:
+) -> Iterator[Result | RefusedFile]:
     """What is made of each recording's rows, or why nothing was, in whatever order they are ready.
 
     frames_together: of the recordings of a group at most, whose rows are in memory together; one may have more
@@ -66,7 +68,7 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
 
 def _of_groups(
     rows_of: Rows, groups: list[list[Cut]], make: Callable[[Cut, Tensor], Result]
-) -> Iterator[Result | Refusal]:
+) -> Iterator[Result | RefusedFile]:
     done = 0
     while done < len(groups):
         try:
@@ -76,17 +78,17 @@ def _of_groups(
                 done += 1
         except UserError as error:  # a file that was sound when it was examined; the others of its group are
             if len(groups[done]) == 1:
-                yield Refusal(Path(groups[done][0].id), str(error))
+                yield RefusedFile(Path(groups[done][0].id), str(error))
             else:
                 yield from _of_groups(rows_of, [[cut] for cut in groups[done]], make)
             done += 1
 
 
-def _made(make: Callable[[Cut, Tensor], Result], cut: Cut, rows: Tensor) -> Result | Refusal:
+def _made(make: Callable[[Cut, Tensor], Result], cut: Cut, rows: Tensor) -> Result | RefusedFile:
     try:
         return make(cut, rows)
     except UserError as error:
-        return Refusal(Path(cut.id), str(error))
+        return RefusedFile(Path(cut.id), str(error))
 
 
 def _grouped(cuts: Sequence[Cut], frames_together: int) -> list[list[Cut]]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from hubert_lightning.errors import UserError
 
-LARGEST, MOST_PARAMETERS = 2**20, 10**11  # beyond which a size is a slip of the pen
+MAX_SIZE, MAX_PARAMETERS = 2**20, 10**11  # a larger size is a typing error
 
 
 @dataclass(frozen=True)
@@ -16,21 +16,21 @@ class EncoderConfig:
         conv_channels: Channels of the seven convolutions.
         conv_norm: "group" normalises each channel of the first convolution over time (Base); "layer" normalises the
             channels of every convolution at each frame (Large and XLarge), so that padding changes nothing.
-        conv_bias: Give the convolutions a bias.
+        conv_bias: Whether the convolutions have a bias.
         dim: Width of the Transformer.
         num_layers: Transformer layers.
         num_heads: Attention heads.
         ffn_dim: Width of the feed-forward layers.
-        pre_norm: Normalise before attention and feed-forward (Large and XLarge), not after them (Base).
-        pos_kernel: Frames that the positional convolution sees.
-        pos_groups: Groups of channels that the positional convolution keeps apart.
-        normalize_waveform: Give each utterance zero mean and unit variance (Large and XLarge).
-        dropout: Of what attention and feed-forward add, and of the Transformer's input.
-        attention_dropout: Of the attention weights.
-        activation_dropout: After the activation of the feed-forward layers.
-        input_dropout: Of the projected convolution output.
-        layer_drop: Chance of a layer to be left out of a training step.
-        feature_grad_mult: Scales the gradient that reaches the convolutions; 0 freezes them.
+        pre_norm: Whether norms come before attention and feed-forward (Large and XLarge) or after them (Base).
+        pos_kernel: Frames under the kernel of the positional convolution.
+        pos_groups: Channel groups of the positional convolution.
+        normalize_waveform: Whether each utterance gets zero mean and unit variance (Large and XLarge).
+        dropout: Dropout of the outputs of attention and feed-forward, and of the Transformer's input.
+        attention_dropout: Dropout of the attention weights.
+        activation_dropout: Dropout after the activation of the feed-forward layers.
+        input_dropout: Dropout of the projected convolution output.
+        layer_drop: Probability that a training step skips a layer.
+        feature_grad_mult: Factor of the gradient that reaches the convolutions; 0 freezes them.
     """
 
     conv_channels: int = 512
@@ -53,11 +53,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
-            if not 1 <= getattr(self, name) <= LARGEST:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; an encoder needs at least 1, and {LARGEST} are more than it can "
-                    "have"
-                )
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number from 1 to {MAX_SIZE}")
         for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it is a probability, at least 0 and below 1")
@@ -69,7 +66,7 @@ class EncoderConfig:
         if not 0 <= self.feature_grad_mult < float("inf"):
             raise UserError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
         parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
-        if parameters > MOST_PARAMETERS:
+        if parameters > MAX_PARAMETERS:
             raise UserError(
                 f"dim {self.dim}, num_layers {self.num_layers}, ffn_dim {self.ffn_dim} and conv_channels "
                 f"{self.conv_channels} make {parameters / 1e9:.0f} billion parameters; lower one of them"

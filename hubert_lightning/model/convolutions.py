@@ -12,22 +12,20 @@ from hubert_lightning.frames import HOP, WINDOW, num_frames, num_samples, paddin
 from hubert_lightning.model.config import EncoderConfig
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # together they see WINDOW samples
-
-
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an option
+PIECE_FRAMES = 1_500  # 30 s, convolved at once where the statistics of norms over time are given
 
 
-PIECE = 1_500  # frames, 30 s, that are convolved at once where norms over time are given
+class WaveformStatistics(NamedTuple):
+    """Statistics of recordings that norms over time need, so that a part is normalised as in the whole recording.
 
+    `model/statistics.py` computes them.
 
-class Statistics(NamedTuple):
-    """What norms over time take from a waveform. Given those of a whole recording, a part of it is normalised as there;
-    `model/statistics.py` counts them.
-
-    mean:              (batch,), of the samples
-    variance:          (batch,)
-    window_mean:       (batch, kernel), of what the first convolution sees at once, once `mean` is subtracted
-    window_covariance: (batch, kernel, kernel)
+    Args:
+        mean: (batch,), mean of the samples.
+        variance: (batch,), variance of the samples.
+        window_mean: (batch, kernel), mean of the windows of the first convolution, after `mean` is subtracted.
+        window_covariance: (batch, kernel, kernel), covariance of these windows.
     """
 
     mean: Tensor
@@ -37,11 +35,21 @@ class Statistics(NamedTuple):
 
 
 class Convolutions(nn.ModuleList):
-    """The seven, one after the other."""
+    """The seven convolutions in sequence."""
 
-    def forward(self, waveform: Tensor, length: Tensor | None = None, statistics: Statistics | None = None) -> Tensor:
-        """(batch, samples) → (batch, frames, channels); with `length` (batch,) the group norm leaves out padding, with
-        `statistics` it goes by those"""
+    def forward(
+        self, waveform: Tensor, length: Tensor | None = None, statistics: WaveformStatistics | None = None
+    ) -> Tensor:
+        """Compute the frames of a batch.
+
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding, which the group norm then ignores.
+            statistics: Statistics of the whole recordings, for the group norm.
+
+        Returns:
+            (batch, frames, channels).
+        """
         x = waveform[:, None]  # (batch, channels, frames)
         for convolution in self:
             x = convolution(x, length, statistics)
@@ -49,7 +57,7 @@ class Convolutions(nn.ModuleList):
 
 
 class Convolution(nn.Module):
-    """One of the seven: strided convolution, norm, GELU."""
+    """One of the seven convolutions: strided convolution, norm, GELU."""
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
@@ -58,52 +66,69 @@ class Convolution(nn.Module):
             1 if index == 0 else channels, channels, KERNELS[index], STRIDES[index], bias=config.conv_bias
         )
         self.over_channels = config.conv_norm == "layer"
-        self.layer_norm_gelu: Callable[..., Tensor] = _layer_norm_gelu
+        self.layer_norm_gelu: Callable[[Tensor, Tensor, Tensor], Tensor] = layer_norm_gelu
         self.norm: nn.Module = nn.Identity()
         if self.over_channels:
             self.norm = nn.LayerNorm(channels)
         elif index == 0:
             self.norm = nn.GroupNorm(channels, channels)
 
-    def forward(self, x: Tensor, length: Tensor | None = None, statistics: Statistics | None = None) -> Tensor:
-        """(batch, channels, frames) → (batch, channels, fewer frames); with `length` (batch,), of the waveforms, the
-        group norm is over the frames that hear no padding; with `statistics` it is that of the whole recordings"""
+    def forward(self, x: Tensor, length: Tensor | None = None, statistics: WaveformStatistics | None = None) -> Tensor:
+        """Convolve and normalise.
+
+        Args:
+            x: (batch, channels, frames).
+            length: (batch,), samples of the waveforms; the group norm then ignores frames whose window has padding.
+            statistics: Statistics of the whole recordings, for the group norm.
+
+        Returns:
+            (batch, channels, fewer frames).
+        """
         if not isinstance(self.norm, nn.GroupNorm) and not self.over_channels:
             return F.gelu(self.conv(x))
         if not self.over_channels:
             if length is None or statistics is not None:
                 return F.gelu(self._normed_over_time(x, statistics))
             rows = zip(x, length.tolist(), strict=True)
-            alone = [self._normed_over_time(row[None, :, :samples])[0] for row, samples in rows]
+            unpadded = [self._normed_over_time(row[None, :, :samples])[0] for row, samples in rows]
             longest = (x.shape[-1] - KERNELS[0]) // STRIDES[0] + 1
-            return F.gelu(torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in alone]))
+            return F.gelu(torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in unpadded]))
         # As an image of height 1, whose channels lie side by side in memory: a norm over channels then moves nothing,
         # which makes the seven three times as fast on a CPU.
         weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x[:, :, None], weight, self.conv.bias, stride=(1, *self.conv.stride))
         x = x[:, :, 0].transpose(1, 2)  # (batch, frames, channels)
+        assert isinstance(self.norm, nn.LayerNorm)
         return self.layer_norm_gelu(x, self.norm.weight, self.norm.bias).transpose(1, 2)
 
-    def _normed_over_time(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """The convolution of waveforms, normalised over time: (batch, 1, samples) → (batch, channels, frames).
+    def _normed_over_time(self, x: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
+        """Convolve waveforms and normalise over time.
 
-        The mean and variance of each channel follow from those of the windows, so that weights are scaled instead of
-        what comes out of them, which is 50 times as much: half of the time of convolution, norm and GELU.
+        The mean and variance of each channel follow from those of the windows. So the weights are scaled instead of the
+        outputs, which are 50 times as many: convolution, norm and GELU take half of the time.
+
+        Args:
+            x: (batch, 1, samples).
+            statistics: Statistics of the whole recordings.
+
+        Returns:
+            (batch, channels, frames).
         """
         norm, waveform, dtype = self.norm, x[:, 0], x.dtype
         assert isinstance(norm, nn.GroupNorm)
-        if self.conv.bias is not None and statistics is None:  # given them, it needs no bias, which is in the mean
-            return norm(self.conv(x))
+        if self.conv.bias is not None and statistics is None:  # given statistics include the bias
+            normed: Tensor = norm(self.conv(x))
+            return normed
         level = waveform.mean(dim=1, keepdim=True) if statistics is None else statistics.mean[:, None].to(dtype)
-        centred = waveform - level  # as the norm would do with what comes out
+        centred = waveform - level  # as the norm would do with the outputs
         windows = centred.unfold(1, KERNELS[0], STRIDES[0])  # (batch, frames, kernel)
         # Variances are differences, here of few numbers; float64 is also what autocast leaves alone
         exact = torch.float32 if waveform.device.type == "mps" else torch.float64
         weight = self.conv.weight[:, 0].to(exact)  # (channels, kernel)
         if statistics is None:
-            few = windows.to(exact)
-            mean = few.mean(dim=1)  # (batch, kernel)
-            covariance = few.transpose(1, 2) @ few / few.shape[1] - mean[:, :, None] * mean[:, None]
+            rows = windows.to(exact)
+            mean = rows.mean(dim=1)  # (batch, kernel)
+            covariance = rows.transpose(1, 2) @ rows / rows.shape[1] - mean[:, :, None] * mean[:, None]
         else:
             mean, covariance = statistics.window_mean.to(exact), statistics.window_covariance.to(exact)
         variance = torch.einsum("ck,bkl,cl->bc", weight, covariance, weight).clamp(min=0)
@@ -112,19 +137,44 @@ class Convolution(nn.Module):
         return torch.baddbmm(shift[:, :, None].to(dtype), weight.to(dtype), windows.transpose(1, 2))
 
 
-def _layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalise over channels, and apply GELU.
+
+    Args:
+        x: (batch, frames, channels).
+        weight: (channels,).
+        bias: (channels,).
+
+    Returns:
+        (batch, frames, channels).
+    """
     return F.gelu(F.layer_norm(x, x.shape[-1:], weight, bias))
 
 
 def pieces_of(waveform: Tensor) -> Iterator[Tensor]:
-    """Parts that begin on the frame grid, so that their frames, one after the other, are those of the whole."""
+    """Cut waveforms into pieces on the frame grid: the frames of the pieces, concatenated, are those of the whole.
+
+    Args:
+        waveform: (batch, samples).
+
+    Yields:
+        (batch, samples of the piece), which overlap.
+    """
     frames = num_frames(waveform.shape[1])
-    for first in range(0, frames, PIECE):
-        yield waveform[:, first * HOP : first * HOP + num_samples(min(PIECE, frames - first))]
+    for first in range(0, frames, PIECE_FRAMES):
+        yield waveform[:, first * HOP : first * HOP + num_samples(min(PIECE_FRAMES, frames - first))]
 
 
-def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
-    """Zero mean and unit variance of each utterance over its own samples, in float32; padding is 0."""
+def normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
+    """Give each utterance zero mean and unit variance over its own samples, in float32; padding becomes 0.
+
+    Args:
+        waveform: (batch, samples).
+        length: (batch,), samples before padding.
+
+    Returns:
+        (batch, samples).
+    """
     x = waveform.float()
     if length is None:
         return F.layer_norm(x, x.shape[1:]).type_as(waveform)  # fairseq fairseq_dataset: layer_norm of the audio
@@ -135,22 +185,40 @@ def _normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
     return (centred * (variance + 1e-5).rsqrt()).type_as(waveform)
 
 
-def _normalize_by(waveform: Tensor, whole: Statistics) -> tuple[Tensor, Statistics]:
-    """Zero mean and unit variance of the recording of which the waveform is a part, and what its statistics become."""
+def normalize_by(waveform: Tensor, whole: WaveformStatistics) -> tuple[Tensor, WaveformStatistics]:
+    """Normalise parts of recordings by the mean and variance of the whole recordings.
+
+    Args:
+        waveform: (batch, samples).
+        whole: Statistics of the whole recordings.
+
+    Returns:
+        (batch, samples), and the statistics of the normalised recordings.
+    """
     scale = (whole.variance + 1e-5).rsqrt()[:, None]
     x = (waveform - whole.mean[:, None]) * scale
     windows = whole.window_mean * scale, whole.window_covariance * scale[..., None].square()
-    return x.type_as(waveform), Statistics(torch.zeros_like(whole.mean), torch.ones_like(whole.variance), *windows)
+    mean, variance = torch.zeros_like(whole.mean), torch.ones_like(whole.variance)
+    return x.type_as(waveform), WaveformStatistics(mean, variance, *windows)
 
 
-def _check_length(waveform: Tensor, length: Tensor | None) -> None:
+def check_length(waveform: Tensor, length: Tensor | None) -> None:
+    """Check that each utterance has a frame, and no more samples than the batch.
+
+    Args:
+        waveform: (batch, samples).
+        length: (batch,), samples before padding; not checked on a GPU, which would have to be waited for.
+
+    Raises:
+        UserError: An utterance is too short, or its length exceeds the batch.
+    """
     longest = waveform.shape[1]
     if longest < WINDOW:
         raise UserError(f"{longest} samples are shorter than one frame of {WINDOW}; leave such utterances out")
-    if length is None or length.device.type != "cpu" or torch.compiler.is_exporting():  # a GPU's would be waited for
+    if length is None or length.device.type != "cpu" or torch.compiler.is_exporting():
         return
     for row, samples in enumerate(length.tolist()):
         if not WINDOW <= samples <= longest:
             raise UserError(
-                f"row {row} has length {samples}; it is from {WINDOW} to {longest}, the samples of the batch"
+                f"row {row} has length {samples}; give a length from {WINDOW} to {longest}, the samples of the batch"
             )

@@ -1,4 +1,4 @@
-"""What a training step leaves out: elements, attention weights, layers."""
+"""Dropout of elements and attention weights, and skipped layers."""
 
 from typing import Any
 
@@ -8,20 +8,27 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """torch's, but for how it is drawn on a CPU."""
+    """`torch.nn.Dropout` with a faster draw on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…) → (…)"""
+        """Drop elements in training.
+
+        Args:
+            x: (…).
+
+        Returns:
+            (…).
+        """
         return _dropout(x, self.p) if self.training else x
 
 
 def _dropout(x: Tensor, p: float) -> Tensor:
-    if torch.compiler.is_exporting():  # a graph is one of evaluation, in which nothing is drawn
+    if torch.compiler.is_exporting():  # exported graphs are for inference
         return x
     if p == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
-    # On a CPU, torch draws one element after the other: a tenth of a step in bfloat16. Four of 16 bits come from one
-    # word, which takes a quarter of the time; p is rounded to a multiple of 2⁻¹⁶.
+    # On a CPU, torch draws one element after the other: a tenth of a step in bfloat16. One 64-bit word gives four
+    # draws of 16 bits in a quarter of the time; p is rounded to a multiple of 2⁻¹⁶.
     dropped = round(p * 2**16)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
@@ -29,10 +36,21 @@ def _dropout(x: Tensor, p: float) -> Tensor:
 
 
 def attend_to(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, dropout: float) -> Tensor:
-    """(batch, heads, frames, head dim) of each → (batch, heads, frames, head dim)"""
+    """Scaled dot-product attention with dropout of its weights.
+
+    Args:
+        query: (batch, heads, frames, head dim).
+        key: (batch, heads, frames, head dim).
+        value: (batch, heads, frames, head dim).
+        attend: (batch, 1, 1, frames) bool, frames to attend to; None for all.
+        dropout: Probability that an attention weight is dropped.
+
+    Returns:
+        (batch, heads, frames, head dim).
+    """
     if dropout == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attend, dropout)
-    # On a CPU, torch has no kernel of its own for attention with dropout, and what it does instead draws slowly
+    # On a CPU, torch has no fused kernel for attention with dropout, and its fallback draws slowly
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if attend is not None:
         scores = scores.masked_fill(~attend, -torch.inf)
@@ -40,15 +58,26 @@ def attend_to(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, 
 
 
 def without_effect(x: Tensor, module: nn.Module) -> Tensor:
-    """x itself, as if the module had added 0: it gets a gradient, as other ranks and the optimiser expect of it."""
+    """Skip a module, and give its parameters gradients of 0, which other ranks and the optimiser expect.
+
+    Args:
+        x: (…), input of the module.
+        module: Skipped module.
+
+    Returns:
+        (…), x itself.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return _Identity.apply(x, *parameters) if torch.is_grad_enabled() and parameters else x
+    if not torch.is_grad_enabled() or not parameters:
+        return x
+    output: Tensor = _Identity.apply(x, *parameters)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return output
 
 
 class _Identity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *without_effect: Tensor) -> Tensor:
-        ctx.save_for_backward(*without_effect)
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:  # torch has no public type for ctx
+        ctx.save_for_backward(*parameters)
         return x.view_as(x)
 
     @staticmethod

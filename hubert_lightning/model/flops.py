@@ -1,7 +1,7 @@
-"""Floating-point operations of a training step, counted: what model FLOPs utilisation is a share of.
+"""Floating-point operations of a training step, from which model FLOPs utilisation is computed.
 
-Counted are the products of matrices and the convolutions, a multiplication and an addition as two; norms, activations,
-softmax and dropout are not. With frames T and the lengths L_i after each convolution, one utterance takes
+Matrix products and convolutions count, a multiplication and an addition as two operations; norms, activations, softmax
+and dropout do not. With frames T and the lengths L_i after each convolution, one utterance takes
 
     convolution i            2 · L_i · kernel · channels in · channels out
     projection               2 · T · channels · dim
@@ -9,9 +9,11 @@ softmax and dropout are not. With frames T and the lengths L_i after each convol
     each layer               2 · T · (4 · dim² + 2 · dim · ffn) + 4 · T² · dim
     each head                2 · predicted frames · (dim · final dim + final dim · clusters)
 
-A backward pass takes twice as much (gradients of inputs and of weights), but nobody needs the gradient of the audio.
-What activation checkpointing computes again is not counted, and dropped layers are counted as if they were there.
-`tests/model/test_flops.py` compares this with torch's own counter.
+A backward pass takes twice as much (gradients of inputs and of weights), without the gradient of the audio. Layers that
+activation checkpointing computes again do not count; layers that layer drop skips do.
+
+torch's `FlopCounterMode` and Lightning's `measure_flops` give the same numbers in tests. They do not replace these
+formulas: they run the model, once for each length of a batch, and ignore groups in the gradient of a convolution.
 """
 
 from hubert_lightning.frames import num_frames
@@ -20,7 +22,15 @@ from hubert_lightning.model.convolutions import KERNELS, STRIDES
 
 
 def encoder_operations(config: EncoderConfig, samples: int) -> int:
-    """Of a forward and backward pass of the encoder over one utterance of so many samples."""
+    """Count the operations of a forward and backward pass of the encoder over one utterance.
+
+    Args:
+        config: Size of the encoder.
+        samples: Samples of the utterance.
+
+    Returns:
+        Floating-point operations.
+    """
     first, others = _convolutions(config, samples)
     frames, dim = num_frames(samples), config.dim
     projection = 2 * frames * config.conv_channels * dim
@@ -31,7 +41,17 @@ def encoder_operations(config: EncoderConfig, samples: int) -> int:
 
 
 def head_operations(dim: int, final_dim: int, clusters: list[int], frames: int) -> int:
-    """Of a forward and backward pass of the heads at so many frames."""
+    """Count the operations of a forward and backward pass of the heads of pre-training.
+
+    Args:
+        dim: Width of the encoder.
+        final_dim: Width of the projection.
+        clusters: Clusters of each head.
+        frames: Predicted frames.
+
+    Returns:
+        Floating-point operations.
+    """
     return 3 * sum(2 * frames * (dim * final_dim + final_dim * number) for number in clusters)
 
 

@@ -3,8 +3,10 @@
 Values, gradients and initialisation are those of the reference code (tests/model/test_hubert.py).
 """
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +20,31 @@ from hubert_lightning.model.convolutions import (
     KERNELS,
     Convolution,
     Convolutions,
-    Statistics,
-    _check_length,
-    _layer_norm_gelu,
-    _normalize,
-    _normalize_by,
+    WaveformStatistics,
+    check_length,
+    layer_norm_gelu,
+    normalize,
+    normalize_by,
     pieces_of,
 )
 from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def accepts_alone(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Accept `alone`, the former name of `ignore_padding`, for one version, with a warning."""
+
+    @wraps(method)
+    def renamed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if "alone" in kwargs:
+            message = "alone is now ignore_padding; the next version refuses alone"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            kwargs["ignore_padding"] = kwargs.pop("alone")
+        return method(*args, **kwargs)
+
+    return renamed
 
 
 class HubertEncoder(nn.Module):
@@ -44,20 +63,20 @@ class HubertEncoder(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.checkpointing = False
-        """Whether a step computes each layer again in its backward pass, instead of keeping what it needs in memory."""
+        """Whether the backward pass computes each layer again, which saves memory."""
         self.initialize()
         if config.feature_grad_mult == 0:
             self.convolutions.requires_grad_(False)
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Fresh weights, drawn as fairseq draws them.
+        """Draw fresh weights as fairseq does.
 
         convolutions            Kaiming normal
         positional convolution  N(0, sqrt(4 / (kernel · dim))), bias 0
         Transformer linears     N(0, 0.02), bias 0
         mask embedding          U(0, 1)
-        all else                torch's own: projection U(±1 / sqrt(conv_channels)), norms 1 and 0
+        everything else         torch's own: projection U(±1 / sqrt(conv_channels)), norms 1 and 0
         """
         for module in self.convolutions.modules():
             if isinstance(module, nn.Conv1d):
@@ -72,6 +91,7 @@ class HubertEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.uniform_(self.mask_embedding)
 
+    @accepts_alone
     def forward(
         self,
         waveform: Tensor,
@@ -80,54 +100,83 @@ class HubertEncoder(nn.Module):
         channel_mask: Tensor | None = None,
         kept: Sequence[bool] | None = None,
         *,
-        alone: bool = False,
+        ignore_padding: bool = False,
     ) -> Tensor:
-        """Features of the last layer.
+        """Compute the features of the last layer.
 
-        waveform:     (batch, samples)
-        length:       (batch,), samples before padding; none if nothing is padded, which is faster
-        mask:         (batch, frames) bool, frames to replace by the mask embedding
-        channel_mask: (batch, dim) bool, channels to zero in all frames
-        kept:         (layers,), whether each layer is computed; drawn anew in training if not given
-        alone:        keep padding out of the group norm of Base, where it counts in the reference
-        returns:      (batch, frames, dim); of frames that are padding, of no meaning
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding; None if nothing is padded, which is faster.
+            mask: (batch, frames) bool, frames to replace by the mask embedding.
+            channel_mask: (batch, dim) bool, channels to set to zero in all frames.
+            kept: (layers,), whether each layer is computed; drawn in training if not given.
+            ignore_padding: Whether the group norm of Base ignores padding, which counts in the reference.
+
+        Returns:
+            (batch, frames, dim); frames of padding have no meaning.
         """
-        local = self.local_features(waveform, length, alone=alone)
+        local = self.local_features(waveform, length, ignore_padding=ignore_padding)
         return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask, kept)
 
+    @accepts_alone
     def features(
         self,
         waveform: Tensor,
         length: Tensor | None = None,
         *,
         layer: int,
-        alone: bool = False,
-        statistics: Statistics | None = None,
+        ignore_padding: bool = False,
+        statistics: WaveformStatistics | None = None,
     ) -> Tensor:
-        """Output of one Transformer layer, counted from 1; later layers are not computed.
+        """Compute the output of one Transformer layer; later layers are not computed.
 
-        It is the residual stream after the layer: with `pre_norm`, before any norm, for the last layer too.
+        The output is the residual stream after the layer. With `pre_norm` no norm follows it, after the last layer
+        neither.
 
-        waveform:   (batch, samples)
-        length:     (batch,), samples before padding
-        alone:      each utterance has the features that it would have without the others; otherwise the padding counts
-            in the group norm of Base, as in the reference
-        statistics: of the recordings that the waveforms are parts of, by which they are normalised
-        returns:    (batch, frames, dim)
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding.
+            layer: Number of the layer, counted from 1.
+            ignore_padding: Whether each utterance gets the features that it has without the others; otherwise padding
+                counts in the group norm of Base, as in the reference.
+            statistics: Statistics of the recordings that the waveforms are parts of, for the norms over time.
+
+        Returns:
+            (batch, frames, dim).
+
+        Raises:
+            UserError: The encoder has no such layer, or an utterance is shorter than a frame.
         """
         self.check_layer(layer)
-        x, attend = self._embed(waveform, length, alone, statistics)
+        x, attend = self._embed(waveform, length, ignore_padding, statistics)
         for block in self.layers[:layer]:
             x = block(x, attend)
         return x
 
     def check_layer(self, layer: int) -> None:
+        """Check that the encoder has a layer.
+
+        Raises:
+            UserError: The number is below 1, or above the number of layers.
+        """
         if not 1 <= layer <= len(self.layers):
             raise UserError(f"layer {layer} of an encoder of {len(self.layers)} layers; they count from 1")
 
-    def all_layers(self, waveform: Tensor, length: Tensor | None = None, *, alone: bool = False) -> list[Tensor]:
-        """What `features` returns for layer 1, 2, …, computed once."""
-        x, attend = self._embed(waveform, length, alone)
+    @accepts_alone
+    def all_layers(
+        self, waveform: Tensor, length: Tensor | None = None, *, ignore_padding: bool = False
+    ) -> list[Tensor]:
+        """Compute the features of every layer in one pass.
+
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding.
+            ignore_padding: Whether each utterance gets the features that it has without the others.
+
+        Returns:
+            (batch, frames, dim) for each layer, as `features` returns it.
+        """
+        x, attend = self._embed(waveform, length, ignore_padding)
         outputs = []
         for block in self.layers:
             x = block(x, attend)
@@ -139,30 +188,36 @@ class HubertEncoder(nn.Module):
         waveform: Tensor,
         length: Tensor | None = None,
         *,
-        alone: bool = False,
-        statistics: Statistics | None = None,
+        ignore_padding: bool = False,
+        statistics: WaveformStatistics | None = None,
     ) -> Tensor:
-        """Output of the convolutions, on which the feature penalty is computed.
+        """Compute the output of the convolutions, which the feature penalty is computed on.
 
-        waveform:   (batch, samples)
-        length:     (batch,), samples before padding
-        alone:      keep padding out of the group norm
-        statistics: of the recordings that the waveforms are parts of, by which they are normalised
-        returns:    (batch, frames, conv_channels)
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding.
+            ignore_padding: Whether the group norm ignores padding.
+            statistics: Statistics of the recordings that the waveforms are parts of, for the norms over time.
+
+        Returns:
+            (batch, frames, conv_channels).
+
+        Raises:
+            UserError: An utterance is shorter than a frame, or `length` exceeds the batch.
         """
-        _check_length(waveform, length)
+        check_length(waveform, length)
         x = waveform
         if self.config.normalize_waveform and statistics is not None:
-            x, statistics = _normalize_by(waveform, statistics)
+            x, statistics = normalize_by(waveform, statistics)
         elif self.config.normalize_waveform:
-            x = _normalize(waveform, length)
+            x = normalize(waveform, length)
         if statistics is None:
-            x = self.convolutions(x, length if alone else None)
-        else:  # in pieces, which take little memory: no norm looks beyond them
+            x = self.convolutions(x, length if ignore_padding else None)
+        else:  # pieces take less memory, and no norm crosses their edges
             x = torch.cat([self.convolutions(piece, None, statistics) for piece in pieces_of(x)], dim=1)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
-            x.register_hook(lambda gradient: gradient * scale)
+            x.register_hook(lambda gradient: gradient * scale)  # type: ignore[no-untyped-call]  # torch has no types
         return x
 
     def contextual(
@@ -173,14 +228,17 @@ class HubertEncoder(nn.Module):
         channel_mask: Tensor | None = None,
         kept: Sequence[bool] | None = None,
     ) -> Tensor:
-        """Output of the last layer for the output of the convolutions.
+        """Compute the output of the last layer from the output of the convolutions.
 
-        local:        (batch, frames, conv_channels)
-        num_frames:   (batch,), frames before padding; none if nothing is padded
-        mask:         (batch, frames) bool, frames to replace by the mask embedding
-        channel_mask: (batch, dim) bool, channels to zero in all frames
-        kept:         (layers,), whether each layer is computed; drawn anew in training if not given
-        returns:      (batch, frames, dim)
+        Args:
+            local: (batch, frames, conv_channels).
+            num_frames: (batch,), frames before padding; None if nothing is padded.
+            mask: (batch, frames) bool, frames to replace by the mask embedding.
+            channel_mask: (batch, dim) bool, channels to set to zero in all frames.
+            kept: (layers,), whether each layer is computed; drawn in training if not given.
+
+        Returns:
+            (batch, frames, dim).
         """
         x, attend = self._transformer_input(local, num_frames, mask, channel_mask)
         for layer, keep in zip(self.layers, self.draw_kept() if kept is None else kept, strict=True):
@@ -193,9 +251,11 @@ class HubertEncoder(nn.Module):
         return self.norm(x) if self.config.pre_norm else x
 
     def compile_parts(self) -> None:
-        """Let torch compile what follows each convolution, the positional one, and one layer, whose code the others
-        share; takes a minute or so, and again for a second length, from which on any will do."""
-        compiled = torch.compile(_layer_norm_gelu)
+        """Compile norm and GELU of the convolutions, the positional convolution and the layers, which share code.
+
+        Compilation takes about a minute, and another one when a second length occurs; later lengths are free.
+        """
+        compiled = torch.compile(layer_norm_gelu)
         for convolution in self.convolutions:
             assert isinstance(convolution, Convolution)
             convolution.layer_norm_gelu = compiled
@@ -203,16 +263,28 @@ class HubertEncoder(nn.Module):
             part.compile()
 
     def draw_kept(self, generator: torch.Generator | None = None) -> list[bool]:
-        """Which layers a step computes, (layers,): in training, each is dropped with the chance `layer_drop`."""
+        """Draw the layers that a step computes.
+
+        Args:
+            generator: Source of the random numbers; torch's global one if not given.
+
+        Returns:
+            (layers,), whether each layer is computed. In training, each is skipped with probability `layer_drop`.
+        """
         if not self.training or torch.compiler.is_exporting():
             return [True] * len(self.layers)
         # On the CPU, where reading the draw does not wait for a GPU
-        return (torch.rand(len(self.layers), generator=generator) >= self.config.layer_drop).tolist()
+        kept: list[bool] = (torch.rand(len(self.layers), generator=generator) >= self.config.layer_drop).tolist()
+        return kept
 
     def _embed(
-        self, waveform: Tensor, length: Tensor | None, alone: bool, statistics: Statistics | None = None
+        self,
+        waveform: Tensor,
+        length: Tensor | None,
+        ignore_padding: bool,
+        statistics: WaveformStatistics | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        local = self.local_features(waveform, length, alone=alone, statistics=statistics)
+        local = self.local_features(waveform, length, ignore_padding=ignore_padding, statistics=statistics)
         return self._transformer_input(local, None if length is None else num_frames(length))
 
     def _transformer_input(
@@ -222,7 +294,7 @@ class HubertEncoder(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What enters layer 1, (batch, frames, dim), and which frames it may attend to, (batch, 1, 1, frames)."""
+        """Compute the input of layer 1, (batch, frames, dim), and the frames to attend to, (batch, 1, 1, frames)."""
         x = self.input_dropout(self.projection(self.local_norm(local)))
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
@@ -238,7 +310,7 @@ class HubertEncoder(nn.Module):
 
 
 class PositionalConvolution(nn.Module):
-    """Relative positions: a grouped convolution over the frames around each frame (wav2vec 2.0 §2)."""
+    """Relative positions as a grouped convolution over the frames around each frame (wav2vec 2.0 §2)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -248,45 +320,53 @@ class PositionalConvolution(nn.Module):
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)  # one gain for each position
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the class that torch made for the weight norm, which cannot be pickled."""
+        """Return the state without the class that torch makes for a weight norm, which cannot be pickled."""
         conv, parameters = self.conv, dict(self.conv.named_parameters())
-        made = {name: getattr(conv, name) for name in ("in_channels", "kernel_size", "padding", "groups")}
-        rest = {name: value for name, value in self.__dict__.items() if name != "_modules"}
-        return {"rest": rest, "made": made, "parameters": parameters, "training": conv.training}
+        sizes = {name: getattr(conv, name) for name in ("in_channels", "kernel_size", "padding", "groups")}
+        attributes = {name: value for name, value in self.__dict__.items() if name != "_modules"}
+        return {"attributes": attributes, "sizes": sizes, "parameters": parameters, "training": conv.training}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state["rest"], _modules={})
-        channels = state["made"].pop("in_channels")
-        conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["made"])
+        self.__dict__.update(state["attributes"], _modules={})
+        channels = state["sizes"].pop("in_channels")
+        conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["sizes"])  # type: ignore[no-untyped-call]
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2).train(state["training"])
         for name, value in state["parameters"].items():
             owner, _, last = name.rpartition(".")
             setattr(self.conv.get_submodule(owner), last, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, frames, dim) → (batch, frames, dim)"""
+        """Compute the positions to add to each frame.
+
+        Args:
+            x: (batch, frames, dim).
+
+        Returns:
+            (batch, frames, dim).
+        """
         frames = x.shape[1]
-        # An even kernel makes one frame too many, the last
+        # An even kernel gives one frame too many, the last
         return F.gelu(self._convolved(x.transpose(1, 2))[..., :frames].transpose(1, 2))
 
     def _convolved(self, x: Tensor) -> Tensor:
         conv = self.conv
         if x.device.type != "cpu":
-            return conv(x)
+            convolved: Tensor = conv(x)
+            return convolved
         reduced = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
         if not reduced or conv.in_channels // conv.groups >= 16:
-            # As an image of height 1, whose channels lie side by side in memory, it takes half of the time
+            # As an image of height 1, with channels side by side in memory, the convolution takes half of the time
             weight = conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
             padding = (0, *conv.padding)
             return F.conv2d(x[:, :, None], weight, conv.bias, padding=padding, groups=conv.groups)[:, :, 0]
-        # torch 2.13 on processors with AMX: in bfloat16, narrower groups come out as something else altogether
+        # torch 2.13 on processors with AMX computes narrower groups wrongly in bfloat16
         with torch.autocast("cpu", enabled=False):
             weight, bias = conv.weight.float(), conv.bias.float()
             return F.conv1d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups).type_as(x)
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each with its norm before or after it and a residual around it."""
+    """Attention and feed-forward, each with a residual connection and a norm before or after it."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -302,18 +382,31 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        """(batch, frames, dim) → (batch, frames, dim), attending where `attend` (batch, 1, 1, frames) is true"""
+        """Compute the layer.
+
+        Args:
+            x: (batch, frames, dim).
+            attend: (batch, 1, 1, frames) bool, frames to attend to; None for all.
+
+        Returns:
+            (batch, frames, dim).
+        """
         if self.pre_norm:
             x = x + self.attention(self.attention_norm(x), attend)
             return x + self.feed_forward(self.ffn_norm(x))
         x = self.attention_norm(x + self.attention(x, attend))
-        return self.ffn_norm(x + self.feed_forward(x))
+        output: Tensor = self.ffn_norm(x + self.feed_forward(x))
+        return output
 
     def attention(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        """Compute attention without norm and residual; shapes as in `forward`."""
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (batch, frames, 3, heads, head dim)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, frames, head dim)
         x = attend_to(query, key, value, attend, self.attention_dropout if self.training else 0.0)
-        return self.dropout(self.attention_output(x.transpose(1, 2).flatten(2)))
+        output: Tensor = self.dropout(self.attention_output(x.transpose(1, 2).flatten(2)))
+        return output
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.ffn_output(self.activation_dropout(F.gelu(self.ffn_input(x)))))
+        """Compute the feed-forward part without norm and residual: (batch, frames, dim) to (batch, frames, dim)."""
+        output: Tensor = self.dropout(self.ffn_output(self.activation_dropout(F.gelu(self.ffn_input(x)))))
+        return output

@@ -1,4 +1,4 @@
-"""The head of pre-training: which cluster does each frame belong to? (HuBERT §II-B, §II-E)"""
+"""The head of pre-training, which predicts the cluster of each frame (HuBERT §II-B, §II-E)."""
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,10 @@ class ClusterPredictor(nn.Module):
     Args:
         dim: Width of the encoder.
         num_clusters: K-means clusters to choose from.
-        final_dim: Width of the projection that codewords are compared in.
-        temperature: Divides the cosine logits.
-        normal_codewords: Draw codewords of about unit length that point everywhere, instead of U(0, 1) as fairseq does.
+        final_dim: Width of the codewords and of the projected frames.
+        temperature: Divisor of the cosine logits.
+        normal_codewords: Whether codewords are drawn from a normal distribution, with about unit length, instead of
+            U(0, 1) as in fairseq.
     """
 
     def __init__(
@@ -37,8 +38,16 @@ class ClusterPredictor(nn.Module):
             nn.init.uniform_(self.codewords)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(…, dim) → (…, clusters) float32"""
+        """Score the clusters of frames.
+
+        Args:
+            frames: (…, dim).
+
+        Returns:
+            (…, clusters) float32 logits.
+        """
         x = self.projection(frames)
         with torch.autocast(x.device.type, enabled=False):  # a cosine in bf16 is off by up to 0.4 %, a logit by 0.04
             similarity = F.normalize(x.float(), dim=-1) @ F.normalize(self.codewords.float(), dim=-1).T
-        return similarity / self.temperature  # eq. 3
+        logits: Tensor = similarity / self.temperature  # eq. 3
+        return logits

@@ -1,15 +1,15 @@
-"""Means and variances of a recording that comes in pieces, in memory that does not grow: what norms over time need."""
+"""Statistics that norms over time need, of a recording that comes in pieces, in constant memory."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from hubert_lightning.model.convolutions import KERNELS, STRIDES, Statistics
+from hubert_lightning.model.convolutions import KERNELS, STRIDES, WaveformStatistics
 
 
 class RunningStatistics:
-    """Of all samples that were added so far, in whatever pieces they came."""
+    """Statistics of all samples added so far; the sizes of the pieces make no difference."""
 
     def __init__(self) -> None:
         kernel = KERNELS[0]
@@ -20,7 +20,11 @@ class RunningStatistics:
         self.rest = torch.zeros(0, dtype=torch.float64)  # samples from where the next window begins
 
     def add(self, waveform: Tensor) -> None:
-        """waveform: (samples,), those that follow"""
+        """Add the next samples.
+
+        Args:
+            waveform: (samples,).
+        """
         samples = waveform.detach().to("cpu", torch.float64)
         self.num_samples += len(samples)
         self.sums += torch.stack([samples.sum(), samples.square().sum()])
@@ -33,19 +37,27 @@ class RunningStatistics:
             samples = samples[len(windows) * STRIDES[0] :]
         self.rest = samples.clone()
 
-    def statistics(self, batch: int = 1) -> Statistics:
-        """For a batch of so many parts of this recording, at least one window of which was added: float64."""
+    def statistics(self, batch: int = 1) -> WaveformStatistics:
+        """Compute the statistics, for a batch of parts of this recording.
+
+        Args:
+            batch: Parts in the batch.
+
+        Returns:
+            Statistics in float64, the same for every part. At least one window of samples has been added before.
+        """
         mean, square = self.sums / self.num_samples
         windows = self.window_sum / self.num_windows
         covariance = self.window_products / self.num_windows - windows.outer(windows)
-        of_one = (mean, (square - mean.square()).clamp(min=0), windows - mean, covariance)
-        return Statistics(*(value.expand(batch, *value.shape) for value in of_one))
+        values = (mean, (square - mean.square()).clamp(min=0), windows - mean, covariance)
+        return WaveformStatistics(*(value.expand(batch, *value.shape) for value in values))
 
 
-def statistics_of(pieces: Iterable[Tensor]) -> Statistics:
-    """Those of a recording, for a batch of one part of it.
+def statistics_of(pieces: Iterable[Tensor]) -> WaveformStatistics:
+    """Compute the statistics of a recording, for a batch of one part of it.
 
-    pieces: (samples,) each, one after the other
+    Args:
+        pieces: (samples,) each, one after the other.
     """
     running = RunningStatistics()
     for piece in pieces:

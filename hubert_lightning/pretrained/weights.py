@@ -13,8 +13,9 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.dialect import DIRECTION, Dialect, _names, _new_name, count_layers, prefix_of
+from hubert_lightning.spelling import is_special
 from hubert_lightning.untrusted.json_file import shown
-from hubert_lightning.vocabulary import BOUNDARY, is_mark, with_boundary
+from hubert_lightning.vocabulary import BOUNDARY, with_boundary
 
 
 class Trained(NamedTuple):
@@ -246,7 +247,7 @@ def spelling(
     Returns:
         Arguments of data.text.Vocabulary.
     """
-    letters = [token for token in tokens[1:] if token != delimiter and not is_mark(token)]
+    letters = [token for token in tokens[1:] if token != delimiter and not is_special(token)]
     if delimiter not in tokens[1:]:
         delimiter = None
     if spaced is None:

@@ -44,25 +44,15 @@ from hubert_lightning.training.callbacks.preemption import Preemption
 from hubert_lightning.training.callbacks.run_record import RunRecord
 from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.callbacks.throughput import Throughput
-from hubert_lightning.training.checkpoints import (
-    WholeCheckpoints,
-    WholeSteps,
-    keep_rows,
-    newest_checkpoint,
-    set_damaged_aside,
-)
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
 from hubert_lightning.training.iterations import Iteration, single_iterations
 from hubert_lightning.training.library_errors import config_errors, one_line
 from hubert_lightning.training.lightning_internals import wandb_arguments
+from hubert_lightning.training.metrics_table import keep_rows
+from hubert_lightning.training.optimizer_state import probe_optimizer
 from hubert_lightning.training.parser import KEYS_OF_RECIPE, SentenceParser
-from hubert_lightning.training.restoring import (
-    check_entries,
-    check_run,
-    check_state,
-    check_weights,
-    model_arguments,
-    probe_optimizer,
-)
+from hubert_lightning.training.restoring import check_weights, model_arguments
 from hubert_lightning.training.run_config import (
     SaveRunConfig,
     check_checkpoint,
@@ -76,9 +66,10 @@ from hubert_lightning.training.run_config import (
     log_separately,
     write_to_output,
 )
-from hubert_lightning.training.run_folder import METRICS, check_files, restore_given_config, says_manifests, write_json
+from hubert_lightning.training.run_folder import METRICS, check_files, names_manifests, restore_given_config, write_json
 from hubert_lightning.training.run_identity import early_stop, finished_sentence, is_finished, refuse_another_run
 from hubert_lightning.training.run_lock import holder_of, locked, refuse
+from hubert_lightning.training.run_state import check_entries, check_run, check_state
 from hubert_lightning.training.trial import trial_folder
 
 log = logging.getLogger(__name__)
@@ -264,7 +255,7 @@ class HubertCLI(LightningCLI):
         if not config.ckpt_path and (newest := newest_checkpoint(folder)):
             config.ckpt_path = str(newest)
             if is_first_process():
-                set_damaged_aside(folder, newest)
+                set_corrupt_aside(folder, newest)
         self.run(config)
 
     def run(self, config: Namespace) -> None:
@@ -341,7 +332,7 @@ class HubertCLI(LightningCLI):
         if self.config_init.ckpt_path:
             path = Path(self.config_init.ckpt_path)
             checkpoint = read_checkpoint(path)
-            if not says_manifests(path, self.config.data.class_path):
+            if not names_manifests(path, self.config.data.class_path):
                 rank_zero_info(f"{path}: does not name the manifests it was trained with, so they are not compared")
             vocabulary = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
             if vocabulary and vocabulary != self.model.hparams.get("vocabulary"):
@@ -432,7 +423,7 @@ def _print_awaited_nodes(trainer: Trainer) -> None:
         rank_zero_info(
             f"waiting for {trainer.world_size} processes at {nodes.main_address}:{nodes.main_port}; start the same "
             f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
-            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/cluster/torchrun.sh"
+            "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/launch/torchrun.sh"
         )
 
 

@@ -1,66 +1,67 @@
-"""A pre-trained encoder learns to spell: CTC over letters (HuBERT §II-F, §IV-D)."""
+"""The fine-tuning task: CTC over letters on a pre-trained encoder (HuBERT §II-F, §IV-D)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
+from hubert_lightning.characters import comparable
 from hubert_lightning.data.manifest import fingerprint
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
-from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
-from hubert_lightning.training.distributed import shard
-from hubert_lightning.training.global_batch import HOW_NOT_WHAT, GlobalBatch, total_steps
 from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
-from hubert_lightning.training.restoring import load_task
-from hubert_lightning.training.schedules import tri_stage
-from hubert_lightning.vocabulary import BLANK, Vocabulary, comparable, read_vocabulary
+from hubert_lightning.training.schedules import Schedule, tri_stage
+from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
+from hubert_lightning.vocabulary import BLANK, Vocabulary, read_vocabulary
+
+Search = Callable[..., list[str]]
+"""Log-probabilities, numbers of frames and vocabulary → the words of each utterance."""
 
 
-class CTCFinetuning(LightningModule):
-    """An encoder and a linear layer that spells what it hears. Defaults: HuBERT Base on 10 hours.
+class CTCFinetuning(Task):
+    """Train an encoder with a linear CTC head on transcripts. Defaults: HuBERT Base on 10 hours.
 
     Args:
-        pretrained: Checkpoint of a pre-training run, or a transformers directory; none to learn from scratch.
-        vocabulary: The letters to spell with, a file of `hubert vocabulary`; LibriSpeech's 28 if not given.
-        keep_head: Go on from the letters' head of `pretrained`, too, which somebody fine-tuned; its vocabulary is kept.
-        encoder: Size of the encoder when nothing is pre-trained; otherwise read from the checkpoint.
-        dropout: Of the Transformer while fine-tuning.
-        attention_dropout: Of the attention weights.
-        activation_dropout: After the activation of the feed-forward layers.
-        input_dropout: Of the projected convolution output.
-        layer_drop: Chance of a layer to be left out of a step.
-        freeze_steps: Steps in which only the linear layer learns.
-        freeze_convolutions: Keep the convolutions as they were pre-trained.
-        optimizer: Any torch optimizer; its learning rate is the peak. AdamW for 10 hours if none is named.
-        warmup: Share of all steps in which the learning rate rises.
-        decay: Share of all steps in which it falls, to a twentieth.
-        decoder: How `hubert test` and `predict` search for words, a file of `hubert tune-decoder`; each frame's best
-            letter if not given, as in validation.
-        max_skipped: Steps in a row that may be left out, on all ranks, because a loss or gradient is not finite.
-        compile: Let torch compile the encoder: slow to start, then faster.
-        activation_checkpointing: Compute each layer again in the backward pass: slower, in much less memory.
+        pretrained: Checkpoint of pre-training or a transformers directory; train from scratch if not given.
+        vocabulary: Vocabulary file of `hubert vocabulary`; the 28 letters of LibriSpeech if not given.
+        keep_head: Keep the CTC head of `pretrained`, a fine-tuned model, and its vocabulary as well.
+        encoder: Size of the encoder to train from scratch; otherwise it is read from `pretrained`.
+        dropout: Dropout probability in the Transformer.
+        attention_dropout: Dropout probability of the attention weights.
+        activation_dropout: Dropout probability after the activation of the feed-forward layers.
+        input_dropout: Dropout probability of the projected convolution output.
+        layer_drop: Probability that a training step skips a layer.
+        freeze_steps: Number of first steps in which only the CTC head learns.
+        freeze_convolutions: Keep the pre-trained weights of the convolutions.
+        optimizer: Any torch optimizer; its learning rate is the peak of the schedule. AdamW for 10 hours of transcripts
+            if not given.
+        warmup: Fraction of the steps over which the learning rate rises to its peak.
+        decay: Fraction of the steps over which it falls to a twentieth of the peak.
+        decoder: Decoder settings file of `hubert tune-decoder`, for `hubert test` and `hubert predict`; the most likely
+            letter of each frame if not given, as in validation.
+        max_skipped: Maximum number of consecutive skipped steps. All ranks skip a step if a loss or gradient is not
+            finite.
+        compile: Compile the encoder with torch.compile: slow to start, then faster.
+        activation_checkpointing: Recompute the activations of each layer in the backward pass: slower, with much less
+            memory.
     """
 
     def __init__(
@@ -84,22 +85,24 @@ class CTCFinetuning(LightningModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
         within(0, 1, warmup=warmup, decay=decay)
         within(0, freeze_steps=freeze_steps)
         if warmup + decay > 1:
-            raise UserError(f"warmup {warmup} and decay {decay} are shares of one run; together they are at most 1")
+            raise UserError(
+                f"warmup {warmup} and decay {decay} are fractions of one run; lower them to a sum of at most 1"
+            )
         weights = head = None
-        if isinstance(encoder, dict):  # from a checkpoint
-            encoder = EncoderConfig(**encoder)
-        given = Vocabulary(**vocabulary) if isinstance(vocabulary, dict) else vocabulary
-        spelling = read_vocabulary(Path(given)) if isinstance(given, (str, Path)) else given
+        encoder = encoder_config(encoder)
+        if isinstance(vocabulary, Mapping):  # from a checkpoint
+            vocabulary = Vocabulary(**vocabulary)
+        elif isinstance(vocabulary, (str, Path)):
+            vocabulary = read_vocabulary(Path(vocabulary))
         if pretrained is not None:
             loaded = load_encoder(pretrained)
             encoder, weights = loaded.config, loaded.state_dict()
         if keep_head:
-            head, spelling = _kept_head(pretrained, spelling)
-        spelling = spelling or Vocabulary()
+            head, vocabulary = _load_head(pretrained, vocabulary)
+        vocabulary = vocabulary or Vocabulary()
         encoder = replace(
             encoder,
             dropout=dropout,
@@ -109,32 +112,30 @@ class CTCFinetuning(LightningModule):
             layer_drop=layer_drop,
             feature_grad_mult=0.0 if freeze_convolutions else 1.0,
         )
-        self.save_hyperparameters(ignore=["optimizer", *HOW_NOT_WHAT], logger=False)  # RunRecord logs what was built
-        # What a checkpoint needs to be rebuilt without the one it came from
-        kept = spelling.settings()
-        self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=kept, keep_head=False)
-        self.vocabulary = spelling
-        self.encoder = HubertEncoder(encoder)
+        super().__init__(encoder, optimizer or ten_hour_optimizer, max_skipped, compile, activation_checkpointing)
+        # RunRecord logs the settings as they were built
+        self.save_hyperparameters(ignore=["optimizer", *CHANGEABLE_ON_RESUME], logger=False)
+        # A checkpoint can be rebuilt without the one that it was trained from
+        settings = vocabulary.settings()
+        self.hparams.update(encoder=asdict(encoder), pretrained=None, vocabulary=settings, keep_head=False)
+        self.vocabulary = vocabulary
         if weights is not None:
             self.encoder.load_state_dict(weights)
-        self.head = nn.Linear(encoder.dim, len(spelling))
+        self.head = nn.Linear(encoder.dim, len(vocabulary))
         if head is not None:
             self.head.load_state_dict(head)
-        self.optimizer = optimizer or ten_hour_optimizer
         self.freeze_steps, self.warmup, self.decay = freeze_steps, warmup, decay
-        self.global_batch = GlobalBatch(max_skipped)
-        self.encoder.checkpointing = activation_checkpointing
-        self.compiling = compile
         self.pretrained, self.keep_head, self.decoder = pretrained, keep_head, decoder
-        self.trained_steps: int | None = None
-        """Optimizer step of the checkpoint that was loaded."""
         self.results: tuple[Path, Origin, bool] | None = None
-        """Folder of what was last tested or predicted, what made it, and whether it is the whole set."""
-        self.search: Callable[..., list[str]] = greedy
+        """Folder of the last test or prediction, the origin of its hypotheses, and whether it covers the whole set."""
+        self.search: Search = greedy
         self.wer, self.cer = WordErrorRate(), CharErrorRate()
-        self.rows: list[dict[str, str]] = []  # id, speaker, reference, hypothesis of what was last validated or tested
+        self.rows: list[dict[str, str]] = []
+        """id, speaker, reference and hypothesis of each utterance of the last validation or test."""
 
-    load_from_checkpoint = classmethod(load_task)  # type: ignore[assignment, var-annotated]
+    @property
+    def heads(self) -> list[nn.Module]:
+        return [self.head]
 
     def forward(
         self,
@@ -144,16 +145,19 @@ class CTCFinetuning(LightningModule):
         channel_mask: Tensor | None = None,
         kept: Sequence[bool] | None = None,
     ) -> Tensor:
-        """Log-probabilities of the letters.
+        """Compute the log-probabilities of the tokens.
 
-        waveform:     (batch, samples)
-        length:       (batch,), samples before padding
-        mask:         (batch, frames) bool, frames to hide
-        channel_mask: (batch, dim) bool, channels to hide
-        kept:         (layers,), whether each layer is computed; drawn anew in training if not given
-        returns:      (batch, frames, tokens) float32
+        Args:
+            waveform: (batch, samples), 16 kHz audio.
+            length: (batch,), samples before padding.
+            mask: (batch, frames) bool, True where a frame is masked.
+            channel_mask: (batch, dim) bool, True where a channel is masked.
+            kept: (layers,), whether each layer is computed; drawn in training if not given.
+
+        Returns:
+            (batch, frames, tokens) float32.
         """
-        return self._spelled(self.encoder(waveform, length, mask, channel_mask, kept))
+        return self._log_probs(self.encoder(waveform, length, mask, channel_mask, kept))
 
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
@@ -164,7 +168,7 @@ class CTCFinetuning(LightningModule):
         if self.trainer.world_size > 1 and not finds_unused_parameters(strategy):
             raise UserError(
                 f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
-                "take trainer.strategy ddp_find_unused_parameters_true, or freeze_steps 0"
+                "set trainer.strategy to ddp_find_unused_parameters_true, or freeze_steps to 0"
             )
 
     def teardown(self, stage: str) -> None:
@@ -173,55 +177,36 @@ class CTCFinetuning(LightningModule):
         self.search = greedy
 
     def on_fit_start(self) -> None:
-        rank_zero_info(self._account())
+        rank_zero_info(self._trainable_parameters())
 
-    def _account(self) -> str:
-        """Which parameters learn, and from when."""
-        convolutions, head = (_count(part) for part in (self.encoder.convolutions, self.head))
-        transformer = _count(self.encoder) - convolutions
-        later = f"learn from step {self.freeze_steps} on" if self.freeze_steps else "learn from the start"
-        kept = not any(parameter.requires_grad for parameter in self.encoder.convolutions.parameters())
+    def _trainable_parameters(self) -> str:
+        """Describe which parameters are trained, and from which step."""
+        convolutions, head = _num_parameters(self.encoder.convolutions), _num_parameters(self.head)
+        transformer = _num_parameters(self.encoder) - convolutions
+        start = f"trained from step {self.freeze_steps} on" if self.freeze_steps else "trained from the start"
+        frozen = not any(parameter.requires_grad for parameter in self.encoder.convolutions.parameters())
         return (
-            f"{_count(self) / 1e6:.2f} M parameters: {convolutions / 1e6:.2f} M of the convolutions "
-            f"{'stay as they are' if kept else later}, {transformer / 1e6:.2f} M of the Transformer {later}, "
-            f"{head / 1e3:.1f} k of the head that spells from the start"
+            f"{_num_parameters(self) / 1e6:.2f} M parameters: {convolutions / 1e6:.2f} M of the convolutions "
+            f"({'frozen' if frozen else start}), {transformer / 1e6:.2f} M of the Transformer ({start}), "
+            f"{head / 1e3:.1f} k of the CTC head (trained from the start)"
         )
 
     def training_step(self, batch: TranscribedBatch) -> Tensor:
-        torch.manual_seed(batch.seed)  # dropout's: the batch's own, whichever rank trains on it, also after a restart
-        kept = self.encoder.draw_kept(torch.Generator().manual_seed(batch.step_seed))
-        # Where rates are tried, it is not frozen: one that suits the head alone would be far too high for the encoder
+        kept = self.seed_step(batch)
+        # PeakRateFinder trains the whole model: a rate for the head alone would be far too high for the encoder
         frozen = self.global_step < self.freeze_steps and not tries_learning_rates(self.trainer)
         with torch.set_grad_enabled(not frozen):
             frames = self.encoder(batch.waveform, batch.length, batch.mask, batch.channel_mask, kept)
-        loss = self._loss(self._spelled(frames), batch)
-        self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
+        loss = self._loss(self._log_probs(frames), batch)
+        if self.logs_this_step:
+            self.log("train/loss", loss.detach(), batch_size=len(batch.waveform))
         return self.global_batch.add(loss, len(batch.waveform), batch.id)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        norm = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-        self.log("train/gradient_norm", norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self.log("train/skipped_steps", self.global_batch.skipped)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.refuse_unsound(self)
-        checkpoint["skipped_steps"] = float(self.global_batch.skipped)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.global_batch.skipped = torch.tensor(checkpoint.get("skipped_steps", 0.0))
-        self.trained_steps = checkpoint.get("global_step")
-
     def operations(self, batch: TranscribedBatch) -> int:
-        """Floating-point operations of a training step on this batch, once the encoder learns, padding counted."""
+        """Count the operations of a step on one batch with its padding, once the encoder is trained."""
         rows, samples = batch.waveform.shape
-        spelling = 3 * 2 * num_frames(samples) * self.encoder.config.dim * len(self.vocabulary.tokens)
-        return rows * (encoder_operations(self.encoder.config, samples) + spelling)
+        head = 3 * 2 * num_frames(samples) * self.encoder.config.dim * len(self.vocabulary.tokens)
+        return rows * (encoder_operations(self.encoder.config, samples) + head)
 
     def on_validation_epoch_start(self) -> None:
         self.rows = []
@@ -249,19 +234,22 @@ class CTCFinetuning(LightningModule):
         self.rows = []
 
     def predict_step(self, batch: TranscribedBatch) -> list[str]:
-        """The words of a batch; every hypothesis also goes to predict.jsonl in the run's folder."""
+        """Decode a batch; the hypotheses are also written to predict.jsonl in the run folder."""
         hypotheses = self.search(self(batch.waveform, batch.length), num_frames(batch.length), self.vocabulary)
-        self.rows += [{"id": i, "hypothesis": words} for i, words in zip(batch.id, hypotheses, strict=True)]
+        self.rows += [
+            {"id": cut_id, "hypothesis": hypothesis} for cut_id, hypothesis in zip(batch.id, hypotheses, strict=True)
+        ]
         return hypotheses
 
     def on_predict_epoch_end(self) -> None:
         self._write("predict")
 
-    def _spelled(self, frames: Tensor) -> Tensor:
-        return self.head(frames).float().log_softmax(dim=-1)
+    def _log_probs(self, frames: Tensor) -> Tensor:
+        logits: Tensor = self.head(frames)
+        return logits.float().log_softmax(dim=-1)
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
-        # The mean over utterances, not over letters: fairseq criterion ctc with sentence_avg
+        # The mean over utterances, not over tokens: fairseq criterion ctc with sentence_avg
         return F.ctc_loss(
             log_probs.transpose(0, 1),  # (frames, batch, tokens)
             batch.token,
@@ -272,7 +260,7 @@ class CTCFinetuning(LightningModule):
             zero_infinity=True,
         ) / len(batch.waveform)
 
-    def _score(self, part: str, batch: TranscribedBatch, search: Callable[..., list[str]]) -> None:
+    def _score(self, part: str, batch: TranscribedBatch, search: Search) -> None:
         log_probs = self(batch.waveform, batch.length)
         hypotheses = search(log_probs, num_frames(batch.length), self.vocabulary)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
@@ -282,8 +270,10 @@ class CTCFinetuning(LightningModule):
         errors = {f"{part}/wer": self.wer, f"{part}/cer": self.cer}
         self.log_dict(errors, on_epoch=True, prog_bar=True, batch_size=len(batch.waveform))
         self.rows += [
-            {"id": i, "speaker": speaker, "reference": reference, "hypothesis": hypothesis}
-            for i, speaker, reference, hypothesis in zip(batch.id, batch.speaker, references, hypotheses, strict=True)
+            {"id": cut_id, "speaker": speaker, "reference": reference, "hypothesis": hypothesis}
+            for cut_id, speaker, reference, hypothesis in zip(
+                batch.id, batch.speaker, references, hypotheses, strict=True
+            )
         ]
 
     def _search_settings(self) -> str | dict[str, Any]:
@@ -293,69 +283,59 @@ class CTCFinetuning(LightningModule):
         return {"file": file, **asdict(self.search.settings)}
 
     def _write(self, kind: str) -> None:
+        """Write the rows of all ranks and what made them to the run folder, or to the set's own folder in it."""
         rows = self.rows
         if self.trainer.world_size > 1:
-            parts: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(parts, rows)
-            rows = list({row["id"]: row for part in parts for row in part}.values())  # the last step repeats some
-        weights = self.trainer.strategy.lightning_module_state_dict()  # which all ranks gather
-        if self.trainer.is_global_zero:
-            run, checkpoint = Path(self.trainer.default_root_dir), self.trainer.ckpt_path
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            manifests = getattr(data, "manifests", {}).get("test") or []
-            tested = {row["id"] for row in rows}
-            origin = Origin(
-                checkpoint=None if checkpoint is None else str(checkpoint),
-                step=self.trained_steps,
-                weights=weights_fingerprint(weights),
-                manifest=joined_paths(manifests),
-                utterances=fingerprint(cut for cut in data.cuts["test"] if cut.id in tested) if manifests else "",
-                decoder=self._search_settings(),
-            )
-            whole = not manifests or len(tested) == len(data.cuts["test"])
-            folder = results_folder(run, kind, manifests, self.decoder, checkpoint, whole) if manifests else run
-            write_rows(folder / f"{kind}.jsonl", rows, origin)
-            if folder != run and whole:
-                if kind == "test":
-                    (run / SCORES).unlink(missing_ok=True)  # which are of the test before
-                write_rows(run / f"{kind}.jsonl", rows, origin)
-            self.results = folder, origin, whole
+            rows_of_ranks: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(rows_of_ranks, rows)
+            # The last step repeats some utterances
+            rows = list({row["id"]: row for rows in rows_of_ranks for row in rows}.values())
+        weights = self.trainer.strategy.lightning_module_state_dict()  # a collective operation
+        if not self.trainer.is_global_zero:
+            return
+        run, checkpoint = Path(self.trainer.default_root_dir), self.trainer.ckpt_path
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        manifests = getattr(data, "manifests", {}).get("test") or []
+        tested = {row["id"] for row in rows}
+        origin = Origin(
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            step=self.trained_steps,
+            weights=weights_fingerprint(weights),
+            manifest=joined_paths(manifests),
+            utterances=fingerprint(cut for cut in data.cuts["test"] if cut.id in tested) if manifests else "",
+            decoder=self._search_settings(),
+        )
+        whole = not manifests or len(tested) == len(data.cuts["test"])
+        folder = results_folder(run, kind, manifests, self.decoder, checkpoint, whole) if manifests else run
+        write_rows(folder / f"{kind}.jsonl", rows, origin)
+        if folder != run and whole:
+            if kind == "test":
+                (run / SCORES).unlink(missing_ok=True)  # scores of the previous test
+            write_rows(run / f"{kind}.jsonl", rows, origin)
+        self.results = folder, origin, whole
 
-    def configure_model(self) -> None:
-        if self.compiling:
-            self.encoder.compile_parts()
-        shard(self, self.encoder, [self.head])
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of this run up to the peak of the learning rate."""
-        return round(self.warmup * total_steps(self.trainer))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.global_batch.made(self, self.optimizer)
-        steps = total_steps(self.trainer)
-        warmup, decay = self.warmup_steps, round(self.decay * steps)
-        rate = tri_stage(warmup, steps - warmup - decay, decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+    def schedule(self, total_steps: int) -> Schedule:
+        warmup, decay = self.warmup_steps, round(self.decay * total_steps)
+        return tri_stage(warmup, total_steps - warmup - decay, decay)
 
 
-def _count(module: nn.Module) -> int:
+def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _kept_head(pretrained: Path | None, vocabulary: Vocabulary | None) -> tuple[dict[str, Tensor], Vocabulary]:
-    """The weights of a fine-tuned model's head, and the letters that they spell."""
+def _load_head(pretrained: Path | None, vocabulary: Vocabulary | None) -> tuple[dict[str, Tensor], Vocabulary]:
+    """Return the weights of a fine-tuned model's CTC head and its vocabulary."""
     if pretrained is None:
-        raise UserError("keep_head, but nothing is pretrained; name a fine-tuned model in model.init_args.pretrained")
+        raise UserError("keep_head, but pretrained is not given; name a fine-tuned model in model.init_args.pretrained")
     model = load_ctc(pretrained)
     if vocabulary is not None and vocabulary != model.vocabulary:
         raise UserError(
-            f"{pretrained}: its head spells with another vocabulary than the one given; leave out "
-            "model.init_args.vocabulary, or keep_head to learn to spell anew"
+            f"{pretrained}: its CTC head has another vocabulary than the given one; leave out "
+            "model.init_args.vocabulary, or keep_head to train a new head"
         )
     return model.head.state_dict(), model.vocabulary
 
 
 def ten_hour_optimizer(parameters: ParamsT) -> AdamW:
-    """That of 10 hours of transcripts: fairseq wav2vec/config/finetuning/base_10h.yaml."""
+    """Build the optimizer for 10 hours of transcripts: fairseq wav2vec/config/finetuning/base_10h.yaml."""
     return AdamW(parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)

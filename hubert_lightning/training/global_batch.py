@@ -1,19 +1,19 @@
-"""One optimiser step is one mean over the global batch, however that is split into ranks and accumulated batches.
+"""The exact mean over the global batch of an optimizer step, however ranks and accumulated batches share it.
 
 Each batch adds a sum of losses; the gradient is divided by the number of terms once all of them are known. So every
-masked frame (or utterance) of a step weighs the same, whichever rank or accumulated batch it came in, which averaging
-means does not give. The same pass over the gradients clips them, and leaves a step out on all ranks if one of them has
-a loss or a gradient that is not finite.
+masked frame (or utterance) of a step has the same weight, on any rank and in any accumulated batch. A mean of means
+does not give that. The same pass over the gradients clips them, and skips a step on all ranks if one of them has a
+loss or a gradient that is not finite.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -24,20 +24,27 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.training.distributed import trainer_of
 from hubert_lightning.training.lightning_internals import is_fused, multiply_in_place, tries_learning_rates
 
-HOW_NOT_WHAT = ("max_skipped", "compile", "activation_checkpointing", "decoder")
-"""Options of the tasks that say how a step is computed, or a test decoded, and not what is learnt: a run that goes on
-may have others."""
+LOSS_UNIT = 2.0**-10
+"""Factor of the sums of losses, so that they fit into float16; a power of two rounds nothing."""
 
-UNIT = 2.0**-10
-"""Sums of losses are told in these, so that float16 has room for them; a power of two rounds nothing."""
+
+class AddedBatch(NamedTuple):
+    """What the message about skipped steps needs of a batch.
+
+    Args:
+        ids: Ids of its utterances.
+        finite: (), whether its loss is finite; read late, because reading waits for the GPU.
+    """
+
+    ids: Sequence[str]
+    finite: Tensor
 
 
 class GlobalBatch:
-    """What the batches of an optimiser step add up to. One for each training task, which hands it every loss and leaves
-    `configure_gradient_clipping` to it.
+    """The sum of the batches of an optimizer step. A task adds each loss and finishes the step when it clips gradients.
 
     Args:
-        max_skipped: Steps in a row that may be left out because they are not finite, before training stops.
+        max_skipped: Consecutive steps with a non-finite loss or gradient before training stops.
     """
 
     def __init__(self, max_skipped: int) -> None:
@@ -45,61 +52,44 @@ class GlobalBatch:
             raise UserError(f"max_skipped is {max_skipped}; at least one step must be allowed to fail")
         self.max_skipped = max_skipped
         self.skipped = torch.zeros(())
-        """Steps of the run that were left out, also before a restart, (), float32."""
-        self._in_a_row, self._longest = torch.zeros(()), torch.zeros(())
+        """(), float32, skipped steps of the run, also before a restart."""
+        self._consecutive, self._most_consecutive = torch.zeros(()), torch.zeros(())
         self._weight = 0.0
-        self._batches: list[tuple[Sequence[str], Tensor]] = []  # of this step: ids, and whether the loss is finite
-        self._last: deque[list[tuple[Sequence[str], Tensor]]] = deque(maxlen=2 * max_skipped)
-        self._steps = 0
-
-    def made(self, module: LightningModule, make: Callable[[ParamsT], Optimizer]) -> Optimizer:
-        """The optimizer of a task.
-
-        Raises:
-            UserError: It cannot be made, not be sharded, or gets gradients multiplied by what float16 needs.
-        """
-        try:
-            optimizer = make(module.parameters())
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
-        self._check(module, optimizer)
-        return optimizer
-
-    def _check(self, module: LightningModule, optimizer: Optimizer) -> None:
-        fused = is_fused(optimizer)
-        sharded = isinstance(module.trainer.strategy, ModelParallelStrategy)
-        if fused and sharded and not isinstance(optimizer, (Adam, AdamW)):
-            raise UserError(
-                f"a fused {type(optimizer).__name__} cannot work on a sharded model; give the optimizer `fused: false`"
-            )
-        scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
-        if scaled and fused:
-            raise UserError(
-                f"precision {module.trainer.precision} with a fused {type(optimizer).__name__}: its gradients cannot "
-                "be clipped; give the optimizer `fused: false`, or train with precision bf16-mixed"
-            )
+        self._batches: list[AddedBatch] = []
+        self._last_steps: deque[list[AddedBatch]] = deque(maxlen=2 * max_skipped)
+        self._num_steps = 0
 
     def add(self, loss: Tensor, weight: float, ids: Sequence[str]) -> Tensor:
-        """What `training_step` returns for one batch.
+        """Add a batch to the step.
 
-        loss:   (), mean over the batch
-        weight: how many terms it is the mean of
-        ids:    of the utterances, for the message if it is not finite
+        Args:
+            loss: (), mean over the terms of the batch.
+            weight: Number of these terms.
+            ids: Ids of the utterances, for the error message if the loss is not finite.
+
+        Returns:
+            (), the scaled sum that `training_step` returns.
         """
         self._weight += weight
-        self._batches.append((ids, loss.detach().isfinite()))
-        return loss * (weight * UNIT)
+        self._batches.append(AddedBatch(ids, loss.detach().isfinite()))
+        return loss * (weight * LOSS_UNIT)
 
     def finish(
         self, module: LightningModule, optimizer: Optimizer, clip: float | None, algorithm: str | None
     ) -> Tensor:
-        """Turn the gradients of sums into those of the mean, clip them, and leave the step out if they are not finite.
+        """Turn the gradients of sums into those of the mean and clip them; skip the step if one is not finite.
 
-        clip:    largest norm (or value, by `algorithm`) of the gradient; none to leave it as it is
-        returns: (), norm of the gradient before it was clipped
+        Args:
+            module: Task whose gradients are complete.
+            optimizer: Optimizer that steps next.
+            clip: Largest norm of the gradient, or largest value by `algorithm`; None does not clip.
+            algorithm: "value" to clip each value, anything else to clip the norm.
+
+        Returns:
+            (), norm of the gradient before clipping.
 
         Raises:
-            UserError: It was not finite `max_skipped` times in a row.
+            UserError: The gradients were not finite in `max_skipped` consecutive steps.
         """
         trainer = module.trainer
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
@@ -112,111 +102,136 @@ class GlobalBatch:
         if trainer.world_size > 1:
             dist.all_reduce(shared)
         weight, broken = shared[0], shared[1].clamp(max=1)
-        # Lightning divides by the batches that it accumulates, and ranks average
-        scale = trainer.world_size * trainer.accumulate_grad_batches / (weight * UNIT)
+        # Lightning divides by the number of accumulated batches, and ranks average
+        scale = trainer.world_size * trainer.accumulate_grad_batches / (weight * LOSS_UNIT)
         norm = norm * scale
         if clip and algorithm != "value":
             scale = scale * (clip / (norm + 1e-6)).clamp(max=1)  # torch.nn.utils.clip_grad_norm_
         multiply_in_place(gradients, scale)
         if clip and algorithm == "value":
             torch.nn.utils.clip_grad_value_(module.parameters(), clip)
-        self._leave_out(optimizer, broken, sharded)
-        if not tries_learning_rates(trainer):  # of which the highest are to be too high
-            self._last.append(self._batches)
+        _skip_if(broken, optimizer, sharded)
+        if not tries_learning_rates(trainer):  # the highest rates of a search are meant to be too high
+            self._last_steps.append(self._batches)
             self._count(broken)
         self._weight, self._batches = 0.0, []
         return norm
 
-    def _leave_out(self, optimizer: Optimizer, broken: Tensor, sharded: bool) -> None:
-        if is_fused(optimizer) and not sharded:
-            optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused kernels read it; nobody waits for a GPU
-        elif broken:
-            optimizer.zero_grad(set_to_none=True)  # which leaves out every parameter
-
     def _count(self, broken: Tensor) -> None:
         self.skipped = self.skipped.to(broken.device) + broken
-        self._in_a_row = (self._in_a_row.to(broken.device) + 1) * broken
-        self._longest = torch.maximum(self._longest.to(broken.device), self._in_a_row)
-        self._steps += 1
-        # Looking at a GPU's number waits for it: once in a while will do
-        if (broken.device.type == "cpu" or self._steps % self.max_skipped == 0) and self._longest >= self.max_skipped:
-            raise UserError(self._sentence())
+        self._consecutive = (self._consecutive.to(broken.device) + 1) * broken
+        self._most_consecutive = torch.maximum(self._most_consecutive.to(broken.device), self._consecutive)
+        self._num_steps += 1
+        # Reading a number waits for the GPU, so it is read every `max_skipped` steps
+        readable = broken.device.type == "cpu" or self._num_steps % self.max_skipped == 0
+        if readable and self._most_consecutive >= self.max_skipped:
+            raise UserError(self._failure())
 
-    def _sentence(self) -> str:
-        steps = [[(list(ids), bool(finite)) for ids, finite in step] for step in self._last]
-        everyone = [steps]
+    def _failure(self) -> str:
+        steps = [[(list(ids), bool(finite)) for ids, finite in step] for step in self._last_steps]
+        steps_of_ranks = [steps]
         if dist.is_initialized():
-            everyone = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everyone, steps)
-        guilty = [(rank, ids) for rank, of in enumerate(everyone) for step in of for ids, finite in step if not finite]
-        if guilty:
-            rank, ids = guilty[-1]
-            where = f"the loss (at last on rank {rank}, of {', '.join(ids)})"
-            out = "listen to these utterances, leave them out if they are damaged, or lower the learning rate"
+            steps_of_ranks = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(steps_of_ranks, steps)
+        broken = [
+            (rank, ids)
+            for rank, steps in enumerate(steps_of_ranks)
+            for step in steps
+            for ids, finite in step
+            if not finite
+        ]
+        if broken:
+            rank, ids = broken[-1]
+            cause = f"the loss was not finite (last on rank {rank}, utterances {', '.join(ids)})"
+            advice = "listen to these utterances, remove them if they are corrupt, or lower the learning rate"
         else:
-            where = f"the gradient (at last of {', '.join(everyone[0][-1][-1][0])})"
-            out = "lower the learning rate or gradient_clip_val, or train in float32 or bfloat16"
+            ids = steps_of_ranks[0][-1][-1][0]
+            cause = f"the gradient was not finite (last of utterances {', '.join(ids)})"
+            advice = "lower the learning rate or gradient_clip_val, or train in float32 or bfloat16"
         return (
-            f"{self.max_skipped} steps in a row were left out because {where} was not finite; {out}, and run the same "
-            "command again: it goes on from the checkpoint before"
-        )
-
-    def refuse_unsound(self, module: LightningModule) -> None:
-        """Refuse to save weights or optimizer states that are not finite, on all ranks if they are so on one.
-
-        A step with finite gradients can make such: where the rate is high, or where the optimizer's numbers overflow.
-
-        Raises:
-            UserError: A value is NaN or infinite.
-        """
-        broken, trainer = _first_not_finite(module), trainer_of(module)
-        if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
-            if broken:
-                raise UserError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
-            return
-        if trainer.strategy.reduce_boolean_decision(broken is None):
-            return
-        folder = Path(trainer.default_root_dir)
-        kept = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
-        start = f"from the checkpoint before, {kept}" if kept else "from the start, since none was saved before"
-        raise UserError(
-            f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is "
-            "not saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which goes "
-            f"on {start}; or start a run with a lower learning rate in another --output"
+            f"skipped {self.max_skipped} steps in a row because {cause}; {advice}, and run the same command again to "
+            "resume from the last checkpoint"
         )
 
 
-def total_steps(trainer: Trainer) -> int:
-    """Optimiser steps of a fit, over which the learning rate follows its schedule.
+def build_optimizer(module: LightningModule, make: Callable[[ParamsT], Optimizer]) -> Optimizer:
+    """Build the optimizer of a task.
+
+    Args:
+        module: Task whose parameters it gets.
+        make: Constructor of the optimizer from the parameters.
 
     Raises:
-        UserError: The fit has no such number, as with `max_time` alone.
+        UserError: Its arguments are wrong, it does not work on a sharded model, or it leaves gradients multiplied by
+            the loss scale of float16, which cannot be clipped.
     """
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
+    try:
+        optimizer = make(module.parameters())
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the optimizer cannot be made ({error}); correct model.init_args.optimizer") from error
+    fused, name = is_fused(optimizer), type(optimizer).__name__
+    if (
+        fused
+        and isinstance(module.trainer.strategy, ModelParallelStrategy)
+        and not isinstance(optimizer, (Adam, AdamW))
+    ):
+        raise UserError(f"a fused {name} does not work on a sharded model; give the optimizer `fused: false`")
+    if fused and getattr(module.trainer.precision_plugin, "scaler", None) is not None:
         raise UserError(
-            "the learning rate follows a schedule over the steps of a fit, and this one has no number of them; give "
-            "the Trainer max_steps, also beside max_time"
+            f"precision {module.trainer.precision} with a fused {name}: its gradients cannot be clipped; give the "
+            "optimizer `fused: false`, or train with precision bf16-mixed"
         )
-    return int(steps)
+    return optimizer
+
+
+def check_finite(module: LightningModule) -> None:
+    """Refuse to save weights or optimizer states that are not finite, on all ranks if one rank has them.
+
+    A step with finite gradients can produce them if the learning rate is high or the optimizer's numbers overflow.
+
+    Raises:
+        UserError: A value is NaN or infinite.
+    """
+    broken, trainer = _first_not_finite(module), trainer_of(module)
+    if trainer is None:  # as in `trainer.strategy.connect(model)`, which saves a model without a run
+        if broken:
+            raise UserError(f"{broken} is NaN or infinite, so this model is not saved; load an earlier one")
+        return
+    if trainer.strategy.reduce_boolean_decision(broken is None):
+        return
+    folder = Path(trainer.default_root_dir)
+    saved = next((path for name in ("last.ckpt", "previous.ckpt") if (path := folder / name).exists()), None)
+    start = f"resumes from the checkpoint before, {saved}" if saved else "starts again, since no checkpoint was saved"
+    raise UserError(
+        f"step {trainer.global_step}: {broken or 'a weight of another rank'} is NaN or infinite, so this state is not "
+        "saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which "
+        f"{start}; or start a run with a lower learning rate in another --output"
+    )
+
+
+def _skip_if(broken: Tensor, optimizer: Optimizer, sharded: bool) -> None:
+    if is_fused(optimizer) and not sharded:
+        optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused kernels read it without waiting for a GPU
+    elif broken:
+        optimizer.zero_grad(set_to_none=True)  # the optimizer steps over parameters without a gradient
 
 
 def _first_not_finite(module: LightningModule) -> str | None:
-    """The name of a weight, or of a state of the optimizer, that is not finite on this rank."""
-    named: dict[str, Any] = dict(module.state_dict(keep_vars=True))
+    """Return the name of a weight or an optimizer state that is not finite on this rank, None if all are finite."""
+    values: dict[str, Any] = dict(module.state_dict(keep_vars=True))  # an optimizer's state holds any values
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     trainer = trainer_of(module)
-    used = trainer.optimizers if trainer else []
-    optimizers = [optimizer for optimizer in used if isinstance(optimizer, Optimizer)]
+    optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)] if trainer else []
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
-            named |= {f"{key} (optimizer) of {names.get(parameter, 'a weight')}": of for key, of in state.items()}
-    tensors = {name: _local(of).detach() for name, of in named.items() if isinstance(of, Tensor)}
-    tensors = {name: of for name, of in tensors.items() if of.is_floating_point() or of.is_complex()}
-    finite = [of.isfinite().all() for of in tensors.values()]
-    if not finite or bool(torch.stack([of.to(module.device) for of in finite]).all()):  # one wait for the GPU
+            name = names.get(parameter, "a weight")
+            values |= {f"{key} (optimizer) of {name}": value for key, value in state.items()}
+    tensors = {name: _local(value).detach() for name, value in values.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in tensors.items() if value.is_floating_point() or value.is_complex()}
+    finite = [value.isfinite().all() for value in tensors.values()]
+    if not finite or bool(torch.stack([value.to(module.device) for value in finite]).all()):  # waits once for the GPU
         return None
-    return next(name for name, of in zip(tensors, finite, strict=True) if not of)
+    return next(name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -10,16 +10,16 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.training.global_batch import HOW_NOT_WHAT
 from hubert_lightning.training.run_config import listed
 from hubert_lightning.training.run_folder import (
     CONFIG,
     kept_config,
     kept_metrics,
+    names_manifests,
     restore_config,
     saved_configs,
-    says_manifests,
 )
+from hubert_lightning.training.task import CHANGEABLE_ON_RESUME
 from hubert_lightning.units.label_recipe import is_mfcc
 
 
@@ -38,7 +38,7 @@ def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
     folder = Path(config.output)
     if not any(folder.glob("*.ckpt")):
         return  # nothing was trained here
-    by_content = says_manifests(folder, config.data.class_path)
+    by_content = names_manifests(folder, config.data.class_path)
     asked = _identity(yaml.safe_load(parser.dump(config, skip_none=False)), by_content)
     difference = _first_difference(_identity(kept_config(folder), by_content), asked)
     if difference is None:
@@ -108,7 +108,7 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
             labels["quantizer"] = "a file"  # likewise
     identity: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     model, data = identity["model"]["init_args"], identity["data"]["init_args"]
-    for option in HOW_NOT_WHAT:
+    for option in CHANGEABLE_ON_RESUME:
         model.pop(option, None)
     for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):
         data.pop(option, None)

@@ -18,7 +18,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.prepare import Refusal
+from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
 from hubert_lightning.features.recordings import listed, of_each
@@ -194,11 +194,11 @@ def _check_output(format: Format, output: Path | None, deduplicate: bool) -> Non
         raise UserError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
 
 
-def _write_all(results: Iterator[FileUnits | Refusal], number: int, write: Callable[[FileUnits], None]) -> int:
+def _write_all(results: Iterator[FileUnits | RefusedFile], number: int, write: Callable[[FileUnits], None]) -> int:
     """Write each result, tell what failed and how fast it went, and return how many failed."""
     failed, seconds, began = 0, 0.0, perf_counter()
     for result in results:
-        if isinstance(result, Refusal):
+        if isinstance(result, RefusedFile):
             failed += 1
             print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
         else:

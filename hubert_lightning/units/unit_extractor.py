@@ -21,7 +21,7 @@ from hubert_lightning.features.extractors import Extractor, layer_extractor, mfc
 from hubert_lightning.features.recordings import autocast
 from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
-from hubert_lightning.model.convolutions import Statistics
+from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 from hubert_lightning.pretrained.load import KMEANS
 from hubert_lightning.units.kmeans import assign
@@ -69,7 +69,7 @@ class Units:
             )
         centroids = centroids.to(extractor.device)
 
-        def units(waveform: Tensor, length: Tensor, statistics: Statistics | None = None) -> Tensor:
+        def units(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
             features = extractor(waveform, length, statistics)  # (batch, frames, dim)
             return assign(features.flatten(0, 1), centroids).view(features.shape[:2])
 
@@ -152,7 +152,7 @@ class Units:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def of_part(self, samples: Tensor, whole: Statistics | None = None) -> Tensor:
+    def of_part(self, samples: Tensor, whole: WaveformStatistics | None = None) -> Tensor:
         """Of what is encoded at once, normalised as the recording is of which it is a part.
 
         samples: (samples,), 16 kHz

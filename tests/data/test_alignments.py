@@ -18,7 +18,7 @@ from lhotse.cut import Cut
 from lhotse.supervision import AlignmentItem
 
 from hubert_lightning.cli import main
-from hubert_lightning.data.alignments import check_alignment, phones_of, prepare_alignments
+from hubert_lightning.data.alignments import SILENCE, check_alignment, phones_of, prepare_alignments
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.frames import SAMPLE_RATE, frame_centres, num_frames
@@ -125,6 +125,14 @@ def test_silences_are_one_symbol_and_spoken_noise_another(tmp_path: Path) -> Non
     assert symbols(plain) == ["sil", "sil", "sil", "spn", "S", "AH", "OW", "IH", "a5", "NG"]
     [stressed] = aligned(tmp_path, utterance("a", 1.0), drop_stress=False)
     assert symbols(stressed) == ["sil", "sil", "sil", "spn", "S", "AH0", "OW1", "IH2", "a5", "NG"]
+
+
+def test_manifests_with_other_labels_of_silence_have_the_same_symbol() -> None:
+    cut = utterance("a")
+    for label in ("SIL", "sil", "sp", ""):
+        alignment = {"phone": [AlignmentItem(label, 0.0, 0.5), AlignmentItem("S", 0.5, 0.5)]}
+        cut.supervisions = [SupervisionSegment("a", "a", 0.0, 1.0, alignment=alignment)]
+        assert symbols(cut) == [SILENCE, "S"]
 
 
 def test_of_several_speakers_in_a_file_the_one_of_the_manifest_counts(tmp_path: Path) -> None:
@@ -260,7 +268,7 @@ DAMAGED = {
     "something else": (b"\x00\x01 this is no text", r"\(it does not begin as one, with ooTextFile\); align"),
     "a page of the web": (b"<html>\n<body>not found</body>\n</html>\n", "it does not begin as one, with ooTextFile"),
     "without times": (long_format({"phones": HELLO}, 1.2).replace("xmin", "x").encode(), "Expected field in Textgrid"),
-    "half a number": (long_format({"phones": HELLO}, 1.2)[:85].encode(), "it is cut short or damaged"),
+    "half a number": (long_format({"phones": HELLO}, 1.2)[:85].encode(), "it is cut short or corrupt"),
     "UTF-16 cut short": (long_format({"phones": HELLO}, 1.2).encode("utf-16")[:101], "it is not UTF-8, nor UTF-16"),
     "latin-1": (
         long_format({"phones": [(0.0, 1.2, "\xe9")]}, 1.2).encode("latin-1"),
@@ -274,7 +282,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("content", "fact"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_textgrid_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, fact: str) -> None:
+def test_an_error_names_a_corrupt_textgrid_and_the_reason(tmp_path: Path, content: bytes, fact: str) -> None:
     path = tmp_path / "textgrids" / "a.TextGrid"
     path.parent.mkdir()
     path.write_bytes(content)

@@ -12,11 +12,12 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from torch import Tensor
 
+from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.data.prepare import prepare_librispeech
 from hubert_lightning.demo.espeak import Espeak, Voice
-from hubert_lightning.demo.grammar import sentences, transcript
+from hubert_lightning.demo.grammar import librispeech_transcript, sentences
 from hubert_lightning.demo.synthesis import GRID, _word_times, synthesise_corpus
 
 SMALL: dict[str, Any] = {
@@ -46,7 +47,7 @@ def test_sentences_are_distinct_words_of_a_small_vocabulary_and_the_same_for_a_s
     assert said == list(itertools.islice(sentences(seed=3), 2000))
     assert said != list(itertools.islice(sentences(seed=4), 2000))
     assert len(set(said)) == 2000
-    words = {word for text in said for word in transcript(text).split()}
+    words = {word for text in said for word in librispeech_transcript(text).split()}
     assert 400 < len(words) < 1000
     assert all(re.fullmatch(r"[A-Z]+('[A-Z]+)?", word) for word in words)
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", text) for text in said)
@@ -61,7 +62,7 @@ def test_words_that_espeak_says_as_one_are_parted_between_their_phones() -> None
         (word, next(phone.symbol for phone in phones if phone.start == start))
         for word, start, _ in _word_times(text, phones)
     ]
-    assert [word for word, _ in first] == transcript(text).split()
+    assert [word for word, _ in first] == librispeech_transcript(text).split()
     beginnings = {"THE": {"D"}, "A": {"@"}, "WAS": {"w"}, "BEEN": {"b"}, "MANY": {"m"}, "IT": {"I"}, "HAD": {"h"}}
     for word, phone in first:
         assert phone in beginnings.get(word, {phone}), (word, phone)
@@ -97,14 +98,14 @@ def test_phones_fill_the_utterance_without_gap_and_words_lie_on_them(sets: dict[
         for before, after in itertools.pairwise(phones):
             assert after.start == pytest.approx(before.end, abs=1e-6)
         assert all(phone.duration > 0 for phone in phones)
-        assert phones[0].symbol == phones[-1].symbol == "SIL"
+        assert phones[0].symbol == phones[-1].symbol == SILENCE
 
         assert " ".join(word.symbol for word in words) == supervision.text
         assert all(word.duration > 0.01 for word in words)
         assert all(before.end <= after.start + 1e-6 for before, after in itertools.pairwise(words))
         starts = [phone.start for phone in phones]
         assert all(min(abs(word.start - start) for start in starts) < 1e-6 for word in words)
-        silent = sum(phone.duration for phone in phones if phone.symbol == "SIL")
+        silent = sum(phone.duration for phone in phones if phone.symbol == SILENCE)
         assert silent + sum(word.duration for word in words) == pytest.approx(cut.duration, abs=1e-3)
         symbols |= {phone.symbol for phone in phones}
     assert 35 < len(symbols) < 60
@@ -127,7 +128,7 @@ def decibels(sounds: list[tuple[str, Tensor]], symbols: set[str]) -> Tensor:
 def test_what_is_heard_agrees_with_what_the_alignment_says(sets: dict[str, CutSet]) -> None:
     by_cut = [spans(cut) for cut in sets["dev"]]
     for sounds in by_cut:  # each speaker has a level and a noise, at least 5 dB below the speech
-        assert decibels(sounds, {"SIL"}).median() < decibels(sounds, VOWELS).median() - 5
+        assert decibels(sounds, {SILENCE}).median() < decibels(sounds, VOWELS).median() - 5
     sounds = list(itertools.chain(*by_cut))
 
     def crossings(symbols: set[str]) -> Tensor:

@@ -507,7 +507,7 @@ def test_an_imported_model_is_tested_as_if_it_had_been_fitted_here(tmp_path: Pat
 
 
 def test_every_test_that_the_matrix_of_formats_names_is_there() -> None:
-    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/interoperability.md").read_text()))
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/dev/formats.md").read_text()))
     files = {file.stem: file.read_text() for file in (ROOT / "tests").glob("test_*.py")}
     defined = {name for text in files.values() for name in re.findall(r"def (test_\w+)", text)}
     assert len(named) > 20

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.fabric.utilities.throughput import measure_flops
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +37,14 @@ def test_the_operations_of_a_step_are_those_that_torch_counts(change: dict) -> N
     # Base's first norm multiplies windows with one another, which are few
     slack = 0.005 if config.conv_norm == "group" else 0
     assert counted(encoder, torch.randn(3, samples)) == pytest.approx(expected, rel=slack)
+
+
+def test_the_operations_of_a_step_are_those_that_lightning_measures() -> None:
+    encoder, samples = HubertEncoder(replace(SMALL, conv_norm="layer", pre_norm=True)), num_samples(60)
+    encoder.mask_embedding.requires_grad_(False)
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        measured = measure_flops(encoder, lambda: encoder(torch.randn(3, samples)), lambda x: x.square().mean())
+    assert measured == 3 * encoder_operations(encoder.config, samples)
 
 
 def test_the_operations_of_the_head_are_those_that_torch_counts() -> None:

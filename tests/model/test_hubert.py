@@ -568,3 +568,19 @@ def test_the_first_norm_is_torchs_for_quiet_audio_with_an_offset() -> None:
     assert_close(first(waveform[:, None]), expected.float(), rtol=1e-4, atol=1e-4)
     silent = torch.zeros(1, 8000)
     assert_close(first(silent[:, None]), F.gelu(first.norm(first.conv(silent[:, None]))))
+
+
+def test_alone_is_still_accepted_for_ignore_padding() -> None:
+    encoder = HubertEncoder(EncoderConfig(8, dim=16, num_layers=1, num_heads=2, ffn_dim=16, pos_kernel=4, pos_groups=2))
+    encoder.eval()
+    waveform, length = torch.randn(2, 2000), torch.tensor([2000, 900])
+    calls = (
+        encoder,
+        partial(encoder.features, layer=1),
+        lambda *given, **named: encoder.all_layers(*given, **named)[0],
+    )
+    for call in calls:
+        expected = call(waveform, length, ignore_padding=True)
+        with pytest.warns(DeprecationWarning, match="alone is now ignore_padding"):
+            assert_close(call(waveform, length, alone=True), expected, rtol=0, atol=0)
+        assert not torch.equal(expected, call(waveform, length))

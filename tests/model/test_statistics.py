@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hubert_lightning.frames import HOP, num_samples
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import PIECE
+from hubert_lightning.model.convolutions import PIECE_FRAMES
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 
@@ -64,7 +64,7 @@ def test_padding_changes_no_frame_of_a_batch_with_statistics(config: EncoderConf
     short = waveform[: num_samples(60)]
     batch = torch.stack([waveform, torch.nn.functional.pad(short, (0, len(waveform) - len(short)))])
     length = torch.tensor([len(waveform), len(short)])
-    found = encoder.features(batch, length, layer=2, alone=True, statistics=running.statistics(batch=2))
+    found = encoder.features(batch, length, layer=2, ignore_padding=True, statistics=running.statistics(batch=2))
     alone = encoder.features(short[None], layer=2, statistics=running.statistics())
     torch.testing.assert_close(found[1, :60], alone[0], atol=2e-5, rtol=0)
 
@@ -72,6 +72,6 @@ def test_padding_changes_no_frame_of_a_batch_with_statistics(config: EncoderConf
 @pytest.mark.parametrize("config", ENCODERS.values(), ids=ENCODERS)
 @torch.no_grad()
 def test_what_is_convolved_in_pieces_is_what_it_is_at_once(config: EncoderConfig) -> None:
-    encoder, waveform = HubertEncoder(config).eval(), uneven_waveform(2 * PIECE + 123, tail=77)
+    encoder, waveform = HubertEncoder(config).eval(), uneven_waveform(2 * PIECE_FRAMES + 123, tail=77)
     found = encoder.local_features(waveform[None], statistics=statistics_of([waveform]))
     torch.testing.assert_close(found, encoder.local_features(waveform[None]), atol=1e-5, rtol=1e-5)

@@ -21,7 +21,7 @@ from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatches
-from hubert_lightning.training.checkpoints import WholeSteps
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
 from hubert_lightning.training.datamodules import TranscribedData, check_transcripts
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.sampler import BatchPlan
@@ -178,23 +178,23 @@ def test_a_frozen_encoder_under_ddp_that_waits_for_it_is_refused(manifests: Path
     [
         (
             {"freeze_steps": 7},
-            "of the convolutions stay as they are, .* of the Transformer learn from step 7 on, 1.0 k of",
+            r"of the convolutions \(frozen\), .* of the Transformer \(trained from step 7 on\), 1\.0 k of",
         ),
         (
             {"freeze_steps": 0},
-            "of the convolutions stay as they are, .* of the Transformer learn from the start, 1.0 k",
+            r"of the convolutions \(frozen\), .* of the Transformer \(trained from the start\), 1\.0 k",
         ),
         (
             {"freeze_steps": 3, "freeze_convolutions": False},
-            "of the convolutions learn from step 3 on, .* of the Transformer learn from step 3 on",
+            r"of the convolutions \(trained from step 3 on\), .* of the Transformer \(trained from step 3 on\)",
         ),
     ],
 )
-def test_a_fit_tells_what_learns_and_from_when(options: dict[str, Any], sentence: str) -> None:
+def test_a_fit_logs_which_parameters_are_trained_and_from_when(options: dict[str, Any], sentence: str) -> None:
     model = CTCFinetuning(encoder=TINY, **options)
-    assert re.search(sentence, model._account())
+    assert re.search(sentence, model._trainable_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert model._account().startswith(f"{total / 1e6:.2f} M parameters")
+    assert model._trainable_parameters().startswith(f"{total / 1e6:.2f} M parameters")
 
 
 def test_what_only_the_validation_says_is_told_and_counts_as_errors(
@@ -221,9 +221,9 @@ def test_a_model_spells_with_the_vocabulary_that_it_is_given(manifests: Path, tm
     again = CTCFinetuning(pretrained=tmp_path / "ctc.ckpt", keep_head=True)
     assert again.vocabulary == vocabulary
     torch.testing.assert_close(again.head.weight, model.head.weight)
-    with pytest.raises(ValueError, match=r"ctc\.ckpt: its head spells with another vocabulary than the one given"):
+    with pytest.raises(ValueError, match=r"ctc\.ckpt: its CTC head has another vocabulary than the given one"):
         CTCFinetuning(pretrained=tmp_path / "ctc.ckpt", keep_head=True, vocabulary=Vocabulary())
-    with pytest.raises(ValueError, match="keep_head, but nothing is pretrained"):
+    with pytest.raises(ValueError, match="keep_head, but pretrained is not given"):
         CTCFinetuning(encoder=TINY, keep_head=True)
 
 

@@ -1,4 +1,4 @@
-"""Training on several hosts through the scripts of configs/cluster, which end in the weights of one host.
+"""Training on several hosts through the scripts of configs/launch, which end in the weights of one host.
 
 The hosts are network namespaces of this machine, each with an address, a list of processes and an environment of its
 own; what they share is the file system. SLURM is a stand-in `srun`, which starts what it is given as SLURM would.
@@ -22,7 +22,7 @@ from helpers import ROOT
 from torch import Tensor
 
 STEPS = 4
-TORCHRUN, SLURM = (str(ROOT / "configs/cluster" / name) for name in ("torchrun.sh", "slurm.sh"))
+TORCHRUN, SLURM = (str(ROOT / "configs/launch" / name) for name in ("torchrun.sh", "slurm.sh"))
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `uv run` sets it
 SMALL = {"CONFIG": str(ROOT / "configs/pretrain/small.yaml")}
 JOB = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "1"}  # of two nodes
@@ -179,7 +179,7 @@ def test_two_hosts_end_in_the_weights_of_one(
     same_to_the_bit(weights(tmp_path / "run"), of_one_host)
 
 
-def test_a_process_that_dies_is_started_again_and_both_hosts_go_on(
+def test_a_process_that_dies_is_started_again_and_both_hosts_resume(
     hosts: list[Host], of_one_host: dict[str, Tensor], manifests: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "dies_once.py").write_text(DIES_ONCE)
@@ -194,7 +194,7 @@ def test_a_process_that_dies_is_started_again_and_both_hosts_go_on(
 
 
 @pytest.mark.parametrize("missing", ["NODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_host_that_is_not_told_who_is_who_is_refused_in_one_sentence(missing: str) -> None:
+def test_a_host_without_a_number_or_address_is_refused_in_one_sentence(missing: str) -> None:
     told = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     del told[missing]
     refused = subprocess.run([TORCHRUN], env={"PATH": PATH} | told, capture_output=True, text=True, timeout=60)

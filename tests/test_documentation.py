@@ -1,0 +1,184 @@
+"""What the documentation names exists: commands, options, links, files; and README's Python prints what it states."""
+
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from functools import wraps
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import hubert_lightning
+from hubert_lightning import EncoderConfig, HubertEncoder
+from hubert_lightning.cli import VERBS, main
+from hubert_lightning.parsing import find_verb, signature_of
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+GENERATED = {"contributing.md", "index.md", "reference/verbs.md", "reference/yaml.md", "reference/python.md"}
+"""Pages that docs/generated_pages.py makes."""
+LAUNCHERS = ("slurm.sh", "torchrun.sh")
+"""Scripts that pass their arguments to `hubert fit`."""
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+SEPARATORS = ";|&<>\n"
+KEYS = {
+    "trainer": [Trainer],
+    "checkpoint": [ModelCheckpoint],
+    "model.init_args": [hubert_lightning.HubertPretraining, hubert_lightning.CTCFinetuning],
+    "data.init_args": [hubert_lightning.PretrainingData, hubert_lightning.TranscribedData],
+}
+TOP_KEYS = {"config", "output", "iterations", "seed_everything", "ckpt_path", "print_config", "help", "stalls"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def code_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def inline_code(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The arguments of each `hubert` in lines of a shell."""
+    if not re.search(r"\bhubert |\.sh ", block):
+        return
+    lines = re.sub(r"(^|\s)#[^\n]*", "", block.replace("\\\n", " "))
+    lexer = shlex.shlex(lines, posix=True, punctuation_chars=SEPARATORS)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
+    for separates, group in groupby(lexer, key=lambda word: set(word) <= set(SEPARATORS)):
+        words = [] if separates else list(group)
+        while words and (re.fullmatch(r"\w+=.*", words[0], re.DOTALL) or words[0] in ("do", "uv", "run")):
+            words.pop(0)
+        script = next((index for index, word in enumerate(words) if word.endswith(LAUNCHERS)), None)
+        if script is not None:
+            yield ["fit", *words[script + 1 :]]
+        elif words[:1] == ["hubert"]:
+            yield words[1:]
+
+
+def runs_of(config: Path) -> list[str]:
+    """The commands in the header of a config."""
+    header = re.match(r"(#.*\n)+", config.read_text("utf-8"))
+    assert header, config
+    text = re.sub(r"\\\n#\s+", "", header[0])
+    return re.findall(r"^# (?:Run|Then): (.*)", text, re.MULTILINE)
+
+
+def check_key(option: str) -> None:
+    """Fail unless a key of `hubert fit` exists; keys below those of our classes are theirs."""
+    parts = option.split(".")
+    if parts[0] in TOP_KEYS:
+        return
+    group = ".".join(parts[:2]) if parts[0] in ("model", "data") else parts[0]
+    assert group in KEYS, f"{option} is no key; the groups are {', '.join([*TOP_KEYS, *KEYS])}"
+    key = parts[len(group.split("."))]
+    known = {argument for cls in KEYS[group] for argument in inspect.signature(cls).parameters}
+    assert key in known, f"{option} is no key of {', '.join(cls.__name__ for cls in KEYS[group])}"
+
+
+def check_options(args: list[str]) -> None:
+    for arg in args:
+        if arg.startswith("--"):
+            check_key(arg[2:].partition("=")[0])
+
+
+def all_functions() -> Iterator[str]:
+    for verbs in VERBS.values():
+        for target in verbs.values():
+            yield from target.values() if isinstance(target, dict) else [target]
+
+
+@pytest.fixture(scope="module")
+def called() -> Iterator[list[Any]]:
+    """Arguments of the verbs that were called, none of which does anything."""
+    calls: list[Any] = []
+
+    def stand_in(function: Any) -> Any:
+        @wraps(function)
+        def note(*args: Any, **values: Any) -> None:
+            calls.append(args or values)
+
+        return note
+
+    with pytest.MonkeyPatch.context() as patch:
+        for target in all_functions():
+            module, _, function = target.partition(":")
+            loaded = importlib.import_module(f"hubert_lightning.{module}")
+            patch.setattr(loaded, function, stand_in(getattr(loaded, function)))
+        yield calls
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=name)
+def test_a_command_line_of_the_documentation_parses(page: Path, called: list[Any], tmp_path: Path) -> None:
+    blocks = runs_of(page) if page.suffix == ".yaml" else code_blocks(page)
+    for block in blocks:
+        for args in commands(block):
+            called.clear()
+            try:
+                main(args)
+            except SystemExit as stop:
+                pytest.fail(f"hubert {' '.join(args)} exits with {stop.code}")
+            assert len(called) == 1, f"hubert {' '.join(args)}"
+            if args[0] in LIGHTNING_VERBS:
+                check_options(args)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_verb_or_an_option_in_a_sentence_exists(page: Path) -> None:
+    for code in inline_code(page):
+        words = code.removeprefix("uv run ").split()
+        if words[0] == "hubert" and len(words) > 1 and words[1].islower() and words[1].isidentifier():
+            verb, target, rest = find_verb(VERBS, words[1:])
+            options = {word[2:].partition("=")[0] for word in rest if word.startswith("--")} - {"help", "print_config"}
+            if verb in LIGHTNING_VERBS:
+                check_options(rest)
+            elif isinstance(target, str):
+                unknown = {option.replace("-", "_") for option in options} - set(signature_of(target).optional)
+                assert not unknown, f"hubert {verb} has no {unknown}"
+        elif match := re.match(r"'?--([a-z_]+\.[\w.]+)", code):
+            check_key(match[1])
+        elif match := re.fullmatch(r"--([a-z][\w-]*)( .*)?", code):
+            known = {option for target in all_functions() for option in signature_of(target).optional}
+            assert match[1].replace("-", "_") in known | TOP_KEYS | {"version"} or "changelog" in page.name, code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_link_leads_to_a_file(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        file = link.partition("#")[0]
+        if file and not link.startswith("http"):
+            target = (page.parent / file).resolve()
+            made = target.is_relative_to(ROOT / "docs") and str(target.relative_to(ROOT / "docs")) in GENERATED
+            assert target.exists() or made, link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "changelog.md"], ids=name)
+def test_a_file_that_a_page_names_is_there(page: Path) -> None:
+    folders = "configs|tests|docs|benchmarks|hubert_lightning"
+    for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\w", page.read_text("utf-8")):
+        assert (ROOT / path).exists(), path
+    for code in inline_code(page):  # paths inside the package
+        if re.fullmatch(r"[\w/]+\.py", code) and not (ROOT / code).exists():
+            assert (ROOT / "hubert_lightning" / code).exists(), code
+
+
+def test_the_python_of_the_readme_prints_what_it_states(capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert 'load_encoder("facebook/hubert-base-ls960")' in block
+    stated = re.findall(r"print\(.*\)  # (torch\.Size\(.*?\))", block)
+    config = EncoderConfig(conv_channels=8, ffn_dim=8, num_layers=9)  # Base's width, no download
+    code = block.replace('load_encoder("facebook/hubert-base-ls960")', "random_encoder")
+    exec(code, {"random_encoder": HubertEncoder(config).eval()})
+    assert capsys.readouterr().out.splitlines() == stated
