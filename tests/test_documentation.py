@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
-from hubert_lightning.parsing import find_verb, signature_of
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
 from hubert_lightning.cli import VERBS, main
+from hubert_lightning.parsing import find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
