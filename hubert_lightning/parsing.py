@@ -25,7 +25,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loade
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
-from hubert_lightning.untrusted.yaml_file import LARGEST, check_yaml, check_yaml_file
+from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, check_yaml, check_yaml_file
 
 log = logging.getLogger(__name__)
 
@@ -372,11 +372,11 @@ def check_typed(args: Sequence[str]) -> None:
         check_regular(path)
         if name in ("config", "c"):
             check_yaml_file(path)
-        elif name in LIST_OPTIONS and path.stat().st_size > LARGEST:
+        elif name in LIST_OPTIONS and path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{name}: expects a list of manifests; put the path in brackets: [path]")
-        elif name.count(".") < 2 and name not in ("ckpt_path", "output") and path.stat().st_size > LARGEST:
+        elif name.count(".") < 2 and name not in ("ckpt_path", "output") and path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(
-                f"{path}: has more than {LARGEST} bytes, where configs have a few thousand; give another file"
+                f"{path}: has more than {MAX_CONFIG_BYTES} bytes, where configs have a few thousand; give another file"
             )
 
 
