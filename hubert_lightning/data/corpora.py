@@ -25,7 +25,7 @@ class Corpora(Sequence[Cut]):
     def __init__(self, parts: Sequence[Sequence[Cut]] = ()) -> None:
         self.parts = list(parts)
         self.sizes = [len(part) for part in self.parts]
-        self._starts = np.cumsum([0, *self.sizes]).tolist()
+        self._starts: list[int] = np.cumsum([0, *self.sizes]).tolist()
 
     @property
     def on_disk(self) -> bool:

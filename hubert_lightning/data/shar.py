@@ -120,10 +120,10 @@ class SharCuts(Sequence[Cut]):
         if not _is_listing(about):
             raise UserError(f"{listing}: no table of a Shar corpus (corrupt, or of another program); {WAY_OUT}")
         self.archives, self._bytes = about["archives"], about["bytes"]
-        self._fingerprint = about["fingerprint"]
+        self._fingerprint: str = about["fingerprint"]
         try:
             self._table = mapped(table)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{table}: cannot be read ({error}); {WAY_OUT}") from error
         if self._table.ndim != 1 or not len(self._table) or not _is_layout(self._table.dtype):
             raise UserError(f"{table}: {_described(self._table)} is no table of a Shar corpus; {WAY_OUT}")
@@ -218,7 +218,8 @@ class SharCuts(Sequence[Cut]):
         return MultiCut(cut_id, 0.0, duration, channels, recording=recording)
 
     def _row(self, index: int) -> np.void:
-        return self._table[index if self.rows is None else self.rows[index]]
+        row: np.void = self._table[index if self.rows is None else self.rows[index]]
+        return row
 
 
 def _listings(shar: Path) -> list[Path]:
