@@ -120,9 +120,9 @@ def count_writes(folder: Path, until: int, report: Path | None, prepare: Callabl
 
 def small_shards() -> None:
     """Many shards of labels of few utterances."""
-    from hubert_lightning.training import relabelling
+    from hubert_lightning.units import label_writer
 
-    relabelling.shard_size = lambda cuts: 8
+    label_writer.shard_size = lambda cuts: 8
 
 
 def fits(manifests: Path) -> dict[str, Fit]:

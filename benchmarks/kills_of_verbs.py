@@ -39,7 +39,8 @@ from hubert_lightning.files import is_unfinished
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.units.kmeans_file import save_kmeans
-from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_writer import LabelWriter
 
 VERBS: dict[str, str] = {
     "prepare librispeech": "prepare librispeech IN/LibriSpeech OUT/made",
@@ -115,10 +116,9 @@ def make_material(folder: Path) -> None:
     layer = f"layer 2 of encoder {encoder_fingerprint(encoder)}"
     save_kmeans(folder / "layer.safetensors", [torch.randn(5, encoder.config.dim)], {"features": layer})
     source = LabelSource("mfcc", "kmeans", fingerprint(cuts), (20,))
-    begin_store(folder / "labels", source)
     labels = {cut.id: np.arange(num_frames(cut.num_samples))[None] % 20 for cut in cuts}
-    write_shard(folder / "labels", 0, labels)
-    finish_store(folder / "labels", source, 1)
+    with LabelWriter(folder / "labels", source, num_shards=1) as writer:
+        writer.write(0, labels)
     lines = [json.dumps({"id": name, "clusters": of.tolist()}) for name, of in labels.items()]
     (folder / "labels.jsonl").write_text("\n".join(lines) + "\n")
     said = [{"id": cut.id, "reference": text, "hypothesis": text[:-3]} for cut, text in zip(cuts, texts, strict=True)]

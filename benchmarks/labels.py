@@ -2,7 +2,7 @@
 
     uv run python benchmarks/labels.py --hours 60000 --utterances 5000000
 
-The index is real, written as `finish_store` writes it; the shards are sparse files of the right size, so that 21 GB of
+The index is real, written as `LabelWriter` writes it; the shards are sparse files of the right size, so that 21 GB of
 labels need no disk.
 """
 
@@ -11,12 +11,13 @@ import json
 import resource
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from hubert_lightning.units.label_store import VERSION, LabelSource, LabelStore, _digest, shard_size
+from hubert_lightning.units.label_shards import LabelSource, id_digest
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.label_writer import shard_size
 
 
 def simulated(folder: Path, utterances: int, frames: int) -> None:
@@ -25,7 +26,7 @@ def simulated(folder: Path, utterances: int, frames: int) -> None:
     index = np.empty((4, utterances), dtype=np.uint64)
     for number in range(utterances):
         shard, place = divmod(number, size)
-        first, second = _digest(str(number))
+        first, second = id_digest(str(number))
         index[:, number] = first, second, place * frames, (shard << 32) | frames
     np.save(folder / "index.npy", np.ascontiguousarray(index[:, np.lexsort((index[1], index[0]))]))
     sizes = []
@@ -38,7 +39,7 @@ def simulated(folder: Path, utterances: int, frames: int) -> None:
         sizes.append(path.stat().st_size)
     source = LabelSource("simulated", "k", "m", (500,))
     about = {"bytes": sizes, "checksums": [0] * len(sizes), "index_checksum": 0, "histogram": [[1] * 500]}
-    (folder / "store.json").write_text(json.dumps({"version": VERSION} | asdict(source) | about))
+    (folder / "store.json").write_text(json.dumps(source.described() | about))
 
 
 def main() -> None:

@@ -28,7 +28,9 @@ from hubert_lightning.data.shar import SharCuts, prepare_shar
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
 from hubert_lightning.training.batches import PretrainingBatches
 from hubert_lightning.training.sampler import PlannedBatches
-from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.label_writer import LabelWriter
 
 MAX_CROP = num_frames(seconds_to_samples(15.625))
 
@@ -54,9 +56,9 @@ def an_epoch(cuts: Sequence[Cut], labels: LabelStore, epoch: int, workers: int) 
 def some_labels(cuts: Sequence[Cut], folder: Path) -> LabelStore:
     rng = np.random.default_rng(0)
     source = LabelSource("mfcc", "k", "m", clusters=(500,))
-    begin_store(folder, source)
-    write_shard(folder, 0, {cut.id: rng.integers(500, size=(1, num_frames(cut.num_samples))) for cut in cuts})
-    return finish_store(folder, source, 1)
+    with LabelWriter(folder, source, num_shards=1) as writer:
+        writer.write(0, {cut.id: rng.integers(500, size=(1, num_frames(cut.num_samples))) for cut in cuts})
+    return LabelStore(folder)
 
 
 def timed(work: Callable[[], float]) -> float:

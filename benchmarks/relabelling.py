@@ -36,7 +36,8 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
 from hubert_lightning.units.label_recipe import assign_clusters
-from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, shard_size, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_writer import LabelWriter, shards_of
 
 SMALL = EncoderConfig(conv_channels=64, dim=128, num_layers=2, num_heads=4, ffn_dim=512, pos_kernel=32)
 BATCH_FRAMES = 1000
@@ -82,13 +83,11 @@ def ours(
         centroids = KMeans().fit(rows.to(extractor.device), clusters, 0)
     with timed("encode, assign, write", seconds):
         source = LabelSource("layer 2", "k", "m", (clusters,))
-        size = shard_size(len(cuts))
-        shards = [cuts[start : start + size] for start in range(0, len(cuts), size)]
-        begin_store(folder, source)
+        shards = shards_of(cuts)
         labels = assign_clusters(extractor, [(slice(None), centroids)], shards, batch_frames, num_workers)
-        for shard, of in enumerate(labels):
-            write_shard(folder, shard, of)
-        finish_store(folder, source, len(shards))
+        with LabelWriter(folder, source, len(shards)) as writer:
+            for shard, clusters_of_cuts in enumerate(labels):
+                writer.write(shard, clusters_of_cuts)
     return seconds
 
 

@@ -30,7 +30,8 @@ from lhotse.audio import AudioSource
 from hubert_lightning.data.manifest import fingerprint, write_manifest
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
-from hubert_lightning.units.label_store import LabelSource, begin_store, finish_store, shard_size, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_writer import LabelWriter, shards_of
 from hubert_lightning.vocabulary import Vocabulary
 
 SECONDS = 12.5
@@ -71,12 +72,11 @@ def label(folder: Path) -> None:
     data.setup("fit")
     cuts = list(data.train_cuts)
     source = LabelSource("mfcc", "kmeans", fingerprint(cuts), (CLUSTERS,))
-    begin_store(folder / "labels", source)
     clusters = np.random.default_rng(0).integers(CLUSTERS, size=(1, num_frames(cuts[0].num_samples)), dtype=np.uint16)
-    size = shard_size(len(cuts))
-    for shard, first in enumerate(range(0, len(cuts), size)):
-        write_shard(folder / "labels", shard, {cut.id: clusters for cut in cuts[first : first + size]})
-    finish_store(folder / "labels", source, -(-len(cuts) // size))
+    shards = shards_of(cuts)
+    with LabelWriter(folder / "labels", source, len(shards)) as writer:
+        for shard, labelled in enumerate(shards):
+            writer.write(shard, {cut.id: clusters for cut in labelled})
 
 
 def measured(name: str, what: Callable[[], Any]) -> Any:

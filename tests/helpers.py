@@ -3,12 +3,13 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -30,9 +31,9 @@ from hubert_lightning.training.datamodules import PretrainingData, TranscribedDa
 from hubert_lightning.training.experiment import HubertCLI
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.relabelling import Relabel
-from hubert_lightning.units.label_store import (
-    LabelSource,
-)
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.label_writer import LabelWriter
 from hubert_lightning.vocabulary import Vocabulary
 
 TINY = EncoderConfig(
@@ -379,3 +380,11 @@ def run_verb(*args: object) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def write_store(folder: Path, source: LabelSource, *shards: Mapping[str, np.ndarray]) -> LabelStore:
+    """A finished label store of these shards, each of labels (streams, frames) by cut id."""
+    with LabelWriter(folder, source, len(shards)) as writer:
+        for number, labels in enumerate(shards):
+            writer.write(number, labels)
+    return LabelStore(folder)

@@ -39,7 +39,7 @@ from foreign_models import (
     save_transformers,
     small_config,
 )
-from helpers import HELLO, HELLO_WORD, TINY, long_format, save_ctc, short_format
+from helpers import HELLO, HELLO_WORD, TINY, long_format, save_ctc, short_format, write_store
 from lhotse import CutSet
 from sklearn.cluster import MiniBatchKMeans
 from tokenizers import Tokenizer
@@ -69,7 +69,8 @@ from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.data_checks import check_transcripts
 from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
-from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_text import export_labels, import_labels
 from hubert_lightning.vocabulary import Vocabulary, read_vocabulary
 
@@ -176,10 +177,9 @@ def make_table(folder: Path) -> None:
 def make_labels(folder: Path) -> None:
     cuts = manifest(folder, "m.jsonl")
     source = LabelSource("mfcc", "k", fingerprint(cuts), (10,))
-    begin_store(folder / "labels", source)
     rng = np.random.default_rng(0)
-    write_shard(folder / "labels", 0, {cut.id: rng.integers(0, 10, (1, num_frames(cut.num_samples))) for cut in cuts})
-    finish_store(folder / "labels", source, 1)
+    labels = {cut.id: rng.integers(0, 10, (1, num_frames(cut.num_samples))) for cut in cuts}
+    write_store(folder / "labels", source, labels)
 
 
 def read_labels(folder: Path) -> None:

@@ -275,13 +275,13 @@ def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path:
 # `hubert fit` with shards of two utterances, each written after a moment
 SLOW_SHARDS = """
 import time
-from hubert_lightning.training import relabelling
+from hubert_lightning.units import label_writer
 from hubert_lightning.cli import main
-write_shard = relabelling.write_shard
+write_shard = label_writer.write_shard
 def write_slowly(folder, shard, clusters):
     write_shard(folder, shard, clusters)
     time.sleep(1)
-relabelling.shard_size, relabelling.write_shard = lambda cuts: 2, write_slowly
+label_writer.shard_size, label_writer.write_shard = lambda cuts: 2, write_slowly
 main()
 """
 
@@ -301,7 +301,7 @@ def test_labels_whose_making_was_killed_end_as_the_same_bytes(
         process.wait()
     assert not (labels / "store.json").exists()
     kept = (labels / "00000.npy").stat().st_mtime_ns
-    monkeypatch.setattr("hubert_lightning.training.relabelling.shard_size", lambda cuts: 2)
+    monkeypatch.setattr("hubert_lightning.units.label_writer.shard_size", lambda cuts: 2)
     for output in (killed, whole):
         main([*command, f"--output={output}"])
     assert (labels / "00000.npy").stat().st_mtime_ns == kept

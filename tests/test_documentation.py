@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
+from hubert_lightning.parsing import find_verb, signature_of
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
 from hubert_lightning.cli import VERBS, main
-from hubert_lightning.parsing import find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -58,7 +58,7 @@ def commands(block: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(lines, posix=True, punctuation_chars=SEPARATORS)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     for separates, group in groupby(lexer, key=lambda word: set(word) <= set(SEPARATORS)):
-        words = [] if separates else [word for word in group]
+        words = [] if separates else list(group)
         while words and (re.fullmatch(r"\w+=.*", words[0], re.DOTALL) or words[0] in ("do", "uv", "run")):
             words.pop(0)
         script = next((index for index, word in enumerate(words) if word.endswith(LAUNCHERS)), None)
@@ -179,5 +179,6 @@ def test_the_python_of_the_readme_prints_what_it_states(capsys: pytest.CaptureFi
     assert 'load_encoder("facebook/hubert-base-ls960")' in block
     stated = re.findall(r"print\(.*\)  # (torch\.Size\(.*?\))", block)
     config = EncoderConfig(conv_channels=8, ffn_dim=8, num_layers=9)  # Base's width, no download
-    exec(block.replace('load_encoder("facebook/hubert-base-ls960")', "encoder"), {"encoder": HubertEncoder(config).eval()})
+    code = block.replace('load_encoder("facebook/hubert-base-ls960")', "random_encoder")
+    exec(code, {"random_encoder": HubertEncoder(config).eval()})
     assert capsys.readouterr().out.splitlines() == stated

@@ -19,7 +19,7 @@ from hubert_lightning.files import (
     unfinished_name,
     write_whole,
 )
-from hubert_lightning.units.label_store import begin_store
+from hubert_lightning.units.label_writer import LabelWriter
 
 
 def names(folder: Path) -> set[str]:
@@ -310,5 +310,5 @@ def test_a_label_store_begins_where_only_unfinished_files_lie(tmp_path: Path) ->
     from helpers import LABEL_SOURCE
 
     unfinished_name(tmp_path / "source.json").write_bytes(b"half")
-    begin_store(tmp_path, LABEL_SOURCE)
+    LabelWriter(tmp_path, LABEL_SOURCE, num_shards=1).__enter__()
     assert (tmp_path / "source.json").exists()

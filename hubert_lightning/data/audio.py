@@ -20,8 +20,9 @@ from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from torch import Tensor
 
-from hubert_lightning.data.coded_audio import CodedAudio, File
+from hubert_lightning.data.coded_audio import CodedAudio
 from hubert_lightning.data.cut_rows import SHAR
+from hubert_lightning.data.ffmpeg import File
 from hubert_lightning.data.sound_files import open_audio, reason_of
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of

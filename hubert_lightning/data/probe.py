@@ -13,8 +13,9 @@ import numpy as np
 import soundfile
 
 from hubert_lightning.data.audio import unusable
-from hubert_lightning.data.coded_audio import ChainedAudio, CodedAudio, chain, decoder_of
-from hubert_lightning.data.sound_files import Audio, PlainAudio, reason_of
+from hubert_lightning.data.chained_audio import ChainedAudio, joined_files
+from hubert_lightning.data.coded_audio import CodedAudio
+from hubert_lightning.data.sound_files import Audio, PlainAudio, decoder_of, reason_of
 from hubert_lightning.frames import SAMPLE_RATE
 
 PLACEHOLDER = 1_900_000_000
@@ -174,7 +175,7 @@ def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundF
         if plain.sequential:
             raise
         return error
-    if levels.num_samples != plain.num_samples or chain(file):
+    if levels.num_samples != plain.num_samples or joined_files(file):
         return None
     return _judged(file, plain, levels, [])
 

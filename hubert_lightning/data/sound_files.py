@@ -5,6 +5,9 @@ that only libsndfile decodes are read by soundfile from the start. `open_audio` 
 in the same way.
 """
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,17 +16,21 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from hubert_lightning.data.coded_audio import File, coded_audio, head_of
+from hubert_lightning.data.chained_audio import ChainedAudio, joined_files
+from hubert_lightning.data.coded_audio import CodedAudio
+from hubert_lightning.data.ffmpeg import File, head_of
 
+MAX_DECODERS = 1024
+"""Files, for each thread, whose decoder is kept with its table of packets; a table takes 20 kB an hour of MP3."""
 PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
-ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}  # in CAF, whose last packet FFmpeg loses
-# FFmpeg takes these for other codecs or does not know them; libsndfile decodes them, but cannot seek in them
+ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}
+"""Codecs in CAF, whose last packet FFmpeg loses."""
 ONLY_LIBSNDFILE = {"G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32", "VOX_ADPCM"}
 ONLY_LIBSNDFILE |= {"DPCM_8", "DPCM_16"}
-
-# How files begin that soundfile is asked about. It would take others, too, but counts and seeks wrongly in MP3 and in
-# cut or damaged Ogg Vorbis, and takes floating-point numbers in W64 for integers
-HEADS = tuple(b"RIFF RIFX RF64 FORM fLaC .snd dns. caff NIST PVF1 2BIT Exte".split())
+"""Codecs that FFmpeg mistakes or does not know; libsndfile decodes them, but cannot seek in them."""
+HEADERS = tuple(b"RIFF RIFX RF64 FORM fLaC .snd dns. caff NIST PVF1 2BIT Exte".split())
+"""First bytes of the files that soundfile reads. It accepts others, but counts and seeks wrongly in MP3 and in corrupt
+Ogg Vorbis, and reads floating-point numbers in W64 as integers."""
 
 
 class Audio(Protocol):
@@ -91,7 +98,7 @@ class PlainAudio:
     def opened(cls, file: File) -> "PlainAudio | None":
         """Open a file; None where FFmpeg has to read it."""
         headless = isinstance(file, str) and file.lower().endswith(".vox")
-        if not headless and not head_of(file).startswith(HEADS):
+        if not headless and not head_of(file).startswith(HEADERS):
             return None
         try:
             sound = soundfile.SoundFile(BytesIO(file) if isinstance(file, bytes) else file)
@@ -127,6 +134,35 @@ class PlainAudio:
     def _skip(self, num_samples: int) -> None:
         while num_samples and len(skipped := self._sound.read(min(num_samples, 60 * self.rate), dtype="float32")):
             num_samples -= len(skipped)
+
+
+_decoders = threading.local()
+
+
+def coded_audio(file: File) -> CodedAudio | ChainedAudio:
+    """Open a decoder; that of a path is kept for this thread, open until another file is read."""
+    if isinstance(file, bytes):
+        return decoder_of(file)
+    status = os.stat(file)
+    key = (file, status.st_size, status.st_mtime_ns)
+    if getattr(_decoders, "process", None) != os.getpid():  # a forked process shares the position in open files
+        _decoders.process, _decoders.audio = os.getpid(), OrderedDict[tuple[str, int, int], CodedAudio | ChainedAudio]()
+    if _decoders.audio and next(reversed(_decoders.audio)) != key:
+        last, audio = _decoders.audio.popitem()
+        audio.close()
+        if isinstance(audio, CodedAudio):  # a chain holds the content of its file
+            _decoders.audio[last] = audio
+    _decoders.audio[key] = _decoders.audio.pop(key, None) or decoder_of(file)
+    if len(_decoders.audio) > MAX_DECODERS:
+        _decoders.audio.popitem(last=False)
+    chosen: CodedAudio | ChainedAudio = _decoders.audio[key]
+    return chosen
+
+
+def decoder_of(file: File) -> CodedAudio | ChainedAudio:
+    """Open a new decoder."""
+    contents = joined_files(file)
+    return ChainedAudio(contents) if contents else CodedAudio(file)
 
 
 def reason_of(error: Exception) -> str:

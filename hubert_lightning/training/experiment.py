@@ -55,24 +55,13 @@ from hubert_lightning.training.callbacks.preemption import Preemption
 from hubert_lightning.training.callbacks.run_record import RunRecord
 from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.callbacks.throughput import Throughput
-from hubert_lightning.training.checkpoints import (
-    WholeCheckpoints,
-    WholeSteps,
-    keep_rows,
-    newest_checkpoint,
-    set_damaged_aside,
-)
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
 from hubert_lightning.training.lightning_internals import wandb_arguments
+from hubert_lightning.training.metrics_table import keep_rows
+from hubert_lightning.training.optimizer_state import probe_optimizer
 from hubert_lightning.training.parser import INSIDE, SentenceParser
-from hubert_lightning.training.restoring import (
-    check_entries,
-    check_kind,
-    check_run,
-    check_state,
-    check_weights,
-    model_arguments,
-    probe_optimizer,
-)
+from hubert_lightning.training.restoring import check_kind, check_weights, model_arguments
 from hubert_lightning.training.run_folder import (
     CONFIG,
     KEPT_CONFIG,
@@ -81,13 +70,14 @@ from hubert_lightning.training.run_folder import (
     check_files,
     kept_config,
     kept_metrics,
+    names_manifests,
     restore_config,
     restore_given_config,
     saved_configs,
-    says_manifests,
     write_json,
 )
 from hubert_lightning.training.run_lock import RUN_LOCK, holder_of, locked, refuse
+from hubert_lightning.training.run_state import check_entries, check_run, check_state
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.label_recipe import LabelRecipe, is_best, is_fresh, is_mfcc, is_previous
@@ -360,7 +350,7 @@ class HubertCLI(LightningCLI):
             if not config.ckpt_path and (newest := newest_checkpoint(Path(config.output))):
                 config.ckpt_path = str(newest)
                 if is_first_process():
-                    set_damaged_aside(Path(config.output), newest)
+                    set_corrupt_aside(Path(config.output), newest)
         else:
             _settle(config)
             folder = _log_apart(config, str(self.subcommand))
@@ -385,7 +375,7 @@ class HubertCLI(LightningCLI):
         folder = Path(config.output)
         if not any(folder.glob("*.ckpt")):
             return  # nothing was trained here
-        by_content = says_manifests(folder, config.data.class_path)
+        by_content = names_manifests(folder, config.data.class_path)
         asked = _experiment(yaml.safe_load(self._parser("fit").dump(config, skip_none=False)), by_content)
         difference = _first_difference(_experiment(kept_config(folder), by_content), asked)
         if difference is None:
@@ -409,7 +399,7 @@ class HubertCLI(LightningCLI):
             probe_optimizer(make)
         if path := self.config_init[self.subcommand].ckpt_path:
             path, checkpoint = Path(path), read_checkpoint(Path(path))
-            if not says_manifests(path, self.config[self.subcommand].data.class_path):
+            if not names_manifests(path, self.config[self.subcommand].data.class_path):
                 rank_zero_info(f"{path}: does not say which manifests it was trained with, so they are not compared")
             spelled = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
             if spelled and spelled != self.model.hparams.get("vocabulary"):

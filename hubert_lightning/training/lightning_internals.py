@@ -6,11 +6,11 @@ private part. If an upgrade moves one, that test fails, and this file is the one
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,9 @@ from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store  # torch.distributed has it, and does not declare it for mypy
 
 METRICS_TABLE = ExperimentWriter.NAME_METRICS_FILE
 """File name of CSVLogger's table."""
@@ -117,7 +120,7 @@ def count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int) 
     return int(batches["total"]["processed"])
 
 
-def optimizer_steps(checkpoint: dict[str, Any]) -> int:
+def optimizer_steps(checkpoint: Mapping[str, Any]) -> int:
     """Return the number of optimizer steps by the loops of a checkpoint, which restarts count from."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     return int(progress["optimizer"]["step"]["total"]["completed"])
@@ -194,9 +197,10 @@ def extend_timeout(strategy: Strategy, seconds: float) -> None:
         strategy._timeout = timedelta(seconds=seconds)  # type: ignore[attr-defined]
 
 
-def connect_to_store() -> dist.Store:
+def connect_to_store() -> "Store":
     """Return a new connection to the store by which the ranks met; torch has no public way to this store."""
-    return _get_default_store().clone()  # type: ignore[attr-defined]
+    store: Any = _get_default_store()  # `clone` is not declared
+    return cast("Store", store.clone())
 
 
 def is_collective_error(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from hubert_lightning.pretrained.weights import Trained, encoder_of, predictors_
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
-from hubert_lightning.units.label_store import MAX_CLUSTERS
+from hubert_lightning.units.label_shards import MAX_CLUSTERS
 from hubert_lightning.units.quality import entropy
 
 

@@ -6,10 +6,10 @@ assigned and forgotten. All ranks of the run share both passes.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,20 +31,14 @@ from hubert_lightning.training.distributed import on_rank_zero, together
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.units.label_recipe import LabelRecipe, assign_clusters, check_features
-from hubert_lightning.units.label_store import (
-    LabelSource,
-    LabelStore,
-    begin_store,
-    finish_store,
-    finished_shards,
-    is_of_source,
-    shard_size,
-    stated_source,
-    write_shard,
-)
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.label_writer import LabelWriter, is_of_source, shards_of, stated_source
 from hubert_lightning.units.layer_quality import best_layer, phone_quality
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Relabel(Callback):
@@ -182,22 +176,24 @@ class Relabel(Callback):
         source: LabelSource,
         cuts: Sequence[Cut],
     ) -> LabelStore:
-        size = shard_size(len(cuts))
-        shards = [cuts[start : start + size] for start in range(0, len(cuts), size)]
-        done, finished = on_rank_zero(trainer, lambda: _begun(folder, source))
-        missing = [shard for shard in range(len(shards)) if shard not in done]
-        mine = missing[trainer.global_rank :: trainer.world_size]
-        streams = [(stream.columns, of) for stream, of in zip(self.recipe.streams, centroids, strict=True)]
+        shards = shards_of(cuts)
+        streams = [(stream.columns, means) for stream, means in zip(self.recipe.streams, centroids, strict=True)]
+
+        def once(work: Callable[[], T]) -> T:
+            return on_rank_zero(trainer, work)
 
         def write() -> None:
+            mine = writer.missing[trainer.global_rank :: trainer.world_size]
             groups = [shards[shard] for shard in mine]
             labels = assign_clusters(extractor, streams, groups, data.max_frames, data.num_workers)
             for shard, clusters in zip(mine, labels, strict=True):
-                write_shard(folder, shard, clusters)
+                writer.write(shard, clusters)
 
-        together(write)
-        if missing or not finished:
-            on_rank_zero(trainer, lambda: self._report(finish_store(folder, source, len(shards)), _judged(data)))
+        once(lambda: _check_trained(folder, source))
+        with LabelWriter(folder, source, len(shards), once) as writer:
+            together(write)
+        if not writer.was_complete:
+            once(lambda: self._report(LabelStore(folder), _judged(data)))
         return LabelStore(folder)
 
     def _report(self, store: LabelStore, judged: Sequence[Cut]) -> None:
@@ -239,17 +235,14 @@ def _has_checkpoints(folder: Path) -> bool:
     return any(folder.glob("*.ckpt"))
 
 
-def _begun(folder: Path, source: LabelSource) -> tuple[set[int], bool]:
-    """Which shards are there, and whether the store is finished.
+def _check_trained(folder: Path, source: LabelSource) -> None:
+    """Check that the checkpoints of the run, if any, were trained on labels of this source.
 
     Raises:
-        UserError: Checkpoints of the run were trained on labels of another source; or the disk is full.
+        UserError: They were trained on others; or the disk is full.
     """
     if _has_checkpoints(folder.parent) and not is_of_source(folder, source):
         raise UserError(
             f"{folder.parent}: its checkpoints were trained on labels of other utterances or another K-means "
-            f"({folder.name}/source.json says which); restore the manifests and files of the run, or choose another "
-            "--output"
+            f"(see {folder.name}/source.json); restore the manifests and files of the run, or choose another --output"
         )
-    begin_store(folder, source)
-    return finished_shards(folder, source), (folder / "store.json").exists()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.units.label_store import MAX_CLUSTERS
+from hubert_lightning.units.label_shards import MAX_CLUSTERS
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.pickle_file import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
 from hubert_lightning.untrusted.torch_file import read_torch

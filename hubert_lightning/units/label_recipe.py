@@ -25,7 +25,7 @@ from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import encoder_config
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
-from hubert_lightning.units.label_store import check_clusters
+from hubert_lightning.units.label_shards import check_clusters
 
 MFCC, PREVIOUS, FRESH, BEST = "mfcc", "previous", "fresh", "best"
 

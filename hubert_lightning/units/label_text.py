@@ -8,10 +8,12 @@ Of the first two there is a file for each stream: `units.0.km`, `units.1.km`.
 """
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import takewhile, zip_longest
+from math import ceil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,17 +25,14 @@ from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
-from hubert_lightning.units.label_store import (
-    LabelSource,
-    LabelStore,
-    begin_store,
-    finish_store,
-    shard_size,
-    write_shard,
-)
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.label_writer import LabelWriter, shard_size
 from hubert_lightning.units.quality import perplexity
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.text_file import lines_of
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".km", ".txt", ".jsonl")
 
@@ -110,6 +109,47 @@ def import_labels(
         clusters: Number of clusters of each stream.
         hop: Samples from one label to the next: 160 for labels of MFCCs at 100 a second, every other of which is kept.
     """
+    _check_import(labels, out, hop)
+    cuts = {cut.id: cut for cut in read_manifest(manifest)}
+    listed = list(cuts.values())
+    tsv = _tsv_beside(labels[0]) if labels[0].suffix == ".km" else None
+    if tsv is not None:
+        listed = _cuts_of_tsv(tsv, listed)
+    elif labels[0].suffix == ".km":
+        log.warning(
+            "%s: no %s beside it names the utterance of each line; lines are taken in the order of the manifest",
+            labels[0],
+            labels[0].with_suffix(".tsv").name,
+        )
+    digest = sha256()
+    for path in [*labels, *([tsv] if tsv else [])]:
+        digest.update(path.read_bytes())
+    source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters))
+    rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, listed, tsv)
+    seen: set[str] = set()
+    shard: dict[str, np.ndarray] = {}
+    size = shard_size(len(cuts))
+    with LabelWriter(out, source, num_shards=ceil(len(cuts) / size)) as writer:
+        for cut_id, ids in rows:
+            if cut_id not in cuts or cut_id in seen:
+                raise UserError(
+                    f"{labels[0]}: {cut_id} is not in the manifest, or is repeated; give labels and manifest of one "
+                    "corpus"
+                )
+            seen.add(cut_id)
+            shard[cut_id] = _checked(cuts[cut_id], ids[:, :: HOP // hop], clusters, labels[0])
+            if len(shard) == size or len(seen) == len(cuts):
+                writer.write((len(seen) - 1) // size, shard)
+                shard = {}
+        if missing := cuts.keys() - seen:
+            raise UserError(
+                f"{min(missing)}: no labels in {labels[0]}, nor for {len(missing) - 1} other utterances; label all of "
+                "them"
+            )
+    return LabelStore(out)
+
+
+def _check_import(labels: Sequence[Path], out: Path, hop: int) -> None:
     if not labels or (len(labels) > 1 and any(path.suffix == ".jsonl" for path in labels)):
         raise UserError(
             f"{len(labels)} files of labels: give one .jsonl, which has all streams, or a .km or .txt for each stream"
@@ -122,40 +162,6 @@ def import_labels(
         raise UserError(f"hop {hop}: labels come every {HOP} samples (50 a second) or {HOP // 2} (100 a second)")
     if (out / "store.json").exists():
         raise UserError(f"{out}: holds a label store already; choose another folder")
-    cuts = {cut.id: cut for cut in read_manifest(manifest)}
-    listed = list(cuts.values())
-    tsv = _tsv_beside(labels[0]) if labels[0].suffix == ".km" else None
-    if tsv is not None:
-        listed = _cuts_of_tsv(tsv, listed)
-    elif labels[0].suffix == ".km":
-        Console(stderr=True).print(
-            f"{labels[0]}: no {labels[0].with_suffix('.tsv').name} beside it says which utterance a line is of; they "
-            "are taken in the order of the manifest",
-            markup=False,
-            soft_wrap=True,
-        )
-    digest = sha256()
-    for path in [*labels, *([tsv] if tsv else [])]:
-        digest.update(path.read_bytes())
-    source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters))
-    size = shard_size(len(cuts))
-    begin_store(out, source)
-    rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, listed, tsv)
-    seen: set[str] = set()
-    shard: dict[str, np.ndarray] = {}
-    for cut_id, ids in rows:
-        if cut_id not in cuts or cut_id in seen:
-            raise UserError(f"{labels[0]}: {cut_id} is not in the manifest, or here twice; give both of one corpus")
-        seen.add(cut_id)
-        shard[cut_id] = _checked(cuts[cut_id], ids[:, :: HOP // hop], clusters, labels[0])
-        if len(shard) == size or len(seen) == len(cuts):
-            write_shard(out, (len(seen) - 1) // size, shard)
-            shard = {}
-    if missing := cuts.keys() - seen:
-        raise UserError(
-            f"{min(missing)}: no labels in {labels[0]}, nor of {len(missing) - 1} other utterances; label all of them"
-        )
-    return finish_store(out, source, -(-len(cuts) // size))
 
 
 def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:

@@ -1,4 +1,4 @@
-"""A fine-tuned model opened for use computes what it was trained to, whoever saved it."""
+"""A loaded fine-tuned model computes the log-probabilities that it had when it was saved, by any system."""
 
 import json
 from dataclasses import asdict
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_ours_comes_back_with_its_letters(tmp_path: Path) -> Non
     assert_close(loaded(waveform), model(waveform), rtol=0, atol=0)
 
 
-def test_a_checkpoint_without_a_vocabulary_spells_as_librispeech(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_vocabulary_has_that_of_librispeech(tmp_path: Path) -> None:
     save_ctc(tmp_path / "old.ckpt", None)
     assert load_ctc(tmp_path / "old.ckpt").vocabulary.tokens == LETTERS
 
@@ -114,7 +114,7 @@ def no_blank(folder: Path) -> Path:
         (no_blank, "has no '<pad>', the blank"),
     ],
 )
-def test_what_cannot_spell_is_refused_by_name(tmp_path: Path, make: Any, sentence: str) -> None:
+def test_a_model_without_a_usable_ctc_head_is_refused_by_name(tmp_path: Path, make: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path}.* {sentence}"):
         load_ctc(make(tmp_path))
 
@@ -128,7 +128,7 @@ def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: 
         assert_close(rows, model(read_waveform(cut)[None])[0])
 
 
-def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
+def test_a_long_recording_has_the_log_probabilities_of_its_windows(tmp_path: Path) -> None:
     model = save_ctc(tmp_path / "a.ckpt")
     cut = cut_of(tmp_path / "a.wav", waveform := 0.1 * torch.randn(70 * SAMPLE_RATE + 123))
     [[rows]] = log_probabilities(model, [[cut]], progress="test")
@@ -142,7 +142,7 @@ def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
     assert len(found) > 2
 
 
-def test_a_part_of_a_long_recording_has_the_numbers_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:
+def test_a_part_of_a_long_recording_has_the_log_probabilities_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:
     model, waveform = save_ctc(tmp_path / "a.ckpt"), noise_with_pauses(180)
     whole = cut_of(tmp_path / "whole.wav", waveform)
     part = cut_of(tmp_path / "part.wav", waveform[1_234 * HOP : 8_000 * HOP])

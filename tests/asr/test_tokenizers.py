@@ -350,7 +350,7 @@ def test_a_word_with_an_unknown_token_has_the_times_of_all_its_tokens(tmp_path: 
     assert words[0].start == pytest.approx(0.02 * frames[0])
     assert words[-1].end == pytest.approx(0.02 * (frames[-1] + 1))
     assert all(word.confidence > 0.99 for word in words)
-    assert [letter.text for letter in words[0].letters] == ["[UNK]", "a"]
+    assert [token.text for token in words[0].tokens] == ["[UNK]", "a"]
     assert [word[:3] for word in word_times(log_probs, vocabulary.normalise(text), vocabulary)] == [
         word[:3] for word in words
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, export_shar
+from helpers import ROOT, export_shar, write_store
 from lhotse import CutSet
 
 from hubert_lightning.cli import main
@@ -21,7 +21,8 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.data.manifest import check_audio, read_manifest, write_manifest
 from hubert_lightning.data.shar import SharCuts, prepare_shar
-from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
 
 HUGE = 10**30
 
@@ -361,11 +362,9 @@ def a_store(cuts: CutSet, folder: Path) -> Path:
     from hubert_lightning.frames import num_frames
 
     source = LabelSource("mfcc", "k", "m", (10,))
-    begin_store(folder, source)
     rng = np.random.default_rng(0)
-    write_shard(folder, 0, {cut.id: rng.integers(0, 10, (1, num_frames(cut.num_samples))) for cut in cuts})
-    finish_store(folder, source, 1)
-    return folder
+    labels = {cut.id: rng.integers(0, 10, (1, num_frames(cut.num_samples))) for cut in cuts}
+    return write_store(folder, source, labels).path
 
 
 @pytest.mark.parametrize(
@@ -395,7 +394,7 @@ def test_a_store_of_labels_has_its_types(train_cuts: CutSet, tmp_path: Path, cha
     store = a_store(train_cuts, tmp_path / "store")
     about = json.loads((store / "store.json").read_text())
     (store / "store.json").write_text(json.dumps(about | change))
-    with pytest.raises(ValueError, match=r"store\.json is damaged, or of another version; remove that folder"):
+    with pytest.raises(ValueError, match=r"store\.json is corrupt, or of another version; remove that folder"):
         LabelStore(store)
 
 

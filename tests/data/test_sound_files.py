@@ -15,12 +15,12 @@ import soundfile
 import torch
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.coded_audio import CodedAudio, coded_audio
+from hubert_lightning.data.coded_audio import CodedAudio
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.data.probe import Sound, probe
-from hubert_lightning.data.sound_files import open_audio
+from hubert_lightning.data.sound_files import coded_audio, open_audio
 from hubert_lightning.features.recordings import listed
 from hubert_lightning.frames import SAMPLE_RATE
 

@@ -17,7 +17,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.data.prepare import prepare_librispeech
 from hubert_lightning.demo.espeak import Espeak, Voice
-from hubert_lightning.demo.grammar import sentences, transcript
+from hubert_lightning.demo.grammar import librispeech_transcript, sentences
 from hubert_lightning.demo.synthesis import GRID, _word_times, synthesise_corpus
 
 SMALL: dict[str, Any] = {
@@ -47,7 +47,7 @@ def test_sentences_are_distinct_words_of_a_small_vocabulary_and_the_same_for_a_s
     assert said == list(itertools.islice(sentences(seed=3), 2000))
     assert said != list(itertools.islice(sentences(seed=4), 2000))
     assert len(set(said)) == 2000
-    words = {word for text in said for word in transcript(text).split()}
+    words = {word for text in said for word in librispeech_transcript(text).split()}
     assert 400 < len(words) < 1000
     assert all(re.fullmatch(r"[A-Z]+('[A-Z]+)?", word) for word in words)
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", text) for text in said)
@@ -62,7 +62,7 @@ def test_words_that_espeak_says_as_one_are_parted_between_their_phones() -> None
         (word, next(phone.symbol for phone in phones if phone.start == start))
         for word, start, _ in _word_times(text, phones)
     ]
-    assert [word for word, _ in first] == transcript(text).split()
+    assert [word for word, _ in first] == librispeech_transcript(text).split()
     beginnings = {"THE": {"D"}, "A": {"@"}, "WAS": {"w"}, "BEEN": {"b"}, "MANY": {"m"}, "IT": {"I"}, "HAD": {"h"}}
     for word, phone in first:
         assert phone in beginnings.get(word, {phone}), (word, phone)

@@ -33,9 +33,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from hubert_lightning.cli import main
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.training.arguments import VALIDATED, check_arguments, check_ignored
+from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
-from hubert_lightning.training.checkpoints import BestCheckpoints
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.experiment import Iteration, _check_iteration
 from hubert_lightning.training.finetuning import CTCFinetuning

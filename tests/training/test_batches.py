@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers import write_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, Recording, SupervisionSegment
@@ -11,7 +12,8 @@ from lhotse import CutSet, Recording, SupervisionSegment
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.training.batches import PretrainingBatches, TranscribedBatches
 from hubert_lightning.training.sampler import BatchPlan, PlannedBatches, bucket_of, shortest_of_bucket
-from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 lengths = st.lists(st.integers(1, 800), min_size=1, max_size=200)
@@ -181,9 +183,7 @@ def ramps(tmp_path_factory: pytest.TempPathFactory) -> tuple[CutSet, LabelStore]
         cuts.append(cut)
         labels[cut.id] = np.arange(num_frames(samples))[None]
     source = LabelSource("mfcc", "k", "m", clusters=(1000,))
-    begin_store(tmp_path / "labels", source)
-    write_shard(tmp_path / "labels", 0, labels)
-    return CutSet.from_cuts(cuts), finish_store(tmp_path / "labels", source, 1)
+    return CutSet.from_cuts(cuts), write_store(tmp_path / "labels", source, labels)
 
 
 @settings(max_examples=20)

@@ -116,7 +116,7 @@ def test_load_from_checkpoint_calls_the_hook_of_lightning(task: type, trained: d
     assert loaded.trained_steps == 2
     for name, value in (("skipped_steps", "x"), ("skipped_steps", -1.0), ("global_step", "x")):
         torch.save(torch.load(path, weights_only=True) | {name: value}, tmp_path / "damaged.ckpt")
-        with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, and is a number from 0 on"):
+        with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, which must be an integer from 0 on"):
             task.load_from_checkpoint(tmp_path / "damaged.ckpt")
 
 
@@ -128,7 +128,7 @@ def test_arguments_that_are_given_replace_those_in_the_checkpoint(trained: dict)
 
 def test_a_checkpoint_of_another_task_or_model_is_refused_by_name(trained: dict, tmp_path: Path) -> None:
     path = trained[CTCFinetuning][1]
-    with pytest.raises(ValueError, match=r"CTCFinetuning.ckpt: its head.weight is \(29, 32\), that of the model"):
+    with pytest.raises(ValueError, match=r"CTCFinetuning.ckpt: its head.weight is \(29, 32\), in the model"):
         HubertPretraining.load_from_checkpoint(path)
     with pytest.raises(ValueError, match=r"CTCFinetuning.ckpt: warmup 0.9 and decay 0.5"):
         CTCFinetuning.load_from_checkpoint(path, warmup=0.9)

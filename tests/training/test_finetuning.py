@@ -21,7 +21,7 @@ from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatches
-from hubert_lightning.training.checkpoints import WholeSteps
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
 from hubert_lightning.training.data_checks import check_transcripts
 from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning

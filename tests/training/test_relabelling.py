@@ -20,10 +20,10 @@ from hubert_lightning.features.mfcc import mfcc, spliced
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.training import relabelling
 from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.units import label_writer
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.units.label_store import LabelStore
@@ -86,7 +86,7 @@ def interrupted(labels: Path, shard: int) -> tuple[LabelStore, dict[Path, int]]:
 def test_an_interrupted_relabelling_makes_only_what_is_missing_and_ends_with_the_same_labels(
     run: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relabelling, "shard_size", lambda count: 5)
+    monkeypatch.setattr(label_writer, "shard_size", lambda count: 5)
     relabel = Relabel(clusters=20, max_frames=3000)
     relabelled(run, manifests, tmp_path, relabel)
     whole, written = interrupted(tmp_path / "labels", shard=1)
@@ -106,7 +106,7 @@ def test_an_interrupted_relabelling_makes_only_what_is_missing_and_ends_with_the
 def test_an_interrupted_relabelling_may_go_on_with_the_manifests_in_another_order(
     run: Path, manifests: Path, tmp_path: Path, train_cuts: CutSet, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relabelling, "shard_size", lambda count: 5)
+    monkeypatch.setattr(label_writer, "shard_size", lambda count: 5)
     parts = [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"]
     for path, cuts in zip(parts, (list(train_cuts)[:8], list(train_cuts)[8:]), strict=True):
         write_manifest(cuts, path)
@@ -175,7 +175,7 @@ def test_a_best_layer_needs_phones(run: Path, manifests: Path, tmp_path: Path, d
 def test_a_damaged_shard_alone_is_made_again(
     run: Path, manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(relabelling, "shard_size", lambda count: 5)
+    monkeypatch.setattr(label_writer, "shard_size", lambda count: 5)
     relabel = Relabel(clusters=20, max_frames=3000)
     relabelled(run, manifests, tmp_path, relabel)
     before = {path: path.read_bytes() for path in (tmp_path / "labels").iterdir()}
@@ -227,7 +227,7 @@ def test_labels_that_were_damaged_are_not_trained_on(run: Path, manifests: Path,
     shard.write_bytes(shard.read_bytes()[:-2] + b"\xff\xff")
     data = pretraining_data(manifests, num_workers=0, labels=tmp_path / "labels")
     trainer = Trainer(default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False)
-    with pytest.raises(ValueError, match=r"00000\.npy: damaged"):
+    with pytest.raises(ValueError, match=r"00000\.npy: corrupt"):
         trainer.fit(pretraining_model(num_clusters=20), datamodule=data)
 
 

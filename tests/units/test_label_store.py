@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from helpers import LABEL_SOURCE
+from helpers import LABEL_SOURCE, write_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut
@@ -18,15 +18,9 @@ from lhotse.testing.dummies import dummy_cut, dummy_recording
 
 from hubert_lightning.files import unfinished_name
 from hubert_lightning.frames import num_frames
-from hubert_lightning.units.label_store import (
-    LabelSource,
-    LabelStore,
-    begin_store,
-    finish_store,
-    finished_shards,
-    shard_size,
-    write_shard,
-)
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.label_writer import LabelWriter, shard_size
 
 
 def a_cut(number: int, duration: float) -> MonoCut:
@@ -46,10 +40,12 @@ def a_store(
 ) -> LabelStore:
     labels = labels or some_labels()
     names = list(labels)
-    begin_store(folder, source)
-    write_shard(folder, 0, {name: labels[name] for name in names[:3]})
-    write_shard(folder, 1, {name: labels[name] for name in names[3:]})
-    return finish_store(folder, source, num_shards=2)
+    return write_store(folder, source, *({name: labels[name] for name in part} for part in (names[:3], names[3:])))
+
+
+def finished(folder: Path, source: LabelSource = LABEL_SOURCE, num_shards: int = 20) -> set[int]:
+    """Shards that the next process finds finished."""
+    return set(range(num_shards)) - {*LabelWriter(folder, source, num_shards).__enter__().missing}
 
 
 def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -81,10 +77,10 @@ def test_every_utterance_is_found_whatever_the_shards_and_their_order(
     shards = [names[start : start + size] for start in range(0, len(names), size)]
     source = LabelSource("mfcc", "k", "m", (100,))
     with TemporaryDirectory() as folder:
-        begin_store(Path(folder), source)
-        for shard in data.draw(st.permutations(range(len(shards)))):
-            write_shard(Path(folder), shard, {name: labels[name] for name in shards[shard]})
-        store = finish_store(Path(folder), source, len(shards))
+        with LabelWriter(Path(folder), source, len(shards)) as writer:
+            for shard in data.draw(st.permutations(range(len(shards)))):
+                writer.write(shard, {name: labels[name] for name in shards[shard]})
+        store = LabelStore(Path(folder))
         for name, of in labels.items():
             np.testing.assert_array_equal(store[name], of)
 
@@ -129,13 +125,11 @@ def many_labels(shard: int) -> dict[str, np.ndarray]:
 
 def written(folder: Path, pause: Callable[[], None] = lambda: None) -> LabelStore:
     """What a run does, first or again: what is not there yet."""
-    begin_store(folder, LABEL_SOURCE)
-    done = finished_shards(folder, LABEL_SOURCE)
-    for shard in range(20):
-        if shard not in done:
-            write_shard(folder, shard, many_labels(shard))
+    with LabelWriter(folder, LABEL_SOURCE, num_shards=20) as writer:
+        for shard in writer.missing:
+            writer.write(shard, many_labels(shard))
             pause()
-    return finish_store(folder, LABEL_SOURCE, 20)
+    return LabelStore(folder)
 
 
 def test_a_store_that_is_killed_and_run_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
@@ -164,14 +158,13 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[2], sys.argv[2] + '/..']
 from test_label_store import written
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from hubert_lightning.units import label_store
-write_shard = labels.write_shard
+from hubert_lightning.units import label_writer
+write_shard = label_writer.write_shard
 def full_at_three(folder, shard, clusters):
     if shard == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     write_shard(folder, shard, clusters)
-import test_label_store
-test_label_store.write_shard = full_at_three
+label_writer.write_shard = full_at_three
 try:
     written(Path(sys.argv[1]))
 except ValueError as error:
@@ -183,7 +176,7 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "full"), str(Path(__file__).parent)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "00003.npy: cannot be written (File too large); what was finished before is kept" in said
-    assert finished_shards(tmp_path / "full", LABEL_SOURCE) == {0, 1, 2}
+    assert finished(tmp_path / "full") == {0, 1, 2}
     assert not list((tmp_path / "full").glob(".*"))
     written(tmp_path / "full")
     written(tmp_path / "whole")
@@ -191,19 +184,16 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None
 
 
 def test_an_interrupted_store_keeps_its_finished_shards(tmp_path: Path) -> None:
-    begin_store(tmp_path, LABEL_SOURCE)
-    write_shard(tmp_path, 4, some_labels())
+    LabelWriter(tmp_path, LABEL_SOURCE, num_shards=20).__enter__().write(4, some_labels())
     unfinished_name(tmp_path / "00005.npy").write_bytes(b"half")
     (tmp_path / "00006.npy").write_bytes(b"no index yet")
-    begin_store(tmp_path, LABEL_SOURCE)
-    assert finished_shards(tmp_path, LABEL_SOURCE) == {4}
+    assert finished(tmp_path) == {4}
 
 
 def test_labels_of_another_source_are_not_kept(tmp_path: Path) -> None:
     other = LabelSource(features="mfcc", kmeans="another", manifest="m", clusters=(50, 7))
     a_store(tmp_path)
-    assert finished_shards(tmp_path, other) == set()
-    begin_store(tmp_path, other)
+    assert finished(tmp_path, other) == set()
     assert [path.name for path in tmp_path.iterdir()] == ["source.json"]
 
 
@@ -214,24 +204,21 @@ def test_a_changed_byte_is_found_and_only_its_shard_made_again(
     before = files(tmp_path)
     damaged = tmp_path / "00001.npy"
     damaged.write_bytes(before["00001.npy"][:-1] + bytes([before["00001.npy"][-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"00001\.npy: damaged .* remove it, and make the labels again"):
+    with pytest.raises(ValueError, match=r"00001\.npy: corrupt .* remove it, and make the labels again"):
         store.verify()
-    assert finished_shards(tmp_path, LABEL_SOURCE) == {0}
-    assert "00001.npy: damaged" in caplog.text
+    assert finished(tmp_path) == {0}
+    assert "00001.npy: corrupt" in caplog.text
     a_store(tmp_path)
     assert files(tmp_path) == before
 
 
 def test_two_utterances_of_one_id_are_refused(tmp_path: Path) -> None:
-    begin_store(tmp_path, LABEL_SOURCE)
-    for shard in range(2):
-        write_shard(tmp_path, shard, some_labels())
     with pytest.raises(ValueError, match="4 utterances have the id of another"):
-        finish_store(tmp_path, LABEL_SOURCE, 2)
+        write_store(tmp_path, LABEL_SOURCE, some_labels(), some_labels())
 
 
 def test_a_store_that_was_not_finished_is_refused(tmp_path: Path) -> None:
-    begin_store(tmp_path, LABEL_SOURCE)
+    LabelWriter(tmp_path, LABEL_SOURCE, num_shards=1).__enter__()
     with pytest.raises(ValueError, match="no finished label store"):
         LabelStore(tmp_path)
 
@@ -241,7 +228,7 @@ def test_a_store_that_was_not_finished_is_refused(tmp_path: Path) -> None:
     [
         ("half", r"00001\.npy: cut short or missing .* relabel"),
         ("all", r"00001\.npy: cut short or missing .* relabel"),
-        ("index", r"index\.npy: damaged or missing; remove .*store\.json and relabel"),
+        ("index", r"index\.npy: corrupt or missing; remove .*store\.json and relabel"),
     ],
 )
 def test_a_store_cut_short_is_refused(tmp_path: Path, lost: str, sentence: str) -> None:
@@ -290,7 +277,7 @@ def test_labels_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ['{"clusters": 3', '{"version": 0, "clusters": 50}'])
 def test_a_description_that_is_damaged_or_of_another_version_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "store.json").write_text(content)
-    with pytest.raises(ValueError, match=r"its store\.json is damaged, or of another version; remove that folder"):
+    with pytest.raises(ValueError, match=r"its store\.json is corrupt, or of another version; remove that folder"):
         LabelStore(tmp_path)
 
 
@@ -306,9 +293,7 @@ def sentence(folder: Path) -> str | None:
 def test_whatever_is_damaged_in_a_store_is_a_sentence_that_names_it(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     source = LabelSource("mfcc", "0" * 16, "1" * 16, (9,))
-    begin_store(tmp_path, source)
-    write_shard(tmp_path, 0, {str(number): rng.integers(9, size=(1, 7)) for number in range(5)})
-    finish_store(tmp_path, source, 1)
+    write_store(tmp_path, source, {str(number): rng.integers(9, size=(1, 7)) for number in range(5)})
     path = tmp_path / name
     whole = path.read_bytes()
     damages = [b"", b"\xff\xfe", b"[" * 100_000, b"[1]", b"null", bytes(len(whole)), whole[: len(whole) // 2]]

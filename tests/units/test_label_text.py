@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import write_store
 from lhotse import CutSet
 
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.frames import num_frames
-from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_text import export_labels, import_labels
 
 
@@ -25,10 +27,7 @@ def labels(dev_cuts: CutSet) -> dict[str, np.ndarray]:
 @pytest.fixture
 def store(labels: dict[str, np.ndarray], tmp_path: Path) -> Path:
     source = LabelSource("mfcc", "k", "m", (50, 7))
-    begin_store(tmp_path / "store", source)
-    write_shard(tmp_path / "store", 0, dict(sorted(labels.items())))
-    finish_store(tmp_path / "store", source, 1)
-    return tmp_path / "store"
+    return write_store(tmp_path / "store", source, dict(sorted(labels.items()))).path
 
 
 @pytest.mark.parametrize("name", ["units.km", "units.txt", "units.jsonl"])
@@ -65,9 +64,7 @@ def test_pieces_of_a_recording_have_no_place_in_a_tsv(
     piece = first.truncate(offset=0.5, preserve_id=True)
     write_manifest([piece], tmp_path / "pieces.jsonl.gz")
     source = LabelSource("mfcc", "k", "m", (7,))
-    begin_store(tmp_path / "pieces", source)
-    write_shard(tmp_path / "pieces", 0, {piece.id: np.arange(num_frames(piece.num_samples))[None] % 7})
-    finish_store(tmp_path / "pieces", source, 1)
+    write_store(tmp_path / "pieces", source, {piece.id: np.arange(num_frames(piece.num_samples))[None] % 7})
     with pytest.raises(ValueError, match=r"a piece of a longer recording, .* export to \.jsonl"):
         export_labels(tmp_path / "pieces", [tmp_path / "pieces.jsonl.gz"], tmp_path / "pieces.km")
 
@@ -91,8 +88,8 @@ def shortened(lines: list[str]) -> list[str]:
     [
         (shortened, r"labels in 1 streams for \d+ frames in 1; .*units.txt was made for other audio"),
         (lambda lines: lines[1:], "no labels in"),
-        (lambda lines: [*lines, "somebody 1 2"], "somebody is not in the manifest, or here twice"),
-        (lambda lines: [*lines, lines[0]], "is not in the manifest, or here twice"),
+        (lambda lines: [*lines, "somebody 1 2"], "somebody is not in the manifest, or is repeated"),
+        (lambda lines: [*lines, lines[0]], "is not in the manifest, or is repeated"),
         (lambda lines: [lines[0] + "x", *lines[1:]], "line 1: something that is no cluster"),
         (lambda lines: [lines[0] + "9" * 30, *lines[1:]], "line 1: something that is no cluster"),
         (lambda lines: [lines[0].rsplit(" ", 1)[0] + " 50", *lines[1:]], "labels from .* to 50 for 50 clusters"),
@@ -131,7 +128,7 @@ def test_json_that_lists_no_streams_of_integers_is_named(clusters: object, manif
 def test_import_leaves_a_folder_alone_that_holds_something_else(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "units.km").write_text("1\n")
     (tmp_path / "10h.jsonl.gz").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else than labels; choose another folder"):
+    with pytest.raises(ValueError, match="holds files that are not labels; choose another folder"):
         import_labels([tmp_path / "units.km"], [manifests / "dev.jsonl.gz"], tmp_path, [50])
     assert (tmp_path / "10h.jsonl.gz").read_text() == "mine"
 
@@ -145,7 +142,7 @@ def test_more_clusters_than_16_bits_name_are_refused(manifests: Path, tmp_path: 
 def test_damaged_labels_are_not_exported(store: Path, manifests: Path, tmp_path: Path) -> None:
     shard = store / "00000.npy"
     shard.write_bytes(shard.read_bytes()[:-2] + b"\xff\xff")
-    with pytest.raises(ValueError, match=r"00000\.npy: damaged"):
+    with pytest.raises(ValueError, match=r"00000\.npy: corrupt"):
         export_labels(store, [manifests / "dev.jsonl.gz"], tmp_path / "units.jsonl")
     assert not (tmp_path / "units.jsonl").exists()
 
@@ -167,9 +164,7 @@ def test_utterances_without_labels_are_left_out_and_counted(
 def test_kaldi_has_no_ids_with_spaces(labels: dict[str, np.ndarray], dev_cuts: CutSet, tmp_path: Path) -> None:
     [cut, *_] = dev_cuts
     source = LabelSource("mfcc", "k", "m", (50, 7))
-    begin_store(tmp_path / "store", source)
-    write_shard(tmp_path / "store", 0, {"my talk.wav": labels[cut.id]})
-    finish_store(tmp_path / "store", source, 1)
+    write_store(tmp_path / "store", source, {"my talk.wav": labels[cut.id]})
     write_manifest([cut.with_id("my talk.wav")], tmp_path / "talks.jsonl.gz")
     with pytest.raises(
         ValueError, match=r"my talk\.wav: Kaldi's text cannot hold an id with spaces; export to \.jsonl"
@@ -230,14 +225,14 @@ def test_lines_of_km_belong_to_the_rows_of_the_tsv_beside_it(
     manifests: Path,
     tmp_path: Path,
     labels: dict[str, np.ndarray],
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert_same(import_labels(of_fairseq, [manifests / "dev.jsonl.gz"], tmp_path / "again", [50, 7]), labels)
-    assert "in the order of the manifest" not in capsys.readouterr().err
+    assert "in the order of the manifest" not in caplog.text
 
 
 def test_utterances_of_one_length_get_their_own_labels(
-    dev_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dev_cuts: CutSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing but the names tells them apart."""
     [first, *_] = dev_cuts
@@ -255,11 +250,10 @@ def test_utterances_of_one_length_get_their_own_labels(
     by_name = import_labels([tmp_path / "three.km"], [tmp_path / "three.jsonl.gz"], tmp_path / "by name", [50])
     assert [by_name[name][0, 0] for name in "abc"] == [0, 1, 2]
     (tmp_path / "three.tsv").unlink()
-    assert not capsys.readouterr().err
+    assert not caplog.text
     in_order = import_labels([tmp_path / "three.km"], [tmp_path / "three.jsonl.gz"], tmp_path / "in order", [50])
     assert [in_order[name][0, 0] for name in "abc"] == [2, 0, 1]
-    said = capsys.readouterr().err
-    assert "no three.tsv beside it says which utterance a line is of; they are taken in the order of the" in said
+    assert "no three.tsv beside it names the utterance of each line" in caplog.text
     assert in_order.source.kmeans != by_name.source.kmeans  # they are not the same labels
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import SMOKE_FINETUNE, refused, transcribed_options
 from lightning.pytorch.loggers import CSVLogger
 
-from hubert_lightning.training.checkpoints import keep_rows
+from hubert_lightning.training.metrics_table import keep_rows
 from hubert_lightning.training.run_folder import check_files, kept_config, kept_metrics
 from hubert_lightning.training.run_lock import locked
 

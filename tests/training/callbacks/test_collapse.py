@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import write_store
 
 from hubert_lightning.training.callbacks.collapse import AVERAGED, CollapseWatch
-from hubert_lightning.units.label_store import LabelSource, LabelStore, begin_store, finish_store, write_shard
+from hubert_lightning.units.label_shards import LabelSource
+from hubert_lightning.units.label_store import LabelStore
 
 HEALTHY = {
     "masked_loss": 2.0,
@@ -22,9 +24,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     """A hundred clusters, all as frequent: an entropy of 4.605 nats."""
     folder = tmp_path_factory.mktemp("labels")
     source = LabelSource("mfcc", "k", "m", clusters=(100,))
-    begin_store(folder, source)
-    write_shard(folder, 0, {"a": np.arange(1000)[None] % 100})
-    return finish_store(folder, source, 1)
+    return write_store(folder, source, {"a": np.arange(1000)[None] % 100})
 
 
 def warnings_of(
