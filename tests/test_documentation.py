@@ -180,6 +180,14 @@ def test_a_file_that_a_page_names_is_there(page: Path) -> None:
             assert (ROOT / "hubert_lightning" / code).exists(), code
 
 
+def test_every_test_that_the_matrix_of_formats_names_is_there() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/dev/formats.md").read_text("utf-8")))
+    files = {file.stem: file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    defined = {test for text in files.values() for test in re.findall(r"def (test_\w+)", text)}
+    assert len(named) > 20
+    assert not named - defined - files.keys()
+
+
 def test_the_changelog_lists_every_renamed_option() -> None:
     changelog = (ROOT / "docs/changelog.md").read_text("utf-8").replace("-", "_")
     for verb, names in RENAMED_OPTIONS.items():
