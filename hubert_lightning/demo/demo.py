@@ -147,7 +147,7 @@ def _fastest_precision() -> str:
 
 
 def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
-    """PNMI on unheard speakers; the model of iteration 2 is clustered like that of iteration 1."""
+    """PNMI on held-out speakers; the model of iteration 2 is clustered like that of iteration 1."""
     heldout = [cut for name in ("dev", "test") for cut in read_manifest(manifests / f"{name}.jsonl.gz")]
     layer = int(LabelStore(pretraining / "iteration2" / "labels").source.features.split()[1])
     iteration1, iteration2 = (
@@ -173,19 +173,17 @@ def _pnmi(pretraining: Path, manifests: Path) -> dict[str, float]:
 
 
 def _report(console: Console, results: Results, runs: dict[str, Path], minutes: float) -> None:
-    clusters = Table("clusters of", "PNMI on unheard speakers", title="What the units know of phones")
+    clusters = Table("clusters of", "PNMI, held-out speakers", title="Quality of the clusters")
     for name, value in results["pnmi"].items():
         clusters.add_row(name, f"{value:.3f}")
-    errors = Table(
-        f"{minutes:.3g} minutes of transcripts", "WER %", "CER %", title="What the model hears, unheard speakers"
-    )
+    errors = Table(f"{minutes:.3g} minutes of transcripts", "WER %", "CER %", title="Error rates, held-out speakers")
     for name in ("scratch", "pretrained"):
         errors.add_row(name, f"{100 * results['wer'][name]:.1f}", f"{100 * results['cer'][name]:.1f}")
     console.print(clusters)
     console.print(errors)
     rows = {name: [json.loads(line) for line in (run / "test.jsonl").open()] for name, run in runs.items()}
     for scratch, pretrained in list(zip(rows["scratch"], rows["pretrained"], strict=True))[:3]:
-        console.print(f"said        {scratch['reference']}", highlight=False)
+        console.print(f"reference   {scratch['reference']}", highlight=False)
         console.print(f"scratch     {scratch['hypothesis']}", highlight=False)
         console.print(f"pretrained  {pretrained['hypothesis']}\n", highlight=False)
 
@@ -198,20 +196,20 @@ def _figure(results: Results, pretraining: Path, minutes: float) -> bytes:
         curves.plot(
             steps, [100 * value for value in accuracy], color=colour, label=f"iteration {number}", lw=2, marker="."
         )
-    curves.set(title="Masked frames predicted", xlabel="step", ylabel="accuracy, %", ylim=(0, None))
+    curves.set(title="Masked accuracy", xlabel="step", ylabel="accuracy, %", ylim=(0, None))
     curves.legend(frameon=False)
     bars = units.bar(["MFCC", "iteration 1", "iteration 2"], results["pnmi"].values(), color=[GREY, ORANGE, BLUE])
     units.bar_label(bars, fmt="%.3f")
-    units.set(title="What clusters know of phones", ylabel="PNMI")
+    units.set(title="Quality of the clusters", ylabel="PNMI")
     for offset, name, colour in ((-0.2, "scratch", GREY), (0.2, "pretrained", BLUE)):
         rates = [100 * results["wer"][name], 100 * results["cer"][name]]
         bars = errors.bar([offset, 1 + offset], rates, width=0.36, color=colour, label=name)
         errors.bar_label(bars, fmt="%.1f")
     errors.set(
-        title=f"Errors after {minutes:.3g} minutes of transcripts",
+        title=f"Error rates after {minutes:.3g} minutes of transcripts",
         ylabel="%",
         xticks=[0, 1],
-        xticklabels=["words", "letters"],
+        xticklabels=["WER", "CER"],
     )
     errors.set_ylim(0, 125 * max(*results["wer"].values(), *results["cer"].values()))
     errors.legend(frameon=False, loc="upper center", ncols=2)
