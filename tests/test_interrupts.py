@@ -108,7 +108,7 @@ def test_a_signal_while_labels_are_made_ends_at_once_and_names_what_is_kept(
     assert time.monotonic() - began < 15
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert re.search(
-        rf"hubert: {name} while making labels \(K-means, 1500 clusters\): what was finished before is kept; "
+        rf"hubert: {name} while making labels \(K-means, 1500 clusters\): finished work is kept; "
         "the same command resumes\n",
         output.read_text(),
     )
@@ -234,7 +234,7 @@ def test_ctrl_c_ends_a_verb_after_the_files_that_it_reads(tmp_path: Path) -> Non
     assert fork_server.ended(process, 60) == 130
     assert time.monotonic() - began < 8  # of 400 s and more
     assert output.read_text().endswith(
-        "hubert: interrupted; what was written is whole, and the same command does the rest\n"
+        "hubert: interrupted; finished files are whole, and the same command does the rest\n"
     )
     assert "Traceback" not in output.read_text()
     assert not list((tmp_path / "out").iterdir())

@@ -1,10 +1,9 @@
-"""The whole of HuBERT on a corpus that is made on the spot, through the same commands that real training uses."""
+"""HuBERT from audio to words on a synthetic corpus, with the same functions that real training uses."""
 
 import csv
 import json
 import logging
 import time
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -14,13 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hubert_lightning.cli import main
+from hubert_lightning.console import BLUE, GREY, ORANGE, png_of
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.demo.synthesis import synthesise_corpus
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.files import replacing_all
+from hubert_lightning.training import experiment
+from hubert_lightning.training.commands import configs_folder
 from hubert_lightning.units.kmeans import KMeans
 from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.units.label_recipe import assign_clusters
@@ -60,11 +61,7 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
     def fit(names: list[str], folder: str, *more: str) -> Path:
         layers = [f"--config={configs / name}" for name in names]
         short = _shortened(configs / names[0], steps) if steps else []
-        try:
-            main(["fit", *layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
-        except SystemExit as stop:
-            if stop.code:
-                raise  # refused; otherwise, an earlier demo had finished this part
+        experiment.fit([*layers, f"--output={output / folder}", f"--trainer.precision={precision}", *short, *more])
         return output / folder
 
     pretraining = fit(
@@ -84,7 +81,7 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         "scratch": fit(["demo-finetune.yaml", "demo-scratch.yaml"], "scratch", *transcribed),
     }
     for folder in runs.values():
-        main(["test", "--config", str(folder / "config.yaml")])
+        experiment.judge("test", ["--config", str(folder / "config.yaml")])
     scores = {name: json.loads((folder / "test-metrics.json").read_text()) for name, folder in runs.items()}
     results = {
         "pnmi": _pnmi(pretraining, manifests),
@@ -106,12 +103,6 @@ def _shortened(config: Path, steps: int) -> list[str]:
     else:
         fewer = f"--trainer.max_steps={steps}"
     return [fewer, f"--trainer.val_check_interval={steps}"]
-
-
-def configs_folder() -> Path:
-    """Where the YAML files are: in a wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).parent.parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def _fastest_precision() -> str:
@@ -176,18 +167,17 @@ def _report(console: Console, results: dict, runs: dict[str, Path], minutes: flo
 def _drawn(results: dict, pretraining: Path, minutes: float) -> bytes:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     curves, units, errors = figure.subplots(1, 3)
-    blue, orange, grey = "#2a6f97", "#e07a3f", "#9aa5ad"
-    for number, colour in ((1, orange), (2, blue)):
+    for number, colour in ((1, ORANGE), (2, BLUE)):
         steps, accuracy = _curve(pretraining / f"iteration{number}", "val/masked_accuracy")
         curves.plot(
             steps, [100 * value for value in accuracy], color=colour, label=f"iteration {number}", lw=2, marker="."
         )
     curves.set(title="Masked frames predicted", xlabel="step", ylabel="accuracy, %", ylim=(0, None))
     curves.legend(frameon=False)
-    bars = units.bar(["MFCC", "iteration 1", "iteration 2"], results["pnmi"].values(), color=[grey, orange, blue])
+    bars = units.bar(["MFCC", "iteration 1", "iteration 2"], results["pnmi"].values(), color=[GREY, ORANGE, BLUE])
     units.bar_label(bars, fmt="%.3f")
     units.set(title="What clusters know of phones", ylabel="PNMI")
-    for place, name, colour in ((-0.2, "scratch", grey), (0.2, "pretrained", blue)):
+    for place, name, colour in ((-0.2, "scratch", GREY), (0.2, "pretrained", BLUE)):
         rates = [100 * results[rate][name] for rate in ("wer", "cer")]
         bars = errors.bar([0 + place, 1 + place], rates, width=0.36, color=colour, label=name)
         errors.bar_label(bars, fmt="%.1f")
@@ -199,11 +189,7 @@ def _drawn(results: dict, pretraining: Path, minutes: float) -> bytes:
     )
     errors.set_ylim(0, 125 * max(*results["wer"].values(), *results["cer"].values()))
     errors.legend(frameon=False, loc="upper center", ncols=2)
-    for axes in (curves, units, errors):
-        axes.spines[["top", "right"]].set_visible(False)
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=160)
-    return content.getvalue()
+    return png_of(figure)
 
 
 def _curve(run: Path, name: str) -> tuple[list[int], list[float]]:

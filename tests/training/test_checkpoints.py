@@ -239,8 +239,7 @@ def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_sentence(
     message = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
     assert f"other.ckpt: its head.bias is (3,), in {best} it is (29,); average checkpoints of one model" in message
     assert "no checkpoint to average" in refused(capsys, "average", "[]", out)
-    assert "is damaged, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
-    assert "a list is wanted, in brackets" in refused(capsys, "average", str(best), out)
+    assert "is corrupt, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
     assert "exists already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
     assert not Path(out).exists()
     more = [
@@ -249,7 +248,7 @@ def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_sentence(
         f"--output={tmp_path / 'run'}",
         f"--ckpt_path={finetuning / 'average.ckpt'}",
     ]
-    assert "average.ckpt: weights alone, such as a mean, from which no run goes on" in refused(capsys, "fit", *more)
+    assert "average.ckpt: weights alone, such as a mean, from which no run resumes" in refused(capsys, "fit", *more)
 
 
 # Saves step 3 over what is there, and kills itself before the n-th thing that it does to files

@@ -186,13 +186,6 @@ def damage(checkpoint: dict[str, Any], keys: tuple[Any, ...], value: Any) -> Non
         checkpoint[last] = value
 
 
-class Prepared(HubertCLI):
-    """Everything that a fit makes before it looks at its checkpoint."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def test_a_checkpoint_with_a_corrupt_state_is_refused_by_the_name_of_the_entry(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -204,15 +197,16 @@ def test_a_checkpoint_with_a_corrupt_state_is_refused_by_the_name_of_the_entry(
     callbacks += [(("callbacks", best, name), "x") for name in ("best_k_models", "kth_value")]
     path = tmp_path / "damaged.ckpt"
     shutil.copy(runs / "fine/last.ckpt", path)
-    command = ["fit", "--config", str(runs / "fine/config.yaml"), f"--output={tmp_path / 'run'}", f"--ckpt_path={path}"]
-    cli = Prepared([*command, "--trainer.logger=false"])
-    cli.before_fit()  # of a sound one
+    command = ["--config", str(runs / "fine/config.yaml"), f"--output={tmp_path / 'run'}", f"--ckpt_path={path}"]
+    cli = HubertCLI("fit", [*command, "--trainer.logger=false"])
+    cli.build(cli.config)
+    cli.check()  # a sound one
     messages = []
     for keys, value in [*DAMAGE, *callbacks]:
         checkpoint = copy.deepcopy(sound)
         damage(checkpoint, keys, value)
         torch.save(checkpoint, path)
-        messages.append((keys, value, sentence_of(cli.before_fit, capsys)))
+        messages.append((keys, value, sentence_of(cli.check, capsys)))
     wrong = [one for one in messages if not one[-1].startswith(str(path)) or "\n" in one[-1]]
     assert not wrong, wrong
 

@@ -268,7 +268,7 @@ def test_labelling_ranks_that_lightning_launched_end_together(
         second = second_rank(process)
         os.killpg(process.pid, number) if whom == "group" else os.kill(process.pid, number)
         assert process.wait(60) == 128 + number, output.read_text()[-3000:]
-        assert output.read_text().count("what was finished before is kept; the same command resumes\n") == 1
+        assert output.read_text().count("finished work is kept; the same command resumes\n") == 1
         assert "Traceback" not in output.read_text()
         time.sleep(0.1)
         assert not runs(second)
