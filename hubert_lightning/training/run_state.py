@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.weights import abbreviated
-from hubert_lightning.training.lightning_internals import optimizer_steps
+from hubert_lightning.training.lightning_internals import callbacks_of, optimizer_steps
 from hubert_lightning.training.optimizer_state import check_optimizer, check_schedule
 from hubert_lightning.training.restoring import ADVICE, check_counts, is_finite_number
 
@@ -43,7 +43,7 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
     states = checkpoint.get("callbacks", {})
     if not isinstance(states, Mapping):
         raise UserError(f"{path}: its callbacks are {states!r:.40}, not states of callbacks; {ADVICE}")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+    for callback in callbacks_of(trainer):
         if callback.state_key in states:
             what, expected = f"{path}: the state of {type(callback).__name__}", callback.state_dict()
             state = states[callback.state_key]
