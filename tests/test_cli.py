@@ -404,9 +404,9 @@ def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
 ) -> None:
     (tmp_path / "cut.ckpt").write_bytes((finetuning / "last.ckpt").read_bytes()[:5000])
     more = [*SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={tmp_path / 'run'}"]
-    assert "cut.ckpt is damaged" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'cut.ckpt'}")
+    assert "cut.ckpt is corrupt" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'cut.ckpt'}")
     wrong = pretraining / "iteration1" / "kmeans.safetensors"
-    assert "kmeans.safetensors is damaged, or no file of torch.save" in refused(
+    assert "kmeans.safetensors is corrupt, or no file of torch.save" in refused(
         capsys, "fit", *more, f"--ckpt_path={wrong}"
     )
     assert "gone.ckpt: no such checkpoint" in refused(capsys, "fit", *more, f"--ckpt_path={tmp_path / 'gone.ckpt'}")
@@ -564,7 +564,7 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
         ("{features: no.ckpt, layer: 1}", "iterations[1]: no.ckpt does not exist"),
         (
             "{features: pyproject.toml, layer: 1}",
-            "iterations[1]: pyproject.toml is damaged, or no file of torch.save",
+            "iterations[1]: pyproject.toml is corrupt, or no file of torch.save",
         ),
         ("{clusters: 100000}", "iterations[1]: clusters [100000]: each K-means has from 2 to 65536"),
         ("{max_steps: 0}", "iterations[1].max_steps is 0"),

@@ -5,7 +5,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
-from functools import wraps
+from functools import cache, wraps
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,12 @@ def all_functions() -> Iterator[str]:
             yield from target.values() if isinstance(target, dict) else [target]
 
 
+@cache
+def all_options() -> set[str]:
+    """Options of all verbs."""
+    return {option for target in all_functions() for option in signature_of(target).optional}
+
+
 @pytest.fixture(scope="module")
 def called() -> Iterator[list[Any]]:
     """Arguments of the verbs that were called, none of which does anything."""
@@ -150,8 +156,9 @@ def test_a_verb_or_an_option_in_a_sentence_exists(page: Path) -> None:
         elif match := re.match(r"'?--([a-z_]+\.[\w.]+)", code):
             check_key(match[1])
         elif match := re.fullmatch(r"--([a-z][\w-]*)( .*)?", code):
-            known = {option for target in all_functions() for option in signature_of(target).optional}
-            assert match[1].replace("-", "_") in known | TOP_KEYS | {"version"} or "changelog" in page.name, code
+            assert match[1].replace("-", "_") in all_options() | TOP_KEYS | {"version"} or "changelog" in page.name, (
+                code
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -57,7 +57,8 @@ def tune_decoder(
         out: Settings to write, a .json file; a figure of the trials is written beside it.
         lm: n-gram language model (`hubert ngram`), in ARPA or KenLM's binary form.
         lexicon: Words that a hypothesis may contain (`hubert ngram` and `hubert lexicon` write lexicons).
-        trials: Number of settings to try; with a language model of words, the first ten are published ones.
+        trials: Number of settings to try; with a language model of words, the first ten are the default
+            and published ones.
         beam_size: Number of hypotheses kept at each frame.
         beam_threshold: Distance below the best score at which hypotheses are dropped.
         rescorer: Directory of a causal language model of transformers; its weight is tuned last.

@@ -1,8 +1,8 @@
 """Samples of one audio file, whatever its format.
 
-soundfile reads PCM and FLAC. FFmpeg's libraries (`coded_audio`) decode every other format. A few old telephony codecs
-that only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so that every verb reads a file
-in the same way.
+soundfile reads PCM and FLAC, and FFmpeg's libraries (`coded_audio`) every other format. A few old telephony codecs that
+only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so every verb reads a file in the
+same way.
 """
 
 import os
@@ -59,11 +59,11 @@ def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -
 
     Args:
         file: Absolute path or content.
-        is_whole: Function of a number of samples and a sampling rate that says whether those are the whole file. Where
-            libsndfile expects fewer, as in joined FLAC files or behind a header that is wrong, FFmpeg reads the file.
+        is_whole: Function of a number of samples and a sampling rate that checks whether they are the whole file. If
+            libsndfile expects fewer, as in joined FLAC files or after a wrong header, FFmpeg reads the file.
 
     Raises:
-        OSError, soundfile.SoundFileError, av.FFmpegError: The file is missing or holds no audio that is known here.
+        OSError, soundfile.SoundFileError, av.FFmpegError: The file is missing, or has no audio that can be decoded.
     """
     plain = PlainAudio.opened(file)
     if plain is not None:
@@ -77,7 +77,7 @@ def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -
             raise OSError("there are no samples in it that can be decoded")
         yield coded
     finally:
-        if isinstance(file, bytes):  # that of a path is kept
+        if isinstance(file, bytes):  # the decoder of a path is kept
             coded.close()
 
 
@@ -85,8 +85,10 @@ class PlainAudio:
     """PCM or FLAC, read by soundfile, or a codec that only libsndfile decodes.
 
     Attributes:
+        rate: Sampling rate in Hz.
+        num_channels: Number of channels.
         num_samples: Length in samples that libsndfile expects.
-        sequential: Whether libsndfile cannot seek in it, so that it is decoded from its start for every segment.
+        sequential: Whether libsndfile cannot seek in the file, so every segment is decoded from its start.
     """
 
     def __init__(self, sound: soundfile.SoundFile) -> None:
@@ -96,7 +98,7 @@ class PlainAudio:
 
     @classmethod
     def opened(cls, file: File) -> "PlainAudio | None":
-        """Open a file; None where FFmpeg has to read it."""
+        """Open a file, or return None if FFmpeg has to read it."""
         headless = isinstance(file, str) and file.lower().endswith(".vox")
         if not headless and not head_of(file).startswith(HEADERS):
             return None
@@ -105,7 +107,7 @@ class PlainAudio:
         except soundfile.SoundFileError:
             return None
         plain = sound.subtype in PCM | ALAC | ONLY_LIBSNDFILE or sound.format == "FLAC"
-        if plain and 0 < sound.frames < 2**62:  # a FLAC file that was written to a pipe states no length
+        if plain and 0 < sound.frames < 2**62:  # FLAC that was written to a pipe states no length
             return cls(sound)
         sound.close()
         return None
@@ -117,6 +119,7 @@ class PlainAudio:
         self._sound.close()
 
     def read(self, first: int, num_samples: int) -> np.ndarray:
+        """Return the segment from sample `first` on, (samples, channels) float32, shorter where the file ends."""
         if self.sequential:
             self._skip(first)
         else:
@@ -124,7 +127,8 @@ class PlainAudio:
         return self._sound.read(num_samples, dtype="float32", always_2d=True)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        # not `SoundFile.blocks`, which goes on where a file ends early, with whatever lay in memory
+        """Decode the file from its start to its end, in blocks (samples, channels) float32 of a minute."""
+        # `SoundFile.blocks` continues after the end of a truncated file, with arbitrary memory
         size = 60 * self.rate
         while len(block := self._sound.read(size, dtype="float32", always_2d=True)):
             yield block
@@ -166,6 +170,6 @@ def decoder_of(file: File) -> CodedAudio | ChainedAudio:
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception of a reader says, without its number and the path."""
+    """The message of a reader's exception, without its number and the path."""
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return str(reason).strip() or type(error).__name__

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.pretrained.weights import summary_of
+from hubert_lightning.pretrained.weights import abbreviated
 from hubert_lightning.training.averaging import shape_of
 from hubert_lightning.training.restoring import OTHER, Nothing, Number
 
@@ -194,7 +194,7 @@ def check_schedule(state: Mapping[str, Any], groups: int, path: Path) -> None:
         UserError: An entry is missing, superfluous or of another type.
     """
     if unknown := state.keys() - SCHEDULE:
-        raise UserError(f"{path}: its schedule has {summary_of(unknown)}, which LambdaLR has not; {OTHER}")
+        raise UserError(f"{path}: its schedule has {abbreviated(unknown)}, which LambdaLR has not; {OTHER}")
     for name in REQUIRED:
         kind, value = SCHEDULE[name], state.get(name)
         if kind is int:

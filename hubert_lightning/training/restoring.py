@@ -14,7 +14,7 @@ from torch import nn
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.formats.own import read_checkpoint
-from hubert_lightning.pretrained.weights import settings_of
+from hubert_lightning.pretrained.weights import encoder_config_from
 from hubert_lightning.training.averaging import shape_of
 from hubert_lightning.vocabulary import vocabulary_from
 
@@ -148,7 +148,7 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     if isinstance(clusters, list) and not all(type(number) is int for number in clusters):
         raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {OTHER}")
     if "encoder" in arguments:
-        arguments["encoder"] = vars(settings_of(arguments["encoder"], path))
+        arguments["encoder"] = vars(encoder_config_from(arguments["encoder"], path))
     if arguments.get("vocabulary") is not None:
         arguments["vocabulary"] = vocabulary_from(arguments["vocabulary"], path).settings()
     return arguments | (FIXED if known == "CTCFinetuning" or "encoder" in arguments else {})

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.pretrained.weights import summary_of
+from hubert_lightning.pretrained.weights import abbreviated
 from hubert_lightning.training.lightning_internals import optimizer_steps
 from hubert_lightning.training.optimizer_state import check_optimizer, check_schedule
 from hubert_lightning.training.restoring import OTHER, check_counts, is_finite_number
@@ -49,7 +49,7 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
             state = states[callback.state_key]
             _check_like(state, expected, what)
             if missing := expected.keys() - state.keys():
-                raise UserError(f"{what} lacks {summary_of(missing)}; {OTHER}")
+                raise UserError(f"{what} lacks {abbreviated(missing)}; {OTHER}")
 
 
 def _check_like(value: Any, expected: Any, what: str, exact: bool = False) -> None:
@@ -58,7 +58,7 @@ def _check_like(value: Any, expected: Any, what: str, exact: bool = False) -> No
         if not isinstance(value, Mapping):
             raise UserError(f"{what} is {value!r:.40}, and must have parts; {OTHER}")
         if exact and (unknown := value.keys() - expected.keys()):
-            raise UserError(f"{what} has {summary_of(map(str, unknown))}, which no run has; {OTHER}")
+            raise UserError(f"{what} has {abbreviated(map(str, unknown))}, which no run has; {OTHER}")
         for name, part in expected.items():
             if name in value:
                 _check_like(value[name], part, f"{what}.{name}", exact)

@@ -17,7 +17,7 @@ from torch import Tensor
 from hubert_lightning.errors import UserError
 from hubert_lightning.units.label_shards import MAX_CLUSTERS
 from hubert_lightning.untrusted.json_file import parse_json
-from hubert_lightning.untrusted.pickle_file import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
+from hubert_lightning.untrusted.pickle_file import NUMPY, StandIn, array_of, read_at_most, unpacked, unpickle
 from hubert_lightning.untrusted.torch_file import read_torch
 
 ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")  # that some dicts of torch hold in place of tensors
@@ -31,11 +31,11 @@ WHAT_WE_OPEN = (
 )
 
 
-class KMeans(Held):
+class KMeans(StandIn):
     """Stands in for scikit-learn's class of this name."""
 
 
-class MiniBatchKMeans(Held):
+class MiniBatchKMeans(StandIn):
     """Stands in for scikit-learn's class of this name."""
 
 

@@ -23,7 +23,7 @@ from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
-from hubert_lightning.pretrained.load import KMEANS
+from hubert_lightning.pretrained.load import KMEANS_FILE
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 
@@ -264,10 +264,10 @@ class UnitStream:
 
 
 def _beside(model: Path) -> Path:
-    if model.is_dir() and (model / KMEANS).is_file():
-        return model / KMEANS
+    if model.is_dir() and (model / KMEANS_FILE).is_file():
+        return model / KMEANS_FILE
     raise UserError(
-        f"{model}: no {KMEANS} in it; name one with --kmeans: units of a checkpoint are clustered by the "
+        f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: units of a checkpoint are clustered by the "
         "iteration that follows it"
     )
 

@@ -1,6 +1,6 @@
-"""YAML that others wrote: how large, how deep and how often repeated it may be, before anything is made of it.
+"""YAML that others wrote, with limits on its size, its nesting and its aliases, which are checked before it is loaded.
 
-Without such limits, a text of 200 000 brackets ends the process in libyaml, and a few lines of aliases fill the memory.
+Without them, a text of 200 000 brackets crashes the process in libyaml, and a few lines of aliases fill the memory.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ from hubert_lightning.files import read_regular
 LARGEST = 10**7
 """Bytes of a config; those of a run have a few thousand."""
 DEEPEST = 100
-"""Lists and mappings inside each other; ours have ten."""
+"""Lists and mappings inside each other; configs of this package have ten."""
 MOST = 10**6
-"""Values of a config, with those that aliases repeat."""
+"""Values of a config, those that aliases repeat counted each time."""
 
 
 def read_yaml(path: Path, largest: int = LARGEST) -> Any:
@@ -27,11 +27,11 @@ def read_yaml(path: Path, largest: int = LARGEST) -> Any:
         largest: Bytes that it may have.
 
     Returns:
-        Its content: mappings, lists, texts, numbers, booleans, dates and None.
+        Mappings, lists, texts, numbers, booleans, dates and None.
 
     Raises:
-        UserError: The file is no regular file, or larger, or as `parse_yaml` raises.
-        OSError: It cannot be read.
+        UserError: The file is not regular, too large, or no YAML within the limits.
+        OSError: The file cannot be read.
     """
     try:
         return parse_yaml(read_regular(path, largest).decode())
@@ -40,32 +40,29 @@ def read_yaml(path: Path, largest: int = LARGEST) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML that may be damaged or hostile.
+    """Parse YAML that may be corrupt or hostile.
 
     Args:
         text: One document of YAML.
 
-    Returns:
-        Its content.
-
     Raises:
-        yaml.YAMLError: As `check_yaml` raises.
-        UserError: It holds a number or a date that there is not.
+        yaml.YAMLError: The text is refused by `check_yaml`.
+        ValueError: The text holds an impossible number or date.
     """
     check_yaml(text)
     return yaml.load(text, Loader=LOADER)
 
 
 def check_yaml(text: str) -> None:
-    """Refuse YAML that nests or repeats itself too much, which makes nothing of it yet.
+    """Check the nesting and the aliases of YAML without loading it.
 
     Raises:
-        yaml.YAMLError: It is no YAML, nests deeper than 100, holds itself, or has more than a million values.
+        yaml.YAMLError: The text is no YAML, nests deeper than 100, holds itself, or has more than a million values.
     """
     if len(text) <= DEEPEST:
         return
-    known: dict[str, tuple[int, int]] = {}  # values of an anchor, and their depth
-    parts: list[list[Any]] = [[None, 0, 0]]  # of what is open: its anchor, values, and depth
+    known: dict[str, tuple[int, int]] = {}  # anchor → values under it, and their nesting
+    parts: list[list[Any]] = [[None, 0, 0]]  # for each open list or mapping: its anchor, values, and nesting
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
             parts.append([event.anchor, 1, 0])

@@ -107,7 +107,7 @@ def no_blank(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (no_head, "has no head that spells letters; give a model that was fine-tuned"),
+        (no_head, "has no CTC head; give a model that was fine-tuned"),
         (other_letters, "has a CTC head for 29 tokens, and its vocabulary has 3"),
         (no_tokenizer, "does not say what its 32 tokens are; put its tokenizer's vocab.json into the directory"),
         (several_languages, "holds several languages"),

@@ -231,7 +231,7 @@ def test_bytes_that_are_no_text_are_refused_by_their_line(tmp_path: Path) -> Non
 
 
 def test_no_results_have_no_score() -> None:
-    with pytest.raises(ValueError, match="no results to score; give those of one utterance or more"):
+    with pytest.raises(ValueError, match="no results to score; give results of one utterance or more"):
         score([])
 
 

@@ -14,7 +14,7 @@ from hubert_lightning.data.numbers import spell_numbers, words_with_digits_or_sy
 from hubert_lightning.data.prepare import prepare_folder, prepare_librispeech
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.training.datamodules import check_transcripts
+from hubert_lightning.training.data_checks import check_transcripts
 from hubert_lightning.vocabulary import Vocabulary, vocabulary_of
 
 
@@ -222,7 +222,7 @@ def test_fit_names_what_its_vocabulary_has_no_tokens_for_with_counts(tmp_path: P
     [manifest] = prepare_csv(table_of(tmp_path, "ten € more", "5 % & 5 €", "plain words"), tmp_path / "out", heldout=0)
     spelled_with = vocabulary_of(["a plain text of many words", "brief jokes vex quartz gnome"])[0]
     sentence = (
-        r"0\.wav: the transcript 'ten € more' has characters that are not .*letters \(and 1 other\), in all '%' 1 "
+        r"0\.wav: the transcript 'ten € more' has characters that are not .*vocabulary \(and 1 other\), in all '%' 1 "
         r"times, '&' 1 times, '5' 2 times, '€' 2 times; spell them out \(numbers: `hubert prepare`"
     )
     with pytest.raises(ValueError, match=sentence):

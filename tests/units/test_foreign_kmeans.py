@@ -194,7 +194,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(
     monkeypatch.setattr(foreign_kmeans, "LARGEST", 2**20)
     bomb = compress(b"\x80\x04" + bytes(2**26))
     tracemalloc.start()
-    with pytest.raises(ValueError, match="somebodys: unpacks to more than 1048576 bytes"):
+    with pytest.raises(ValueError, match="somebodys: decompresses to more than 1048576 bytes"):
         opened(tmp_path, bomb)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
