@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
@@ -147,7 +147,7 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
     if signature.parses_itself:
         return function(args)
     parser = VerbParser(prog=f"hubert {verb}", usage=_usage(verb, signature), description=signature.summary)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
+    parser.add_argument("--config", action="config", help="YAML file of options.")
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=False)
     for action in actions_of(parser):
         if action.dest in signature.required:
