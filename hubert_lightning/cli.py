@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from hubert_lightning import __version__, console
 from hubert_lightning.console import output_is_closed, print_refusal, show_messages
 from hubert_lightning.errors import answer_to
-from hubert_lightning.interrupts import listening
+from hubert_lightning.interrupts import SIGNALS, listening
 from hubert_lightning.parsing import Verbs, call_verb, find_verb, usage
 
 VERBS: Verbs = {
@@ -135,5 +135,4 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
     """End verbs that train or judge a model on SIGTERM as on Ctrl-C; raise `KeyboardInterrupt` in others on Ctrl-C."""
     if verb not in KEPT_AFTER_SIGNAL:
         return listening([signal.SIGINT])
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-    return listening(numbers, lambda name: f"{name} while {console.now.what}: {KEPT_AFTER_SIGNAL[verb]}")
+    return listening(SIGNALS, lambda name: f"{name} while {console.now.what}: {KEPT_AFTER_SIGNAL[verb]}")

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that end a verb which trains or tests a model."""
 AFTER_STEP = "saving after this step"
-SAME = 0.2
+SAME_SIGNAL = 0.2
 """Seconds within which two signals count as one: `timeout` and process managers send to a process and to its group."""
-PATIENCE = 10.0
+REACTION_TIME = 10.0
 """Seconds in which the main thread must react to a signal before the process is ended without it."""
 
 
@@ -168,10 +168,10 @@ class Interrupts:
                 self.show(f"{name}: {self.saving}; a second one ends at once")
             elif self.sentence is not None:
                 self.show(self.sentence(name))
-                self._timer = threading.Timer(PATIENCE, self.end_now, [number])
+                self._timer = threading.Timer(REACTION_TIME, self.end_now, [number])
                 self._timer.daemon = True
                 self._timer.start()
-        elif now - self._first > SAME:
+        elif now - self._first > SAME_SIGNAL:
             self.show(f"{name} again: ended at once; what was saved before is kept")
             self.end_now(number)
 
@@ -210,7 +210,7 @@ def listening(numbers: Sequence[int], sentence: Callable[[str], str] | None = No
         yield
         seconds = None
     except SystemExit:
-        seconds = PATIENCE
+        seconds = REACTION_TIME
         raise
     finally:
         ended, _current = _current, None

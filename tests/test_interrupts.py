@@ -274,7 +274,7 @@ def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_pat
 
 
 def test_a_clean_end_waits_for_ranks_that_take_long_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "PATIENCE", 0.05)
+    monkeypatch.setattr(interrupts, "REACTION_TIME", 0.05)
     with interrupts.listening([signal.SIGUSR1], str):
         signals = interrupts.current()
         assert signals is not None

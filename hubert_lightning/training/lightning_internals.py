@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -155,7 +155,13 @@ def stop_after_validation(stopping: EarlyStopping) -> None:
 
 def tries_learning_rates(trainer: Trainer) -> bool:
     """Return whether the steps are those of Lightning's learning-rate finder, which are undone afterwards."""
-    return any(isinstance(callback, _LRCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return any(isinstance(callback, _LRCallback) for callback in callbacks_of(trainer))
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of a Trainer, a public attribute that Lightning does not declare for type checkers."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 # Signals
@@ -194,7 +200,7 @@ def take_launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]
 def extend_timeout(strategy: Strategy, seconds: float) -> None:
     """Set the time-out of collective operations, unless the user gave the strategy one of another length."""
     if getattr(strategy, "_timeout", None) == default_pg_timeout:
-        strategy._timeout = timedelta(seconds=seconds)  # type: ignore[attr-defined]
+        strategy._timeout = timedelta(seconds=seconds)  # type: ignore[attr-defined]  # strategies of one device have none
 
 
 def connect_to_store() -> "Store":

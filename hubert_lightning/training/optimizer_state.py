@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.weights import abbreviated
 from hubert_lightning.training.averaging import shape_of
-from hubert_lightning.training.restoring import OTHER, Nothing, Number
+from hubert_lightning.training.restoring import ADVICE, Nothing, Number
 
 Make = Callable[[ParamsT], Optimizer]
 UNUSABLE = (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
@@ -82,7 +82,7 @@ def check_optimizer(parameters: Sequence[Tensor], make: Make, state: Mapping[str
     """
     optimizer = probe_optimizer(make, parameters)
     name = type(optimizer).__name__
-    advice = f"use the optimizer that the run began with, or, if that is {name}, {OTHER}"
+    advice = f"use the optimizer that the run began with, or, if that is {name}, {ADVICE}"
     options = [dict(group) for group in optimizer.param_groups]
     _check_groups(optimizer, state, len(parameters), path, advice)
     try:
@@ -107,21 +107,21 @@ def _check_groups(optimizer: Optimizer, state: Mapping[str, Any], num_parameters
     expected = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     groups, values_of = state.get("param_groups"), state.get("state")
     if not isinstance(groups, list) or not groups or not all(isinstance(group, Mapping) for group in groups):
-        raise UserError(f"{path}: its optimizer has no group of parameters; {OTHER}")
+        raise UserError(f"{path}: its optimizer has no group of parameters; {ADVICE}")
     if len(groups) != len(expected):
         name = type(optimizer).__name__
         raise UserError(
             f"{path}: its optimizer has {len(groups)} groups of parameters, {name} {len(expected)}; {advice}"
         )
     if [group.get("params") for group in groups] != expected or not isinstance(values_of, Mapping):
-        raise UserError(f"{path}: its optimizer has other parameters than the model; {OTHER}")
+        raise UserError(f"{path}: its optimizer has other parameters than the model; {ADVICE}")
     for number, values in values_of.items():
         if type(number) is not int or not 0 <= number < num_parameters or not isinstance(values, Mapping):
-            raise UserError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {OTHER}")
+            raise UserError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {ADVICE}")
         for key, value in values.items():
             if (finite := _are_finite(value)) is None:
                 raise UserError(
-                    f"{path}: its optimizer's {key} of parameter {number} is {value!r:.40}, not numbers; {OTHER}"
+                    f"{path}: its optimizer's {key} of parameter {number} is {value!r:.40}, not numbers; {ADVICE}"
                 )
             if not finite:
                 raise UserError(f"{path}: its optimizer's {key} is NaN or infinite; use an earlier checkpoint")
@@ -151,7 +151,7 @@ def _check_options(expected: Mapping[str, Any], group: Mapping[str, Any], name: 
         else:
             alike = value is None or type(loaded) is type(value)
         if not (alike or loaded is None):
-            raise UserError(f"{path}: its optimizer has {option} {loaded!r:.40}, which {name} cannot have; {OTHER}")
+            raise UserError(f"{path}: its optimizer has {option} {loaded!r:.40}, which {name} cannot have; {ADVICE}")
 
 
 def _state_of_step(make: Make, shape: torch.Size) -> dict[str, Any] | None:
@@ -179,7 +179,7 @@ def _check_values(
         if isinstance(value, (Tensor, int, float)) and expected_shape in (tuple(shape), ()):
             saved_shape = tuple(getattr(values[key], "shape", []))
             if not isinstance(values[key], (Tensor, int, float)) or saved_shape != expected_shape:
-                raise UserError(f"{what}'s {key} of {which} is {shape_of(values[key])}, not {expected_shape}; {OTHER}")
+                raise UserError(f"{what}'s {key} of {which} is {shape_of(values[key])}, not {expected_shape}; {ADVICE}")
 
 
 def check_schedule(state: Mapping[str, Any], groups: int, path: Path) -> None:
@@ -194,7 +194,7 @@ def check_schedule(state: Mapping[str, Any], groups: int, path: Path) -> None:
         UserError: An entry is missing, superfluous or of another type.
     """
     if unknown := state.keys() - SCHEDULE:
-        raise UserError(f"{path}: its schedule has {abbreviated(unknown)}, which LambdaLR has not; {OTHER}")
+        raise UserError(f"{path}: its schedule has {abbreviated(unknown)}, which LambdaLR has not; {ADVICE}")
     for name in REQUIRED:
         kind, value = SCHEDULE[name], state.get(name)
         if kind is int:
@@ -203,4 +203,4 @@ def check_schedule(state: Mapping[str, Any], groups: int, path: Path) -> None:
             values = value if isinstance(value, list) else []
             is_valid = len(values) == groups and all(isinstance(item, kind) for item in values)
         if not is_valid:
-            raise UserError(f"{path}: its schedule has {name} {value!r:.40}, which is invalid; {OTHER}")
+            raise UserError(f"{path}: its schedule has {name} {value!r:.40}, which is invalid; {ADVICE}")

@@ -24,7 +24,7 @@ from hubert_lightning import console, interrupts
 from hubert_lightning.data.garbage import without_collection
 from hubert_lightning.training.lightning_internals import BACKWARD, DATA, OTHERS, connect_to_store, waiting_in
 
-ENDED = 1
+EXIT_STATUS = 1
 """Exit status of ranks that end because of another one."""
 
 
@@ -36,11 +36,13 @@ class Limits:
         silence: Seconds without a sign of life of a rank.
         step: Seconds in which some rank must finish a batch.
         labelling: Seconds in which some rank must finish a part of the work before training.
+        start: Seconds in which all ranks must meet, and then in which each must give its first sign of life.
     """
 
     silence: float
     step: float
     labelling: float
+    start: float
 
 
 @dataclass
@@ -88,9 +90,9 @@ class RankWatch:
         self.signs: dict[int, Sign] = {}
         self.lost: str | None = None
         """Error of the connection to the store, None while it works."""
-        self._seen: dict[int, float] = {}  # when each rank gave its last sign
-        self._moved: dict[int, float] = {}  # when each rank began its last piece of work
         self._exchanged = self._judged = time.monotonic()
+        self._seen = dict.fromkeys(range(num_ranks), self._judged)  # when each rank gave its last sign
+        self._moved: dict[int, float] = {}  # when each rank began its last piece of work
         self._beat, self._warned = 0, -1
         self._failed: float | None = None
         self._ended = threading.Event()
@@ -124,14 +126,13 @@ class RankWatch:
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if sentence := self._gone() or self._failure() or self._silent(3.5 * self.interval):
+            silence = 3.5 * self.interval
+            if sentence := self._gone() or self._failure() or self._silent(silence, silence):
                 return sentence
             time.sleep(0.1)
         return None
 
     def _exchange(self) -> None:
-        keys = [f"{self.name}/{rank}" for rank in range(self.num_ranks)]
-        complete = False
         while not self._ended.wait(self.interval if self._beat else 0):
             self._beat += 1
             if self._store is None:
@@ -140,16 +141,19 @@ class RankWatch:
                 continue
             try:
                 self._write(None)
-                complete = complete or self._store.check(keys)
-                if complete:
-                    signs = self._store.multi_get(keys)
-                    self.signs = {rank: Sign(**json.loads(sign)) for rank, sign in enumerate(signs)}
+                # The store waits for a key that is not there
+                ranks = [rank for rank in self._seen if rank in self.signs or self._store.check([self._key(rank)])]
+                signs = self._store.multi_get(list(map(self._key, ranks)))
+                self.signs = {rank: Sign(**json.loads(sign)) for rank, sign in zip(ranks, signs, strict=True)}
             except (RuntimeError, dist.DistError) as error:
                 if "timeout" not in str(error).lower() or isinstance(error, dist.DistNetworkError):
                     self.lost = self.lost or str(error)
                     self._connect_again()
                 continue
             self._exchanged, self.lost = time.monotonic(), None
+
+    def _key(self, rank: int) -> str:
+        return f"{self.name}/{rank}"
 
     def _connect_again(self) -> None:
         """Connect to the store again, which may take long: a connection may break while its process is well."""
@@ -161,7 +165,7 @@ class RankWatch:
             return
         with self._lock:
             if end is not None or not self._ended.is_set():
-                self._store.set(f"{self.name}/{self.rank}", json.dumps(asdict(self._sign(end))))
+                self._store.set(self._key(self.rank), json.dumps(asdict(self._sign(end))))
 
     def _write_last(self, reason: str) -> None:
         with suppress(dist.DistError):  # the process that held the store has ended
@@ -181,7 +185,7 @@ class RankWatch:
                 self._seen, self._moved, self._exchanged = dict.fromkeys(self._seen, now), {}, now
             self._judged = now
             for rank, sign in self.signs.items():
-                if beats.get(rank) != sign.beat or rank not in self._seen:
+                if beats.get(rank) != sign.beat:
                     beats[rank], self._seen[rank] = sign.beat, now
                 if counts.get(rank) != sign.count or rank not in self._moved:
                     counts[rank], self._moved[rank] = sign.count, now
@@ -192,7 +196,7 @@ class RankWatch:
                     self._leave(sentence)
                 continue
             self._failed = None
-            if sentence := self._silent(self.limits.silence) or self._stall():
+            if sentence := self._silent(self.limits.silence, self.limits.start) or self._stall():
                 self._leave(sentence)
 
     def _gone(self) -> str | None:
@@ -214,13 +218,15 @@ class RankWatch:
                 return f"{self._name_of(rank)} ended: {sign.end}"
         return None
 
-    def _silent(self, seconds: float) -> str | None:
-        """The ranks without a sign of life for some seconds."""
+    def _silent(self, seconds: float, at_start: float) -> str | None:
+        """The ranks without a sign of life for a number of seconds, another one before their first sign."""
         now = time.monotonic()
         silent = [
             rank
             for rank, seen in self._seen.items()
-            if rank != self.rank and self.signs[rank].end is None and now - seen > seconds
+            if rank != self.rank
+            and not self._gave_reason(rank)
+            and now - seen > (seconds if rank in self.signs else at_start)
         ]
         since = max((self._seen[rank] for rank in silent), default=0.0)
         if self.num_ranks > 1 and self.rank != 0 and now - self._exchanged > seconds:
@@ -229,9 +235,10 @@ class RankWatch:
             return None
         ranks = " and ".join(map(self._name_of, silent))
         pids = " ".join(str(self.signs[rank].pid) for rank in silent if rank in self.signs)
+        advice = f"wake it (kill -CONT {pids}) or end it (kill -KILL {pids})" if pids else "look at its own output"
         return (
             f"no sign of life of {ranks} since {clock(since)} ({duration(now - since)}): the process is stopped or "
-            f"was killed, or its host is down; wake it (kill -CONT {pids}) or end it (kill -KILL {pids})"
+            f"was killed, or its host is down; {advice}"
         )
 
     def _stall(self) -> str | None:
@@ -272,11 +279,11 @@ class RankWatch:
         ended |= {rank for rank, sign in self.signs.items() if sign.end is not None}
         if self.lost is not None:
             ended.add(0)
-        alive = [rank for rank, seen in self._seen.items() if now - seen < 3.5 * self.interval and rank not in ended]
+        alive = [rank for rank in self.signs if now - self._seen[rank] < 3.5 * self.interval and rank not in ended]
         if self.rank == min([*alive, self.rank]):
             print(f"hubert: {sentence}. This run ends; the same command resumes", file=sys.stderr, flush=True)
         time.sleep(min(2 * self.interval, 3))  # all ranks judge before the first one ends
-        interrupts.end_process(ENDED, list(self.launched.values()))
+        interrupts.end_process(EXIT_STATUS, list(self.launched.values()))
 
 
 def end_unless_set(started: threading.Event, warn_after: float, end_after: float) -> None:
@@ -294,7 +301,7 @@ def end_unless_set(started: threading.Event, warn_after: float, end_after: float
     if not started.wait(max(end_after - warn_after, 0)):
         waits = f"a rank ({waits} ({duration(time.monotonic() - began)}); look at their output"
         print(f"hubert: {waits}. This run ends; the same command resumes", file=sys.stderr, flush=True)
-        interrupts.end_process(ENDED)
+        interrupts.end_process(EXIT_STATUS)
 
 
 def frame_of(thread: int) -> FrameType | None:

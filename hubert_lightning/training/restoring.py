@@ -18,7 +18,7 @@ from hubert_lightning.pretrained.weights import encoder_config_from
 from hubert_lightning.training.averaging import shape_of
 from hubert_lightning.vocabulary import vocabulary_from
 
-OTHER = "the file is corrupt or not one of `hubert fit`, use another checkpoint"
+ADVICE = "the file is corrupt or not one of `hubert fit`, use another checkpoint"
 """The way out of an error about an entry that no fit writes."""
 Number, Nothing = (int, float), type(None)
 ALLOWED: dict[str, dict[str, tuple[type, ...]]] = {
@@ -47,7 +47,7 @@ ALLOWED: dict[str, dict[str, tuple[type, ...]]] = {
 
 The other arguments name files and classes, or decide how a step is computed.
 """
-FIXED = {"pretrained": None, "keep_head": False}
+NO_PRETRAINED = {"pretrained": None, "keep_head": False}
 """Arguments of a task that is built from a checkpoint, which has its weights in it."""
 
 Task = TypeVar("Task", bound=LightningModule)
@@ -130,7 +130,7 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     """
     settings = checkpoint.get("hyper_parameters") or {}
     if not isinstance(settings, Mapping):
-        raise UserError(f"{path}: its hyper_parameters are no settings but {settings!r:.40}; {OTHER}")
+        raise UserError(f"{path}: its hyper_parameters are no settings but {settings!r:.40}; {ADVICE}")
     known = next((parent.__name__ for parent in task.__mro__ if parent.__name__ in ALLOWED), None)
     check_kind(settings, task.__name__, path)
     allowed = ALLOWED.get(known or "", {})
@@ -138,20 +138,20 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     for name in [name for name in allowed if name in settings]:
         value, types = settings[name], allowed[name]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise UserError(f"{path}: its {name} is {value!r:.40}, which is no value of that setting; {OTHER}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which is no value of that setting; {ADVICE}")
         if isinstance(value, Number) and not isinstance(value, bool) and not is_finite_number(value):
-            raise UserError(f"{path}: its {name} is {value!r:.40}, which is out of range; {OTHER}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which is out of range; {ADVICE}")
         arguments[name] = value
     if not arguments:
         return {}
     clusters = arguments.get("num_clusters")
     if isinstance(clusters, list) and not all(type(number) is int for number in clusters):
-        raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {OTHER}")
+        raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {ADVICE}")
     if "encoder" in arguments:
         arguments["encoder"] = vars(encoder_config_from(arguments["encoder"], path))
     if arguments.get("vocabulary") is not None:
         arguments["vocabulary"] = vocabulary_from(arguments["vocabulary"], path).settings()
-    return arguments | (FIXED if known == "CTCFinetuning" or "encoder" in arguments else {})
+    return arguments | (NO_PRETRAINED if known == "CTCFinetuning" or "encoder" in arguments else {})
 
 
 def check_kind(settings: Mapping[str, Any], task: str, path: Path) -> None:
@@ -209,7 +209,7 @@ def check_counts(checkpoint: Mapping[str, Any], path: Path, required: Sequence[s
         value = checkpoint.get(name) if name in checkpoint or name in required else least
         is_whole = type(value) is int or (name == "skipped_steps" and isinstance(value, float) and value.is_integer())
         if not is_whole or value < least:  # type: ignore[operator]  # a number, as `is_whole` knows
-            raise UserError(f"{path}: its {name} is {value!r:.40}, which must be an integer from {least} on; {OTHER}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which must be an integer from {least} on; {ADVICE}")
 
 
 def is_finite_number(value: Any) -> bool:

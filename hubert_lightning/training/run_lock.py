@@ -28,10 +28,10 @@ from hubert_lightning.files import read_regular, remove_unfinished, unfinished_f
 log = logging.getLogger(__name__)
 
 RUN_LOCK = "run.lock"
-ELSEWHERE = "choose another --output"
-RENEWED = 20.0
+CHOOSE_OUTPUT = "choose another --output"
+RENEW_EVERY = 20.0
 """Seconds after which a holder renews the modification time of its file."""
-STALE = 90.0
+STALE_AFTER = 90.0
 """Seconds without a renewal after which the holder counts as dead, if this host's process table does not list it."""
 
 
@@ -73,7 +73,7 @@ class Holder:
 
 
 @contextmanager
-def locked(folder: Path, name: str = RUN_LOCK, instead: str = ELSEWHERE) -> Iterator[None]:
+def locked(folder: Path, name: str = RUN_LOCK, instead: str = CHOOSE_OUTPUT) -> Iterator[None]:
     """Create a folder and hold its lock, on rank 0 alone; within one process, locks may be nested.
 
     A lock that a dead process left is taken over. For a process on another host this takes up to a minute and a half.
@@ -127,11 +127,11 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
     if dead is None:
         # A file that is made now gets its time from the same disk's clock; without one, the process counts as alive
         with suppress(OSError), unfinished_file(path) as now:
-            dead = _age(path, now) > STALE
+            dead = _age(path, now) > STALE_AFTER
     return None if dead else holder
 
 
-def refuse(folder: Path, holder: Holder, instead: str = ELSEWHERE) -> UserError:
+def refuse(folder: Path, holder: Holder, instead: str = CHOOSE_OUTPUT) -> UserError:
     """Make the error that names the holder of a folder's lock, with an advice to the user."""
     return UserError(
         f"{folder}: process {holder.process} on {holder.host} is at work in it"
@@ -171,20 +171,20 @@ def _wait_for_end(path: Path, own: Path, instead: str) -> None:
             return
         holder = _holder(before)
         dead = None if holder is None else holder.is_dead()
-        if dead or (dead is None and _age(path, own) > STALE):
+        if dead or (dead is None and _age(path, own) > STALE_AFTER):
             _remove(path, before)
             return
     if dead is False:
         assert holder is not None
         raise refuse(path.parent, holder, instead)
     name = f"process {holder.process} on {holder.host}" if holder else "its holder, whose name is corrupt,"
-    log.warning("%s: waiting up to %.0f s to see whether %s is alive", path, STALE, name)
+    log.warning("%s: waiting up to %.0f s to see whether %s is alive", path, STALE_AFTER, name)
     while _content(path) == before:
         time.sleep(0.5)
         os.utime(own)
         if _time(path) != renewed and holder is not None:
             raise refuse(path.parent, holder, instead)
-        if _age(path, own) > STALE:
+        if _age(path, own) > STALE_AFTER:
             return  # the next call removes it, under the folder's lock
 
 
@@ -227,7 +227,7 @@ def _link(own: Path, path: Path) -> bool:
 
 def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
     """Renew the time of a file; end the process if another took over, while this one must have been stopped."""
-    while not ended.wait(RENEWED):
+    while not ended.wait(RENEW_EVERY):
         try:
             content = path.read_bytes()
         except OSError:  # such as while a file server restarts

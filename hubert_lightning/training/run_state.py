@@ -12,9 +12,9 @@ from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.weights import abbreviated
-from hubert_lightning.training.lightning_internals import optimizer_steps
+from hubert_lightning.training.lightning_internals import callbacks_of, optimizer_steps
 from hubert_lightning.training.optimizer_state import check_optimizer, check_schedule
-from hubert_lightning.training.restoring import OTHER, check_counts, is_finite_number
+from hubert_lightning.training.restoring import ADVICE, check_counts, is_finite_number
 
 
 def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loop: str) -> None:
@@ -32,38 +32,38 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
     check_counts(checkpoint, path, ["epoch", "global_step"] if loop == "fit_loop" else [])
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not version[:1].isdigit():
-        raise UserError(f"{path}: the version of Lightning that saved it is {version!r:.40}; {OTHER}")
+        raise UserError(f"{path}: the version of Lightning that saved it is {version!r:.40}; {ADVICE}")
     if "loops" in checkpoint or loop == "fit_loop":
         loops = checkpoint.get("loops")
         if not isinstance(loops, Mapping) or loop not in loops:
-            raise UserError(f"{path}: its loops are {loops!r:.40}, without {loop}; {OTHER}")
+            raise UserError(f"{path}: its loops are {loops!r:.40}, without {loop}; {ADVICE}")
         # Another version may have other parts
         exact = version == installed_version("lightning")
         _check_like(loops[loop], getattr(trainer, loop).state_dict(), f"{path}: its {loop}", exact)
     states = checkpoint.get("callbacks", {})
     if not isinstance(states, Mapping):
-        raise UserError(f"{path}: its callbacks are {states!r:.40}, not states of callbacks; {OTHER}")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+        raise UserError(f"{path}: its callbacks are {states!r:.40}, not states of callbacks; {ADVICE}")
+    for callback in callbacks_of(trainer):
         if callback.state_key in states:
             what, expected = f"{path}: the state of {type(callback).__name__}", callback.state_dict()
             state = states[callback.state_key]
             _check_like(state, expected, what)
             if missing := expected.keys() - state.keys():
-                raise UserError(f"{what} lacks {abbreviated(missing)}; {OTHER}")
+                raise UserError(f"{what} lacks {abbreviated(missing)}; {ADVICE}")
 
 
 def _check_like(value: Any, expected: Any, what: str, exact: bool = False) -> None:
     """Raise `UserError` if a part of a state has another type than expected; with `exact`, also other names."""
     if isinstance(expected, Mapping):
         if not isinstance(value, Mapping):
-            raise UserError(f"{what} is {value!r:.40}, and must have parts; {OTHER}")
+            raise UserError(f"{what} is {value!r:.40}, and must have parts; {ADVICE}")
         if exact and (unknown := value.keys() - expected.keys()):
-            raise UserError(f"{what} has {abbreviated(map(str, unknown))}, which no run has; {OTHER}")
+            raise UserError(f"{what} has {abbreviated(map(str, unknown))}, which no run has; {ADVICE}")
         for name, part in expected.items():
             if name in value:
                 _check_like(value[name], part, f"{what}.{name}", exact)
             elif exact:
-                raise UserError(f"{what} lacks {name}; {OTHER}")
+                raise UserError(f"{what} lacks {name}; {ADVICE}")
         return
     is_count = type(expected) in (int, bool)
     if expected is None or (value is None and not is_count):
@@ -73,7 +73,7 @@ def _check_like(value: Any, expected: Any, what: str, exact: bool = False) -> No
     if is_count:
         alike = type(value) is type(expected) and (value >= 0 or value == expected)
     if not alike:
-        raise UserError(f"{what} is {value!r:.40}, and must have the type of {expected!r:.40}; {OTHER}")
+        raise UserError(f"{what} is {value!r:.40}, and must have the type of {expected!r:.40}; {ADVICE}")
 
 
 def check_run(
@@ -91,12 +91,12 @@ def check_run(
         UserError: A state is missing or does not fit.
     """
     if (steps := optimizer_steps(checkpoint)) != checkpoint["global_step"]:
-        raise UserError(f"{path}: its global_step is {checkpoint['global_step']}, in its loops it is {steps}; {OTHER}")
+        raise UserError(f"{path}: its global_step is {checkpoint['global_step']}, in its loops it is {steps}; {ADVICE}")
     states: dict[str, Mapping[str, Any]] = {}
     for name in ("optimizer_states", "lr_schedulers"):
         listed = checkpoint.get(name)
         if not (isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], Mapping)):
-            raise UserError(f"{path}: its {name} are {listed!r:.40}, and must be a list of one state; {OTHER}")
+            raise UserError(f"{path}: its {name} are {listed!r:.40}, and must be a list of one state; {ADVICE}")
         states[name] = listed[0]
     check_optimizer([*model.parameters()], make, states["optimizer_states"], path)
     check_schedule(states["lr_schedulers"], len(states["optimizer_states"]["param_groups"]), path)
@@ -115,12 +115,12 @@ def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
     """
     manifests, metrics = checkpoint.get(data, {}), checkpoint.get("metrics", {})
     if not isinstance(manifests, Mapping):
-        raise UserError(f"{path}: its {data} is {manifests!r:.40}, and must describe the manifests; {OTHER}")
+        raise UserError(f"{path}: its {data} is {manifests!r:.40}, and must describe the manifests; {ADVICE}")
     if not isinstance(metrics, Mapping):
-        raise UserError(f"{path}: its metrics are {metrics!r:.40}, and must be numbers by name; {OTHER}")
+        raise UserError(f"{path}: its metrics are {metrics!r:.40}, and must be numbers by name; {ADVICE}")
     for name, value in metrics.items():
         if not isinstance(name, str) or not (isinstance(value, float) or is_finite_number(value)):
-            raise UserError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is no number; {OTHER}")
+            raise UserError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is no number; {ADVICE}")
     expected: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "skipped_steps": (0.0, lambda value: is_finite_number(value) and value >= 0),
         "validation_due": (False, lambda value: isinstance(value, bool)),
@@ -129,4 +129,4 @@ def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
     for name, (default, is_valid) in expected.items():
         value = checkpoint.get(name, default)
         if not is_valid(value):
-            raise UserError(f"{path}: its {name} is {value!r:.40}, which no run has; {OTHER}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which no run has; {ADVICE}")

@@ -105,7 +105,7 @@ def test_a_stopped_process_of_this_host_keeps_its_lock_at_any_age(folder: Path) 
     process = holding(folder)
     os.kill(process.pid or 0, signal.SIGSTOP)
     try:
-        os.utime(folder / "run.lock", (0, time.time() - 100 * run_lock.STALE))
+        os.utime(folder / "run.lock", (0, time.time() - 100 * run_lock.STALE_AFTER))
         held = holder_of(folder)
         assert held is not None
         assert held.process == process.pid
@@ -135,7 +135,7 @@ def test_an_old_lock_of_another_host_or_a_corrupt_one_is_taken_over(content: byt
     path = written(folder, host="elsewhere", machine="another")
     if content:
         path.write_bytes(content)
-    os.utime(path, (0, time.time() - 1.1 * run_lock.STALE))
+    os.utime(path, (0, time.time() - 1.1 * run_lock.STALE_AFTER))
     with locked(folder):
         assert holder_of(folder) is None
         assert json.loads(path.read_text())["process"] == os.getpid()
@@ -155,7 +155,7 @@ def test_the_age_of_a_lock_is_measured_by_the_clock_of_its_disk(folder: Path, mo
     monkeypatch.setattr(time, "time", lambda: now + 10_000)  # a clock that is fast
     assert holder_of(folder) is not None
     monkeypatch.setattr(time, "time", lambda: now - 10_000)
-    os.utime(path, (0, now - 1.1 * run_lock.STALE))
+    os.utime(path, (0, now - 1.1 * run_lock.STALE_AFTER))
     assert holder_of(folder) is None
     assert [one.name for one in folder.iterdir()] == ["run.lock"]
 
@@ -272,7 +272,7 @@ def test_locks_work_without_links(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_process_that_was_stopped_ends_when_another_has_taken_over(folder: Path) -> None:
-    process = holding(folder, "from hubert_lightning.training import run_lock\nrun_lock.RENEWED = 0.2\n" + HOLD)
+    process = holding(folder, "from hubert_lightning.training import run_lock\nrun_lock.RENEW_EVERY = 0.2\n" + HOLD)
     written(folder, host="elsewhere", process=17)
     assert fork_server.ended(process, timeout=60) == 2
     assert "process 17 on elsewhere took over while this one was stopped, so this one ends" in text_of(folder)

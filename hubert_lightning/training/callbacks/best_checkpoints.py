@@ -76,7 +76,8 @@ class BestCheckpoints(ModelCheckpoint):
         """
         judged = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         metrics = trainer.callback_metrics
-        if judged and self.monitor not in metrics and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning does not declare it
+        if judged and self.monitor not in metrics and not is_trial:
             names = ", ".join(name for name in metrics if name.startswith("val/")) or "nothing"
             raise UserError(f"BestCheckpoints: validation logs {names}, but no {self.monitor}; correct its monitor")
         super().on_validation_end(trainer, pl_module)

@@ -15,7 +15,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.training.lightning_internals import extend_timeout, is_collective_error, take_launched_processes
 from hubert_lightning.training.rank_watch import Limits, RankWatch, end_unless_set
 
-START = default_pg_timeout.total_seconds()
+START_TIMEOUT = default_pg_timeout.total_seconds()
 """Seconds in which all ranks must start: torch's time-out, which the callback extends for what comes after."""
 
 
@@ -38,7 +38,7 @@ class StalledRanks(Callback):
         for name, value in minutes.items():
             if not 0 < value < math.inf:
                 raise UserError(f"stalls.{name} is {value}; it is a number of minutes above 0")
-        self.limits = Limits(60 * timeout, 60 * step_timeout, 60 * labelling_timeout)
+        self.limits = Limits(60 * timeout, 60 * step_timeout, 60 * labelling_timeout, START_TIMEOUT)
 
     def attach(self, trainer: Trainer) -> None:
         """Watch from the moment when the ranks have met; Lightning calls no hook of a callback then.
@@ -54,7 +54,7 @@ class StalledRanks(Callback):
         def meet() -> None:
             started = threading.Event()
             if trainer.world_size > 1:
-                waiting = (started, self.limits.silence, START)
+                waiting = (started, self.limits.silence, self.limits.start)
                 threading.Thread(target=end_unless_set, args=waiting, name="start", daemon=True).start()
             try:
                 setup_environment()

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import fork_server
 import pytest
+import torch.distributed as dist
 from helpers import LABELLING, has_steps, long_pretraining, prints_text, wait_until, with_folder
 from lightning import Trainer
 from torch.distributed.constants import default_pg_timeout
 
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.training import rank_watch
 from hubert_lightning.training.callbacks import stalls
 from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.distributed import LayerwiseFSDP
@@ -80,7 +82,7 @@ def test_a_killed_rank_is_named_by_the_other(killed: int, manifests: Path, tmp_p
 
 
 def start_within_two_seconds() -> None:
-    stalls.START = 2.0
+    stalls.START_TIMEOUT = 2.0
     with_folder()
 
 
@@ -103,6 +105,18 @@ def test_a_rank_that_is_killed_before_the_ranks_meet_ends_the_other(
         printed,
     ), printed
     assert "Traceback" not in printed
+
+
+def test_a_rank_that_is_killed_before_its_first_sign_of_life_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(rank_watch, "connect_to_store", lambda: store)
+    watch = rank_watch.RankWatch(rank_watch.Limits(silence=1, step=1800, labelling=86400, start=1800), 0, 2, {}, "one")
+    try:
+        sentence = watch.culprit(60)
+    finally:
+        watch.end("")
+    assert sentence is not None
+    assert re.fullmatch(r"no sign of life of rank 1 since \S+ \(\d s\): .*; look at its own output", sentence)
 
 
 def workers(process: BaseProcess) -> list[int]:
@@ -329,7 +343,7 @@ server = dist.TCPStore("127.0.0.1", 0, 2, True, **waits)
 listener, ends = socket.create_server(("127.0.0.1", 0)), []
 threading.Thread(target=forward, daemon=True).start()
 stores = [server, dist.TCPStore("127.0.0.1", listener.getsockname()[1], 2, False, **waits)]
-limits = rank_watch.Limits(silence=3, step=1800, labelling=86400)
+limits = rank_watch.Limits(silence=3, step=1800, labelling=86400, start=1800)
 watches = []
 for rank, store in enumerate(stores):
     rank_watch.connect_to_store = lambda: (store if rank else server).clone()
