@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
-from hubert_lightning.untrusted.yaml_file import LARGEST, check_yaml, check_yaml_file
+from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, check_yaml, check_yaml_file
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
     if signature.parses_itself:
         return function(args)
     parser = VerbParser(prog=f"hubert {verb}", usage=_usage(verb, signature), description=signature.summary)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options.")
+    parser.add_argument("--config", action="config", help="YAML file of options.")
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=False)
     for action in actions_of(parser):
         if action.dest in signature.required:
@@ -372,11 +372,11 @@ def check_typed(args: Sequence[str]) -> None:
         check_regular(path)
         if name in ("config", "c"):
             check_yaml_file(path)
-        elif name in LIST_OPTIONS and path.stat().st_size > LARGEST:
+        elif name in LIST_OPTIONS and path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(f"{name}: expects a list of manifests; put the path in brackets: [path]")
-        elif name.count(".") < 2 and name not in ("ckpt_path", "output") and path.stat().st_size > LARGEST:
+        elif name.count(".") < 2 and name not in ("ckpt_path", "output") and path.stat().st_size > MAX_CONFIG_BYTES:
             raise UserError(
-                f"{path}: has more than {LARGEST} bytes, where configs have a few thousand; give another file"
+                f"{path}: has more than {MAX_CONFIG_BYTES} bytes, where configs have a few thousand; give another file"
             )
 
 

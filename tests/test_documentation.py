@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
 from hubert_lightning.cli import VERBS, main
-from hubert_lightning.parsing import find_verb, signature_of
+from hubert_lightning.parsing import RENAMED_OPTIONS, find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -156,9 +156,8 @@ def test_a_verb_or_an_option_in_a_sentence_exists(page: Path) -> None:
         elif match := re.match(r"'?--([a-z_]+\.[\w.]+)", code):
             check_key(match[1])
         elif match := re.fullmatch(r"--([a-z][\w-]*)( .*)?", code):
-            assert match[1].replace("-", "_") in all_options() | TOP_KEYS | {"version"} or "changelog" in page.name, (
-                code
-            )
+            known = all_options() | TOP_KEYS | {"version"}
+            assert match[1].replace("-", "_") in known or page.name == "changelog.md", code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -179,6 +178,21 @@ def test_a_file_that_a_page_names_is_there(page: Path) -> None:
     for code in inline_code(page):  # paths inside the package
         if re.fullmatch(r"[\w/]+\.py", code) and not (ROOT / code).exists():
             assert (ROOT / "hubert_lightning" / code).exists(), code
+
+
+def test_every_test_that_the_matrix_of_formats_names_is_there() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/dev/formats.md").read_text("utf-8")))
+    files = {file.stem: file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    defined = {test for text in files.values() for test in re.findall(r"def (test_\w+)", text)}
+    assert len(named) > 20
+    assert not named - defined - files.keys()
+
+
+def test_the_changelog_lists_every_renamed_option() -> None:
+    changelog = (ROOT / "docs/changelog.md").read_text("utf-8").replace("-", "_")
+    for verb, names in RENAMED_OPTIONS.items():
+        for former, current in names.items():
+            assert f"| `{verb.replace('-', '_')}` | `__{former}` | `__{current}` |" in changelog, f"{verb} --{former}"
 
 
 def test_the_python_of_the_readme_prints_what_it_states(capsys: pytest.CaptureFixture[str]) -> None:

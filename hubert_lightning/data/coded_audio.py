@@ -203,7 +203,7 @@ class CodedAudio:
                 yield number, block[late:]
                 late = max(late - len(block), 0)
 
-    def _frames(self, stream: av.AudioStream, number: int, packet: av.Packet) -> list[av.AudioFrame]:
+    def _frames(self, stream: av.AudioStream, number: int, packet: "av.Packet[av.AudioStream]") -> list[av.AudioFrame]:
         self.num_packets, self.num_bytes = self.num_packets + 1, self.num_bytes + packet.size
         if packet.pts is not None and packet.duration is not None and packet.time_base:
             self.span = max(self.span, float((packet.pts + packet.duration) * packet.time_base) - self._begins)
@@ -214,7 +214,7 @@ class CodedAudio:
             self.failed.add(number)
             return []
 
-    def _describe(self, container: InputContainer, stream: av.AudioStream, first: av.Packet) -> None:
+    def _describe(self, container: InputContainer, stream: av.AudioStream, first: "av.Packet[av.AudioStream]") -> None:
         """Read what the file states about itself."""
         name = self.container = container.format.name
         self._begins = float((first.pts or 0) * (first.time_base or 0))

@@ -11,7 +11,7 @@ import numpy as np
 from lhotse.cut import Cut
 
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests
-from hubert_lightning.data.shar import SUFFIX, SharCuts
+from hubert_lightning.data.shar import SHAR_SUFFIX, SharCuts
 from hubert_lightning.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Corpora(Sequence[Cut]):
     def __init__(self, parts: Sequence[Sequence[Cut]] = ()) -> None:
         self.parts = list(parts)
         self.sizes = [len(part) for part in self.parts]
-        self._starts = np.cumsum([0, *self.sizes]).tolist()
+        self._starts: list[int] = np.cumsum([0, *self.sizes]).tolist()
 
     @property
     def on_disk(self) -> bool:
@@ -116,7 +116,7 @@ def read_corpora(paths: Sequence[Path]) -> Corpora:
     """
     if not paths:
         raise UserError("no manifest is named; make one with `hubert prepare` and give its path")
-    on_disk = {path: SharCuts(path) for path in map(Path, paths) if path.suffix == SUFFIX}
+    on_disk = {path: SharCuts(path) for path in map(Path, paths) if path.suffix == SHAR_SUFFIX}
     listed = [path for path in map(Path, paths) if path not in on_disk]
     for table in on_disk.values():
         table.check()

@@ -106,7 +106,7 @@ class _Seekable:
             return -1
 
 
-def packets_of(container: InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
+def packets_of(container: InputContainer, stream: av.AudioStream) -> Iterator["av.Packet[av.AudioStream]"]:
     """Read the packets of a stream.
 
     Raises:
@@ -125,7 +125,7 @@ def packets_of(container: InputContainer, stream: av.AudioStream) -> Iterator[av
         yield packet
 
 
-def remaining_priming(container: InputContainer, stream: av.AudioStream, first: av.Packet) -> int:
+def remaining_priming(container: InputContainer, stream: av.AudioStream, first: "av.Packet[av.AudioStream]") -> int:
     """Samples of Opus's priming that FFmpeg does not remove: older versions wrote it at another rate into Matroska."""
     head = stream.codec_context.extradata or b""
     if container.format.name != "matroska,webm" or not head.startswith(b"OpusHead") or len(head) < 12:

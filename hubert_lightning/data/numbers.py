@@ -273,7 +273,7 @@ def _value(written: str, language: str) -> tuple[int, str] | None:
 def _words(number: float, lang: str, **options: Any) -> str:  # options of an untyped library
     from num2words import num2words  # takes a tenth of a second, and no other verb needs it
 
-    return num2words(number, lang=lang, **options)
+    return str(num2words(number, lang=lang, **options))
 
 
 def _cardinal(whole: int, fraction: str, language: str, may_be_year: bool) -> str | None:

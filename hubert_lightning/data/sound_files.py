@@ -124,7 +124,8 @@ class PlainAudio:
             self._skip(first)
         else:
             self._sound.seek(min(first, self.num_samples))
-        return self._sound.read(num_samples, dtype="float32", always_2d=True)
+        segment: np.ndarray = self._sound.read(num_samples, dtype="float32", always_2d=True)
+        return segment
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Decode the file from its start to its end, in blocks (samples, channels) float32 of a minute."""

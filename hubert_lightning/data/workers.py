@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from hubert_lightning.interrupts import ignore_interrupts
@@ -21,7 +22,7 @@ _killed: dict[int, list[str]] = {}
 """Ids of the cuts that killed workers read, kept after their dataset is gone."""
 
 
-class WatchedReads(Dataset):
+class WatchedReads(Dataset[Any]):  # batches of either task
     """A dataset whose workers record the cuts that they read, in memory that outlives them.
 
     Args:
@@ -36,18 +37,19 @@ class WatchedReads(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         index_of: Callable[[Any], Sequence[int]],
         id_of: Callable[[int], str],
         num_workers: int,
     ) -> None:
         self.dataset, self.index_of, self.id_of = dataset, index_of, id_of
         # Of each worker: its process, the number of cuts in its batch, and the first of them
-        self._reads = torch.full((num_workers, 2 + self.MOST), -1).share_memory_() if num_workers else None
+        reads: Any = torch.full((num_workers, 2 + self.MOST), -1)  # torch does not type share_memory_
+        self._reads: Tensor | None = reads.share_memory_() if num_workers else None
         _all.add(self)
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset has no __len__, ours does
 
     def __getitem__(self, index: Any) -> Any:
         worker = get_worker_info()

@@ -16,7 +16,6 @@ from hubert_lightning.files import read_regular
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.untrusted.yaml_file import read_yaml
 
-MAX_CONFIG_BYTES = 10**6
 MAX_ROWS, MAX_VALUE_LENGTH = 100, 200
 """Rows of a table, and characters of a value, that a card shows."""
 MAX_NESTING = 5  # lists and mappings inside each other that are published
@@ -65,7 +64,7 @@ def run_facts(path: Path) -> Facts:
     config: Json = None
     # A date or a number in YAML may be none, which raises whatever there is
     with suppress(yaml.YAMLError, OSError, ValueError, TypeError, RecursionError, OverflowError):
-        config = read_yaml(folder / "config.yaml", MAX_CONFIG_BYTES)
+        config = read_yaml(folder / "config.yaml")
     manifests = _as_list(mapping_at(config, "data", "init_args").get("train"))
     callbacks = _as_list(mapping_at(config, "trainer").get("callbacks"))
     labels = next((mapping_at(callback, "init_args") for callback in callbacks if _is_relabel(callback)), {})

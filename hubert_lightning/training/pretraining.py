@@ -21,7 +21,7 @@ from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
 from hubert_lightning.units.label_shards import MAX_CLUSTERS
-from hubert_lightning.units.quality import entropy
+from hubert_lightning.units.quality import perplexity
 
 
 class HubertPretraining(Task):
@@ -165,10 +165,10 @@ class HubertPretraining(Task):
     def on_validation_epoch_end(self) -> None:
         counts = self.trainer.strategy.reduce(self._cluster_counts, reduce_op="sum")
         assert isinstance(counts, Tensor)
-        perplexity = entropy(counts).exp().mean(dim=-1)  # a mean over streams
+        means = perplexity(counts).mean(dim=-1)  # over streams
         for number, name in enumerate(("label", "predicted")):
             self.log(f"val/{name}_clusters", counts[number].count_nonzero().float(), sync_dist=True)
-            self.log(f"val/{name}_perplexity", perplexity[number], sync_dist=True)
+            self.log(f"val/{name}_perplexity", means[number], sync_dist=True)
 
     def _encode(self, waveform: Tensor, mask: Tensor, kept: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
         local = self.encoder.local_features(waveform)

@@ -17,7 +17,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, read_regular, write_whole
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.checkpoints import BEST, LAST, PREVIOUS
-from hubert_lightning.untrusted.yaml_file import LARGEST, parse_yaml
+from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _is_count(value: Any) -> bool:
 def _read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return a config, or None and its defect."""
     try:
-        return _parse_config(read_regular(path, LARGEST).decode())
+        return _parse_config(read_regular(path, MAX_CONFIG_BYTES).decode())
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except OSError as error:

@@ -11,20 +11,20 @@ import yaml
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular
 
-LARGEST = 10**7
-"""Bytes of a config; those of a run have a few thousand."""
-DEEPEST = 100
+MAX_CONFIG_BYTES = 10**7
+"""Bytes of a YAML file; the config of a run has a few thousand."""
+MAX_NESTING = 100
 """Lists and mappings inside each other; configs of this package have ten."""
-MOST = 10**6
+MAX_VALUES = 10**6
 """Values of a config, those that aliases repeat counted each time."""
 
 
-def read_yaml(path: Path, largest: int = LARGEST) -> Any:
+def read_yaml(path: Path, largest: int = MAX_CONFIG_BYTES) -> Any:
     """Read a YAML file.
 
     Args:
         path: YAML file.
-        largest: Bytes that it may have.
+        largest: Bytes that the file may have.
 
     Returns:
         Mappings, lists, texts, numbers, booleans, dates and None.
@@ -59,7 +59,7 @@ def check_yaml(text: str) -> None:
     Raises:
         yaml.YAMLError: The text is no YAML, nests deeper than 100, holds itself, or has more than a million values.
     """
-    if len(text) <= DEEPEST:
+    if len(text) <= MAX_NESTING:
         return
     known: dict[str, tuple[int, int]] = {}  # anchor → values under it, and their nesting
     parts: list[list[Any]] = [[None, 0, 0]]  # for each open list or mapping: its anchor, values, and nesting
@@ -84,10 +84,10 @@ def check_yaml(text: str) -> None:
             continue
         whole = parts[-1]
         whole[1], whole[2] = whole[1] + count, max(whole[2], depth)
-        if len(parts) - 1 + depth > DEEPEST:
-            raise yaml.YAMLError(f"nested deeper than {DEEPEST}")
-        if whole[1] > MOST:
-            raise yaml.YAMLError(f"more than {MOST} values")
+        if len(parts) - 1 + depth > MAX_NESTING:
+            raise yaml.YAMLError(f"nested deeper than {MAX_NESTING}")
+        if whole[1] > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values")
 
 
 def check_yaml_file(path: Path) -> None:
@@ -97,7 +97,7 @@ def check_yaml_file(path: Path) -> None:
         UserError: The file is not regular, too large, cannot be read, or is refused by `check_yaml`.
     """
     try:
-        check_yaml(read_regular(path, LARGEST).decode())
+        check_yaml(read_regular(path, MAX_CONFIG_BYTES).decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not YAML ({_reason(error)}); give a config") from error
     except OSError as error:

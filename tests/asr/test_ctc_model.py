@@ -41,16 +41,16 @@ def test_a_model_of_transformers_has_their_log_probabilities_and_transcripts(
         log_probs = ours(torch.from_numpy(waveform)[None])
         assert_close(log_probs, logits.log_softmax(dim=-1)[..., order], rtol=0, atol=1e-5)
         frames = torch.tensor([log_probs.shape[1]])
-        [said] = tokenizer.batch_decode(logits.argmax(dim=-1))
-        assert greedy(log_probs, frames, ours.vocabulary) == [" ".join(said.split())]
-        assert len(said) > 5
+        [their_text] = tokenizer.batch_decode(logits.argmax(dim=-1))
+        assert greedy(log_probs, frames, ours.vocabulary) == [" ".join(their_text.split())]
+        assert len(their_text) > 5
     if norm == "layer":  # Base's group norm counts padding, ours at choice
         inputs = features(audio, sampling_rate=16_000, return_tensors="pt", padding=True, return_attention_mask=True)
         logits = theirs(inputs.input_values, attention_mask=inputs.attention_mask).logits
         length = torch.tensor([len(waveform) for waveform in audio])
         log_probs = ours(pad_sequence([torch.from_numpy(waveform) for waveform in audio], batch_first=True), length)
-        for mine, of_theirs, frames in zip(log_probs, logits.log_softmax(-1), num_frames(length), strict=True):
-            assert_close(mine[:frames], of_theirs[:frames, order], rtol=0, atol=1e-5)
+        for our_row, their_row, frames in zip(log_probs, logits.log_softmax(-1), num_frames(length), strict=True):
+            assert_close(our_row[:frames], their_row[:frames, order], rtol=0, atol=1e-5)
 
 
 def test_the_case_of_a_foreign_vocabulary_is_that_of_its_letters(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_a_model_without_a_usable_ctc_head_is_refused_by_name(tmp_path: Path, ma
 def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: Path, train_cuts: CutSet) -> None:
     model, cuts = save_ctc(tmp_path / "a.ckpt"), list(train_cuts)[:5]
     groups = [cuts[:3], cuts[3:]]
-    found = list(log_probabilities(model, groups, batch_duration=20, progress="test"))
-    assert [len(group) for group in found] == [3, 2]
-    for cut, rows in zip(cuts, [rows for group in found for rows in group], strict=True):
+    computed = list(log_probabilities(model, groups, batch_duration=20, progress="test"))
+    assert [len(group) for group in computed] == [3, 2]
+    for cut, rows in zip(cuts, [rows for group in computed for rows in group], strict=True):
         assert_close(rows, model(read_waveform(cut)[None])[0])
 
 
@@ -134,12 +134,12 @@ def test_a_long_recording_has_the_log_probabilities_of_its_windows(tmp_path: Pat
     [[rows]] = log_probabilities(model, [[cut]], progress="test")
     frames = num_frames(len(waveform))
     assert len(rows) == frames
-    found = quiet_windows(cut, WINDOW_FRAMES)
-    for first, last, start, end in found:
-        heard = waveform[first * HOP :]
-        heard = heard if last == frames else heard[: num_samples(last - first)]
-        assert_close(rows[start:end], model(heard[None])[0, start - first : end - first])
-    assert len(found) > 2
+    windows = quiet_windows(cut, WINDOW_FRAMES)
+    for first, last, start, end in windows:
+        window = waveform[first * HOP :]
+        window = window if last == frames else window[: num_samples(last - first)]
+        assert_close(rows[start:end], model(window[None])[0, start - first : end - first])
+    assert len(windows) > 2
 
 
 def test_a_part_of_a_long_recording_has_the_log_probabilities_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:

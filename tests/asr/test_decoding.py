@@ -116,8 +116,8 @@ def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float
         **weights,
     )
     decoder = fl.LexiconDecoder(options, trie, lm, tokens.get_index("|"), 0, words.get_index("<unk>"), [], False)
-    found = decoder.decode(log_probs.data_ptr(), *log_probs.shape)[:nbest]
-    return [([words.get_entry(word) for word in one.words if word >= 0], one.score) for one in found]
+    results = decoder.decode(log_probs.data_ptr(), *log_probs.shape)[:nbest]
+    return [([words.get_entry(word) for word in result.words if word >= 0], result.score) for result in results]
 
 
 @pytest.mark.parametrize("weights", [(2.0, -1.0, 0.0), (0.7, 1.5, -0.4)])
@@ -127,15 +127,15 @@ def test_the_search_equals_one_of_flashlights_classes(files: Path, weights: tupl
         files, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
     )
     search = BeamSearch(settings, letters)
-    for log_probs, found in zip(random_log_probs(), search.nbest(random_log_probs()), strict=True):
+    for log_probs, hypotheses in zip(random_log_probs(), search.nbest(random_log_probs()), strict=True):
         # One more frame ends the last word, at no cost, where it has not ended yet
         end = torch.full((1, len(LETTERS)), -torch.inf)
         end[:, BLANK], end[:, letters.boundary] = 0.0, -silence
         ended = torch.cat([log_probs, end])
         own = flashlights_own(files, ended, 5, lm_weight=lm, word_score=word, sil_score=silence)
-        assert [one.text.split() for one in found] == [words for words, _ in own]
-        assert [one.score for one in found] == [score for _, score in own]
-        assert len(found) > 1
+        assert [best.text.split() for best in hypotheses] == [words for words, _ in own]
+        assert [best.score for best in hypotheses] == [score for _, score in own]
+        assert len(hypotheses) > 1
 
 
 @given(paths)
@@ -147,9 +147,9 @@ def test_a_search_without_files_finds_the_certain_path(path: list[int]) -> None:
 
 
 def test_hypotheses_contain_words_of_the_lexicon_alone(files: Path) -> None:
-    said = BeamSearch(settings_of(files, lm=None), letters).nbest(random_log_probs(8))
-    assert {word for [best] in said for word in best.text.split()} <= set(DIGITS)
-    assert any(best.text for [best] in said)
+    hypotheses = BeamSearch(settings_of(files, lm=None), letters).nbest(random_log_probs(8))
+    assert {word for [best] in hypotheses for word in best.text.split()} <= set(DIGITS)
+    assert any(best.text for [best] in hypotheses)
 
 
 def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
@@ -162,9 +162,9 @@ def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
     )
     pairs = {a + b for word in DIGITS for a, b in pairwise(f" {word} ")}
 
-    def share(found: list[list[Hypothesis]]) -> float:
-        seen = [a + b for [best] in found for a, b in pairwise(best.text)]
-        return sum(pair in pairs for pair in seen) / len(seen)
+    def share(hypotheses: list[list[Hypothesis]]) -> float:
+        pairs_in_texts = [a + b for [best] in hypotheses for a, b in pairwise(best.text)]
+        return sum(pair in pairs for pair in pairs_in_texts) / len(pairs_in_texts)
 
     assert share(weighed) > share(plain) + 0.3
 
@@ -184,10 +184,10 @@ def test_other_settings_give_the_results_of_a_new_search(files: Path) -> None:
 def test_padding_changes_no_hypothesis(files: Path) -> None:
     search = BeamSearch(settings_of(files, num_workers=0), letters)
     batch, length = torch.stack(random_log_probs()), torch.tensor([80, 33, 0, 61])
-    found = search(batch, length)
-    alone = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
-    assert found == alone
-    assert found[2] == ""
+    texts = search(batch, length)
+    single_texts = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
+    assert texts == single_texts
+    assert texts[2] == ""
 
 
 def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> None:
@@ -204,10 +204,10 @@ def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Pa
     rescored = BeamSearch(settings, letters).nbest(random_log_probs())
     model = CausalLM(causal_lm)
     for before, after in zip(plain, rescored, strict=True):
-        scores = model([one.text.lower() for one in before])
-        expected = {one.text: one.score + 1.5 * score for one, score in zip(before, scores, strict=True)}
-        assert {one.text: one.score for one in after} == pytest.approx(expected)
-        assert [one.score for one in after] == sorted((one.score for one in after), reverse=True)
+        scores = model([best.text.lower() for best in before])
+        expected = {best.text: best.score + 1.5 * score for best, score in zip(before, scores, strict=True)}
+        assert {best.text: best.score for best in after} == pytest.approx(expected)
+        assert [best.score for best in after] == sorted((best.score for best in after), reverse=True)
     assert [few[0].text for few in plain] != [few[0].text for few in rescored]
 
 

@@ -145,9 +145,9 @@ def test_the_tokens_of_a_model_of_another_system_need_no_names_of_ours(files: Pa
     ]
     for lm, words in ((files / "letters.arpa", None), (files / "words.arpa", files / "words.lexicon"), (None, None)):
         ours, theirs = hypotheses_of(lm, words, Vocabulary()), hypotheses_of(lm, words, LARGE, rows)
-        assert [[one.text for one in few] for few in theirs] == [[one.text for one in few] for few in ours]
-        assert [one.score for [one] in theirs] == pytest.approx([one.score for [one] in ours], abs=1e-3)
-    assert any(one.text for [one] in hypotheses_of(files / "letters.arpa", None, LARGE, rows))
+        assert [[best.text for best in few] for few in theirs] == [[best.text for best in few] for few in ours]
+        assert [best.score for [best] in theirs] == pytest.approx([best.score for [best] in ours], abs=1e-3)
+    assert any(best.text for [best] in hypotheses_of(files / "letters.arpa", None, LARGE, rows))
 
 
 def test_a_token_named_as_a_mark_is_unknown_to_the_language_model(files: Path) -> None:
@@ -261,14 +261,14 @@ def test_words_of_a_lexicon_need_no_boundary_at_their_end(tmp_path: Path) -> Non
     """Their last letter may last for several frames, before another word, a boundary or the end."""
     (tmp_path / "lexicon").write_text("ONE\tO N E\nTWO\tT W O\n")
     paths = ["ONE|TWO|", "ONEEE|TWOO||", "-O-N-E-|-T-W-O-", "ONE|TWO"]
-    said = hypotheses_of(
+    hypotheses = hypotheses_of(
         None,
         tmp_path / "lexicon",
         Vocabulary(),
         [certain_log_probs(path, Vocabulary()) for path in paths],
         word_score=0,
     )
-    assert [(best.text, best.score) for [best] in said] == [("ONE TWO", pytest.approx(0, abs=0.01))] * 4
+    assert [(best.text, best.score) for [best] in hypotheses] == [("ONE TWO", pytest.approx(0, abs=0.01))] * 4
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_a_text_is_normalised_and_its_unknown_characters_are_printed(
         *TEXT.lower().replace(",", "").replace(".", "").replace(";", "").replace("!", "").replace(":", "").split()
     } - {"2"}
     assert words_of(tmp_path / "a.lexicon")["cat"] == ["c", "a", "t", "|"]
-    said = capsys.readouterr().out
-    assert "1 of 36 words are unknown to the model, since the vocabulary lacks '2' (1)" in said
+    printed = capsys.readouterr().out
+    assert "1 of 36 words are unknown to the model, since the vocabulary lacks '2' (1)" in printed
     assert "<unk>" in (tmp_path / "a.arpa").read_text()
 
 
@@ -147,9 +147,9 @@ def test_the_verbs_make_vocabulary_model_and_lexicon(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["vocabulary", f"[{manifests / 'train.jsonl.gz'}]", str(tmp_path / "v.json")])
-    said = capsys.readouterr().out
-    assert "characters in" in said
-    assert "tokens, with the blank and the word boundary" in said
+    printed = capsys.readouterr().out
+    assert "characters in" in printed
+    assert "tokens, with the blank and the word boundary" in printed
     (tmp_path / "text.txt").write_text("Hello there\nhello you\n")
     options = ["--order=2", f"--vocabulary={tmp_path / 'v.json'}"]
     main(["ngram", str(tmp_path / "text.txt"), str(tmp_path / "a.arpa"), *options])
@@ -180,8 +180,8 @@ def test_phonemes_have_no_delimiter_between_them(tmp_path: Path) -> None:
     ngram(tmp_path / "text.txt", tmp_path / "a.arpa", order=2, vocabulary=tmp_path / "vocabulary.json")
     ngram(tmp_path / "text.txt", tmp_path / "b.arpa", 2, tmp_path / "vocabulary.json", letters=True)
     assert words_of(tmp_path / "a.lexicon") == {name: [name] for name in ("a", "aɪ", "t", "tʃ", "ʃ")}
-    said = [0, 2, 0, 1, 0, 6, 0, 3, 0, 1, 2, 0]  # the model says | between words
-    log_probs = one_hot(torch.tensor(said), 7).float().log().clamp(min=-20)
+    path = [0, 2, 0, 1, 0, 6, 0, 3, 0, 1, 2, 0]  # the model says | between words
+    log_probs = one_hot(torch.tensor(path), 7).float().log().clamp(min=-20)
     for files in ({"lm": "a.arpa", "lexicon": "a.lexicon"}, {"lexicon": "a.lexicon"}, {"lm": "b.arpa"}):
         named = {name: str(tmp_path / file) for name, file in files.items()}
         search = BeamSearch(DecoderSettings(**named, beam_size=20, num_workers=0), phonemes)

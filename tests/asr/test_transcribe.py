@@ -100,9 +100,9 @@ def test_a_file_that_breaks_after_it_was_examined_fails_alone(
     examine = recordings.examine
 
     def then_remove(paths):  # type: ignore[no-untyped-def]
-        found = examine(paths)
+        result = examine(paths)
         speech[1].unlink()
-        return found
+        return result
 
     monkeypatch.setattr(recordings, "examine", then_remove)
     assert run_verb("transcribe", model, *speech) == 1
@@ -268,8 +268,8 @@ def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path,
 
 def test_words_that_a_lexicon_writes_otherwise_have_times() -> None:
     log_probs = torch.randn(30, len(LETTERS)).log_softmax(dim=-1)
-    found = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
-    assert [word.text for word in found] == ["two", "well-known"]
+    words = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
+    assert [word.text for word in words] == ["two", "well-known"]
 
 
 def test_a_closed_pipe_ends_it_without_a_traceback(model: Path, speech: list[Path]) -> None:

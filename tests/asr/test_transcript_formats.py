@@ -74,8 +74,8 @@ def test_a_sentence_without_spaces_becomes_several_subtitles() -> None:
     assert "".join("".join(lines) for *_, lines in captions) == text
     assert len(captions) == pytest.approx(58 / 6, abs=1)
     for start, end, lines in captions:
-        said = len("".join(lines))
-        assert end - start == pytest.approx(1000 * 58 / len(text) * said, abs=2)
+        num_characters = len("".join(lines))
+        assert end - start == pytest.approx(1000 * 58 / len(text) * num_characters, abs=2)
         assert all(cell_len(line) <= 42 for line in lines)
 
 

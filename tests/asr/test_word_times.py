@@ -27,10 +27,10 @@ def log_probs_on(path: str, vocabulary: Vocabulary = letters) -> Tensor:
 
 def test_a_word_lasts_from_its_first_letter_to_its_last() -> None:
     #                    0.02 s a frame
-    found = word_times(log_probs_on("---HHE-Y--||--Y-OU--"), "HEY YOU", letters)
-    assert [word.text for word in found] == ["HEY", "YOU"]
-    assert [(word.start, word.end) for word in found] == [(0.06, 0.16), (0.28, pytest.approx(0.36))]
-    assert all(word.confidence == pytest.approx(torch.exp(log_probs_on("H")[0].max()).item()) for word in found)
+    words = word_times(log_probs_on("---HHE-Y--||--Y-OU--"), "HEY YOU", letters)
+    assert [word.text for word in words] == ["HEY", "YOU"]
+    assert [(word.start, word.end) for word in words] == [(0.06, 0.16), (0.28, pytest.approx(0.36))]
+    assert all(word.confidence == pytest.approx(torch.exp(log_probs_on("H")[0].max()).item()) for word in words)
     later = word_times(log_probs_on("---HHE-Y--||--Y-OU--"), "HEY YOU", letters, first_frame=100)
     assert [word.start for word in later] == [pytest.approx(2.06), pytest.approx(2.28)]
 
@@ -44,16 +44,16 @@ def test_the_path_is_the_most_likely_of_all_with_the_text(text: str) -> None:
         key=lambda path: sum(log_probs[frame, token].item() for frame, token in enumerate(path)),
     )
     written = [small.tokens[token] for token in best]
-    expected, of_word = [], []
+    expected, word_frames = [], []
     for frame, character in enumerate(written):
         if character == "|":
-            expected += [of_word] if of_word else []
-            of_word = []
+            expected += [word_frames] if word_frames else []
+            word_frames = []
         elif character != "-":
-            of_word.append(frame)
-    spans = [(of[0] * 0.02, (of[-1] + 1) * 0.02) for of in [*expected, of_word]]
-    found = word_times(log_probs, text, small)
-    assert [(word.start, word.end) for word in found] == [(pytest.approx(a), pytest.approx(b)) for a, b in spans]
+            word_frames.append(frame)
+    spans = [(frames[0] * 0.02, (frames[-1] + 1) * 0.02) for frames in [*expected, word_frames]]
+    words = word_times(log_probs, text, small)
+    assert [(word.start, word.end) for word in words] == [(pytest.approx(a), pytest.approx(b)) for a, b in spans]
 
 
 @pytest.mark.parametrize(
@@ -74,29 +74,29 @@ def test_a_word_is_aligned_in_the_tokens_that_the_model_predicts(
     logits = 3 * torch.randn(6, len(tokens), generator=torch.Generator().manual_seed(seed))
     log_probs = logits.log_softmax(dim=-1)
 
-    def said(path: Sequence[int]) -> list[int]:
+    def collapsed(path: Sequence[int]) -> list[int]:
         return [token for token, _ in groupby(path) if token != BLANK]
 
     best = max(
-        (path for path in product(range(len(tokens)), repeat=6) if vocabulary.decode(said(path)) == text),
+        (path for path in product(range(len(tokens)), repeat=6) if vocabulary.decode(collapsed(path)) == text),
         key=lambda path: sum(log_probs[frame, token].item() for frame, token in enumerate(path)),
     )
-    log_of_it = torch.full_like(log_probs, -9.0)
-    log_of_it[range(6), list(best)] = log_probs[range(6), list(best)]
-    [greedy_text] = greedy(log_of_it[None], torch.tensor([6]), vocabulary)
+    best_alone = torch.full_like(log_probs, -9.0)
+    best_alone[range(6), list(best)] = log_probs[range(6), list(best)]
+    [greedy_text] = greedy(best_alone[None], torch.tensor([6]), vocabulary)
     assert greedy_text == text
-    expected, found = words_of(best_tokens(log_of_it), vocabulary), word_times(log_probs, text, vocabulary)
-    assert [(word.text, word.start, word.end) for word in found] == [
+    expected, words = words_of(best_tokens(best_alone), vocabulary), word_times(log_probs, text, vocabulary)
+    assert [(word.text, word.start, word.end) for word in words] == [
         (word.text, word.start, word.end) for word in expected
     ]
-    assert [word.confidence for word in found] == pytest.approx([word.confidence for word in expected])
+    assert [word.confidence for word in words] == pytest.approx([word.confidence for word in expected])
 
 
 def test_a_long_text_in_ambiguous_tokens_is_aligned() -> None:
     vocabulary = Vocabulary(("-", "|", "a", "b", "ab", "ba"), "lower")
     path = "aa-b-|-ba-|-" * 400
-    found = word_times(log_probs_on(path, vocabulary), "ab ba " * 400, vocabulary)
-    assert [word.confidence for word in found] == pytest.approx([1.0] * 800, abs=0.01)
+    words = word_times(log_probs_on(path, vocabulary), "ab ba " * 400, vocabulary)
+    assert [word.confidence for word in words] == pytest.approx([1.0] * 800, abs=0.01)
 
 
 def test_no_words_have_no_times() -> None:
@@ -129,18 +129,18 @@ def test_segments_follow_one_another_and_decode_to_the_text_of_the_whole(
     path = "".join(character * frames for character, frames in runs)
     assume("-" * PAUSE_FRAMES not in path)  # which parts words, and which greedy decoding does not
     log_probs = log_probs_on(path, small) if path else torch.zeros(0, 4)
-    found = split_in_pauses(log_probs, small, longest)
-    assert found[0].start == 0
-    assert found[-1].end == len(path)
-    assert all(before.end == after.start < after.end for before, after in pairwise(found))
-    assert all(part.end - part.start <= longest for part in found)
+    segments = split_in_pauses(log_probs, small, longest)
+    assert segments[0].start == 0
+    assert segments[-1].end == len(path)
+    assert all(before.end == after.start < after.end for before, after in pairwise(segments))
+    assert all(segment.end - segment.start <= longest for segment in segments)
     if any(len(list(run)) >= longest for quiet, run in groupby(path, key=lambda c: c in "-|") if not quiet):
-        return  # letters in every frame of a part: it has to be cut somewhere
+        return  # letters in every frame of a segment: it has to be cut somewhere
     text = ""
-    for part in found:
-        rows = log_probs[part.start : part.end]
-        [said] = greedy(rows[None], torch.tensor([len(rows)]), small) if len(rows) else [""]
-        text = " ".join(filter(None, [text, said])) if part.new_word else text + said
+    for segment in segments:
+        rows = log_probs[segment.start : segment.end]
+        [segment_text] = greedy(rows[None], torch.tensor([len(rows)]), small) if len(rows) else [""]
+        text = " ".join(filter(None, [text, segment_text])) if segment.new_word else text + segment_text
     assert [text] == (greedy(log_probs[None], torch.tensor([len(path)]), small) if path else [""])
 
 
@@ -154,9 +154,9 @@ def test_a_recording_is_split_in_the_longest_pause_between_words() -> None:
 def test_a_word_begins_after_half_a_second_without_a_letter() -> None:
     path = "A" + "-" * (PAUSE_FRAMES - 1) + "B" + "-" * PAUSE_FRAMES + "AB"
     assert [part.end for part in split_in_pauses(log_probs_on(path, small), small)] == [len(path)]
-    found = words_of(insert_pause_boundaries(best_tokens(log_probs_on(path, small)), small), small)
-    assert [word.text for word in found] == ["AB", "AB"]
-    assert [(word.start, word.end) for word in found] == [
+    words = words_of(insert_pause_boundaries(best_tokens(log_probs_on(path, small)), small), small)
+    assert [word.text for word in words] == ["AB", "AB"]
+    assert [(word.start, word.end) for word in words] == [
         (0, pytest.approx(0.02 * (PAUSE_FRAMES + 1))),
         (pytest.approx(0.02 * (2 * PAUSE_FRAMES + 1)), pytest.approx(0.02 * len(path))),
     ]

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import re
 import resource
 from importlib.util import find_spec
 from pathlib import Path
@@ -507,11 +506,3 @@ def test_an_imported_model_is_tested_as_if_it_had_been_fitted_here(tmp_path: Pat
     )
     assert "words" in json.loads((tmp_path / "tested" / "scores.json").read_text())
     assert isinstance(theirs, transformers.PreTrainedModel)
-
-
-def test_every_test_that_the_matrix_of_formats_names_is_there() -> None:
-    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/dev/formats.md").read_text()))
-    files = {file.stem: file.read_text() for file in (ROOT / "tests").glob("test_*.py")}
-    defined = {name for text in files.values() for name in re.findall(r"def (test_\w+)", text)}
-    assert len(named) > 20
-    assert named <= defined | files.keys()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from hubert_lightning.training.task import Task, logs_step
@@ -49,7 +48,7 @@ class CollapseWatch(Callback):
         labels = getattr(trainer.datamodule, "labels", None)  # type: ignore[attr-defined]  # undeclared in Lightning
         histograms = labels.histogram if isinstance(labels, LabelStore) else []
         self._watching = bool(histograms) and trainer.is_global_zero
-        self._entropy = sum(float(entropy(torch.from_numpy(counts).double())) for counts in histograms)
+        self._entropy = sum(float(entropy(counts)) for counts in histograms)
         self._step = trainer.global_step
 
     def on_train_batch_end(
