@@ -171,7 +171,7 @@ def test_a_config_in_a_foreign_checkpoint_imports_nothing(
         path.unlink()
         torch.save(content, path)
     (run / "config.yaml").write_bytes(b"")
-    assert "look whether it is your run's" in refused(capsys, ["validate", "--config", str(run / "config.yaml")])
+    assert "check that it is your run's" in refused(capsys, ["validate", "--config", str(run / "config.yaml")])
     assert not (tmp_path / "trace").exists()
 
 
