@@ -1,7 +1,7 @@
 """K-means: from a sample of features to centroids, and from features to the nearest centroid.
 
 `KMeans` uses matrix products, on any device, over the rows of all ranks: on two cores it takes a tenth of the
-time of scikit-learn and reaches a lower inertia (docs/benchmarks.md). `ScikitKMeans` is the reference's, on one processor.
+time of scikit-learn and reaches a lower inertia (docs/benchmarks.md). `ScikitKMeans` is the reference's, on one CPU.
 """
 
 import math

@@ -73,9 +73,7 @@ def quality(
     console = Console()
     console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
     if best is None:
-        console.print(
-            "no utterance has phones to choose the best layer by; add them: `hubert prepare alignments`"
-        )
+        console.print("no utterance has phones to choose the best layer by; add them: `hubert prepare alignments`")
     else:
         console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
     with replacing_all(output / "quality.png", output / "quality.json") as (figure, file):

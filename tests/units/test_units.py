@@ -297,9 +297,12 @@ def test_a_recording_of_two_minutes_has_the_units_of_the_whole(model: Path, wave
     ("arguments", "sentence"),
     [
         (["-", "--history", "1e9"], "together, what is encoded at once, they are at most 600 s"),
-        (["-", "--window", "10"], "window are of files, not of standard input; leave them out"),
-        (["a.wav", "--step", "1"], "step, lookahead and history are of standard input, not of files; leave them out"),
-        (["a.wav", "--output", "a.npz"], "a.npz: jsonl would be written to it; say --format npz"),
+        (["-", "--window", "10"], "window are options for files, not for standard input; leave them out"),
+        (
+            ["a.wav", "--step", "1"],
+            "step, lookahead and history are options for standard input, not for files; leave them out",
+        ),
+        (["a.wav", "--output", "a.npz"], "a.npz: the format is jsonl; choose --format npz"),
     ],
 )
 def test_options_that_do_nothing_or_too_much_are_refused(
@@ -348,7 +351,7 @@ def test_whatever_is_wrong_with_some_files_the_others_have_units(
         (["a.wav", "--format", "npz"], "npz needs a file; name it with --output"),
         (["a.wav", "--format", "kaldi", "--deduplicate"], "kaldi with durations needs a file"),
         (["-", "a.wav"], "give - alone"),
-        (["-", "--format", "kaldi"], "leave other options out"),
+        (["-", "--format", "kaldi"], "leave out output, format and deduplicate"),
         (["-", "--step", "0"], "a step of at least one frame"),
     ],
 )
