@@ -153,7 +153,7 @@ class ScikitKMeans:
         if group is None or dist.get_rank(group) == 0:
             centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
         sample.of_first_rank(centroids)
-        if (different := len(centroids.unique(dim=0))) < num_clusters:
+        if (different := len(torch.unique(centroids, dim=0))) < num_clusters:
             raise UserError(_too_few(different, num_clusters, sample.total))
         return centroids
 
@@ -202,7 +202,7 @@ class _Sample:
             raise UserError(
                 f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
             )
-        broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in self.rows.split(2**16))
+        broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in torch.split(self.rows, 2**16))
         if count := int(self._sum(torch.as_tensor(broken, device=self.device))):
             raise UserError(
                 f"{count} of {self.total} frames have features that are NaN or infinite; "
@@ -239,11 +239,11 @@ class _Sample:
 
     def _chunks(self, first: int, size: int, rows: int) -> Iterator[Tensor]:
         if size >= self.total:
-            parts: Iterator[Tensor] = iter(self.rows.split(rows))
+            parts: Iterator[Tensor] = iter(torch.split(self.rows, rows))
         else:
             bounds = torch.tensor([first, first + size])
             start, end = torch.searchsorted(self.positions, bounds).tolist()
-            parts = (self.rows[part] for part in self.order[start:end].to(self.rows.device).split(rows))
+            parts = (self.rows[part] for part in torch.split(self.order[start:end].to(self.rows.device), rows))
         for part in parts:
             x = part.to(self.device, non_blocking=True).float()
             yield x if self.centre is None else x - self.centre
@@ -279,7 +279,7 @@ def _seeding_rows(sample: _Sample, num_clusters: int) -> Tensor:
     size = max(MIN_SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER * num_clusters)
     while True:
         rows = sample.gather(size)
-        different = len(rows.unique(dim=0))
+        different = len(torch.unique(rows, dim=0))
         if different >= num_clusters:
             return rows
         if size >= sample.total:

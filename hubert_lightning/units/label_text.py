@@ -269,7 +269,7 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = No
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and content of every line, except empty ones at the end of the file; raises `UserError` if it is no text."""
+    """Number and content of every line, except empty ones at the end of the file."""
     empty: list[tuple[int, str]] = []
     for number, line in enumerate(lines_of(path), start=1):
         if "\0" in line:

@@ -296,11 +296,11 @@ def test_a_recording_of_two_minutes_has_the_units_of_the_whole(model: Path, wave
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["-", "--history", "1e9"], "together, what is encoded at once, they are at most 600 s"),
+        (["-", "--history", "1e9"], "their sum is encoded at once; keep it to 600 s"),
         (["-", "--window", "10"], "window are options for files, not for standard input; leave them out"),
         (
             ["a.wav", "--step", "1"],
-            "step, lookahead and history are options for standard input, not for files; leave them out",
+            "step, lookahead and history are options for standard input, not for files",
         ),
         (["a.wav", "--output", "a.npz"], "a.npz: the format is jsonl; choose --format npz"),
     ],
