@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
 from io import StringIO
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,7 +24,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 
 KEYS = {
-    "iterations": "hubert_lightning.training.experiment.Iteration",
+    "iterations": "hubert_lightning.training.iterations.Iteration",
     "iterations.kmeans": ("hubert_lightning.KMeans", "hubert_lightning.ScikitKMeans"),
     "model.init_args": ("hubert_lightning.HubertPretraining", "hubert_lightning.CTCFinetuning"),
     "model.init_args.encoder": "hubert_lightning.EncoderConfig",
@@ -68,22 +70,23 @@ def help_of(*verb: str) -> str:
     return printed.getvalue().strip()
 
 
-def verbs() -> Iterator[tuple[str, ...]]:
-    """Every verb, and every verb of a verb, which the help of the outer one lists in braces."""
+def verbs() -> Iterator[tuple[str, str]]:
+    """Group and verb, for every verb and every verb of a verb."""
     from hubert_lightning.cli import VERBS
 
-    for verb in VERBS:
-        yield (verb,)
-        if inner := re.search(r"\{([\w,-]+)\}\s+\.\.\.", help_of(verb)):
-            yield from ((verb, name) for name in inner[1].split(","))
+    for group, targets in VERBS.items():
+        for verb, target in targets.items():
+            yield from ((group, f"{verb} {inner}") for inner in target) if isinstance(target, dict) else [(group, verb)]
 
 
 def verbs_page() -> str:
     os.environ["COLUMNS"] = "100"
     parts = ["# Verbs", "", "Generated from the parsers: what `hubert VERB --help` prints.", "", "```text"]
     parts += [help_of(), "```", ""]
-    for verb in verbs():
-        parts += [f"## hubert {' '.join(verb)}", "", "```text", help_of(*verb), "```", ""]
+    for group, members in groupby(verbs(), key=itemgetter(0)):
+        parts += [f"## {group}", ""]
+        for _, verb in members:
+            parts += [f"### hubert {verb}", "", "```text", help_of(*verb.split()), "```", ""]
     return "\n".join(parts)
 
 

@@ -1,3 +1,5 @@
+"""`python -m hubert_lightning`: the command `hubert`."""
+
 from hubert_lightning.cli import main
 
 main()

@@ -5,7 +5,9 @@ A run of several processes prints each message once.
 
 import logging
 import os
+import select
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,12 @@ NOISE = (
 """Beginnings of library messages that tell a user of this package nothing."""
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#9aa5ad"
 """Colours of figures: our result, what it is compared with, the baseline."""
+
+
+SECONDS_BEFORE_REPEATING = 3
+"""Time that ranks other than the first wait before they print why they end."""
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))}
+"""Characters that a terminal obeys, except line feeds, and their printed form."""
 
 
 def show_messages(of_ranks: bool) -> None:
@@ -53,6 +61,21 @@ _of_ranks = False
 def prints() -> bool:
     """Whether this process prints the messages that all processes of its run have in common."""
     return not _of_ranks or is_first_process()
+
+
+def print_refusal(sentence: str) -> None:
+    """Print why a command ends; of several ranks that fail alike, the first one prints."""
+    if not prints():
+        time.sleep(SECONDS_BEFORE_REPEATING)  # meanwhile the launcher of a failed first rank ends this process
+    # a name in a file may hold control characters
+    print(f"hubert: {sentence.translate(CONTROLS)}", file=sys.stderr)
+
+
+def output_is_closed() -> bool:
+    """Whether the reader of standard output has closed the pipe."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class _FirstRankHandler(logging.Handler):

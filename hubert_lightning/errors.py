@@ -1,12 +1,23 @@
-"""Mistakes that a user can correct, each in one sentence, and checks of the numbers that a user gives."""
+"""Mistakes that a user can correct, each in one sentence, and range checks of numbers."""
 
+import errno
+import sys
 from collections.abc import Sequence
 
 LARGE = 2.0**62
-"""More than any run has of anything: the default upper bound, which refuses infinity."""
+"""Default upper bound of numbers: more than any run has of anything, and less than infinity."""
 
 FROM_A_WORKER = "Caught UserError in DataLoader worker"
-"""How torch begins the message of an error that it raises again from a loader worker, with its traceback inside."""
+"""Beginning of torch's message for an error of a loader worker; the message holds the worker's traceback."""
+
+WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Error numbers that only writing causes: no room, a quota, a size limit, a read-only disk."""
+
+ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Error numbers of a file that could not be read, which do not prove that its content is corrupt."""
+
+UNUSABLE_ERRNOS = (*ACCESS_ERRNOS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""Error numbers that no bug of this package causes: permissions, a folder in place of a file, a failing disk."""
 
 
 class UserError(ValueError):
@@ -36,12 +47,54 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-def within(least: float, most: float = LARGE, **values: float | Sequence[float] | None) -> None:
-    """Check that numbers lie in a range and are not NaN.
+def answer_to(error: Exception) -> tuple[str, int] | None:
+    """Return what `hubert` prints for an error in place of a traceback.
 
     Args:
-        least: Smallest value that is allowed.
-        most: Largest value that is allowed.
+        error: The error that ended a command.
+
+    Returns:
+        The sentence and the exit status: 2 for a mistake of the user, or for a full disk; 1 if another process of the
+        run ended first. None for a bug, whose traceback is shown.
+    """
+    if mistake := user_error(error) if isinstance(error, ValueError) else None:
+        return str(mistake), 2
+    if isinstance(error, RuntimeError) and (sentence := _end_of_another_process(error)):
+        return sentence, 1
+    if isinstance(error, OSError) and error.errno in WRITE_ERRNOS:
+        return (
+            f"{error.filename or 'a file'}: cannot be written ({error.strerror}); finished files are kept, so make "
+            "room and run the same command again",
+            2,
+        )
+    if isinstance(error, OSError) and error.errno in UNUSABLE_ERRNOS and error.filename is not None:
+        return (
+            f"{error.filename}: cannot be read or written ({error.strerror}); finished files are kept, so correct "
+            "that and run the same command again",
+            2,
+        )
+    if type(error).__module__.startswith("wandb"):
+        return f"W&B: {error}; or set WANDB_MODE=offline, or choose another trainer.logger", 2
+    return None
+
+
+def _end_of_another_process(error: RuntimeError) -> str | None:
+    """The sentence for an error that the end of a loader worker or of another rank caused, if it did.
+
+    The modules that know are asked only if this process has imported them: they need torch and Lightning.
+    """
+    workers, stalls = (
+        sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "training.callbacks.stalls")
+    )
+    return (workers and workers.killed_worker(error)) or (stalls and stalls.ended_rank(error)) or None
+
+
+def within(least: float, most: float = LARGE, **values: float | Sequence[float] | None) -> None:
+    """Check that numbers lie within a range and are not NaN.
+
+    Args:
+        least: Smallest allowed value.
+        most: Largest allowed value.
         **values: Numbers by the name of their argument, one or several each; None is allowed.
 
     Raises:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import WRITE_ERRNOS, UserError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -33,10 +33,6 @@ LOCAL_FILE_SYSTEMS = re.compile(
 MOUNT_TABLE = Path("/proc/self/mounts")
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which an unfinished file on a shared disk belongs to a killed process."""
-WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Error numbers that only writing causes: no room, a quota, a size limit, a read-only disk."""
-ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-"""Error numbers of a file that could not be read, which do not prove that its content is corrupt."""
 
 
 def printable(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch.nn.functional import linear
 from torch.testing import assert_close
 
 from hubert_lightning.frames import num_frames
-from hubert_lightning.interchange.import_export import as_fit
+from hubert_lightning.interchange.import_export import checkpoint_of
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
 from hubert_lightning.pretrained.formats import transformers as transformers_format
-from hubert_lightning.pretrained.load import read_trained
-from hubert_lightning.pretrained.weights import Trained
+from hubert_lightning.pretrained.load import read_weights
+from hubert_lightning.pretrained.weights import PretrainedWeights
 from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
 
 NORMS = ["group", "layer"]
@@ -52,20 +53,20 @@ def small_config(norm: str) -> EncoderConfig:
     )
 
 
-def random_weights(norm: str, kind: str) -> Trained:
+def random_weights(norm: str, kind: str) -> PretrainedWeights:
     """Random weights with the heads of a kind: encoder, clusters, ensemble, letters, LibriSpeech's letters."""
     config = small_config(norm)
     encoder = disturbed(HubertEncoder(config))
-    trained = Trained(config, encoder.state_dict(), source={"note": "random"})
+    trained = PretrainedWeights(config, encoder.state_dict(), provenance={"note": "random"})
     if kind in ("clusters", "ensemble"):
         heads = [ClusterPredictor(64, clusters, 24) for clusters in ((20, 33) if kind == "ensemble" else (20,))]
-        trained = trained._replace(predictors=[dict(head.state_dict()) for head in heads], temperature=0.2)
+        trained = replace(trained, predictors=[dict(head.state_dict()) for head in heads], temperature=0.2)
     if "letters" in kind:
-        vocabulary = {"tokens": ["<blank>", "|", *"abcdé'"], "case": "lower", "punctuation": "space"}
+        vocabulary = Vocabulary(("<blank>", "|", *"abcdé'"), "lower", "space")
         if kind == "LibriSpeech's letters":  # as many as torchaudio's, in another order
-            vocabulary = {"tokens": list(Vocabulary().tokens), "case": "upper", "punctuation": "refuse"}
-        head = nn.Linear(64, len(vocabulary["tokens"]))
-        trained = trained._replace(head=dict(head.state_dict()), vocabulary=vocabulary)
+            vocabulary = Vocabulary()
+        head = nn.Linear(64, len(vocabulary))
+        trained = replace(trained, head=dict(head.state_dict()), vocabulary=vocabulary)
     return trained
 
 
@@ -78,8 +79,8 @@ def disturbed(model: Any) -> Any:
     return model.eval()
 
 
-def save_ours(trained: Trained, path: Path) -> Path:
-    torch.save(as_fit(trained), path)
+def save_ours(trained: PretrainedWeights, path: Path) -> Path:
+    torch.save(checkpoint_of(trained), path)
     return path
 
 
@@ -223,9 +224,9 @@ def beside_a_model(folder: Path, dictionary: bytes, rows: int) -> list[str]:
     cfg = {"model": {"_name": "hubert_ctc", "w2v_args": {"model": model, "task": task}}, "task": task}
     torch.save({"args": None, "cfg": cfg, "model": state}, folder / "theirs.pt")
     (folder / "dict.ltr.txt").write_bytes(dictionary)
-    vocabulary = read_trained(folder / "theirs.pt").vocabulary
+    vocabulary = read_weights(folder / "theirs.pt").vocabulary
     assert vocabulary is not None
-    return vocabulary["tokens"]
+    return list(vocabulary.tokens)
 
 
 def tiny_hubert(model: str = "HubertModel", norm: str = "group", **settings: Any) -> Any:
@@ -306,7 +307,7 @@ def save_solved_model(
 
 def vocabulary_and_log_probs(folder: Path, encoder: Encoder) -> tuple[Vocabulary, Tensor]:
     """The vocabulary of a saved model, and its log-probabilities of the recording."""
-    trained = read_trained(folder)
+    trained = read_weights(folder)
     assert trained.head is not None
     logits = linear(encoder.frames, trained.head["weight"], trained.head["bias"])
     return vocabulary_from(trained.vocabulary or {}, folder), logits.log_softmax(dim=-1)

@@ -67,7 +67,7 @@ from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.interchange.import_export import export_model
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.training.datamodules import check_transcripts
+from hubert_lightning.training.data_checks import check_transcripts
 from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
 from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore

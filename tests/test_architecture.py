@@ -59,9 +59,10 @@ ROOMS = {
         "ground untrusted vocabulary model pretrained units",
         "huggingface_hub",
     ),
+    "parsing": Room("command lines: a function's signature is its options", "ground untrusted", "jsonargparse"),
     "training": Room(
         "Lightning, and nowhere else: tasks, data modules, callbacks, runs",
-        "ground untrusted vocabulary data model pretrained features units asr",
+        "ground untrusted vocabulary data model pretrained features units asr parsing",
         "jsonargparse lhotse lightning torchmetrics",
     ),
     "demo": Room(
@@ -71,8 +72,7 @@ ROOMS = {
     ),
     "cli": Room(
         "the verbs, imported when they are called",
-        " ".join(["ground untrusted vocabulary data model pretrained features units asr interchange training demo"]),
-        "jsonargparse",
+        "ground untrusted vocabulary data model pretrained features units asr interchange parsing training demo",
     ),
 }
 """In this order, a room imports rooms above it alone."""

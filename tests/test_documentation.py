@@ -5,7 +5,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
-from functools import wraps
+from functools import cache, wraps
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
 from hubert_lightning.cli import VERBS, main
-from hubert_lightning.parsing import find_verb, signature_of
+from hubert_lightning.parsing import RENAMED_OPTIONS, find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -58,7 +58,7 @@ def commands(block: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(lines, posix=True, punctuation_chars=SEPARATORS)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     for separates, group in groupby(lexer, key=lambda word: set(word) <= set(SEPARATORS)):
-        words = [] if separates else [word for word in group]
+        words = [] if separates else list(group)
         while words and (re.fullmatch(r"\w+=.*", words[0], re.DOTALL) or words[0] in ("do", "uv", "run")):
             words.pop(0)
         script = next((index for index, word in enumerate(words) if word.endswith(LAUNCHERS)), None)
@@ -98,6 +98,12 @@ def all_functions() -> Iterator[str]:
     for verbs in VERBS.values():
         for target in verbs.values():
             yield from target.values() if isinstance(target, dict) else [target]
+
+
+@cache
+def all_options() -> set[str]:
+    """Options of all verbs."""
+    return {option for target in all_functions() for option in signature_of(target).optional}
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +156,8 @@ def test_a_verb_or_an_option_in_a_sentence_exists(page: Path) -> None:
         elif match := re.match(r"'?--([a-z_]+\.[\w.]+)", code):
             check_key(match[1])
         elif match := re.fullmatch(r"--([a-z][\w-]*)( .*)?", code):
-            known = {option for target in all_functions() for option in signature_of(target).optional}
-            assert match[1].replace("-", "_") in known | TOP_KEYS | {"version"} or "changelog" in page.name, code
+            known = all_options() | TOP_KEYS | {"version"}
+            assert match[1].replace("-", "_") in known or page.name == "changelog.md", code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -174,10 +180,26 @@ def test_a_file_that_a_page_names_is_there(page: Path) -> None:
             assert (ROOT / "hubert_lightning" / code).exists(), code
 
 
+def test_every_test_that_the_matrix_of_formats_names_is_there() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/dev/formats.md").read_text("utf-8")))
+    files = {file.stem: file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    defined = {test for text in files.values() for test in re.findall(r"def (test_\w+)", text)}
+    assert len(named) > 20
+    assert not named - defined - files.keys()
+
+
+def test_the_changelog_lists_every_renamed_option() -> None:
+    changelog = (ROOT / "docs/changelog.md").read_text("utf-8").replace("-", "_")
+    for verb, names in RENAMED_OPTIONS.items():
+        for former, current in names.items():
+            assert f"| `{verb.replace('-', '_')}` | `__{former}` | `__{current}` |" in changelog, f"{verb} --{former}"
+
+
 def test_the_python_of_the_readme_prints_what_it_states(capsys: pytest.CaptureFixture[str]) -> None:
     [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert 'load_encoder("facebook/hubert-base-ls960")' in block
     stated = re.findall(r"print\(.*\)  # (torch\.Size\(.*?\))", block)
     config = EncoderConfig(conv_channels=8, ffn_dim=8, num_layers=9)  # Base's width, no download
-    exec(block.replace('load_encoder("facebook/hubert-base-ls960")', "encoder"), {"encoder": HubertEncoder(config).eval()})
+    code = block.replace('load_encoder("facebook/hubert-base-ls960")', "random_encoder")
+    exec(code, {"random_encoder": HubertEncoder(config).eval()})
     assert capsys.readouterr().out.splitlines() == stated

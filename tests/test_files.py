@@ -61,7 +61,7 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path / "elsewhere") == {"real.json"}
 
 
-def test_a_link_to_itself_is_told(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out.json").symlink_to(tmp_path / "out.json")
     with pytest.raises(ValueError, match=r"out\.json: cannot be written \(Too many levels of symbolic links\)"):
         write_whole(tmp_path / "out.json", b"")
@@ -86,7 +86,7 @@ def test_a_replaced_file_keeps_its_permissions(mode: int, tmp_path: Path) -> Non
     assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == mode
 
 
-def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
     write_whole(Path("/dev/null"), b"nothing")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     with pytest.raises(ValueError, match=r"/dev/full: cannot be written \(No space left on device\)"):
@@ -110,7 +110,7 @@ with replacing(out / "file") as file, new_folder(out / "folder") as folder:
 """
 
 
-def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed_by_the_next_one(tmp_path: Path) -> None:
     left = python(KILLED, tmp_path, "SIGKILL").stdout.split()
     assert names(tmp_path) == set(left)
     assert len(left) == 2
@@ -120,7 +120,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_one(tmp_path: Path)
     assert names(tmp_path) == {"file", left[0] + ".txt"}
 
 
-def test_what_a_living_process_writes_is_not_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_living_process_are_not_removed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, "SIGSTOP"], stdout=subprocess.PIPE) as writing:
         assert writing.stdout is not None
         half = {writing.stdout.readline().decode().strip() for _ in range(2)}
@@ -137,7 +137,7 @@ def test_what_a_living_process_writes_is_not_removed(tmp_path: Path) -> None:
     ("kind", "young_stays"),
     [("ext4", False), ("xfs", False), ("overlay", False), ("nfs4", True), ("lustre", True), ("fuse.sshfs", True)],
 )
-def test_on_a_disk_of_several_machines_only_what_is_old_is_removed(
+def test_on_a_shared_disk_only_old_unfinished_files_are_removed(
     kind: str, young_stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "of several"
@@ -186,7 +186,7 @@ except ValueError as error:
 """
 
 
-def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None:
     for name in ("companion", "main"):
         (tmp_path / name).write_bytes(b"old")
     said = python(FULL_DISK, tmp_path, 20_000).stdout.splitlines()
@@ -198,7 +198,7 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
     assert (tmp_path / "main").read_bytes() == b"new" * 10_000
 
 
-def test_files_that_belong_together_are_of_one_writing_wherever_it_is_killed(tmp_path: Path) -> None:
+def test_files_that_belong_together_match_wherever_writing_is_killed(tmp_path: Path) -> None:
     """Killed before every system call that gives or takes a name, the main file has its own companions or is gone."""
     code = """
 import os, signal, sys
@@ -234,7 +234,7 @@ with files.replacing_all(*(Path(sys.argv[1], name) for name in ("a", "b", "main"
     assert call == 11  # three files brought to the disk, one set aside, three named, each name synced; then it ends
 
 
-def test_an_error_of_reading_names_what_was_read_and_not_what_is_written(tmp_path: Path) -> None:
+def test_a_read_error_names_the_file_that_was_read_and_not_the_one_written(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
 
     def write_file() -> None:
@@ -254,7 +254,7 @@ def test_an_error_of_reading_names_what_was_read_and_not_what_is_written(tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_a_folder_that_is_read_only_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     tmp_path.chmod(0o555)
     try:
@@ -266,7 +266,7 @@ def test_a_folder_that_is_read_only_is_told_and_what_was_there_stays(tmp_path: P
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"out": b"old"}
 
 
-def test_a_folder_in_a_files_place_and_a_file_in_a_folders_are_told(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_and_the_reverse_are_errors(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ValueError, match=r"folder: cannot be written \(Is a directory\)"):

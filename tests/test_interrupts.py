@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_labels_are_made_ends_at_once_and_says_what_is_kept(
+def test_a_signal_while_labels_are_made_ends_at_once_and_names_what_is_kept(
     number: signal.Signals, manifests: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "output.txt"
@@ -108,7 +108,7 @@ def test_a_signal_while_labels_are_made_ends_at_once_and_says_what_is_kept(
     assert time.monotonic() - began < 15
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert re.search(
-        rf"hubert: {name} while making labels \(K-means, 1500 clusters\): what was finished before is kept; "
+        rf"hubert: {name} while making labels \(K-means, 1500 clusters\): finished work is kept; "
         "the same command resumes\n",
         output.read_text(),
     )
@@ -128,9 +128,9 @@ def test_ranks_that_wait_for_labels_end_with_the_one_that_makes_them(manifests: 
     for rank in ranks:
         to_group(rank, signal.SIGINT)
     assert [fork_server.ended(rank, 60) for rank in ranks] == [130, 130]
-    said = "".join(output.read_text() for output in outputs)
-    assert said.count("hubert: Ctrl-C while making labels") == 1
-    assert "Traceback" not in said
+    message = "".join(output.read_text() for output in outputs)
+    assert message.count("hubert: Ctrl-C while making labels") == 1
+    assert "Traceback" not in message
 
 
 def test_a_validation_is_abandoned_and_repeated(manifests: Path, tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_a_validation_is_abandoned_and_repeated(manifests: Path, tmp_path: Path)
     wait_until(prints_text(output, "validation begins"), process)
     to_group(process, signal.SIGTERM)
     assert fork_server.ended(process, 60) == 143
-    said = output.read_text()
-    assert "SIGTERM: saving; the same command repeats this validation" in said
-    assert SAVED.findall(said) == [("SIGTERM", "2")]
-    assert said.count("validation begins") == 1  # of many batches
+    message = output.read_text()
+    assert "SIGTERM: saving; the same command repeats this validation" in message
+    assert SAVED.findall(message) == [("SIGTERM", "2")]
+    assert message.count("validation begins") == 1  # of many batches
     assert step_of(run / "iteration1/last.ckpt") == 2
 
 
@@ -234,7 +234,7 @@ def test_ctrl_c_ends_a_verb_after_the_files_that_it_reads(tmp_path: Path) -> Non
     assert fork_server.ended(process, 60) == 130
     assert time.monotonic() - began < 8  # of 400 s and more
     assert output.read_text().endswith(
-        "hubert: interrupted; what was written is whole, and the same command does the rest\n"
+        "hubert: interrupted; finished files are whole, and the same command does the rest\n"
     )
     assert "Traceback" not in output.read_text()
     assert not list((tmp_path / "out").iterdir())
@@ -273,10 +273,8 @@ def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_pat
     assert output.read_text() == "the finalizer\nhubert: Ctrl-C: what was finished before is kept\n"
 
 
-def test_ranks_that_take_long_to_end_are_waited_for_after_a_clean_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(interrupts, "PATIENCE", 0.05)
+def test_a_clean_end_waits_for_ranks_that_take_long_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "REACTION_TIME", 0.05)
     with interrupts.listening([signal.SIGUSR1], str):
         signals = interrupts.current()
         assert signals is not None

@@ -12,7 +12,7 @@ import yaml
 from helpers import ROOT
 
 from hubert_lightning.features.mfcc import MFCC_PARTS
-from hubert_lightning.training.experiment import Iteration
+from hubert_lightning.training.iterations import Iteration
 
 SPLITS = {"10min": "10 min", "1h": "1 h", "10h": "10 h", "100h": "100 h", "960h": "960 h"}
 # Tables II and III: WER in % of dev-clean/dev-other/test-clean/test-other

@@ -45,7 +45,7 @@ def test_a_vocabulary_spells_the_texts_that_it_was_made_of(texts, case):
     assert not set(counts) & set(left_out)
 
 
-def test_a_vocabulary_has_the_letters_of_its_language_and_says_what_it_leaves_out():
+def test_a_vocabulary_has_the_letters_of_its_language_and_lists_the_others():
     said = ["Où est-ce, l’œuvre nº 12 ?", "Ça coûte 5 €", "हिन्दी में"]
     vocabulary, counts, left_out = vocabulary_of(said)
     assert vocabulary.normalise(said[0]) == "où est ce l'œuvre nº 12"
@@ -59,7 +59,7 @@ def test_a_vocabulary_has_the_letters_of_its_language_and_says_what_it_leaves_ou
 
 
 @pytest.mark.parametrize("symbol", "€$£¥₹%‰&@#§°№℃+=×<>±")
-def test_a_symbol_that_is_said_does_not_vanish(symbol):
+def test_a_spoken_symbol_does_not_vanish(symbol):
     vocabulary, _, left_out = vocabulary_of(["a b"] + [f"a {symbol} b"] * 3)
     assert vocabulary.normalise(f"A {symbol}b!") == f"a {symbol}b"
     assert vocabulary.unknown_characters(f"a {symbol}b") == {symbol}
@@ -103,7 +103,7 @@ def test_a_vocabulary_is_read_as_it_was_written(tmp_path):
         ('{"tokens": ["-", "|", "a"], "blank_id": "0"}', "blank_id is '0'; give a number"),
     ],
 )
-def test_what_is_no_vocabulary_is_refused(tmp_path, content, sentence):
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, sentence):
     path = tmp_path / "v.json"
     if content is not None:
         path.write_text(content)
@@ -111,7 +111,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path, content, sentence):
         read_vocabulary(path)
 
 
-def test_tokens_are_places_in_the_vocabulary():
+def test_tokens_are_indices_in_the_vocabulary():
     assert letters.encode("A B'") == [2, 1, 3, 28]
     assert letters.decode([2, 2, 0, 1, 3]) == "AA- B"
 
@@ -226,7 +226,7 @@ def test_the_case_is_one_that_the_tokens_spell(tokens, case, text, normal):
     assert vocabulary.decode(vocabulary.encode(normal)) == normal
 
 
-def test_what_nobody_sees_is_no_letter():
+def test_invisible_characters_are_no_letters():
     said = [
         "gut 👩\u200d👩\u200d👧 ❤\ufe0f 1\ufe0f\u20e3 葛\U000e0100",
         "Auf\u200clage ma\u00adchen a\u034fb \ufeff\u115fc\u2060",
@@ -256,7 +256,7 @@ def test_phonemes_are_spelled_between_spaces_and_count_as_words():
     assert phones.targets("h ə") == [1, 2]
 
 
-def test_a_vocabulary_tells_of_itself_what_is_not_the_default():
+def test_the_settings_of_a_vocabulary_leave_out_defaults():
     assert letters.settings() == {"tokens": [*LETTERS], "case": "upper", "punctuation": "refuse"}
     chinese = Vocabulary(("-", "你", "好"), "as_written", "space", delimiter=None)
     assert chinese.settings()["delimiter"] is None

@@ -10,15 +10,14 @@ from pathlib import Path
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
-from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import Extractor, length_if_padded
 from hubert_lightning.features.windows import quiet_windows
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.pretrained.load import encoder_fingerprint, head_of, no_letters, read_trained
-from hubert_lightning.pretrained.weights import encoder_of, linear_of
-from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
+from hubert_lightning.pretrained.load import encoder_fingerprint, read_weights
+from hubert_lightning.pretrained.weights import build_ctc_head, build_encoder
+from hubert_lightning.vocabulary import Vocabulary
 
 WINDOW_FRAMES = 1_500
 """Frames of a recording that are encoded at once, 30 s: no training example is longer, and memory stays small."""
@@ -82,22 +81,13 @@ def load_ctc(path: Path | str) -> CTCModel:
     """Load a fine-tuned model in eval mode, on the CPU; its first token is the blank.
 
     Args:
-        path: Anything that `pretrained.load.read_trained` opens and that has a CTC head.
+        path: Anything that `pretrained.load.read_weights` opens and that has a CTC head.
 
     Raises:
         UserError: The file is corrupt, holds no fine-tuned model, or does not state the tokens of the CTC head.
     """
-    path, trained = Path(path), read_trained(path)
-    encoder, head = encoder_of(trained, path), linear_of(head_of(trained, path), path)
-    if trained.vocabulary is None:
-        raise UserError(no_letters(path, len(head.weight)))
-    vocabulary = vocabulary_from(trained.vocabulary, path)
-    if len(vocabulary) != len(head.weight):
-        raise UserError(
-            f"{path} has a CTC head for {len(head.weight)} tokens, and its vocabulary has {len(vocabulary)}; one of "
-            "them is another model's"
-        )
-    return CTCModel(encoder, head, vocabulary).eval()
+    path, weights = Path(path), read_weights(path)
+    return CTCModel(build_encoder(weights, path), *build_ctc_head(weights, path)).eval()
 
 
 def log_probabilities(

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
@@ -78,7 +78,7 @@ class DecoderSettings:
             raise UserError(f"rescorer_case is {shown(self.rescorer_case)}; choose lower, upper or as_written")
 
 
-def settings_identity(settings: DecoderSettings) -> dict[str, Any]:
+def settings_identity(settings: DecoderSettings) -> dict[str, object]:
     """Everything that the results of a search depend on.
 
     Args:

@@ -24,7 +24,7 @@ from hubert_lightning.asr.causal_lm import CausalLM
 from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.flashlight import FlashlightDecoder, Hypothesis
 from hubert_lightning.asr.language_files import BOUNDARY_NAMES, Lexicon, read_lexicon, unigrams
-from hubert_lightning.asr.word_times import with_boundaries_in_pauses
+from hubert_lightning.asr.pauses import allow_pause_boundaries
 from hubert_lightning.errors import UserError
 from hubert_lightning.interrupts import ignore_interrupts
 from hubert_lightning.vocabulary import BLANK, BOUNDARY, Vocabulary
@@ -133,7 +133,7 @@ class BeamSearch:
             # transformers trains without a delimiter after the last word
             end = torch.full_like(log_probs[:1], -math.inf)
             end[:, BLANK], end[:, boundary] = 0.0, -self.settings.silence_score
-            log_probs = torch.cat([with_boundaries_in_pauses(log_probs, self.vocabulary), end])
+            log_probs = torch.cat([allow_pause_boundaries(log_probs, self.vocabulary), end])
         return log_probs
 
     def with_settings(self, **changes: Any) -> "BeamSearch":

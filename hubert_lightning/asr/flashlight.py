@@ -138,7 +138,7 @@ class FlashlightDecoder:
         trie.smear(SmearingMode.MAX)
         return trie
 
-    def _hypothesis(self, result: Any) -> Hypothesis:
+    def _hypothesis(self, result: Any) -> Hypothesis:  # Any: flashlight is not typed
         """Convert one of flashlight's results, which has a token for each frame."""
         tokens = [token for token, _ in groupby(result.tokens) if token != BLANK]
         while tokens and tokens[-1] == self.vocabulary.boundary:  # flashlight adds one at each end

@@ -52,16 +52,16 @@ def read_lexicon(path: Path, tokens: Collection[str]) -> Lexicon:
             raise UserError(f"{path}, line {number}: {missing}; make it with `hubert lexicon`")
         if word in SENTENCE_MARKS:
             continue
-        spelled = [part if part in names else unicodedata.normalize("NFC", part) for part in parts]
-        if unknown := set(spelled) - names:
+        normalised = [part if part in names else unicodedata.normalize("NFC", part) for part in parts]
+        if unknown := set(normalised) - names:
             quoted = str(sorted(unknown))[:200]
             raise UserError(
                 f"{path}, line {number}: {word[:40]!r} contains {quoted}, which are not among the model's tokens; make "
                 "the lexicon with `hubert lexicon` and the model's vocabulary"
             )
         spellings = lexicon.setdefault(word, [])
-        if spelled not in spellings:
-            spellings.append(spelled)
+        if normalised not in spellings:
+            spellings.append(normalised)
     if not lexicon:
         raise UserError(f"{path}: an empty lexicon; make it with `hubert lexicon`")
     return lexicon

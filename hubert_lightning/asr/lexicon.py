@@ -46,10 +46,10 @@ def vocabulary(
     Console().print(table)
     replaced = Counter({character: count for character, count in left_out.items() if not is_spoken_symbol(character)})
     if replaced:
-        print("spaces replace " + listed(replaced))
+        print("spaces replace " + format_counts(replaced))
     if spoken := left_out - replaced:
         print(
-            f"{listed(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
+            f"{format_counts(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
             f"{_num_with(spoken, texts)} transcripts with them; write them as words (`hubert prepare` with "
             "--spell_numbers LANGUAGE where they are beside numbers), or name them in --keep_punctuation"
         )
@@ -137,6 +137,6 @@ def model_vocabulary(path: Path | None) -> Vocabulary:
     return load_ctc(path).vocabulary
 
 
-def listed(counts: Counter[str], most: int | None = None) -> str:
+def format_counts(counts: Counter[str], most: int | None = None) -> str:
     """List characters with their counts, the most frequent first."""
     return ", ".join(f"{character!r} ({count})" for character, count in counts.most_common(most))

@@ -14,7 +14,7 @@ from pathlib import Path
 from kaldingram.train import NgramCounts
 
 from hubert_lightning.asr.language_files import SENTENCE_MARKS, UNKNOWN
-from hubert_lightning.asr.lexicon import lexicon_of, listed, model_vocabulary
+from hubert_lightning.asr.lexicon import format_counts, lexicon_of, model_vocabulary
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import replacing_all
 from hubert_lightning.untrusted.text_file import lines_of
@@ -70,7 +70,7 @@ def ngram(
     if unknown:
         print(
             f"{words[UNKNOWN]} of {words.total()} words are unknown to the model, since the vocabulary lacks "
-            f"{listed(unknown, 20)}"
+            f"{format_counts(unknown, 20)}"
         )
     if summary:
         print(summary)

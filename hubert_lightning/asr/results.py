@@ -45,10 +45,10 @@ class Origin:
     weights: str
     manifest: str
     utterances: str
-    decoder: str | dict[str, Any] = "greedy"
+    decoder: str | dict[str, Any] = "greedy"  # JSON values
     version: str = __version__
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Any]:  # JSON values
         """Short fields, which every line of the results repeats."""
         decoder = self.decoder
         if not isinstance(decoder, str):

@@ -199,13 +199,13 @@ def score(results: Sequence[Result]) -> Scores:
         UserError: There are no results.
     """
     if not results:
-        raise UserError("no results to score; give those of one utterance or more")
+        raise UserError("no results to score; give results of one utterance or more")
     utterances = [_utterance(_comparable(result)) for result in results]
     by_speaker: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         if utterance.result.speaker:
             by_speaker.setdefault(utterance.result.speaker, []).append(utterance)
-    speakers = {speaker: _pooled(theirs) for speaker, theirs in by_speaker.items()}
+    speakers = {speaker: _pooled(rows) for speaker, rows in by_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
     return replace(_pooled(utterances), speakers=dict(worst_first))
 
@@ -289,8 +289,8 @@ def compare(first: Scores, second: Scores) -> Comparison:
         raise UserError(f"{extra}: the first results have no such utterance; compare results of one test set")
     pairs = [(first_by_id[name], second_by_id[name]) for name in sorted(first_by_id)]
     return Comparison(
-        words=_difference([(ours.words, theirs.words) for ours, theirs in pairs]),
-        letters=_difference([(ours.letters, theirs.letters) for ours, theirs in pairs]),
+        words=_difference([(one.words, other.words) for one, other in pairs]),
+        letters=_difference([(one.letters, other.letters) for one, other in pairs]),
     )
 
 
@@ -305,7 +305,7 @@ def _by_id(scores: Scores) -> dict[str, Utterance]:
 
 
 def _difference(pairs: Sequence[tuple[ErrorRate, ErrorRate]]) -> Difference:
-    first, second, total = np.array([(ours.errors, theirs.errors, ours.total) for ours, theirs in pairs]).T
+    first, second, total = np.array([(one.errors, other.errors, one.total) for one, other in pairs]).T
     low, high = _interval(first - second, total)
     size = max(int(total.sum()), 1)
     return Difference(int(first.sum()) / size, int(second.sum()) / size, low, high, _p_value(first - second))
@@ -346,7 +346,7 @@ def write_scores(
     Raises:
         UserError: The disk is full, or cannot be written to.
     """
-    content: dict[str, Any] = {
+    content: dict[str, Any] = {  # JSON values
         "made_by": made_by or {},
         **_rates(scores),
         "speakers": {

@@ -1,8 +1,8 @@
-"""Samples of a cut: any rate, any number of channels, any segment, always 16 kHz mono and always as many as asked.
+"""Samples of a cut: from files of any rate and any channels, any segment, always 16 kHz mono of the length asked for.
 
-lhotse's own `load_audio` repeats up to half a second of audio where a file is shorter than its manifest says, and
-resamples a segment without what lies around it. Here a segment is the slice of the whole reading, whatever the rate,
-and a file that is shorter than its manifest is an error.
+lhotse's own `load_audio` repeats up to half a second of audio where a file is shorter than in its manifest, and
+resamples a segment without the samples around it. Here a segment equals the slice of the whole reading, whatever the
+rate, and a file that is shorter than in its manifest is an error.
 """
 
 import os
@@ -16,30 +16,41 @@ import soundfile
 import torch
 import torchaudio
 from lhotse.audio import AudioSource
-from lhotse.cut import Cut
-from lhotse.cut.data import DataCut
+from lhotse.cut import Cut, MonoCut, MultiCut
 from torch import Tensor
 
-from hubert_lightning.data.coded_audio import CodedAudio, File
+from hubert_lightning.data.coded_audio import CodedAudio
 from hubert_lightning.data.cut_rows import SHAR
+from hubert_lightning.data.ffmpeg import File
 from hubert_lightning.data.sound_files import open_audio, reason_of
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
-LOWEST_RATE = 4_000  # Hz: there is no speech to learn from below
-TAIL = 320  # samples at 16 kHz, 20 ms: decoders of lossy formats disagree by so much on where a file ends
-REACH = 64  # samples at 16 kHz: more than the resampling filter sees on either side, for any rate above 1.6 kHz
+LOWEST_RATE = 4_000
+"""Lowest usable sampling rate in Hz."""
+END_TOLERANCE = 320
+"""Samples at 16 kHz (20 ms) by which decoders of lossy formats disagree on the end of a file."""
+FILTER_REACH = 64
+"""Samples at 16 kHz: more than half the length of the resampling filter, for any rate above 1.6 kHz."""
 
 
 def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = None) -> Tensor:
-    """Audio of a cut, or of a segment of it, at 16 kHz with its channels averaged.
+    """Read the audio of a cut, or of a segment of it, at 16 kHz with its channels averaged.
 
-    first_sample: at 16 kHz, counted from the start of the cut
-    num_samples:  at 16 kHz; all that follow if not given
-    returns:      (samples,) float32 in [-1, 1]
+    Args:
+        cut: Cut of a recording, counted at 16 kHz.
+        first_sample: First sample of the segment at 16 kHz, counted from the start of the cut.
+        num_samples: Length of the segment at 16 kHz; default: to the end of the cut.
+
+    Returns:
+        (samples,) float32 in [-1, 1].
+
+    Raises:
+        UserError: The cut has no recording or is not counted at 16 kHz, the segment is not inside it, or the file is
+            missing, corrupt or too short.
     """
-    if not isinstance(cut, DataCut) or not cut.has_recording:
+    if not isinstance(cut, (MonoCut, MultiCut)) or not cut.has_recording:
         raise UserError(f"{cut.id}: a {type(cut).__name__} has no recording to read; train on plain cuts")
     if cut.sampling_rate != SAMPLE_RATE:
         raise UserError(
@@ -59,27 +70,37 @@ def read_waveform(cut: Cut, first_sample: int = 0, num_samples: int | None = Non
         name = transform["name"] if isinstance(transform, dict) else type(transform).__name__
         if name != "Resample":
             raise UserError(f"{cut.id}: {name} is not applied when audio is read; save the changed audio to files")
-    wanted = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
+    channels = {cut.channel} if isinstance(cut.channel, int) else set(cut.channel)
     first, length = seconds_to_samples(cut.start) + first_sample, cut.recording.num_samples
-    if not any(wanted.intersection(source.channels) for source in cut.recording.sources):
+    if not any(channels.intersection(source.channels) for source in cut.recording.sources):
         raise UserError(f"{cut.id}: its recording has no channel {cut.channel}; name one that it has")
-    channels = torch.cat(
+    waveforms = torch.cat(
         [
-            _read_source(cut.id, source, length, first, num_samples, [source.channels.index(one) for one in heard])
+            _read_source(
+                cut.id, source, length, first, num_samples, [source.channels.index(number) for number in present]
+            )
             for source in cut.recording.sources
-            if (heard := sorted(wanted.intersection(source.channels)))
+            if (present := sorted(channels.intersection(source.channels)))
         ]
     )
-    return channels[0] if len(channels) == 1 else channels.mean(dim=0)
+    return waveforms[0] if len(waveforms) == 1 else waveforms.mean(dim=0)
 
 
 def resampled(waveform: Tensor, rate: int) -> Tensor:
-    """Audio at any usable rate → at 16 kHz: (…, samples)"""
+    """Resample audio to 16 kHz.
+
+    Args:
+        waveform: (…, samples) at `rate`.
+        rate: Sampling rate in Hz, for which `unusable` returns None.
+
+    Returns:
+        (…, samples) at 16 kHz.
+    """
     return waveform if rate == SAMPLE_RATE else _resampler(rate)(waveform.contiguous())
 
 
 def unusable(rate: int) -> str | None:
-    """Why audio at this sampling rate is of no use, if so."""
+    """Return the reason why audio at a sampling rate cannot be used, or None."""
     if rate < LOWEST_RATE:
         return f"sampled at {rate} Hz, too low for speech"
     if gcd(rate, SAMPLE_RATE) < 8:
@@ -91,7 +112,7 @@ def unusable(rate: int) -> str | None:
 def _read_source(
     cut_id: str, source: AudioSource, length: int, first: int, num_samples: int, columns: list[int]
 ) -> Tensor:
-    """One file's channels from sample `first` of its 16 kHz version on, (channels, samples); `length`: of all of it."""
+    """Channels of one file from sample `first` at 16 kHz on: (channels, samples); `length` counts the whole file."""
 
     def is_whole(num_samples: int, rate: int) -> bool:
         return abs(num_samples * SAMPLE_RATE / rate - length) <= 1
@@ -101,25 +122,25 @@ def _read_source(
             rate = file.rate
             if reason := unusable(rate):
                 raise OSError(reason)
-            # Every `ours` samples at 16 kHz a sample of the file falls on the same instant: reading between such
-            # instants gives the resampling filter the phase that it has in the whole file.
-            ours, theirs = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
-            reach = 0 if rate == SAMPLE_RATE else REACH
-            begin = max(first - reach, 0) // ours
-            end = ceil((first + num_samples + reach) / ours)
-            audio = file.read(begin * theirs, (end - begin) * theirs)  # (samples, channels)
+            # Every `step` samples at 16 kHz coincide with `file_step` samples of the file. A segment between such
+            # samples gives the resampling filter the same phase as in the whole file.
+            step, file_step = SAMPLE_RATE // gcd(rate, SAMPLE_RATE), rate // gcd(rate, SAMPLE_RATE)
+            reach = 0 if rate == SAMPLE_RATE else FILTER_REACH
+            begin = max(first - reach, 0) // step
+            end = ceil((first + num_samples + reach) / step)
+            audio = file.read(begin * file_step, (end - begin) * file_step)  # (samples, channels)
     except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
         raise UserError(
-            f"{cut_id}: {_place(source)} cannot be read ({reason_of(error)}); restore the file, or run "
+            f"{cut_id}: {_name_of(source)} cannot be read ({reason_of(error)}); restore the file, or run "
             "`hubert prepare` again to leave it out"
         ) from error
-    offset = first - begin * ours
-    missing = offset + num_samples - ceil(len(audio) * ours / theirs)
-    if 0 < missing <= TAIL and isinstance(file, CodedAudio):
-        audio = np.pad(audio, ((0, ceil(missing * theirs / ours)), (0, 0)))
+    offset = first - begin * step
+    missing = offset + num_samples - ceil(len(audio) * step / file_step)
+    if 0 < missing <= END_TOLERANCE and isinstance(file, CodedAudio):
+        audio = np.pad(audio, ((0, ceil(missing * file_step / step)), (0, 0)))
     elif missing > 0:
         raise UserError(
-            f"{cut_id}: {_place(source)} ends at {begin * theirs / rate + len(audio) / rate:.3f} s, before the "
+            f"{cut_id}: {_name_of(source)} ends at {begin * file_step / rate + len(audio) / rate:.3f} s, before the "
             f"{(first + num_samples) / SAMPLE_RATE:.3f} s that its manifest counts on; restore the file, or run "
             "`hubert prepare` again"
         )
@@ -139,8 +160,8 @@ def _readable(source: AudioSource) -> File:
         _check_regular(part["archive"])
         with open(part["archive"], "rb") as file:
             end = int(part["offset"]) + int(part["size"])
-            if end > (found := os.fstat(file.fileno()).st_size):
-                raise OSError(f"the archive has {found} bytes, and its audio ends at byte {end}")
+            if end > (size := os.fstat(file.fileno()).st_size):
+                raise OSError(f"the archive has {size} bytes, and its audio ends at byte {end}")
             file.seek(int(part["offset"]))
             return file.read(int(part["size"]))
     raise OSError(f"audio of type {source.type!r} is not read here, only files and Shar archives")
@@ -152,7 +173,7 @@ def _check_regular(path: str) -> None:
         raise OSError(f"it is {kind_of(path)}")
 
 
-def _place(source: AudioSource) -> str:
+def _name_of(source: AudioSource) -> str:
     return "audio in memory" if source.type == "memory" else str(source.source)
 
 

@@ -1,4 +1,4 @@
-"""Rows of manifests that others wrote: which types and numbers a cut may have, before lhotse makes one of it."""
+"""Rows of untrusted manifests: the types and numbers of a cut are checked before lhotse makes it."""
 
 import re
 from collections.abc import Iterator
@@ -13,37 +13,43 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.json_file import DECODER, is_text, shown
 from hubert_lightning.untrusted.text_file import open_text
 
-LONGEST = 10.0**7
-"""Seconds of a recording: 116 days."""
-RATES = (1, 10**6)
-"""Lowest and highest sampling rate that a manifest may count at, in Hz."""
-MOST_CHANNELS = 1024
-LONGEST_NAME = 4096
+MAX_SECONDS = 10.0**7
+"""Longest recording in seconds: 116 days."""
+SAMPLING_RATES = (1, 10**6)
+"""Lowest and highest sampling rate of a manifest in Hz."""
+MAX_CHANNELS = 1024
+MAX_NAME = 4096
 """Characters of an id or a path."""
-LONGEST_TEXT = 2**18
-"""Characters of a transcript: ten hours have as many."""
-MOST_MARKS = 100
-"""Marks of Unicode on one letter, the order of which takes quadratic time to find."""
-LONGEST_ROW = 2**25
-"""Characters of a row: the phones of ten hours have as many."""
-TOLERANCE = 0.025
-"""Seconds by which a duration may differ from the number of samples: lhotse's own."""
+MAX_TEXT = 2**18
+"""Characters of a transcript, which ten hours have."""
+MAX_MARKS = 100
+"""Unicode marks on one letter; their order takes quadratic time to find."""
+MAX_ROW = 2**25
+"""Characters of a row, which the phones of ten hours have."""
+DURATION_TOLERANCE = 0.025
+"""Seconds by which a duration may differ from the number of samples, as in lhotse."""
 SHAR = re.compile(r"(?P<archive>.+):(?P<offset>\d{1,18}):(?P<size>[1-9]\d{0,17})", re.DOTALL)
-"""Where an archive holds a recording: its path, the first byte, and the number of bytes."""
+"""Position of a recording in an archive: path, offset and size in bytes."""
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and content of each row of JSON lines, compressed or not.
+    """Read JSON lines, compressed or not.
+
+    Args:
+        path: Path of the file.
+
+    Yields:
+        Number and content of each row.
 
     Raises:
-        UserError: The file cannot be read, a row is no JSON or longer than 32 MiB.
+        UserError: The file cannot be read, or a row is not JSON or longer than 32 MiB.
     """
     with open_text(path) as file:
         number = 0
-        while line := file.readline(LONGEST_ROW + 1):
+        while line := file.readline(MAX_ROW + 1):
             number += 1
-            if len(line) > LONGEST_ROW:
-                raise UserError(f"line {number}: has more than {LONGEST_ROW} characters")
+            if len(line) > MAX_ROW:
+                raise UserError(f"line {number}: has more than {MAX_ROW} characters")
             try:
                 yield number, DECODER.decode(line)
             except RecursionError as error:
@@ -53,10 +59,16 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def cut_of(row: Any) -> Cut:
-    """The cut in a row.
+    """Make a cut of a row.
+
+    Args:
+        row: JSON value.
+
+    Returns:
+        The cut.
 
     Raises:
-        UserError: The row is none, or has a value that no cut has. The message is a reason, to be put into a sentence.
+        UserError: The row is no cut, or has an impossible value. The message is a reason for the caller's sentence.
     """
     if not isinstance(row, dict):
         raise UserError(f"{shown(row)} is no object")
@@ -64,7 +76,7 @@ def cut_of(row: Any) -> Cut:
         _check_cut(row)
     try:
         return deserialize_item(row)
-    except Exception as error:  # lhotse guesses the type of an item, and fails in as many ways as there are files
+    except Exception as error:  # lhotse guesses the type of an item, and raises errors of many types
         raise UserError(f"lhotse makes nothing of it, {type(error).__name__}: {shown(str(error))}") from error
 
 
@@ -76,12 +88,12 @@ def _check_cut(row: dict[str, Any]) -> None:
     recording = row.get("recording")
     if not isinstance(recording, dict):
         raise UserError(f"{row['id']} has no recording")
-    there = _check_recording(recording)
+    available = _check_recording(recording)
     channels = row.get("channel")
-    heard = channels if isinstance(channels, list) else [channels]
-    if not heard or not all(type(channel) is int and channel in there for channel in heard):
-        raise UserError(f"{row['id']} has channel {shown(channels)} of a recording with {shown(sorted(there))}")
-    if start + duration > recording["duration"] + TOLERANCE:
+    used = channels if isinstance(channels, list) else [channels]
+    if not used or not all(type(channel) is int and channel in available for channel in used):
+        raise UserError(f"{row['id']} has channel {shown(channels)} of a recording with {shown(sorted(available))}")
+    if start + duration > recording["duration"] + DURATION_TOLERANCE:
         raise UserError(f"{row['id']} ends at {start + duration:.3f} s of a recording of {recording['duration']:.3f} s")
     supervisions = row.get("supervisions", [])
     if not isinstance(supervisions, list):
@@ -92,20 +104,20 @@ def _check_cut(row: dict[str, Any]) -> None:
 
 
 def _check_recording(recording: dict[str, Any]) -> set[int]:
-    """The channels of a recording that can be read."""
+    """Check a recording, and return its channels."""
     _check_name(recording.get("id"), "a recording's id")
     rate, samples = recording.get("sampling_rate"), recording.get("num_samples")
-    if type(rate) is not int or not RATES[0] <= rate <= RATES[1]:
+    if type(rate) is not int or not SAMPLING_RATES[0] <= rate <= SAMPLING_RATES[1]:
         raise UserError(f"sampling_rate is {shown(rate)}")
-    if type(samples) is not int or not 0 < samples <= LONGEST * rate:
+    if type(samples) is not int or not 0 < samples <= MAX_SECONDS * rate:
         raise UserError(f"num_samples is {shown(samples)}")
     duration = _seconds(recording.get("duration"), "a recording's duration")
-    if abs(duration - samples / rate) > TOLERANCE:
+    if abs(duration - samples / rate) > DURATION_TOLERANCE:
         raise UserError(f"a recording of {shown(duration)} s has {samples} samples at {rate} Hz")
     transforms = recording.get("transforms") or []
-    if not isinstance(transforms, list) or not all(isinstance(one, dict) for one in transforms):
+    if not isinstance(transforms, list) or not all(isinstance(transform, dict) for transform in transforms):
         raise UserError(f"transforms are {shown(transforms)}")
-    if others := [one for one in transforms if one.get("name") != "Resample"]:
+    if others := [transform for transform in transforms if transform.get("name") != "Resample"]:
         raise UserError(f"{shown(others[0].get('name'))} is not applied when audio is read; save the changed audio")
     sources = recording.get("sources")
     if not isinstance(sources, list) or not sources:
@@ -116,16 +128,16 @@ def _check_recording(recording: dict[str, Any]) -> set[int]:
 def _check_source(source: Any) -> list[int]:
     if not isinstance(source, dict):
         raise UserError(f"a source is {shown(source)}")
-    kind, place, channels = source.get("type"), source.get("source"), source.get("channels")
+    kind, location, channels = source.get("type"), source.get("source"), source.get("channels")
     if kind not in ("file", "shar"):
         raise UserError(f"audio of type {shown(kind)} is not read here, only files and Shar archives")
-    name = _check_name(place, "a source")
+    name = _check_name(location, "a source")
     if kind == "shar" and not SHAR.fullmatch(name):
-        raise UserError(f"{shown(place)} is no part of a Shar archive, ARCHIVE:OFFSET:SIZE")
+        raise UserError(f"{shown(location)} is no part of a Shar archive, ARCHIVE:OFFSET:SIZE")
     if (
         not isinstance(channels, list)
-        or not 0 < len(channels) <= MOST_CHANNELS
-        or not all(type(channel) is int and 0 <= channel < MOST_CHANNELS for channel in channels)
+        or not 0 < len(channels) <= MAX_CHANNELS
+        or not all(type(channel) is int and 0 <= channel < MAX_CHANNELS for channel in channels)
         or len(set(channels)) < len(channels)
     ):
         raise UserError(f"a source's channels are {shown(channels)}")
@@ -140,10 +152,10 @@ def _check_supervision(supervision: Any) -> None:
     _seconds(supervision.get("duration"), "a supervision's duration")
     for name in ("text", "speaker", "language", "gender"):
         value = supervision.get(name)
-        if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT or not is_text(value)):
+        if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT or not is_text(value)):
             raise UserError(f"a supervision's {name} is {shown(value)}")
         if value and not value.isascii() and _has_many_marks(value):
-            raise UserError(f"a supervision's {name} has more than {MOST_MARKS} marks on one letter")
+            raise UserError(f"a supervision's {name} has more than {MAX_MARKS} marks on one letter")
     _check_custom(supervision.get("custom"))
     alignment = supervision.get("alignment") or {}
     if not isinstance(alignment, dict):
@@ -162,7 +174,7 @@ def _has_many_marks(text: str) -> bool:
     count = 0
     for character in text:
         count = count + 1 if combining(character) else 0
-        if count > MOST_MARKS:
+        if count > MAX_MARKS:
             return True
     return False
 
@@ -178,7 +190,7 @@ def _check_custom(custom: Any) -> None:
 
 
 def _check_name(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME or "\0" in value or not is_text(value):
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or "\0" in value or not is_text(value):
         raise UserError(f"{what} is {shown(value)}")
     return value
 
@@ -191,6 +203,6 @@ def _seconds(value: Any, what: str) -> float:
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LONGEST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_SECONDS:
         raise UserError(f"{what} is {shown(value)}")
     return float(value)

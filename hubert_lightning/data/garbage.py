@@ -1,4 +1,4 @@
-"""When Python may look for reference cycles: in no thread while one of them asks that it does not."""
+"""Pauses of Python's garbage collection, which hold for all threads."""
 
 import gc
 import os
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 _lock = threading.RLock()
 _inside: list[int] = []
-"""Threads that are in a section without collection, once for each section."""
+"""Threads inside sections without collection, once for each section."""
 _enabled = False
 
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Do not look for reference cycles, in any thread, until the last such section ends."""
+    """Disable garbage collection in all threads until the last such section ends."""
     global _enabled
     thread = threading.get_ident()
     with _lock:
@@ -36,10 +36,10 @@ def _leave(threads: list[int]) -> None:
         gc.enable()
 
 
-def _go_on_in_child() -> None:
-    """Leave the sections of other threads, which a forked process has not."""
+def _leave_in_child() -> None:
+    """Leave the sections of other threads, which do not exist in a forked process."""
     _leave([thread for thread in _inside if thread != threading.get_ident()])
     _lock.release()
 
 
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_go_on_in_child)
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_leave_in_child)

@@ -1,4 +1,4 @@
-"""Manifests: lhotse `CutSet`s as JSONL, one line an utterance, every count at 16 kHz; read, written, checked."""
+"""Manifests: lhotse `CutSet`s as JSONL, one line for each utterance, with all counts at 16 kHz."""
 
 import gzip
 import hashlib
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lhotse import CutSet
-from lhotse.cut import Cut
-from lhotse.cut.data import DataCut
+from lhotse.cut import Cut, MonoCut, MultiCut
 
 from hubert_lightning.data.cut_rows import SHAR, cut_of, rows_of
 from hubert_lightning.data.garbage import without_collection
@@ -25,22 +24,32 @@ from hubert_lightning.vocabulary import Vocabulary
 
 
 def read_manifest(paths: Path | Sequence[Path]) -> CutSet:
-    """All cuts of one or several manifests, in memory, in their order; raises as `read_manifests` does."""
+    """Read the cuts of one or several manifests, in their order.
+
+    Raises:
+        UserError: As in `read_manifests`, or no manifest is named.
+    """
     parts = read_manifests([Path(paths)] if isinstance(paths, (str, Path)) else paths)
     if not parts:
         raise UserError("no manifest is named; make one with `hubert prepare` and give its path")
     return CutSet([cut for part in parts for cut in part])
 
 
-@without_collection()  # which takes as long again where millions of objects are made
+@without_collection()  # garbage collection would double the time for millions of objects
 def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
-    """The cuts of each manifest.
+    """Read the cuts of each manifest.
+
+    Args:
+        paths: Manifests.
+
+    Returns:
+        Cuts of each manifest.
 
     Raises:
-        UserError: A file is no manifest or empty, or an utterance is in two of them.
+        UserError: A file is no manifest or empty, or an utterance occurs twice.
     """
     parts: list[list[Cut]] = []
-    found_in: dict[str, Path] = {}
+    first_manifest: dict[str, Path] = {}
     for path in map(Path, paths):
         if path.suffix == ".shar" and path.is_dir():
             raise UserError(f"{path}: a Shar corpus, which has neither words nor phones; give a manifest here")
@@ -50,16 +59,16 @@ def read_manifests(paths: Sequence[Path]) -> list[list[Cut]]:
             raise UserError(f"{path}: no such manifest; make it with `hubert prepare`")
         items: list[Cut] = []
         for cut in _cuts_in(path):
-            if not isinstance(cut, DataCut):
+            if not isinstance(cut, (MonoCut, MultiCut)):
                 raise UserError(
                     f"{path}: holds a {type(cut).__name__}, not cuts of recordings; make it with `hubert prepare`"
                 )
-            if cut.id in found_in:
+            if cut.id in first_manifest:
                 raise UserError(
-                    f"{cut.id}: in {found_in[cut.id]} and again in {path}; name each manifest once, or make them "
+                    f"{cut.id}: in {first_manifest[cut.id]} and again in {path}; name each manifest once, or make them "
                     "again with `hubert prepare`, from folders that share no utterance"
                 )
-            found_in[cut.id] = path
+            first_manifest[cut.id] = path
             items.append(cut)
         if not items:
             raise UserError(f"{path}: an empty manifest; remove it and make it again with `hubert prepare`")
@@ -72,23 +81,31 @@ def _cuts_in(path: Path) -> Iterator[Cut]:
     try:
         for number, row in rows_of(path):  # noqa: B007
             yield cut_of(row)
-    except ValueError as error:
-        said = str(error).removeprefix(f"{path}: ").split("; ")[0]
-        place = "" if said.startswith("line ") or not number else f"line {number}: "
-        raise UserError(f"{path}: not a cut manifest ({place}{said}); make one with `hubert prepare`") from error
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ").split("; ")[0]
+        line = "" if reason.startswith("line ") or not number else f"line {number}: "
+        raise UserError(f"{path}: not a cut manifest ({line}{reason}); make one with `hubert prepare`") from error
 
 
 def write_manifest(cuts: Iterable[Cut], path: Path) -> None:
     """Write a manifest whole or not at all.
 
+    Args:
+        cuts: Cuts.
+        path: File, compressed if its name ends in .gz.
+
     Raises:
-        UserError: The disk is full, or cannot be written to.
+        UserError: The disk is full or cannot be written to.
     """
     write_manifests({Path(path): cuts})
 
 
 def write_manifests(manifests: Mapping[Path, Iterable[Cut]]) -> None:
-    """Write manifests that belong together; raises as `write_manifest` does."""
+    """Write manifests that belong together.
+
+    Raises:
+        UserError: As in `write_manifest`.
+    """
     with replacing_all(*manifests) as files:
         for (path, cuts), file in zip(manifests.items(), files, strict=True):
             _write_cuts(cuts, path, file)
@@ -102,9 +119,9 @@ def _write_cuts(cuts: Iterable[Cut], path: Path, file: BinaryIO) -> None:
 
 
 def fingerprint(cuts: Iterable[Cut]) -> str:
-    """Which audio a manifest is about: every cut's id, length and position in its recording, in any order.
+    """Identify the audio of a manifest by each cut's id, length and position in its recording, in any order.
 
-    Paths and transcripts do not count: labels made before a corpus was moved or transcribed stay valid.
+    Paths and transcripts do not count, so labels stay valid when a corpus is moved or transcribed.
     """
     lines = sorted(
         f"{cut.id}\t{cut.num_samples}\t{round(cut.start * cut.sampling_rate)}\t{cut.channel}\n" for cut in cuts
@@ -113,14 +130,14 @@ def fingerprint(cuts: Iterable[Cut]) -> str:
 
 
 def check_audio(cuts: Iterable[Cut]) -> None:
-    """Refuse cuts that training could not use, without decoding them.
+    """Refuse cuts that training cannot use, without decoding them.
 
     Raises:
-        UserError: A cut that is not counted at 16 kHz, or whose file is gone, empty, or not as long as it was when
+        UserError: A cut is not counted at 16 kHz, or its file is missing, empty, or has another size than when
             `hubert prepare` decoded it.
     """
-    sizes: dict[str, tuple[str, int | None]] = {}  # of every file: the cut that needs it, and its bytes if known
-    least: dict[str, tuple[str, int]] = {}  # of every Shar archive: the cut that reaches farthest into it, and how far
+    sizes: dict[str, tuple[str, int | None]] = {}  # of each file: the id of a cut, and its size in bytes if known
+    ends: dict[str, tuple[str, int]] = {}  # of each Shar archive: the id of the last cut, and the end of its audio
     for cut in cuts:
         if cut.sampling_rate != SAMPLE_RATE:
             raise UserError(
@@ -132,34 +149,34 @@ def check_audio(cuts: Iterable[Cut]) -> None:
                 sizes[source.source] = (cut.id, (cut.custom or {}).get("bytes"))
             elif source.type == "shar" and (part := SHAR.fullmatch(source.source)):
                 end = int(part["offset"]) + int(part["size"])
-                if end > least.get(part["archive"], ("", 0))[1]:
-                    least[part["archive"]] = cut.id, end
+                if end > ends.get(part["archive"], ("", 0))[1]:
+                    ends[part["archive"]] = cut.id, end
             elif source.type != "memory":
                 raise UserError(
                     f"{cut.id}: audio of type {shown(source.type)} is not read here, only files and Shar archives; "
                     "save it to a file, and run `hubert prepare` again"
                 )
-    with thread_pool() as pool:  # a network file system answers many questions at once
-        for (path, (cut_id, expected)), found in zip(sizes.items(), pool.map(_size, sizes), strict=True):
-            _check_file(cut_id, path, found)
-            if found == 0 or found != (expected or found):
+    with thread_pool() as pool:  # a network file system answers many requests at once
+        for (path, (cut_id, expected)), size in zip(sizes.items(), pool.map(_size, sizes), strict=True):
+            _check_file(cut_id, path, size)
+            if size == 0 or size != (expected or size):
                 raise UserError(
-                    f"{cut_id}: {path} has {found} bytes"
+                    f"{cut_id}: {path} has {size} bytes"
                     + (f", {expected} when it was prepared" if expected else "")
                     + "; restore it, or run `hubert prepare` again to leave it out"
                 )
-    for archive, (cut_id, end) in least.items():
-        found = _size(archive)
-        _check_file(cut_id, archive, found)
-        if (found or 0) < end:
+    for archive, (cut_id, end) in ends.items():
+        size = _size(archive)
+        _check_file(cut_id, archive, size)
+        if (size or 0) < end:
             raise UserError(
-                f"{cut_id}: {archive} has {found} bytes, and its audio ends at byte {end}; restore it, or export it "
+                f"{cut_id}: {archive} has {size} bytes, and its audio ends at byte {end}; restore it, or export it "
                 "again"
             )
 
 
 def _check_file(cut_id: str, path: str, size: int | None) -> None:
-    """Refuse what is not there, and what is no regular file."""
+    """Refuse a missing path, and one that is not a regular file."""
     if size is None:
         raise UserError(f"{cut_id}: {path} is not there; mount or restore it, or run `hubert prepare` again")
     if size < 0:
@@ -167,7 +184,7 @@ def _check_file(cut_id: str, path: str, size: int | None) -> None:
 
 
 def _size(path: str) -> int | None:
-    """Bytes of a file; -1 of what is no regular file, None of what is not there."""
+    """Size of a file in bytes; -1 for a path that is not a regular file, None for a missing one."""
     try:
         status = os.stat(path)
     except OSError:
@@ -176,10 +193,10 @@ def _size(path: str) -> int | None:
 
 
 def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
-    """The words of a cut as a vocabulary spells them; empty where the manifest has none."""
+    """The transcript of a cut, normalised by a vocabulary; empty if the manifest has none."""
     return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
 
 
 def speaker_of(cut: Cut) -> str:
-    """The first speaker of a cut; empty where the manifest does not say."""
+    """The first speaker of a cut; empty if the manifest has none."""
     return next((segment.speaker for segment in cut.supervisions if segment.speaker), "")

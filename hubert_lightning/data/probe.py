@@ -1,4 +1,4 @@
-"""What an audio file holds: decoded to its end, usable or not, and what a person should know about it."""
+"""Audio files, decoded to their end: usable or not, and remarks for a person."""
 
 import mmap
 import os
@@ -13,44 +13,44 @@ import numpy as np
 import soundfile
 
 from hubert_lightning.data.audio import unusable
-from hubert_lightning.data.coded_audio import ChainedAudio, CodedAudio, chain, decoder_of
-from hubert_lightning.data.sound_files import Audio, PlainAudio, reason_of
+from hubert_lightning.data.chained_audio import ChainedAudio, joined_files
+from hubert_lightning.data.coded_audio import CodedAudio
+from hubert_lightning.data.sound_files import Audio, PlainAudio, decoder_of, reason_of
 from hubert_lightning.frames import SAMPLE_RATE
 
 PLACEHOLDER = 1_900_000_000
-"""Bytes: a header that promises at least these, and more than there are, was written before the length was known."""
+"""Bytes from which on a length in a header, if the file has fewer, was written before the length was known."""
 
-CHUNKS = {b"RIFF": (12, 4, "<I", 0, 2), b"RIFX": (12, 4, ">I", 0, 2), b"FORM": (12, 4, ">I", 0, 2)}
-CHUNKS |= {b"riff": (40, 16, "<Q", 24, 8), b"caff": (8, 4, ">Q", 0, 1)}
-"""How chunks stand in WAV, AIFF, W64 and CAF: where the first begins, bytes of a chunk's name, how its size is written,
-what of its header the size counts, to which multiple of bytes it is padded."""
+CHUNK_LAYOUTS = {b"RIFF": (12, 4, "<I", 0, 2), b"RIFX": (12, 4, ">I", 0, 2), b"FORM": (12, 4, ">I", 0, 2)}
+CHUNK_LAYOUTS |= {b"riff": (40, 16, "<Q", 24, 8), b"caff": (8, 4, ">Q", 0, 1)}
+"""Layouts of chunks in WAV, AIFF, W64 and CAF: offset of the first chunk, bytes of a chunk's name, format of its size,
+bytes of the header that the size includes, and the multiple of bytes to which it is padded."""
 
-SLACK = 0.1
-"""Seconds that may be missing of what a file states; some encoders count the samples of their filters."""
+LENGTH_TOLERANCE = 0.1
+"""Seconds that may be missing of the stated length; some encoders count the samples of their filters."""
 
-SPARE_FRAMES = 3
-"""Frames of MP3 by which a header may miscount; some count themselves."""
+FRAME_TOLERANCE = 3
+"""Frames by which the header of an MP3 may miscount; some headers count themselves."""
 
 MANY_BYTES = 100_000
-"""Bytes besides a stream's that are worth a remark; fewer may be tables and the headers of packets."""
+"""Bytes outside of the audio stream that deserve a remark; fewer may be tables and headers of packets."""
 
 CLIPPED = 0.98
-"""The level from which a sample counts as clipped: µ-law's loudest sample and that of 8 bits are above it."""
-
+"""Level from which on a sample counts as clipped; the loudest samples of µ-law and of 8 bits are above it."""
 
 SLOW = 300.0
-"""Seconds from which on it is worth saying that a file is decoded from its start for every segment."""
+"""Seconds from which on a file that is decoded from its start for every segment deserves a remark."""
 
 
 class Sound(NamedTuple):
-    """What decoding an audio file to its end shows.
+    """A decoded audio file.
 
     Attributes:
         sampling_rate: Sampling rate in Hz.
         num_channels: Number of channels.
         num_samples: Number of samples in each channel, at this rate.
-        remarks: What is unusual about it: a kind, a colon, and a sentence each.
-        silent: Whether all samples are the same, so that nothing can be learnt from it.
+        remarks: Unusual properties, each as a kind, a colon, and a sentence.
+        silent: Whether all samples are equal.
     """
 
     sampling_rate: int
@@ -61,7 +61,7 @@ class Sound(NamedTuple):
 
 
 class _Levels:
-    """Levels of all samples of an audio file, which tell whether a model should learn from them."""
+    """Levels of all samples of an audio file."""
 
     def __init__(self, audio: Audio) -> None:
         self.num_samples = self.clipped = 0
@@ -73,7 +73,7 @@ class _Levels:
 
     def _add(self, block: np.ndarray) -> None:
         self.num_samples += len(block)
-        lowest, highest = float(block.min()), float(block.max())  # of NaN if there is one
+        lowest, highest = float(block.min()), float(block.max())  # NaN if a sample is
         if not np.isfinite(lowest + highest):
             self.finite = False
             return
@@ -94,7 +94,7 @@ class _Levels:
     def peak(self) -> float:
         return max(-self.lowest, self.highest)
 
-    def wrong(self) -> str | None:
+    def mistake(self) -> str | None:
         """Reason to refuse these samples, or None."""
         if not self.finite:
             return "corrupt: it has samples that are not numbers"
@@ -112,8 +112,8 @@ class _Levels:
             return "cancelled: the mean of its channels is silent, since one is the other's negative; keep one of them"
         return None
 
-    def unusual(self, num_channels: int) -> list[str]:
-        """What a person should know about these samples."""
+    def remarks(self, num_channels: int) -> list[str]:
+        """Remarks on the samples."""
         if self.silent:
             return [f"silent: every sample is {self.highest:.3g}"]
         remarks = []
@@ -131,8 +131,8 @@ def probe(path: Path) -> Sound | str:
     """Decode an audio file to its end.
 
     Returns:
-        What it holds, or the reason why it cannot be used: missing, not audio, cut short, or samples that are certainly
-        wrong.
+        The file's `Sound`, or the reason why it cannot be used: missing, not audio, cut short, or with samples that are
+        certainly wrong.
     """
     if not _is_utf8(path):
         return "its name is not UTF-8, and no manifest can hold it: rename it"
@@ -150,7 +150,7 @@ def probe(path: Path) -> Sound | str:
         with closing(decoder_of(file)) as coded:
             by_ffmpeg = _probe_coded(file, coded) if isinstance(coded, CodedAudio) else _probe_chained(file, coded)
         if plain and sound and isinstance(by_ffmpeg, Sound) and by_ffmpeg.num_samples == plain.num_samples:
-            return f"corrupt: {reason_of(sound)}"  # such as a wrong checksum, which FFmpeg does not look at
+            return f"corrupt: {reason_of(sound)}"  # such as a wrong checksum, which FFmpeg does not check
         return by_ffmpeg
     except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
         return f"unreadable: {reason_of(error)}"
@@ -165,7 +165,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundFileError | None:
-    """Decode a file with soundfile; what is wrong with it, or None, if FFmpeg has to look: the file may be longer."""
+    """Decode a file with soundfile; None if FFmpeg has to decode it since it may be longer."""
     if reason := unusable(plain.rate):
         return reason
     try:
@@ -174,9 +174,9 @@ def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundF
         if plain.sequential:
             raise
         return error
-    if levels.num_samples != plain.num_samples or chain(file):
+    if levels.num_samples != plain.num_samples or joined_files(file):
         return None
-    return _judged(file, plain, levels, [])
+    return _sound_of(file, plain, levels, [])
 
 
 def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
@@ -184,17 +184,17 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
     if coded.rate and (reason := unusable(coded.rate)):
         return reason
     levels = _Levels(coded)
-    last = coded.num_packets - 1  # the end of the stream counts as one
+    last = coded.num_packets - 1  # the end of the stream counts as a packet
     failed = len(coded.failed - {last - 1})
     if not levels.num_samples:
         return f"corrupt: none of its {last} packets can be decoded" if failed else "empty"
     seconds = levels.num_samples / coded.rate
     missing = (coded.stated or 0) - seconds
     remarks = []
-    if coded.frames and last < coded.frames - SPARE_FRAMES:
+    if coded.frames and last < coded.frames - FRAME_TOLERANCE:
         return f"truncated: its header counts {coded.frames} frames, and {last} are there; copy it again"
-    if missing > SLACK:
-        if coded.failed or coded.container != "flac":  # a FLAC file may be a part that has the header of the whole
+    if missing > LENGTH_TOLERANCE:
+        if coded.failed or coded.container != "flac":  # a FLAC file may be a part with the header of the whole
             return f"truncated: it states {coded.stated:.2f} s, and {seconds:.2f} s can be decoded; copy it again"
         remarks.append(f"wrong header: it states {coded.stated:.2f} s, and the file holds {seconds:.2f} s")
     if coded.container == "flac" and coded.span - seconds > 1 / coded.rate:  # its frames are numbered
@@ -202,36 +202,36 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
     if failed > max(2, 0.01 * last):
         return f"corrupt: {failed} of its {last} packets cannot be decoded; copy it again"
     if failed:
-        remarks.append(f"damaged: it has packets that cannot be decoded and are left out, {failed} of {last}")
+        remarks.append(f"partly corrupt: it has packets that cannot be decoded and are left out, {failed} of {last}")
     others = os.path.getsize(file) - coded.num_bytes
     if coded.alone and others > max(MANY_BYTES, coded.num_bytes):
         remarks.append(
             f"not read whole: {others} of its bytes are not of the stream that is read; it may hold several streams, "
             "or several files joined end to end"
         )
-    return _judged(file, coded, levels, remarks)
+    return _sound_of(file, coded, levels, remarks)
 
 
 def _probe_chained(file: str, chained: ChainedAudio) -> Sound | str:
     if chained.rate and (reason := unusable(chained.rate)):
         return reason
-    return _judged(file, chained, _Levels(chained), [])
+    return _sound_of(file, chained, _Levels(chained), [])
 
 
-def _judged(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sound | str:
+def _sound_of(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sound | str:
     if levels.num_samples == 0:
         return "empty"
     seconds, missing = levels.num_samples / audio.rate, _missing(file)
-    if missing * seconds > SLACK:
+    if missing * seconds > LENGTH_TOLERANCE:
         promised = (1 + missing) * seconds
         return f"truncated: its header promises {promised:.2f} s, and {seconds:.2f} s are there; copy it again"
-    if reason := levels.wrong():
+    if reason := levels.mistake():
         return reason
     if not remarks and _occurs_again(file, b"WAVEfmt "):
         remarks.append(
             "not read whole: several WAV files joined end to end, of which the first is read; join their samples"
         )
-    remarks += levels.unusual(audio.num_channels)
+    remarks += levels.remarks(audio.num_channels)
     if audio.rate < SAMPLE_RATE:
         remarks.append(f"low rate: recorded at {audio.rate} Hz; a model of 16 kHz recordings makes more errors on it")
     if seconds > SLOW and isinstance(audio, CodedAudio) and not audio.jumps:
@@ -243,7 +243,7 @@ def _judged(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sou
 
 
 def _missing(file: str) -> float:
-    """What a header promises of PCM beyond what is there, as a share of what is there; 0 if it does not say."""
+    """Share of PCM that a header promises beyond the content; 0 if it promises none."""
     with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         size, head = len(whole), whole[:1024]
         if sphere := re.match(rb"NIST_1A\n *(\d+)\n", head):
@@ -260,19 +260,20 @@ def _missing(file: str) -> float:
 
 
 def _sound_chunk(whole: mmap.mmap) -> tuple[int, int]:
-    """Where the audio of a file of chunks begins, and how many bytes the chunk's header promises; 0 without one."""
-    at, name_size, size_format, counted, padded = CHUNKS.get(whole[:4], (len(whole), 4, "<I", 0, 1))
+    """Offset of the audio in a file of chunks, and the bytes that the chunk's header promises; 0 without one."""
+    offset, name_size, size_format, counted, padded = CHUNK_LAYOUTS.get(whole[:4], (len(whole), 4, "<I", 0, 1))
     header = name_size + struct.calcsize(size_format)
-    while at + header <= len(whole):
-        name, [size] = whole[at : at + name_size], struct.unpack(size_format, whole[at + name_size : at + header])
+    while offset + header <= len(whole):
+        name = whole[offset : offset + name_size]
+        [size] = struct.unpack(size_format, whole[offset + name_size : offset + header])
         if name[:4] in (b"data", b"SSND"):
-            return at + header, size - counted
-        at += header + -(-max(size - counted, 0) // padded) * padded
+            return offset + header, size - counted
+        offset += header + -(-max(size - counted, 0) // padded) * padded
     return 0, 0
 
 
 def _occurs_again(file: str, mark: bytes) -> bool:
-    """Whether a mark with which files of its format begin is in a file more than once."""
+    """Whether the mark at the start of a file is in the file again."""
     with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         first = whole.find(mark, 0, 4096)
         return first >= 0 and whole.find(mark, first + len(mark)) >= 0

@@ -1,10 +1,13 @@
 """Samples of one audio file, whatever its format.
 
-soundfile reads PCM and FLAC. FFmpeg's libraries (`coded_audio`) decode every other format. A few old telephony codecs
-that only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so that every verb reads a file
-in the same way.
+soundfile reads PCM and FLAC, and FFmpeg's libraries (`coded_audio`) every other format. A few old telephony codecs that
+only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so every verb reads a file in the
+same way.
 """
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,17 +16,21 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from hubert_lightning.data.coded_audio import File, coded_audio, head_of
+from hubert_lightning.data.chained_audio import ChainedAudio, joined_files
+from hubert_lightning.data.coded_audio import CodedAudio
+from hubert_lightning.data.ffmpeg import File, head_of
 
+MAX_DECODERS = 1024
+"""Files, for each thread, whose decoder is kept with its table of packets; a table takes 20 kB an hour of MP3."""
 PCM = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
-ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}  # in CAF, whose last packet FFmpeg loses
-# FFmpeg takes these for other codecs or does not know them; libsndfile decodes them, but cannot seek in them
+ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}
+"""Codecs in CAF, whose last packet FFmpeg loses."""
 ONLY_LIBSNDFILE = {"G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32", "VOX_ADPCM"}
 ONLY_LIBSNDFILE |= {"DPCM_8", "DPCM_16"}
-
-# How files begin that soundfile is asked about. It would take others, too, but counts and seeks wrongly in MP3 and in
-# cut or damaged Ogg Vorbis, and takes floating-point numbers in W64 for integers
-HEADS = tuple(b"RIFF RIFX RF64 FORM fLaC .snd dns. caff NIST PVF1 2BIT Exte".split())
+"""Codecs that FFmpeg mistakes or does not know; libsndfile decodes them, but cannot seek in them."""
+HEADERS = tuple(b"RIFF RIFX RF64 FORM fLaC .snd dns. caff NIST PVF1 2BIT Exte".split())
+"""First bytes of the files that soundfile reads. It accepts others, but counts and seeks wrongly in MP3 and in corrupt
+Ogg Vorbis, and reads floating-point numbers in W64 as integers."""
 
 
 class Audio(Protocol):
@@ -52,11 +59,11 @@ def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -
 
     Args:
         file: Absolute path or content.
-        is_whole: Function of a number of samples and a sampling rate that says whether those are the whole file. Where
-            libsndfile expects fewer, as in joined FLAC files or behind a header that is wrong, FFmpeg reads the file.
+        is_whole: Function of a number of samples and a sampling rate that checks whether they are the whole file. If
+            libsndfile expects fewer, as in joined FLAC files or after a wrong header, FFmpeg reads the file.
 
     Raises:
-        OSError, soundfile.SoundFileError, av.FFmpegError: The file is missing or holds no audio that is known here.
+        OSError, soundfile.SoundFileError, av.FFmpegError: The file is missing, or has no audio that can be decoded.
     """
     plain = PlainAudio.opened(file)
     if plain is not None:
@@ -70,7 +77,7 @@ def open_audio(file: File, is_whole: Callable[[int, int], bool] | None = None) -
             raise OSError("there are no samples in it that can be decoded")
         yield coded
     finally:
-        if isinstance(file, bytes):  # that of a path is kept
+        if isinstance(file, bytes):  # the decoder of a path is kept
             coded.close()
 
 
@@ -78,8 +85,10 @@ class PlainAudio:
     """PCM or FLAC, read by soundfile, or a codec that only libsndfile decodes.
 
     Attributes:
+        rate: Sampling rate in Hz.
+        num_channels: Number of channels.
         num_samples: Length in samples that libsndfile expects.
-        sequential: Whether libsndfile cannot seek in it, so that it is decoded from its start for every segment.
+        sequential: Whether libsndfile cannot seek in the file, so every segment is decoded from its start.
     """
 
     def __init__(self, sound: soundfile.SoundFile) -> None:
@@ -89,16 +98,16 @@ class PlainAudio:
 
     @classmethod
     def opened(cls, file: File) -> "PlainAudio | None":
-        """Open a file; None where FFmpeg has to read it."""
+        """Open a file, or return None if FFmpeg has to read it."""
         headless = isinstance(file, str) and file.lower().endswith(".vox")
-        if not headless and not head_of(file).startswith(HEADS):
+        if not headless and not head_of(file).startswith(HEADERS):
             return None
         try:
             sound = soundfile.SoundFile(BytesIO(file) if isinstance(file, bytes) else file)
         except soundfile.SoundFileError:
             return None
         plain = sound.subtype in PCM | ALAC | ONLY_LIBSNDFILE or sound.format == "FLAC"
-        if plain and 0 < sound.frames < 2**62:  # a FLAC file that was written to a pipe states no length
+        if plain and 0 < sound.frames < 2**62:  # FLAC that was written to a pipe states no length
             return cls(sound)
         sound.close()
         return None
@@ -110,14 +119,17 @@ class PlainAudio:
         self._sound.close()
 
     def read(self, first: int, num_samples: int) -> np.ndarray:
+        """Return the segment from sample `first` on, (samples, channels) float32, shorter where the file ends."""
         if self.sequential:
             self._skip(first)
         else:
             self._sound.seek(min(first, self.num_samples))
-        return self._sound.read(num_samples, dtype="float32", always_2d=True)
+        segment: np.ndarray = self._sound.read(num_samples, dtype="float32", always_2d=True)
+        return segment
 
     def blocks(self) -> Iterator[np.ndarray]:
-        # not `SoundFile.blocks`, which goes on where a file ends early, with whatever lay in memory
+        """Decode the file from its start to its end, in blocks (samples, channels) float32 of a minute."""
+        # `SoundFile.blocks` continues after the end of a truncated file, with arbitrary memory
         size = 60 * self.rate
         while len(block := self._sound.read(size, dtype="float32", always_2d=True)):
             yield block
@@ -129,7 +141,36 @@ class PlainAudio:
             num_samples -= len(skipped)
 
 
+_decoders = threading.local()
+
+
+def coded_audio(file: File) -> CodedAudio | ChainedAudio:
+    """Open a decoder; that of a path is kept for this thread, open until another file is read."""
+    if isinstance(file, bytes):
+        return decoder_of(file)
+    status = os.stat(file)
+    key = (file, status.st_size, status.st_mtime_ns)
+    if getattr(_decoders, "process", None) != os.getpid():  # a forked process shares the position in open files
+        _decoders.process, _decoders.audio = os.getpid(), OrderedDict[tuple[str, int, int], CodedAudio | ChainedAudio]()
+    if _decoders.audio and next(reversed(_decoders.audio)) != key:
+        last, audio = _decoders.audio.popitem()
+        audio.close()
+        if isinstance(audio, CodedAudio):  # a chain holds the content of its file
+            _decoders.audio[last] = audio
+    _decoders.audio[key] = _decoders.audio.pop(key, None) or decoder_of(file)
+    if len(_decoders.audio) > MAX_DECODERS:
+        _decoders.audio.popitem(last=False)
+    chosen: CodedAudio | ChainedAudio = _decoders.audio[key]
+    return chosen
+
+
+def decoder_of(file: File) -> CodedAudio | ChainedAudio:
+    """Open a new decoder."""
+    contents = joined_files(file)
+    return ChainedAudio(contents) if contents else CodedAudio(file)
+
+
 def reason_of(error: Exception) -> str:
-    """What an exception of a reader says, without its number and the path."""
+    """The message of a reader's exception, without its number and the path."""
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return str(reason).strip() or type(error).__name__

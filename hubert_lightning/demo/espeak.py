@@ -1,4 +1,4 @@
-"""The espeak-ng library: text → speech, and where each phone of it lies."""
+"""The espeak-ng library: text → speech, and the time of each phone."""
 
 import ctypes
 import os
@@ -15,36 +15,63 @@ import numpy as np
 from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.errors import UserError
 
+AUDIO_SYNCHRONOUS, PHONEME_EVENTS, DO_NOT_EXIT = 2, 0x0001, 0x8000
+RATE, PITCH, PITCH_RANGE = 1, 3, 4
+BY_CHARACTER, UTF8 = 1, 1
+LAST_EVENT, PHONEME = 0, 7
+"""Numbers of espeak-ng/speak_lib.h."""
+RARE_PHONES = {"a#": "@", "VR": "3", "IR": "3"}
+"""Common phones for rare ones: the last vowel of "letter", and vowels of "bird" in Scotland."""
+
 
 class Voice(NamedTuple):
-    """A speaker."""
+    """A speaker.
 
-    name: str  # espeak-ng's: dialect+throat
-    rate: int  # words a minute
-    pitch: int  # of espeak-ng's 0 to 99
-    pitch_range: int  # of espeak-ng's 0 to 99
-    level: float  # dB of full scale, root mean square
-    noise: float  # dB below the speech
+    Attributes:
+        name: Name of the voice in espeak-ng, dialect+throat.
+        rate: Speed in words a minute.
+        pitch: Pitch from 0 to 99.
+        pitch_range: Range of the pitch from 0 to 99.
+        level: Level (root mean square) in dB of full scale.
+        noise: Level of the noise in dB below the speech.
+    """
+
+    name: str
+    rate: int
+    pitch: int
+    pitch_range: int
+    level: float
+    noise: float
 
 
 class Phone(NamedTuple):
-    """A phone in what espeak has just said."""
+    """A phone in synthetic speech.
+
+    Attributes:
+        symbol: Mnemonic of espeak-ng.
+        start: Start in seconds.
+        end: End in seconds.
+        position: Index in the text of the first character of its word.
+    """
 
     symbol: str
-    start: float  # seconds
+    start: float
     end: float
-    position: int  # in the text: the first character of its word
+    position: int
 
 
 class Espeak:
-    """The espeak-ng library, alone: a copy of it that nobody else in this process has used.
+    """A fresh copy of the espeak-ng library.
 
-    Its state is global and outlives a voice, so the same text sounds different the second time. Only a copy that is
-    loaded afresh says the same things the same way.
+    The state of the library is global and outlives a voice, so the same text sounds different the second time. Only a
+    copy that is loaded anew repeats the same speech.
+
+    Attributes:
+        rate: Sampling rate in Hz.
     """
 
     def __init__(self) -> None:
-        # espeak-ng truncates paths of more than about 150 characters: it finds its data beside the copy of itself.
+        # espeak-ng truncates paths of more than about 150 characters, so its data lie beside its copy.
         self.folder = TemporaryDirectory(prefix="espeak", ignore_cleanup_errors=True)
         self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), self.folder.name))
         _link(Path(espeakng_loader.get_data_path()), Path(self.folder.name, "espeak-ng-data"))
@@ -53,7 +80,7 @@ class Espeak:
         )
         self.audio: list[np.ndarray] = []
         self.events: list[tuple[str, int, int]] = []  # phone, sample, position in the text
-        self.callback = _Callback(self._hear)  # the library keeps no reference that Python would count
+        self.callback = _Callback(self._hear)  # the library holds no reference that Python counts
         self.library.espeak_SetSynthCallback(self.callback)
 
     def __enter__(self) -> "Espeak":
@@ -66,7 +93,18 @@ class Espeak:
         self.folder.cleanup()
 
     def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[Phone]]:
-        """16-bit samples at `self.rate`, and the phones that fill them without a gap."""
+        """Speak a text.
+
+        Args:
+            text: English, with commas for pauses.
+            voice: Speaker.
+
+        Returns:
+            (samples,) int16 at `self.rate`, and the phones, which follow one another without gaps.
+
+        Raises:
+            UserError: The library has no such voice.
+        """
         if self.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise UserError(
                 f"espeak-ng has no voice {voice.name}; install the espeakng-loader that the project asks for"
@@ -82,7 +120,8 @@ class Espeak:
         audio = np.concatenate(self.audio)
         return audio, _phones(self.events, len(audio), self.rate)
 
-    def _hear(self, samples: Any, num_samples: int, events: Any) -> int:
+    def _hear(self, samples: Any, num_samples: int, events: Any) -> int:  # pointers of ctypes
+        """Keep the audio and the phones that the library has just made (espeak_SetSynthCallback)."""
         if samples and num_samples:
             self.audio.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
         for event in events:  # an array of unknown length
@@ -93,16 +132,8 @@ class Espeak:
         return 0
 
 
-# espeak-ng/speak_lib.h
-AUDIO_SYNCHRONOUS, PHONEME_EVENTS, DO_NOT_EXIT = 2, 0x0001, 0x8000
-RATE, PITCH, PITCH_RANGE = 1, 3, 4
-BY_CHARACTER, UTF8 = 1, 1
-LAST_EVENT, PHONEME = 0, 7
-RARE_PHONES = {"a#": "@", "VR": "3", "IR": "3"}  # the last vowel of "letter", and vowels of "bird" in Scotland
-
-
 class _Event(ctypes.Structure):
-    """espeak_EVENT, for phonemes: the union at its end is a name of up to eight bytes."""
+    """espeak_EVENT of a phoneme, whose union is a name of up to eight bytes."""
 
     _fields_ = [
         ("type", ctypes.c_int),
@@ -119,15 +150,15 @@ class _Event(ctypes.Structure):
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
-def _link(data: Path, there: Path) -> None:
+def _link(data: Path, link: Path) -> None:
     try:
-        there.symlink_to(data, target_is_directory=True)
+        link.symlink_to(data, target_is_directory=True)
     except OSError:  # Windows reserves links for administrators
-        shutil.copytree(data, there)
+        shutil.copytree(data, link)
 
 
 def _phones(events: list[tuple[str, int, int]], num_samples: int, rate: int) -> list[Phone]:
-    """Each phone lasts until the next; links between words have no sound of their own and lengthen what they follow."""
+    """Phones that last until the next one; links between words have no sound and lengthen the phone before them."""
     phones = [Phone(SILENCE, 0.0, 0.0, 0)]
     ends = [sample for _, sample, _ in events[1:]] + [num_samples]
     for (name, _, position), end in zip(events, ends, strict=True):
@@ -141,7 +172,7 @@ def _phones(events: list[tuple[str, int, int]], num_samples: int, rate: int) -> 
 
 
 def _symbol(name: str) -> str:
-    """espeak-ng's mnemonic of a phone without stress, length and variant; empty for what is no phone."""
+    """The mnemonic of a phone without stress, length and variant; empty if the event is not a phone."""
     if name.startswith("_"):
         return SILENCE
     name = name.strip("',%=;|")

@@ -1,11 +1,9 @@
-"""English made up by a small grammar, to be spoken by `data/synthesis`."""
+"""English sentences of a small grammar, which `demo/synthesis` speaks."""
 
 import re
 from collections.abc import Iterator
 from random import Random
 
-# A symbol becomes one of its lines; {symbol} in a line becomes a line of that symbol. The past tense agrees with any
-# subject. Commas are pauses, and no part of the transcript.
 GRAMMAR = """
 sentence: {clause} | {clause} | {clause} {time} | {clause}, {and} {clause} | {clause}, {and} {clause}
 sentence: {clause} {because} {clause} | {clause} {because} {clause} | {when} {clause}, {clause} | {time}, {clause}
@@ -89,16 +87,25 @@ adjective: wet | dry | clean | fresh | sweet | bitter | broken | golden | silver
 adjective: hungry | thirsty | tired | useless | pleasant | ancient | modern | famous | beautiful | ordinary
 adjective: dangerous | curious | careful | proud
 """
+"""Rules: a symbol becomes one of its choices, and {symbol} in a choice becomes a choice of that symbol. The past tense
+agrees with any subject. Commas are pauses, which transcripts do not have."""
 
 
 def sentences(seed: int = 0) -> Iterator[str]:
-    """English without end, no sentence twice: lower case, with a comma where a speaker would pause."""
+    """Generate English sentences without end and without repetition.
+
+    Args:
+        seed: Seed of the sentences.
+
+    Yields:
+        A sentence in lower case, with a comma where a speaker would pause.
+    """
     lines: dict[str, list[str]] = {}
     for rule in GRAMMAR.strip().splitlines():
         symbol, _, choices = rule.partition(": ")
         lines.setdefault(symbol, []).extend(choices.split(" | "))
     random = Random(seed)
-    said = set()
+    generated = set()
     while True:
         text = "{sentence}"
         while "{" in text:
@@ -106,11 +113,11 @@ def sentences(seed: int = 0) -> Iterator[str]:
         text = re.sub(r"\ba (?=[aeiou])", "an ", text)
         text = re.sub(r"(?<=[^aeiou])ys\b", "ies", text)  # stories
         text = re.sub(r"xs\b", "xes", text)
-        if text not in said:
-            said.add(text)
+        if text not in generated:
+            generated.add(text)
             yield text
 
 
-def transcript(text: str) -> str:
-    """As LibriSpeech writes it: upper-case words, without punctuation."""
+def librispeech_transcript(text: str) -> str:
+    """Convert a sentence to upper-case words without punctuation, as in LibriSpeech."""
     return " ".join(re.findall(r"[a-z']+", text)).upper()

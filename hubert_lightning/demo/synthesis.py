@@ -1,7 +1,7 @@
-"""The corpus that needs no download: English made up by a small grammar, spoken by espeak-ng in dozens of voices.
+"""A corpus that needs no download: English sentences of a small grammar, spoken by espeak-ng in dozens of voices.
 
-It is laid out as LibriSpeech is, and its manifests know more than LibriSpeech's: where each word and each phone lies.
-On one machine the same seed makes the same files, sample by sample.
+Its folders are those of LibriSpeech; its manifests also hold the times of words and phones. On one machine the same
+seed makes the same files, sample by sample.
 """
 
 import json
@@ -19,26 +19,29 @@ import torchaudio
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.demo.espeak import Espeak, Phone, Voice
-from hubert_lightning.demo.grammar import sentences, transcript
+from hubert_lightning.demo.grammar import librispeech_transcript, sentences
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
 
-VERSION = 5  # of the corpus: another number when the same parameters make other audio
+VERSION = 5
+"""Version of the corpus, which changes when the same parameters make other audio."""
 MARKER = "corpus.json"
-SHORTEST, LONGEST = 2.0, 8.0  # seconds of speech in an utterance
-GRID = 0.25  # seconds: recordings last a multiple of it, since a CPU is faster at lengths that recur
-CHAPTER = 25  # utterances
+MIN_SPEECH, MAX_SPEECH = 2.0, 8.0
+"""Shortest and longest speech of an utterance in seconds."""
+GRID = 0.25
+"""Seconds of which every recording lasts a multiple, since CPUs compute repeated lengths faster."""
+CHAPTER = 25
+"""Utterances of a chapter."""
 ONSETS = {"the": "D", "a": "@", "an": "@", "been": "b", "was": "w", "were": "w", "have": "h", "it": "I", "many": "m"}
-
+"""First phones of words that espeak-ng joins to the word before."""
 DIALECTS = ["en-us", "en", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland"]
-# espeak-ng's descriptions of throats, by subset: none is in two of them
 THROATS = {
     "train-clean-100": """
         m1 f1 m2 f2 m4 f4 m6 Alicia m7 Andrea m8 aunty Alex belinda Andy grandma Gene linda Hugo steph Lee anika Mike
@@ -47,7 +50,9 @@ THROATS = {
     "dev-clean": "m3 f3 Jacky Annie paul quincy",
     "test-clean": "m5 f5 pablo shelby boris victor",
 }
+"""Variants of voices in espeak-ng by subset; no two subsets share one."""
 FIRST_SPEAKER = {"train-clean-100": 1001, "dev-clean": 2001, "test-clean": 3001}
+"""Number of the first speaker of each subset."""
 
 
 def synthesise_corpus(
@@ -60,22 +65,26 @@ def synthesise_corpus(
     heldout_speakers: int = 30,
     seed: int = 0,
 ) -> Path:
-    """Speak a corpus into `OUT/LibriSpeech` and its manifests into `OUT/manifests`, unless it is there already.
+    """Make a corpus in `OUT/LibriSpeech` and its manifests in `OUT/manifests`, unless it exists already.
 
-    The manifests are train, finetune (some utterances of train), dev and test (other speakers than train, and than
-    each other), all with the text and the times of words ("word") and phones ("phone").
+    The manifests are train, finetune (some utterances of train), dev and test, with transcripts and the times of words
+    ("word") and phones ("phone"). Train, dev and test share no speaker.
 
     Args:
-        out: a folder of its own
-        train_minutes: of train-clean-100
-        finetuning_minutes: of the part of it that is listed for fine-tuning
-        dev_minutes: of dev-clean
-        test_minutes: of test-clean
-        train_speakers: each is a dialect, a throat, a speed, a pitch, a level and a noise
-        heldout_speakers: of dev-clean, and of test-clean
-        seed: of sentences, speakers and noise
+        out: folder of the corpus, which holds nothing else
+        train_minutes: minutes of train-clean-100
+        finetuning_minutes: minutes of its utterances that are listed for fine-tuning
+        dev_minutes: minutes of dev-clean
+        test_minutes: minutes of test-clean
+        train_speakers: number of speakers of train-clean-100, who differ in dialect, voice, speed, pitch and noise
+        heldout_speakers: number of speakers of dev-clean, and of test-clean
+        seed: seed of sentences, speakers and noise
 
-    returns: the folder of the manifests
+    Returns:
+        Folder of the manifests.
+
+    Raises:
+        UserError: The numbers make no corpus, or the folder holds something else.
     """
     if not 0 < finetuning_minutes <= train_minutes or min(dev_minutes, test_minutes) <= 0:
         raise UserError(
@@ -104,16 +113,15 @@ def synthesise_corpus(
         "test-clean": (test_minutes, heldout_speakers),
     }
     texts = sentences(seed)
-    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    with Progress(*columns) as progress, Espeak() as espeak, thread_pool() as pool:
+    seconds = 60 * (train_minutes + dev_minutes + test_minutes)
+    with progress("speaking", seconds) as advance, Espeak() as espeak, thread_pool() as pool:
         cuts: dict[str, list[MonoCut]] = {subset: [] for subset in sets}
         for subset, (minutes, num_speakers) in sets.items():
-            task = progress.add_task(f"speaking {subset}", total=minutes * 60)
             for cut in _speak_subset(
                 espeak, pool, texts, out / "LibriSpeech", subset, minutes * 60, num_speakers, seed
             ):
                 cuts[subset].append(cut)
-                progress.update(task, advance=cut.duration)
+                advance(cut.duration, subset)
     manifests = {
         "train": cuts["train-clean-100"],
         "finetune": _about(finetuning_minutes * 60, cuts["train-clean-100"], seed),
@@ -129,8 +137,8 @@ def synthesise_corpus(
 def _word_times(text: str, phones: list[Phone]) -> list[tuple[str, float, float]]:
     """Words with their start and end in seconds.
 
-    espeak-ng says some pairs, such as "of the", as one word: they are parted before the phone that the second one
-    begins with, or where their letters would part them.
+    espeak-ng joins some pairs, such as "of the", to one word. They are divided before the first phone of the second
+    word if it is known, else in proportion to their letters.
     """
     words = [(word[0], word.start() + 1) for word in re.finditer(r"[a-z']+", text)]  # espeak-ng counts from 1
     sounds: list[list[Phone]] = [[] for _ in words]
@@ -161,7 +169,7 @@ def _voices(subset: str, num_speakers: int, seed: int) -> list[Voice]:
             rate=random.randint(135, 200),
             pitch=random.randint(35, 65),
             pitch_range=random.randint(35, 65),
-            level=random.uniform(-38, -14),  # as microphones and distances do; MFCC clusters tell levels apart
+            level=random.uniform(-38, -14),  # as microphones and distances vary; MFCC clusters depend on levels
             noise=random.uniform(5, 30),
         )
         for k in range(num_speakers)
@@ -178,8 +186,8 @@ def _speak_subset(
     num_speakers: int,
     seed: int,
 ) -> Iterator[MonoCut]:
-    """Speakers in turn, each saying its share; espeak-ng speaks here, and the pool finishes what it said."""
-    num_speakers = min(num_speakers, ceil(seconds / LONGEST))
+    """Utterances of one speaker after another, with equal shares; espeak-ng speaks here, and the pool finishes them."""
+    num_speakers = min(num_speakers, ceil(seconds / MAX_SPEECH))
     spoken = 0.0
     random = Random(f"{seed} {subset} silence")
     for k, voice in enumerate(_voices(subset, num_speakers, seed)):
@@ -187,7 +195,7 @@ def _speak_subset(
         while spoken < seconds * (k + 1) / num_speakers:
             text = next(texts)
             audio, phones = espeak.say(text, voice)
-            if not SHORTEST <= len(audio) / espeak.rate <= LONGEST:
+            if not MIN_SPEECH <= len(audio) / espeak.rate <= MAX_SPEECH:
                 continue
             before = random.uniform(0.1, 0.4)
             duration = GRID * ceil((before + len(audio) / espeak.rate + 0.1) / GRID)
@@ -214,7 +222,7 @@ def _finish(
     duration: float,
     seed: int,
 ) -> MonoCut:
-    """What espeak-ng said, in a room: resampled, with silence around it, at the speaker's level, over faint noise."""
+    """An utterance of espeak-ng in a room: resampled, between silence, at the speaker's level, over faint noise."""
     random = np.random.default_rng([seed, *map(int, path.stem.split("-"))])
     before = seconds_to_samples(silence)
     speech = torchaudio.functional.resample(torch.from_numpy(audio.astype(np.float32)), rate, SAMPLE_RATE).numpy()
@@ -242,7 +250,7 @@ def _finish(
         recording_id=path.stem,
         start=0.0,
         duration=duration,
-        text=transcript(text),
+        text=librispeech_transcript(text),
         speaker=path.stem.split("-")[0],
         custom={"voice": voice.name},
         alignment={
@@ -254,15 +262,15 @@ def _finish(
 
 
 def _room(seed: int, speaker: str) -> np.ndarray:
-    """Impulse response, (samples,), of a speaker's microphone and what stands near it: no two colour a voice alike."""
+    """Impulse response of a speaker's microphone and room: (samples,). No two speakers have the same."""
     random = np.random.default_rng([seed, int(speaker)])
-    response = 0.6 * random.normal(size=64) * np.exp(-np.arange(64) / 16)  # 4 ms: no phone moves
+    response = 0.6 * random.normal(size=64) * np.exp(-np.arange(64) / 16)  # 4 ms, so no phone moves
     response[0] = 1
     return response.astype(np.float32)
 
 
 def _with_silence(phones: list[Phone], before: float, after: float) -> list[Phone]:
-    """Phones, still counted from the start of speech, with the silence around them."""
+    """Phones with the silence around them, in seconds from the start of the speech."""
     first, last = phones[0], phones[-1]
     leading = [] if first.symbol == SILENCE else [Phone(SILENCE, 0.0, 0.0, 0)]
     trailing = [] if last.symbol == SILENCE else [Phone(SILENCE, last.end, last.end, 0)]
@@ -282,31 +290,31 @@ def _write_transcripts(cuts: list[MonoCut]) -> None:
 
 
 def _about(seconds: float, cuts: list[MonoCut], seed: int) -> list[MonoCut]:
-    """Some of the cuts, drawn at random until they last so long."""
-    taken, duration = set(), 0.0
+    """Some of the cuts, drawn at random until they have the duration."""
+    drawn, duration = set(), 0.0
     for cut in Random(seed).sample(cuts, len(cuts)):
         if duration >= seconds:
             break
-        taken.add(cut.id)
+        drawn.add(cut.id)
         duration += cut.duration
-    return [cut for cut in cuts if cut.id in taken]
+    return [cut for cut in cuts if cut.id in drawn]
 
 
 def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
-    """Whether the folder holds this corpus; an error if it holds something else."""
+    """Whether the folder holds this corpus, complete; refuse a folder that holds something else."""
     if not out.exists() or all(map(is_unfinished, out.iterdir())):
         return False
     marker = out / MARKER
     if not marker.is_file():
         raise UserError(f"{out}: holds something that is no synthetic corpus; choose an empty folder")
-    made = json.loads(marker.read_text("utf-8"))
-    if made["parameters"] != parameters:
+    old = json.loads(marker.read_text("utf-8"))
+    if old["parameters"] != parameters:
         raise UserError(
-            f"{out}: holds a synthetic corpus made with {made['parameters']}, not with {parameters}; remove it, or "
+            f"{out}: holds a synthetic corpus made with {old['parameters']}, not with {parameters}; remove it, or "
             "choose another folder"
         )
-    # Manifests hold absolute paths: a corpus that was moved is made again where it is.
-    return bool(made["complete"] and made["folder"] == str(out))
+    # Manifests hold absolute paths, so a corpus that was moved is made again in its new folder.
+    return bool(old["complete"] and old["folder"] == str(out))
 
 
 def _mark(out: Path, parameters: dict[str, float], complete: bool) -> None:

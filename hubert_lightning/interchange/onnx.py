@@ -1,4 +1,4 @@
-"""Encoders and fine-tuned models as ONNX, for batches of any size and length."""
+"""Encoders and fine-tuned models as ONNX graphs, for batches of any size and length."""
 
 import json
 import logging
@@ -15,37 +15,55 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 
-LENGTHS = ((2 * SAMPLE_RATE, SAMPLE_RATE), (WINDOW,), (3 * SAMPLE_RATE + 123, 5_000, 24_000))
-"""Samples of the utterances of each batch that an exported model is tried on."""
-TOLERANCE = 1e-4  # of numbers of about 1; single runs differ by a few millionths
-WHAT_IT_TAKES = "ONNX takes packages of its own: install hubert-lightning[onnx]"
+TRIAL_LENGTHS = ((2 * SAMPLE_RATE, SAMPLE_RATE), (WINDOW,), (3 * SAMPLE_RATE + 123, 5_000, 24_000))
+"""Samples of the utterances of each batch that a graph is tried on."""
+TOLERANCE = 1e-4  # for numbers of about 1; single runs differ by a few millionths
 
 
 class Exported(nn.Module):
-    """What the graph computes: features of a layer, or log-probabilities of letters."""
+    """The computation of a graph: features of a layer, or log-probabilities of letters.
+
+    Args:
+        encoder: Encoder.
+        head: CTC head, if the output is log-probabilities.
+        layer: Layer whose features are the output, counted from 1; the last one, after its norm, if not given.
+    """
 
     def __init__(self, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None) -> None:
         super().__init__()
         self.encoder, self.head, self.layer = encoder, head, layer
 
     def forward(self, waveform: Tensor, length: Tensor) -> Tensor:
-        """(batch, samples), (batch,) int64 → (batch, frames, dim or tokens)"""
+        """Compute the output of the graph.
+
+        Args:
+            waveform: (batch, samples).
+            length: (batch,) int64, samples before padding.
+
+        Returns:
+            (batch, frames, dim or tokens).
+        """
         if self.layer is not None:
             return self.encoder.features(waveform, length, layer=self.layer)
-        frames = self.encoder(waveform, length, kept=[True] * len(self.encoder.layers))
+        frames: Tensor = self.encoder(waveform, length, kept=[True] * len(self.encoder.layers))
         return frames if self.head is None else self.head(frames).log_softmax(dim=-1)
 
 
-def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None, about: Any) -> float:
-    """Write a graph and try it in onnxruntime.
+def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None, about: object) -> float:
+    """Write a graph, and try it in onnxruntime.
 
-    Inputs are `waveform` (batch, samples) and `length` (batch,), samples before padding; padding counts in the group
-    norm of Base, as in the reference, so give utterances one by one where that matters.
+    Its inputs are `waveform` (batch, samples) and `length` (batch,), samples before padding. Padding counts in the
+    group norm of Base, as in the reference, so give utterances one by one where that matters.
 
-    encoder, head: in eval mode; without a head, the output is of the encoder
-    layer:         whose output it is, counted from 1; the last one's, after its norm, if not given
-    about:         what the file says of itself, as JSON
-    returns:       the largest difference from our own numbers
+    Args:
+        path: File to write.
+        encoder: Encoder in eval mode.
+        head: CTC head in eval mode; without one, the graph has the encoder's output.
+        layer: Layer whose output the graph has, counted from 1; the last one, after its norm, if not given.
+        about: Metadata of the file, as a JSON value.
+
+    Returns:
+        Largest difference from our own numbers.
 
     Raises:
         UserError: Packages are missing, or onnxruntime computes something else.
@@ -55,14 +73,14 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
         import onnxruntime  # type: ignore[import-untyped]
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed; {WHAT_IT_TAKES}") from error
+        raise UserError(f"{error.name} is not installed; install hubert-lightning[onnx]") from error
     model, output = Exported(encoder, head, layer).eval(), "log_probabilities" if head is not None else "frames"
     example = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
     batch = torch.export.Dim("batch", min=1)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():  # it tells of each of its steps
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():  # it prints each of its steps
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
@@ -79,7 +97,7 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
         program.save(str(path))
     logger.setLevel(level)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = max(_difference(session, model, lengths) for lengths in LENGTHS)
+    worst = max(_difference(session, model, lengths) for lengths in TRIAL_LENGTHS)
     if not worst <= TOLERANCE:
         raise UserError(
             f"{path}: onnxruntime {onnxruntime.__version__} computes numbers that differ by {worst:.2g} from ours; "
@@ -89,7 +107,11 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
 
 
 def _forget_traces(model: Any) -> None:
-    """Remove what the exporter notes of where the graph was made: stack traces, which name files of this machine."""
+    """Remove the stack traces that the exporter puts into the graph, which name files of this machine.
+
+    Args:
+        model: Model of onnx_ir, which has no types.
+    """
     for graph in (*model.graphs(), *model.functions.values()):
         nodes = [*graph.all_nodes()]
         initializers = getattr(graph, "initializers", {}).values()
@@ -105,6 +127,6 @@ def _forget_traces(model: Any) -> None:
 def _difference(session: Any, model: Exported, lengths: tuple[int, ...]) -> float:
     generator = torch.Generator().manual_seed(0)
     waveform, length = torch.randn(len(lengths), max(lengths), generator=generator), torch.tensor(lengths)
-    theirs = session.run(None, {"waveform": waveform.numpy(), "length": length.numpy()})[0]
-    pairs = zip(torch.from_numpy(theirs), model(waveform, length), num_frames(length).tolist(), strict=True)
-    return max(float((their[:frames] - ours[:frames]).abs().max()) for their, ours, frames in pairs)
+    [output] = session.run(None, {"waveform": waveform.numpy(), "length": length.numpy()})
+    pairs = zip(torch.from_numpy(output), model(waveform, length), num_frames(length).tolist(), strict=True)
+    return max(float((theirs[:frames] - ours[:frames]).abs().max()) for theirs, ours, frames in pairs)

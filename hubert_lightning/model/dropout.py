@@ -70,7 +70,7 @@ def without_effect(x: Tensor, module: nn.Module) -> Tensor:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not torch.is_grad_enabled() or not parameters:
         return x
-    output: Tensor = _Identity.apply(x, *parameters)  # type: ignore[no-untyped-call]  # torch has no types for it
+    output: Tensor = _Identity.apply(x, *parameters)  # type: ignore[no-untyped-call, unused-ignore]
     return output
 
 

@@ -217,7 +217,7 @@ class HubertEncoder(nn.Module):
             x = torch.cat([self.convolutions(piece, None, statistics) for piece in pieces_of(x)], dim=1)
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
-            x.register_hook(lambda gradient: gradient * scale)  # type: ignore[no-untyped-call]  # torch has no types
+            x.register_hook(lambda gradient: gradient * scale)  # type: ignore[no-untyped-call, unused-ignore]
         return x
 
     def contextual(
@@ -329,7 +329,7 @@ class PositionalConvolution(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["attributes"], _modules={})
         channels = state["sizes"].pop("in_channels")
-        conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["sizes"])  # type: ignore[no-untyped-call]
+        conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["sizes"])  # type: ignore[no-untyped-call, unused-ignore]
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2).train(state["training"])
         for name, value in state["parameters"].items():
             owner, _, last = name.rpartition(".")

@@ -1,8 +1,8 @@
 """Names of tensors in other systems' checkpoints, and ours."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from hubert_lightning.model.convolutions import KERNELS
 
 
 class Dialect(NamedTuple):
-    """What another system calls the parts of an encoder; `{}` is a number that counts from 0."""
+    """Another system's names of the parts of an encoder; `{}` is a number that counts from 0."""
 
     conv: str
     conv_norm: str
@@ -29,85 +29,115 @@ class Dialect(NamedTuple):
     mask_embedding: str
 
 
+class OurTensor(NamedTuple):
+    """A tensor of ours.
+
+    Args:
+        name: Name of the tensor.
+        third: Number of the third of it that another system keeps as a tensor of its own: query, key or value.
+    """
+
+    name: str
+    third: int | None = None
+
+
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
-
-
-OLD_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # of weight norm, before torch 2.0
+OLD_WEIGHT_NORM_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # before torch 2.0
 
 
 def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """An encoder's state under our names; what is not of an encoder keeps its own name.
+    """Rename an encoder's state from another system's names to ours.
+
+    Args:
+        theirs: State with another system's names.
+        dialect: Names of that system.
+
+    Returns:
+        State with our names. Tensors that are no part of an encoder keep their names.
 
     Raises:
         UserError: One of the three parts of a layer's attention is missing.
     """
-    names = _names(dialect, count_layers(theirs, dialect.conv), count_layers(theirs, dialect.ffn_input))
-    ours, parts = dict[str, Tensor](), dict[str, dict[int, Tensor]]()
+    names = tensor_names(dialect, count_layers(theirs, dialect.conv), count_layers(theirs, dialect.ffn_input))
+    ours, thirds = dict[str, Tensor](), dict[str, dict[int, Tensor]]()
     for name, value in theirs.items():
-        known = names.get(_new_name(name)) or names.get(name)
+        known = names.get(new_name(name)) or names.get(name)
         if known is None:
             ours[name] = value
-        elif known[1] is None:
-            ours[known[0]] = value
+        elif known.third is None:
+            ours[known.name] = value
         else:
-            parts.setdefault(known[0], {})[known[1]] = value
-    for name, three in parts.items():
-        if len(three) < 3 or len({part.shape for part in three.values()}) > 1:
-            raise UserError(f"{name} has {len(three)} parts that fit together, and is made of 3")
-        ours[name] = torch.cat([three[number] for number in range(3)])
+            thirds.setdefault(known.name, {})[known.third] = value
+    for name, parts in thirds.items():
+        if len(parts) < 3 or len({part.shape for part in parts.values()}) > 1:
+            raise UserError(f"{name} has {len(parts)} parts that fit together, and needs 3")
+        ours[name] = torch.cat([parts[number] for number in range(3)])
     return ours
 
 
-def prefix_of(state: Mapping[str, Any], dialect: Dialect) -> str:
-    """What precedes the encoder's names where it is a part of another module; "" where it is the whole."""
+def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
+    """Rename an encoder's state from our names to another system's.
+
+    Args:
+        ours: State of a HubertEncoder.
+        dialect: Names of the other system.
+        old_names: Whether the weight norm is named as before torch 2.0.
+    """
+    theirs = {}
+    num_layers = sum(name.endswith(".ffn_input.weight") for name in ours)
+    for name, (our_name, third) in tensor_names(dialect, len(KERNELS), num_layers).items():
+        if our_name in ours:
+            value = ours[our_name] if third is None else ours[our_name].chunk(3)[third]
+            theirs[name] = value.clone()
+    if old_names:
+        for old, new in OLD_WEIGHT_NORM_NAMES.items():
+            theirs[f"{dialect.positions}.{old}"] = theirs.pop(f"{dialect.positions}.{new}")
+    return theirs
+
+
+def has_part(names: Iterable[str], part: str) -> bool:
+    """Tell whether a state has the weight of a part, such as `dialect.projection`, at any depth."""
+    weight = f"{part}.weight"
+    return any(name == weight or name.endswith(f".{weight}") for name in names)
+
+
+def prefix_of(state: Mapping[str, object], dialect: Dialect) -> str:
+    """Find the prefix of the encoder's names in the state of a larger module; "" if the encoder is the whole."""
     last = f"{dialect.projection}.weight"
     prefixes = [name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")]
     return min(prefixes, key=len, default="")
 
 
-def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = False) -> dict[str, Tensor]:
-    """An encoder's state under another system's names; with `old_names`, weight norm as before torch 2.0."""
-    theirs = {}
-    layers = sum(name.endswith(".ffn_input.weight") for name in ours)
-    for name, (known, part) in _names(dialect, len(KERNELS), layers).items():
-        if known in ours:
-            value = ours[known] if part is None else ours[known].chunk(3)[part]
-            theirs[name] = value.clone()
-    if old_names:
-        for old, new in OLD_NAMES.items():
-            theirs[f"{dialect.positions}.{old}"] = theirs.pop(f"{dialect.positions}.{new}")
-    return theirs
+def tensor_names(dialect: Dialect, num_convolutions: int, num_layers: int) -> dict[str, OurTensor]:
+    """List the tensors of an encoder: another system's name of each → ours."""
+    names = {dialect.mask_embedding: OurTensor("mask_embedding")}
 
-
-def _names(dialect: Dialect, convolutions: int, layers: int) -> dict[str, tuple[str, int | None]]:
-    """Their name of every tensor → ours, and which third of it theirs is, if it is one."""
-    names: dict[str, tuple[str, int | None]] = {dialect.mask_embedding: ("mask_embedding", None)}
-
-    def both(theirs: str, ours: str, third: int | None = None) -> None:
+    def add_linear(theirs: str, ours: str, third: int | None = None) -> None:
         for part in ("weight", "bias"):
-            names[f"{theirs}.{part}"] = (f"{ours}.{part}", third)
+            names[f"{theirs}.{part}"] = OurTensor(f"{ours}.{part}", third)
 
-    for index in range(convolutions):
-        both(dialect.conv.format(index), f"convolutions.{index}.conv")
-        both(dialect.conv_norm.format(index), f"convolutions.{index}.norm")
+    for index in range(num_convolutions):
+        add_linear(dialect.conv.format(index), f"convolutions.{index}.conv")
+        add_linear(dialect.conv_norm.format(index), f"convolutions.{index}.norm")
     for part in ("local_norm", "projection", "norm"):
-        both(getattr(dialect, part), part)
+        add_linear(getattr(dialect, part), part)
     for part in (GAIN, DIRECTION, "bias"):
-        names[f"{dialect.positions}.{part}"] = (f"positions.conv.{part}", None)
-    for index in range(layers):
+        names[f"{dialect.positions}.{part}"] = OurTensor(f"positions.conv.{part}")
+    for index in range(num_layers):
         for third, letter in enumerate("qkv"):
-            both(dialect.attention.format(index, letter), f"layers.{index}.query_key_value", third)
+            add_linear(dialect.attention.format(index, letter), f"layers.{index}.query_key_value", third)
         for part in ("attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm"):
-            both(getattr(dialect, part).format(index), f"layers.{index}.{part}")
+            add_linear(getattr(dialect, part).format(index), f"layers.{index}.{part}")
     return names
 
 
-def _new_name(name: str) -> str:
+def new_name(name: str) -> str:
+    """Return the name that a tensor has since torch 2.0, which renamed the parts of a weight norm."""
     stem, _, last = name.rpartition(".")
-    return f"{stem}.{OLD_NAMES[last]}" if last in OLD_NAMES else name
+    return f"{stem}.{OLD_WEIGHT_NORM_NAMES[last]}" if last in OLD_WEIGHT_NORM_NAMES else name
 
 
-def count_layers(names: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number in names of this pattern."""
+def count_layers(names: Iterable[str], pattern: str) -> int:
+    """Count the layers of a state: one more than the largest number in names of a pattern."""
     numbered = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d{1,4})") + r"\.weight")
-    return max((int(found[1]) + 1 for name in names if (found := numbered.fullmatch(name))), default=0)
+    return max((int(match[1]) + 1 for name in names if (match := numbered.fullmatch(name))), default=0)

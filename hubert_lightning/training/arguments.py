@@ -1,4 +1,4 @@
-"""Values in a config that parse, and that no run can have: refused by name, before anything is made."""
+"""Checks of a config before anything is built: values that parse, but that no run can use."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +10,10 @@ from typing import Any
 from jsonargparse import Namespace
 
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.training.parser import INSIDE
+from hubert_lightning.training.parser import KEYS_OF_RECIPE
+from hubert_lightning.training.run_config import listed
 
-COUNTS = {
+TRAINER_RANGES = {
     "num_nodes": (1, 2**16),
     "accumulate_grad_batches": (1, 2**20),
     "check_val_every_n_epoch": (1, 2**62),
@@ -27,9 +28,9 @@ COUNTS = {
     "limit_predict_batches": (0, 2**62),
     "fast_dev_run": (0, 1000),
 }
-"""Options of the Trainer: the least and the most that they can be."""
-MOST_DEVICES = 1024
-KEEPING: dict[str, tuple[Any, ...]] = {
+"""Options of the Trainer, and their smallest and largest values."""
+MAX_DEVICES = 1024
+LAST_CKPT_VALUES: dict[str, tuple[Any, ...]] = {
     "filename": ("last",),
     "save_top_k": (1,),
     "save_last": (None, False),
@@ -38,12 +39,12 @@ KEEPING: dict[str, tuple[Any, ...]] = {
     "enable_version_counter": (False,),
 }
 """Options of `checkpoint` that `last.ckpt` depends on, and the values that keep it."""
-FITTING = {
+DATA_OF_TASK = {
     "HubertPretraining": "PretrainingData",
     "CTCFinetuning": "TranscribedData",
 }
-"""The tasks, and the data that each one trains on."""
-VALIDATED = {
+"""Data module of each task."""
+VALIDATION_METRICS = {
     "HubertPretraining": (
         "loss",
         "masked_loss",
@@ -58,27 +59,28 @@ VALIDATED = {
     ),
     "CTCFinetuning": ("loss", "wer", "cer"),
 }
-"""The tasks, and the metrics that a validation of each one finds, without `val/`."""
+"""Metrics that the validation of each task logs, without `val/`."""
+SPAWNING_STRATEGIES = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 REFUSED_CALLBACKS = {
     "StochasticWeightAveraging": (
-        "would replace the schedule of the recipe; take hubert_lightning.BestCheckpoints, which averages the best "
-        "checkpoints, or average some afterwards with `hubert average`"
+        "would replace the schedule of the recipe; use hubert_lightning.BestCheckpoints, which averages the best "
+        "checkpoints, or average checkpoints afterwards with `hubert average`"
     ),
-    "LearningRateFinder": "does not know the schedule of the recipe; take hubert_lightning.PeakRateFinder",
+    "LearningRateFinder": "does not know the schedule of the recipe; use hubert_lightning.PeakRateFinder",
     "Timer": "cannot be kept in the run's config; set trainer.max_time, which makes one",
 }
-"""Callbacks of Lightning that cannot work here, why, and what does."""
+"""Callbacks of Lightning that cannot work here, the reason, and the replacement."""
 
 
 def check_arguments(config: Namespace, verb: str) -> None:
-    """Refuse what no run can have.
+    """Check the values of a config.
 
     Args:
         config: Parsed config of `hubert fit` or its like.
         verb: "fit", "validate", "test" or "predict".
 
     Raises:
-        UserError: A number is not finite, or an option of the Trainer, the seed, or the encoder makes no sense.
+        UserError: A number is not finite, or an option of the Trainer, the seed, or the encoder cannot be used.
     """
     for key, value in _numbers(config, ""):
         if not math.isfinite(value):
@@ -89,13 +91,13 @@ def check_arguments(config: Namespace, verb: str) -> None:
         raise UserError(
             f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}, with which the run can be repeated"
         )
-    for name, instead in INSIDE.items():
+    for name, instead in KEYS_OF_RECIPE.items():
         if config.get(name):
             raise UserError(f"there is no option {name}; {instead}")
     trainer, settings = config.trainer, config.model.get("init_args") or {}
     if "encoder" in settings and settings["encoder"] is None:
         raise UserError("model.init_args.encoder is null; leave it out, or give its sizes, such as {dim: 768}")
-    for name, (least, most) in COUNTS.items():
+    for name, (least, most) in TRAINER_RANGES.items():
         if isinstance(value := trainer.get(name), (int, float)):
             within(least, most, **{f"trainer.{name}": value})
     for name in ("max_steps", "max_epochs"):
@@ -114,15 +116,15 @@ def check_arguments(config: Namespace, verb: str) -> None:
         raise UserError("trainer.barebones is true, which would keep no checkpoint and log nothing; leave it out")
     if trainer.overfit_batches:
         raise UserError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, which would replace our plan of batches; leave it "
-            "out, and name a manifest of a few utterances in data.init_args.train"
+            f"trainer.overfit_batches is {trainer.overfit_batches}, which would replace our sampler; leave it out, and "
+            "give a manifest of a few utterances in data.init_args.train"
         )
-    if isinstance(trainer.strategy, str) and trainer.strategy.split("_find")[0] in SPAWNING:
+    if isinstance(trainer.strategy, str) and trainer.strategy.split("_find")[0] in SPAWNING_STRATEGIES:
         raise UserError(
-            f"trainer.strategy is {trainer.strategy}, whose processes do not start as the command did; take ddp"
+            f"trainer.strategy is {trainer.strategy}, whose processes do not start as the command did; use ddp"
         )
     if verb == "fit":
-        _check_keeping(config)
+        _check_last_checkpoint(config)
         _check_callbacks(config)
     endless = trainer.max_steps == -1 and (trainer.max_epochs or -1) == -1 and not config.iterations
     if verb == "fit" and trainer.get("max_time") is not None and endless:
@@ -133,14 +135,14 @@ def check_arguments(config: Namespace, verb: str) -> None:
 
 
 def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Refuse options that another one replaces, unless both say the same, or the config of a run repeats them.
+    """Check options that another option replaces: both have the same value, or the config of a run repeats them.
 
     Args:
         config: Parsed config.
-        given: Name and content of every file of options and of the command line, options by their dotted names.
+        given: Name and options of each config and of the command line, options by their dotted names.
 
     Raises:
-        UserError: Somebody gave such an option another value.
+        UserError: Such an option has another value.
     """
     for name, options in given:
         if {"output", "trainer.default_root_dir", "checkpoint.dirpath"} <= options.keys():
@@ -164,57 +166,55 @@ def check_ignored(config: Namespace, given: Iterable[tuple[str, Mapping[str, Any
 
 
 def _check_classes(config: Namespace) -> None:
-    """Refuse models and data that are not ours, or not for each other."""
-    tasks = [name for name in _bases(config.model.class_path) if name in FITTING]
+    """Refuse classes that are not ours, and data of another task."""
+    tasks = [name for name in _bases(config.model.class_path) if name in DATA_OF_TASK]
     if not tasks:
         raise UserError(
-            f"model: {config.model.class_path} is none of this package's tasks; take hubert_lightning."
-            f"{' or hubert_lightning.'.join(FITTING)}, or a subclass; other modules train with a Trainer of their own"
+            f"model: {config.model.class_path} is no task of this package; use hubert_lightning."
+            f"{' or hubert_lightning.'.join(DATA_OF_TASK)}, or a subclass; train other modules with your own Trainer"
         )
-    wanted = FITTING[tasks[0]]
-    if wanted not in _bases(config.data.class_path):
+    data = DATA_OF_TASK[tasks[0]]
+    if data not in _bases(config.data.class_path):
         raise UserError(
-            f"data: {config.data.class_path} does not fit {config.model.class_path}; take hubert_lightning.{wanted}, "
+            f"data: {config.data.class_path} does not fit {config.model.class_path}; use hubert_lightning.{data}, "
             "or a subclass"
         )
 
 
 def _bases(class_path: str) -> list[str]:
-    """Names of a class and those that it is made of."""
+    """Names of a class and of its base classes in this package."""
     module, _, name = class_path.rpartition(".")
-    made = getattr(import_module(module), name)
-    return [base.__name__ for base in made.__mro__ if base.__module__.split(".")[0] == "hubert_lightning"]
+    cls = getattr(import_module(module), name)
+    return [base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "hubert_lightning"]
 
 
-def _check_keeping(config: Namespace) -> None:
-    """Refuse what would leave a run without a `last.ckpt` from which it goes on."""
+def _check_last_checkpoint(config: Namespace) -> None:
+    """Refuse options that would leave a run without a `last.ckpt` to resume from."""
     checkpoint, trainer = config.checkpoint, config.trainer
     more = (
         "leave it out; for more checkpoints add hubert_lightning.BestCheckpoints, or another ModelCheckpoint, to "
         "trainer.callbacks"
     )
-    for name, values in KEEPING.items():
+    for name, values in LAST_CKPT_VALUES.items():
         if name in checkpoint and not any(checkpoint[name] is value or checkpoint[name] == value for value in values):
             raise UserError(
-                f"checkpoint.{name}={checkpoint[name]} would not keep the last.ckpt from which a run goes on; {more}"
+                f"checkpoint.{name}={checkpoint[name]} would not keep the last.ckpt that a run resumes from; {more}"
             )
     for name in ("every_n_train_steps", "every_n_epochs"):
         if (every := checkpoint.get(name)) is not None:
             within(1, **{f"checkpoint.{name}": every})
     if trainer.enable_checkpointing is False:
         raise UserError(
-            "trainer.enable_checkpointing is false, which would not keep the last.ckpt from which a run goes on; leave "
+            "trainer.enable_checkpointing is false, which would not keep the last.ckpt that a run resumes from; leave "
             "it out, and save less often by checkpoint.every_n_train_steps"
         )
 
 
 def _check_callbacks(config: Namespace) -> None:
-    """Refuse callbacks that cannot work with our tasks, overwrite our files, or monitor what no validation finds."""
-    given = config.trainer.callbacks or []
-    callbacks = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, Namespace)]
-    ours = all(
-        one.class_path.split(".")[0] in ("hubert_lightning", "lightning", "pytorch_lightning") for one in callbacks
-    )
+    """Refuse callbacks that cannot work with our tasks, overwrite our files, or monitor an unknown metric."""
+    callbacks = [callback for callback in listed(config.trainer.callbacks) if isinstance(callback, Namespace)]
+    packages = {callback.class_path.split(".")[0] for callback in callbacks}
+    ours = packages <= {"hubert_lightning", "lightning", "pytorch_lightning"}  # no other callback logs metrics
     for callback in callbacks:
         package, name = callback.class_path.split(".")[0], callback.class_path.rsplit(".", 1)[-1]
         settings = callback.get("init_args") or {}
@@ -223,32 +223,29 @@ def _check_callbacks(config: Namespace) -> None:
         if name == "ModelCheckpoint" and settings.get("filename") in ("last", "previous"):
             raise UserError(
                 f"trainer.callbacks: a ModelCheckpoint with filename {settings['filename']} would overwrite the "
-                "checkpoint from which a run goes on; give it another filename"
+                "checkpoint that a run resumes from; give it another filename"
             )
         task, monitor = config.model.class_path.rsplit(".", 1)[-1], settings.get("monitor")
-        known = [f"val/{metric}" for metric in VALIDATED.get(task, ())]
+        known = [f"val/{metric}" for metric in VALIDATION_METRICS.get(task, ())]
         if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
             raise UserError(
-                f"trainer.callbacks: {name} monitors {monitor}, which no validation of {task} finds; take one of "
+                f"trainer.callbacks: {name} monitors {monitor}, which no validation of {task} logs; use one of "
                 f"{', '.join(known)}"
             )
 
 
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-
-
-def _check_devices(devices: Any) -> None:
+def _check_devices(devices: Any) -> None:  # Any: a number, a list or a text
     number = int(devices) if isinstance(devices, str) and devices.lstrip("-").isdigit() else devices
-    nothing = isinstance(number, (str, list)) and not number
-    if nothing or (isinstance(number, int) and number != -1 and not 1 <= number <= MOST_DEVICES):
+    empty = isinstance(number, (str, list)) and not number
+    if empty or (isinstance(number, int) and number != -1 and not 1 <= number <= MAX_DEVICES):
         raise UserError(
-            f"trainer.devices is {devices}; give a number of devices from 1 to {MOST_DEVICES}, -1 or auto for all, or "
+            f"trainer.devices is {devices}; give a number of devices from 1 to {MAX_DEVICES}, -1 or auto for all, or "
             "a list of their numbers"
         )
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    """Every float in a config, and its key."""
+    """The floats of a config, each with its key."""
     if isinstance(value, float):
         yield key, value
     elif isinstance(value, Namespace):
@@ -257,8 +254,8 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
         for name, inner in value.items():
             yield from _numbers(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value):
-            yield from _numbers(inner, f"{key}[{place}]")
+        for index, inner in enumerate(value):
+            yield from _numbers(inner, f"{key}[{index}]")
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from _numbers(getattr(value, field.name), f"{key}.{field.name}")

@@ -11,28 +11,32 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import replacing
 from hubert_lightning.pretrained.formats.own import read_checkpoint, save_tensors
 
-OF_ONE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics", "final_metrics")
-"""What a checkpoint holds for its run to go on, which no run does from a mean."""
+RUN_STATE = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metrics", "final_metrics")
+"""Entries of a checkpoint from which its run resumes; a mean leaves them out, since no run resumes from it."""
 
 
 def average(checkpoints: list[Path], out: Path) -> None:
-    """Write a checkpoint whose weights are the mean of those of several, for `hubert test` and as a pre-trained model.
+    """Write a checkpoint whose weights are the mean of several, for `hubert test` or as a pre-trained model.
 
     Args:
-        checkpoints: of one model, as those of different steps of a run; the first gives all that is not averaged
-        out: the .ckpt to write
+        checkpoints: Checkpoints of one model, such as different steps of a run. All other entries come from the first.
+        out: Path of the new checkpoint.
     """
     if Path(out).exists():
-        raise UserError(f"{out}: is there already; remove it, or choose another OUT")
+        raise UserError(f"{out}: exists already; remove it, or choose another OUT")
     write_average(checkpoints, out)
     print(f"{out}: the mean of {', '.join(map(str, checkpoints))}")
 
 
 def write_average(checkpoints: Sequence[Path], out: Path) -> None:
-    """Write the mean of some checkpoints whole or not at all.
+    """Write the mean of checkpoints, whole or not at all.
+
+    Args:
+        checkpoints: Checkpoints of one model.
+        out: Path of the mean.
 
     Raises:
-        UserError: None is named, one is damaged, or they are of different models; or the disk is full.
+        UserError: The list is empty, a checkpoint is corrupt, or they are of different models; or the disk is full.
     """
     mean = averaged(checkpoints)
     with replacing(Path(out)) as file:
@@ -40,51 +44,67 @@ def write_average(checkpoints: Sequence[Path], out: Path) -> None:
 
 
 def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
-    """The first checkpoint, with the mean of all for weights; counts (integer buffers) are those of the first.
+    """Compute the mean of checkpoints.
+
+    Args:
+        checkpoints: Checkpoints of one model.
+
+    Returns:
+        Content of the first checkpoint with the mean of all weights; integer buffers, which count, are the first's.
 
     Raises:
-        UserError: None is named, one is damaged, or they are of different models.
+        UserError: The list is empty, a checkpoint is corrupt, or they are of different models.
     """
     if not checkpoints:
-        raise UserError("no checkpoint is named to be averaged; give one or more in brackets: '[a.ckpt, b.ckpt]'")
-    first, *others = (_sound(Path(path)) for path in checkpoints)
+        raise UserError("no checkpoint to average; give one or more in brackets: '[a.ckpt, b.ckpt]'")
+    first, *others = (_read(Path(path)) for path in checkpoints)
     states: list[dict[str, Tensor]] = [first["state_dict"], *(other["state_dict"] for other in others)]
-    for path, state in zip(checkpoints[1:], states[1:], strict=True):
-        for name in states[0] | state:
-            here, there = (tuple(of[name].shape) if name in of else "not there" for of in (state, states[0]))
-            if here != there:
-                raise UserError(
-                    f"{path}: its {name} is {here}, that of {checkpoints[0]} {there}; average checkpoints of one model"
-                )
     for path, state in zip(checkpoints, states, strict=True):
+        for name in states[0] | state:
+            shape, expected = (shape_of(weights.get(name)) for weights in (state, states[0]))
+            if shape != expected:
+                raise UserError(
+                    f"{path}: its {name} is {shape}, in {checkpoints[0]} it is {expected}; average checkpoints of one "
+                    "model"
+                )
         if (broken := first_not_finite(state)) is not None:
             raise UserError(f"{path}: its {broken} is NaN or infinite; average others")
-    weights = {name: _mean([state[name] for state in states]) for name in states[0]}
-    rest = {name: value for name, value in first.items() if name not in OF_ONE_RUN}
-    return rest | {"state_dict": weights, "averaged": [Path(path).name for path in checkpoints]}
+    means = {name: _mean([state[name] for state in states]) for name in states[0]}
+    rest = {name: value for name, value in first.items() if name not in RUN_STATE}
+    return rest | {"state_dict": means, "averaged": [Path(path).name for path in checkpoints]}
 
 
-def _sound(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return read_checkpoint(path)
-    except ValueError as error:
+    except UserError as error:
         if not path.is_file():
             raise
         raise UserError(
-            f"{path}: damaged; remove it, and run the same command again to average the others ({error})"
+            f"{path}: corrupt; remove it, and run the same command again to average the others ({error})"
         ) from error
 
 
 def first_not_finite(state: Mapping[str, Any]) -> str | None:
-    """The name of a tensor that has a value which is NaN or infinite, if one has."""
-    return next(
-        (
-            name
-            for name, value in state.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all()
-        ),
-        None,
-    )
+    """Find a weight that is NaN or infinite.
+
+    Args:
+        state: Weights by name.
+
+    Returns:
+        Name of the first such weight, None if all are finite.
+    """
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            return name
+    return None
+
+
+def shape_of(value: Any) -> tuple[int, ...] | str:
+    """Return the shape of a tensor, or a few words for an error about another value."""
+    if value is None:
+        return "missing"
+    return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but {value!r:.40}"
 
 
 def _mean(values: list[Tensor]) -> Tensor:

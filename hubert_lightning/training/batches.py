@@ -1,7 +1,7 @@
-"""From cuts to batches: load, crop on the frame grid, pad, mask.
+"""Batches of cuts: read, crop on the frame grid, pad, mask.
 
-Everything random about a batch (crops, masks, and the dropout of the step that trains on it) is drawn from its plan's
-seed, so a batch is a function of its plan: the same whichever worker makes it, and the same again after a restart.
+The seed of the plan draws everything random in a batch (crops, masks, and the dropout of its step). So a batch is a
+function of its plan: the same from any worker, and again after a restart.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,17 @@ from hubert_lightning.vocabulary import Vocabulary
 
 
 class PretrainingBatch(NamedTuple):
-    """Audio cropped to one length, its clusters, and the frames to hide from the model.
+    """Audio cropped to one length, its cluster labels, and the frames to mask.
 
-    waveform: (batch, samples)
-    cluster:  (batch, streams, frames), K-means ids; one stream, but for ensembles and product codes
-    mask:     (batch, frames) bool, True where the model must predict unseen; as many in every row
-    num_masked: of each row
-    id:       cut ids
-    waste:    share of the audio, counted up to the longest crop, that was cropped away
-    seed:     of dropout
-    step_seed: of what all batches of an optimiser step must agree on: which layers are dropped
+    Args:
+        waveform: (batch, samples), 16 kHz audio.
+        cluster: (batch, streams, frames), K-means ids; several streams for ensembles and product codes.
+        mask: (batch, frames) bool, True where a frame is masked; the same number in every row.
+        num_masked: Masked frames of each row.
+        id: (batch,), cut ids.
+        waste: Fraction of the audio, up to the longest crop, that is cropped away.
+        seed: Seed of dropout.
+        step_seed: Seed of the dropped layers, the same for all batches of an optimizer step.
     """
 
     waveform: Tensor
@@ -51,18 +52,19 @@ class PretrainingBatch(NamedTuple):
 class TranscribedBatch(NamedTuple):
     """Padded audio and its transcripts.
 
-    waveform:     (batch, samples), zeros after the end
-    length:       (batch,), samples before padding
-    token:        (batch, tokens), each row ended by a word boundary, blank after the end
-    num_tokens:   (batch,)
-    mask:         (batch, frames) bool, or None where nothing is to be hidden
-    channel_mask: (batch, dim) bool, or None
-    text:         transcripts as the vocabulary spells them
-    id:           cut ids
-    speaker:      of each cut; empty where the manifest does not say
-    waste:        share of the waveforms that is padding
-    seed:         of dropout
-    step_seed:    of what all batches of an optimiser step must agree on: which layers are dropped
+    Args:
+        waveform: (batch, samples), zeros after the end of an utterance.
+        length: (batch,), samples before padding.
+        token: (batch, tokens), each row ended by a word boundary, blanks after it.
+        num_tokens: (batch,), tokens before padding.
+        mask: (batch, frames) bool, True where a frame is masked; None to mask no frame.
+        channel_mask: (batch, dim) bool, True where a channel is masked; None to mask no channel.
+        text: (batch,), transcripts as the vocabulary writes them.
+        id: (batch,), cut ids.
+        speaker: (batch,), speaker of each cut, empty if the manifest names none.
+        waste: Fraction of the waveforms that is padding.
+        seed: Seed of dropout.
+        step_seed: Seed of the dropped layers, the same for all batches of an optimizer step.
     """
 
     waveform: Tensor
@@ -80,7 +82,15 @@ class TranscribedBatch(NamedTuple):
 
 
 class PretrainingBatches(Dataset[PretrainingBatch]):
-    """Makes the pre-training batch of a plan. Crops start on the frame grid, so label k belongs to frame k exactly."""
+    """The pre-training batch of each plan. Crops start on the frame grid, so label k belongs to frame k exactly.
+
+    Args:
+        cuts: Utterances that plans index.
+        labels: Cluster labels of all of them.
+        max_crop_frames: Maximum number of frames of a row.
+        mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
+        mask_length: Frames in a mask span.
+    """
 
     def __init__(
         self, cuts: Sequence[Cut], labels: LabelStore, *, max_crop_frames: int, mask_prob: float, mask_length: int
@@ -90,7 +100,7 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
 
     def __getitem__(self, plan: BatchPlan) -> PretrainingBatch:
         rng = torch.Generator().manual_seed(plan.seed)
-        cuts = [self.cuts[place] for place in plan.cuts]
+        cuts = [self.cuts[index] for index in plan.cuts]
         frames = [num_frames(cut.num_samples) for cut in cuts]
         shortest = min(frames)  # one length for all: no padding, no attention mask
         if shortest >= self.max_crop_frames:
@@ -116,9 +126,20 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
 
 
 class TranscribedBatches(Dataset[TranscribedBatch]):
-    """Makes the fine-tuning batch of a plan; with `mask_prob` and `channel_mask_prob` 0 nothing is hidden.
+    """The fine-tuning batch of each plan.
 
-    In training, it is padded to the end of its bucket; otherwise no more than the longest utterance needs.
+    Training pads a batch to the end of its bucket, so that shapes recur; otherwise it is padded to its longest
+    utterance.
+
+    Args:
+        cuts: Utterances that plans index.
+        vocabulary: Vocabulary of the model.
+        training: Whether the model trains on the batches.
+        channels: Channels of the projected convolution output.
+        mask_prob: Fraction of frames that the mask spans would cover if they did not overlap; 0 masks none.
+        mask_length: Frames in a mask span.
+        channel_mask_prob: Fraction of channels that the mask spans would cover if they did not overlap; 0 masks none.
+        channel_mask_length: Channels in a mask span.
     """
 
     def __init__(
@@ -140,7 +161,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
 
     def __getitem__(self, plan: BatchPlan) -> TranscribedBatch:
         rng = torch.Generator().manual_seed(plan.seed)
-        cuts = [self.cuts[place] for place in plan.cuts]
+        cuts = [self.cuts[index] for index in plan.cuts]
         waveforms = [read_waveform(cut) for cut in cuts]
         texts = tuple(transcript(cut, self.vocabulary) for cut in cuts)
         tokens = [torch.tensor(self.vocabulary.targets(text)) for text in texts]
@@ -152,7 +173,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             channels = [self.channels] * len(cuts)
             channel_mask = span_mask(channels, self.channel_mask_prob, self.channel_mask_length, rng, min_spans=0)
         waveform = pad_sequence(waveforms, batch_first=True)
-        if self.training:  # whose shapes should recur
+        if self.training:
             waveform = F.pad(waveform, (0, max(num_samples(padded_frames(max(frames))) - waveform.shape[1], 0)))
             if mask is not None:
                 mask = F.pad(mask, (0, num_frames(waveform.shape[1]) - mask.shape[1]))

@@ -1,8 +1,8 @@
-"""Models that one GPU does not hold: parameters, gradients and optimiser states are shared by all ranks (FSDP)."""
+"""Work of several ranks: a model sharded over them (FSDP), and functions that succeed on all ranks or fail on all."""
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,10 @@ from hubert_lightning.training.lightning_internals import shard_over_all_ranks
 
 
 class LayerwiseFSDP(ModelParallelStrategy):
-    """Fully sharded data parallel training: each Transformer layer is gathered while it is computed.
+    """Fully sharded data parallel training, for models that one GPU cannot hold.
 
-    Checkpoints are whole, as those of other strategies.
+    Parameters, gradients and optimizer states are shared by all ranks; each Transformer layer is gathered while it is
+    computed. A checkpoint is one file with the whole model, as with other strategies.
 
     Args:
         timeout_minutes: Minutes that ranks wait for one another in a collective operation. If not given, `stalls` sets
@@ -36,19 +37,25 @@ class LayerwiseFSDP(ModelParallelStrategy):
         self.timeout_minutes = timeout_minutes
 
     def setup_environment(self) -> None:
+        """Shard the model over all ranks of all nodes."""
         shard_over_all_ranks(self)
         super().setup_environment()
 
 
 def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Module]) -> None:
-    """Share the parameters of a task among the ranks, if that is the Trainer's strategy.
+    """Shard the parameters of a task over the ranks, if the Trainer's strategy is LayerwiseFSDP.
 
-    Gradients are added up in float32. The layers are gathered in the precision that they are computed in; what lies
-    before and after them in float32, since the cosines of the heads need it.
+    Gradients are added up in float32. The Transformer layers are gathered in the precision of their computation, the
+    parts before and after them in float32, which the cosines of the heads need.
+
+    Args:
+        task: Task, which a Trainer configures.
+        encoder: Encoder of the task.
+        heads: Other modules of the task with parameters.
     """
     trainer = trainer_of(task)
     if trainer is None or not isinstance(trainer.strategy, LayerwiseFSDP):
-        return  # without a Trainer, a checkpoint is loaded
+        return  # there is no Trainer when a checkpoint is loaded
     assert task.device_mesh is not None
     mesh = task.device_mesh["data_parallel"]
     reduced = torch.bfloat16 if "bf16" in str(trainer.precision) else None
@@ -57,12 +64,12 @@ def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Modu
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for whole in (encoder, *heads):
         fully_shard(whole, mesh=mesh)
-    for method in ("local_features", "contextual"):  # what a step calls
+    for method in ("local_features", "contextual"):  # a step calls these, not `forward`
         register_fsdp_forward_method(encoder, method)
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
-    """Return the Trainer of a module, None if it has none."""
+    """Return the Trainer of a module, None if it has none, as when a checkpoint is loaded."""
     try:
         return module.trainer
     except RuntimeError:
@@ -73,17 +80,39 @@ T = TypeVar("T")
 
 
 def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, on every rank; the others wait for it, and fail if it fails."""
-    result = together(lambda: work() if trainer.is_global_zero else None)
-    return trainer.strategy.broadcast(result)  # type: ignore[return-value]
+    """Do work on rank 0 alone; the others wait for it, and fail if it fails.
+
+    Args:
+        trainer: Trainer whose ranks have met.
+        work: Function without arguments, with a result that can be pickled.
+
+    Returns:
+        The result, on every rank.
+
+    Raises:
+        UserError: The work failed on rank 0, with its sentence; rank 0 itself raises the error as it is.
+    """
+    result: Any = together(lambda: work() if trainer.is_global_zero else None)
+    return cast(T, trainer.strategy.broadcast(result))
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns. If it fails on one rank it fails on all, which would otherwise wait for that one."""
-    result, failure = None, None
+    """Do work on every rank; if it fails on one, it fails on all, which would otherwise wait for that rank.
+
+    Args:
+        work: Function without arguments.
+
+    Returns:
+        The result of this rank.
+
+    Raises:
+        UserError: The work failed on another rank, with its sentence; the failed rank raises the error as it is.
+    """
+    result: T | None = None
+    failure: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # whatever it is, the other ranks must hear of it
+    except Exception as error:  # the other ranks must know of every error
         failure = error
     if dist.is_initialized():
         failures: list[str | None] = [None] * dist.get_world_size()
@@ -93,4 +122,4 @@ def together(work: Callable[[], T]) -> T:
             raise UserError(first)
     if failure is not None:
         raise failure
-    return result  # type: ignore[return-value]
+    return cast(T, result)

@@ -6,15 +6,15 @@ private part. If an upgrade moves one, that test fails, and this file is the one
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -24,6 +24,9 @@ from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store  # torch.distributed has it, and does not declare it for mypy
 
 METRICS_TABLE = ExperimentWriter.NAME_METRICS_FILE
 """File name of CSVLogger's table."""
@@ -117,7 +120,7 @@ def count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int) 
     return int(batches["total"]["processed"])
 
 
-def optimizer_steps(checkpoint: dict[str, Any]) -> int:
+def optimizer_steps(checkpoint: Mapping[str, Any]) -> int:
     """Return the number of optimizer steps by the loops of a checkpoint, which restarts count from."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     return int(progress["optimizer"]["step"]["total"]["completed"])
@@ -152,7 +155,13 @@ def stop_after_validation(stopping: EarlyStopping) -> None:
 
 def tries_learning_rates(trainer: Trainer) -> bool:
     """Return whether the steps are those of Lightning's learning-rate finder, which are undone afterwards."""
-    return any(isinstance(callback, _LRCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return any(isinstance(callback, _LRCallback) for callback in callbacks_of(trainer))
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of a Trainer, a public attribute that Lightning does not declare for type checkers."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 # Signals
@@ -191,12 +200,13 @@ def take_launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]
 def extend_timeout(strategy: Strategy, seconds: float) -> None:
     """Set the time-out of collective operations, unless the user gave the strategy one of another length."""
     if getattr(strategy, "_timeout", None) == default_pg_timeout:
-        strategy._timeout = timedelta(seconds=seconds)  # type: ignore[attr-defined]
+        strategy._timeout = timedelta(seconds=seconds)  # type: ignore[attr-defined]  # strategies of one device have none
 
 
-def connect_to_store() -> dist.Store:
+def connect_to_store() -> "Store":
     """Return a new connection to the store by which the ranks met; torch has no public way to this store."""
-    return _get_default_store().clone()  # type: ignore[attr-defined]
+    store: Any = _get_default_store()  # `clone` is not declared
+    return cast("Store", store.clone())
 
 
 def is_collective_error(error: BaseException) -> bool:

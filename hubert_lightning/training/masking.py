@@ -1,4 +1,4 @@
-"""Which frames, or channels, to hide from the model: random spans that may overlap."""
+"""Random spans of frames or channels that are masked; spans may overlap."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,19 @@ def span_mask(
     same_count: bool = False,
     min_spans: int = 2,
 ) -> Tensor:
-    """Masked spans for every row of a batch. For channel masks, count channels and let `min_spans` be 0.
+    """Draw masked spans for every row of a batch. For channel masks, count channels and set `min_spans` to 0.
 
-    num_frames: (batch,), each at least 1; nothing is masked beyond them
-    prob:       share of a row that its spans would cover if they did not overlap
-    length:     frames in a span, at most half of a row
-    same_count: whether all rows have as many masked frames as the row with the fewest
-    min_spans:  spans in a row, where they leave a frame unmasked; with 1 or more, no row is without masked frames
-    returns:    (batch, longest) bool, True where masked
+    Args:
+        num_frames: (batch,), frames of each row, at least 1; nothing is masked after them.
+        prob: Fraction of a row that its spans would cover if they did not overlap.
+        length: Frames in a span, at most half of the row.
+        generator: Source of all random numbers.
+        same_count: Whether all rows get as many masked frames as the row with the fewest.
+        min_spans: Minimum number of spans in a row, as long as a frame stays unmasked; with 1 or more, every row has
+            masked frames.
+
+    Returns:
+        (batch, longest row) bool, True where masked.
     """
     frames = torch.as_tensor(num_frames)
     longest = int(frames.max())
@@ -33,18 +38,18 @@ def span_mask(
     spans = (prob * frames / span + rounding).long().clamp(min=min_spans)
     spans = spans.minimum(((frames - 1) // span).clamp(min=1))
 
-    # Unlike fairseq, which never masks the last frame of a row, all places where a span fits are equally likely.
-    place = torch.rand(len(frames), longest, generator=generator)
-    place[torch.arange(longest) > (frames - span)[:, None]] = -1  # a span does not fit here
+    # Unlike fairseq, which never masks the last frame of a row, all starts where a span fits are equally likely.
+    score = torch.rand(len(frames), longest, generator=generator)
+    score[torch.arange(longest) > (frames - span)[:, None]] = -1  # a span does not fit here
     most = int(spans.max())
-    start = place.topk(most).indices  # drawn without replacement: (batch, spans)
+    start = score.topk(most).indices  # drawn without replacement: (batch, spans)
     drawn = (torch.arange(most) < spans[:, None]).int()
-    begun = torch.zeros(len(frames), longest + 1, dtype=torch.int32)
-    begun.scatter_add_(1, start, drawn)
-    begun.scatter_add_(1, (start + span[:, None]).clamp(max=longest), -drawn)
-    mask = begun.cumsum(dim=1)[:, :longest] > 0
+    change = torch.zeros(len(frames), longest + 1, dtype=torch.int32)  # spans that start minus spans that end
+    change.scatter_add_(1, start, drawn)
+    change.scatter_add_(1, (start + span[:, None]).clamp(max=longest), -drawn)
+    mask = change.cumsum(dim=1)[:, :longest] > 0
     # fairseq unmasks down to the fewest in fine-tuning too, where a short utterance leaves the long ones of its batch
-    # nearly unmasked. Here rows keep their own counts; only pre-training, on rows of one length, asks for equal ones.
+    # nearly unmasked. Here only pre-training, with rows of one length, asks for equal counts.
     return _unmask_to_smallest(mask, generator) if same_count else mask
 
 

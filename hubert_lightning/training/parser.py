@@ -1,7 +1,6 @@
-"""The parser behind `hubert fit` and its like: what cannot be parsed is answered in one sentence."""
+"""The parser of `hubert fit`, `validate`, `test` and `predict`: mistakes are answered in one sentence."""
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -9,65 +8,69 @@ from importlib import import_module
 from inspect import signature
 from typing import NoReturn
 
-import yaml
-from jsonargparse import set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from hubert_lightning.untrusted.yaml_file import load_value
-
-# What jsonargparse says of types that it tried in turn, and of what it was given
-ASIDE = re.compile(
-    r"(- )?Does not validate against any|Subtypes:|Errors:$|(- )?Expected a <class 'NoneType'>|Given value|"
-    r"- Expected a path but|(- )?Expected a dot import path"
+from hubert_lightning.errors import UserError
+from hubert_lightning.parsing import (
+    ASIDE,
+    CLASS_PROBLEM,
+    GIVEN_CLASS,
+    GIVEN_VALUE,
+    KEY,
+    NOT_A_LIST,
+    UNKNOWN,
+    UNRECOGNIZED,
+    option_names,
 )
-UNKNOWN = re.compile(r"Option '(?P<option>[^']+)' is not accepted|does not accept option '(?P<key>[^']+)'")
-UNRECOGNIZED = re.compile(r"unrecognized arguments: -*(?P<argument>[^\s=]+)")
 
-INSIDE = {
+KEYS_OF_RECIPE = {
     "optimizer": "did you mean model.init_args.optimizer? Its rate follows the schedule of the recipe",
-    "lr_scheduler": "the schedule is that of the recipe: model.init_args.warmup and, to fine-tune, decay",
+    "lr_scheduler": "the recipe sets the schedule: model.init_args.warmup and, for fine-tuning, decay",
 }
-"""What LightningCLI offers for models that leave it to the command line, and where ours have it."""
-
-
-set_loader("yaml", load_value, (yaml.YAMLError,))
+"""Options of LightningCLI for models without an optimizer, and the keys that our models have instead."""
 
 
 class SentenceParser(LightningArgumentParser):
-    """Refuses with the key, the fact and the way out, without pages of usage."""
+    """Raises `UserError` with the key, the fact and the way out, instead of printing pages of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # jsonargparse only tries whether the input parses
+        if not self.exit_on_error:  # jsonargparse tries one type after another
             super().error(message, ex)
-        print(f"hubert: {self._sentence(message)}", file=sys.stderr)
-        self.exit(2)
-        raise AssertionError("exit does not return")
+        raise UserError(self._sentence(message)) from ex
 
     def _sentence(self, message: str) -> str:
         lines = [line.strip() for line in message.splitlines()]
-        key = ".".join(name for line in lines for name in re.findall(r'^Parser key "([^"]+)"', line))
-        facts = [re.sub(r'^Parser key "[^"]+":\s*|^- ', "", line) for line in lines if line and not ASIDE.match(line)]
-        given = re.search(r"class_path '([^']+)'", message)
-        facts = [fact for fact in facts if fact and not fact.startswith("Problem with given class_path")]
+        key = ".".join(name for line in lines for name in re.findall(f"^{KEY.pattern}", line))
+        facts = [re.sub(rf"^{KEY.pattern}:\s*|^- ", "", line) for line in lines if line and not ASIDE.match(line)]
+        facts = [fact for fact in facts if fact and not fact.startswith(CLASS_PROBLEM)]
+        found = GIVEN_CLASS.search(message)
+        given = found["path"] if found else None
         if unknown := UNKNOWN.search(message) or UNRECOGNIZED.search(message):
             return f"{key or 'command line'}: {self._unknown(unknown.group(unknown.lastgroup or 0), given, key)}"
-        if "codec can't decode" in message:  # it took the path for a file that lists paths
-            return f"{key}: a list of manifests is wanted, and one path was given; put it in brackets: [path]"
-        value = re.search(r"Given value: (.*)", message)
+        if "codec can't decode" in message and NOT_A_LIST.search(message):
+            return f"{key}: expects a list of manifests, not one path; put it in brackets: [path]"
+        value = GIVEN_VALUE.search(message)
         if value and not facts:
-            return f"{key}: {value[1]} is no class; give a class_path such as hubert_lightning.HubertPretraining"
+            return f"{key}: {value['value']} is no class; give a class_path such as hubert_lightning.HubertPretraining"
         if value and not given and "Got value" not in message:
-            facts.append(f"Got value: {value[1]}")
-        way = "correct the path" if "does not exist" in message else f"{self._help(given, key)} lists what fits"
+            facts.append(f"Got value: {value['value']}")
+        way = "correct the path" if "does not exist" in message else f"{self._help(given, key)} lists the options"
         return f"{f'{key}: ' if key else ''}{' '.join(facts)}; {way}"
 
-    def _unknown(self, option: str, given: re.Match[str] | None, key: str) -> str:
-        if (root := option.split(".")[0]) in INSIDE and not key:
-            return f"there is no option {root}; {INSIDE[root]}"
-        known = [name.lstrip("-") for name in self._option_string_actions]
+    def _unknown(self, option: str, class_path: str | None, key: str) -> str:
+        """The sentence for an option that does not exist.
+
+        Args:
+            option: Dotted name of the option.
+            class_path: Class that was given for the key.
+            key: Key below which the option was given; empty for the command line.
+        """
+        if (root := option.split(".")[0]) in KEYS_OF_RECIPE and not key:
+            return f"there is no option {root}; {KEYS_OF_RECIPE[root]}"
+        known = option_names(self)
         start, last = option.rpartition(".")[::2]
-        if given and key:  # what the class takes, and what it takes it in, such as encoder.dim
-            meant = next(iter(get_close_matches(last, sorted(_options(given[1])), n=1)), None)
+        if class_path and key:  # options of the class, and the argument that holds them, such as encoder.dim
+            meant = next(iter(get_close_matches(last, sorted(_options(class_path)), n=1)), None)
             if meant and start:
                 meant = f"{start}.{meant}"
         elif key:
@@ -78,12 +81,11 @@ class SentenceParser(LightningArgumentParser):
             similar = get_close_matches(option, below or known, n=1)
             meant = similar[0] if similar else next((ends[end] for end in get_close_matches(last, ends, n=1)), None)
         guess = f"did you mean {meant}? " if meant else ""
-        return f"there is no option {option}; {guess}{self._help(given, key)} lists what there is"
+        return f"there is no option {option}; {guess}{self._help(class_path, key)} lists the options"
 
-    def _help(self, given: re.Match[str] | None, key: str) -> str:
+    def _help(self, class_path: str | None, key: str) -> str:
         verb = " ".join(dict.fromkeys(["hubert", self.prog.split()[-1]]))
-        of_class = given is not None and key in ("model", "data")
-        return f"`{verb} --{key}.help {given[1]}`" if given and of_class else f"`{verb} --help`"
+        return f"`{verb} --{key}.help {class_path}`" if class_path and key in ("model", "data") else f"`{verb} --help`"
 
 
 def _options(class_path: str) -> Iterator[str]:

@@ -15,12 +15,13 @@ from hubert_lightning.errors import UserError, within
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.pretrained.load import read_trained
-from hubert_lightning.pretrained.weights import Trained, encoder_of, predictors_of
+from hubert_lightning.pretrained.load import read_weights
+from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder, build_predictors
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
-from hubert_lightning.units.quality import entropy
+from hubert_lightning.units.label_shards import MAX_CLUSTERS
+from hubert_lightning.units.quality import perplexity
 
 
 class HubertPretraining(Task):
@@ -70,7 +71,7 @@ class HubertPretraining(Task):
         activation_checkpointing: bool = False,
     ) -> None:
         within(1, 2**20, final_dim=final_dim)
-        within(1, 2**16, num_clusters=num_clusters)
+        within(1, MAX_CLUSTERS, num_clusters=num_clusters)
         within(0, feature_penalty=feature_penalty)
         if isinstance(num_clusters, list) and not num_clusters:
             raise UserError("num_clusters is an empty list; give a number of clusters")
@@ -89,7 +90,7 @@ class HubertPretraining(Task):
         # RunRecord logs the settings as they were built
         self.save_hyperparameters(ignore=["optimizer", "pretrained", "keep_head", *CHANGEABLE_ON_RESUME], logger=False)
         self.hparams["encoder"] = asdict(encoder)  # plain numbers: a checkpoint opens without our classes
-        trained = None if pretrained is None else read_trained(pretrained)
+        trained = None if pretrained is None else read_weights(pretrained)
         if pretrained is not None and trained is not None:
             self.encoder.load_state_dict(_encoder_weights(pretrained, trained, encoder))
         self.predictors = nn.ModuleList(
@@ -102,13 +103,13 @@ class HubertPretraining(Task):
         self.pretrained, self.keep_head = pretrained, keep_head
         self.warmup, self.given_warmup_steps = warmup, warmup_steps
 
-    def _load_head(self, pretrained: Path | None, trained: Trained | None) -> None:
+    def _load_head(self, pretrained: Path | None, trained: PretrainedWeights | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
             raise UserError(
                 f"keep_head, but {pretrained or 'nothing (pretrained is not given)'} has no head of pre-training; "
                 "name a checkpoint with one in model.init_args.pretrained, or leave keep_head out"
             )
-        heads, own_heads = predictors_of(trained, pretrained), list(self.predictors)
+        heads, own_heads = build_predictors(trained, pretrained), list(self.predictors)
         shapes, own_shapes = _codeword_shapes(heads), _codeword_shapes(own_heads)
         if shapes != own_shapes or trained.temperature != self.hparams["temperature"]:
             raise UserError(
@@ -164,10 +165,10 @@ class HubertPretraining(Task):
     def on_validation_epoch_end(self) -> None:
         counts = self.trainer.strategy.reduce(self._cluster_counts, reduce_op="sum")
         assert isinstance(counts, Tensor)
-        perplexity = entropy(counts).exp().mean(dim=-1)  # a mean over streams
+        means = perplexity(counts).mean(dim=-1)  # over streams
         for number, name in enumerate(("label", "predicted")):
             self.log(f"val/{name}_clusters", counts[number].count_nonzero().float(), sync_dist=True)
-            self.log(f"val/{name}_perplexity", perplexity[number], sync_dist=True)
+            self.log(f"val/{name}_perplexity", means[number], sync_dist=True)
 
     def _encode(self, waveform: Tensor, mask: Tensor, kept: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
         local = self.encoder.local_features(waveform)
@@ -286,8 +287,8 @@ ARCHITECTURE = (
 """Settings of an encoder that its weights depend on."""
 
 
-def _encoder_weights(pretrained: Path, trained: Trained, config: EncoderConfig) -> dict[str, Tensor]:
-    encoder = encoder_of(trained, pretrained)
+def _encoder_weights(pretrained: Path, trained: PretrainedWeights, config: EncoderConfig) -> dict[str, Tensor]:
+    encoder = build_encoder(trained, pretrained)
     for name in ARCHITECTURE:
         value, own_value = getattr(encoder.config, name), getattr(config, name)
         if value != own_value:

@@ -1,6 +1,6 @@
-"""What a run's folder says of the run: its config and its last metrics, and what to do where they are damaged.
+"""Config and metrics in the output folder of a run, and their repair if they are corrupt.
 
-Checkpoints hold a copy of both, from which a damaged file is written again.
+Checkpoints hold a copy of both, from which a corrupt file is written again.
 """
 
 import json
@@ -17,24 +17,23 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, read_regular, write_whole
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.checkpoints import BEST, LAST, PREVIOUS
-from hubert_lightning.untrusted.yaml_file import LARGEST, parse_yaml
+from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, parse_yaml
 
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
-KEPT_CONFIG, KEPT_METRICS = "config", "final_metrics"  # in a checkpoint
+KEPT_CONFIG, KEPT_METRICS = "config", "final_metrics"
+"""Entries of a checkpoint with the copies."""
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder of a run or of results in which something else has the place of a file.
-
-    A pipe would be waited for, and a device such as /dev/zero read without an end.
+    """Refuse an output folder with a pipe, a socket or a device, which a command would read without an end.
 
     Args:
         folder: Folder; it need not exist.
 
     Raises:
-        UserError: A pipe, a socket or a device is in it, or a link to one.
+        UserError: The folder holds one of them, or a link to one.
     """
     if not folder.is_dir():
         return
@@ -46,16 +45,16 @@ def check_files(folder: Path) -> None:
 
 
 def kept_config(folder: Path) -> dict[str, Any]:
-    """The config of the run in a folder that has checkpoints; a damaged `config.yaml` is restored from one of them.
+    """Read the config of a run that has checkpoints; a corrupt `config.yaml` is restored from one of them.
 
     Args:
-        folder: Folder of the run.
+        folder: Output folder of the run.
 
     Returns:
         Content of `config.yaml`.
 
     Raises:
-        UserError: It is damaged or missing, and no checkpoint holds a copy.
+        UserError: The config is corrupt or missing, and no checkpoint holds a copy.
     """
     path = folder / CONFIG
     reason = "missing"
@@ -67,46 +66,56 @@ def kept_config(folder: Path) -> dict[str, Any]:
         restore_config(path, reason, checkpoint)
         return config
     if reason == "missing":
-        raise UserError(f"{folder}: holds checkpoints of something else (no {CONFIG}); choose another --output")
+        raise UserError(f"{folder}: holds checkpoints but no {CONFIG}, so it is no run; choose another --output")
     raise UserError(
-        f"{path}: damaged ({reason}), and no checkpoint beside it holds a copy; restore it from a backup, or give the "
+        f"{path}: corrupt ({reason}), and no checkpoint beside it holds a copy; restore it from a backup, or give the "
         f"run's options with another --output and --ckpt_path {folder / LAST}"
     )
 
 
 def saved_configs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Checkpoints of a run, the newest first, with the config that each of them holds."""
+    """Iterate over the checkpoints of a run that hold a config, the newest first.
+
+    Args:
+        folder: Output folder of the run.
+
+    Yields:
+        Path of a checkpoint, and the config in it.
+    """
     best = sorted(folder.glob(f"{Path(BEST).stem}*.ckpt"))
     for checkpoint in (folder / LAST, folder / PREVIOUS, *best):
         text = _read_entry(checkpoint, KEPT_CONFIG)
-        config = _parsed_config(text)[0] if isinstance(text, str) else None
+        config = _parse_config(text)[0] if isinstance(text, str) else None
         if config is not None:
             yield checkpoint, config
 
 
 def restore_config(path: Path, reason: str, checkpoint: Path) -> None:
-    """Write a config again.
+    """Write the config in a checkpoint to a file.
 
     Args:
-        path: File of the config.
-        reason: What is wrong with it.
+        path: Path of the config.
+        reason: Defect of the present file, for the log.
         checkpoint: Checkpoint that holds a copy.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The config cannot be written.
     """
     if is_first_process():
         write_whole(path, _read_entry(checkpoint, KEPT_CONFIG).encode())
-    log.warning("%s: damaged (%s); restored from %s", path, reason, checkpoint.name)
+    log.warning("%s: corrupt (%s); restored from %s", path, reason, checkpoint.name)
 
 
 def restore_given_config(path: Path) -> None:
-    """Restore a config that a command names, if it is one of a run's and is damaged.
+    """Restore a config that a command names, if it belongs to a run and is corrupt.
 
     A config names classes, which are imported. So the user reviews a copy from a checkpoint before it is used.
 
+    Args:
+        path: Path of the config.
+
     Raises:
-        UserError: It was damaged; the sentence says whether it is restored.
+        UserError: The config was corrupt; the sentence tells whether it is restored.
     """
     if path.name != CONFIG or not path.is_file() or not any(path.parent.glob("*.ckpt")):
         return
@@ -114,16 +123,16 @@ def restore_given_config(path: Path) -> None:
     if config is None:
         kept_config(path.parent)
         raise UserError(
-            f"{path}: was damaged ({reason}), and is restored from the checkpoint beside it; look whether it is your "
+            f"{path}: was corrupt ({reason}), and is restored from the checkpoint beside it; check that it is your "
             "run's, and run the same command again"
         )
 
 
-def says_manifests(checkpoint: Path, class_path: str) -> bool:
-    """Whether a checkpoint says which manifests it was trained with.
+def names_manifests(checkpoint: Path, class_path: str) -> bool:
+    """Return whether a checkpoint states the manifests of its training, as those of this version do.
 
     Args:
-        checkpoint: File, or the folder of a run, whose newest that can be read counts.
+        checkpoint: Path of the checkpoint; or output folder of a run, whose newest readable checkpoint counts.
         class_path: Class of the run's data.
     """
     name = class_path.rsplit(".", 1)[-1]
@@ -134,41 +143,51 @@ def says_manifests(checkpoint: Path, class_path: str) -> bool:
 
 
 def kept_metrics(folder: Path) -> dict[str, Any]:
-    """The last metrics of a finished run; a damaged `metrics.json` is restored from its checkpoint.
+    """Read the last metrics of a finished run; a corrupt `metrics.json` is restored from its checkpoint.
 
     Args:
-        folder: Folder of the run.
+        folder: Output folder of the run.
 
     Returns:
-        Content of `metrics.json`; empty if the run is not finished, or if that is to be found out by going on.
+        Content of `metrics.json`; empty if the run is not finished, or must resume to find out.
     """
     path = folder / METRICS
     try:
         metrics = json.loads(read_regular(path))
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError):  # UserError, UnicodeDecodeError and JSONDecodeError are ValueErrors
         metrics = None
     if _are_metrics(metrics):
-        return metrics
+        return dict(metrics)
     saved = _read_entry(folder / LAST, KEPT_METRICS)
     if _are_metrics(saved):
         if is_first_process():
             write_json(path, saved)
-        log.warning("%s: damaged; restored from %s", path, LAST)
-        return saved
-    log.warning("%s: damaged; made again from %s", path, LAST)
+        log.warning("%s: corrupt; restored from %s", path, LAST)
+        return dict(saved)
+    log.warning("%s: corrupt; the run resumes from %s to write it again", path, LAST)
     return {}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON, whole or not at all, null for numbers that are not finite; raises as `write_whole` does."""
-    known = {name: None if isinstance(of, float) and not math.isfinite(of) else of for name, of in values.items()}
-    write_whole(path, (json.dumps(known, indent=2, allow_nan=False) + "\n").encode())
+    """Write values as JSON, whole or not at all; numbers that are not finite become null.
+
+    Args:
+        path: Path of the file.
+        values: Values by name.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    write_whole(path, (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _are_metrics(metrics: Any) -> bool:
-    """Whether values are those of a finished run, of the types that the next start asks for."""
+    """Whether values have the types of a finished run's, as far as the next start reads them."""
     if not isinstance(metrics, dict) or not _is_count(metrics.get("steps")):
         return False
     stopped = "stopped_early" in metrics
@@ -180,40 +199,40 @@ def _is_count(value: Any) -> bool:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """A config, or none and what is wrong with it."""
+    """Return a config, or None and its defect."""
     try:
-        return _parsed_config(read_regular(path, LARGEST).decode())
+        return _parse_config(read_regular(path, MAX_CONFIG_BYTES).decode())
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct that, and run again") from error
 
 
-def _parsed_config(text: str) -> tuple[dict[str, Any] | None, str]:
+def _parse_config(text: str) -> tuple[dict[str, Any] | None, str]:
     if not text.strip("\0 \n"):
         return None, "empty"
     try:
         config = parse_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return None, "not YAML"
     parts: list[tuple[str, Callable[[Any], bool]]] = [
-        ("model", _is_of_class),
-        ("data", _is_of_class),
+        ("model", _names_class),
+        ("data", _names_class),
         ("trainer", lambda trainer: isinstance(trainer, dict) and {"callbacks", "logger"} <= trainer.keys()),
         ("seed_everything", lambda seed: isinstance(seed, (int, bool))),
     ]
-    for name, fits in parts:
-        if not isinstance(config, dict) or not fits(config.get(name)):
+    for name, is_valid in parts:
+        if not isinstance(config, dict) or not is_valid(config.get(name)):
             return None, f"no {name}, or something else under that name"
-    listed = config["trainer"]["callbacks"] or []
-    if not isinstance(listed, (list, dict)) or not all(
-        map(_is_of_class, listed if isinstance(listed, list) else [listed])
+    callbacks = config["trainer"]["callbacks"] or []
+    if not isinstance(callbacks, (list, dict)) or not all(
+        map(_names_class, callbacks if isinstance(callbacks, list) else [callbacks])
     ):
         return None, "trainer.callbacks are no classes"
     return config, ""
 
 
-def _is_of_class(part: Any) -> bool:
+def _names_class(part: Any) -> bool:
     return (
         isinstance(part, dict)
         and isinstance(part.get("class_path"), str)
@@ -222,10 +241,10 @@ def _is_of_class(part: Any) -> bool:
 
 
 def _read_entry(checkpoint: Path, name: str) -> Any:
-    """What a checkpoint holds under a name, None if it is damaged or holds none."""
+    """Return an entry of a checkpoint, None if there is none or the checkpoint is corrupt."""
     if not checkpoint.is_file():
         return None
     try:
         return read_checkpoint(checkpoint).get(name)
-    except ValueError:
+    except UserError:
         return None

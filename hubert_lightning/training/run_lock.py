@@ -1,8 +1,8 @@
-"""One command at a time on a folder: a lock file that outlives a crash no longer than it must.
+"""One command at a time in a folder: a lock file that a crash leaves behind no longer than necessary.
 
-The file says which process holds it: host, process and when that started, job. On the same host, the process table
-tells whether it still runs, however long it stands still. From another host, the file's time tells, which the holder
-renews.
+The file names the process that holds it: host, process number, start time, job. On the same host, the process table
+shows whether the process still runs, even if it is stopped. From another host, the modification time of the file shows
+it, which the holder renews.
 """
 
 import fcntl
@@ -28,11 +28,11 @@ from hubert_lightning.files import read_regular, remove_unfinished, unfinished_f
 log = logging.getLogger(__name__)
 
 RUN_LOCK = "run.lock"
-ELSEWHERE = "choose another --output"
-RENEWED = 20.0
-"""Seconds after which a holder renews the time of its file."""
-STALE = 90.0
-"""Seconds after which a file that was not renewed is a dead process's, where the process table cannot tell."""
+CHOOSE_OUTPUT = "choose another --output"
+RENEW_EVERY = 20.0
+"""Seconds after which a holder renews the modification time of its file."""
+STALE_AFTER = 90.0
+"""Seconds without a renewal after which the holder counts as dead, if this host's process table does not list it."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Holder:
 
     Args:
         host: Name of its machine.
-        process: Its number there.
-        started: When it started, as that machine counts; empty if it cannot be told.
-        machine: Which start of which machine, and which namespace of processes, the number belongs to.
-        job: Job of SLURM, if it is part of one.
-        restart: How often that job was put back into the queue.
+        process: Process number.
+        started: Start time in the machine's own unit, empty if unknown.
+        machine: Identity of the machine's boot and of the namespace of process numbers.
+        job: SLURM job, empty outside of SLURM.
+        restart: Number of times that the job was put back into the queue.
     """
 
     host: str
@@ -57,40 +57,40 @@ class Holder:
 
     @classmethod
     def this(cls) -> "Holder":
+        """Describe this process."""
         job = os.environ.get("SLURM_JOB_ID", "")
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         return cls(socket.gethostname(), os.getpid(), _started(os.getpid()), _machine(), job, restart)
 
     def is_dead(self) -> bool | None:
-        """Whether the process has ended; None if that cannot be told from here."""
+        """Return whether the process has ended, None if that is unknown from here."""
         here = Holder.this()
         if (self.host, self.machine) == (here.host, here.machine):
             return _started(self.process) != self.started if self.started else None
         if self.job and self.job == here.job and self.restart != here.restart:
-            return True  # SLURM puts a job back when its processes have ended
+            return True  # SLURM puts a job back into the queue when its processes have ended
         return None
 
 
 @contextmanager
-def locked(folder: Path, name: str = RUN_LOCK, instead: str = ELSEWHERE) -> Iterator[None]:
-    """Hold the lock of a folder, which is made; within the same process as often as asked, and on rank 0 alone.
+def locked(folder: Path, name: str = RUN_LOCK, instead: str = CHOOSE_OUTPUT) -> Iterator[None]:
+    """Create a folder and hold its lock, on rank 0 alone; within one process, locks may be nested.
 
-    A lock that a dead process left is taken over. Whether a process on another host is dead is known after at most
-    a minute and a half.
+    A lock that a dead process left is taken over. For a process on another host this takes up to a minute and a half.
 
     Args:
         folder: Folder that is written to.
-        name: Name of the lock file, one for each kind of command that may be alone.
-        instead: What the user may do instead, if another process holds it.
+        name: Name of the lock file, one for each kind of command that must be alone.
+        instead: Advice to the user if another process holds the lock.
 
     Raises:
-        UserError: Another process holds it; or the file cannot be read, or the folder written to.
+        UserError: Another process holds the lock; or the file cannot be read, or the folder written to.
     """
     path = folder.resolve() / name
     if not is_first_process() or _held.get(path) == os.getpid():
         yield
         return
-    mine = _taken(path, instead)
+    mine = _take(path, instead)
     _held[path] = os.getpid()
     ended = threading.Event()
     threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
@@ -105,10 +105,17 @@ def locked(folder: Path, name: str = RUN_LOCK, instead: str = ELSEWHERE) -> Iter
 
 
 def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
-    """The other process that holds a folder's lock; None if it is free, or held by a process known to be dead.
+    """Find the other process that holds the lock of a folder.
+
+    Args:
+        folder: Folder.
+        name: Name of the lock file.
+
+    Returns:
+        The process, None if the lock is free or its process is known to be dead.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: The lock file cannot be read.
     """
     path = folder.resolve() / name
     if _held.get(path) == os.getpid() or (content := _content(path)) is None:
@@ -118,24 +125,25 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
         return None
     dead = holder.is_dead()
     if dead is None:
-        with suppress(OSError), unfinished_file(path) as now:  # whose time the same disk gives; else it is alive
-            dead = _age(path, now) > STALE
+        # A file that is made now gets its time from the same disk's clock; without one, the process counts as alive
+        with suppress(OSError), unfinished_file(path) as now:
+            dead = _age(path, now) > STALE_AFTER
     return None if dead else holder
 
 
-def refuse(folder: Path, holder: Holder, instead: str = ELSEWHERE) -> UserError:
-    """The sentence that names who holds a folder."""
+def refuse(folder: Path, holder: Holder, instead: str = CHOOSE_OUTPUT) -> UserError:
+    """Make the error that names the holder of a folder's lock, with an advice to the user."""
     return UserError(
         f"{folder}: process {holder.process} on {holder.host} is at work in it"
         f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or {instead}"
     )
 
 
-_held: dict[Path, int] = {}  # locks of this process, by which it is told from one that it forked
+_held: dict[Path, int] = {}  # locks of this process, with its number: a forked process holds none
 
 
-def _taken(path: Path, instead: str) -> bytes:
-    """Put a file of this process in place; returns what is in it."""
+def _take(path: Path, instead: str) -> bytes:
+    """Put a lock file of this process in place, and return its content."""
     mine = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,38 +153,39 @@ def _taken(path: Path, instead: str) -> bytes:
                 file.write(mine)
                 file.flush()
                 os.fsync(file.fileno())
-            while not _linked(own, path):
+            while not _link(own, path):
                 _wait_for_end(path, own, instead)
     except OSError as error:
         raise UserError(
-            f"{path.parent}: cannot be made or written to ({error.strerror}); correct that, or choose another --output"
+            f"{path.parent}: cannot be created or written to ({error.strerror}); correct that, or choose another "
+            "--output"
         ) from error
     return mine
 
 
 def _wait_for_end(path: Path, own: Path, instead: str) -> None:
-    """Return when the holder is known to be dead and its file is removed; raises if it is alive."""
+    """Return when the holder is known to be dead and its file is removed; raise `UserError` if it is alive."""
     with _alone(path.parent):
         before, renewed = _content(path), _time(path)
         if before is None:
             return
         holder = _holder(before)
         dead = None if holder is None else holder.is_dead()
-        if dead or (dead is None and _age(path, own) > STALE):
+        if dead or (dead is None and _age(path, own) > STALE_AFTER):
             _remove(path, before)
             return
     if dead is False:
         assert holder is not None
         raise refuse(path.parent, holder, instead)
-    who = f"process {holder.process} on {holder.host}" if holder else "whoever wrote it, which it does not say,"
-    log.warning("%s: waiting up to %.0f s to see whether %s is alive", path, STALE, who)
+    name = f"process {holder.process} on {holder.host}" if holder else "its holder, whose name is corrupt,"
+    log.warning("%s: waiting up to %.0f s to see whether %s is alive", path, STALE_AFTER, name)
     while _content(path) == before:
         time.sleep(0.5)
         os.utime(own)
         if _time(path) != renewed and holder is not None:
             raise refuse(path.parent, holder, instead)
-        if _age(path, own) > STALE:
-            return  # to be looked at once more, and removed, alone
+        if _age(path, own) > STALE_AFTER:
+            return  # the next call removes it, under the folder's lock
 
 
 def _remove(path: Path, content: bytes | None) -> None:
@@ -185,13 +194,13 @@ def _remove(path: Path, content: bytes | None) -> None:
     with suppress(FileNotFoundError):
         os.rename(path, aside)
         if aside.read_bytes() != content:
-            _linked(aside, path)
+            _link(aside, path)
         aside.unlink()
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Be the only process of this machine, and where the disk knows such locks of all, to look at a folder's lock."""
+    """Be the only process of this machine that looks at a folder's lock; of all machines on some file systems."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -201,8 +210,8 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _linked(own: Path, path: Path) -> bool:
-    """Whether the file got the name, which no file may have; without links, as a file that is made there."""
+def _link(own: Path, path: Path) -> bool:
+    """Give a file a name that must be free, and return whether it was; without links, copy the file."""
     try:
         os.link(own, path)
     except FileExistsError:
@@ -217,27 +226,23 @@ def _linked(own: Path, path: Path) -> bool:
 
 
 def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
-    """Renew the time of a file; end the process, which must have stood still, if another has taken over."""
-    while not ended.wait(RENEWED):
+    """Renew the time of a file; end the process if another took over, while this one must have been stopped."""
+    while not ended.wait(RENEW_EVERY):
         try:
             content = path.read_bytes()
-        except OSError:  # such as of a server that restarts
+        except OSError:  # such as while a file server restarts
             continue
         if content == mine:
             with suppress(OSError):
                 os.utime(path)
         elif holder := _holder(content):
-            there = f"process {holder.process} on {holder.host} took over while this one stood still"
-            print(f"hubert: {path.parent}: {there}, which ends", file=sys.stderr, flush=True)
+            taken = f"process {holder.process} on {holder.host} took over while this one was stopped"
+            print(f"hubert: {path.parent}: {taken}, so this one ends", file=sys.stderr, flush=True)
             os._exit(2)
 
 
 def _content(path: Path) -> bytes | None:
-    """What a file says, None if there is none.
-
-    Raises:
-        UserError: It cannot be read.
-    """
+    """Content of a lock file, None if there is none; raises `UserError` if it cannot be read."""
     try:
         return read_regular(path)
     except FileNotFoundError:
@@ -248,17 +253,17 @@ def _content(path: Path) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error.strerror}), so that nothing tells whether a process is at work there; correct "
-        "that, or remove it if none is"
+        f"{path}: cannot be read ({error.strerror}), so a process may be at work in the folder; correct that, or "
+        "remove the file if none is"
     )
 
 
 def _holder(content: bytes | None) -> Holder | None:
-    """The process that a file names, None if it is damaged."""
+    """The process that a lock file names, None if it is corrupt."""
     try:
-        about: Any = json.loads(content or b"")
-        about.pop("token")
-        holder = Holder(**about)
+        entries: Any = json.loads(content or b"")
+        entries.pop("token")
+        holder = Holder(**entries)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     texts = (holder.host, holder.started, holder.machine, holder.job, holder.restart)
@@ -266,7 +271,7 @@ def _holder(content: bytes | None) -> Holder | None:
 
 
 def _time(path: Path) -> float:
-    """When a file was renewed, long ago if there is none; raises as `_content` does."""
+    """Modification time of a file, long ago if there is none; raises `UserError` if it cannot be read."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -276,12 +281,12 @@ def _time(path: Path) -> float:
 
 
 def _age(path: Path, now: Path) -> float:
-    """Seconds since a file was renewed, by the clock of its disk, which a file beside it that was renewed now tells."""
+    """Seconds since a file was renewed, by the clock of its disk: `now` is a file beside it that was renewed now."""
     return _time(now) - _time(path)
 
 
 def _machine() -> str:
-    """Which start of this machine, and which namespace of its processes; the same for all that see one another."""
+    """Identity of this machine's boot and process namespace: the same for all processes that see one another."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     with suppress(OSError):
         return f"{boot.read_text().strip()} {os.readlink(namespace)}"
@@ -289,7 +294,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process started; empty if there is none, or none that still runs."""
+    """Start time of a process, empty if there is none that still runs."""
     if Path("/proc/self/stat").exists():
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -300,7 +305,7 @@ def _started(process: int) -> str:
 
 
 def _listed_start(process: int) -> str:
-    """When a process started as `ps` says, the same in every language and time zone; empty if there is none."""
+    """Start time of a process by `ps`, the same in every language and time zone; empty if there is none."""
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(process)]
     fixed = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     state, _, start = subprocess.run(command, capture_output=True, text=True, env=fixed).stdout.strip().partition(" ")

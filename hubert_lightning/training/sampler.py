@@ -1,4 +1,4 @@
-"""Which utterances make a batch, and which rank takes it."""
+"""The plan of batches: which utterances form a batch, and which rank trains on it."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,61 +10,69 @@ from torch.utils.data import Sampler
 
 
 class BatchPlan(NamedTuple):
-    """Which cuts make a batch (their places in the manifest), the seed of all that is random about it, and the seed
-    that it shares with the other batches of its optimiser step."""
+    """The utterances and the seeds of a batch.
+
+    Args:
+        cuts: Indices of the cuts.
+        seed: Seed of everything random in this batch.
+        step_seed: Seed that all batches of an optimizer step share.
+    """
 
     cuts: tuple[int, ...]
     seed: int
     step_seed: int = 0
 
 
-BUCKET = 1.04
-"""Lengths within 4 % of one another are of one bucket, and are cropped or padded to the same length: kernels that are
-chosen or compiled for a shape are chosen once. On two CPU cores, steps on lengths of their own take twice as long."""
+BUCKET_RATIO = 1.04
+"""Lengths within 4 % of each other fall into one bucket and are cropped or padded to one length, so kernels that are
+chosen or compiled for a shape are chosen once. On two CPU cores, steps with lengths of their own take twice as long."""
 
 
 def bucket_of(frames: np.ndarray) -> np.ndarray:
-    """The bucket that so many frames, 1 or more, fall in."""
-    return np.floor(np.log(frames) / np.log(BUCKET) + 1e-9).astype(int)
+    """Return the bucket of each number of frames, 1 or more."""
+    bucket: np.ndarray = np.floor(np.log(frames) / np.log(BUCKET_RATIO) + 1e-9).astype(int)
+    return bucket
 
 
 def shortest_of_bucket(bucket: int) -> int:
-    """Frames of the shortest cut that falls in this bucket or a later one."""
-    return math.ceil(BUCKET**bucket - 1e-9)
+    """Return the frames of the shortest cut that falls into this bucket or a later one."""
+    return math.ceil(BUCKET_RATIO**bucket - 1e-9)
 
 
 def padded_frames(frames: int) -> int:
-    """To how many frames a batch is padded in fine-tuning, whose longest utterance has so many."""
+    """Return the frames to which fine-tuning pads a batch whose longest utterance has this number of frames."""
     return shortest_of_bucket(int(bucket_of(np.array(frames))) + 1)
 
 
 class PlannedBatches(Sampler[BatchPlan]):
-    """Batches of cuts of similar length, drawn anew each epoch, the same number of them on every rank.
+    """Plans of batches of cuts of similar length, drawn anew in each epoch, the same number on every rank.
 
-    Lengths fall into buckets 4 % wide. Within a bucket the cuts are shuffled; the sorted buckets are then
-    dealt into batches of at most `max_frames`, and the batches shuffled. So an epoch has every cut once, and each
-    epoch has the same number of batches.
+    Lengths fall into buckets 4 % wide. Within a bucket the cuts are shuffled; the sorted buckets are then dealt into
+    batches of at most `max_frames`, and the batches shuffled. So an epoch has every cut once, and each epoch has the
+    same number of batches.
 
-    Optimiser step s trains on the next `world_size * accumulate` batches of the epoch, whichever rank gets them: eight
-    ranks take the steps that one takes which accumulates eight. Repeating a few batches fills the epoch's last step.
+    Optimizer step s trains on the next `world_size * accumulate` batches of the epoch, on whichever rank: eight ranks
+    take the same steps as one rank that accumulates eight batches. A few batches are repeated to fill the last step of
+    the epoch.
 
-    A corpus of more than `block_cuts` is planned block by block, each of neighbouring cuts, in another order each
-    epoch: neither are all of its cuts in memory, nor are they read from all over the disk.
+    A corpus of more than `block_cuts` is planned block by block, each of neighbouring cuts, in another order in each
+    epoch, so that not all of its cuts are in memory, and they are not read from all over the disk.
 
     Args:
-        frames: Frames that each cut contributes.
-        max_frames: Frames of a batch at most, padding counted.
-        corpora: How many of the cuts, which follow one another, are of each corpus; all are of one if not given.
-        weights: Each corpus's share of an epoch, which has as many frames as all cuts together. Cuts of a corpus with
-            fewer come several times; of one with more, others in each epoch. Every cut comes once if not given.
-        seed: Of every epoch's order and every batch's own seed.
-        position: Batches that this rank has trained on since the first; the trainer knows, also after a restart.
-        shuffle: False keeps one order and one seed per batch for good, so that validations compare.
-        rank: Which part of the batches to give.
-        world_size: Number of such parts.
-        accumulate: Batches on each rank that make one optimiser step.
-        even: Whether all ranks need as many batches without shuffling too, for which the first are repeated.
-        block_cuts: Cuts of a block, about.
+        frames: (cuts,), frames that each cut contributes.
+        max_frames: Maximum number of frames of a batch, with padding.
+        corpora: (corpora,), consecutive cuts that belong to each corpus; all belong to one if not given.
+        weights: (corpora,), share of each corpus in an epoch, which has as many frames as all cuts together. Cuts of a
+            corpus with fewer frames come several times; a larger corpus contributes other cuts in each epoch. If not
+            given, every cut comes once.
+        seed: Seed of the order of every epoch and of the seed of every batch.
+        position: Function that returns the batches that this rank has trained on, also before a restart.
+        shuffle: Whether epochs differ; if not, one order and one seed for each batch make validations comparable.
+        rank: Rank whose batches are planned.
+        world_size: Number of ranks.
+        accumulate: Batches on each rank that form an optimizer step.
+        even: Whether all ranks need the same number of batches without shuffling as well; the first ones are repeated.
+        block_cuts: Approximate number of cuts in a block.
     """
 
     def __init__(
@@ -89,110 +97,119 @@ class PlannedBatches(Sampler[BatchPlan]):
         self.even = even or shuffle
         frames, corpora = np.asarray(frames), corpora or [len(frames)]
         starts = np.cumsum([0, *corpora])
-        times = [1.0] * len(corpora)
+        repeats = [1.0] * len(corpora)
         if weights is not None:
-            of_corpus = np.add.reduceat(frames.astype(np.int64), starts[:-1])
-            times = (np.array(weights) / sum(weights) * of_corpus.sum() / of_corpus).tolist()
-        number = max(1, round(len(frames) / block_cuts))
-        # Of every corpus, each block has as large a part, so that they are mixed all the time
-        ends = [np.linspace(*corpus, number + 1).astype(int) for corpus in pairwise(starts)]
+            corpus_frames = np.add.reduceat(frames.astype(np.int64), starts[:-1])
+            repeats = (np.array(weights) / sum(weights) * corpus_frames.sum() / corpus_frames).tolist()
+        num_blocks = max(1, round(len(frames) / block_cuts))
+        # Each block has an equal part of every corpus, so that they are mixed all the time
+        bounds = [np.linspace(*corpus, num_blocks + 1).astype(int) for corpus in pairwise(starts)]
         self._blocks = [
-            _Block(frames, [slice(of[block], of[block + 1]) for of in ends], times, max_frames)
-            for block in range(number)
+            _Block(frames, [slice(bound[block], bound[block + 1]) for bound in bounds], repeats, max_frames)
+            for block in range(num_blocks)
         ]
-        self._batches = sum(len(block.ends) for block in self._blocks)
+        self._num_batches = sum(len(block.ends) for block in self._blocks)
 
     def __len__(self) -> int:
         if self._repeats:
-            return -(-self._batches // self.step_size) * self.step_size // self.world_size
-        return len(range(self.rank, self._batches, self.world_size))
+            return -(-self._num_batches // self.step_size) * self.step_size // self.world_size
+        return len(range(self.rank, self._num_batches, self.world_size))
 
     @property
     def _repeats(self) -> bool:
-        """In training all ranks need as many batches; in validation none may count twice, but each needs one."""
-        return self.even or self._batches < self.world_size
+        """Whether batches are repeated: in training all ranks need the same number, in validation each needs one."""
+        return self.even or self._num_batches < self.world_size
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = divmod(self.position(), len(self)) if self.shuffle else (0, 0)
         return self._plans(epoch, done)
 
     def plan(self, epoch: int) -> list[BatchPlan]:
-        """This rank's batches of one epoch; in training the last few may repeat the first to fill the last step."""
+        """Return this rank's batches of one epoch; in training the last few may repeat the first."""
         return list(self._plans(epoch))
 
     def _plans(self, epoch: int, done: int = 0) -> Iterator[BatchPlan]:
-        """What follows in an epoch after so many batches of this rank; a block is planned when it is reached."""
-        place, step_seed = 0, 0  # among the batches of all ranks
-        for number in self._order_of_blocks(epoch):
-            block = self._blocks[number]
-            if place + len(block.ends) <= done * self.world_size // self.step_size * self.step_size:
-                place += len(block.ends)
+        """Yield the batches of an epoch after the first `done` of this rank; plan a block when it is reached."""
+        number, step_seed = 0, 0  # number of the batch among those of all ranks
+        for block_number in self._order_of_blocks(epoch):
+            block = self._blocks[block_number]
+            if number + len(block.ends) <= done * self.world_size // self.step_size * self.step_size:
+                number += len(block.ends)
                 continue
-            rng = np.random.default_rng([self.seed, epoch, number])
+            rng = np.random.default_rng([self.seed, epoch, block_number])
             for cuts, seed in block.deal(rng, self.shuffle):
-                if place % self.step_size == 0:
+                if number % self.step_size == 0:
                     step_seed = seed
-                turn, rank = divmod(place, self.world_size)
+                turn, rank = divmod(number, self.world_size)
                 if rank == self.rank and done <= turn < len(self):
                     yield BatchPlan(cuts, seed, step_seed)
-                place += 1
+                number += 1
 
     def _order_of_blocks(self, epoch: int) -> list[int]:
-        order = np.arange(len(self._blocks))
+        order = list(range(len(self._blocks)))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        rounds = -(-len(self) * self.world_size // self._batches) if self._repeats else 1
-        return np.tile(order, rounds).tolist()
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(order)).tolist()
+        rounds = -(-len(self) * self.world_size // self._num_batches) if self._repeats else 1
+        return order * rounds
 
 
 class _Block:
-    """Cuts that batches are dealt from at a time, some of each corpus; in every epoch as many batches of as many cuts.
+    """The cuts that are dealt into batches together; every epoch has the same number of batches of the same sizes.
 
-    frames: of all cuts of all corpora
-    parts:  where the block's cuts of each corpus are
-    times:  how often a cut of each corpus comes in an epoch
+    Args:
+        frames: (cuts,), frames of all cuts of all corpora.
+        parts: (corpora,), cuts of each corpus that belong to the block.
+        repeats: (corpora,), how often a cut of each corpus comes in an epoch.
+        max_frames: Maximum number of frames of a batch, with padding.
     """
 
-    def __init__(self, frames: np.ndarray, parts: list[slice], times: Sequence[float], max_frames: int) -> None:
-        self.frames, self.parts, self.times = frames, parts, times
+    def __init__(self, frames: np.ndarray, parts: list[slice], repeats: Sequence[float], max_frames: int) -> None:
+        self.frames, self.parts, self.repeats = frames, parts, repeats
         sizes = np.sort(np.concatenate([frames[part] for part in parts]))
-        drawn, counts = np.unique(bucket_of(frames[self._draw(np.random.default_rng(0))]), return_counts=True)
-        longest = sizes[np.searchsorted(bucket_of(sizes), drawn, side="right") - 1]
-        self.ends = _deal(counts.tolist(), longest.tolist(), max_frames)
-        """Where each batch ends, among the cuts that are drawn in the order of their buckets."""
+        buckets, counts = np.unique(bucket_of(frames[self._draw(np.random.default_rng(0))]), return_counts=True)
+        longest = sizes[np.searchsorted(bucket_of(sizes), buckets, side="right") - 1]
+        self.ends = _batch_ends(counts.tolist(), longest.tolist(), max_frames)
+        """End of each batch among the drawn cuts in the order of their buckets."""
 
     def deal(self, rng: np.random.Generator, shuffle: bool) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Cuts and seed of every batch of an epoch."""
+        """Yield the cuts and the seed of every batch of an epoch."""
         drawn = self._draw(rng)
         tie = rng.random(len(drawn)) if shuffle else drawn
         batches = np.split(drawn[np.lexsort([tie, bucket_of(self.frames[drawn])])], self.ends[:-1])
         seeds = rng.integers(2**62, size=len(batches)).tolist()
-        turn = rng.permutation(len(batches)) if shuffle else np.arange(len(batches))
-        for batch in turn.tolist():
-            yield tuple(batches[batch].tolist()), seeds[batch]
+        order = rng.permutation(len(batches)) if shuffle else np.arange(len(batches))
+        for number in order.tolist():
+            yield tuple(batches[number].tolist()), seeds[number]
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Cuts of an epoch: of every corpus and bucket as many in each, at random which."""
+        """Draw the cuts of an epoch: random ones, but the same number from each corpus and bucket in every epoch."""
         drawn = []
-        for part, times in zip(self.parts, self.times, strict=True):
+        for part, repeats in zip(self.parts, self.repeats, strict=True):
             cuts = np.arange(part.start, part.stop)
-            if times != 1 and len(cuts):
+            if repeats != 1 and len(cuts):
                 buckets = bucket_of(self.frames[part])
                 cuts = cuts[np.lexsort([rng.random(len(cuts)), buckets])]
                 counts = np.unique(buckets, return_counts=True)[1]
-                wanted = np.diff(np.round(np.cumsum(counts) * times).astype(int), prepend=0)
-                of_bucket = np.split(cuts, np.cumsum(counts)[:-1])
-                cuts = np.concatenate([np.resize(of, count) for of, count in zip(of_bucket, wanted, strict=True)])
+                wanted = np.diff(np.round(np.cumsum(counts) * repeats).astype(int), prepend=0)
+                cuts_of_buckets = np.split(cuts, np.cumsum(counts)[:-1])
+                resized = [np.resize(chosen, count) for chosen, count in zip(cuts_of_buckets, wanted, strict=True)]
+                cuts = np.concatenate(resized)
             drawn.append(cuts)
         return np.concatenate(drawn)
 
 
-def _deal(counts: Sequence[int], longest: Sequence[int], max_frames: int) -> list[int]:
-    """Where each batch ends if cuts are dealt in order, so many of each size, to batches of `max_frames` at most."""
+def _batch_ends(counts: Sequence[int], longest: Sequence[int], max_frames: int) -> list[int]:
+    """Return the end of each batch when sorted cuts are dealt into batches of at most `max_frames`.
+
+    Args:
+        counts: (buckets,), number of cuts.
+        longest: (buckets,), frames of the longest cut.
+        max_frames: Maximum number of frames of a batch, with padding.
+    """
     ends, start, end = [], 0, 0
     for count, size in zip(counts, longest, strict=True):
         room, first, end = max(max_frames // size, 1), end, end + count
         while end - start > room:
-            start = max(start + room, first)  # what is in the batch already may be more than its longest allows
+            start = max(start + room, first)  # the batch may already have more cuts than this bucket's longest allows
             ends.append(start)
     return [*ends, end]

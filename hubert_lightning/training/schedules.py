@@ -1,21 +1,21 @@
-"""Learning rates as factors of their peak, for `torch.optim.lr_scheduler.LambdaLR`."""
+"""Learning-rate schedules, as factors of the peak for `torch.optim.lr_scheduler.LambdaLR`."""
 
 from collections.abc import Callable
 from functools import partial
 
 Schedule = Callable[[int], float]
-"""step, counted from 0 → factor of the peak; a part of what is pickled with a Trainer"""
+"""Step, counted from 0 → factor of the peak. Lightning pickles it with a Trainer, so it is no nested function."""
 
 
 def linear_warmup_decay(warmup_steps: int, total_steps: int) -> Schedule:
-    """From 0 to the peak and back to 0 at the last step, both in straight lines (HuBERT §IV-C)."""
+    """Rise linearly from 0 to the peak, then fall linearly to 0 at the last step (HuBERT §IV-C)."""
     return partial(_linear, warmup_steps, total_steps)
 
 
 def tri_stage(
     warmup_steps: int, hold_steps: int, decay_steps: int, initial: float = 0.01, final: float = 0.05
 ) -> Schedule:
-    """Up in a straight line, hold, down exponentially, then stay there (fairseq tri_stage)."""
+    """Rise linearly, hold the peak, fall exponentially, then stay at the final factor (fairseq tri_stage)."""
     return partial(_tri_stage, warmup_steps, hold_steps, decay_steps, initial, final)
 
 

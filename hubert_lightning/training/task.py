@@ -64,7 +64,7 @@ class Task(LightningModule, ABC):
         """The modules on top of the encoder."""
 
     @abstractmethod
-    def operations(self, batch: Any) -> int:
+    def operations(self, batch: Any) -> int:  # Any: the batch of the task
         """Count the floating-point operations of a training step on one batch."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Task(LightningModule, ABC):
         """Build the learning-rate schedule of a fit with this number of optimizer steps."""
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # of a path alone: `load_task` checks the file before
+    def load_from_checkpoint(  # type: ignore[override]  # no open files: `load_task` checks a path
         cls,
         checkpoint_path: str | Path,
         map_location: MapLocation | None = None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from hubert_lightning.errors import UserError
 from hubert_lightning.units.label_shards import MAX_CLUSTERS
 from hubert_lightning.untrusted.json_file import parse_json
-from hubert_lightning.untrusted.pickle_file import NUMPY, Held, array_of, read_at_most, unpacked, unpickle
+from hubert_lightning.untrusted.pickle_file import NUMPY, StandIn, array_of, read_at_most, unpacked, unpickle
 from hubert_lightning.untrusted.torch_file import read_torch
 
 ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")
@@ -34,18 +34,18 @@ WHAT_WE_OPEN = (
 )
 
 
-class HeldKMeans(Held):
+class KMeansStandIn(StandIn):
     """Content of a pickled KMeans of scikit-learn."""
 
 
-class HeldMiniBatchKMeans(Held):
+class MiniBatchKMeansStandIn(StandIn):
     """Content of a pickled MiniBatchKMeans of scikit-learn."""
 
 
 STAND_INS = {
-    f"sklearn.cluster.{module}.{kind.__name__.removeprefix('Held')}": kind
+    f"sklearn.cluster.{module}.{kind.__name__.removesuffix('StandIn')}": kind
     for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
-    for kind in (HeldKMeans, HeldMiniBatchKMeans)
+    for kind in (KMeansStandIn, MiniBatchKMeansStandIn)
 }
 
 
@@ -78,7 +78,7 @@ def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     centroids = checked_centroids(array_of(kmeans.state["cluster_centers_"], path), path)
     if SOURCE in kmeans.state:
         return [centroids], read_source(kmeans.state[SOURCE], path)
-    return [centroids], {"imported": f"scikit-learn {type(kmeans).__name__.removeprefix('Held')}"} | source
+    return [centroids], {"imported": f"scikit-learn {type(kmeans).__name__.removesuffix('StandIn')}"} | source
 
 
 def checked_centroids(array: np.ndarray, path: Path) -> Tensor:

@@ -24,7 +24,7 @@ from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_sa
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
-from hubert_lightning.pretrained.load import KMEANS
+from hubert_lightning.pretrained.load import KMEANS_FILE
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_recipe import LabelRecipe, is_mfcc
@@ -309,10 +309,10 @@ class UnitStream:
 
 
 def _beside(model: Path) -> Path:
-    if model.is_dir() and (model / KMEANS).is_file():
-        return model / KMEANS
+    if model.is_dir() and (model / KMEANS_FILE).is_file():
+        return model / KMEANS_FILE
     raise UserError(
-        f"{model}: no {KMEANS} in it; name one with --kmeans: the iteration that follows a checkpoint has its K-means"
+        f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: that of the iteration after this model"
     )
 
 

@@ -6,8 +6,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from hubert_lightning.errors import UserError
-from hubert_lightning.files import ACCESS_ERRNOS, check_regular, kind_of
+from hubert_lightning.errors import ACCESS_ERRNOS, UserError
+from hubert_lightning.files import check_regular, kind_of
 
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",

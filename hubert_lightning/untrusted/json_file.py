@@ -1,4 +1,4 @@
-"""JSON that others wrote: how large, how deep and of which values it may be, before anything is made of it."""
+"""JSON that others wrote, with limits on its size, its nesting and its values."""
 
 import json
 from collections import Counter
@@ -10,40 +10,56 @@ from typing import Any
 from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.text_file import open_text
 
-LARGEST = 2**24
-"""Bytes of a file of settings; a vocabulary of a million tokens has as many."""
-DEEPEST = 100
-"""Lists and objects inside each other; ours have five."""
-DIGITS = 100  # of a number; tokenizers of transformers have one of 31 for no limit
+MAX_CHARACTERS = 2**24
+"""Characters of a file of settings; a vocabulary of a million tokens has as many."""
+MAX_NESTING = 100
+"""Lists and objects inside each other; files of this package have five."""
+MAX_DIGITS = 100  # of a number; tokenizers of transformers have one of 31, for no limit
 
 
-def read_json(path: Path, way_out: str, largest: int = LARGEST, fact: str = " is not JSON") -> Any:
+def read_json(path: Path, way_out: str, largest: int = MAX_CHARACTERS, fact: str = " is not JSON") -> Any:
     """Read a JSON file, UTF-8 or UTF-16.
 
     Args:
         path: JSON file.
         way_out: End of the sentence that refuses the file, such as "download it again".
-        largest: Bytes that the file may have.
-        fact: What that sentence says of a file that is no JSON, after its name.
+        largest: Characters that the file may have.
+        fact: Part of that sentence after the name of a file that is no JSON.
 
     Returns:
         Objects, lists, texts, finite numbers, booleans and None.
 
     Raises:
-        UserError: The file cannot be read or is larger, or as `parse_json` raises.
+        UserError: The file cannot be read, is too large, or is refused by `parse_json`.
     """
     with open_text(path) as file:
         text = file.read(largest + 1)
     if len(text) > largest:
-        raise UserError(f"{path}: has more than {largest} bytes, where settings have a few thousand; {way_out}")
+        raise UserError(f"{path}: has more than {largest} characters, where settings have a few thousand; {way_out}")
     try:
         return parse_json(text)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}{fact} ({error}); {way_out}") from error
 
 
+def read_json_object(path: Path, way_out: str = "copy or download it again") -> dict[str, Any]:
+    """Read a JSON file that holds one object, such as settings.
+
+    Args:
+        path: JSON file.
+        way_out: End of the sentence that refuses the file.
+
+    Raises:
+        UserError: The file is refused by `read_json`, or holds something else than an object.
+    """
+    content = read_json(path, way_out)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings; {way_out}")
+    return content
+
+
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that may be damaged or hostile.
+    """Parse JSON that may be corrupt or hostile.
 
     Args:
         text: One JSON value.
@@ -52,25 +68,27 @@ def parse_json(text: str | bytes) -> Any:
         Objects, lists, texts, finite numbers, booleans and None.
 
     Raises:
-        UserError: The text is no JSON, nests deeper than 100, names a key twice, has a number that is not finite or
-            has over 100 digits, or half of a character. The message is a reason, to be put into a sentence.
+        UserError: The text is no JSON, nests deeper than 100, repeats a key, has a number that is not finite or has
+            over 100 digits, or half of a character. The message is a reason for a sentence.
     """
     try:
         content = DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError as error:
-        raise UserError(f"nested deeper than {DEEPEST}") from error
+        raise UserError(f"nested deeper than {MAX_NESTING}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is no UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(str(error)) from error
     for depth, value in _values(content):
-        if depth >= DEEPEST and isinstance(value, (list, dict)):
-            raise UserError(f"nested deeper than {DEEPEST}")
+        if depth >= MAX_NESTING and isinstance(value, (list, dict)):
+            raise UserError(f"nested deeper than {MAX_NESTING}")
         if isinstance(value, str) and not is_text(value):
             raise UserError(f"{shown(value)} holds half of a character")
     return content
 
 
 def is_text(value: str) -> bool:
-    """Whether a text has no half of a character (a lone surrogate), which no encoding has."""
+    """Check that a text has no half of a character (a lone surrogate), which has no encoding."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -79,13 +97,13 @@ def is_text(value: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as a sentence quotes it: on one line, and short."""
+    """Quote a value for a sentence: on one line, and short."""
     text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _values(content: Any) -> Iterator[tuple[int, Any]]:
-    """Every value and key, and how many lists and objects it is in."""
+    """Yield every value and key, and its nesting: the number of lists and objects around it."""
     waiting = [(0, content)]
     while waiting:
         depth, value = waiting.pop()
@@ -105,7 +123,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(kind: Callable[[str], int | float], text: str) -> int | float:
-    if len(text) > DIGITS:
+    if len(text) > MAX_DIGITS:
         raise UserError(f"a number of {len(text)} digits")
     number = kind(text)
     if number - number != 0:

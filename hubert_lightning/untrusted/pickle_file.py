@@ -1,317 +1,260 @@
-"""Pickles that somebody else wrote, read without running anything of theirs.
+"""Pickles that others wrote, read without running anything in them.
 
 A pickle is a program that names functions of any module and calls them. Here it may name only what a table allows, and
-what it then gets is never the thing itself but a stand-in that holds what it was given: numbers of numpy, arrays as
-pickle and joblib store them, and whatever classes the reader asks for. All else is refused by name.
+gets stand-ins instead, which hold what they were given: numbers of numpy, arrays as pickle and joblib store them, and
+classes that the caller adds. Every other name is refused.
 """
 
-import _compat_pickle
 import bz2
 import io
 import lzma
 import math
 import pickle
-import pickletools
 import re
-import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.untrusted.python_internals import PythonUnpickler, python_3_name
+
+StandInFactory = Callable[..., Any]
+"""A class or function that takes the place of a name in a pickle, and does nothing but hold its arguments."""
 
 LZMA_MEMORY = 2**27  # bytes; the highest preset of xz takes half of it
-COMPRESSED: dict[bytes, Callable[[], Any]] = {
+MAX_DIMENSIONS = 8  # of an array
+
+
+class Decompressor(Protocol):
+    """The interface that the decompressors of zlib, bz2 and lzma share."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of the compressed data was reached."""
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Decompress data, up to a number of bytes."""
+
+
+DECOMPRESSORS: dict[bytes, Callable[[], Decompressor]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),  # gzip
     b"\x78": zlib.decompressobj,
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY),
     b"\x5d\x00": lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY),
 }
-"""What a compressed file begins with → what unpacks it: the formats of joblib, but lz4."""
-OBJECTS = "holds an array of Python objects, where only numbers can be opened safely; save those alone"
-STATE_ALONE = "save the state_dict alone: torch.save(model.state_dict(), ...)"
-NUMBERS = re.compile(r"[fiu][1248]|b1")
-DOTTED = re.compile(r"(?=.{1,255}$)\w+(\.\w+)*", re.ASCII)
-GROWTH = 32  # times that a pickle may be as large in protocol 2; one of short bytes is 12 times as large
+"""First bytes of a compressed file → decompressor: the formats of joblib, but lz4."""
+OBJECT_ARRAY = "holds an array of Python objects, where only numbers can be opened safely; save those alone"
+SAVE_STATE_DICT = "save the state_dict alone: torch.save(model.state_dict(), ...)"
+NUMBER_CODES = re.compile(r"[fiu][1248]|b1")
+"""Codes of dtypes of numbers."""
 
 
-class Refusal(UserError):
-    """Of a file that could be read, but asks for what it may not have."""
-
-
-def name_of(module: str, name: str) -> str:
-    """The name that Python 3 has for what a pickle of protocol 2 or before would call, by Python's own tables.
-
-    Python 3 writes such pickles, as torch.save does, with the names of Python 2: `int` as `__builtin__ long`.
-
-    Args:
-        module: Module in the pickle, such as `copy_reg`.
-        name: Name in that module, such as `_reconstructor`.
-
-    Returns:
-        "module.name"; unchanged where Python 3 has the same.
-    """
-    renamed = _compat_pickle.IMPORT_MAPPING.get(module, module), name
-    return ".".join(_compat_pickle.NAME_MAPPING.get((module, name), renamed))
-
-
-class _Text(NamedTuple):
-    """A text on a pickle's stack: where the operations that put it there begin, and its numbers in the memo."""
-
-    text: str
-    start: int
-    numbers: set[int]
-
-
-def in_protocol_2(content: bytes) -> bytes:
-    """A pickle of any protocol as one of protocol 2, which torch's unpickler reads; it is rewritten, and never run.
-
-    Names that a pickle puts together on its stack (protocol 4) are written out, so that they can be checked.
-
-    Args:
-        content: Pickle, from its first operation to its last.
-
-    Returns:
-        Pickle of the same objects, but for bytearrays, of which it has the bytes.
-
-    Raises:
-        Refusal: It has an operation that protocol 2 has no other for, such as that of a frozenset, asks for what is no
-            name, or would become far larger.
-    """
-    operations: list[tuple[pickletools.OpcodeInfo, Any, Any]] = list(pickletools.genops(content))
-    ends = [start for *_, start in operations[1:]] + [len(content)]
-    written: list[bytes] = []
-    top: list[_Text] = []  # texts that lie on top of the stack
-    memo: dict[int, str | None] = {}  # texts, and none of other objects
-    size = 0  # of all that was written
-    gone: set[int] = set()  # numbers in the memo of texts that were parts of a name
-
-    def write(piece: bytes) -> None:
-        nonlocal size
-        size += len(piece)
-        if size > GROWTH * len(content):
-            raise Refusal("uses the same names over and over; it is damaged, so get it again")
-        written.append(piece)
-
-    def write_text(text: str) -> None:
-        encoded = text.encode("utf-8", "surrogatepass")
-        write(pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded)
-
-    def remember(number: int) -> None:
-        memo[number] = top[-1].text if top else None
-        gone.discard(number)
-        if top:
-            top[-1].numbers.add(number)
-        write(pickle.LONG_BINPUT + struct.pack("<I", number))
-
-    for (operation, argument, start), end in zip(operations, ends, strict=True):
-        name = operation.name
-        if name in ("PROTO", "FRAME"):
-            continue
-        if name == "MEMOIZE":
-            remember(len(memo))
-        elif name.endswith("PUT"):
-            remember(int(argument))
-        elif "UNICODE" in name:
-            top.append(_Text(argument, len(written), set()))
-            write_text(argument)
-        elif name.endswith("GET") and (text := memo.get(int(argument))) is not None:
-            top.append(_Text(text, len(written), set()))
-            if argument in gone:
-                write_text(text)
-                remember(int(argument))
-            else:
-                write(content[start:end])
-        elif name == "STACK_GLOBAL":
-            if len(top) < 2 or not all(DOTTED.fullmatch(one.text) for one in top[-2:]):
-                raise Refusal(f"refused, the pickle would call what has no name; {STATE_ALONE}")
-            module, called = top[-2:]
-            del written[module.start :]
-            gone |= module.numbers | called.numbers
-            write(f"c{module.text}\n{called.text}\n".encode())
-            top.clear()
-        else:
-            top.clear()
-            if "BYTE" in name:  # a bytearray's, too; as Python writes bytes in protocol 2
-                write(b"c_codecs\nencode\n")
-                write_text(argument.decode("latin1"))
-                write_text("latin1")
-                write(pickle.TUPLE2 + pickle.REDUCE)
-            elif operation.proto <= 2 or name == "EMPTY_SET":  # torch's unpickler knows it
-                write(content[start:end])
-            else:
-                raise Refusal(
-                    f"written with pickle protocol {operation.proto}, whose {name} is not read here; save it with "
-                    "torch.save's default protocol"
-                )
-    return pickle.PROTO + b"\x02" + b"".join(written)
+class RefusedPickle(UserError):
+    """A pickle that is readable, and asks for something that it must not have."""
 
 
 def read_at_most(path: Path, limit: int) -> bytes:
-    """The content of a file.
+    """Read a file of limited size.
+
+    Args:
+        path: Path of the file.
+        limit: Bytes that the file may have.
 
     Raises:
-        UserError: There is none, or it has more bytes than the limit.
+        UserError: The file is missing, or larger.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path")
     if path.stat().st_size > limit:
-        raise UserError(f"{path}: more than {limit} bytes, and none is needed that is so large; correct the path")
+        raise UserError(f"{path}: more than {limit} bytes, and no such file is that large; correct the path")
     return path.read_bytes()
 
 
 def unpacked(content: bytes, path: Path, limit: int) -> bytes:
-    """What a compressed file holds, or the content itself if it is not compressed; never more than `limit` bytes.
+    """Decompress the content of a file.
+
+    Args:
+        content: Content of the file.
+        path: File that errors name.
+        limit: Bytes that the decompressed content may have.
+
+    Returns:
+        The decompressed content; the content itself if it is not compressed.
 
     Raises:
-        UserError: There would be more, or the file is damaged.
+        UserError: There would be more bytes, or the file is corrupt.
     """
     if content.startswith((b"\x04\x22\x4d\x18", b"ZF")):
         raise UserError(
             f"{path}: compressed with lz4, or by joblib before 0.10; open it with joblib where you trust it, and dump "
             "it again without compression"
         )
-    new = next((new for start, new in COMPRESSED.items() if content.startswith(start)), None)
+    new = next((new for start, new in DECOMPRESSORS.items() if content.startswith(start)), None)
     if new is None:
         return content
     try:
         decompressor = new()
         whole = decompressor.decompress(content, limit + 1)
     except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be unpacked ({error}); it is damaged, so copy it again") from error
+        raise UserError(f"{path}: cannot be decompressed ({error}); it is corrupt, so copy it again") from error
     if len(whole) > limit:
-        raise UserError(f"{path}: unpacks to more than {limit} bytes, and none is needed that is so large; remove it")
+        raise UserError(f"{path}: decompresses to more than {limit} bytes, and no such file is that large; remove it")
     if not decompressor.eof:
-        raise UserError(f"{path}: ends before what it packs does; copy it again")
+        raise UserError(f"{path}: ends before its compressed data does; copy it again")
     return whole
 
 
-def unpickle(content: bytes, path: Path, stand_ins: Mapping[str, Callable] | None = None) -> Any:
-    """What a pickle, or an uncompressed file of joblib, holds, in terms of the stand-ins of this module.
+def unpickle(content: bytes, path: Path, stand_ins: Mapping[str, StandInFactory] | None = None) -> Any:
+    """Read a pickle, or an uncompressed file of joblib.
 
-    path:      that errors name
-    stand_ins: more of them: "module.name" → a class or function that does nothing but hold its arguments
+    Args:
+        content: Content of the file.
+        path: File that errors name.
+        stand_ins: Additional stand-ins: "module.name" → class or function.
+
+    Returns:
+        Plain containers and values, and stand-ins.
 
     Raises:
-        UserError: It names anything else, holds Python objects in arrays, or is damaged.
+        UserError: The pickle asks for anything else, holds Python objects in arrays, or is corrupt.
     """
     try:
         return _Unpickler(content, {**NUMPY, **JOBLIB, **(stand_ins or {})}).load()
-    except Refusal as error:
+    except RefusedPickle as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # whatever bytes that are no pickle happen to ask for
-        said = _shown(f"{type(error).__name__}: {error}")
-        raise UserError(f"{path}: damaged, or no pickle ({said}); copy it again, or correct the path") from error
+    except Exception as error:  # bytes that are no pickle may raise anything
+        reason = _printable(f"{type(error).__name__}: {error}")
+        raise UserError(f"{path}: corrupt, or no pickle ({reason}); copy it again, or correct the path") from error
 
 
-class Held:
-    """Stands in for a class whose objects are data to us: holds the state of one, and has no methods."""
+class StandIn:
+    """Stands in for an object of a class that is not imported: holds its arguments and its state."""
 
+    name = ""
+    made_of: tuple[Any, ...]
     state: Any = None
 
-    def __init__(self, *args: Any) -> None:
-        pass
+    def __new__(cls, *made_of: Any) -> Any:  # an unpickler may call only this; a subclass may make something else
+        made = super().__new__(cls)
+        made.made_of = made_of
+        return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class HeldDtype:
-    """Stands in for `numpy.dtype`: a number's kind, bytes and byte order, and nothing with fields or objects."""
+class DtypeStandIn:
+    """Stands in for `numpy.dtype`: a number's kind, bytes and byte order, without fields or objects."""
 
     def __init__(self, code: str | bytes, *flags: Any) -> None:
         code = code.decode("latin1") if isinstance(code, bytes) else code
-        if not NUMBERS.fullmatch(code):
-            raise Refusal(
-                OBJECTS if code.startswith("O") else f"holds an array of dtype {_shown(code)}; save numbers alone"
+        if not NUMBER_CODES.fullmatch(code):
+            raise RefusedPickle(
+                OBJECT_ARRAY
+                if code.startswith("O")
+                else f"holds an array of dtype {_printable(code)}; save numbers alone"
             )
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise Refusal("holds an array whose dtype has no byte order; it is damaged, so copy it again")
+            raise RefusedPickle("holds an array whose dtype has no byte order; it is corrupt, so copy it again")
         self.order = state[1]
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of numpy."""
         return np.dtype(self.order + self.code)
 
 
-class HeldArray:
-    """Stands in for `numpy.ndarray`: shape, dtype and bytes, of which `array_of` makes an array when it is asked to, so
-    that what nobody asks for takes no memory."""
+class ArrayStandIn:
+    """Stands in for `numpy.ndarray`: shape, dtype and bytes. `array_of` makes the array, so that unused arrays take no
+    memory."""
 
     shape: Any = None
     dtype: Any = None
     column_major: Any = False
     content: Any = b""
 
-    def __init__(self, *empty: Any) -> None:
+    def __init__(self, *arguments: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
         self.shape, self.dtype, self.column_major, self.content = state[-4:]
 
 
-class HeldJoblibArray(HeldArray):
+class JoblibArrayStandIn(ArrayStandIn):
     """Stands in for joblib's `NumpyArrayWrapper`: the bytes follow the pickle that describes them."""
 
     def __setstate__(self, state: Any) -> None:
-        if state["subclass"] is not Held:
-            raise Refusal("holds an array of a class that is not numpy's own; save it as a plain array")
+        if state["subclass"] is not StandIn:
+            raise RefusedPickle("holds an array of a class that is not numpy's own; save it as a plain array")
         self.shape, self.dtype, self.column_major = state["shape"], state["dtype"], state["order"] == "F"
-        self.aligned = state.get("numpy_array_alignment_bytes") is not None
+        self.is_aligned = state.get("numpy_array_alignment_bytes") is not None
 
     def read(self, file: io.BytesIO) -> None:
-        """Take the bytes from where the file is read."""
-        if self.aligned:
+        """Read the bytes from the position of the file."""
+        if self.is_aligned:
             file.seek(int.from_bytes(file.read(1), "little"), io.SEEK_CUR)
-        size = _size(self)
+        size = _num_bytes(self)
         if size > len(file.getbuffer()) - file.tell():
-            raise Refusal(f"ends before the last number of an array of shape {_shown(str(self.shape))}; copy it again")
+            shape = _printable(str(self.shape))
+            raise RefusedPickle(f"ends before the last number of an array of shape {shape}; copy it again")
         self.content = file.read(size)
 
 
-def array_of(held: Any, path: Path) -> np.ndarray:
-    """The array that `unpickle` found.
+def array_of(stand_in: object, path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    """Make the array of a stand-in.
 
-    path: that errors name
+    Args:
+        stand_in: Value that `unpickle` returned.
+        path: File that errors name.
 
     Raises:
-        UserError: It is none, or its shape and its bytes disagree.
+        UserError: The value is no array, or its shape does not fit its bytes.
     """
     try:
-        if not isinstance(held, HeldArray):
-            raise Refusal("holds something else where an array of numbers is wanted; it is a file of another kind")
-        content = held.content.encode("latin1") if isinstance(held.content, str) else held.content
+        if not isinstance(stand_in, ArrayStandIn):
+            raise RefusedPickle("holds something else than the expected array of numbers; it is a file of another kind")
+        content = stand_in.content.encode("latin1") if isinstance(stand_in.content, str) else stand_in.content
         if not isinstance(content, bytes | bytearray):
-            raise Refusal(OBJECTS)
-        if _size(held) != len(content):
-            raise Refusal(f"has {len(content)} bytes for an array of shape {_shown(str(held.shape))}; copy it again")
-        flat = np.frombuffer(content, held.dtype.dtype)
-        return flat.reshape(held.shape, order="F" if held.column_major else "C")
-    except Refusal as error:
+            raise RefusedPickle(OBJECT_ARRAY)
+        if _num_bytes(stand_in) != len(content):
+            shape = _printable(str(stand_in.shape))
+            raise RefusedPickle(f"has {len(content)} bytes for an array of shape {shape}; copy it again")
+        flat = np.frombuffer(content, stand_in.dtype.dtype)
+        return flat.reshape(stand_in.shape, order="F" if stand_in.column_major else "C")
+    except RefusedPickle as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _of_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> HeldArray:
-    held = HeldArray()
-    held.__setstate__((shape, dtype, order == "F", content))
-    return held
+def _num_bytes(array: ArrayStandIn) -> int:
+    shape = array.shape
+    if not isinstance(array.dtype, DtypeStandIn) or not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
+        raise RefusedPickle("has an array without dtype or shape; it is corrupt, so copy it again")
+    if not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+        raise RefusedPickle("has an array with an impossible shape; it is corrupt, so copy it again")
+    return math.prod(shape) * array.dtype.dtype.itemsize
 
 
-def _scalar(dtype: Any, content: Any) -> HeldArray:
-    return _of_buffer(content, dtype, (), "C")
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> ArrayStandIn:
+    array = ArrayStandIn()
+    array.__setstate__((shape, dtype, order == "F", content))
+    return array
+
+
+def _scalar(dtype: Any, content: Any) -> ArrayStandIn:
+    return _from_buffer(content, dtype, (), "C")
 
 
 def _encoded(text: Any, encoding: Any) -> str:
-    """Bytes as protocols 0 to 2 have them; `array_of` makes them of the text."""
+    """Stand in for `_codecs.encode`, by which protocols 0 to 2 make bytes; `array_of` encodes the text."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise Refusal("encodes text in another way than numpy does; save its arrays alone as .npy")
+        raise RefusedPickle("encodes text in another way than numpy does; save its arrays alone as .npy")
     return text
 
 
@@ -319,20 +262,20 @@ def _reconstructed(kind: type, base: Any, state: Any) -> Any:
     return kind()
 
 
-NUMPY: dict[str, Callable] = {
-    "numpy.ndarray": Held,
-    "numpy.dtype": HeldDtype,
+NUMPY: dict[str, StandInFactory] = {
+    "numpy.ndarray": StandIn,
+    "numpy.dtype": DtypeStandIn,
     **{
-        f"{core}.{name}": of
+        f"{core}.{name}": stand_in
         for core in ("numpy.core", "numpy._core")
-        for name, of in (
-            ("multiarray._reconstruct", HeldArray),
+        for name, stand_in in (
+            ("multiarray._reconstruct", ArrayStandIn),
             ("multiarray.scalar", _scalar),
-            ("numeric._frombuffer", _of_buffer),
+            ("numeric._frombuffer", _from_buffer),
         )
     },
     **{
-        f"numpy.random.{name}": Held
+        f"numpy.random.{name}": StandIn
         for name in (
             "__RandomState_ctor",
             "_pickle.__randomstate_ctor",
@@ -344,55 +287,57 @@ NUMPY: dict[str, Callable] = {
     },
     "_codecs.encode": _encoded,
     "copyreg._reconstructor": _reconstructed,
-    **{f"builtins.{kind}": Held for kind in ("object", "int", "float", "bool", "str", "list", "tuple", "dict")},
-    **{f"numpy.{kind}{bits}": Held for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)},
+    **{f"builtins.{kind}": StandIn for kind in ("object", "int", "float", "bool", "str", "list", "tuple", "dict")},
+    **{f"numpy.{kind}{bits}": StandIn for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)},
 }
-"""Arrays, scalars, random states and types of every numpy, in every protocol, by their names in Python 3."""
-JOBLIB: dict[str, Callable] = {
-    "joblib.numpy_pickle.NumpyArrayWrapper": HeldJoblibArray,
-    "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper": HeldJoblibArray,
+"""Names in Python 3 → stand-ins for arrays, scalars, random states and types of every numpy, in every protocol."""
+JOBLIB: dict[str, StandInFactory] = {
+    "joblib.numpy_pickle.NumpyArrayWrapper": JoblibArrayStandIn,
+    "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper": JoblibArrayStandIn,
 }
 
 
-PythonUnpickler: Any = pickle._Unpickler  # as in joblib: the one in C reads beyond where an array begins
+class _Unpickler(PythonUnpickler):  # type: ignore[misc, unused-ignore]  # without types
+    """An unpickler that finds stand-ins in place of classes, and changes nothing but them and plain containers."""
 
-
-class _Unpickler(PythonUnpickler):
     dispatch = PythonUnpickler.dispatch.copy()
 
-    def __init__(self, content: bytes, stand_ins: Mapping[str, Callable]) -> None:
+    def __init__(self, content: bytes, stand_ins: Mapping[str, StandInFactory]) -> None:
         self.file = io.BytesIO(content)
-        super().__init__(self.file, encoding="latin1")  # of Python 2, whose arrays are text
+        super().__init__(self.file, encoding="latin1")  # arrays of Python 2 are text
         self.stand_ins = stand_ins
 
-    def find_class(self, module: str, name: str) -> Any:
-        asked = name_of(module, name) if self.proto < 3 else f"{module}.{name}"
-        if asked in self.stand_ins:
-            return self.stand_ins[asked]
+    def find_class(self, module: str, name: str) -> StandInFactory:
+        full_name = python_3_name(module, name) if self.proto < 3 else f"{module}.{name}"
+        if full_name in self.stand_ins:
+            return self.stand_ins[full_name]
         if name in ("NDArrayWrapper", "ZNDArrayWrapper"):
-            raise Refusal(
+            raise RefusedPickle(
                 "keeps its arrays in other files, as joblib before 0.10 did, and those are not followed; open it with "
                 "joblib where you trust it, and dump it again"
             )
-        raise Refusal(
-            f"asks for {_shown(asked)} while it is opened, which may run anything; take the file from "
-            "somebody you trust, or save its arrays alone as .npy"
+        raise RefusedPickle(
+            f"asks for {_printable(full_name)} while it is opened, which may run anything; take the file from "
+            "a source that you trust, or save its arrays alone as .npy"
         )
 
     def get_extension(self, code: int) -> None:
-        raise Refusal(f"asks for extension {code} of pickle, which may be anything; save its arrays alone as .npy")
+        raise RefusedPickle(
+            f"asks for extension {code} of pickle, which may be anything; save its arrays alone as .npy"
+        )
 
     def load_build(self) -> None:
-        """Give an object its state; here only to stand-ins, since others would be changed by it."""
-        state, held = self.stack.pop(), self.stack[-1]
-        if type(held) not in self.stand_ins.values():
-            raise Refusal(f"sets the state of a {type(held).__name__}, which has none; it is damaged, so copy it again")
-        held.__setstate__(state)
-        if isinstance(held, HeldJoblibArray):
-            held.read(self.file)
+        """Set the state of a stand-in; other objects would be changed by it."""
+        state, built = self.stack.pop(), self.stack[-1]
+        if type(built) not in self.stand_ins.values():
+            kind = type(built).__name__
+            raise RefusedPickle(f"sets the state of a {kind}, which has none; it is corrupt, so copy it again")
+        built.__setstate__(state)
+        if isinstance(built, JoblibArrayStandIn):
+            built.read(self.file)
 
     def load_bytearray8(self) -> None:
-        """Python makes as many bytes as the file says before it looks whether there are any."""
+        """Read a bytearray. Python makes as many bytes as the file states before it looks whether there are any."""
         size = int.from_bytes(self.read(8), "little")
         content = self.read(min(size, len(self.file.getbuffer())))
         if len(content) < size:
@@ -411,9 +356,9 @@ class _Unpickler(PythonUnpickler):
         self._check_keys(self.stack[::2])
         super().load_dict()
 
-    def _check_keys(self, keys: list[Any]) -> None:
+    def _check_keys(self, keys: Sequence[object]) -> None:
         if not all(isinstance(key, str | int) for key in keys):  # a tuple of itself twice, 99 times, is never hashed
-            raise Refusal("has keys that are neither text nor numbers; save its arrays alone as .npy")
+            raise RefusedPickle("has keys that are neither text nor numbers; save its arrays alone as .npy")
 
     for code in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         del dispatch[code[0]]
@@ -424,15 +369,7 @@ class _Unpickler(PythonUnpickler):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def _size(of: HeldArray) -> int:
-    if not isinstance(of.dtype, HeldDtype) or not isinstance(of.shape, tuple) or len(of.shape) > 8:
-        raise Refusal("has an array without dtype or shape; it is damaged, so copy it again")
-    if not all(type(length) is int and 0 <= length < 2**63 for length in of.shape):
-        raise Refusal("has an array whose shape is no shape; it is damaged, so copy it again")
-    return math.prod(of.shape) * of.dtype.dtype.itemsize
-
-
-def _shown(said: str) -> str:
-    """What a file says, for a sentence: printable and short."""
-    text = ascii(said)[1:-1]
-    return text if len(text) <= 100 else text[:97] + "..."
+def _printable(text: str) -> str:
+    """Shorten a text of a file for a sentence, and escape what cannot be printed."""
+    escaped = ascii(text)[1:-1]
+    return escaped if len(escaped) <= 100 else escaped[:97] + "..."

@@ -1,42 +1,37 @@
-"""YAML that others wrote: how large, how deep and how often repeated it may be, before anything is made of it.
+"""YAML that others wrote, with limits on its size, its nesting and its aliases, which are checked before it is loaded.
 
-Without such limits, a text of 200 000 brackets ends the process in libyaml, and a few lines of aliases fill the memory.
+Without them, a text of 200 000 brackets crashes the process in libyaml, and a few lines of aliases fill the memory.
 """
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import check_regular, read_regular
+from hubert_lightning.files import read_regular
 
-LARGEST = 10**7
-"""Bytes of a config; those of a run have a few thousand."""
-DEEPEST = 100
-"""Lists and mappings inside each other; ours have ten."""
-MOST = 10**6
-"""Values of a config, with those that aliases repeat."""
-LISTS = ("data.init_args.train", "data.init_args.validation", "data.init_args.test")
-
-_load_value = get_loader("yaml")
+MAX_CONFIG_BYTES = 10**7
+"""Bytes of a YAML file; the config of a run has a few thousand."""
+MAX_NESTING = 100
+"""Lists and mappings inside each other; configs of this package have ten."""
+MAX_VALUES = 10**6
+"""Values of a config, those that aliases repeat counted each time."""
 
 
-def read_yaml(path: Path, largest: int = LARGEST) -> Any:
+def read_yaml(path: Path, largest: int = MAX_CONFIG_BYTES) -> Any:
     """Read a YAML file.
 
     Args:
         path: YAML file.
-        largest: Bytes that it may have.
+        largest: Bytes that the file may have.
 
     Returns:
-        Its content: mappings, lists, texts, numbers, booleans, dates and None.
+        Mappings, lists, texts, numbers, booleans, dates and None.
 
     Raises:
-        UserError: The file is no regular file, or larger, or as `parse_yaml` raises.
-        OSError: It cannot be read.
+        UserError: The file is not regular, too large, or no YAML within the limits.
+        OSError: The file cannot be read.
     """
     try:
         return parse_yaml(read_regular(path, largest).decode())
@@ -45,38 +40,29 @@ def read_yaml(path: Path, largest: int = LARGEST) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML that may be damaged or hostile.
+    """Parse YAML that may be corrupt or hostile.
 
     Args:
         text: One document of YAML.
 
-    Returns:
-        Its content.
-
     Raises:
-        yaml.YAMLError: As `check_yaml` raises.
-        UserError: It holds a number or a date that there is not.
+        yaml.YAMLError: The text is refused by `check_yaml`.
+        ValueError: The text holds an impossible number or date.
     """
     check_yaml(text)
     return yaml.load(text, Loader=LOADER)
 
 
-def load_value(text: str) -> Any:
-    """Load a value of a command line or a config, for jsonargparse; raises as `check_yaml` does."""
-    check_yaml(text)
-    return _load_value(text)
-
-
 def check_yaml(text: str) -> None:
-    """Refuse YAML that nests or repeats itself too much, which makes nothing of it yet.
+    """Check the nesting and the aliases of YAML without loading it.
 
     Raises:
-        yaml.YAMLError: It is no YAML, nests deeper than 100, holds itself, or has more than a million values.
+        yaml.YAMLError: The text is no YAML, nests deeper than 100, holds itself, or has more than a million values.
     """
-    if len(text) <= DEEPEST:
+    if len(text) <= MAX_NESTING:
         return
-    known: dict[str, tuple[int, int]] = {}  # values of an anchor, and their depth
-    parts: list[list[Any]] = [[None, 0, 0]]  # of what is open: its anchor, values, and depth
+    known: dict[str, tuple[int, int]] = {}  # anchor → values under it, and their nesting
+    parts: list[list[Any]] = [[None, 0, 0]]  # for each open list or mapping: its anchor, values, and nesting
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
             parts.append([event.anchor, 1, 0])
@@ -98,77 +84,26 @@ def check_yaml(text: str) -> None:
             continue
         whole = parts[-1]
         whole[1], whole[2] = whole[1] + count, max(whole[2], depth)
-        if len(parts) - 1 + depth > DEEPEST:
-            raise yaml.YAMLError(f"nested deeper than {DEEPEST}")
-        if whole[1] > MOST:
-            raise yaml.YAMLError(f"more than {MOST} values")
+        if len(parts) - 1 + depth > MAX_NESTING:
+            raise yaml.YAMLError(f"nested deeper than {MAX_NESTING}")
+        if whole[1] > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values")
 
 
-def check_typed(args: list[str]) -> None:
-    """Check the files that a command line names, before jsonargparse reads them.
-
-    Args:
-        args: Command line.
+def check_yaml_file(path: Path) -> None:
+    """Check a YAML file that another reader is going to load.
 
     Raises:
-        UserError: A config cannot be used, or a value is a pipe or a device; or one that jsonargparse would read is
-            larger than a config.
+        UserError: The file is not regular, too large, cannot be read, or is refused by `check_yaml`.
     """
-    for name, value in _typed(args):
-        path = Path(value)
-        try:
-            there = bool(value) and path.exists() and not path.is_dir()
-        except (OSError, ValueError):  # no path at all, such as one that is too long
-            continue
-        if not there:
-            continue
-        check_regular(path)
-        if name in ("config", "c"):
-            _check_file(path)
-        elif name in LISTS and path.stat().st_size > LARGEST:
-            raise UserError(
-                f"{name}: a list of manifests is wanted, and one path was given; put it in brackets: [path]"
-            )
-        elif name.count(".") < 2 and name not in ("ckpt_path", "output"):
-            _check_size(path)
-
-
-def check_configs(args: list[str]) -> None:
-    """Check the configs that a command line names; raises as `check_typed` does."""
-    for path in given_configs(args):
-        if path.exists():
-            _check_file(path)
-
-
-def given_configs(args: list[str]) -> list[Path]:
-    """The files that a command line names as its configs."""
-    return [Path(value) for name, value in _typed(args) if name in ("config", "c")]
-
-
-def _typed(args: list[str]) -> list[tuple[str, str]]:
-    """Names and values of the options of a command line."""
-    typed = []
-    for arg, following in pairwise([*args, ""]):
-        if arg.startswith("-"):
-            name, equals, value = arg.partition("=")
-            typed.append((name.lstrip("-").removesuffix("+"), value if equals else following))
-    return typed
-
-
-def _check_file(path: Path) -> None:
     try:
-        check_yaml(read_regular(path, LARGEST).decode())
+        check_yaml(read_regular(path, MAX_CONFIG_BYTES).decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not YAML ({_reason(error)}); give a config") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({_reason(error)}); correct it, or give another config") from error
-
-
-def _check_size(path: Path) -> None:
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path}: has more than {LARGEST} bytes, where configs have a few thousand; give another file")
 
 
 def _reason(error: Exception) -> str:

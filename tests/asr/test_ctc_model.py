@@ -1,4 +1,4 @@
-"""A fine-tuned model opened for use computes what it was trained to, whoever saved it."""
+"""A loaded fine-tuned model computes the log-probabilities that it had when it was saved, by any system."""
 
 import json
 from dataclasses import asdict
@@ -41,16 +41,16 @@ def test_a_model_of_transformers_has_their_log_probabilities_and_transcripts(
         log_probs = ours(torch.from_numpy(waveform)[None])
         assert_close(log_probs, logits.log_softmax(dim=-1)[..., order], rtol=0, atol=1e-5)
         frames = torch.tensor([log_probs.shape[1]])
-        [said] = tokenizer.batch_decode(logits.argmax(dim=-1))
-        assert greedy(log_probs, frames, ours.vocabulary) == [" ".join(said.split())]
-        assert len(said) > 5
+        [their_text] = tokenizer.batch_decode(logits.argmax(dim=-1))
+        assert greedy(log_probs, frames, ours.vocabulary) == [" ".join(their_text.split())]
+        assert len(their_text) > 5
     if norm == "layer":  # Base's group norm counts padding, ours at choice
         inputs = features(audio, sampling_rate=16_000, return_tensors="pt", padding=True, return_attention_mask=True)
         logits = theirs(inputs.input_values, attention_mask=inputs.attention_mask).logits
         length = torch.tensor([len(waveform) for waveform in audio])
         log_probs = ours(pad_sequence([torch.from_numpy(waveform) for waveform in audio], batch_first=True), length)
-        for mine, of_theirs, frames in zip(log_probs, logits.log_softmax(-1), num_frames(length), strict=True):
-            assert_close(mine[:frames], of_theirs[:frames, order], rtol=0, atol=1e-5)
+        for our_row, their_row, frames in zip(log_probs, logits.log_softmax(-1), num_frames(length), strict=True):
+            assert_close(our_row[:frames], their_row[:frames, order], rtol=0, atol=1e-5)
 
 
 def test_the_case_of_a_foreign_vocabulary_is_that_of_its_letters(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_ours_comes_back_with_its_letters(tmp_path: Path) -> Non
     assert_close(loaded(waveform), model(waveform), rtol=0, atol=0)
 
 
-def test_a_checkpoint_without_a_vocabulary_spells_as_librispeech(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_vocabulary_has_that_of_librispeech(tmp_path: Path) -> None:
     save_ctc(tmp_path / "old.ckpt", None)
     assert load_ctc(tmp_path / "old.ckpt").vocabulary.tokens == LETTERS
 
@@ -107,14 +107,14 @@ def no_blank(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (no_head, "has no head that spells letters; give a model that was fine-tuned"),
+        (no_head, "has no CTC head; give a model that was fine-tuned"),
         (other_letters, "has a CTC head for 29 tokens, and its vocabulary has 3"),
         (no_tokenizer, "does not say what its 32 tokens are; put its tokenizer's vocab.json into the directory"),
         (several_languages, "holds several languages"),
         (no_blank, "has no '<pad>', the blank"),
     ],
 )
-def test_what_cannot_spell_is_refused_by_name(tmp_path: Path, make: Any, sentence: str) -> None:
+def test_a_model_without_a_usable_ctc_head_is_refused_by_name(tmp_path: Path, make: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path}.* {sentence}"):
         load_ctc(make(tmp_path))
 
@@ -122,27 +122,27 @@ def test_what_cannot_spell_is_refused_by_name(tmp_path: Path, make: Any, sentenc
 def test_log_probabilities_of_many_recordings_are_those_of_each_alone(tmp_path: Path, train_cuts: CutSet) -> None:
     model, cuts = save_ctc(tmp_path / "a.ckpt"), list(train_cuts)[:5]
     groups = [cuts[:3], cuts[3:]]
-    found = list(log_probabilities(model, groups, batch_duration=20, progress="test"))
-    assert [len(group) for group in found] == [3, 2]
-    for cut, rows in zip(cuts, [rows for group in found for rows in group], strict=True):
+    computed = list(log_probabilities(model, groups, batch_duration=20, progress="test"))
+    assert [len(group) for group in computed] == [3, 2]
+    for cut, rows in zip(cuts, [rows for group in computed for rows in group], strict=True):
         assert_close(rows, model(read_waveform(cut)[None])[0])
 
 
-def test_a_long_recording_has_what_its_windows_have(tmp_path: Path) -> None:
+def test_a_long_recording_has_the_log_probabilities_of_its_windows(tmp_path: Path) -> None:
     model = save_ctc(tmp_path / "a.ckpt")
     cut = cut_of(tmp_path / "a.wav", waveform := 0.1 * torch.randn(70 * SAMPLE_RATE + 123))
     [[rows]] = log_probabilities(model, [[cut]], progress="test")
     frames = num_frames(len(waveform))
     assert len(rows) == frames
-    found = quiet_windows(cut, WINDOW_FRAMES)
-    for first, last, start, end in found:
-        heard = waveform[first * HOP :]
-        heard = heard if last == frames else heard[: num_samples(last - first)]
-        assert_close(rows[start:end], model(heard[None])[0, start - first : end - first])
-    assert len(found) > 2
+    windows = quiet_windows(cut, WINDOW_FRAMES)
+    for first, last, start, end in windows:
+        window = waveform[first * HOP :]
+        window = window if last == frames else window[: num_samples(last - first)]
+        assert_close(rows[start:end], model(window[None])[0, start - first : end - first])
+    assert len(windows) > 2
 
 
-def test_a_part_of_a_long_recording_has_the_numbers_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:
+def test_a_part_of_a_long_recording_has_the_log_probabilities_of_the_whole_away_from_its_ends(tmp_path: Path) -> None:
     model, waveform = save_ctc(tmp_path / "a.ckpt"), noise_with_pauses(180)
     whole = cut_of(tmp_path / "whole.wav", waveform)
     part = cut_of(tmp_path / "part.wav", waveform[1_234 * HOP : 8_000 * HOP])

@@ -1,4 +1,4 @@
-"""Decoding gives the words that other systems give for the same numbers, and refuses files that it cannot use."""
+"""Decoding gives the texts of other systems for the same log-probabilities, and refuses unusable files."""
 
 import json
 import shutil
@@ -32,12 +32,12 @@ normalise = letters.normalise
 paths = st.lists(st.integers(0, len(LETTERS) - 1), min_size=1, max_size=40)
 
 
-def certain(path: list[int]) -> torch.Tensor:
+def certain_log_probs(path: list[int]) -> torch.Tensor:
     return one_hot(torch.tensor(path, dtype=torch.int64), len(LETTERS)).float().log()[None]
 
 
-def spell(path: list[int]) -> str:
-    """The collapse of CTC, written out."""
+def collapsed_text(path: list[int]) -> str:
+    """Collapse a CTC path, step by step."""
     kept = [token for token, _ in groupby(path) if token != BLANK]
     return normalise(letters.decode(kept))
 
@@ -48,15 +48,15 @@ def test_text_with_blanks_between_its_letters_decodes_to_itself(text, repeats):
     path = [BLANK]
     for token in letters.encode(text):
         path += [token] * repeats + [BLANK]
-    assert greedy(certain(path), torch.tensor([len(path)]), letters) == [text]
+    assert greedy(certain_log_probs(path), torch.tensor([len(path)]), letters) == [text]
 
 
 @given(paths)
 def test_repeats_collapse_before_blanks_are_dropped(path):
-    assert greedy(certain(path), torch.tensor([len(path)]), letters) == [spell(path)]
+    assert greedy(certain_log_probs(path), torch.tensor([len(path)]), letters) == [collapsed_text(path)]
 
 
-def test_any_path_reads_as_transformers_reads_it(tmp_path):
+def test_any_path_decodes_as_in_transformers(tmp_path):
     vocabulary = tmp_path / "vocab.json"
     vocabulary.write_text(json.dumps({token: place for place, token in enumerate(LETTERS)}))
     tokenizer = Wav2Vec2CTCTokenizer(vocabulary, pad_token="-", word_delimiter_token="|", unk_token="-", bos_token=None)
@@ -69,19 +69,21 @@ def test_any_path_reads_as_transformers_reads_it(tmp_path):
 
 
 @given(st.lists(paths, min_size=2, max_size=4))
-def test_padding_says_nothing(batch):
+def test_padding_changes_no_text(batch):
     longest = max(map(len, batch))
-    padded = torch.cat([certain(path + [5] * (longest - len(path))) for path in batch])
-    assert greedy(padded, torch.tensor([len(path) for path in batch]), letters) == [spell(path) for path in batch]
+    padded = torch.cat([certain_log_probs(path + [5] * (longest - len(path))) for path in batch])
+    assert greedy(padded, torch.tensor([len(path) for path in batch]), letters) == [
+        collapsed_text(path) for path in batch
+    ]
 
 
 def test_blanks_alone_are_no_words():
-    assert greedy(certain([BLANK, BLANK]), torch.tensor([2]), letters) == [""]
-    assert greedy(certain([2]), torch.tensor([0]), letters) == [""]
+    assert greedy(certain_log_probs([BLANK, BLANK]), torch.tensor([2]), letters) == [""]
+    assert greedy(certain_log_probs([2]), torch.tensor([0]), letters) == [""]
 
 
-def heard(utterances: int = 4, frames: int = 80, seed: int = 0) -> list[Tensor]:
-    """Log-probabilities of somebody mumbling."""
+def random_log_probs(utterances: int = 4, frames: int = 80, seed: int = 0) -> list[Tensor]:
+    """Random log-probabilities in which blanks and boundaries are frequent."""
     rng = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(utterances, frames, len(LETTERS), generator=rng)
     logits[..., :2] += 2
@@ -93,7 +95,7 @@ def settings_of(files: Path, **other: Any) -> DecoderSettings:
 
 
 def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float) -> list[tuple[list[str], float]]:
-    """The same search written with flashlight's classes alone."""
+    """Search with flashlight's classes alone."""
     spellings = fl_dictionary.load_words(str(files / "digits.lexicon"))
     words, tokens = fl_dictionary.create_word_dict(spellings), fl_dictionary.Dictionary(list(LETTERS))
     lm = KenLM(str(files / "digits.arpa"), words)
@@ -114,76 +116,78 @@ def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float
         **weights,
     )
     decoder = fl.LexiconDecoder(options, trie, lm, tokens.get_index("|"), 0, words.get_index("<unk>"), [], False)
-    found = decoder.decode(log_probs.data_ptr(), *log_probs.shape)[:nbest]
-    return [([words.get_entry(word) for word in one.words if word >= 0], one.score) for one in found]
+    results = decoder.decode(log_probs.data_ptr(), *log_probs.shape)[:nbest]
+    return [([words.get_entry(word) for word in result.words if word >= 0], result.score) for result in results]
 
 
 @pytest.mark.parametrize("weights", [(2.0, -1.0, 0.0), (0.7, 1.5, -0.4)])
-def test_the_search_is_flashlights(files: Path, weights: tuple[float, float, float]) -> None:
+def test_the_search_equals_one_of_flashlights_classes(files: Path, weights: tuple[float, float, float]) -> None:
     lm, word, silence = weights
     settings = settings_of(
         files, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
     )
     search = BeamSearch(settings, letters)
-    for log_probs, found in zip(heard(), search.nbest(heard()), strict=True):
+    for log_probs, hypotheses in zip(random_log_probs(), search.nbest(random_log_probs()), strict=True):
         # One more frame ends the last word, at no cost, where it has not ended yet
         end = torch.full((1, len(LETTERS)), -torch.inf)
         end[:, BLANK], end[:, letters.boundary] = 0.0, -silence
         ended = torch.cat([log_probs, end])
         own = flashlights_own(files, ended, 5, lm_weight=lm, word_score=word, sil_score=silence)
-        assert [one.text.split() for one in found] == [words for words, _ in own]
-        assert [one.score for one in found] == [score for _, score in own]
-        assert len(found) > 1
+        assert [best.text.split() for best in hypotheses] == [words for words, _ in own]
+        assert [best.score for best in hypotheses] == [score for _, score in own]
+        assert len(hypotheses) > 1
 
 
 @given(paths)
 @settings(max_examples=25)
-def test_a_search_for_nothing_in_particular_finds_the_certain_path(path: list[int]) -> None:
+def test_a_search_without_files_finds_the_certain_path(path: list[int]) -> None:
     search = BeamSearch(DecoderSettings(beam_size=5, num_workers=0), letters)
-    log_probs = certain(path).clamp(min=-30)
-    assert search(log_probs, torch.tensor([len(path)])) == [spell(path)]
+    log_probs = certain_log_probs(path).clamp(min=-30)
+    assert search(log_probs, torch.tensor([len(path)])) == [collapsed_text(path)]
 
 
-def test_a_lexicon_lets_only_its_words_be_said(files: Path) -> None:
-    said = BeamSearch(settings_of(files, lm=None), letters).nbest(heard(8))
-    assert {word for [best] in said for word in best.text.split()} <= set(DIGITS)
-    assert any(best.text for [best] in said)
+def test_hypotheses_contain_words_of_the_lexicon_alone(files: Path) -> None:
+    hypotheses = BeamSearch(settings_of(files, lm=None), letters).nbest(random_log_probs(8))
+    assert {word for [best] in hypotheses for word in best.text.split()} <= set(DIGITS)
+    assert any(best.text for [best] in hypotheses)
 
 
 def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
     lm = str(files / "letters.arpa")
     plain, weighed = (
-        BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest(heard(8))
+        BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest(
+            random_log_probs(8)
+        )
         for weight in (0.0, 3.0)
     )
     pairs = {a + b for word in DIGITS for a, b in pairwise(f" {word} ")}
 
-    def share(found: list[list[Hypothesis]]) -> float:
-        seen = [a + b for [best] in found for a, b in pairwise(best.text)]
-        return sum(pair in pairs for pair in seen) / len(seen)
+    def share(hypotheses: list[list[Hypothesis]]) -> float:
+        pairs_in_texts = [a + b for [best] in hypotheses for a, b in pairwise(best.text)]
+        return sum(pair in pairs for pair in pairs_in_texts) / len(pairs_in_texts)
 
     assert share(weighed) > share(plain) + 0.3
 
 
 def test_several_processes_find_what_one_finds(files: Path) -> None:
     alone, together = (BeamSearch(settings_of(files, nbest=3, num_workers=n), letters) for n in (0, 3))
-    assert together.nbest(heard(7)) == alone.nbest(heard(7))
+    assert together.nbest(random_log_probs(7)) == alone.nbest(random_log_probs(7))
     together.close()
 
 
-def test_other_weights_on_a_model_that_is_read_already_are_those_of_a_new_search(files: Path) -> None:
+def test_other_settings_give_the_results_of_a_new_search(files: Path) -> None:
     weights = {"lm_weight": 0.3, "word_score": 2.0, "silence_score": -1.0, "num_workers": 0}
-    anew = BeamSearch(settings_of(files, **weights), letters).nbest(heard())
-    assert BeamSearch(settings_of(files), letters).with_settings(**weights).nbest(heard()) == anew
+    anew = BeamSearch(settings_of(files, **weights), letters).nbest(random_log_probs())
+    assert BeamSearch(settings_of(files), letters).with_settings(**weights).nbest(random_log_probs()) == anew
 
 
-def test_padding_says_nothing_to_a_search_either(files: Path) -> None:
+def test_padding_changes_no_hypothesis(files: Path) -> None:
     search = BeamSearch(settings_of(files, num_workers=0), letters)
-    batch, length = torch.stack(heard()), torch.tensor([80, 33, 0, 61])
-    found = search(batch, length)
-    alone = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
-    assert found == alone
-    assert found[2] == ""
+    batch, length = torch.stack(random_log_probs()), torch.tensor([80, 33, 0, 61])
+    texts = search(batch, length)
+    single_texts = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
+    assert texts == single_texts
+    assert texts[2] == ""
 
 
 def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> None:
@@ -195,15 +199,15 @@ def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> No
 
 
 def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Path, causal_lm: Path) -> None:
-    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest(heard())
+    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest(random_log_probs())
     settings = settings_of(files, nbest=10, rescorer=str(causal_lm), rescorer_weight=1.5)
-    rescored = BeamSearch(settings, letters).nbest(heard())
+    rescored = BeamSearch(settings, letters).nbest(random_log_probs())
     model = CausalLM(causal_lm)
     for before, after in zip(plain, rescored, strict=True):
-        scores = model([one.text.lower() for one in before])
-        expected = {one.text: one.score + 1.5 * score for one, score in zip(before, scores, strict=True)}
-        assert {one.text: one.score for one in after} == pytest.approx(expected)
-        assert [one.score for one in after] == sorted((one.score for one in after), reverse=True)
+        scores = model([best.text.lower() for best in before])
+        expected = {best.text: best.score + 1.5 * score for best, score in zip(before, scores, strict=True)}
+        assert {best.text: best.score for best in after} == pytest.approx(expected)
+        assert [best.score for best in after] == sorted((best.score for best in after), reverse=True)
     assert [few[0].text for few in plain] != [few[0].text for few in rescored]
 
 
@@ -247,7 +251,9 @@ def with_file(name: str, content: str | None, **other: str) -> Any:
         (lambda files, folder: settings_of(files, rescorer=str(folder)), "rescorer .*: no causal language model"),
     ],
 )
-def test_what_a_search_cannot_use_is_refused_by_name(files: Path, tmp_path: Path, make: Any, sentence: str) -> None:
+def test_a_file_that_a_search_cannot_use_is_refused_by_name(
+    files: Path, tmp_path: Path, make: Any, sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         BeamSearch(make(files, tmp_path), letters)
 
@@ -259,14 +265,14 @@ def test_a_binary_lexicon_is_refused(files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "[1]", "{", '{"lm_wait": 1}'])
-def test_what_are_no_settings_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_file_without_settings_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "decoder.json").write_text(content)
     with pytest.raises(ValueError, match=r"decoder\.json: no s.*make it with `hubert tune-decoder`"):
         read_settings(tmp_path / "decoder.json")
 
 
-def test_settings_that_search_for_nothing_are_refused() -> None:
+def test_a_beam_of_size_0_is_refused() -> None:
     with pytest.raises(ValueError, match="beam_size 0, nbest 1"):
         DecoderSettings(beam_size=0)
 
@@ -284,28 +290,30 @@ def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
         BeamSearch(mixed, letters)
 
 
-def test_a_narrow_beam_says_no_half_words(files: Path) -> None:
+def test_a_narrow_beam_gives_no_half_words(files: Path) -> None:
     search = BeamSearch(settings_of(files, lm=None, beam_size=1, num_workers=0), letters)
-    assert {word for [best] in search.nbest(heard(8)) for word in best.text.split()} <= set(DIGITS)
+    assert {word for [best] in search.nbest(random_log_probs(8)) for word in best.text.split()} <= set(DIGITS)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"lm_weight": "x"}, {"nbest": 1.5}, {"num_workers": "a"}, {"rescorer_case": "title"}]
 )
-def test_settings_of_another_kind_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_settings_of_other_types_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (tmp_path / "decoder.json").write_text(json.dumps(wrong))
     with pytest.raises(ValueError, match=r"decoder\.json: no settings of a decoder \(.*; (it is a num|choose low)"):
         read_settings(tmp_path / "decoder.json")
 
 
-def spoken(words: str, vocabulary: Vocabulary, pause: int = 1, boundaries: bool = True, silent: int = 30) -> Tensor:
-    """Log-probabilities of a model that is sure of letters at .9, and of anything else in silence at 1e-7.
+def log_probs_of(
+    words: str, vocabulary: Vocabulary, pause: int = 1, boundaries: bool = True, silent: int = 30
+) -> Tensor:
+    """Log-probabilities of .9 for the letters of a text, and of 1e-7 for all other tokens in silence.
 
     Args:
-        words: What is said; a blank follows every letter.
-        vocabulary: What the tokens are.
+        words: Text; a blank follows every letter.
+        vocabulary: Vocabulary of the tokens.
         pause: Blanks between words.
-        boundaries: Whether the model says the delimiter between words.
+        boundaries: Whether the delimiter is between words.
         silent: Blanks after the last word.
     """
     frames = []
@@ -325,27 +333,27 @@ def spoken(words: str, vocabulary: Vocabulary, pause: int = 1, boundaries: bool 
 @pytest.mark.parametrize("lexicon", ["digits.lexicon", "bare.lexicon"])  # with the delimiter after each word, or not
 @pytest.mark.parametrize("silent", [0, 30])
 @pytest.mark.parametrize("text", ["ONE", "TWO THREE", "NINE EIGHT ONE ZERO"])
-def test_a_last_word_without_delimiter_is_said(files: Path, lexicon: str, silent: int, text: str) -> None:
+def test_a_last_word_without_delimiter_is_decoded(files: Path, lexicon: str, silent: int, text: str) -> None:
     (files / "bare.lexicon").write_text((files / "digits.lexicon").read_text().replace(" |", ""))
     search = BeamSearch(settings_of(files, lexicon=str(files / lexicon), num_workers=0), letters)
-    [[best]] = search.nbest([spoken(text, letters, silent=silent)])
+    [[best]] = search.nbest([log_probs_of(text, letters, silent=silent)])
     assert best.text == text
     assert [word for word, _ in search.word_tokens(best)] == text.split()
 
 
-def test_words_before_a_pause_without_delimiter_are_said(files: Path) -> None:
+def test_words_before_a_pause_without_delimiter_are_decoded(files: Path) -> None:
     search = BeamSearch(settings_of(files, num_workers=0), letters)
     for text in ("ONE TWO", "NINE EIGHT ZERO"):
-        [[best]] = search.nbest([spoken(text, letters, pause=40, boundaries=False)])
+        [[best]] = search.nbest([log_probs_of(text, letters, pause=40, boundaries=False)])
         assert best.text == text
 
 
 @pytest.mark.parametrize("silence", [-0.7, 0.0, 0.7])
-def test_the_end_costs_nothing_where_the_model_says_the_delimiter(files: Path, silence: float) -> None:
+def test_the_end_costs_nothing_where_the_model_predicts_the_delimiter(files: Path, silence: float) -> None:
     weights = {"lm_weight": 1.0, "word_score": 0.5}
     search = BeamSearch(settings_of(files, silence_score=silence, beam_size=20, num_workers=0, **weights), letters)
     path = [BLANK, *(token for letter in letters.targets("ONE NINE") for token in (letter, BLANK))]
-    log_probs = certain(path)[0].clamp(min=-30)
+    log_probs = certain_log_probs(path)[0].clamp(min=-30)
     [(words, score)] = flashlights_own(files, log_probs, 1, sil_score=silence, **weights)
     [[best]] = search.nbest([log_probs])
     assert best.text.split() == words == ["ONE", "NINE"]
@@ -354,12 +362,12 @@ def test_the_end_costs_nothing_where_the_model_says_the_delimiter(files: Path, s
 
 @pytest.mark.parametrize("timed", [True, False])
 @pytest.mark.parametrize("lm", [None, "letters.arpa"])
-def test_a_search_without_lexicon_parts_words_in_pauses_as_the_best_letters_do(
+def test_a_search_without_lexicon_splits_words_in_pauses_as_greedy_decoding_does(
     files: Path, lm: str | None, timed: bool
 ) -> None:
     model = lm and str(files / lm)
     search = BeamSearch(DecoderSettings(lm=model, lm_weight=0.5, beam_size=20, num_workers=0), letters)
-    log_probs = spoken("ONE TWO FIVE", letters, pause=40, boundaries=False)
+    log_probs = log_probs_of("ONE TWO FIVE", letters, pause=40, boundaries=False)
     text, words = words_in(log_probs, letters, search, timed)
     assert text == "ONE TWO FIVE" == words_in(log_probs, letters)[0]
     assert [(word.text, word.start) for word in words] == [

@@ -1,4 +1,4 @@
-"""Nobody who types an answer, and no file, makes a library run code that came with a model."""
+"""No file and no typed answer makes a library run code that came with a model."""
 
 import json
 import os
@@ -40,7 +40,7 @@ AUTO_MAP = {
 
 
 def with_code(folder: Path, trace: Path, **settings: object) -> Path:
-    """Every settings file of a model's directory names a class of a module that lies in it."""
+    """Add a module to a model's directory, and name its classes in every settings file."""
     (folder / "foreign.py").write_text(CODE.format(trace=str(trace)))
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json"):
         file = folder / name
@@ -57,13 +57,13 @@ def foreign_lm(causal_lm: Path, folder: Path, **settings: object) -> Path:
 
 
 def hubert(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command, whoever sits before it answering y to whatever is asked."""
+    """Run a command, and answer every question with y."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "hubert_lightning", *arguments]
     return subprocess.run(command, input="y\n" * 50, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_the_module_of_a_directory_runs_for_those_who_trust_it(causal_lm: Path, tmp_path: Path) -> None:
+def test_the_module_of_a_directory_runs_if_it_is_trusted(causal_lm: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
     AutoConfig.from_pretrained(foreign_lm(causal_lm, tmp_path / "lm", model_type="foreign"), trust_remote_code=True)
@@ -86,7 +86,7 @@ def test_a_rescorer_s_code_is_never_offered(
 
 
 @pytest.mark.parametrize("verb", ["transcribe", "align", "units", "quality", "import", "export", "tune-decoder"])
-def test_no_verb_runs_what_a_directory_names(
+def test_no_verb_runs_the_module_of_a_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     tiny_hubert().save_pretrained(tmp_path / "model")
@@ -129,7 +129,7 @@ def test_weights_in_a_pickle_are_refused(causal_lm: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "settings", [{"n_layer": 10**9}, {"n_positions": 10**12}, {"vocab_size": 2**30}, {"n_embd": "a"}]
 )
-def test_settings_that_do_not_fit_the_weights_cost_nothing(
+def test_settings_that_do_not_fit_the_weights_are_refused_early(
     causal_lm: Path,
     tmp_path: Path,
     settings: dict[str, object],

@@ -1,4 +1,4 @@
-"""Language models and lexicons of other systems give the results of ours, whatever their files look like."""
+"""Language models and lexicons give the same results in any form of file that other systems write."""
 
 import base64
 import bz2
@@ -43,24 +43,24 @@ OHYIyN4H9UfD2TM+9kC8Ly0tDUwbGxvvP3vmzF6Y2RyfmDJaNhoLg/Q0Fr39UFtd0wpSp9lmfmHPoWYF
 """
 
 
-def certain(path: str, vocabulary: Vocabulary, blank: str = "-") -> Tensor:
-    """Log-probabilities of a path that is written with a character for each frame."""
+def certain_log_probs(path: str, vocabulary: Vocabulary, blank: str = "-") -> Tensor:
+    """Log-probabilities of a path with one character per frame."""
     tokens = [0 if letter == blank else vocabulary.tokens.index(letter) for letter in path]
     return one_hot(torch.tensor(tokens), len(vocabulary)).float().log().clamp(min=-12)
 
 
-def heard(vocabulary: Vocabulary, utterances: int = 3, frames: int = 60) -> list[Tensor]:
+def random_log_probs(vocabulary: Vocabulary, utterances: int = 3, frames: int = 60) -> list[Tensor]:
     logits = 2 * torch.randn(utterances, frames, len(vocabulary), generator=torch.Generator().manual_seed(0))
     logits[..., 0] += 2
     logits[..., vocabulary.tokens.index("|")] += 2
     return list(logits.log_softmax(dim=-1))
 
 
-def found(
+def hypotheses_of(
     lm: Path | None, words: Path | None, vocabulary: Vocabulary, rows: Sequence[Tensor] | None = None, **other: float
 ) -> list[list[Hypothesis]]:
     settings = DecoderSettings(str(lm) if lm else None, str(words) if words else None, beam_size=30, num_workers=0)
-    return BeamSearch(replace(settings, **other), vocabulary).nbest(rows or heard(vocabulary))
+    return BeamSearch(replace(settings, **other), vocabulary).nbest(rows or random_log_probs(vocabulary))
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_spaces(content: bytes) -> bytes:
+def with_spaces(content: bytes) -> bytes:
     return content.replace(b"\t", b" ")
 
 
-FORMS: dict[str, Callable[[bytes], bytes]] = {
+TEXT_FORMS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
     "xz": lzma.compress,
@@ -89,33 +89,35 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "lines of old Macs": lambda content: content.replace(b"\n", b"\r"),
     "several of these": lambda content: gzip.compress(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")),
 }
-OF_MODELS = FORMS | {
-    "spaces for tabs": in_spaces,
+MODEL_FORMS = TEXT_FORMS | {
+    "spaces for tabs": with_spaces,
     "a preamble": lambda content: b"made by hand\n\n" + content,
     "<UNK>": lambda content: content.replace(b"<unk>", b"<UNK>"),
     "a compressed preamble": lambda content: gzip.compress(b"made by hand\n" + content),
 }
 
 
-@pytest.mark.parametrize("form", OF_MODELS)
+@pytest.mark.parametrize("form", MODEL_FORMS)
 @pytest.mark.parametrize("kind", ["words", "letters"])
 def test_a_language_model_in_any_form_finds_what_the_plain_one_finds(
     files: Path, tmp_path: Path, form: str, kind: str
 ) -> None:
     words = files / "words.lexicon" if kind == "words" else None
-    (tmp_path / "lm").write_bytes(OF_MODELS[form]((files / f"{kind}.arpa").read_bytes()))
-    assert found(tmp_path / "lm", words, Vocabulary()) == found(files / f"{kind}.arpa", words, Vocabulary())
+    (tmp_path / "lm").write_bytes(MODEL_FORMS[form]((files / f"{kind}.arpa").read_bytes()))
+    assert hypotheses_of(tmp_path / "lm", words, Vocabulary()) == hypotheses_of(
+        files / f"{kind}.arpa", words, Vocabulary()
+    )
     assert unigrams(tmp_path / "lm") == unigrams(files / f"{kind}.arpa")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", TEXT_FORMS)
 def test_lexicons_and_texts_in_any_form_are_read(files: Path, tmp_path: Path, form: str) -> None:
-    (tmp_path / "lexicon").write_bytes(FORMS[form]((files / "words.lexicon").read_bytes()))
+    (tmp_path / "lexicon").write_bytes(TEXT_FORMS[form]((files / "words.lexicon").read_bytes()))
     assert read_lexicon(tmp_path / "lexicon", LETTERS) == read_lexicon(files / "words.lexicon", LETTERS)
-    (tmp_path / "text").write_bytes(FORMS[form]((files / "text.txt").read_bytes()))
+    (tmp_path / "text").write_bytes(TEXT_FORMS[form]((files / "text.txt").read_bytes()))
     ngram(tmp_path / "text", tmp_path / "lm.arpa", order=3)
     assert (tmp_path / "lm.arpa").read_text() == (files / "words.arpa").read_text()
-    (tmp_path / "arpa").write_bytes(FORMS[form]((files / "words.arpa").read_bytes()))
+    (tmp_path / "arpa").write_bytes(TEXT_FORMS[form]((files / "words.arpa").read_bytes()))
     lexicon(tmp_path / "arpa", tmp_path / "again")
     assert (tmp_path / "again").read_text() == (files / "words.lexicon").read_text()
 
@@ -128,7 +130,7 @@ def test_a_model_of_words_without_lexicon_is_refused_although_it_is_compressed(
     with pytest.raises(
         ValueError, match=r"words\.arpa\.gz: knows words such as 'EIGHT', not letters; give the lexicon"
     ):
-        found(tmp_path / "words.arpa.gz", None, Vocabulary())
+        hypotheses_of(tmp_path / "words.arpa.gz", None, Vocabulary())
 
 
 def test_the_tokens_of_a_model_of_another_system_need_no_names_of_ours(files: Path) -> None:
@@ -139,33 +141,33 @@ def test_the_tokens_of_a_model_of_another_system_need_no_names_of_ours(files: Pa
     ]
     rows = [
         torch.stack([row[:, place] if place is not None else torch.full((len(row),), -40.0) for place in order], dim=1)
-        for row in heard(Vocabulary())
+        for row in random_log_probs(Vocabulary())
     ]
     for lm, words in ((files / "letters.arpa", None), (files / "words.arpa", files / "words.lexicon"), (None, None)):
-        ours, theirs = found(lm, words, Vocabulary()), found(lm, words, LARGE, rows)
-        assert [[one.text for one in few] for few in theirs] == [[one.text for one in few] for few in ours]
-        assert [one.score for [one] in theirs] == pytest.approx([one.score for [one] in ours], abs=1e-3)
-    assert any(one.text for [one] in found(files / "letters.arpa", None, LARGE, rows))
+        ours, theirs = hypotheses_of(lm, words, Vocabulary()), hypotheses_of(lm, words, LARGE, rows)
+        assert [[best.text for best in few] for few in theirs] == [[best.text for best in few] for few in ours]
+        assert [best.score for [best] in theirs] == pytest.approx([best.score for [best] in ours], abs=1e-3)
+    assert any(best.text for [best] in hypotheses_of(files / "letters.arpa", None, LARGE, rows))
 
 
 def test_a_token_named_as_a_mark_is_unknown_to_the_language_model(files: Path) -> None:
     """A token <s> or </s> in the middle of a text is not where a sentence starts or ends."""
-    [[spelled]] = found(files / "letters.arpa", None, LARGE, [certain("ONE|", LARGE)], lm_weight=1.0)
-    rows = certain("ONE|", LARGE)
+    [[spelled]] = hypotheses_of(files / "letters.arpa", None, LARGE, [certain_log_probs("ONE|", LARGE)], lm_weight=1.0)
+    rows = certain_log_probs("ONE|", LARGE)
     rows[2] = rows[2].roll(LARGE.tokens.index("</s>") - LARGE.tokens.index("E"))
-    [[marked]] = found(files / "letters.arpa", None, LARGE, [rows], lm_weight=1.0)
+    [[marked]] = hypotheses_of(files / "letters.arpa", None, LARGE, [rows], lm_weight=1.0)
     assert marked.score < spelled.score - 3
 
 
 @pytest.mark.parametrize("name", ["<space>", "▁"])
-def test_the_space_between_words_may_have_another_name_in_a_model_of_letters(
-    files: Path, tmp_path: Path, name: str
-) -> None:
+def test_the_word_boundary_may_have_another_name_in_a_model_of_letters(files: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", name))
-    assert found(tmp_path / "lm.arpa", None, Vocabulary()) == found(files / "letters.arpa", None, Vocabulary())
+    assert hypotheses_of(tmp_path / "lm.arpa", None, Vocabulary()) == hypotheses_of(
+        files / "letters.arpa", None, Vocabulary()
+    )
     (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", "_"))
     with pytest.raises(ValueError, match=r"lm\.arpa: a language model of letters without the word boundary, one of \|"):
-        found(tmp_path / "lm.arpa", None, Vocabulary())
+        hypotheses_of(tmp_path / "lm.arpa", None, Vocabulary())
 
 
 def test_a_model_without_unknown_words_finds_the_others(files: Path, tmp_path: Path) -> None:
@@ -174,8 +176,8 @@ def test_a_model_without_unknown_words_finds_the_others(files: Path, tmp_path: P
     counts = {order: sum(line.count(" ") == order - 1 and "\t" in line for line in kept) for order in (1, 2, 3)}
     kept = [f"ngram {line[6]}={counts[int(line[6])]}" if line.startswith("ngram") else line for line in kept]
     (tmp_path / "lm.arpa").write_text("\n".join([*kept, ""]))
-    rows = [certain("ONE|TWO|THRE-E|", Vocabulary())]
-    [[best]] = found(tmp_path / "lm.arpa", files / "words.lexicon", Vocabulary(), rows)
+    rows = [certain_log_probs("ONE|TWO|THRE-E|", Vocabulary())]
+    [[best]] = hypotheses_of(tmp_path / "lm.arpa", files / "words.lexicon", Vocabulary(), rows)
     assert best.text == "ONE TWO THREE"
 
 
@@ -186,15 +188,15 @@ def test_words_of_kenlms_binary_form_are_known(tmp_path: Path) -> None:
     lower = Vocabulary(("<blank>", "|", *"abcdefghijklmnopqrstuvwxyzü"), "lower", "space")
     lexicon(tmp_path / "packed", tmp_path / "lexicon", vocabulary=vocabulary_file(lower, tmp_path))
     assert (tmp_path / "lexicon").read_text() == "one\to n e |\ntwo\tt w o |\nübel\tü b e l |\n"
-    rows = [certain("one|two|", lower)]
+    rows = [certain_log_probs("one|two|", lower)]
     for name in ("packed", "binary"):
         assert unigrams(tmp_path / name) == {"one", "two", "übel"}
-        [[best]] = found(tmp_path / name, tmp_path / "lexicon", lower, rows, lm_weight=1.0, word_score=0.0)
+        [[best]] = hypotheses_of(tmp_path / name, tmp_path / "lexicon", lower, rows, lm_weight=1.0, word_score=0.0)
         assert best.text == "one two"
         # log10 of one after the start, of two after it, and of the end
         assert best.score == pytest.approx(-0.2 - 0.3 - 0.4, abs=0.01)
         with pytest.raises(ValueError, match=f"{name}: knows words such as 'one', not letters"):
-            found(tmp_path / name, None, lower)
+            hypotheses_of(tmp_path / name, None, lower)
 
 
 def test_a_binary_model_without_its_words_is_known_by_its_scores(tmp_path: Path) -> None:
@@ -202,27 +204,29 @@ def test_a_binary_model_without_its_words_is_known_by_its_scores(tmp_path: Path)
     assert unigrams(tmp_path / "binary") is None
     lower = Vocabulary(("<blank>", "|", *"abcdefghijklmnopqrstuvwxyzü"), "lower", "space")
     (tmp_path / "lexicon").write_text("one\to n e |\ntwo\tt w o |\n")
-    [[best]] = found(tmp_path / "binary", tmp_path / "lexicon", lower, [certain("one|two|", lower)], lm_weight=1.0)
+    [[best]] = hypotheses_of(
+        tmp_path / "binary", tmp_path / "lexicon", lower, [certain_log_probs("one|two|", lower)], lm_weight=1.0
+    )
     assert best.text == "one two"
     (tmp_path / "lexicon").write_text("cat\tc a t |\ndog\td o g |\n")
     with pytest.raises(ValueError, match="binary: knows 0 of 2 words"):
-        found(tmp_path / "binary", tmp_path / "lexicon", lower)
+        hypotheses_of(tmp_path / "binary", tmp_path / "lexicon", lower)
     with pytest.raises(ValueError, match="binary: knows 0 of the model's 29 tokens; give the lexicon"):
-        found(tmp_path / "binary", None, lower)
+        hypotheses_of(tmp_path / "binary", None, lower)
     with pytest.raises(ValueError, match="binary: KenLM's binary form without its words; give the ARPA model"):
         lexicon(tmp_path / "binary", tmp_path / "made")
 
 
-def test_a_token_that_is_another_name_of_the_space_is_no_second_space(files: Path, tmp_path: Path) -> None:
+def test_a_token_that_is_another_name_of_the_boundary_is_no_second_boundary(files: Path, tmp_path: Path) -> None:
     both = Vocabulary((*LETTERS, "▁"))
-    rows = [torch.nn.functional.pad(row, (0, 1), value=-40.0) for row in heard(Vocabulary())]
-    letters = found(files / "letters.arpa", None, both, rows)
+    rows = [torch.nn.functional.pad(row, (0, 1), value=-40.0) for row in random_log_probs(Vocabulary())]
+    letters = hypotheses_of(files / "letters.arpa", None, both, rows)
     assert [few[0].text for few in letters] == [
-        few[0].text for few in found(files / "letters.arpa", None, Vocabulary())
+        few[0].text for few in hypotheses_of(files / "letters.arpa", None, Vocabulary())
     ]
     (tmp_path / "lm.arpa").write_text((files / "letters.arpa").read_text().replace("|", "▁"))
     with pytest.raises(ValueError, match="without the word boundary"):
-        found(tmp_path / "lm.arpa", None, both, rows)
+        hypotheses_of(tmp_path / "lm.arpa", None, both, rows)
 
 
 def vocabulary_file(vocabulary: Vocabulary, folder: Path) -> Path:
@@ -240,8 +244,8 @@ def test_a_lexicon_may_have_several_spellings_empty_lines_and_words_of_two(tmp_p
         "NEW YORK": [[*"NEW|YORK|"]],
         "ÜBER": [[*"UBER|"], [*"OVER|"]],
     }
-    rows = [certain("HOUSE|NEW|YORK|OVER|", Vocabulary()), certain("UBER|UBER|", Vocabulary())]
-    said = found(None, tmp_path / "lexicon", Vocabulary(), rows)
+    rows = [certain_log_probs("HOUSE|NEW|YORK|OVER|", Vocabulary()), certain_log_probs("UBER|UBER|", Vocabulary())]
+    said = hypotheses_of(None, tmp_path / "lexicon", Vocabulary(), rows)
     assert [best.text for [best] in said] == ["HOUSE NEW YORK ÜBER", "ÜBER ÜBER"]
 
 
@@ -250,17 +254,21 @@ def test_a_lexicon_of_tokens_of_several_characters_is_searched_by_tokens(tmp_pat
     (tmp_path / "lexicon").write_text("the\tth e |\ncathe\tca th e |\nhet\th e t |\n")
     path = torch.tensor([pieces.tokens.index(token) for token in ("th", "e", "|", "ca", "<pad>", "th", "e", "e", "|")])
     rows = [one_hot(path, len(pieces)).float().log().clamp(min=-12)]
-    assert found(None, tmp_path / "lexicon", pieces, rows)[0][0].text == "the cathe"
+    assert hypotheses_of(None, tmp_path / "lexicon", pieces, rows)[0][0].text == "the cathe"
 
 
 def test_words_of_a_lexicon_need_no_boundary_at_their_end(tmp_path: Path) -> None:
     """Their last letter may last for several frames, before another word, a boundary or the end."""
     (tmp_path / "lexicon").write_text("ONE\tO N E\nTWO\tT W O\n")
     paths = ["ONE|TWO|", "ONEEE|TWOO||", "-O-N-E-|-T-W-O-", "ONE|TWO"]
-    said = found(
-        None, tmp_path / "lexicon", Vocabulary(), [certain(path, Vocabulary()) for path in paths], word_score=0
+    hypotheses = hypotheses_of(
+        None,
+        tmp_path / "lexicon",
+        Vocabulary(),
+        [certain_log_probs(path, Vocabulary()) for path in paths],
+        word_score=0,
     )
-    assert [(best.text, best.score) for [best] in said] == [("ONE TWO", pytest.approx(0, abs=0.01))] * 4
+    assert [(best.text, best.score) for [best] in hypotheses] == [("ONE TWO", pytest.approx(0, abs=0.01))] * 4
 
 
 @pytest.mark.parametrize(
@@ -277,15 +285,15 @@ def test_words_of_a_lexicon_need_no_boundary_at_their_end(tmp_path: Path) -> Non
 def test_a_file_that_is_no_lexicon_is_refused_by_name(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "a.lexicon").write_bytes(content)
     with pytest.raises(ValueError, match=f"a.lexicon.*{sentence}"):
-        found(None, tmp_path / "a.lexicon", Vocabulary())
+        hypotheses_of(None, tmp_path / "a.lexicon", Vocabulary())
     if "compressed" in sentence:
         with pytest.raises(ValueError, match=f"a.lexicon.*{sentence}"):
-            found(tmp_path / "a.lexicon", None, Vocabulary())
+            hypotheses_of(tmp_path / "a.lexicon", None, Vocabulary())
         with pytest.raises(ValueError, match=f"a.lexicon.*{sentence}"):
             list(lines_of(tmp_path / "a.lexicon"))
 
 
-def test_an_error_of_a_reader_is_not_the_file_s(tmp_path: Path) -> None:
+def test_an_error_inside_the_block_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     for form, content in (("gz", gzip.compress(b"ONE")), ("xz", lzma.compress(b"ONE")), ("txt", b"ONE")):
         (path := tmp_path / f"words.{form}").write_bytes(content)
         for error in (OSError(ENOSPC, "No space left on device"), EOFError("of another file")):
@@ -328,7 +336,7 @@ def test_letters_in_another_case_are_refused(files: Path, tmp_path: Path) -> Non
     with pytest.raises(
         ValueError, match=r"lm\.arpa: knows words such as 'e', not letters.*in the case of the vocabulary"
     ):
-        found(tmp_path / "lm.arpa", None, Vocabulary())
+        hypotheses_of(tmp_path / "lm.arpa", None, Vocabulary())
 
 
 def test_marks_in_a_text_are_no_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

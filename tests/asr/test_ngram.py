@@ -1,4 +1,4 @@
-"""An n-gram model of a text gives probabilities, prefers the text, and comes with a lexicon that fits the model."""
+"""An n-gram model of a text has normalised probabilities, prefers the text, and gets a lexicon that fits it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +41,8 @@ def words_of(lexicon: Path) -> dict[str, list[str]]:
     return {word: spelled for word, *spelled in (line.split() for line in lexicon.read_text().splitlines())}
 
 
-def log10(arpa: Path, words: Sequence[str], context: str, word: str) -> float:
-    """What KenLM says of a word after a context that begins a sentence."""
+def kenlm_log10(arpa: Path, words: Sequence[str], context: str, word: str) -> float:
+    """KenLM's log-probability of a word after a context that begins a sentence."""
     lm = KenLM(str(arpa), known := Dictionary([*words, "</s>", "<unk>"]))
     state = lm.start(False)
     for before in context.split():
@@ -51,22 +51,25 @@ def log10(arpa: Path, words: Sequence[str], context: str, word: str) -> float:
 
 
 @pytest.mark.parametrize("order", [2, 3, 5])
-def test_what_follows_any_context_has_probability_1(text: Path, vocabulary: Path, tmp_path: Path, order: int) -> None:
+def test_probabilities_after_any_context_add_up_to_1(text: Path, vocabulary: Path, tmp_path: Path, order: int) -> None:
     arpa = tmp_path / "a.arpa"
     ngram(text, arpa, order=order, vocabulary=vocabulary)
     words = list(words_of(tmp_path / "a.lexicon"))
     for context in ("", "the", "the cat", "on the mat sat", "dog mat"):
-        all_of_it = sum(10 ** log10(arpa, words, context, word) for word in [*words, "<unk>", "</s>"])
+        all_of_it = sum(10 ** kenlm_log10(arpa, words, context, word) for word in [*words, "<unk>", "</s>"])
         assert all_of_it == pytest.approx(1, abs=2e-3)
 
 
-def test_what_the_text_says_is_likelier_than_what_it_does_not(text: Path, vocabulary: Path, tmp_path: Path) -> None:
+def test_words_of_the_text_are_likelier_than_others(text: Path, vocabulary: Path, tmp_path: Path) -> None:
     ngram(text, tmp_path / "a.arpa", order=3, vocabulary=vocabulary)
     words = list(words_of(tmp_path / "a.lexicon"))
-    assert log10(tmp_path / "a.arpa", words, "on", "the") > log10(tmp_path / "a.arpa", words, "on", "cat") + 0.4
+    assert (
+        kenlm_log10(tmp_path / "a.arpa", words, "on", "the")
+        > kenlm_log10(tmp_path / "a.arpa", words, "on", "cat") + 0.4
+    )
 
 
-def test_a_text_is_normalised_and_what_cannot_be_spelled_is_told(
+def test_a_text_is_normalised_and_its_unknown_characters_are_printed(
     text: Path, vocabulary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ngram(text, tmp_path / "a.arpa", order=2, vocabulary=vocabulary)
@@ -74,15 +77,15 @@ def test_a_text_is_normalised_and_what_cannot_be_spelled_is_told(
         *TEXT.lower().replace(",", "").replace(".", "").replace(";", "").replace("!", "").replace(":", "").split()
     } - {"2"}
     assert words_of(tmp_path / "a.lexicon")["cat"] == ["c", "a", "t", "|"]
-    said = capsys.readouterr().out
-    assert "1 of 36 words are unknown to the model, since the vocabulary lacks '2' (1)" in said
+    printed = capsys.readouterr().out
+    assert "1 of 36 words are unknown to the model, since the vocabulary lacks '2' (1)" in printed
     assert "<unk>" in (tmp_path / "a.arpa").read_text()
 
 
 def test_letters_are_the_words_of_a_model_of_letters(text: Path, vocabulary: Path, tmp_path: Path) -> None:
     ngram(text, tmp_path / "a.arpa", order=3, vocabulary=vocabulary, letters=True)
     letters = "|acdefghilmnorst"
-    assert log10(tmp_path / "a.arpa", letters, "t h", "e") > -0.2
+    assert kenlm_log10(tmp_path / "a.arpa", letters, "t h", "e") > -0.2
     assert not (tmp_path / "a.lexicon").exists()
 
 
@@ -96,7 +99,7 @@ def test_rare_ngrams_are_left_out_if_asked(text: Path, vocabulary: Path, tmp_pat
 def test_one_sentence_is_enough(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("one two\n")
     ngram(tmp_path / "text.txt", tmp_path / "a.arpa")
-    assert log10(tmp_path / "a.arpa", ["ONE", "TWO"], "ONE", "TWO") > -0.5
+    assert kenlm_log10(tmp_path / "a.arpa", ["ONE", "TWO"], "ONE", "TWO") > -0.5
 
 
 def test_a_lexicon_is_made_of_a_language_model_or_a_list_of_words(
@@ -144,9 +147,9 @@ def test_the_verbs_make_vocabulary_model_and_lexicon(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["vocabulary", f"[{manifests / 'train.jsonl.gz'}]", str(tmp_path / "v.json")])
-    said = capsys.readouterr().out
-    assert "characters in" in said
-    assert "tokens, with the blank and the word boundary" in said
+    printed = capsys.readouterr().out
+    assert "characters in" in printed
+    assert "tokens, with the blank and the word boundary" in printed
     (tmp_path / "text.txt").write_text("Hello there\nhello you\n")
     options = ["--order=2", f"--vocabulary={tmp_path / 'v.json'}"]
     main(["ngram", str(tmp_path / "text.txt"), str(tmp_path / "a.arpa"), *options])
@@ -170,22 +173,22 @@ def test_words_in_another_case_than_the_vocabulary_s_make_no_lexicon(tmp_path: P
         lexicon(tmp_path / "words.txt", tmp_path / "a.lexicon")
 
 
-def test_phonemes_are_parted_by_no_delimiter(tmp_path: Path) -> None:
+def test_phonemes_have_no_delimiter_between_them(tmp_path: Path) -> None:
     phonemes = Vocabulary(("<pad>", "|", "tʃ", "a", "ʃ", "t", "aɪ"), "as_written", spaced=True)
     phonemes.write(tmp_path / "vocabulary.json")
     (tmp_path / "text.txt").write_text("tʃ a t\nʃ aɪ t a\ntʃ aɪ a tʃ\n")
     ngram(tmp_path / "text.txt", tmp_path / "a.arpa", order=2, vocabulary=tmp_path / "vocabulary.json")
     ngram(tmp_path / "text.txt", tmp_path / "b.arpa", 2, tmp_path / "vocabulary.json", letters=True)
     assert words_of(tmp_path / "a.lexicon") == {name: [name] for name in ("a", "aɪ", "t", "tʃ", "ʃ")}
-    said = [0, 2, 0, 1, 0, 6, 0, 3, 0, 1, 2, 0]  # the model says | between words
-    log_probs = one_hot(torch.tensor(said), 7).float().log().clamp(min=-20)
+    path = [0, 2, 0, 1, 0, 6, 0, 3, 0, 1, 2, 0]  # the model says | between words
+    log_probs = one_hot(torch.tensor(path), 7).float().log().clamp(min=-20)
     for files in ({"lm": "a.arpa", "lexicon": "a.lexicon"}, {"lexicon": "a.lexicon"}, {"lm": "b.arpa"}):
         named = {name: str(tmp_path / file) for name, file in files.items()}
         search = BeamSearch(DecoderSettings(**named, beam_size=20, num_workers=0), phonemes)
         assert words_in(log_probs, phonemes, search)[0] == "tʃ aɪ a tʃ"
 
 
-def test_words_that_are_said_in_phonemes_keep_the_delimiter_of_their_lexicon(tmp_path: Path) -> None:
+def test_words_in_phonemes_keep_the_delimiter_of_their_lexicon(tmp_path: Path) -> None:
     phonemes = Vocabulary(("<pad>", "|", "tʃ", "a", "t"), "as_written", spaced=True)
     (tmp_path / "a.lexicon").write_text("chat\ttʃ a t |\nat\ta t |\n")
     log_probs = one_hot(torch.tensor([0, 2, 0, 3, 4, 0, 1, 0, 3, 4, 4, 0]), 5).float().log().clamp(min=-20)

@@ -29,8 +29,8 @@ def written(path: Path, results: Sequence[Result]) -> Path:
     return path
 
 
-def heard(error_rate: float, seed: int, num_utterances: int = 300) -> list[Result]:
-    """A system that gets each word wrong with the same chance, on utterances that do not depend on the seed."""
+def random_results(error_rate: float, seed: int, num_utterances: int = 300) -> list[Result]:
+    """Results of a system that gets each word wrong with the same probability; the seed does not change utterances."""
     lengths = np.random.default_rng(0).integers(1, 30, num_utterances)
     wrong = np.random.default_rng(seed)
     return [
@@ -52,7 +52,7 @@ def printed(scores: Scores, worst: int = 5, width: int = 80) -> str:
 @given(results=corpora)
 @settings(max_examples=50, deadline=None)
 def test_rates_and_kinds_of_errors_are_jiwers_over_the_whole_corpus(results: list[Result]) -> None:
-    references, hypotheses = [of.reference for of in results], [of.hypothesis for of in results]
+    references, hypotheses = [row.reference for row in results], [row.hypothesis for row in results]
     scores = score(results)
     words, letters = (
         jiwer.process_words(references, hypotheses),
@@ -73,10 +73,10 @@ def test_rates_and_kinds_of_errors_are_jiwers_over_the_whole_corpus(results: lis
 def test_errors_add_up_over_speakers_and_over_utterances(results: list[Result]) -> None:
     scores = score(results)
     for parts in (scores.speakers.values(), scores.utterances):
-        for whole, of in ((scores.words, [p.words for p in parts]), (scores.letters, [p.letters for p in parts])):
-            assert whole.errors == sum(part.errors for part in of)
-            assert whole.total == sum(part.total for part in of)
-    rates = [of.words.rate for of in scores.speakers.values()]
+        for whole, rates in ((scores.words, [p.words for p in parts]), (scores.letters, [p.letters for p in parts])):
+            assert whole.errors == sum(rate.errors for rate in rates)
+            assert whole.total == sum(rate.total for rate in rates)
+    rates = [speaker.words.rate for speaker in scores.speakers.values()]
     assert rates == sorted(rates, reverse=True)
 
 
@@ -94,10 +94,10 @@ def test_an_interval_contains_its_rate_and_a_single_utterance_has_none(results: 
 
 
 def test_intervals_are_those_of_the_normal_approximation_where_it_holds() -> None:
-    results = heard(0.1, seed=1, num_utterances=1000)
+    results = random_results(0.1, seed=1, num_utterances=1000)
     words = score(results).words
-    errors = np.array([of.hypothesis.split().count("WRONG") for of in results])
-    total = np.array([len(of.reference.split()) for of in results])
+    errors = np.array([row.hypothesis.split().count("WRONG") for row in results])
+    total = np.array([len(row.reference.split()) for row in results])
     # The variance of a ratio of sums, to first order
     deviation = np.sqrt(((errors - words.rate * total) ** 2).sum()) / total.sum()
     # 9999 resamples know a bound to 3 % of a deviation, and the ratio is not quite normal
@@ -106,12 +106,12 @@ def test_intervals_are_those_of_the_normal_approximation_where_it_holds() -> Non
 
 
 def test_nineteen_of_twenty_intervals_hold_the_true_rate() -> None:
-    intervals = [score(heard(0.2, seed, num_utterances=60)).words for seed in range(1, 101)]
+    intervals = [score(random_results(0.2, seed, num_utterances=60)).words for seed in range(1, 101)]
     # Two and a half deviations of a binomial with 100 draws
     assert 89 <= sum(words.low <= 0.2 <= words.high for words in intervals) <= 100
 
 
-def test_the_insertions_where_nothing_was_said_count_and_add_no_words() -> None:
+def test_insertions_into_silence_count_and_add_no_words() -> None:
     words = score([Result("1", "", "UH HUH"), Result("2", "YES I DO", "YES I DO")]).words
     assert (words.insertions, words.total, words.rate) == (2, 3, 2 / 3)
     assert score([Result("1", "", "")]).words.rate == 0
@@ -129,8 +129,8 @@ def test_utterances_without_a_speaker_are_in_the_whole_alone() -> None:
     assert (scores.words.errors, scores.words.total) == (1, 2)
 
 
-def test_a_clearly_better_system_is_told_from_an_equal_one() -> None:
-    good, equal, bad = (score(heard(rate, seed)) for rate, seed in ((0.1, 1), (0.1, 2), (0.15, 3)))
+def test_a_clearly_better_system_is_distinguished_from_an_equal_one() -> None:
+    good, equal, bad = (score(random_results(rate, seed)) for rate, seed in ((0.1, 1), (0.1, 2), (0.15, 3)))
     better, same = compare(good, bad).words, compare(good, equal).words
     assert better.p_value < 0.001
     assert better.low < better.difference < better.high < 0
@@ -139,9 +139,10 @@ def test_a_clearly_better_system_is_told_from_an_equal_one() -> None:
     assert compare(good, good).words.p_value == 1
 
 
-def test_equal_systems_look_different_as_often_as_the_p_value_says() -> None:
+def test_p_values_of_equal_systems_are_uniform() -> None:
     first, second = (
-        [score(heard(0.2, seed, num_utterances=20)) for seed in seeds] for seeds in (range(100), range(100, 200))
+        [score(random_results(0.2, seed, num_utterances=20)) for seed in seeds]
+        for seeds in (range(100), range(100, 200))
     )
     p_values = np.array([compare(a, b).words.p_value for a, b in zip(first, second, strict=True)])
     # Uniform: two and a half deviations of a binomial with 100 draws
@@ -153,7 +154,7 @@ def test_equal_systems_look_different_as_often_as_the_p_value_says() -> None:
 @settings(max_examples=30, deadline=None)
 def test_systems_swapped_differ_by_the_sign_alone(results: list[Result], others: list[str]) -> None:
     first = score(results)
-    second = score([of._replace(hypothesis=text) for of, text in zip(results, others, strict=False)][::-1])
+    second = score([row._replace(hypothesis=text) for row, text in zip(results, others, strict=False)][::-1])
     there, back = compare(first, second), compare(second, first)
     for a, b in ((there.words, back.words), (there.letters, back.letters)):
         assert a.p_value == b.p_value
@@ -162,9 +163,9 @@ def test_systems_swapped_differ_by_the_sign_alone(results: list[Result], others:
 
 
 def test_the_difference_is_that_of_the_two_rates() -> None:
-    first, second = score(heard(0.1, 1)), score(heard(0.15, 3))
-    found = compare(first, second).letters
-    assert (found.first, found.second) == (first.letters.rate, second.letters.rate)
+    first, second = score(random_results(0.1, 1)), score(random_results(0.15, 3))
+    difference = compare(first, second).letters
+    assert (difference.first, difference.second) == (first.letters.rate, second.letters.rate)
 
 
 @pytest.mark.parametrize(
@@ -217,20 +218,20 @@ GOOD = '{"id": "1", "reference": "A", "hypothesis": "A"}\n'
         (GOOD.replace('"A", ', '" ", '), "every reference is empty, 1 is the first of 1; give results of utterances"),
     ],
 )
-def test_what_is_no_result_is_refused_with_its_line(content: str, sentence: str, tmp_path: Path) -> None:
+def test_a_line_without_a_result_is_refused_by_its_number(content: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(content)
     with pytest.raises(ValueError, match=sentence):
         read_results(tmp_path / "test.jsonl")
 
 
-def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_refused_by_their_line(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_bytes(b'{"id": "\xff"}\n')
     with pytest.raises(ValueError, match="line 1: not JSON"):
         read_results(tmp_path / "test.jsonl")
 
 
 def test_no_results_have_no_score() -> None:
-    with pytest.raises(ValueError, match="no results to score; give those of one utterance or more"):
+    with pytest.raises(ValueError, match="no results to score; give results of one utterance or more"):
         score([])
 
 
@@ -279,7 +280,7 @@ def test_an_alignment_fits_the_terminal_and_counts_wide_letters_as_two() -> None
 def test_everything_comes_back_from_json(tmp_path: Path) -> None:
     results = [Result("1", "A BEE", "BEE", "ann"), Result("2", "THE SEA", "THE SEE Ω", "bob")]
     scores = score(results)
-    comparison = compare(scores, score([of._replace(hypothesis="") for of in results]))
+    comparison = compare(scores, score([row._replace(hypothesis="") for row in results]))
     write_scores(tmp_path / "scores.json", scores, comparison)
     kept = json.loads((tmp_path / "scores.json").read_text())
 
@@ -295,15 +296,16 @@ def test_everything_comes_back_from_json(tmp_path: Path) -> None:
     assert kept["speakers"]["bob"]["num_utterances"] == 1
     assert kept["speakers"]["bob"]["words"]["low"] is None
     assert [Result(*(row[name] for name in Result._fields)) for row in kept["utterances"]] == results
-    assert [row["letters"]["errors"] for row in kept["utterances"]] == [of.letters.errors for of in scores.utterances]
+    assert [row["letters"]["errors"] for row in kept["utterances"]] == [row.letters.errors for row in scores.utterances]
     difference = kept["comparison"]["words"]
     assert difference["difference"] == comparison.words.difference
     assert (difference["low"], difference["p_value"]) == (comparison.words.low, comparison.words.p_value)
 
 
-def test_hubert_score_prints_what_the_functions_say(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_hubert_score_prints_the_reports_of_its_functions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first, second = (
-        written(tmp_path / f"{rate}.jsonl", heard(rate, seed, num_utterances=50)) for rate, seed in ((0.1, 1), (0.3, 2))
+        written(tmp_path / f"{rate}.jsonl", random_results(rate, seed, num_utterances=50))
+        for rate, seed in ((0.1, 1), (0.3, 2))
     )
     output = tmp_path / "scores.json"
     main(["score", str(first), "--against", str(second), "--worst", "2", "--output", str(output)])
@@ -336,9 +338,9 @@ def test_hubert_score_refuses_in_one_sentence(
     with pytest.raises(SystemExit) as stopped:
         main(["score", *args])
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"hubert: {sentence}")
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"hubert: {sentence}")
+    assert error.count("\n") == 1
 
 
 def test_hubert_score_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:

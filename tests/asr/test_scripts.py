@@ -1,4 +1,4 @@
-"""Every script is written, timed, aligned and scored as transformers and jiwer do, whatever its table looks like.
+"""Every script is decoded, timed, aligned and scored as transformers and jiwer do, with any table of tokens.
 
 The truth is known: each model is a random encoder with a head that is solved so that given tokens come out at given
 frames of a recording.
@@ -24,7 +24,7 @@ from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon_of
 from hubert_lightning.asr.scoring import Result, read_results, score
 from hubert_lightning.asr.transcribe import align, transcribe, words_in
-from hubert_lightning.asr.transcript_formats import FORMATS, SUFFIX, Format, Transcript
+from hubert_lightning.asr.transcript_formats import FORMATS, SUFFIXES_OF_FORMATS, Transcript, TranscriptFormat
 from hubert_lightning.asr.tune_decoder import tune_decoder
 from hubert_lightning.asr.word_times import word_times
 from hubert_lightning.data.manifest import write_manifest
@@ -53,8 +53,8 @@ SENTENCES = {
 SPECIAL = ["<s>", "</s>", "[UNK]", "[PAD]"]
 
 
-class Said(NamedTuple):
-    """A word, and its first frame and the one after its last."""
+class TrueWord(NamedTuple):
+    """A word, its first frame, and the frame after its last one."""
 
     word: str
     start: int
@@ -62,34 +62,34 @@ class Said(NamedTuple):
 
 
 def their_text(folder: Path, path: Sequence[str]) -> str:
-    """What transformers prints of a path, in canonical composition."""
+    """Text that transformers decodes from a path, in canonical composition."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     [text] = tokenizer.batch_decode([[tokenizer.get_vocab()[token] for token in path]])
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
-def words_on(path: Sequence[str], blank: str, delimiter: str | None) -> list[Said]:
-    """The words on a path, and their frames."""
-    found: list[Said] = []
-    frame, word = 0, Said("", 0, 0)
+def words_on(path: Sequence[str], blank: str, delimiter: str | None) -> list[TrueWord]:
+    """Find the words on a path, with their frames."""
+    words: list[TrueWord] = []
+    frame, word = 0, TrueWord("", 0, 0)
     for token, run in groupby(path):
         start, frame = frame, frame + len(list(run))
         if token == delimiter:
-            found += [word] if word.word else []
-            word = Said("", 0, 0)
+            words += [word] if word.word else []
+            word = TrueWord("", 0, 0)
         elif token != blank:
-            word = Said(word.word + token, word.start if word.word else start, frame)
-    found += [word] if word.word else []
-    return [one._replace(word=unicodedata.normalize("NFC", one.word)) for one in found]
+            word = TrueWord(word.word + token, word.start if word.word else start, frame)
+    words += [word] if word.word else []
+    return [one._replace(word=unicodedata.normalize("NFC", one.word)) for one in words]
 
 
-def seconds_of(said: Sequence[Said]) -> list[float]:
-    return [0.02 * frame for one in said for frame in (one.start, one.end)]
+def seconds_of(truth: Sequence[TrueWord]) -> list[float]:
+    return [0.02 * frame for word in truth for frame in (word.start, word.end)]
 
 
-def check_formats(said: Sequence[Said], text: str, written: Callable[[Format], str]) -> None:
-    """Text, json, srt and ctm have the words of the truth, at its times."""
-    words, seconds = [one.word for one in said], seconds_of(said)
+def check_formats(truth: Sequence[TrueWord], text: str, written: Callable[[TranscriptFormat], str]) -> None:
+    """Check that text, json, srt and ctm have the true words, at their true times."""
+    words, seconds = [word.word for word in truth], seconds_of(truth)
     assert written("text") == text + "\n"
     content = json.loads(written("json"))
     assert content["text"] == text
@@ -105,7 +105,7 @@ def check_formats(said: Sequence[Said], text: str, written: Callable[[Format], s
 
 
 class Case(NamedTuple):
-    """What a model says, and its table."""
+    """The words and the path of a model, and its table of tokens."""
 
     words: list[str]  # as the table has them
     table: list[str]
@@ -113,12 +113,12 @@ class Case(NamedTuple):
     delimiter: str | None
 
     @property
-    def said(self) -> list[Said]:
+    def truth(self) -> list[TrueWord]:
         return words_on(self.path, "[PAD]", self.delimiter)
 
 
-def a_case(script: str, form: Any, delimiter: str | None, size: int) -> Case:
-    """A sentence that is spelled with tokens of `size` characters of a normal form."""
+def case_of(script: str, form: Any, delimiter: str | None, size: int) -> Case:
+    """A sentence in tokens of `size` characters of a normal form."""
     words = [unicodedata.normalize(form, word) for word in SENTENCES[script].split()]
     if form == "NFC":  # as tables have them, although their NFC has two characters
         words = [word.replace("য়", "\u09df").replace("ড়", "\u09dc").replace("ঢ়", "\u09dd") for word in words]
@@ -132,23 +132,23 @@ def a_case(script: str, form: Any, delimiter: str | None, size: int) -> Case:
 @pytest.mark.parametrize("delimiter", ["|", " ", None])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("script", SENTENCES)
-def test_a_script_is_written_timed_aligned_and_scored_as_transformers_and_jiwer_do(
+def test_a_script_is_decoded_timed_aligned_and_scored_as_by_transformers_and_jiwer(
     tmp_path: Path, encoder: Encoder, script: str, form: Any, delimiter: str | None, size: int
 ) -> None:
-    case = a_case(script, form, delimiter, size)
+    case = case_of(script, form, delimiter, size)
     save_solved_model(tmp_path, encoder, case.table, case.path, word_delimiter_token=delimiter)
     text = their_text(tmp_path, case.path)
-    assert text == " ".join(one.word for one in case.said)
+    assert text == " ".join(one.word for one in case.truth)
     vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     assert [vocabulary.tokens[token] for token in log_probs.argmax(dim=-1)] == case.path
     check_formats(
-        case.said, text, lambda format: FORMATS[format](Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary)))
+        case.truth, text, lambda format: FORMATS[format](Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary)))
     )
 
     other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", text)
     assert vocabulary.normalise(other) == text
     words = word_times(log_probs, vocabulary.normalise(other), vocabulary)
-    check_formats(case.said, text, lambda format: FORMATS[format](Transcript("a.wav", 3.0, text, words)))
+    check_formats(case.truth, text, lambda format: FORMATS[format](Transcript("a.wav", 3.0, text, words)))
     assert vocabulary.encode(text) == [token for token, _ in groupby(log_probs.argmax(dim=-1).tolist()) if token]
 
     wrong = " ".join([case.words[0] * 2, *case.words[1:]])
@@ -163,21 +163,21 @@ def test_a_script_is_written_timed_aligned_and_scored_as_transformers_and_jiwer_
     ("script", "form", "delimiter", "size"),
     [("bengali", "NFC", "|", 1), ("korean", "NFD", "|", 1), ("vietnamese", "NFD", " ", 2), ("chinese", "NFC", None, 1)],
 )
-def test_the_verbs_write_and_find_what_was_said(
+def test_transcribe_and_align_give_the_true_words_and_times(
     tmp_path: Path, encoder: Encoder, script: str, form: Any, delimiter: str | None, size: int
 ) -> None:
-    case = a_case(script, form, delimiter, size)
+    case = case_of(script, form, delimiter, size)
     save_solved_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=delimiter)
     text = their_text(tmp_path / "model", case.path)
 
-    def written(verb: Any, format: Any, **told: Any) -> str:
-        assert not verb(tmp_path / "model", [encoder.recording], format=format, output=tmp_path / "out", **told)
-        return (tmp_path / "out" / f"said{SUFFIX[format]}").read_text("utf-8")  # type: ignore[index]
+    def written(verb: Any, format: Any, **options: Any) -> str:
+        assert not verb(tmp_path / "model", [encoder.recording], format=format, output=tmp_path / "out", **options)
+        return (tmp_path / "out" / f"said{SUFFIXES_OF_FORMATS[format]}").read_text("utf-8")
 
-    check_formats(case.said, text, lambda format: written(transcribe, format))
+    check_formats(case.truth, text, lambda format: written(transcribe, format))
     other = unicodedata.normalize("NFD", text)
     check_formats(
-        case.said, text, lambda format: text + "\n" if format == "text" else written(align, format, text=other)
+        case.truth, text, lambda format: text + "\n" if format == "text" else written(align, format, text=other)
     )
 
 
@@ -187,7 +187,7 @@ def test_the_verbs_write_and_find_what_was_said(
 def test_a_perfect_model_is_tested_without_errors(
     tmp_path: Path, encoder: Encoder, script: str, form: Any, size: int
 ) -> None:
-    case = a_case(script, form, "|", size)
+    case = case_of(script, form, "|", size)
     save_solved_model(tmp_path / "model", encoder, case.table, case.path)
     model = CTCFinetuning(pretrained=tmp_path / "model", keep_head=True)
     cut = Recording.from_file(encoder.recording).to_cut()
@@ -208,7 +208,7 @@ FRENCH = ("qui|?|moi|!|", "qui ? moi !", "qui? moi!", {"clean_up_tokenization_sp
 
 
 def save_punctuated(folder: Path, encoder: Encoder, tokens: str, text: str, printed: str, tokenizer: Any) -> list[Path]:
-    """A model that says some tokens, and a manifest whose transcript has what it cannot print."""
+    """A model with given tokens, and a manifest whose transcript has characters that it cannot print."""
     path = path_of(list(tokens), "[PAD]")
     save_solved_model(folder / "model", encoder, [*sorted(set(tokens)), *SPECIAL], path, **tokenizer)
     assert their_text(folder / "model", path) == printed
@@ -258,14 +258,14 @@ def test_a_decoder_of_a_perfect_model_has_no_errors_in_a_punctuated_sentence(
     words, decoder = tmp_path / "words.lexicon", tmp_path / "decoder.json"
     words.write_text(lexicon_of(vocabulary.normalise(text).split(), words, vocabulary, "words")[0])
     tune_decoder(tmp_path / "model", manifests, decoder, lexicon=words, trials=1, beam_size=20)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "WER 0.00 % with each frame's best letter, 0.00 % with the usual weights" in told
+    printed_text = " ".join(capsys.readouterr().out.split())
+    assert "WER 0.00 % with greedy decoding, 0.00 % with the default weights" in printed_text
     assert not transcribe(tmp_path / "model", [encoder.recording], output=tmp_path / "out", decoder=decoder)
     assert (tmp_path / "out" / "said.txt").read_text("utf-8") == printed + "\n"
 
 
-def test_words_that_are_given_apart_are_aligned_apart(tmp_path: Path, encoder: Encoder) -> None:
-    case = a_case("chinese", "NFC", None, 1)
+def test_words_with_spaces_in_the_given_text_are_aligned_separately(tmp_path: Path, encoder: Encoder) -> None:
+    case = case_of("chinese", "NFC", None, 1)
     save_solved_model(tmp_path / "model", encoder, case.table, case.path, word_delimiter_token=None)
     given = {"text": "今天，天气 很好", "format": "json", "output": tmp_path / "out"}
     assert not align(tmp_path / "model", [encoder.recording], **given)  # type: ignore[arg-type]
@@ -279,7 +279,7 @@ def test_words_that_are_given_apart_are_aligned_apart(tmp_path: Path, encoder: E
 def test_a_search_has_the_times_of_its_tokens(
     tmp_path: Path, encoder: Encoder, script: str, delimiter: str | None, size: int
 ) -> None:
-    case = a_case(script, "NFC", delimiter, size)
+    case = case_of(script, "NFC", delimiter, size)
     save_solved_model(tmp_path, encoder, case.table, case.path, word_delimiter_token=delimiter)
     vocabulary, log_probs = vocabulary_and_log_probs(tmp_path, encoder)
     text = their_text(tmp_path, case.path)
@@ -288,6 +288,6 @@ def test_a_search_has_the_times_of_its_tokens(
         path.write_text(lexicon_of([*text.split(), "ab"], path, vocabulary, "words")[0])
     for lexicon in (None, str(tmp_path / "words.lexicon")) if delimiter else (None,):
         search = BeamSearch(DecoderSettings(lexicon=lexicon, beam_size=20, word_score=0.0, num_workers=0), vocabulary)
-        found = Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary, search))
-        assert found.text == text
-        check_formats(case.said, text, lambda format, found=found: FORMATS[format](found))  # type: ignore[misc]
+        transcript = Transcript("a.wav", 3.0, *words_in(log_probs, vocabulary, search))
+        assert transcript.text == text
+        check_formats(case.truth, text, lambda format, transcript=transcript: FORMATS[format](transcript))  # type: ignore[misc]

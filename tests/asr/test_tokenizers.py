@@ -1,4 +1,4 @@
-"""Tokenizers of released models and of what people fine-tune open as they lie on disk, and print the same text."""
+"""Tokenizers of released and of fine-tuned models are read from their files, and print the same text."""
 
 import json
 import unicodedata
@@ -18,9 +18,9 @@ from hubert_lightning.asr.decoding import BeamSearch, greedy
 from hubert_lightning.asr.transcribe import words_in
 from hubert_lightning.asr.word_times import word_times
 from hubert_lightning.interchange.import_export import export_model, import_model
-from hubert_lightning.pretrained.load import read_trained
-from hubert_lightning.pretrained.weights import spelling
-from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
+from hubert_lightning.pretrained.foreign_weights import vocabulary_settings
+from hubert_lightning.pretrained.load import load_encoder, read_weights
+from hubert_lightning.vocabulary import Vocabulary
 
 PHONES = ["n", "s", "t", "ə", "l", "a", "i", "k", "d", "m", "ɛ", "ɪ", "ɑː", "oʊ", "tʃ", "t^", "ts.", "ɑ̃", "ai5", "nʲ"]
 XLSR = ["<pad>", "<s>", "</s>", "<unk>", "|", "'", "-", *"abcdefghijklmnopqrstuvwxyz", "à", "ç", "œ", "’"]
@@ -36,7 +36,7 @@ def added(**tokens: int) -> dict[str, Any]:
 
 
 class Layout:
-    """The files of a tokenizer: its table, and what others say; `rows` of the head, if not one for each token."""
+    """Files of a tokenizer: its table and other settings; `rows` of the CTC head, if not one for each token."""
 
     def __init__(self, table: list[str] | dict[str, Any], rows: int | None = None, **files: Any) -> None:
         self.table = {token: place for place, token in enumerate(table)} if isinstance(table, list) else table
@@ -146,7 +146,7 @@ LAYOUTS = {
 }
 
 
-def saved(folder: Path, encoder: Encoder, layout: Layout) -> None:
+def save_layout(folder: Path, encoder: Encoder, layout: Layout) -> None:
     table = [f"token {place}" for place in range(layout.rows)]
     save_solved_model(folder, encoder, table, path_of(table, "token 0"), blank="token 0")
     (folder / "tokenizer_config.json").unlink()
@@ -154,11 +154,11 @@ def saved(folder: Path, encoder: Encoder, layout: Layout) -> None:
 
 
 def tokenizer_of(folder: Path, layout: Layout) -> Any:
-    told = layout.files.get("tokenizer_config", {})
-    if told.get("word_delimiter_token", "|") in ("|", None):
+    settings = layout.files.get("tokenizer_config", {})
+    if settings.get("word_delimiter_token", "|") in ("|", None):
         return transformers.AutoTokenizer.from_pretrained(folder)
     # transformers 5.23 forgets any other delimiter when it opens a folder, which transformers 4 does not
-    return transformers.Wav2Vec2CTCTokenizer(folder / "vocab.json", **told)
+    return transformers.Wav2Vec2CTCTokenizer(folder / "vocab.json", **settings)
 
 
 def paths(rows: int) -> Tensor:
@@ -167,14 +167,14 @@ def paths(rows: int) -> Tensor:
     return drawn.repeat_interleave(torch.arange(40) % 2 + 1, dim=1)
 
 
-def as_printed(text: str) -> str:
+def normalised(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_tokenizer_prints_what_it_prints_in_transformers(tmp_path: Path, encoder: Encoder, name: str) -> None:
+def test_a_tokenizer_decodes_as_in_transformers(tmp_path: Path, encoder: Encoder, name: str) -> None:
     layout = LAYOUTS[name]
-    saved(tmp_path, encoder, layout)
+    save_layout(tmp_path, encoder, layout)
     tokenizer = tokenizer_of(tmp_path, layout)
     vocabulary = load_ctc(tmp_path).vocabulary
     drawn = paths(layout.rows)
@@ -182,7 +182,7 @@ def test_a_tokenizer_prints_what_it_prints_in_transformers(tmp_path: Path, encod
     order = torch.tensor([blank, *(place for place in range(layout.rows) if place != blank)])
     ours = torch.nn.functional.one_hot(drawn, layout.rows)[..., order].float()
     printed = greedy(ours, torch.full((len(drawn),), drawn.shape[1]), vocabulary)
-    assert printed == [as_printed(text) for text in tokenizer.batch_decode(drawn)]
+    assert printed == [normalised(text) for text in tokenizer.batch_decode(drawn)]
     assert len(set(printed)) == len(drawn)
     for log_probs, text in zip(ours.log(), printed, strict=True):
         again, words = words_in(log_probs, vocabulary)
@@ -192,9 +192,9 @@ def test_a_tokenizer_prints_what_it_prints_in_transformers(tmp_path: Path, encod
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_tokenizer_goes_out_as_it_came_in(tmp_path: Path, encoder: Encoder, name: str) -> None:
+def test_a_tokenizer_survives_import_and_export(tmp_path: Path, encoder: Encoder, name: str) -> None:
     layout = LAYOUTS[name]
-    saved(tmp_path / "theirs", encoder, layout)
+    save_layout(tmp_path / "theirs", encoder, layout)
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back")
     before, after = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("theirs", "back"))
@@ -209,18 +209,18 @@ def test_a_tokenizer_goes_out_as_it_came_in(tmp_path: Path, encoder: Encoder, na
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert torch.equal(heads[0].bias, heads[1].bias)
     # With our own file beside it, and without
-    again = [read_trained(tmp_path / "ours.ckpt").vocabulary, read_trained(tmp_path / "back").vocabulary]
+    again = [read_weights(tmp_path / "ours.ckpt").vocabulary, read_weights(tmp_path / "back").vocabulary]
     for file in (tmp_path / "back").glob("*hubert_lightning*"):
         file.unlink()
-    again.append(read_trained(tmp_path / "back").vocabulary)
-    assert [vocabulary_from(one or {}, name) for one in again] == [load_ctc(tmp_path / "theirs").vocabulary] * 3
+    again.append(read_weights(tmp_path / "back").vocabulary)
+    assert again == [load_ctc(tmp_path / "theirs").vocabulary] * 3
 
 
 @pytest.mark.parametrize("name", ["two letters of one row", "a space and | of one row"])
-def test_letters_that_share_a_row_are_read_and_go_out(tmp_path: Path, encoder: Encoder, name: str) -> None:
+def test_letters_that_share_a_row_survive_import_and_export(tmp_path: Path, encoder: Encoder, name: str) -> None:
     """As in transformers#15275; the last of them is printed."""
     layout = LAYOUTS[name]
-    saved(tmp_path / "theirs", encoder, layout)
+    save_layout(tmp_path / "theirs", encoder, layout)
     vocabulary = load_ctc(tmp_path / "theirs").vocabulary
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     letters = [token for token in layout.table if len(token) == 1 and token not in "| "]
@@ -235,8 +235,8 @@ def test_letters_that_share_a_row_are_read_and_go_out(tmp_path: Path, encoder: E
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_files_that_other_programs_saved_again_say_the_same(tmp_path: Path, encoder: Encoder, encoding: str) -> None:
-    saved(tmp_path, encoder, LAYOUTS["the tutorial on fine-tuning, of 2021"])
+def test_files_in_another_encoding_give_the_same_model(tmp_path: Path, encoder: Encoder, encoding: str) -> None:
+    save_layout(tmp_path, encoder, LAYOUTS["the tutorial on fine-tuning, of 2021"])
     before = load_ctc(tmp_path)
     for file in tmp_path.glob("*.json"):
         file.write_text(file.read_text("utf-8"), encoding)
@@ -260,7 +260,7 @@ def test_files_that_other_programs_saved_again_say_the_same(tmp_path: Path, enco
     ],
 )
 def test_a_tokenizer_comes_back_from_any_system(tmp_path: Path, encoder: Encoder, name: str, format: Any) -> None:
-    saved(tmp_path / "theirs", encoder, LAYOUTS[name])
+    save_layout(tmp_path / "theirs", encoder, LAYOUTS[name])
     import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "there", format)
     before, after = load_ctc(tmp_path / "ours.ckpt"), load_ctc(tmp_path / "there")
@@ -284,23 +284,23 @@ def test_a_tokenizer_comes_back_from_any_system(tmp_path: Path, encoder: Encoder
     ],
 )
 def test_the_case_of_a_table_is_that_of_its_letters(tokens: Any, case: str) -> None:
-    assert spelling(["<pad>", "|", *tokens])["case"] == case
+    assert vocabulary_settings(["<pad>", "|", *tokens])["case"] == case
 
 
 def test_a_vocabulary_that_cannot_be_used_is_refused_with_its_file(tmp_path: Path, encoder: Encoder) -> None:
-    saved(tmp_path, encoder, Layout(["a", "|", "[UNK]"], tokenizer_config=NAMES))
+    save_layout(tmp_path, encoder, Layout(["a", "|", "[UNK]"], tokenizer_config=NAMES))
     with pytest.raises(ValueError, match=f"{tmp_path / 'vocab.json'} has no '\\[PAD\\]', the blank"):
         load_ctc(tmp_path)
-    saved(tmp_path, encoder, Layout({"a": 0, "|": "1", "[PAD]": 2}, tokenizer_config=NAMES))
+    save_layout(tmp_path, encoder, Layout({"a": 0, "|": "1", "[PAD]": 2}, tokenizer_config=NAMES))
     with pytest.raises(ValueError, match=f"{tmp_path / 'vocab.json'} numbers '\\|' with '1'"):
         load_ctc(tmp_path)
-    trained = read_trained(saved_ours(tmp_path / "ours.ckpt", {"tokens": ["-", "|", "|"]}))
+    save_with_vocabulary(tmp_path / "ours.ckpt", {"tokens": ["-", "|", "|"]})
     with pytest.raises(ValueError, match=r"ours.ckpt: its vocabulary cannot be used: the tokens \['\|'\]"):
         load_ctc(tmp_path / "ours.ckpt")
-    assert trained.vocabulary
+    assert load_encoder(tmp_path / "ours.ckpt")  # which needs no letters
 
 
-def saved_ours(path: Path, vocabulary: dict[str, Any]) -> Path:
+def save_with_vocabulary(path: Path, vocabulary: dict[str, Any]) -> Path:
     save_ctc(path, Vocabulary(("-", "|", "A")))
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["vocabulary"] = vocabulary
@@ -330,13 +330,13 @@ def test_phonemes_have_times_and_are_aligned(tmp_path: Path, encoder: Encoder) -
 
 
 def runs(path: list[str]) -> list[tuple[str, list[str], int]]:
-    found: list[tuple[str, list[str], int]] = []
+    result: list[tuple[str, list[str], int]] = []
     for frame, token in enumerate(path):
-        if found and found[-1][0] == token:
-            found[-1][1].append(token)
+        if result and result[-1][0] == token:
+            result[-1][1].append(token)
         else:
-            found.append((token, [token], frame))
-    return found
+            result.append((token, [token], frame))
+    return result
 
 
 def test_a_word_with_an_unknown_token_has_the_times_of_all_its_tokens(tmp_path: Path, encoder: Encoder) -> None:
@@ -350,7 +350,7 @@ def test_a_word_with_an_unknown_token_has_the_times_of_all_its_tokens(tmp_path: 
     assert words[0].start == pytest.approx(0.02 * frames[0])
     assert words[-1].end == pytest.approx(0.02 * (frames[-1] + 1))
     assert all(word.confidence > 0.99 for word in words)
-    assert [letter.text for letter in words[0].letters] == ["[UNK]", "a"]
+    assert [token.text for token in words[0].tokens] == ["[UNK]", "a"]
     assert [word[:3] for word in word_times(log_probs, vocabulary.normalise(text), vocabulary)] == [
         word[:3] for word in words
     ]

@@ -1,4 +1,4 @@
-"""A list of recordings becomes transcripts: of any format and length, and whatever is wrong with some of them."""
+"""Recordings of any format and length become transcripts, even if some of them are broken."""
 
 import json
 import os
@@ -32,28 +32,28 @@ from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It says something else at almost every frame, which whoever loses or doubles a frame gets wrong."""
+    """A model with another token at almost every frame, so that a lost or doubled frame changes the text."""
     path = tmp_path_factory.mktemp("model") / "best.ckpt"
     save_ctc(path, spread=3.0)
     return path
 
 
-def said(model: Path | CTCModel, waveform: Tensor) -> str:
+def greedy_text(model: Path | CTCModel, waveform: Tensor) -> str:
     loaded = load_ctc(model) if isinstance(model, Path) else model
     log_probs = loaded(waveform[None])
     [text] = greedy(log_probs, torch.tensor([log_probs.shape[1]]), loaded.vocabulary)
     return text
 
 
-def test_each_file_has_the_words_that_the_model_says_alone(
+def test_each_file_has_the_text_that_it_has_alone(
     model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_verb("transcribe", model, *speech) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert lines == [[str(path), said(model, read_samples(path))] for path in speech]
+    assert lines == [[str(path), greedy_text(model, read_samples(path))] for path in speech]
     assert all(len(text) > 20 for _, text in lines)
     assert run_verb("transcribe", model, speech[0]) == 0
-    assert capsys.readouterr().out == said(model, read_samples(speech[0])) + "\n"
+    assert capsys.readouterr().out == greedy_text(model, read_samples(speech[0])) + "\n"
 
 
 def test_a_folder_is_the_audio_in_it(model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,7 @@ def test_a_folder_is_the_audio_in_it(model: Path, speech: list[Path], capsys: py
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in speech]
 
 
-def test_whatever_is_wrong_with_some_files_the_others_are_done(
+def test_broken_files_do_not_stop_the_others(
     model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole = speech[0].read_bytes()
@@ -76,9 +76,9 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
     assert run_verb("transcribe", model, speech[0], *bad, *speech[1:], tmp_path / "silent.wav", "--output", out) == 1
     assert {path.name for path in out.glob("[!.]*")} == {"a.txt", "b.txt", "c.txt", "silent.txt"}
     assert [(out / f"{path.stem}.txt").read_text() for path in speech] == [
-        said(model, read_samples(path)) + "\n" for path in speech
+        greedy_text(model, read_samples(path)) + "\n" for path in speech
     ]
-    told = capfd.readouterr().err
+    captured = capfd.readouterr().err
     for name, reason in (
         ("cut.wav", "truncated: its header promises"),
         ("empty.wav", "unreadable"),
@@ -86,10 +86,10 @@ def test_whatever_is_wrong_with_some_files_the_others_are_done(
         ("blink.wav", "too short: 100 samples"),
         ("absent.wav", "not there: correct its path"),
     ):
-        assert re.search(rf"^hubert: {tmp_path / name}: {reason}", told, re.MULTILINE)
-    assert f"hubert: {tmp_path / 'silent.wav'}: silent: every sample is 0" in told
-    assert "hubert: 5 of 9 files failed" in told
-    assert "Traceback" not in told
+        assert re.search(rf"^hubert: {tmp_path / name}: {reason}", captured, re.MULTILINE)
+    assert f"hubert: {tmp_path / 'silent.wav'}: silent: every sample is 0" in captured
+    assert "hubert: 5 of 9 files failed" in captured
+    assert "Traceback" not in captured
 
 
 def test_a_file_that_breaks_after_it_was_examined_fails_alone(
@@ -100,41 +100,43 @@ def test_a_file_that_breaks_after_it_was_examined_fails_alone(
     examine = recordings.examine
 
     def then_remove(paths):  # type: ignore[no-untyped-def]
-        found = examine(paths)
+        result = examine(paths)
         speech[1].unlink()
-        return found
+        return result
 
     monkeypatch.setattr(recordings, "examine", then_remove)
     assert run_verb("transcribe", model, *speech) == 1
-    told = capfd.readouterr()
-    assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(speech[0]), str(speech[2])]
-    assert "hubert: 1 of 3 files failed" in told.err
+    captured = capfd.readouterr()
+    assert [line.split("\t")[0] for line in captured.out.splitlines()] == [str(speech[0]), str(speech[2])]
+    assert "hubert: 1 of 3 files failed" in captured.err
 
 
-def test_a_telephone_recording_in_stereo_is_heard_and_told(
+def test_a_telephone_recording_in_stereo_is_transcribed_with_a_remark(
     model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     left = read_samples(speech[0])[::2].numpy()
     soundfile.write(tmp_path / "call.wav", np.stack([left, 0.5 * left], axis=1), 8_000)
     assert run_verb("transcribe", model, tmp_path / "call.wav") == 0
-    told = capfd.readouterr()
-    assert len(told.out) > 20
-    assert "call.wav: low rate: recorded at 8000 Hz; a model of 16 kHz recordings makes more errors on it" in told.err
+    captured = capfd.readouterr()
+    assert len(captured.out) > 20
+    assert (
+        "call.wav: low rate: recorded at 8000 Hz; a model of 16 kHz recordings makes more errors on it" in captured.err
+    )
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_what_libsndfile_does_not_know_is_transcribed(
+def test_a_format_unknown_to_libsndfile_is_transcribed(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subprocess.run(["ffmpeg", "-v", "error", "-i", speech[0], "-c:a", "alac", tmp_path / "a.m4a"], check=True)
     assert run_verb("transcribe", model, tmp_path / "a.m4a") == 0
-    assert capsys.readouterr().out == said(model, read_samples(speech[0])) + "\n"
+    assert capsys.readouterr().out == greedy_text(model, read_samples(speech[0])) + "\n"
 
 
 def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
     model: Path, tmp_path: Path, train_cuts: CutSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its words are those of what follows one another in its windows, decoded in one."""
+    """Its text is that of the joined log-probabilities of its windows."""
     waveform = torch.cat([read_waveform(cut) for cut in list(train_cuts)[:30]])
     soundfile.write(tmp_path / "long.wav", waveform.numpy(), SAMPLE_RATE, subtype="FLOAT")
     assert run_verb("transcribe", model, tmp_path / "long.wav") == 0
@@ -151,7 +153,7 @@ def test_a_long_recording_loses_and_doubles_nothing_at_its_seams(
     assert capsys.readouterr().out.split() == expected.split()
 
 
-def test_every_format_tells_the_same_words_and_times(
+def test_every_format_has_the_same_words_and_times(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for format in FORMATS:
@@ -179,13 +181,13 @@ def test_every_format_tells_the_same_words_and_times(
         assert all(len(line) <= 42 for caption in captions for line in caption[2:])
 
 
-def test_a_known_text_is_aligned_where_it_was_said(
+def test_a_known_text_is_aligned_to_the_words_of_its_recording(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_verb("transcribe", model, *speech, "--format", "ctm")
     expected = capsys.readouterr().out
     for path in speech:
-        path.with_suffix(".txt").write_text(said(model, read_samples(path)).lower())
+        path.with_suffix(".txt").write_text(greedy_text(model, read_samples(path)).lower())
     assert run_verb("align", model, *speech) == 0
     assert capsys.readouterr().out == expected
     speech[1].with_suffix(".txt").unlink()
@@ -194,13 +196,13 @@ def test_a_known_text_is_aligned_where_it_was_said(
     assert run_verb("align", model, speech[0]) == 1
     reason = f"{speech[0]}: its transcript, {speech[0].stem}.txt, is not UTF-8: convert it"
     assert reason in capsys.readouterr().err
-    speech[0].with_suffix(".txt").write_text(said(model, read_samples(speech[0])))
+    speech[0].with_suffix(".txt").write_text(greedy_text(model, read_samples(speech[0])))
     assert run_verb("align", model, *speech) == 1
-    told = capsys.readouterr()
-    assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in told.err
-    assert f"{speech[2]}: its words have ['5'], which the model cannot spell" in told.err
-    assert told.out
-    assert expected.startswith(told.out)
+    captured = capsys.readouterr()
+    assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in captured.err
+    assert f"{speech[2]}: its text has ['5'], which are no tokens of the model" in captured.err
+    assert captured.out
+    assert expected.startswith(captured.out)
     assert run_verb("align", model, speech[0], "--text", "A B " * 500) == 1
     assert "too few for them; give the text of this recording" in capsys.readouterr().err
 
@@ -228,7 +230,7 @@ def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
         (["a.wav", "--format", "docx"], "docx"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_work_starts(
+def test_an_impossible_request_is_refused_before_work_starts(
     model: Path,
     speech: list[Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -245,9 +247,9 @@ def test_what_cannot_be_done_is_said_before_work_starts(
     shutil.copy("a.wav", "a b.wav")
     (folder / "a.txt").write_text("WHAT WAS SAID")
     assert run_verb("transcribe", model, *args) == 2
-    told = capsys.readouterr()
-    assert sentence in told.err
-    assert told.out == ""
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.out == ""
     assert (folder / "a.txt").read_text() == "WHAT WAS SAID"
     assert run_verb("align", model, "a.wav", "b.flac", "--text", "A") == 2
 
@@ -261,16 +263,16 @@ def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path,
     os.close(terminal)
     os.close(master)
     lines = [line.split("\t") for line in (folder / "out.txt").read_text().splitlines()]
-    assert lines == [[str(path), said(model, read_samples(path))] for path in speech]
+    assert lines == [[str(path), greedy_text(model, read_samples(path))] for path in speech]
 
 
-def test_words_that_are_written_otherwise_than_spelled_have_times() -> None:
+def test_words_that_a_lexicon_writes_otherwise_have_times() -> None:
     log_probs = torch.randn(30, len(LETTERS)).log_softmax(dim=-1)
-    found = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
-    assert [word.text for word in found] == ["two", "well-known"]
+    words = word_times(log_probs, "two well-known", replace(Vocabulary(), punctuation="space"))
+    assert [word.text for word in words] == ["two", "well-known"]
 
 
-def test_who_has_read_enough_ends_it_without_a_traceback(model: Path, speech: list[Path]) -> None:
+def test_a_closed_pipe_ends_it_without_a_traceback(model: Path, speech: list[Path]) -> None:
     command = f"{sys.executable} -m hubert_lightning transcribe {model} {' '.join(map(str, speech))} | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert len(done.stdout) == 1

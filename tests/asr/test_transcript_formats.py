@@ -1,4 +1,4 @@
-"""Subtitles can be read and other formats hold every word, whatever the script and however long the words are."""
+"""Subtitles can be read, and other formats hold every word, in any script and for words of any length."""
 
 import json
 import re
@@ -20,7 +20,7 @@ gaps = st.one_of(st.just(0.0), st.floats(0.0, 2.0))
 
 
 @st.composite
-def spoken(draw: st.DrawFn) -> list[Word]:
+def timed_words(draw: st.DrawFn) -> list[Word]:
     words, time = [], 0.0
     for _ in range(draw(st.integers(1, 20))):
         start = time + draw(gaps)
@@ -47,7 +47,7 @@ def captions_of(words: list[Word], duration: float | None = None) -> list[tuple[
     return captions
 
 
-@given(spoken())
+@given(timed_words())
 def test_no_subtitle_has_more_than_two_lines_of_42_columns_or_six_seconds(words: list[Word]) -> None:
     captions = captions_of(words)
     for start, end, lines in captions:
@@ -59,7 +59,7 @@ def test_no_subtitle_has_more_than_two_lines_of_42_columns_or_six_seconds(words:
     assert "".join(word.text for word in words) == re.sub(r"\s", "", "".join("".join(lines) for *_, lines in captions))
 
 
-@given(spoken())
+@given(timed_words())
 def test_a_subtitle_lasts_a_second_unless_another_follows(words: list[Word]) -> None:
     captions = captions_of(words, words[-1].end + 1)
     starts = [start for start, _, _ in captions]
@@ -74,8 +74,8 @@ def test_a_sentence_without_spaces_becomes_several_subtitles() -> None:
     assert "".join("".join(lines) for *_, lines in captions) == text
     assert len(captions) == pytest.approx(58 / 6, abs=1)
     for start, end, lines in captions:
-        said = len("".join(lines))
-        assert end - start == pytest.approx(1000 * 58 / len(text) * said, abs=2)
+        num_characters = len("".join(lines))
+        assert end - start == pytest.approx(1000 * 58 / len(text) * num_characters, abs=2)
         assert all(cell_len(line) <= 42 for line in lines)
 
 
@@ -85,13 +85,13 @@ def test_a_word_that_lasts_too_long_is_shown_whole_and_a_sentence_in_parts() -> 
         assert len(captions_of([Word(sentence, 1.0, 12.0, 1.0)])) == 2
 
 
-def test_nothing_that_was_said_is_an_empty_file_of_every_format() -> None:
+def test_silence_is_an_empty_transcript_in_every_format() -> None:
     nothing = Transcript("a.wav", 4.0, "", [])
     assert FORMATS["srt"](nothing) == FORMATS["ctm"](nothing) == ""
     assert json.loads(FORMATS["json"](nothing))["words"] == []
 
 
-def test_a_sentence_is_split_when_its_tokens_were_said() -> None:
+def test_a_sentence_is_split_at_the_times_of_its_tokens() -> None:
     tokens = tuple(Word(text, start, start + 0.1, 1.0) for text, start in (("今", 0.0), ("天", 0.3), ("天气", 8.0)))
     sentence = Word("今天天气", 0.0, 8.1, 1.0, tokens)
     assert captions_of([sentence]) == [(0, 1000, ["今天"]), (8000, 8100, ["天气"])]

@@ -1,4 +1,4 @@
-"""Weights are found that make fewer errors, on log-probabilities that were computed once."""
+"""Tuning finds weights with fewer errors, on log-probabilities that are computed once."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon
-from hubert_lightning.asr.tune_decoder import RESCORER_WEIGHT, WEIGHTS, tune
+from hubert_lightning.asr.tune_decoder import RESCORER_WEIGHT_RANGE, WEIGHT_RANGES, tune
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest, transcript, write_manifest
 from hubert_lightning.vocabulary import Vocabulary
@@ -22,22 +22,22 @@ from hubert_lightning.vocabulary import Vocabulary
 letters = Vocabulary()
 
 
-def mumbled(texts: list[str], noise: float, seed: int = 0) -> list[Tensor]:
-    """Log-probabilities of somebody saying texts, four frames a letter, not clearly."""
+def noisy_log_probs(texts: list[str], noise: float, seed: int = 0) -> list[Tensor]:
+    """Noisy log-probabilities of texts, four frames a letter."""
     rng = torch.Generator().manual_seed(seed)
-    heard = []
+    utterances = []
     for text in texts:
         path = torch.tensor([token for letter in letters.encode(text) for token in (letter, letter, 0, 0)])
         logits = noise * torch.randn(len(path), len(letters), generator=rng)
         logits[torch.arange(len(path)), path] += 4
-        heard.append(logits.log_softmax(dim=-1))
-    return heard
+        utterances.append(logits.log_softmax(dim=-1))
+    return utterances
 
 
 def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(["ONE", "TWO", "NINE", "FOUR", "EIGHT"], size=4)) for _ in range(10)]
-    log_probs = mumbled(texts, noise=3.0)
+    log_probs = noisy_log_probs(texts, noise=3.0)
     settings = DecoderSettings(
         lm=str(files / "digits.arpa"),
         lexicon=str(files / "digits.lexicon"),
@@ -49,7 +49,7 @@ def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:
     rates = [trial.values[0] for trial in study.trials]
     assert len(rates) == 12
     assert min(rates) == study.best_value < rates[0] - 0.05
-    said = [few[0].text for few in best.nbest(log_probs)]
+    said = [nbest[0].text for nbest in best.nbest(log_probs)]
     assert jiwer.wer(texts, said) == study.best_value
     again, _ = tune(BeamSearch(settings, letters), log_probs, texts, trials=12)
     assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
@@ -57,7 +57,7 @@ def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:
 
 def test_the_search_begins_with_its_own_weights_and_those_of_wav2vec_2(files: Path) -> None:
     settings = DecoderSettings(lm=str(files / "digits.arpa"), lexicon=str(files / "digits.lexicon"), beam_size=5)
-    study, _ = tune(BeamSearch(settings, letters), mumbled(["ONE"], 1.0), ["ONE"], trials=11)
+    study, _ = tune(BeamSearch(settings, letters), noisy_log_probs(["ONE"], 1.0), ["ONE"], trials=11)
     tried = [(trial.params["lm_weight"], trial.params["word_score"]) for trial in study.trials]
     # wav2vec 2.0 (arXiv 2006.11477) tables 7 and 8, 4-gram: 10 min, 1 h, 10 h, 100 h, 960 h
     librispeech = [(3.23, -0.26), (2.90, -1.62), (2.46, -0.59), (2.15, -0.52), (1.74, 0.52)]
@@ -70,13 +70,13 @@ def test_the_search_begins_with_its_own_weights_and_those_of_wav2vec_2(files: Pa
 
 def test_the_ranges_of_the_search_are_those_of_the_reference() -> None:
     # fairseq examples/hubert/config/decode/ax_sweep/ngram.yaml, and the weight of transformer.yaml
-    assert WEIGHTS == {"lm_weight": (0, 8), "word_score": (-5, 5), "silence_score": (-10, 0)}
-    assert RESCORER_WEIGHT == (0, 4)
+    assert WEIGHT_RANGES == {"lm_weight": (0, 8), "word_score": (-5, 5), "silence_score": (-10, 0)}
+    assert RESCORER_WEIGHT_RANGE == (0, 4)
 
 
 def test_only_weights_that_matter_are_searched(files: Path) -> None:
     search = BeamSearch(DecoderSettings(beam_size=5), letters)
-    study, _ = tune(search, mumbled(["ONE"], 1.0), ["ONE"], trials=2)
+    study, _ = tune(search, noisy_log_probs(["ONE"], 1.0), ["ONE"], trials=2)
     assert study.best_params.keys() == {"silence_score"}
 
 
@@ -107,11 +107,13 @@ def test_the_verb_writes_settings_that_test_takes_and_a_figure(
     assert settings.rescorer == str(causal_lm)
     assert settings.nbest == 3
     assert out.with_suffix(".png").stat().st_size > 10_000
-    assert "% with each frame's best letter" in capsys.readouterr().out
+    assert "% with greedy decoding" in capsys.readouterr().out
     assert json.loads(out.read_text())["num_workers"] is None
 
 
-def test_utterances_without_words_are_no_measure(dev: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_manifests_without_transcripts_are_refused(
+    dev: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_manifest(read_manifest(dev / "dev.jsonl.gz").drop_supervisions(), tmp_path / "mute.jsonl.gz")
     for manifest, trials, sentence in (
         (tmp_path / "mute.jsonl.gz", "3", "mute.jsonl.gz: no transcripts to compare with"),

@@ -221,7 +221,7 @@ def test_names_of_textgrids_are_the_same_in_any_normal_form(tmp_path: Path, of_m
     assert all(phones_of(cut) for cut in aligned(tmp_path, *map(utterance, ids)))
 
 
-def test_names_in_both_normal_forms_are_told_apart(tmp_path: Path) -> None:
+def test_names_in_both_normal_forms_are_distinguished(tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
     for form, symbol in zip(forms, ("AA", "B"), strict=True):
         textgrid(tmp_path / "textgrids" / f"{form}.TextGrid", [(0.0, 1.2, symbol)])
@@ -323,7 +323,7 @@ def test_one_bad_textgrid_of_many_is_listed_and_the_others_are_used(
 
 
 @pytest.mark.parametrize("layout", [long_format, short_format])
-def test_no_textgrid_that_was_cut_short_passes_for_whole(tmp_path: Path, layout: Writer) -> None:
+def test_a_textgrid_that_is_cut_short_is_never_accepted(tmp_path: Path, layout: Writer) -> None:
     whole = layout({"words": HELLO_WORD, "phones": HELLO}, 1.2)
     for size in range(len(whole.rstrip()) - 1):
         write(tmp_path / "textgrids" / "a.TextGrid", whole[:size])
@@ -361,7 +361,9 @@ def test_no_manifest_is_lost(tmp_path: Path) -> None:
         assert prepare_alignments(manifest, tmp_path / "textgrids", tmp_path / "new") == tmp_path / "new/m.jsonl.gz"
 
 
-def test_the_command_line_aligns_and_says_what_became_of_stress(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_line_aligns_and_explains_the_treatment_of_stress(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     write_manifest([utterance("a")], tmp_path / "m.jsonl.gz")
     textgrid(tmp_path / "textgrids" / "a.TextGrid")
     command = [

@@ -75,7 +75,7 @@ def test_a_segment_is_the_slice_of_the_whole_at_any_rate(audio: dict[int, Cut], 
 
 @given(data=st.data(), rate=st.sampled_from([16_000, 44_100]))
 @settings(max_examples=30, deadline=None)
-def test_a_piece_of_a_recording_reads_as_its_slice(audio: dict[int, Cut], data: st.DataObject, rate: int) -> None:
+def test_a_piece_of_a_recording_equals_its_slice(audio: dict[int, Cut], data: st.DataObject, rate: int) -> None:
     whole = audio[rate]
     begin = data.draw(st.integers(0, whole.num_samples - 1))
     size = data.draw(st.integers(1, whole.num_samples - begin))
@@ -94,7 +94,7 @@ def test_crops_of_librispeech_on_the_frame_grid_equal_the_slice_bit_by_bit() -> 
             assert torch.equal(read_waveform(cut, first, 8000), whole[first : first + 8000])
 
 
-def test_only_the_channel_of_the_cut_is_heard(tmp_path: Path) -> None:
+def test_only_the_channels_of_the_cut_are_read(tmp_path: Path) -> None:
     path = tmp_path / "call.wav"
     soundfile.write(path, sweep(SAMPLE_RATE, 2), SAMPLE_RATE, subtype="FLOAT")
     call = cut_of(path)
@@ -104,7 +104,7 @@ def test_only_the_channel_of_the_cut_is_heard(tmp_path: Path) -> None:
         assert_close(read_waveform(side), torch.from_numpy(sweep(SAMPLE_RATE, 2)[:, channel]).float())
 
 
-def test_audio_in_memory_reads_as_the_file_does(audio: dict[int, Cut]) -> None:
+def test_audio_in_memory_equals_the_file(audio: dict[int, Cut]) -> None:
     cut = audio[44_100]
     encoded = Path(cut.recording.sources[0].source).read_bytes()
     recording = replace(cut.recording, sources=[AudioSource("memory", [0], encoded)])
@@ -128,9 +128,7 @@ def damaged(path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated", "corrupt"])
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
-def test_a_file_that_cannot_be_read_is_named_with_its_cut_and_the_way_out(
-    tmp_path: Path, damage: str, suffix: str
-) -> None:
+def test_an_error_names_an_unreadable_file_its_cut_and_the_way_out(tmp_path: Path, damage: str, suffix: str) -> None:
     if (suffix, damage) == ("wav", "corrupt"):
         pytest.skip("PCM has no checksum: any bytes are samples")
     path = tmp_path / f"audio.{suffix}"
@@ -143,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_cut_and_the_way_out(
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_lost_a_tenth_of_a_second_is_refused_instead_of_filled_up(tmp_path: Path) -> None:
+def test_a_file_that_lost_a_tenth_of_a_second_is_refused_instead_of_padded(tmp_path: Path) -> None:
     path = tmp_path / "audio.wav"
     soundfile.write(path, sweep(SAMPLE_RATE, 1), SAMPLE_RATE)
     cut = cut_of(path)

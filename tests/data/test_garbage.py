@@ -43,7 +43,7 @@ def test_sections_of_several_threads_end_in_any_order() -> None:
     assert gc.isenabled()
 
 
-def test_many_threads_leave_it_as_it_was() -> None:
+def test_many_threads_leave_garbage_collection_as_it_was() -> None:
     def work() -> None:
         for _ in range(2000):
             with without_collection():
@@ -64,7 +64,7 @@ def test_many_threads_leave_it_as_it_was() -> None:
         gc.enable()
 
 
-def test_a_forked_process_collects_though_another_thread_did_not_want_it() -> None:
+def test_a_forked_process_collects_garbage_despite_a_section_of_another_thread() -> None:
     with in_another_thread():
         if not (child := os.fork()):
             with without_collection():

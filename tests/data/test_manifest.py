@@ -73,7 +73,7 @@ def test_librispeech_gives_a_manifest_for_each_subset_with_transcripts_and_speak
     assert dev.supervisions[0].speaker == "84"
 
 
-def test_a_subset_that_is_not_there_is_an_error_and_the_others_are_named(tmp_path: Path) -> None:
+def test_a_missing_subset_is_an_error_that_names_the_others(tmp_path: Path) -> None:
     librispeech(tmp_path / "dev-clean", s84=1)
     prepare_librispeech(tmp_path, tmp_path / "out", ["dev-clean"])
     with pytest.raises(ValueError, match=r"no test-clean with audio in it, only dev-clean"):
@@ -194,7 +194,7 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
 
 
-def test_what_cannot_be_trained_on_is_refused_with_the_reason_and_the_rest_is_kept(
+def test_unusable_files_are_refused_with_the_reason_and_the_others_are_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "wild"
@@ -289,7 +289,7 @@ def test_the_fingerprint_survives_the_disk_the_order_and_a_move_but_no_change_of
     assert fingerprint([*cuts, made_up_cut("one more", 0, 1)]) != print_before
 
 
-def test_reading_names_what_is_no_manifest_and_says_how_to_make_one(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_is_no_manifest_and_the_verb_that_makes_one(tmp_path: Path) -> None:
     good, recordings, empty = tmp_path / "good.jsonl.gz", tmp_path / "recordings.jsonl.gz", tmp_path / "empty.jsonl"
     cut = made_up_cut("a", 0, 5000)
     write_manifest([cut], good)
@@ -317,7 +317,7 @@ def test_reading_names_what_is_no_manifest_and_says_how_to_make_one(tmp_path: Pa
     assert [cut.id for cut in read_manifest(good)] == ["a"]
 
 
-def test_audio_that_is_gone_is_noticed_before_training(tmp_path: Path) -> None:
+def test_missing_audio_is_refused_before_training(tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav", "c.wav"):
         speak(tmp_path / "in" / name)
     [path] = prepare_folder(tmp_path / "in", tmp_path / "out")
@@ -369,7 +369,7 @@ def test_real_librispeech_is_prepared_whole(tmp_path: Path) -> None:
     assert all(len(read_waveform(cut)) == cut.num_samples for cut in read_manifest(tmp_path / "10min.jsonl.gz"))
 
 
-def test_a_manifest_is_read_without_looking_for_cycles_among_its_cuts(train_cuts: CutSet, tmp_path: Path) -> None:
+def test_a_manifest_is_read_without_garbage_collection(train_cuts: CutSet, tmp_path: Path) -> None:
     """Which would take as long again, since every line makes a dozen objects that all stay."""
     write_manifest([train_cuts[0].with_id(str(number)) for number in range(500)], tmp_path / "many.jsonl")
     collections = 0

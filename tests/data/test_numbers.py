@@ -14,7 +14,7 @@ from hubert_lightning.data.numbers import spell_numbers, words_with_digits_or_sy
 from hubert_lightning.data.prepare import prepare_folder, prepare_librispeech
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.training.datamodules import check_transcripts
+from hubert_lightning.training.data_checks import check_transcripts
 from hubert_lightning.vocabulary import Vocabulary, vocabulary_of
 
 
@@ -129,7 +129,7 @@ def test_a_number_is_read_as_its_language_reads_it(language: str, written: str, 
         ("bn", "-5"),  # and here five
     ],
 )
-def test_what_may_be_read_in_several_ways_stays_and_is_told(language: str, text: str) -> None:
+def test_numbers_with_several_readings_stay_and_are_reported(language: str, text: str) -> None:
     spelled = spell_numbers(text, language)
     assert spelled.text == text
     assert not spelled.numbers
@@ -161,7 +161,7 @@ def texts_of(manifest: Path) -> list[str]:
     return [cut.supervisions[0].text or "" for cut in read_manifest(manifest)]
 
 
-def test_prepare_counts_numbers_and_spells_them_out_if_asked(
+def test_prepare_counts_numbers_and_writes_them_as_words_if_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = table_of(tmp_path, "five apples", "5 apples for 2 €", "a B2B deal of 5 people", "plain")
@@ -184,7 +184,7 @@ def test_prepare_counts_numbers_and_spells_them_out_if_asked(
     assert not (tmp_path / "no").exists()
 
 
-def test_a_folder_s_transcripts_are_spelled_out_too(tmp_path: Path) -> None:
+def test_numbers_in_the_transcripts_of_a_folder_become_words_too(tmp_path: Path) -> None:
     clip(tmp_path / "audio" / "a.wav")
     (tmp_path / "audio" / "a.txt").write_text("Es sind 12.")
     [manifest] = prepare_folder(tmp_path / "audio", tmp_path / "out", spell_numbers="de")
@@ -218,18 +218,18 @@ def test_a_transcript_without_words_is_refused_where_it_is_prepared(tmp_path: Pa
     check(tmp_path / "librispeech" / "dev-clean.refused.tsv", manifest)
 
 
-def test_fit_names_what_its_vocabulary_has_no_tokens_for_with_counts(tmp_path: Path) -> None:
+def test_fit_counts_the_characters_without_tokens(tmp_path: Path) -> None:
     [manifest] = prepare_csv(table_of(tmp_path, "ten € more", "5 % & 5 €", "plain words"), tmp_path / "out", heldout=0)
     spelled_with = vocabulary_of(["a plain text of many words", "brief jokes vex quartz gnome"])[0]
     sentence = (
-        r"0\.wav: the transcript 'ten € more' has characters that are not .*letters \(and 1 other\), in all '%' 1 "
+        r"0\.wav: the transcript 'ten € more' has characters that are not .*vocabulary \(and 1 other\), in all '%' 1 "
         r"times, '&' 1 times, '5' 2 times, '€' 2 times; spell them out \(numbers: `hubert prepare`"
     )
     with pytest.raises(ValueError, match=sentence):
         check_transcripts(read_manifest(manifest), spelled_with)
 
 
-def test_fit_tells_a_transcript_of_nothing_from_none(tmp_path: Path) -> None:
+def test_fit_distinguishes_an_empty_transcript_from_a_missing_one(tmp_path: Path) -> None:
     cuts = read_manifest(prepare_csv(table_of(tmp_path, "words", "more"), tmp_path / "out", heldout=0)[0])
     wordless = cuts.map(lambda cut: cut.map_supervisions(lambda segment: segment.with_alignment("word", [])))
     for cut in wordless:
@@ -240,7 +240,7 @@ def test_fit_tells_a_transcript_of_nothing_from_none(tmp_path: Path) -> None:
         check_transcripts(wordless, Vocabulary(punctuation="space"))
 
 
-def test_the_vocabulary_tells_what_fit_will_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hubert_vocabulary_reports_what_fit_will_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [manifest] = prepare_csv(
         table_of(tmp_path, "ten € more", "5 % & 5 €!", "plain, words"), tmp_path / "out", heldout=0
     )

@@ -27,7 +27,7 @@ def clips(folder: Path, count: int) -> list[str]:
     return names
 
 
-def test_rows_become_utterances_some_of_them_held_out(tmp_path: Path) -> None:
+def test_rows_become_utterances_of_train_and_dev(tmp_path: Path) -> None:
     names = clips(tmp_path, 20)
     rows = [f'{name},"Hello, number {number}",{"ab"[number % 2]}' for number, name in enumerate(names)]
     (tmp_path / "table.csv").write_text("\n".join(["path,text,speaker", *rows]), "utf-8-sig")
@@ -72,7 +72,7 @@ def test_nothing_is_held_out_if_not_asked(tmp_path: Path) -> None:
     assert [cut.supervisions[0].text for cut in read_manifest(train)] == ["one; two"]
 
 
-def test_rows_that_cannot_be_used_are_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_rows_are_reported_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = clips(tmp_path, 4)
     (tmp_path / names[2]).write_bytes(b"no audio")
     rows = [
@@ -126,7 +126,9 @@ def test_rows_that_cannot_be_used_are_told_and_left_out(tmp_path: Path, capsys: 
         (b"path,text\na.wav,one\n", {}, "train: all 1 audio files are refused, "),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path: Path, content: bytes | None, options: dict, sentence: str) -> None:
+def test_a_file_that_is_no_table_is_refused(
+    tmp_path: Path, content: bytes | None, options: dict, sentence: str
+) -> None:
     if content is not None:
         (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
@@ -140,7 +142,7 @@ def test_quotes_are_letters_between_tabs(tmp_path: Path) -> None:
     assert [cut.supervisions[0].text for cut in read_manifest(train)] == ['"Yes, he said', "no"]
 
 
-def test_quotes_that_a_program_doubled_between_tabs_are_undone(tmp_path: Path) -> None:
+def test_doubled_quotes_between_tabs_become_single_ones(tmp_path: Path) -> None:
     clips(tmp_path, 2)
     with (tmp_path / "table.tsv").open("w", newline="") as file:
         csv.writer(file, delimiter="\t").writerows(
@@ -151,7 +153,7 @@ def test_quotes_that_a_program_doubled_between_tabs_are_undone(tmp_path: Path) -
     assert texts == ['said "hi"', "plain"]
 
 
-def test_a_speaker_who_says_most_is_not_held_out(tmp_path: Path) -> None:
+def test_the_speaker_of_most_utterances_is_not_held_out(tmp_path: Path) -> None:
     names = clips(tmp_path, 30)
     for salt in range(5):
         rows = [f"{name},one,{salt}-{max(0, number - 19)}" for number, name in enumerate(names)]  # 20 of one speaker
@@ -225,7 +227,7 @@ def test_a_sentence_of_several_lines_is_one_sentence(tmp_path: Path, delimiter: 
 
 
 @pytest.mark.parametrize("closed", ['"', ""])
-def test_a_quote_that_is_not_closed_is_told_with_the_row_that_it_swallows(tmp_path: Path, closed: str) -> None:
+def test_an_error_names_an_unclosed_quote_and_the_row_inside_it(tmp_path: Path, closed: str) -> None:
     names = clips(tmp_path, 4)
     rows = [f"{names[0]},fine", f'{names[1]},"begun', f"{names[2]},lost", f"{names[3]},the last{closed}"]
     (tmp_path / "table.csv").write_text("\n".join(["path,text", *rows]) + "\n")
@@ -272,7 +274,7 @@ def test_a_file_is_found_in_any_normal_form_of_its_name(tmp_path: Path, of_table
     assert "nicht da.wav" in (tmp_path / "out" / "train.refused.tsv").read_text()
 
 
-def test_files_in_both_normal_forms_are_told_apart(tmp_path: Path) -> None:
+def test_files_in_both_normal_forms_are_distinguished(tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
     for number, form in enumerate(forms):
         noise = 0.1 * torch.randn(SAMPLE_RATE + number, generator=torch.Generator().manual_seed(number))

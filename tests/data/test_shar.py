@@ -33,7 +33,7 @@ def test_a_table_has_every_cut_and_its_very_samples(table: Path, train_cuts: Cut
         torch.testing.assert_close(read_waveform(here, 1600, 800), read_waveform(there, 1600, 800), rtol=0, atol=0)
 
 
-def test_a_cut_says_where_its_audio_is_and_holds_none(table: Path) -> None:
+def test_a_cut_holds_the_position_of_its_audio_and_no_samples(table: Path) -> None:
     cuts = SharCuts(table)
     assert len(pickle.dumps(cuts[3])) < 2000
     assert len(pickle.dumps(cuts)) < 200  # what a process that reads audio is sent
@@ -80,7 +80,9 @@ def test_a_cut_that_its_archive_does_not_name_is_refused(train_cuts: CutSet, tmp
         prepare_shar(shar, tmp_path)
 
 
-def test_corpora_number_their_cuts_on(table: Path, train_cuts: CutSet, dev_cuts: CutSet, tmp_path: Path) -> None:
+def test_corpora_number_their_cuts_consecutively(
+    table: Path, train_cuts: CutSet, dev_cuts: CutSet, tmp_path: Path
+) -> None:
     write_manifest(dev_cuts, tmp_path / "dev.jsonl.gz")
     cuts = read_corpora([tmp_path / "dev.jsonl.gz", table])
     names = [cut.id for cut in dev_cuts] + [cut.id for cut in train_cuts]
@@ -95,7 +97,7 @@ def test_corpora_number_their_cuts_on(table: Path, train_cuts: CutSet, dev_cuts:
     assert Corpora([list(dev_cuts)]).fingerprint == fingerprint(dev_cuts)
 
 
-def test_a_fit_streams_from_archives_what_it_would_read_from_files(
+def test_a_fit_reads_the_same_audio_from_archives_as_from_files(
     table: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path
 ) -> None:
     """Labels, batches and weights: cuts in the order of their ids lie on the disk in that order, too."""
@@ -123,7 +125,7 @@ def test_a_fit_streams_from_archives_what_it_would_read_from_files(
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
 
 
-def test_what_is_no_shar_corpus_is_refused(train_cuts: CutSet, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_shar_corpus_is_refused(train_cuts: CutSet, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no cuts\.000000\.jsonl\.gz in it"):
         prepare_shar(tmp_path, tmp_path)
     shar = export_shar(train_cuts, tmp_path / "shar")

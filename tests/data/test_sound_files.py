@@ -15,12 +15,12 @@ import soundfile
 import torch
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.coded_audio import CodedAudio, coded_audio
+from hubert_lightning.data.coded_audio import CodedAudio
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.data.probe import Sound, probe
-from hubert_lightning.data.sound_files import open_audio
+from hubert_lightning.data.sound_files import coded_audio, open_audio
 from hubert_lightning.features.recordings import listed
 from hubert_lightning.frames import SAMPLE_RATE
 
@@ -209,7 +209,7 @@ def test_a_folder_of_all_of_them_is_prepared_whole_and_every_segment_is_the_slic
 
 @needs_ffmpeg
 @pytest.mark.parametrize("name", [name for name in [*ENCODED, *JOINED] if name != "g722.g722"])  # known by its name
-def test_segments_are_bit_equal_whether_decoding_goes_on_or_jumps_or_starts_again(battery: Path, name: str) -> None:
+def test_segments_are_bit_equal_whether_decoding_continues_jumps_or_restarts(battery: Path, name: str) -> None:
     audio = coded_audio(str(battery / name))
     whole = np.concatenate(list(audio.blocks()))
     draw = random.Random(1)
@@ -310,7 +310,9 @@ def cut_short(path: Path, share: float = 0.6) -> Path:
         ("phone.m4a", "unreadable"),
     ],
 )
-def test_a_file_that_is_shorter_than_it_says_is_refused(battery: Path, tmp_path: Path, name: str, reason: str) -> None:
+def test_a_file_that_is_shorter_than_its_header_states_is_refused(
+    battery: Path, tmp_path: Path, name: str, reason: str
+) -> None:
     if name == "sphere.sph":
         samples, rate = soundfile.read(battery / "s16.wav")
         soundfile.write(tmp_path / name, samples, rate, format="NIST")
@@ -336,7 +338,7 @@ def test_half_of_a_file_is_not_lost_without_a_remark(battery: Path, tmp_path: Pa
 
 
 @needs_ffmpeg
-def test_what_lies_around_or_in_a_file_besides_audio_changes_nothing(battery: Path, tmp_path: Path) -> None:
+def test_data_besides_the_audio_of_a_file_change_nothing(battery: Path, tmp_path: Path) -> None:
     mp3 = (battery / "cbr.mp3").read_bytes()
     (tmp_path / "page.mp3").write_bytes(mp3 + b"<html>" * 30_000)
     (tmp_path / "junk.mp3").write_bytes(random.Random(0).randbytes(3000) + mp3)
@@ -347,7 +349,7 @@ def test_what_lies_around_or_in_a_file_besides_audio_changes_nothing(battery: Pa
         sound = probe(path)
         assert isinstance(sound, Sound)
         assert abs(sound.num_samples / sound.sampling_rate - SECONDS) < 0.08
-        assert not sound.remarks or sound.remarks[0].startswith("damaged")
+        assert not sound.remarks or sound.remarks[0].startswith("partly corrupt")
 
 
 @needs_ffmpeg
@@ -373,7 +375,7 @@ def test_a_part_that_was_copied_out_has_ffmpegs_samples_in_every_segment(
 
 
 @needs_ffmpeg
-def test_a_damaged_packet_is_told_and_many_are_refused(battery: Path, tmp_path: Path) -> None:
+def test_a_corrupt_packet_is_remarked_and_many_are_refused(battery: Path, tmp_path: Path) -> None:
     content = bytearray((battery / "vbr-without-header.mp3").read_bytes())
     some, many = tmp_path / "some.mp3", tmp_path / "many.mp3"
     content[50_000:50_600] = bytes(600)
@@ -381,7 +383,7 @@ def test_a_damaged_packet_is_told_and_many_are_refused(battery: Path, tmp_path: 
     for start in range(10_000, len(content), 1_000):
         content[start : start + 300] = random.Random(start).randbytes(300)
     many.write_bytes(content)
-    for path, kinds in ((some, ("damaged", "out of range")), (many, ("corrupt", "out of range"))):
+    for path, kinds in ((some, ("partly corrupt", "out of range")), (many, ("corrupt", "out of range"))):
         found = probe(path)
         told = found.remarks[0] if isinstance(found, Sound) and found.remarks else str(found)
         assert told.startswith(kinds), (path.name, told)
@@ -445,13 +447,13 @@ def test_samples_that_are_certainly_wrong_are_refused(
         (np.full(SAMPLE_RATE, 0.25), "PCM_16", ["silent"]),
     ],
 )
-def test_what_a_person_should_hear_is_told(tmp_path: Path, samples: np.ndarray, subtype: str, kinds: list[str]) -> None:
+def test_unusual_samples_are_remarked(tmp_path: Path, samples: np.ndarray, subtype: str, kinds: list[str]) -> None:
     sound = written(as_wav(samples, subtype), tmp_path / "a.wav")
     assert isinstance(sound, Sound)
     assert [remark.partition(":")[0] for remark in sound.remarks] == kinds
 
 
-def test_remarks_are_counted_listed_and_silence_is_no_audio_to_learn_from(
+def test_remarks_are_counted_and_listed_and_silence_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "wild"
@@ -517,7 +519,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
         assert str(probe(tmp_path / name)).startswith("unreadable")
 
 
-def test_what_is_no_audio_leaves_no_message_of_a_decoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_without_audio_cause_no_message_of_a_decoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for suffix in ("mp3", "wav", "m4a", "ogg", "flac"):
         path = tmp_path / f"text.{suffix}"
         path.write_text("this is no audio, " * 100)
@@ -547,7 +549,7 @@ def test_a_chain_may_have_links_without_samples(battery: Path, tmp_path: Path) -
 
 
 @needs_ffmpeg
-def test_damage_of_any_kind_ends_in_a_sentence_and_leaves_no_file_open(battery: Path, tmp_path: Path) -> None:
+def test_corrupt_files_of_any_kind_end_in_a_sentence_and_are_closed(battery: Path, tmp_path: Path) -> None:
     draw = random.Random(3)
     names = [name for name in ENCODED if not name.startswith("surround")]
     before = len(list(Path("/proc/self/fd").iterdir()))

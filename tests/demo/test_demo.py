@@ -18,8 +18,8 @@ def test_a_short_demo_leaves_numbers_and_a_picture(tmp_path: Path, capsys: pytes
         assert all(math.isfinite(value) for value in results[rate].values())
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "PNMI on unheard speakers" in printed
-    assert "said" in printed
+    assert "PNMI, held-out speakers" in printed
+    assert "reference" in printed
     with pytest.raises(SystemExit):
         main(["demo", f"--output={tmp_path}"])
     assert "holds a finished demo" in capsys.readouterr().err

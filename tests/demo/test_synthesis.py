@@ -17,7 +17,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.data.prepare import prepare_librispeech
 from hubert_lightning.demo.espeak import Espeak, Voice
-from hubert_lightning.demo.grammar import sentences, transcript
+from hubert_lightning.demo.grammar import librispeech_transcript, sentences
 from hubert_lightning.demo.synthesis import GRID, _word_times, synthesise_corpus
 
 SMALL: dict[str, Any] = {
@@ -47,13 +47,13 @@ def test_sentences_are_distinct_words_of_a_small_vocabulary_and_the_same_for_a_s
     assert said == list(itertools.islice(sentences(seed=3), 2000))
     assert said != list(itertools.islice(sentences(seed=4), 2000))
     assert len(set(said)) == 2000
-    words = {word for text in said for word in transcript(text).split()}
+    words = {word for text in said for word in librispeech_transcript(text).split()}
     assert 400 < len(words) < 1000
     assert all(re.fullmatch(r"[A-Z]+('[A-Z]+)?", word) for word in words)
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", text) for text in said)
 
 
-def test_words_that_espeak_says_as_one_are_parted_between_their_phones() -> None:
+def test_words_that_espeak_joins_are_divided_between_their_phones() -> None:
     text = "there was a bell on the door of the house, so many of a kind from the north that it had been in the way"
     voice = Voice("en-us+m3", rate=165, pitch=50, pitch_range=50, level=-25, noise=40)
     with Espeak() as espeak:
@@ -62,7 +62,7 @@ def test_words_that_espeak_says_as_one_are_parted_between_their_phones() -> None
         (word, next(phone.symbol for phone in phones if phone.start == start))
         for word, start, _ in _word_times(text, phones)
     ]
-    assert [word for word, _ in first] == transcript(text).split()
+    assert [word for word, _ in first] == librispeech_transcript(text).split()
     beginnings = {"THE": {"D"}, "A": {"@"}, "WAS": {"w"}, "BEEN": {"b"}, "MANY": {"m"}, "IT": {"I"}, "HAD": {"h"}}
     for word, phone in first:
         assert phone in beginnings.get(word, {phone}), (word, phone)
@@ -77,7 +77,7 @@ def test_each_set_lasts_as_long_as_asked_and_utterances_are_of_ordinary_length(s
     assert {cut.id for cut in sets["finetune"]} < {cut.id for cut in sets["train"]}
 
 
-def test_no_speaker_no_throat_and_no_sentence_is_in_two_sets(sets: dict[str, CutSet]) -> None:
+def test_no_speaker_voice_or_sentence_is_in_two_sets(sets: dict[str, CutSet]) -> None:
     for one, other in itertools.combinations(["train", "dev", "test"], 2):
         for trait in (
             lambda cut: cut.supervisions[0].speaker,
@@ -125,7 +125,7 @@ def decibels(sounds: list[tuple[str, Tensor]], symbols: set[str]) -> Tensor:
     return torch.stack([20 * sound.square().mean().sqrt().log10() for name, sound in sounds if name in symbols])
 
 
-def test_what_is_heard_agrees_with_what_the_alignment_says(sets: dict[str, CutSet]) -> None:
+def test_the_audio_agrees_with_its_alignment(sets: dict[str, CutSet]) -> None:
     by_cut = [spans(cut) for cut in sets["dev"]]
     for sounds in by_cut:  # each speaker has a level and a noise, at least 5 dB below the speech
         assert decibels(sounds, {SILENCE}).median() < decibels(sounds, VOWELS).median() - 5
@@ -190,7 +190,7 @@ def test_a_moved_corpus_has_manifests_that_find_it(tmp_path: Path) -> None:
     assert all(len(read_waveform(cut)) == cut.num_samples for cut in cuts)
 
 
-def test_it_is_laid_out_as_librispeech(corpus: Path, sets: dict[str, CutSet], tmp_path: Path) -> None:
+def test_the_corpus_has_the_folders_of_librispeech(corpus: Path, sets: dict[str, CutSet], tmp_path: Path) -> None:
     prepare_librispeech(corpus, tmp_path)
     for name, subset in {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}.items():
         found = read_manifest(tmp_path / f"{subset}.jsonl.gz")

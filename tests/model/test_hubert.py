@@ -340,7 +340,7 @@ def test_each_utterance_is_normalized_over_its_own_samples() -> None:
     assert_close(seen[0], nn.utils.rnn.pad_sequence(alone, batch_first=True))
 
 
-def test_masks_replace_exactly_what_they_name() -> None:
+def test_masks_replace_exactly_the_masked_frames() -> None:
     encoder = HubertEncoder(SMALL)
     seen: list[Tensor] = []
     encoder.positions.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
@@ -357,7 +357,7 @@ def test_masks_replace_exactly_what_they_name() -> None:
 
 
 @pytest.mark.parametrize("conv_norm", ["group", "layer"])
-def test_feature_grad_mult_scales_what_the_convolutions_learn_and_nothing_else(conv_norm: Any) -> None:
+def test_feature_grad_mult_scales_the_gradients_of_convolutions_alone(conv_norm: Any) -> None:
     def gradients(scale: float) -> dict[str, Tensor | None]:
         torch.manual_seed(0)
         encoder = HubertEncoder(replace(SMALL, conv_norm=conv_norm, feature_grad_mult=scale))
@@ -548,7 +548,7 @@ def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(p: float, dtype: tor
     assert dropout.eval()(x) is x
 
 
-def test_attention_with_dropout_is_torchs_but_for_what_is_dropped() -> None:
+def test_attention_with_dropout_differs_from_torch_in_the_dropped_weights_alone() -> None:
     query, key, value = torch.randn(3, 2, 4, 50, 16)
     attend = torch.arange(50) < torch.tensor([50, 30])[:, None, None, None]
     for mask in (None, attend):

@@ -71,7 +71,7 @@ def test_padding_changes_no_frame_of_a_batch_with_statistics(config: EncoderConf
 
 @pytest.mark.parametrize("config", ENCODERS.values(), ids=ENCODERS)
 @torch.no_grad()
-def test_what_is_convolved_in_pieces_is_what_it_is_at_once(config: EncoderConfig) -> None:
+def test_convolving_in_pieces_changes_nothing(config: EncoderConfig) -> None:
     encoder, waveform = HubertEncoder(config).eval(), uneven_waveform(2 * PIECE_FRAMES + 123, tail=77)
     found = encoder.local_features(waveform[None], statistics=statistics_of([waveform]))
     torch.testing.assert_close(found, encoder.local_features(waveform[None]), atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -48,14 +48,15 @@ from torchaudio.models.wav2vec2.utils.import_fairseq import _convert_state_dict
 from hubert_lightning.asr.ctc_model import load_ctc
 from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.frames import num_frames
-from hubert_lightning.interchange.import_export import Format, export_model, import_model
+from hubert_lightning.interchange.import_export import ExportFormat, export_model, import_model
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.dialect import from_ours
+from hubert_lightning.pretrained.formats import FORMATS, FormatName
 from hubert_lightning.pretrained.formats import transformers as transformers_format
 from hubert_lightning.pretrained.formats.fairseq import DIALECT as FAIRSEQ
-from hubert_lightning.pretrained.load import load_encoder, read_trained
-from hubert_lightning.pretrained.weights import Trained, encoder_of, linear_of, predictors_of
+from hubert_lightning.pretrained.load import load_encoder, read_weights
+from hubert_lightning.pretrained.weights import PretrainedWeights, build_ctc_head, build_encoder, build_predictors
 from hubert_lightning.vocabulary import Vocabulary
 
 
@@ -76,9 +77,14 @@ def waveform() -> Tensor:
 # transformers
 
 
+def test_every_format_can_be_read_and_chosen_for_an_export() -> None:
+    assert list(FORMATS) == list(get_args(FormatName))
+    assert {*get_args(ExportFormat)} == {*FORMATS, "onnx"}
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("stored", ["whole", "shards", "pickle", "pickled shards"])
-def test_an_encoder_of_transformers_comes_in(tmp_path: Path, waveform: Tensor, norm: str, stored: str) -> None:
+def test_an_encoder_of_transformers_is_imported(tmp_path: Path, waveform: Tensor, norm: str, stored: str) -> None:
     theirs = of_transformers(small_config(norm))
     theirs.save_pretrained(tmp_path, max_shard_size="100KB" if "shards" in stored else "5GB")
     if "pickle" in stored:
@@ -91,7 +97,7 @@ def pickle_weights(folder: Path) -> None:
     """As transformers saved its models until 2023."""
     for file in [*folder.glob("*.safetensors")]:
         name = file.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
-        torch.save(transformers_format._tensors(file), folder / name)
+        torch.save(transformers_format.read_tensors(file), folder / name)
         file.unlink()
     for index in folder.glob("*.index.json"):
         text = index.read_text().replace("model", "pytorch_model").replace(".safetensors", ".bin")
@@ -99,7 +105,7 @@ def pickle_weights(folder: Path) -> None:
         index.unlink()
 
 
-def test_a_model_of_the_hub_comes_in_by_its_name(
+def test_a_model_of_the_hub_is_imported_by_its_name(
     tmp_path: Path, waveform: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = tmp_path / "models--some--hubert" / "snapshots" / "0123"  # where a download lies
@@ -110,21 +116,19 @@ def test_a_model_of_the_hub_comes_in_by_its_name(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert_layers_equal(load_encoder("some/hubert"), theirs, waveform)
-    with pytest.raises(
-        ValueError, match="some/other does not exist here, nor could it be had from the Hugging Face hub"
-    ):
+    with pytest.raises(ValueError, match="some/other does not exist here, and the Hugging Face hub did not send it"):
         load_encoder("some/other")
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
-def test_transformers_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
+def test_transformers_opens_an_export(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
     trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs")
     model = transformers.HubertForCTC if kind == "letters" else transformers.HubertModel
     theirs, report = model.from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    encoder = encoder_of(trained, tmp_path)
+    encoder = build_encoder(trained, tmp_path)
     assert_layers_equal(encoder, theirs.eval(), waveform)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "theirs")
     rows = [row[:count].numpy() for row, count in zip(waveform, LENGTHS)]
@@ -183,17 +187,17 @@ def test_a_processor_of_transformers_decides_whether_audio_is_normalised(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("wrapped", ["", "model."])
-def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
+def test_a_pretrained_model_of_torchaudio_is_imported_with_its_head(
     tmp_path: Path, waveform: Tensor, norm: str, wrapped: str
 ) -> None:
     theirs = of_torchaudio(small_config(norm), num_classes=20, final_dim=24)
     state = {wrapped + name: value for name, value in theirs.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt", num_heads=4)
-    encoder = encoder_of(trained, tmp_path)
+    trained = read_weights(tmp_path / "theirs.pt", num_heads=4)
+    encoder = build_encoder(trained, tmp_path)
     assert_layers_equal(encoder, theirs.wav2vec2, waveform)
     assert_close(encoder.mask_embedding, theirs.mask_generator.mask_embedding, rtol=0, atol=0)
-    [head] = predictors_of(trained, tmp_path)
+    [head] = build_predictors(trained, tmp_path)
     frames = encoder(waveform)
     everywhere = torch.ones(frames.shape[:2], dtype=torch.bool)
     labels = torch.randint(20, frames.shape[:2])
@@ -206,7 +210,7 @@ def test_a_pretrained_model_of_torchaudio_comes_in_with_its_head(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("tokens", [29, 32])
-def test_a_fine_tuned_model_of_torchaudio_comes_in(tmp_path: Path, waveform: Tensor, norm: str, tokens: int) -> None:
+def test_a_fine_tuned_model_of_torchaudio_is_imported(tmp_path: Path, waveform: Tensor, norm: str, tokens: int) -> None:
     theirs = of_torchaudio(small_config(norm), aux_num_out=tokens)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     import_model(str(tmp_path / "theirs.safetensors"), tmp_path / "ours.ckpt", num_heads=4)
@@ -219,13 +223,13 @@ def test_a_fine_tuned_model_of_torchaudio_comes_in(tmp_path: Path, waveform: Ten
 
 
 @pytest.mark.parametrize(("size", "layers"), [("base", 12), ("large", 24)])
-def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str, layers: int) -> None:
+def test_released_sizes_of_torchaudio_imply_their_attention_heads(tmp_path: Path, size: str, layers: int) -> None:
     with torch.device("meta"):
         shapes = {
             name: value.shape for name, value in getattr(torchaudio.models, f"hubert_{size}")().state_dict().items()
         }
     torch.save({name: torch.zeros(()).expand(shape).half() for name, shape in shapes.items()}, tmp_path / "theirs.pt")
-    config = read_trained(tmp_path / "theirs.pt").config
+    config = read_weights(tmp_path / "theirs.pt").config
     released = EncoderConfig()
     if size == "large":
         released = replace(released, conv_norm="layer", dim=1024, num_layers=24, num_heads=16, ffn_dim=4096)
@@ -238,19 +242,19 @@ def test_released_sizes_of_torchaudio_tell_their_heads(tmp_path: Path, size: str
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
-def test_torchaudio_opens_what_goes_out(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
+def test_torchaudio_opens_an_export(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
     trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "torchaudio")
     about = json.loads((tmp_path / "theirs" / "model.json").read_text())
     theirs = getattr(torchaudio.models, about["function"].split(".")[-1])(**about["arguments"]).eval()
     theirs.load_state_dict(torch.load(tmp_path / "theirs" / "model.pt", weights_only=True))
     assert about["normalize_waveform"] == (norm == "layer")
-    assert_layers_equal(encoder_of(trained, tmp_path), theirs.wav2vec2 if kind == "clusters" else theirs, waveform)
+    assert_layers_equal(build_encoder(trained, tmp_path), theirs.wav2vec2 if kind == "clusters" else theirs, waveform)
     if kind == "letters":
-        head = linear_of(trained.head or {}, tmp_path)
-        frames = encoder_of(trained, tmp_path)(waveform)
+        head = build_ctc_head(trained, tmp_path)[0]
+        frames = build_encoder(trained, tmp_path)(waveform)
         assert_close(head(frames), theirs(normalized_input(waveform, None, trained.config))[0], rtol=0, atol=ATOL)
-        assert about["labels"] == trained.vocabulary["tokens"] if trained.vocabulary else False
+        assert about["labels"] == list(trained.vocabulary.tokens) if trained.vocabulary else False
 
 
 # fairseq and s3prl
@@ -281,7 +285,7 @@ def test_a_padded_row_is_that_of_fairseq_with_as_many_frames_as_fairseq_keeps(
     """torchaudio's encoder, which is told how many frames are audio, stands for fairseq's."""
     theirs = of_torchaudio(small_config(norm))
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
-    encoder = encoder_of(read_trained(tmp_path / "theirs.pt", num_heads=4), tmp_path)
+    encoder = build_encoder(read_weights(tmp_path / "theirs.pt", num_heads=4), tmp_path)
     given, frames = normalized_input(waveform, LENGTHS, encoder.config), fairseq_frames(LENGTHS, waveform.shape[1])
     assert (frames - num_frames(LENGTHS)).tolist() == [0, 1]
     expected = theirs.encoder(theirs.feature_extractor(given, None)[0], frames)
@@ -313,10 +317,12 @@ def fairseq_installed() -> Iterator[Callable[[list[str]], Any]]:
         del sys.modules[name]
 
 
-def assert_heads_equal(trained: Trained, state: dict[str, Tensor], clusters: list[int], frames: Tensor) -> None:
+def assert_heads_equal(
+    trained: PretrainedWeights, state: dict[str, Tensor], clusters: list[int], frames: Tensor
+) -> None:
     """fairseq models/hubert/hubert.py, compute_nce: cosine of each stream's projection and its dictionary's rows."""
     heads, projected = (
-        predictors_of(trained, Path()),
+        build_predictors(trained, Path()),
         F.linear(frames, state["final_proj.weight"], state["final_proj.bias"]),
     )
     streams = zip(heads, projected.chunk(len(clusters), dim=-1), strict=True)
@@ -331,7 +337,7 @@ def assert_heads_equal(trained: Trained, state: dict[str, Tensor], clusters: lis
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("clusters", [[20], [20, 33]])
 @pytest.mark.parametrize("form", ["zip", "before torch 1.6"])
-def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
+def test_a_pretrained_model_of_fairseq_is_imported_without_its_own_symbols(
     tmp_path: Path, waveform: Tensor, norm: str, clusters: list[int], form: str
 ) -> None:
     theirs = of_transformers(small_config(norm))
@@ -342,8 +348,8 @@ def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
     with fairseq_installed() as dictionary:
         content["task_state"] = {"dictionaries": [dictionary(of) for of in symbols]}
         torch.save(content, tmp_path / "theirs.pt", _use_new_zipfile_serialization=form == "zip")
-    trained = read_trained(tmp_path / "theirs.pt")
-    encoder = encoder_of(trained, tmp_path)
+    trained = read_weights(tmp_path / "theirs.pt")
+    encoder = build_encoder(trained, tmp_path)
     assert trained.num_clusters == clusters
     assert_layers_equal(encoder, theirs, waveform)
     assert_close(encoder.mask_embedding, state["mask_emb"], rtol=0, atol=0)
@@ -351,15 +357,15 @@ def test_a_pretrained_model_of_fairseq_comes_in_without_its_own_symbols(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) -> None:
+def test_a_model_of_s3prl_is_imported(tmp_path: Path, waveform: Tensor, norm: str) -> None:
     theirs = of_transformers(small_config(norm))
     state = fairseq_heads(fairseq_state(theirs), [20])
     model, task = fairseq_settings(small_config(norm))
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(20))]]
     content = {"task_cfg": task, "model_cfg": model, "model_weight": state, "dictionaries_symbols": symbols}
     torch.save(content, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt")
-    encoder = encoder_of(trained, tmp_path)
+    trained = read_weights(tmp_path / "theirs.pt")
+    encoder = build_encoder(trained, tmp_path)
     assert_layers_equal(encoder, theirs, waveform)
     assert_heads_equal(trained, state, [20], encoder(waveform))
 
@@ -367,7 +373,7 @@ def test_a_model_of_s3prl_comes_in(tmp_path: Path, waveform: Tensor, norm: str) 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("spelt", ["in the file", "beside it"])
 @pytest.mark.parametrize("settings", ["cfg", "args"])
-def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
+def test_a_fine_tuned_model_of_fairseq_is_imported_with_its_letters(
     tmp_path: Path, waveform: Tensor, norm: str, spelt: str, settings: str
 ) -> None:
     theirs = of_transformers(small_config(norm))
@@ -397,9 +403,7 @@ def test_a_fine_tuned_model_of_fairseq_comes_in_with_its_letters(
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters"])
-def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
-    tmp_path: Path, waveform: Tensor, norm: str, kind: str
-) -> None:
+def test_torchaudio_reads_an_export_to_fairseq(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
     trained = random_weights(norm, kind)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     content = torch.load(tmp_path / "theirs" / "checkpoint.pt", weights_only=True)
@@ -410,11 +414,11 @@ def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
     loaded = theirs.load_state_dict(renamed_weight_norm(state), strict=False)
     assert not loaded.unexpected_keys
     assert not loaded.missing_keys
-    encoder = encoder_of(trained, tmp_path)
+    encoder = build_encoder(trained, tmp_path)
     assert_layers_equal(encoder, theirs, waveform)
     if kind == "letters":  # three symbols more, which fairseq has and nothing spells
         log_probs = theirs(normalized_input(waveform, None, trained.config))[0].log_softmax(dim=-1)
-        expected = linear_of(trained.head or {}, tmp_path)(encoder(waveform)).log_softmax(dim=-1)
+        expected = build_ctc_head(trained, tmp_path)[0](encoder(waveform)).log_softmax(dim=-1)
         assert_close(log_probs[..., [0, *range(4, 11)]], expected, rtol=0, atol=ATOL)
         symbols = (tmp_path / "theirs" / "dict.ltr.txt").read_text().split()
         assert symbols[::2] == ["|", *"abcdé'"]
@@ -422,7 +426,7 @@ def test_what_goes_out_to_fairseq_is_what_torchaudio_reads_of_fairseq(
         numbers = [len(of["codewords"]) for of in trained.predictors]
         assert len(clusters) == sum(numbers) + 4 * len(numbers)
         assert_heads_equal(
-            trained._replace(temperature=0.1),
+            replace(trained, temperature=0.1),
             {**content["model"], "label_embs_concat": clusters},
             numbers,
             encoder(waveform),
@@ -443,10 +447,8 @@ def test_tokens_that_fairseq_has_for_itself_keep_their_weights_there(
     tmp_path: Path, waveform: Tensor, blank: str
 ) -> None:
     tokens = [blank, "<s>", "</s>", "<unk>", "|", *"abc"]  # as of transformers
-    vocabulary = {"tokens": tokens, "case": "lower", "punctuation": "space"}
-    trained = random_weights("group", "encoder")._replace(
-        head=dict(nn.Linear(64, 8).state_dict()), vocabulary=vocabulary
-    )
+    head, vocabulary = dict(nn.Linear(64, 8).state_dict()), Vocabulary(tuple(tokens), "lower", "space")
+    trained = replace(random_weights("group", "encoder"), head=head, vocabulary=vocabulary)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq")
     symbols = (tmp_path / "theirs" / "dict.ltr.txt").read_text().split()[::2]
     assert not set(symbols) & set(FAIRSEQ_LETTERS[:4])  # which fairseq refuses there
@@ -459,7 +461,7 @@ def test_tokens_that_fairseq_has_for_itself_keep_their_weights_there(
     assert_close(load_ctc(tmp_path / "theirs")(waveform), load_ctc(tmp_path / "ours.ckpt")(waveform), rtol=0, atol=0)
 
 
-def test_an_encoder_alone_has_what_fairseq_and_s3prl_want_to_be_there(tmp_path: Path) -> None:
+def test_an_exported_encoder_has_the_head_that_fairseq_and_s3prl_need(tmp_path: Path) -> None:
     export_model(
         str(save_ours(random_weights("group", "encoder"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq"
     )
@@ -468,7 +470,7 @@ def test_an_encoder_alone_has_what_fairseq_and_s3prl_want_to_be_there(tmp_path: 
     assert content["model"]["final_proj.weight"].shape == (256, 64)
     assert content["dictionaries_symbols"] == [["<s>", "<pad>", "</s>", "<unk>", "0"]]
     (tmp_path / "theirs" / "hubert_lightning.safetensors").unlink()
-    assert not read_trained(tmp_path / "theirs").predictors
+    assert not read_weights(tmp_path / "theirs").predictors
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(768, 12), (1024, 16), (1280, 16)])
@@ -476,10 +478,10 @@ def test_bare_weights_of_fairseq_have_the_heads_of_the_released_size(tmp_path: P
     config = replace(EncoderConfig(), dim=dim, num_layers=1, num_heads=heads, ffn_dim=8, conv_channels=4, pos_kernel=4)
     state = from_ours(HubertEncoder(config).state_dict(), FAIRSEQ, old_names=True)
     torch.save(state, tmp_path / "theirs.pt")
-    assert read_trained(tmp_path / "theirs.pt").config == config  # with the dropouts of Base, as its group norm tells
+    assert read_weights(tmp_path / "theirs.pt").config == config  # with the dropouts of Base, as its group norm tells
     torch.save(fairseq_state(of_transformers(small_config("group"))), tmp_path / "narrow.pt")
-    with pytest.raises(ValueError, match="width of 64, and does not tell how many heads attend; say so"):
-        read_trained(tmp_path / "narrow.pt")
+    with pytest.raises(ValueError, match="width of 64, and does not state its number of attention heads; give it"):
+        read_weights(tmp_path / "narrow.pt")
 
 
 def test_several_dictionaries_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
@@ -488,19 +490,19 @@ def test_several_dictionaries_that_are_not_there_are_asked_for(tmp_path: Path) -
     content = {"cfg": {"model": model, "task": task | {"labels": ["a", "b"]}}, "args": None, "model": state}
     torch.save(content, tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match="predicts 2 streams of clusters, and does not hold the dictionaries"):
-        read_trained(tmp_path / "theirs.pt")
+        read_weights(tmp_path / "theirs.pt")
 
 
-def test_a_tied_head_is_of_every_stream_and_goes_out_again(tmp_path: Path, waveform: Tensor) -> None:
+def test_a_tied_head_serves_every_stream_and_is_exported(tmp_path: Path, waveform: Tensor) -> None:
     state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20, 33])
     state |= {"final_proj.weight": torch.randn(24, 64), "final_proj.bias": torch.randn(24)}
     model, task = fairseq_settings(small_config("group"))
     symbols = [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(number))] for number in (20, 33)]
     content = {"model_cfg": model | {"untie_final_proj": False}, "task_cfg": task, "model_weight": state}
     torch.save(content | {"dictionaries_symbols": symbols}, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt")
+    trained = read_weights(tmp_path / "theirs.pt")
     twice = {f"final_proj.{part}": torch.cat([state[f"final_proj.{part}"]] * 2) for part in ("weight", "bias")}
-    assert_heads_equal(trained, state | twice, [20, 33], encoder_of(trained, tmp_path)(waveform))
+    assert_heads_equal(trained, state | twice, [20, 33], build_encoder(trained, tmp_path)(waveform))
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "out", "safetensors")
 
@@ -519,7 +521,7 @@ def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, s
     else:
         content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": symbols}
         torch.save(content, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt")
+    trained = read_weights(tmp_path / "theirs.pt")
     assert all(note.startswith("not used here, kept for an export: ") for note in trained.notes)
     first = 0
     for predictor, order in zip(trained.predictors, orders, strict=True):
@@ -529,14 +531,14 @@ def test_clusters_have_the_codewords_that_the_dictionary_names(tmp_path: Path, s
         first += 4 + len(order)
 
 
-def test_clusters_that_are_not_numbered_from_zero_are_told(tmp_path: Path) -> None:
+def test_clusters_that_are_not_numbered_from_zero_are_noted(tmp_path: Path) -> None:
     state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20])
     model, task = fairseq_settings(small_config("group"))
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *map(str, [*range(7), *range(8, 21)])]  # the eighth never occurred
     content = {"model_cfg": model, "task_cfg": task, "model_weight": state, "dictionaries_symbols": [symbols]}
     torch.save(content, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt")
-    assert trained.notes[0] == "its dictionary calls cluster 7 '8': labels are places in the dictionary"
+    trained = read_weights(tmp_path / "theirs.pt")
+    assert trained.notes[0] == "its dictionary calls cluster 7 '8': labels are rows of the dictionary"
     assert_close(trained.predictors[0]["codewords"], state["label_embs_concat"][4:], rtol=0, atol=0)
 
 
@@ -547,10 +549,10 @@ def test_half_a_head_of_fairseq_is_refused(tmp_path: Path, part: str) -> None:
     model, task = fairseq_settings(small_config("group"))
     torch.save({"cfg": {"model": model, "task": task}, "args": None, "model": state}, tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match="has half a head of pre-training"):
-        read_trained(tmp_path / "theirs.pt")
+        read_weights(tmp_path / "theirs.pt")
 
 
-def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_omitted_weights_and_assumptions_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier = of_transformers(small_config("group"), "HubertForSequenceClassification")
     classifier.save_pretrained(tmp_path / "classifier")
     import_model(str(tmp_path / "classifier"), tmp_path / "a.ckpt")
@@ -558,12 +560,12 @@ def test_what_is_left_out_or_taken_for_granted_is_told(tmp_path: Path, capsys: p
     torch.save(of_torchaudio(small_config("group"), aux_num_out=29).state_dict(), tmp_path / "letters.pt")
     import_model(str(tmp_path / "letters.pt"), tmp_path / "b.ckpt", num_heads=4)
     said = capsys.readouterr().out
-    assert "taken for those of torchaudio.pipelines, - | E T A O N" in said
-    assert "it has no mask embedding, which is drawn anew" in said
-    assert 0 < read_trained(tmp_path / "b.ckpt").encoder["mask_embedding"].std() < 1
+    assert "assumed to be those of torchaudio.pipelines, - | E T A O N" in said
+    assert "it has no mask embedding, which is drawn at random" in said
+    assert 0 < read_weights(tmp_path / "b.ckpt").encoder["mask_embedding"].std() < 1
 
 
-def test_a_vocabulary_that_is_given_silences_what_was_said_of_letters_and_nothing_else(
+def test_a_given_vocabulary_removes_the_note_about_assumed_letters_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = of_torchaudio(small_config("group"), aux_num_out=29).state_dict()
@@ -573,7 +575,7 @@ def test_a_vocabulary_that_is_given_silences_what_was_said_of_letters_and_nothin
     said = capsys.readouterr().out
     assert "left out, since there is no place for it here: head--vocabulary.weight" in said
     assert "it has no mask embedding" in said
-    assert "taken for those of torchaudio.pipelines" not in said
+    assert "assumed to be those of torchaudio.pipelines" not in said
 
 
 # Settings that this package does not use
@@ -639,7 +641,7 @@ def test_a_fine_tuned_model_of_fairseq_has_the_dropouts_and_masks_of_its_fine_tu
         described = {"args": Namespace(**tuned, w2v_args=Namespace(**model | task)), "cfg": None}
     torch.save({**described, "model": state}, tmp_path / "theirs.pt")
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt")
-    config = read_trained(tmp_path / "ours.ckpt").config
+    config = read_weights(tmp_path / "ours.ckpt").config
     assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.01, 0.02, 0.03)
     assert (config.input_dropout, config.layer_drop, config.feature_grad_mult) == (0.04, 0.06, 0.0)
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
@@ -655,11 +657,11 @@ def test_a_model_of_fairseq_for_another_sampling_rate_is_refused(tmp_path: Path)
     torch.save(
         {"args": None, "cfg": cfg, "model": fairseq_state(of_transformers(small_config("group")))}, tmp_path / "8k.pt"
     )
-    with pytest.raises(ValueError, match=r"8k.pt sets sample_rate to 8000; this encoder hears audio of 16000 Hz alone"):
-        read_trained(tmp_path / "8k.pt")
+    with pytest.raises(ValueError, match=r"8k.pt sets sample_rate to 8000; this encoder only supports 16000 Hz"):
+        read_weights(tmp_path / "8k.pt")
 
 
-def test_what_goes_out_to_fairseq_has_the_masks_of_the_recipe_unless_they_are_known(tmp_path: Path) -> None:
+def test_an_export_to_fairseq_has_the_masks_of_the_recipe_unless_they_are_known(tmp_path: Path) -> None:
     export_model(
         str(save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs", "fairseq"
     )
@@ -691,13 +693,13 @@ def test_the_settings_of_a_model_of_transformers_come_back_there(
 def test_the_arguments_of_a_model_of_torchaudio_come_back_without_our_file_beside_it(tmp_path: Path, norm: str) -> None:
     trained = random_weights(norm, "clusters")
     changed = replace(trained.config, dropout=0.2, layer_drop=0.3, pre_norm=norm == "group", normalize_waveform=True)
-    export_model(str(save_ours(trained._replace(config=changed), tmp_path / "ours.ckpt")), tmp_path / "a", "torchaudio")
+    export_model(str(save_ours(replace(trained, config=changed), tmp_path / "ours.ckpt")), tmp_path / "a", "torchaudio")
     (tmp_path / "a" / "hubert_lightning.safetensors").unlink()
     about = json.loads((tmp_path / "a" / "model.json").read_text())
     about["arguments"] |= {"mask_prob": 0.65, "skip_nomask": True}
     (tmp_path / "a" / "model.json").write_text(json.dumps(about))
     import_model(str(tmp_path / "a"), tmp_path / "back.ckpt")
-    assert read_trained(tmp_path / "back.ckpt").config == changed
+    assert read_weights(tmp_path / "back.ckpt").config == changed
     export_model(str(tmp_path / "back.ckpt"), tmp_path / "b", "torchaudio")
     assert json.loads((tmp_path / "b" / "model.json").read_text()) == about
 
@@ -708,7 +710,9 @@ def test_the_arguments_of_a_model_of_torchaudio_come_back_without_our_file_besid
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors"])
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "ensemble", "letters", "LibriSpeech's letters"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_model_that_goes_out_comes_back_to_the_bit(tmp_path: Path, format: Format, kind: str, norm: str) -> None:
+def test_an_exported_model_is_imported_again_to_the_bit(
+    tmp_path: Path, format: ExportFormat, kind: str, norm: str
+) -> None:
     trained = random_weights(norm, kind)
     checkpoint = save_ours(trained, tmp_path / "ours.ckpt")
     if format == "torchaudio" and kind == "ensemble":
@@ -778,7 +782,7 @@ def test_an_encoder_that_was_fine_tuned_in_transformers_has_no_head_of_pre_train
     export_model(str(save_ours(random_weights("group", "clusters"), tmp_path / "ours.ckpt")), tmp_path / "theirs")
     theirs = transformers.HubertForCTC.from_pretrained(tmp_path / "theirs", vocab_size=5)
     theirs.save_pretrained(tmp_path / "theirs")
-    trained = read_trained(tmp_path / "theirs")
+    trained = read_weights(tmp_path / "theirs")
     assert trained.head is not None
     assert not trained.predictors
 
@@ -816,14 +820,14 @@ def test_a_state_of_fairseq_is_found_under_any_key(tmp_path: Path, wrapped: str,
     (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     torch.save(state, tmp_path / "bare.pt")
     torch.save(WRAPPED[wrapped](state), tmp_path / "theirs.pt")
-    trained, bare = (read_trained(tmp_path / name, 4) for name in ("theirs.pt", "bare.pt"))
+    trained, bare = (read_weights(tmp_path / name, 4) for name in ("theirs.pt", "bare.pt"))
     assert_close(trained.encoder, bare.encoder, rtol=0, atol=0)
     assert trained.config == bare.config
     assert trained.head is not None
     assert_close(trained.head, dict(head.state_dict()), rtol=0, atol=0)
     assert trained.vocabulary is not None
-    assert trained.vocabulary["tokens"] == FAIRSEQ_LETTERS
-    several = "it has several states, of which that under model is taken: not ema"
+    assert list(trained.vocabulary.tokens) == FAIRSEQ_LETTERS
+    several = "it has several states, of which model is read, not ema"
     assert (several in trained.notes) == (wrapped == "an average beside it")
 
 
@@ -833,7 +837,7 @@ def test_a_state_of_torchaudio_is_found_under_any_key(tmp_path: Path, wrapped: s
     theirs = of_torchaudio(small_config("group"), num_classes=20, final_dim=24)
     state = {prefix + name: value for name, value in theirs.state_dict().items()}
     torch.save(WRAPPED[wrapped](state), tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt", 4)
+    trained = read_weights(tmp_path / "theirs.pt", 4)
     assert trained.num_clusters == [20]
     assert_close(
         trained.encoder["projection.weight"], state[f"{prefix}wav2vec2.encoder.feature_projection.projection.weight"]
@@ -843,15 +847,15 @@ def test_a_state_of_torchaudio_is_found_under_any_key(tmp_path: Path, wrapped: s
 def test_a_whole_pretrained_model_of_fairseq_keeps_its_head_inside_of_a_module(tmp_path: Path) -> None:
     state = fairseq_heads(fairseq_state(of_transformers(small_config("group"))), [20])
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "theirs.pt")
-    assert read_trained(tmp_path / "theirs.pt", 4).num_clusters == [20]
+    assert read_weights(tmp_path / "theirs.pt", 4).num_clusters == [20]
 
 
-def test_a_state_that_is_nowhere_or_holds_itself_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_recursive_state_is_refused(tmp_path: Path) -> None:
     around: dict[str, Any] = {"model": {"layer.weight": torch.ones(2)}}
     around["self"] = around
     torch.save(around, tmp_path / "theirs.pt")
     with pytest.raises(ValueError, match=r"theirs\.pt holds no HuBERT; give"):
-        read_trained(tmp_path / "theirs.pt")
+        read_weights(tmp_path / "theirs.pt")
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -865,27 +869,27 @@ def test_a_fine_tuned_model_of_fairseq_without_the_settings_of_its_encoder_has_t
     content = {"args": None, "cfg": {"model": tuned, "task": {"_name": "audio_finetuning"}}, "model": state}
     torch.save(content, tmp_path / "theirs.pt")
     with pytest.raises(
-        ValueError, match="has a width of 64, and does not tell how many heads attend; say so: hubert imp"
+        ValueError, match="has a width of 64, and does not state its number of attention heads; give it: hubert imp"
     ):
-        read_trained(tmp_path / "theirs.pt")
+        read_weights(tmp_path / "theirs.pt")
     (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
     import_model(str(tmp_path / "theirs.pt"), tmp_path / "ours.ckpt", num_heads=4)
     model = load_ctc(tmp_path / "ours.ckpt")
     assert_layers_equal(model.encoder, theirs, waveform)
-    config = read_trained(tmp_path / "ours.ckpt").config
+    config = read_weights(tmp_path / "ours.ckpt").config
     assert (config.dropout, config.layer_drop) == (0.03, 0.06)
     assert config.normalize_waveform == (norm == "layer")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "back", "fairseq")
     back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]["model"]
     assert (back["mask_prob"], back["w2v_args"]["model"]["mask_prob"]) == (0.7, 0.8)
-    assert any("no settings of its encoder" in note for note in read_trained(tmp_path / "theirs.pt", 4).notes)
+    assert any("no settings of its encoder" in note for note in read_weights(tmp_path / "theirs.pt", 4).notes)
 
 
 def test_a_model_of_s3prl_without_settings_has_the_size_of_its_weights(tmp_path: Path, waveform: Tensor) -> None:
     theirs = of_transformers(small_config("layer"))
     torch.save({"model_weight": fairseq_state(theirs), "model_cfg": {}, "task_cfg": {}}, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt", 4)
-    assert_layers_equal(encoder_of(trained, tmp_path), theirs, waveform)
+    trained = read_weights(tmp_path / "theirs.pt", 4)
+    assert_layers_equal(build_encoder(trained, tmp_path), theirs, waveform)
 
 
 def test_a_model_of_fairseq_with_half_its_settings_has_the_size_of_its_weights(
@@ -927,10 +931,10 @@ def test_fairseqs_own_symbols_may_be_overwritten(tmp_path: Path) -> None:
         (b"| 1\nA 1\nA 1\n", "line 3: 'A' is there already; keep it once, or add #fairseq:overwrite"),
         (b"| 1\nA x\n", "line 2: 'x' is no count, as follows each symbol; correct the line"),
         (b"| 1\n\xe9 1\n", "dict.ltr.txt: is not UTF-8, nor UTF-16 with its mark; convert it"),
-        (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it spells 3"),
+        (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it 3"),
     ],
 )
-def test_a_dictionary_that_is_none_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_a_corrupt_dictionary_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         beside_a_model(tmp_path, content, 7)
 
@@ -938,15 +942,14 @@ def test_a_dictionary_that_is_none_is_refused(tmp_path: Path, content: bytes, se
 @pytest.mark.parametrize("kept", [True, False])
 def test_tokens_that_look_like_breaks_of_lines_come_back_from_fairseq(tmp_path: Path, kept: bool) -> None:
     tokens = ["<blank>", "|", "a", "\u2028", "\x85", "\ufeff", "\x1c"]
-    trained = random_weights("group", "encoder")._replace(
-        vocabulary={"tokens": tokens}, head=dict(nn.Linear(64, 7).state_dict())
-    )
+    head, vocabulary = dict(nn.Linear(64, 7).state_dict()), Vocabulary(tuple(tokens))
+    trained = replace(random_weights("group", "encoder"), head=head, vocabulary=vocabulary)
     export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "there", "fairseq")
     if not kept:
         (tmp_path / "there" / "hubert_lightning.safetensors").unlink()
-    again = read_trained(tmp_path / "there").vocabulary
+    again = read_weights(tmp_path / "there").vocabulary
     assert again is not None
-    assert [*again["tokens"]][-6:] == tokens[1:]
+    assert [*again.tokens][-6:] == tokens[1:]
 
 
 def test_settings_that_a_fine_tuned_model_of_fairseq_has_no_use_for_come_back_there(tmp_path: Path) -> None:
@@ -961,7 +964,7 @@ def test_settings_that_a_fine_tuned_model_of_fairseq_has_no_use_for_come_back_th
     back = torch.load(tmp_path / "back" / "checkpoint.pt", weights_only=True)["cfg"]["model"]["w2v_args"]["model"]
     named = ("logit_temp", "required_seq_len_multiple", "checkpoint_activations", "max_positions")
     assert [back[name] for name in named] == [model[name] for name in named]
-    [note] = [note for note in read_trained(tmp_path / "theirs.pt").notes if "kept for an export" in note]
+    [note] = [note for note in read_weights(tmp_path / "theirs.pt").notes if "kept for an export" in note]
     assert all(name in note for name in named)
 
 

@@ -92,7 +92,7 @@ def test_a_directory_of_transformers_comes_back(tmp_path: Path, waveform: Tensor
     ("gain", "direction"),
     [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")],
 )
-def test_both_spellings_of_weight_norm_are_read(tmp_path: Path, waveform: Tensor, gain: str, direction: str) -> None:
+def test_both_names_of_weight_norm_are_read(tmp_path: Path, waveform: Tensor, gain: str, direction: str) -> None:
     theirs = tiny_hubert()
     theirs.save_pretrained(tmp_path)
     conv, prefix = theirs.encoder.pos_conv_embed.conv.parametrizations.weight, "encoder.pos_conv_embed.conv."
@@ -122,7 +122,7 @@ def test_a_model_that_was_never_masked_is_read_too(tmp_path: Path, waveform: Ten
     assert_close(load_encoder(tmp_path)(waveform), theirs(waveform).last_hidden_state)
 
 
-def test_a_fingerprint_tells_encoders_apart_by_what_they_compute() -> None:
+def test_encoders_have_different_fingerprints_if_they_compute_different_features() -> None:
     encoder = HubertEncoder(TINY)
     name = encoder_fingerprint(encoder)
     trained = HubertEncoder(replace(TINY, layer_drop=0.5, feature_grad_mult=0.0))
@@ -155,8 +155,8 @@ def _without(name: str) -> Callable[[Path], None]:
     ("save", "message"),
     [
         (lambda path: None, "does not exist; give a .ckpt"),
-        (lambda path: path.write_bytes(b""), "is damaged, or no file of torch.save"),
-        (lambda path: path.write_text("hello"), "is damaged, or no file of torch.save"),
+        (lambda path: path.write_bytes(b""), "is corrupt, or no file of torch.save"),
+        (lambda path: path.write_text("hello"), "is corrupt, or no file of torch.save"),
         (lambda path: save_file({"centroids": torch.zeros(5, 39)}, path), "holds no HuBERT"),
         (lambda path: torch.save(torch.zeros(3), path), "holds no HuBERT"),
         (lambda path: torch.save({"centroids": torch.zeros(5, 39)}, path), "holds no HuBERT"),
@@ -170,7 +170,7 @@ def _without(name: str) -> Callable[[Path], None]:
         ),
         (
             lambda path: torch.save({"state_dict": {}, "hyper_parameters": {"encoder": {"width": 3, "dim": 5}}}, path),
-            r"settings we do not know \(width\)",
+            r"unknown encoder settings \(width\)",
         ),
         (_without("norm.bias"), r"lacks weights of the encoder \(norm.bias\)"),
         (_shrink, r"norm.weight has shape \(3,\), but its settings ask for \(16,\)"),
@@ -218,7 +218,7 @@ def test_a_hubert_that_this_encoder_cannot_be_is_refused(tmp_path: Path, change:
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        ("config.json", "without settings; give a directory with its config.json"),
+        ("config.json", "without settings; give the directory of config.json"),
         ("model.safetensors", "has no m"),
     ],
 )
@@ -233,7 +233,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     tiny_hubert().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model.safetensors is corrupt"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON"):

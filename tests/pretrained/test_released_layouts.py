@@ -31,11 +31,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hubert_lightning.interchange.import_export import as_fit
+from hubert_lightning.interchange.import_export import checkpoint_of
 from hubert_lightning.pretrained.formats.fairseq import INSIDE_CTC
 from hubert_lightning.pretrained.formats.own import to_safetensors, to_state
-from hubert_lightning.pretrained.load import encoder_config, load_encoder, read_trained
-from hubert_lightning.pretrained.weights import Trained, encoder_of
+from hubert_lightning.pretrained.load import encoder_config, load_encoder, read_weights
+from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder
 
 SMALL = {
     "hidden_size": 64,
@@ -263,7 +263,7 @@ def test_a_released_family_has_transformers_numbers(tmp_path: Path, name: str) -
     assert_opens(tmp_path, saved(tmp_path, FAMILIES[name]))
 
 
-def test_the_settings_are_what_transformers_reads(tmp_path: Path) -> None:
+def test_settings_are_read_as_in_transformers(tmp_path: Path) -> None:
     """So that the table is of what its names say: the layers of the reference are those of `from_pretrained`."""
     saved(tmp_path, FAMILIES["superb/hubert-large-superb-er"])
     theirs, report = transformers.HubertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
@@ -283,7 +283,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_architecture_is_refused_by_the_setting_that_says_so(tmp_path: Path, name: str) -> None:
+def test_another_architecture_is_refused_by_its_setting(tmp_path: Path, name: str) -> None:
     config, sentence = REFUSED[name]
     saved(tmp_path, Family(BASE))
     (tmp_path / "config.json").write_text(json.dumps(SMALL | config))
@@ -306,12 +306,12 @@ def test_a_processor_goes_before_an_old_preprocessor(tmp_path: Path, nested: boo
 
 def test_audio_of_another_rate_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, Family(BASE, EXTRACTOR | {"sampling_rate": 8000}))
-    with pytest.raises(ValueError, match=r"preprocessor_config.json sets sampling_rate to 8000; this encoder hears"):
+    with pytest.raises(ValueError, match=r"preprocessor_config.json sets sampling_rate to 8000; this encoder only"):
         load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["flax_model.msgpack", "tf_model.h5"])
-def test_weights_that_are_for_another_library_alone_are_named(tmp_path: Path, name: str) -> None:
+def test_weights_for_another_library_are_named(tmp_path: Path, name: str) -> None:
     saved(tmp_path, Family(BASE, beside=(name,)))
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=f"has no model.safetensors, only {name}; open the model in a transformers"):
@@ -319,12 +319,12 @@ def test_weights_that_are_for_another_library_alone_are_named(tmp_path: Path, na
 
 
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
-    """As of a Wav2Vec2 with add_adapter, whose layer that spells follows the adapter."""
+    """As of a Wav2Vec2 with add_adapter, whose CTC head follows the adapter."""
     saved(tmp_path, FAMILIES["facebook/hubert-large-ls960-ft"])
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     torch.save(state | {"lm_head.weight": torch.rand(32, 24)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="has a layer that spells from 24 channels, and an encoder of 64; one of the"):
-        read_trained(tmp_path)
+    with pytest.raises(ValueError, match="has a CTC head of width 24, and an encoder of width 64; one of the"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("value", [None, "x", -1, [], {}, 1e300, True, [1, 2], float("nan"), 3.5, 2**70])
@@ -377,43 +377,43 @@ def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]
 
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "s3prl"])
 @pytest.mark.parametrize("where", ["beside the bare encoder", "beside what has a prefix", "inside what has a prefix"])
-def test_other_heads_are_set_aside_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:
+def test_other_heads_are_left_out_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:
     path, theirs, names = strange(format, where, tmp_path)
-    trained = read_trained(path, 4)
+    trained = read_weights(path, 4)
     assert f"left out, since there is no place for it here: {min(names)} and {len(names) - 1} more" in trained.notes
     assert trained.head is None
     rows = torch.randn(2, 16_000)
     rows[1, 9_000:] = 0
-    assert_layers_equal(encoder_of(trained, path), theirs, rows)
+    assert_layers_equal(build_encoder(trained, path), theirs, rows)
 
 
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "s3prl"])
 @pytest.mark.parametrize("where", ["beside the bare encoder", "inside what has a prefix"])
-def test_what_is_inside_the_encoder_is_never_set_aside(
+def test_unknown_weights_inside_the_encoder_are_refused(
     tmp_path: Path, format: str, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(STRANGERS, "encoder.layers.0.adapter_layer.weight", (2, 64))
     path, _, _ = strange(format, where, tmp_path)
     with pytest.raises(ValueError, match="has weights that this encoder has no place for"):
-        read_trained(path, 4)
+        read_weights(path, 4)
 
 
 @pytest.mark.parametrize("form", ["ckpt", "safetensors"])
-def test_a_head_that_somebody_added_to_ours_is_named_too(tmp_path: Path, form: str) -> None:
+def test_an_added_head_in_our_files_is_named(tmp_path: Path, form: str) -> None:
     trained = random_weights("group", "clusters")
     path = tmp_path / f"ours.{form}"
     if form == "ckpt":
-        content = as_fit(trained)
+        content = checkpoint_of(trained)
         content["state_dict"]["speaker_head.weight"] = torch.rand(3, 64)
         torch.save(content, path)
     else:
         save_file({"speaker_head.weight": torch.rand(3, 64), **to_state(trained)}, path, about(trained))
-    again = read_trained(path)
+    again = read_weights(path)
     assert again.notes == ["left out, since there is no place for it here: speaker_head.weight"]
     assert_close(again.encoder, trained.encoder, rtol=0, atol=0)
 
 
-def about(trained: Trained) -> dict[str, str]:
+def about(trained: PretrainedWeights) -> dict[str, str]:
     """What `to_safetensors` writes into the file's metadata."""
     with BytesIO(to_safetensors(trained)) as file:
         size = int.from_bytes(file.read(8), "little")
@@ -428,7 +428,7 @@ def test_a_model_of_fairseq_with_a_decoder_is_its_encoder(tmp_path: Path) -> Non
     state |= {"decoder.embed_tokens.weight": torch.rand(9, 64), "encoder.proj.weight": torch.rand(5, 64)}
     settings = {"model": {"_name": "hubert_seq2seq", "w2v_args": {"model": model, "task": task}}, "task": task}
     torch.save({"args": None, "cfg": settings, "model": state}, tmp_path / "theirs.pt")
-    trained = read_trained(tmp_path / "theirs.pt")
+    trained = read_weights(tmp_path / "theirs.pt")
     assert trained.notes[0] == "left out, since there is no place for it here: decoder.embed_tokens.weight and 1 more"
     assert_layers_equal(load_encoder(tmp_path / "theirs.pt"), theirs, torch.randn(2, 16_000))
 
@@ -438,11 +438,11 @@ def test_bare_weights_of_a_fine_tuned_model_of_fairseq_keep_their_head(tmp_path:
     head = {f"w2v_encoder.proj.{name}": value for name, value in nn.Linear(64, 32).state_dict().items()}
     torch.save(state | head, tmp_path / "theirs.pt")
     (tmp_path / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in FAIRSEQ_LETTERS[4:]))
-    trained = read_trained(tmp_path / "theirs.pt", 4)
+    trained = read_weights(tmp_path / "theirs.pt", 4)
     assert trained.head is not None
     assert_close(trained.head["weight"], head["w2v_encoder.proj.weight"], rtol=0, atol=0)
     assert trained.vocabulary is not None
-    assert trained.vocabulary["tokens"] == FAIRSEQ_LETTERS
+    assert list(trained.vocabulary.tokens) == FAIRSEQ_LETTERS
 
 
 def test_a_checkpoint_of_fairseq_with_types_among_its_settings_opens(tmp_path: Path) -> None:

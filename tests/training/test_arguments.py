@@ -32,13 +32,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hubert_lightning.cli import main
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.training.arguments import VALIDATED, check_arguments, check_ignored
+from hubert_lightning.training.arguments import VALIDATION_METRICS, check_arguments, check_ignored
+from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
-from hubert_lightning.training.checkpoints import BestCheckpoints
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
-from hubert_lightning.training.experiment import Iteration, _check_iteration
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.iterations import Iteration, check_iteration
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.kmeans import KMeans
@@ -103,7 +103,7 @@ def test_an_iteration_that_makes_no_sense_is_refused_by_its_name() -> None:
     for field in fields(Iteration):
         for value in (-1, 0) if field.name in ("clusters", "max_frames", "max_steps") else ():
             with pytest.raises(ValueError, match=rf"iterations\[0\].*({field.name}|{value} frames)"):
-                _check_iteration(Iteration(**{field.name: value}), 1, 12)
+                check_iteration(Iteration(**{field.name: value}), 1, 12)
 
 
 def one_step(task: type, model: Any, data: Any, folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_every_number_of_the_trainer_is_taken_or_refused(tmp_path: Path) -> None
 FINE = [
     ("--optimizer=torch.optim.SGD", "no option optimizer; did you mean model.init_args.optimizer?"),
     ("--optimizer.lr=0.1", "no option optimizer; did you mean model.init_args.optimizer?"),
-    ("--lr_scheduler=torch.optim.lr_scheduler.StepLR", "no option lr_scheduler; the schedule is that of the recipe"),
+    ("--lr_scheduler=torch.optim.lr_scheduler.StepLR", "no option lr_scheduler; the recipe sets the schedule"),
     ("--trainer.overfit_batches=2", "trainer.overfit_batches is 2"),
     ("--trainer.strategy=ddp_spawn", "trainer.strategy is ddp_spawn"),
     ("--trainer.check_val_every_n_epoch=1 --trainer.val_check_interval=5000", "trainer.val_check_interval: "),
@@ -246,7 +246,10 @@ def test_options_that_no_run_can_have_are_one_sentence_before_the_first_step(
         ("--model.init_args.final_dim=0", "final_dim is 0"),
         ("--model.init_args.temperature=0", "temperature is 0"),
         ("--model.init_args.feature_penalty=.inf", "model.init_args.feature_penalty is inf"),
-        ("--iterations=[{max_frames: 2000, max_steps: 2, clusters: 0}]", "iterations[0] asks for 0 clusters"),
+        (
+            "--iterations=[{max_frames: 2000, max_steps: 2, clusters: 0}]",
+            "iterations[0]: clusters [0]: each K-means has",
+        ),
     ],
 )
 def test_a_pre_training_that_cannot_be_is_refused_before_there_are_labels(
@@ -318,7 +321,7 @@ def test_a_callback_that_cannot_work_is_one_sentence_before_the_first_step(
         ("ModelCheckpoint", {"monitor": "wer"}, "ModelCheckpoint monitors wer"),
         ("ModelCheckpoint", {"filename": "last"}, "a ModelCheckpoint with filename last would overwrite"),
         ("StochasticWeightAveraging", {"swa_lrs": "0.1"}, "StochasticWeightAveraging would replace the schedule"),
-        ("LearningRateFinder", {}, "take hubert_lightning.PeakRateFinder"),
+        ("LearningRateFinder", {}, "use hubert_lightning.PeakRateFinder"),
         ("Timer", {"duration": "00:00:10:00"}, "set trainer.max_time"),
     ):
         given = [f"--trainer.callbacks.{option}={value}" for option, value in settings.items()]
@@ -349,16 +352,16 @@ def test_the_metrics_of_each_task_are_those_that_its_validation_finds(
     for model in models:
         trainer = bare_trainer(tmp_path)
         trainer.validate(model, datamodule=data_of_task(type(model), manifests, run), verbose=False)
-        assert {*trainer.callback_metrics} == {f"val/{name}" for name in VALIDATED[type(model).__name__]}
+        assert {*trainer.callback_metrics} == {f"val/{name}" for name in VALIDATION_METRICS[type(model).__name__]}
 
 
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ("--model=lightning.pytorch.demos.boring_classes.BoringModel", "is none of this package's tasks"),
-        ("--data=lightning.pytorch.demos.boring_classes.BoringDataModule", "take hubert_lightning.TranscribedData"),
-        ("--data=hubert_lightning.PretrainingData", "take hubert_lightning.TranscribedData"),
-        ("--model=hubert_lightning.HubertPretraining", "take hubert_lightning.PretrainingData"),
+        ("--model=lightning.pytorch.demos.boring_classes.BoringModel", "is no task of this package"),
+        ("--data=lightning.pytorch.demos.boring_classes.BoringDataModule", "use hubert_lightning.TranscribedData"),
+        ("--data=hubert_lightning.PretrainingData", "use hubert_lightning.TranscribedData"),
+        ("--model=hubert_lightning.HubertPretraining", "use hubert_lightning.PretrainingData"),
     ],
 )
 def test_a_model_and_data_that_do_not_fit_are_one_sentence(

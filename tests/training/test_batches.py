@@ -52,9 +52,9 @@ def test_a_step_has_the_same_batches_however_ranks_and_accumulation_share_them(
     def steps(world_size: int, accumulate: int) -> list[list[BatchPlan]]:
         options = {"world_size": world_size, "accumulate": accumulate, "block_cuts": block_cuts}
         ranks = [PlannedBatches(frames, max_frames, rank=rank, **options).plan(1) for rank in range(world_size)]
-        assert all(len(of) == len(ranks[0]) and len(of) % accumulate == 0 for of in ranks)
+        assert all(len(plans) == len(ranks[0]) and len(plans) % accumulate == 0 for plans in ranks)
         starts = range(0, len(ranks[0]), accumulate)
-        return [sorted(batch for of in ranks for batch in of[start : start + accumulate]) for start in starts]
+        return [sorted(batch for plans in ranks for batch in plans[start : start + accumulate]) for start in starts]
 
     alone = steps(1, 6)
     assert steps(*shape) == alone
@@ -87,17 +87,17 @@ def test_a_corpus_of_fewer_cuts_than_blocks_is_mixed_too() -> None:
     assert set(range(300, 305)) <= set(seen)
 
 
-def test_validation_gives_ranks_that_compute_together_as_many_batches() -> None:
+def test_validation_gives_sharded_ranks_the_same_number_of_batches() -> None:
     ranks = [PlannedBatches([100] * 5, 100, shuffle=False, even=True, rank=k, world_size=2) for k in range(2)]
     assert [len(list(rank)) for rank in ranks] == [len(rank) for rank in ranks] == [3, 3]
 
 
-def test_of_a_corpus_with_too_many_cuts_each_epoch_has_others_and_of_one_with_too_few_all_several_times() -> None:
+def test_a_large_corpus_gives_each_epoch_other_cuts_and_a_small_one_repeats_its_cuts() -> None:
     batches = PlannedBatches([100] * 500, 1000, corpora=[400, 100], weights=[1, 1])
     first, second = (Counter(cut for plan in batches.plan(epoch) for cut in plan.cuts) for epoch in (0, 1))
-    assert sum(of for cut, of in first.items() if cut < 400) == 250
+    assert sum(count for cut, count in first.items() if cut < 400) == 250
     assert {cut for cut in first if cut < 400} != {cut for cut in second if cut < 400}
-    assert {of for cut, of in first.items() if cut >= 400} == {2, 3}
+    assert {count for cut, count in first.items() if cut >= 400} == {2, 3}
     assert set(range(400, 500)) <= set(first)
 
 
@@ -143,7 +143,7 @@ def test_batches_waste_less_than_five_percent() -> None:
     assert cropped > 0.95 * frames.sum()
 
 
-def test_a_resumed_sampler_goes_on_with_the_very_next_batch() -> None:
+def test_a_resumed_sampler_continues_with_the_very_next_batch() -> None:
     frames = [100] * 60
     whole = PlannedBatches(frames, 500)
     stream = [plan for epoch in range(3) for plan in whole.plan(epoch)]
@@ -153,7 +153,7 @@ def test_a_resumed_sampler_goes_on_with_the_very_next_batch() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("done", range(12))
-def test_a_sampler_of_blocks_resumes_in_the_middle_of_any(rank: int, done: int) -> None:
+def test_a_sampler_resumes_in_the_middle_of_any_block(rank: int, done: int) -> None:
     frames = np.random.default_rng(0).integers(100, 780, size=300)
     options = {"block_cuts": 60, "rank": rank, "world_size": 2, "accumulate": 3}
     whole = PlannedBatches(frames, 4000, **options).plan(0)
@@ -218,7 +218,7 @@ def test_a_batch_depends_on_its_plan_alone(ramps: tuple[CutSet, LabelStore]) -> 
     assert not torch.equal(first.mask, other.mask)
 
 
-def test_transcribed_batches_pad_and_spell(ramps: tuple[CutSet, LabelStore]) -> None:
+def test_transcribed_batches_are_padded_and_tokenized(ramps: tuple[CutSet, LabelStore]) -> None:
     cuts, _ = ramps
     vocabulary = Vocabulary(LETTERS)
     batch = TranscribedBatches(cuts, vocabulary)[BatchPlan((2, 0), 0)]

@@ -20,7 +20,8 @@ from hubert_lightning import BestCheckpoints, load_encoder
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished
 from hubert_lightning.training.averaging import averaged
-from hubert_lightning.training.checkpoints import WholeCheckpoints, keep_rows, newest_checkpoint, set_damaged_aside
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
+from hubert_lightning.training.metrics_table import keep_rows
 
 
 class Judged(LightningModule):
@@ -88,7 +89,7 @@ def weight(path: Path) -> Tensor:
 SCORES = [0.9, 0.5, 0.7, 0.8, 0.4, 0.6, 0.95]
 
 
-def test_the_best_few_stay_and_their_mean_is_the_mean(tmp_path: Path) -> None:
+def test_the_best_few_checkpoints_stay_and_average_holds_their_mean(tmp_path: Path) -> None:
     fit(tmp_path, SCORES)
     assert kept(tmp_path) == {2, 5, 6}
     assert (tmp_path / "best.ckpt").samefile(tmp_path / "best-5.ckpt")
@@ -101,7 +102,7 @@ def test_the_best_few_stay_and_their_mean_is_the_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stopped", range(1, len(SCORES)))
-def test_a_run_that_goes_on_keeps_what_it_would_have_kept(stopped: int, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_checkpoints_of_an_uninterrupted_one(stopped: int, tmp_path: Path) -> None:
     fit(tmp_path / "whole", SCORES)
     fit(tmp_path / "run", SCORES, steps=stopped)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -114,7 +115,7 @@ def test_a_run_that_goes_on_keeps_what_it_would_have_kept(stopped: int, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_continued_elsewhere_leaves_the_first_ones_files(tmp_path: Path) -> None:
+def test_a_run_resumed_in_another_folder_leaves_the_files_of_the_first(tmp_path: Path) -> None:
     fit(tmp_path / "run", SCORES, steps=4)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     (tmp_path / "other").mkdir()
@@ -124,7 +125,7 @@ def test_a_run_that_is_continued_elsewhere_leaves_the_first_ones_files(tmp_path:
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_what_was_removed_is_forgotten_and_fewer_are_kept_when_fewer_are_asked_for(tmp_path: Path) -> None:
+def test_removed_checkpoints_are_forgotten_and_a_smaller_keep_removes_the_worst(tmp_path: Path) -> None:
     fit(tmp_path, SCORES, steps=4)
     assert kept(tmp_path) == {2, 3, 4}
     (tmp_path / "best-3.ckpt").unlink()
@@ -138,14 +139,14 @@ def test_what_was_removed_is_forgotten_and_fewer_are_kept_when_fewer_are_asked_f
     )
 
 
-def test_a_fit_that_had_nothing_left_to_train_still_leaves_the_mean(tmp_path: Path) -> None:
+def test_a_fit_with_nothing_left_to_train_writes_the_mean(tmp_path: Path) -> None:
     fit(tmp_path, SCORES)
     (tmp_path / "average.ckpt").unlink()  # as if it had been killed before it was written
     fit(tmp_path, SCORES)
     assert (tmp_path / "average.ckpt").exists()
 
 
-def test_a_model_that_cannot_be_judged_is_not_kept(tmp_path: Path) -> None:
+def test_a_model_whose_metric_is_not_finite_is_not_kept(tmp_path: Path) -> None:
     fit(tmp_path / "some", [math.nan, 0.5, math.nan, math.inf, 0.4])
     assert kept(tmp_path / "some") == {2, 5}
     fit(tmp_path / "none", [math.nan, math.nan])
@@ -166,7 +167,7 @@ def test_a_fit_without_a_validation_keeps_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-def test_where_a_disk_has_no_links_the_best_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_links_the_best_checkpoint_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: object) -> None:
         raise OSError("this disk has no links")
 
@@ -176,7 +177,7 @@ def test_where_a_disk_has_no_links_the_best_is_a_copy(tmp_path: Path, monkeypatc
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".ckpt"]
 
 
-def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None:
+def test_a_monitor_that_validation_does_not_log_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -188,7 +189,7 @@ def test_a_metric_that_validation_does_not_have_is_named(tmp_path: Path) -> None
         callbacks=[BestCheckpoints(monitor="val/wre", dirpath=tmp_path)],
     )
     data = DataLoader(torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="validation finds val/wer, but no val/wre; correct its monitor"):
+    with pytest.raises(ValueError, match="validation logs val/wer, but no val/wre; correct its monitor"):
         trainer.fit(Judged([0.5]), data, data)
     with pytest.raises(ValueError, match="keep is 0; keep one or more"):
         BestCheckpoints(keep=0)
@@ -206,11 +207,13 @@ def test_a_mean_is_tested_and_opened_like_any_other_checkpoint(finetuning: Path,
     main(["test", "--config", str(finetuning / "config.yaml"), f"--ckpt_path={finetuning / 'average.ckpt'}"])
     assert (finetuning / "test.jsonl").exists()
     main(["average", f"[{finetuning / 'best-2.ckpt'}, {finetuning / 'best-4.ckpt'}]", str(tmp_path / "mean.ckpt")])
-    theirs, ours = load_encoder(finetuning / "average.ckpt").state_dict(), load_encoder(tmp_path / "mean.ckpt")
-    torch.testing.assert_close(ours.state_dict(), theirs, rtol=0, atol=0)
+    of_fit, of_verb = (
+        load_encoder(path).state_dict() for path in (finetuning / "average.ckpt", tmp_path / "mean.ckpt")
+    )
+    torch.testing.assert_close(of_verb, of_fit, rtol=0, atol=0)
 
 
-def test_a_run_whose_folder_was_moved_is_given_more_steps_by_its_own_config(finetuning: Path, tmp_path: Path) -> None:
+def test_a_moved_run_takes_more_steps_by_its_own_config(finetuning: Path, tmp_path: Path) -> None:
     shutil.copytree(finetuning, tmp_path / "moved")
     config = str(tmp_path / "moved" / "config.yaml")
     main(["fit", "--config", config, f"--output={tmp_path / 'moved'}", "--trainer.max_steps=6"])
@@ -226,19 +229,18 @@ def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_cannot_be_averaged_is_one_sentence(
+def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_sentence(
     finetuning: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     best, out = finetuning / "best.ckpt", str(tmp_path / "out.ckpt")
     other = torch.load(best, weights_only=True)
     other["state_dict"]["head.bias"] = torch.zeros(3)
     torch.save(other, tmp_path / "other.ckpt")
-    said = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
-    assert f"other.ckpt: its head.bias is (3,), that of {best} (29,); average checkpoints of one model" in said
-    assert "no checkpoint is named" in refused(capsys, "average", "[]", out)
-    assert "is damaged, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
-    assert "a list is wanted, in brackets" in refused(capsys, "average", str(best), out)
-    assert "is there already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
+    message = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
+    assert f"other.ckpt: its head.bias is (3,), in {best} it is (29,); average checkpoints of one model" in message
+    assert "no checkpoint to average" in refused(capsys, "average", "[]", out)
+    assert "is corrupt, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
+    assert "exists already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
     assert not Path(out).exists()
     more = [
         *SMALL_FINETUNING,
@@ -246,7 +248,7 @@ def test_what_cannot_be_averaged_is_one_sentence(
         f"--output={tmp_path / 'run'}",
         f"--ckpt_path={finetuning / 'average.ckpt'}",
     ]
-    assert "average.ckpt: weights alone, such as a mean, from which no run goes on" in refused(capsys, "fit", *more)
+    assert "average.ckpt: weights alone, such as a mean, from which no run resumes" in refused(capsys, "fit", *more)
 
 
 # Saves step 3 over what is there, and kills itself before the n-th thing that it does to files
@@ -254,7 +256,7 @@ SAVE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_damaged_aside
+from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
 folder, number, links = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "links"
 calls = 0
 def hear(event, args):
@@ -268,7 +270,7 @@ def refuse(*paths):
 if not links:
     os.link = refuse
 if sys.argv[4] == "resumed":
-    set_damaged_aside(folder, newest_checkpoint(folder))
+    set_corrupt_aside(folder, newest_checkpoint(folder))
 sys.addaudithook(hear)
 WholeCheckpoints().save_checkpoint({"state_dict": {"weight": torch.full((100,), 3.0)}}, folder / "last.ckpt")
 """
@@ -300,7 +302,7 @@ def step_of(path: Path | None) -> int:
     ],
     ids=["sound", "damaged before the start", "damaged while training", "emptied while training"],
 )
-def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
+def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(
     damage: Callable[[Path], object], known: str, sound: int, links: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "save.py"
@@ -312,16 +314,16 @@ def test_wherever_a_save_is_killed_a_sound_checkpoint_is_there(
             saved(folder / "last.ckpt", step)
         damage(folder / "last.ckpt")
         code = fork_server.run([str(script), str(folder), str(number), links, known], tmp_path / "output.txt")
-        found = step_of(newest_checkpoint(folder))
+        step = step_of(newest_checkpoint(folder))
         remove_unfinished.cache_clear()  # as in another process
         saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
         assert step_of(newest_checkpoint(folder)) == 4
-        assert {path.name for path in folder.iterdir()} - {"last.ckpt.damaged"} == {"last.ckpt", "previous.ckpt"}
+        assert {path.name for path in folder.iterdir()} - {"last.ckpt.corrupt"} == {"last.ckpt", "previous.ckpt"}
         if code == 0:
-            assert found == 3
+            assert step == 3
             break
         assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
-        assert found in (sound, 3)
+        assert step in (sound, 3)
     assert number > 5
 
 
@@ -343,22 +345,22 @@ def test_a_save_follows_no_link_and_removes_no_file_of_the_users(tmp_path: Path)
     assert (step_of(folder / "last.ckpt"), step_of(folder / "previous.ckpt")) == (3, 2)
 
 
-def test_a_damaged_checkpoint_is_kept_under_a_name_that_nothing_reads(
+def test_a_corrupt_checkpoint_gets_a_name_that_no_command_reads(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
         saved(tmp_path / "last.ckpt", step)
     flip(tmp_path / "last.ckpt")
     damaged = (tmp_path / "last.ckpt").read_bytes()
-    set_damaged_aside(tmp_path, newest_checkpoint(tmp_path))
+    set_corrupt_aside(tmp_path, newest_checkpoint(tmp_path))
     saved(tmp_path / "last.ckpt", 3)
     assert step_of(tmp_path / "previous.ckpt") == 1
-    assert (tmp_path / "last.ckpt.damaged").read_bytes() == damaged
-    assert "kept as last.ckpt.damaged" in caplog.text
+    assert (tmp_path / "last.ckpt.corrupt").read_bytes() == damaged
+    assert "kept as last.ckpt.corrupt" in caplog.text
     assert len(list(tmp_path.glob("*.ckpt"))) == 2
 
 
-def test_a_damaged_best_checkpoint_is_named_when_the_mean_is_taken_and_the_same_command_takes_that_of_the_others(
+def test_a_corrupt_best_checkpoint_is_named_and_the_same_command_then_averages_the_others(
     tmp_path: Path,
 ) -> None:
     fit(tmp_path, SCORES)
@@ -367,7 +369,7 @@ def test_a_damaged_best_checkpoint_is_named_when_the_mean_is_taken_and_the_same_
     place = content.index(weight(tmp_path / "best-5.ckpt").numpy().tobytes())
     content[place] ^= 1
     (tmp_path / "best-5.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"best-5\.ckpt: damaged; remove it, and run the same command again"):
+    with pytest.raises(ValueError, match=r"best-5\.ckpt: corrupt; remove it, and run the same command again"):
         fit(tmp_path, SCORES)
     (tmp_path / "best-5.ckpt").unlink()
     fit(tmp_path, SCORES)
@@ -390,7 +392,7 @@ KEEP_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
-from hubert_lightning.training.checkpoints import keep_rows
+from hubert_lightning.training.metrics_table import keep_rows
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 def hear(event, args):
@@ -407,7 +409,7 @@ logger.save()
 """
 
 
-def test_wherever_a_start_is_killed_the_rows_of_the_table_are_there(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_of_a_start_leaves_the_rows_of_the_table(tmp_path: Path) -> None:
     def steps(folder: Path) -> list[str]:
         with (folder / "metrics.csv").open(newline="") as file:
             return [row["step"] for row in csv.DictReader(file)]
@@ -428,7 +430,7 @@ def test_wherever_a_start_is_killed_the_rows_of_the_table_are_there(tmp_path: Pa
     assert number > 3
 
 
-def test_a_table_without_rows_to_keep_begins_anew(tmp_path: Path) -> None:
+def test_a_table_without_rows_to_keep_is_removed(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss\n5,1.0\n")
     logger = CSVLogger(tmp_path, name="", version="")
     keep_rows(logger, {"global_step": 3})

@@ -80,7 +80,7 @@ def test_load_from_checkpoint_needs_no_trainer_and_computes_what_was_trained(tas
     ],
     ids=["none", "device", "dict", "function", "default"],
 )
-def test_load_from_checkpoint_takes_what_lightnings_takes(where: dict, task: type, trained: dict) -> None:
+def test_load_from_checkpoint_takes_the_arguments_of_lightnings(where: dict, task: type, trained: dict) -> None:
     model, path = trained[task]
     torch.testing.assert_close(task.load_from_checkpoint(path, **where).state_dict(), model.state_dict())
     names = inspect.signature(LightningModule.load_from_checkpoint).parameters.keys() - {"cls", "kwargs"}
@@ -88,36 +88,35 @@ def test_load_from_checkpoint_takes_what_lightnings_takes(where: dict, task: typ
 
 
 @both
-def test_weights_go_to_the_device_that_theirs_is_mapped_to(task: type, trained: dict) -> None:
+def test_weights_go_to_the_device_of_map_location(task: type, trained: dict) -> None:
     asked = []
 
     def to_meta(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
         asked.append(location)
         return torch.UntypedStorage(0, device="meta")
 
-    for place in ("meta", {"cpu": "meta"}, to_meta):
-        assert task.load_from_checkpoint(trained[task][1], place).device.type == "meta"
+    for location in ("meta", {"cpu": "meta"}, to_meta):
+        assert task.load_from_checkpoint(trained[task][1], location).device.type == "meta"
     assert asked == ["cpu"]
 
 
 @both
 def test_load_from_checkpoint_calls_the_hook_of_lightning(task: type, trained: dict, tmp_path: Path) -> None:
-    path, told = tmp_path / "skipped.ckpt", []
+    path, loaded_steps = tmp_path / "skipped.ckpt", []
     torch.save(torch.load(trained[task][1], weights_only=True) | {"skipped_steps": 3.0}, path)
 
     class Inheriting(task):  # type: ignore[misc]
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             super().on_load_checkpoint(checkpoint)
-            told.append(checkpoint["global_step"])
+            loaded_steps.append(checkpoint["global_step"])
 
     Inheriting.__name__ = task.__name__
     loaded = Inheriting.load_from_checkpoint(path)
-    assert (told, loaded.global_batch.skipped) == ([2], 3)
-    if task is CTCFinetuning:
-        assert loaded.trained_steps == 2
+    assert (loaded_steps, loaded.global_batch.skipped) == ([2], 3)
+    assert loaded.trained_steps == 2
     for name, value in (("skipped_steps", "x"), ("skipped_steps", -1.0), ("global_step", "x")):
         torch.save(torch.load(path, weights_only=True) | {name: value}, tmp_path / "damaged.ckpt")
-        with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, and is a number from 0 on"):
+        with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, which must be an integer from 0 on"):
             task.load_from_checkpoint(tmp_path / "damaged.ckpt")
 
 
@@ -129,7 +128,7 @@ def test_arguments_that_are_given_replace_those_in_the_checkpoint(trained: dict)
 
 def test_a_checkpoint_of_another_task_or_model_is_refused_by_name(trained: dict, tmp_path: Path) -> None:
     path = trained[CTCFinetuning][1]
-    with pytest.raises(ValueError, match=r"CTCFinetuning.ckpt: its head.weight is \(29, 32\), that of the model"):
+    with pytest.raises(ValueError, match=r"CTCFinetuning.ckpt: its head.weight is \(29, 32\), in the model"):
         HubertPretraining.load_from_checkpoint(path)
     with pytest.raises(ValueError, match=r"CTCFinetuning.ckpt: warmup 0.9 and decay 0.5"):
         CTCFinetuning.load_from_checkpoint(path, warmup=0.9)
@@ -167,7 +166,7 @@ def test_a_copy_computes_the_same_and_learns_by_itself(
     model = task.load_from_checkpoint(trained[task][1])
     twin = copied(model)
     torch.testing.assert_close(outputs(twin), outputs(model), rtol=0, atol=0)
-    learning = [[parameter.requires_grad for parameter in of.parameters()] for of in (model, twin)]
+    learning = [[parameter.requires_grad for parameter in module.parameters()] for module in (model, twin)]
     assert learning[0] == learning[1]
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -201,7 +200,7 @@ def test_a_summary_counts_every_parameter(task: type, trained: dict) -> None:
 
 
 @both
-def test_a_plain_trainer_goes_on_from_a_plain_trainers_checkpoint(
+def test_a_plain_trainer_resumes_from_a_plain_trainers_checkpoint(
     task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
 ) -> None:
     model = task.load_from_checkpoint(trained[task][1])
@@ -212,7 +211,7 @@ def test_a_plain_trainer_goes_on_from_a_plain_trainers_checkpoint(
 
 
 @both
-def test_a_plain_trainer_validates_what_the_checkpoint_says(
+def test_a_plain_trainer_validates_the_weights_of_the_checkpoint(
     task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
 ) -> None:
     def losses(model: LightningModule, **how: Any) -> dict[str, float]:
@@ -225,7 +224,7 @@ def test_a_plain_trainer_validates_what_the_checkpoint_says(
     assert losses(task(encoder=TINY, **fresh), ckpt_path=path, weights_only=True) == pytest.approx(expected)
 
 
-def test_a_dataloader_of_ones_own_is_validated_tested_and_predicted(
+def test_the_users_own_dataloader_is_validated_tested_and_predicted(
     trained: dict, manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -268,22 +267,22 @@ def test_another_order_of_manifests_is_refused_where_batches_are_planned_already
 
 
 @both
-def test_a_fit_without_a_number_of_steps_asks_for_one(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
+def test_a_fit_without_a_number_of_steps_is_refused(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
     model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
     trainer = bare_trainer(tmp_path, max_steps=-1, max_time="00:00:01:00")
-    with pytest.raises(ValueError, match=r"the learning-rate schedule needs the number of steps .* max_steps"):
+    with pytest.raises(ValueError, match=r"the learning-rate schedule needs the number of steps .*max_steps"):
         trainer.fit(model, datamodule=data_of_task(task, manifests, run))
 
 
 @both
-def test_batches_to_overfit_are_a_sentence(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
+def test_overfit_batches_is_refused(task: type, run: Path, manifests: Path, tmp_path: Path) -> None:
     model = CTCFinetuning(encoder=TINY) if task is CTCFinetuning else HubertPretraining(TINY, 20, 16)
     with pytest.raises(ValueError, match=r"overfit_batches is 2, which would replace our plan of batches"):
         bare_trainer(tmp_path, max_steps=1, overfit_batches=2).fit(model, datamodule=data_of_task(task, manifests, run))
 
 
 @both
-def test_data_without_a_trainer_says_what_it_needs(task: type, run: Path, manifests: Path) -> None:
+def test_data_without_a_trainer_is_refused_with_what_it_needs(task: type, run: Path, manifests: Path) -> None:
     data = data_of_task(task, manifests, run)
     if task is HubertPretraining:
         data.setup("fit")

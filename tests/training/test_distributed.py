@@ -1,4 +1,4 @@
-"""Two processes on the CPU: they share the work, and leave what one process would leave."""
+"""Two processes on the CPU share the work, with the results of one process."""
 
 import contextlib
 import copy
@@ -163,7 +163,7 @@ def test_two_ranks_take_the_steps_of_one_that_accumulates_two_batches(
         torch.testing.assert_close(dealt[name], value, msg=name)  # sums in another order, over 20 steps
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(
+def test_a_run_resumes_with_another_number_of_ranks(
     pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
 ) -> None:
     seventh = pretraining.parent / "accumulated" / "seventh.ckpt"
@@ -184,7 +184,7 @@ def test_sharding_the_model_changes_no_weight(
         torch.testing.assert_close(sharded[name], value, msg=name)
 
 
-def test_what_is_not_finite_on_one_rank_is_left_out_on_both(
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(
     pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path
 ) -> None:
     cuts = copy.deepcopy(list(train_cuts))
@@ -258,9 +258,7 @@ def test_the_labels_are_those_that_one_process_makes(
             np.testing.assert_array_equal(store[cut_id], expected)
 
 
-def test_what_fails_on_one_rank_ends_both_with_its_sentence(
-    manifests: Path, train_cuts: CutSet, tmp_path: Path
-) -> None:
+def test_an_error_on_one_rank_ends_both_with_its_sentence(manifests: Path, train_cuts: CutSet, tmp_path: Path) -> None:
     cuts = sorted(copy.deepcopy(list(train_cuts)), key=lambda cut: cut.id)
     [source] = cuts[SHARD].recording.sources  # of the second shard, which the second process labels
     damaged = tmp_path / Path(source.source).name

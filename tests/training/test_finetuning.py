@@ -21,8 +21,9 @@ from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatches
-from hubert_lightning.training.checkpoints import WholeSteps
-from hubert_lightning.training.datamodules import TranscribedData, check_transcripts
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.data_checks import check_transcripts
+from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.sampler import BatchPlan
 from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
@@ -69,7 +70,7 @@ def test_only_the_head_learns_while_the_encoder_is_frozen(pretrained: Path, mani
     assert changed == {"head.weight", "head.bias"}
 
 
-def test_later_the_transformer_learns_and_the_convolutions_stay(
+def test_after_the_freeze_the_transformer_learns_and_the_convolutions_do_not_change(
     pretrained: Path, manifests: Path, tmp_path: Path
 ) -> None:
     model = CTCFinetuning(pretrained=pretrained, freeze_steps=1, optimizer=quick_adam, warmup=0.0)
@@ -145,7 +146,7 @@ def _replace_text(segment, text):  # type: ignore[no-untyped-def]
         (None, "no transcript in the manifest; prepare it"),
         (
             "IT COST 55 €",
-            r"has characters .* not among .* letters, in all '5' 2 times, '€' 1 times; .*own \(`hubert vocabulary",
+            r"has characters .* vocabulary, in all '5' 2 times, '€' 1 times; .*own \(`hubert vocabulary",
         ),
         ("A" * 1000, "1000 letters for .* frames of audio, more than CTC can align"),
     ],
@@ -197,18 +198,18 @@ def test_a_fit_logs_which_parameters_are_trained_and_from_when(options: dict[str
     assert model._trainable_parameters().startswith(f"{total / 1e6:.2f} M parameters")
 
 
-def test_what_only_the_validation_says_is_told_and_counts_as_errors(
+def test_unknown_characters_in_validation_are_logged_and_count_as_errors(
     manifests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cuts = with_text(copy.deepcopy(read_manifest(manifests / "test.jsonl.gz")), "ONE É TWO")
     check_transcripts(cuts, Vocabulary(), training=False)
-    assert "has characters that the model cannot spell, in all 'É' 1 times; they count as errors" in caplog.text
+    assert "not in the model's vocabulary, in all 'É' 1 times; they count as errors" in caplog.text
     batch = TranscribedBatches(cuts, Vocabulary())[BatchPlan((0,), 0)]
     assert batch.text == ("ONE É TWO",)
     assert Vocabulary().decode(batch.token[0].tolist()) == "ONE TWO "
 
 
-def test_a_model_spells_with_the_vocabulary_that_it_is_given(manifests: Path, tmp_path: Path) -> None:
+def test_a_model_uses_the_given_vocabulary(manifests: Path, tmp_path: Path) -> None:
     vocabulary, _, _ = vocabulary_of(["grün, blau 5"])
     vocabulary.write(tmp_path / "v.json")
     model = CTCFinetuning(encoder=TINY, vocabulary=tmp_path / "v.json")
@@ -236,14 +237,14 @@ def test_testing_searches_with_the_decoder_that_is_named(manifests: Path, tmp_pa
         validation=[manifests / "test.jsonl.gz"], test=[manifests / "test.jsonl.gz"], max_duration=12, num_workers=0
     )
     silent_trainer(tmp_path, 1).test(model, datamodule=data, verbose=False)
-    said = " ".join(json.loads(line)["hypothesis"] for line in (tmp_path / "test.jsonl").open())
-    assert set(said.split()) <= {"ONE", "TWO"}
+    words = " ".join(json.loads(line)["hypothesis"] for line in (tmp_path / "test.jsonl").open())
+    assert set(words.split()) <= {"ONE", "TWO"}
     silent_trainer(tmp_path, 1).validate(model, datamodule=data, verbose=False)
     assert not set(" ".join(row["hypothesis"] for row in model.rows).split()) <= {"ONE", "TWO"}
 
 
 @pytest.mark.parametrize("stopped", [2, 4, 6, 7])
-def test_a_run_that_goes_on_while_or_when_the_encoder_was_frozen_ends_in_the_same_weights(
+def test_a_run_resumed_during_or_after_the_freeze_ends_in_the_same_weights(
     stopped: int, pretrained: Path, manifests: Path, tmp_path: Path
 ) -> None:
     """The encoder is frozen for four steps of two batches."""

@@ -91,7 +91,7 @@ def broken(batch: PretrainingBatch, name: str) -> PretrainingBatch:
 
 
 @pytest.mark.parametrize("optimizer", [plain_sgd, plain_adam, fused_adam])
-def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: Callable[[object], Optimizer], tmp_path: Path) -> None:
+def test_a_skipped_step_leaves_no_trace(optimizer: Callable[[object], Optimizer], tmp_path: Path) -> None:
     def constant_rate() -> HubertPretraining:
         model = pretraining_model()
         model.configure_optimizers = lambda: optimizer(model.parameters())  # type: ignore[method-assign]
@@ -106,7 +106,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(optimizer: Callable[[object],
         torch.testing.assert_close(after[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_too_many_in_a_row_end_training_with_the_utterances_ids(tmp_path: Path) -> None:
+def test_too_many_consecutive_skipped_steps_end_training_with_the_ids_of_the_utterances(tmp_path: Path) -> None:
     model = pretraining_model(optimizer=fused_adam, warmup_steps=0, max_skipped=3)
     batches = [
         broken(pretraining_batch(0), "a"),
@@ -119,7 +119,7 @@ def test_too_many_in_a_row_end_training_with_the_utterances_ids(tmp_path: Path) 
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
-def test_one_broken_batch_of_an_accumulated_step_leaves_out_the_whole_step(tmp_path: Path) -> None:
+def test_one_broken_batch_of_an_accumulated_step_skips_the_whole_step(tmp_path: Path) -> None:
     model = pretraining_model(optimizer=fused_adam, warmup_steps=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     after = trained(
@@ -135,7 +135,7 @@ def test_at_least_one_step_may_fail() -> None:
         GlobalBatch(0)
 
 
-def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> None:
+def test_a_fused_optimizer_with_scaled_float16_gradients_is_refused() -> None:
     model = pretraining_model()
     precision = SimpleNamespace(scaler=object())
     model.trainer = SimpleNamespace(strategy=None, precision_plugin=precision, precision="16-mixed")  # type: ignore
@@ -144,7 +144,7 @@ def test_a_fused_optimizer_whose_gradients_float16_needs_scaled_is_refused() -> 
     assert isinstance(build_optimizer(model, plain_adam), AdamW)
 
 
-def test_a_checkpoint_that_was_not_looked_at_is_not_called_sound(tmp_path: Path) -> None:
+def test_a_model_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     model = pretraining_model()
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)

@@ -1,4 +1,4 @@
-"""Whatever a kill interrupts is repeated: a run's checkpoints, metrics and logs are those of an uninterrupted run."""
+"""Work that a kill interrupts is repeated: checkpoints, metrics and logs are those of an uninterrupted run."""
 
 import csv
 import json
@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints
 from hubert_lightning.training.callbacks.preemption import Preemption
-from hubert_lightning.training.checkpoints import WholeCheckpoints, WholeSteps, keep_rows
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.checkpoints import WholeCheckpoints
+from hubert_lightning.training.metrics_table import keep_rows
 
 EPOCH = 6
 """Batches of an epoch."""
@@ -228,7 +230,7 @@ class Told(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_run_that_is_told_to_end_before_a_validation_begins_with_it_when_it_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_receives_a_signal_before_a_validation_resumes_with_it(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"every": 100, "max_steps": 9}
     whole = fit(tmp_path / "whole", **settings)
     with pytest.raises(SystemExit):
@@ -265,7 +267,7 @@ def test_a_run_that_is_killed_in_the_step_after_a_restart_ends_in_the_same_files
             assert list(differences(found[name], content)) == [], (number, name)
 
 
-def test_a_table_goes_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
+def test_a_table_resumes_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
     def rows(folder: Path) -> list[dict[str, str]]:
         with (folder / "metrics.csv").open(newline="") as file:
             return [
@@ -295,7 +297,7 @@ def test_a_table_goes_on_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\xf3\xff,1,2\n", b"\0\n", b"\xb2,3,4\n", b'"never closed'])
-def test_a_damaged_table_keeps_its_sound_rows(damage: bytes, tmp_path: Path) -> None:
+def test_a_corrupt_table_keeps_its_intact_rows(damage: bytes, tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
     (tmp_path / "metrics.csv").write_bytes(b"epoch,step,train/loss\n0,0,2.5\n" + damage)
     keep_rows(logger, {"global_step": 5})
@@ -303,7 +305,7 @@ def test_a_damaged_table_keeps_its_sound_rows(damage: bytes, tmp_path: Path) -> 
         assert next(csv.DictReader(file)) == {"epoch": "0", "step": "0", "train/loss": "2.5"}
 
 
-def test_a_table_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_no_table_is_one_sentence(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="", version="")
     (tmp_path / "metrics.csv").mkdir()
     with pytest.raises(ValueError, match=r"metrics\.csv: a folder, which is not read here"):

@@ -1,4 +1,4 @@
-"""A share of the campaigns of benchmarks/kills.py: fits that are killed end in the bits of those that are not."""
+"""A part of the campaigns of benchmarks/kills.py: killed fits end in the same bits as uninterrupted ones."""
 
 import random
 import sys

@@ -30,7 +30,7 @@ def test_every_row_has_masked_frames_and_is_never_masked_whole_however_short(fra
 
 
 @given(frames=batches, **settings_of_spans)
-def test_on_request_all_rows_have_as_many_masked_frames_as_the_row_with_the_fewest(frames, prob, length, seed):
+def test_with_same_count_all_rows_have_the_masked_frames_of_the_row_with_the_fewest(frames, prob, length, seed):
     free, trimmed = draw(frames, prob, length, seed), draw(frames, prob, length, seed, same_count=True)
     assert trimmed.sum(dim=1).tolist() == [free.sum(dim=1).min()] * len(frames)
     assert not (trimmed & ~free).any()
@@ -56,14 +56,14 @@ def test_the_masked_share_of_equal_rows_is_that_of_fairseq(prob, expected):
 @pytest.mark.parametrize(
     ("prob", "length", "size"), [(0.8, 10, 780), (0.65, 10, 123), (0.5, 64, 768), (0.25, 64, 1024)]
 )
-def test_places_are_masked_as_often_as_in_transformers(prob, length, size):
+def test_each_frame_is_masked_as_often_as_in_transformers(prob, length, size):
     np.random.seed(0)  # noqa: NPY002, the generator that transformers draws from
-    theirs = np.concatenate([_compute_mask_indices((200, size), prob, length, min_masks=1) for _ in range(10)])
+    reference = np.concatenate([_compute_mask_indices((200, size), prob, length, min_masks=1) for _ in range(10)])
     ours = torch.cat([draw([size] * 200, prob, length, seed=seed, min_spans=1) for seed in range(10)]).numpy()
-    # 2000 rows: the difference at one place has a standard deviation of at most 0.016
-    assert np.abs(ours.mean(axis=0) - theirs.mean(axis=0)).max() < 0.08
-    assert ours.mean() == pytest.approx(theirs.mean(), abs=0.006)
-    assert ours.sum(axis=1).std() == pytest.approx(theirs.sum(axis=1).std(), rel=0.15)
+    # 2000 rows: the difference at one frame has a standard deviation of at most 0.016
+    assert np.abs(ours.mean(axis=0) - reference.mean(axis=0)).max() < 0.08
+    assert ours.mean() == pytest.approx(reference.mean(), abs=0.006)
+    assert ours.sum(axis=1).std() == pytest.approx(reference.sum(axis=1).std(), rel=0.15)
 
 
 def test_long_rows_of_a_mixed_batch_keep_their_share():
@@ -74,7 +74,7 @@ def test_long_rows_of_a_mixed_batch_keep_their_share():
     assert short == pytest.approx(long, abs=0.04)  # more of its frames lie near an end, where fewer starts reach
 
 
-def test_spans_are_rounded_up_as_often_as_their_number_asks():
+def test_the_number_of_spans_is_rounded_up_with_the_probability_of_its_fraction():
     # 64 of 100 channels at 0.2: 0.4 spans of 50 on average, and none where none are asked for
     masked = [bool(draw([100], 0.2, 64, seed=seed, min_spans=0).any()) for seed in range(1000)]
     assert np.mean(masked) == pytest.approx(0.4, abs=0.05)
@@ -88,6 +88,6 @@ def test_there_are_at_least_min_spans_and_no_two_start_together():
 
 @given(size=st.integers(1, 40))
 @settings(max_examples=40)
-def test_any_place_can_be_masked(size):
+def test_any_frame_can_be_masked(size):
     masks = torch.cat([draw([size] * 40, seed=seed) for seed in range(10)])
     assert masks.any(dim=0).all()

@@ -30,11 +30,12 @@ def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha:
     alone = model._step(batch, every_frame=False)[0]
     torch.testing.assert_close(alone, expected)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = (torch.autograd.grad(of, parameters, allow_unused=True, retain_graph=True) for of in (alone, expected))
-    for name, ours, theirs in zip(names, *gradients, strict=True):
-        assert (ours is None) == (theirs is None)
-        if theirs is not None:
-            torch.testing.assert_close(ours, theirs, msg=name)
+    losses, options = (alone, expected), {"allow_unused": True, "retain_graph": True}
+    gradients = (torch.autograd.grad(loss, parameters, **options) for loss in losses)
+    for name, gradient, reference in zip(names, *gradients, strict=True):
+        assert (gradient is None) == (reference is None)
+        if reference is not None:
+            torch.testing.assert_close(gradient, reference, msg=name)
 
     frames = model.encoder.contextual(model.encoder.local_features(batch.waveform), mask=batch.mask)
     for name, mask in (("masked", batch.mask), ("unmasked", ~batch.mask)):
@@ -67,7 +68,7 @@ def test_the_losses_of_an_ensembles_streams_add_up() -> None:
     assert model.num_clusters == [20, 7]
 
 
-def test_training_goes_on_from_an_encoder_under_a_new_head(tmp_path: Path) -> None:
+def test_a_pretrained_encoder_is_trained_further_under_a_new_head(tmp_path: Path) -> None:
     trained = pretraining_model()
     path = tmp_path / "trained.ckpt"
     torch.save({"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}, path)
@@ -79,7 +80,7 @@ def test_training_goes_on_from_an_encoder_under_a_new_head(tmp_path: Path) -> No
         HubertPretraining(encoder=replace(TINY, dim=48), pretrained=path)
 
 
-def test_a_weight_that_is_no_share_is_refused() -> None:
+def test_a_masked_weight_above_1_is_refused() -> None:
     with pytest.raises(ValueError, match=r"masked_weight is 1\.5"):
         HubertPretraining(encoder=TINY, masked_weight=1.5)
 
@@ -107,7 +108,7 @@ def test_the_learning_rate_warms_up_for_8_percent_of_the_steps_unless_their_numb
             assert other.warmup_steps == number
 
 
-def test_a_warm_up_that_is_no_share_or_number_is_refused() -> None:
+def test_a_warm_up_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup is 32000; it is a fraction from 0 to 1"):
         pretraining_model(warmup=32_000)
     with pytest.raises(ValueError, match="warmup_steps is -1; it is a number of steps"):
@@ -118,7 +119,7 @@ def fast_adam(parameters: object) -> AdamW:
     return AdamW(parameters, lr=3e-3)  # type: ignore[arg-type]
 
 
-def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Path, tmp_path: Path) -> None:
+def test_a_tiny_model_learns_to_predict_masked_and_unmasked_frames(manifests: Path, tmp_path: Path) -> None:
     cuts = sorted(read_manifest(manifests / "train.jsonl.gz"), key=lambda cut: cut.duration)[:8]
     write_manifest(cuts, tmp_path / "few.jsonl.gz")
     model = pretraining_model(normal_codewords=True, masked_weight=0.5, optimizer=fast_adam, warmup_steps=20)
@@ -146,7 +147,7 @@ def test_a_tiny_model_learns_what_it_sees_and_what_it_does_not_see(manifests: Pa
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stop_and_resume_equals_running_on(manifests: Path, tmp_path: Path, num_workers: int) -> None:
+def test_stop_and_resume_equals_an_uninterrupted_run(manifests: Path, tmp_path: Path, num_workers: int) -> None:
     whole = pretraining_model(optimizer=fast_adam, warmup_steps=2)
     trainer = logging_trainer(tmp_path, 12)
     trainer.callbacks.append(ModelCheckpoint(tmp_path, "half", every_n_train_steps=7, save_top_k=-1))
@@ -155,8 +156,8 @@ def test_stop_and_resume_equals_running_on(manifests: Path, tmp_path: Path, num_
     rest = logging_trainer(tmp_path, 12)
     data = pretraining_data(manifests, num_workers=num_workers)
     rest.fit(second, datamodule=data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    for (name, there), here in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
-        torch.testing.assert_close(here, there, rtol=0, atol=0, msg=name)
+    for (name, expected), weight in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
 
 
 def test_its_checkpoint_opens_as_an_encoder(manifests: Path, tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_its_checkpoint_opens_as_an_encoder(manifests: Path, tmp_path: Path) -> 
     torch.testing.assert_close(load_encoder(tmp_path / "model.ckpt")(waveform), model.eval().encoder(waveform))
 
 
-def test_data_without_labels_says_where_they_come_from(manifests: Path, tmp_path: Path) -> None:
+def test_data_without_labels_is_refused_with_the_way_to_get_them(manifests: Path, tmp_path: Path) -> None:
     trainer = logging_trainer(tmp_path, 1)
     trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Relabel)]
     with pytest.raises(ValueError, match=r"no labels to train on; add an entry to iterations"):

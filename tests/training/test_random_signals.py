@@ -107,12 +107,12 @@ def test_the_results_are_those_of_a_quiet_run(
         else:
             codes = wait(processes, 300)
         fork_server.end(*processes)
-        said = "".join((tmp_path / f"output{rank}.txt").read_text() for rank in range(ranks))
-        assert set(codes) <= ENDED, (sent, codes, said[-3000:])
-        assert "Traceback" not in said, (sent, said[-5000:])
+        message = "".join((tmp_path / f"output{rank}.txt").read_text() for rank in range(ranks))
+        assert set(codes) <= ENDED, (sent, codes, message[-3000:])
+        assert "Traceback" not in message, (sent, message[-5000:])
         if codes == [0] * ranks:
             break
-    assert codes == [0] * ranks, (sent, said[-3000:])
+    assert codes == [0] * ranks, (sent, message[-3000:])
     ours = results(tmp_path / "run")
     assert ours.keys() == expected.keys()
     for name, there in expected.items():

@@ -1,4 +1,4 @@
-"""What a checkpoint brings back is checked: a name in it imports nothing, and damage is a sentence before any step."""
+"""A checkpoint is checked before it is used: names in it import nothing, and corrupt entries are one sentence."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ from hubert_lightning.cli import main
 from hubert_lightning.training.experiment import HubertCLI
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.pretraining import HubertPretraining
-from hubert_lightning.training.restoring import check_run
+from hubert_lightning.training.run_state import check_run
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_a_fit_imports_nothing_that_a_checkpoint_names(
     for number, (name, change) in enumerate(FOREIGN.items()):
         path = changed(runs / "fine/last.ckpt", tmp_path / f"{number}.ckpt", change)
         more = [f"--ckpt_path={path}", f"--output={tmp_path / f'run{number}'}", "--trainer.max_steps=3"]
-        said = sentence_of(lambda: main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more]), capsys)  # noqa: B023
-        assert said.startswith((f"hubert: {path}", "nothing")), name
+        message = sentence_of(lambda: main(["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), *more]), capsys)  # noqa: B023
+        assert message.startswith((f"hubert: {path}", "nothing")), name
         assert not trace.exists(), name
 
 
@@ -186,14 +186,7 @@ def damage(checkpoint: dict[str, Any], keys: tuple[Any, ...], value: Any) -> Non
         checkpoint[last] = value
 
 
-class Prepared(HubertCLI):
-    """Everything that a fit makes before it looks at its checkpoint."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def test_a_checkpoint_with_a_damaged_state_is_refused_by_what_is_damaged(
+def test_a_checkpoint_with_a_corrupt_state_is_refused_by_the_name_of_the_entry(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     sound = torch.load(runs / "fine/last.ckpt", weights_only=True)
@@ -204,16 +197,17 @@ def test_a_checkpoint_with_a_damaged_state_is_refused_by_what_is_damaged(
     callbacks += [(("callbacks", best, name), "x") for name in ("best_k_models", "kth_value")]
     path = tmp_path / "damaged.ckpt"
     shutil.copy(runs / "fine/last.ckpt", path)
-    command = ["fit", "--config", str(runs / "fine/config.yaml"), f"--output={tmp_path / 'run'}", f"--ckpt_path={path}"]
-    cli = Prepared([*command, "--trainer.logger=false"])
-    cli.before_fit()  # of a sound one
-    said = []
+    command = ["--config", str(runs / "fine/config.yaml"), f"--output={tmp_path / 'run'}", f"--ckpt_path={path}"]
+    cli = HubertCLI("fit", [*command, "--trainer.logger=false"])
+    cli.build(cli.config)
+    cli.check()  # a sound one
+    messages = []
     for keys, value in [*DAMAGE, *callbacks]:
         checkpoint = copy.deepcopy(sound)
         damage(checkpoint, keys, value)
         torch.save(checkpoint, path)
-        said.append((keys, value, sentence_of(cli.before_fit, capsys)))
-    wrong = [one for one in said if not one[-1].startswith(str(path)) or "\n" in one[-1]]
+        messages.append((keys, value, sentence_of(cli.check, capsys)))
+    wrong = [one for one in messages if not one[-1].startswith(str(path)) or "\n" in one[-1]]
     assert not wrong, wrong
 
 
@@ -230,7 +224,7 @@ def test_a_checkpoint_with_a_damaged_state_is_refused_by_what_is_damaged(
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_damaged_state_ends_a_fit_in_one_sentence_before_anything_is_written(
+def test_a_corrupt_state_ends_a_fit_in_one_sentence_before_it_writes(
     keys: tuple[Any, ...], value: Any, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(runs / "fine", tmp_path / "run")
@@ -239,9 +233,9 @@ def test_a_damaged_state_ends_a_fit_in_one_sentence_before_anything_is_written(
     changed(path, path, lambda checkpoint: damage(checkpoint, keys, value))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     command = ["fit", "--config", str(tmp_path / "run/config.yaml"), f"--output={tmp_path / 'run'}"]
-    said = refused(capsys, *command, "--trainer.max_steps=3", "--trainer.logger=false")
-    assert said.splitlines()[-1].startswith(f"hubert: {path}")
-    assert "Traceback" not in said
+    message = refused(capsys, *command, "--trainer.max_steps=3", "--trainer.logger=false")
+    assert message.splitlines()[-1].startswith(f"hubert: {path}")
+    assert "Traceback" not in message
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
@@ -338,7 +332,7 @@ def after_a_step(model: Layers, make: Make) -> dict[str, Any]:
     ],
     ids=lambda make: getattr(getattr(make, "func", make), "__name__", ""),
 )
-def test_every_optimizer_goes_on_from_its_own_state_and_from_no_other_type(make: Make) -> None:
+def test_every_optimizer_resumes_from_its_own_state_and_from_no_other_type(make: Make) -> None:
     model = Layers(two=getattr(make, "func", None) is torch.optim.Muon)
     sound, path = after_a_step(model, make), Path("some.ckpt")
     before = [parameter.clone() for parameter in model.parameters()]

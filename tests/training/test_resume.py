@@ -1,4 +1,4 @@
-"""Whenever a run is ended, the same command goes on, and ends in the very weights of a run that nothing ended."""
+"""A run that ends at any moment is resumed by the same command, and ends in the weights of an uninterrupted run."""
 
 import contextlib
 import json
@@ -17,7 +17,8 @@ from helpers import RESUMED_STEPS, logging_trainer, plain_adam, pretraining_data
 from lightning import Trainer
 
 from hubert_lightning.cli import main
-from hubert_lightning.training.checkpoints import WholeSteps, newest_checkpoint
+from hubert_lightning.training.callbacks.whole_steps import WholeSteps
+from hubert_lightning.training.checkpoints import newest_checkpoint
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.untrusted.file_kind import is_whole_zip
@@ -119,7 +120,7 @@ def second_iteration_unfinished(whole: Path, output: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "changed"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     damage: str, manifests: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.set_num_threads(1)  # as the run that nothing ended
@@ -129,11 +130,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     last.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
     assert not is_whole_zip(last)
     main(resumed_pretraining(manifests, tmp_path / "run"))
-    assert f"{last} is damaged, and passed over" in caplog.text
+    assert f"{last} is corrupt, and skipped" in caplog.text
     assert_the_same(tmp_path / "run", whole)
 
 
-def test_a_run_without_a_sound_checkpoint_is_not_started_anew(
+def test_a_run_without_an_intact_checkpoint_does_not_start_from_step_0(
     manifests: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = second_iteration_unfinished(whole, tmp_path / "run")
@@ -141,7 +142,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_anew(
         (folder / name).write_bytes(b"")
     with pytest.raises(SystemExit):
         main(resumed_pretraining(manifests, tmp_path / "run"))
-    assert f"{folder / 'last.ckpt'}: damaged, and no other checkpoint of this run is whole" in capsys.readouterr().err
+    assert f"{folder / 'last.ckpt'}: corrupt, and no other checkpoint of this run is intact" in capsys.readouterr().err
 
 
 FULL_DISK = """
@@ -160,10 +161,10 @@ except ValueError as error:
 """
 
 
-def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     typed = [sys.executable, "-c", FULL_DISK, str(tmp_path / "last.ckpt")]
-    said = subprocess.run(typed, capture_output=True, text=True, check=True).stdout
-    assert f"{tmp_path / 'last.ckpt'}: cannot be written" in said
+    message = subprocess.run(typed, capture_output=True, text=True, check=True).stdout
+    assert f"{tmp_path / 'last.ckpt'}: cannot be written" in message
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert torch.load(newest, weights_only=True) == {"step": 1}
@@ -176,7 +177,7 @@ def constant_rate() -> HubertPretraining:
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
-def test_a_run_that_ended_with_its_epoch_goes_on_with_the_next(beyond: int, manifests: Path, tmp_path: Path) -> None:
+def test_a_run_that_ended_with_an_epoch_resumes_with_the_next(beyond: int, manifests: Path, tmp_path: Path) -> None:
     def trainer(steps: int) -> Trainer:
         made = logging_trainer(
             tmp_path, steps, accumulate_grad_batches=2, val_check_interval=3, check_val_every_n_epoch=None
@@ -209,7 +210,7 @@ def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> Non
     first.save_checkpoint(tmp_path / "two.ckpt")
     other = logging_trainer(tmp_path, 4, accumulate_grad_batches=3)
     other.callbacks.append(WholeSteps())
-    with pytest.raises(ValueError, match="steps of 1 ranks x 2 batches, not 1 x 3; keep the product"):
+    with pytest.raises(ValueError, match="has 1 ranks x 2 batches, not 1 x 3; keep the product"):
         other.fit(
             constant_rate(),
             datamodule=pretraining_data(manifests, num_workers=0),
@@ -219,7 +220,7 @@ def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("told", "processes"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
-def test_a_run_that_is_told_to_end_saves_after_the_step_and_goes_on(
+def test_a_run_that_receives_a_signal_saves_after_the_step_and_resumes(
     told: signal.Signals, processes: int, manifests: Path, tmp_path: Path
 ) -> None:
     output, log = tmp_path / "run", tmp_path / "output.txt"
@@ -249,10 +250,10 @@ def test_a_run_that_is_told_to_end_saves_after_the_step_and_goes_on(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
     assert code == 128 + told, log.read_text()[-3000:]
-    said = re.search(rf"hubert: {told.name}: saved at step (\d+); the same command resumes\n", log.read_text())
-    assert said, log.read_text()[-3000:]
+    message = re.search(rf"hubert: {told.name}: saved at step (\d+); the same command resumes\n", log.read_text())
+    assert message, log.read_text()[-3000:]
     saved = torch.load(output / "iteration1" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == int(said[1]) > 0
+    assert saved["global_step"] == int(message[1]) > 0
     assert "Traceback" not in log.read_text()
     assert (tmp_path / "requeued").exists() == (told == signal.SIGUSR1)
     alone = f"--trainer.accumulate_grad_batches={2 * processes}"  # steps of as many batches

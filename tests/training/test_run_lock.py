@@ -1,4 +1,4 @@
-"""One command at a time on a folder, with real processes; a lock that a dead process left keeps nobody out."""
+"""One command at a time in a folder, with real processes; the lock of a dead process is taken over."""
 
 import json
 import os
@@ -43,14 +43,14 @@ def started(folder: Path, name: str, script: str = HOLD) -> BaseProcess:
 
 
 def holding(folder: Path, script: str = HOLD) -> BaseProcess:
-    process = started(folder, "said.txt", script)
-    while process.is_alive() and "held" not in said(folder):
+    process = started(folder, "output.txt", script)
+    while process.is_alive() and "held" not in text_of(folder):
         time.sleep(0.02)
-    assert process.is_alive(), said(folder)
+    assert process.is_alive(), text_of(folder)
     return process
 
 
-def said(folder: Path, name: str = "said.txt") -> str:
+def text_of(folder: Path, name: str = "output.txt") -> str:
     path = folder.parent / name
     return path.read_text() if path.exists() else ""
 
@@ -73,9 +73,9 @@ def test_two_fits_do_not_run_in_one_folder_and_the_second_starts_once_the_first_
     with pytest.raises(SystemExit) as stopped:
         main([*short_finetuning(manifests, run), *long])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert f"hubert: {run}: process {first.pid} on " in said
-    assert "is at work in it; wait for its end, end it, or choose another --output" in said
+    message = capsys.readouterr().err
+    assert f"hubert: {run}: process {first.pid} on " in message
+    assert "is at work in it; wait for its end, end it, or choose another --output" in message
     assert first.is_alive()
     os.kill(first.pid or 0, signal.SIGKILL)
     fork_server.end(first)
@@ -101,11 +101,11 @@ def test_a_lock_is_held_by_a_process_and_not_by_another_of_the_same_number(folde
     fork_server.end(process)
 
 
-def test_a_process_of_this_host_that_stands_still_keeps_its_lock_however_old_it_is(folder: Path) -> None:
+def test_a_stopped_process_of_this_host_keeps_its_lock_at_any_age(folder: Path) -> None:
     process = holding(folder)
     os.kill(process.pid or 0, signal.SIGSTOP)
     try:
-        os.utime(folder / "run.lock", (0, time.time() - 100 * run_lock.STALE))
+        os.utime(folder / "run.lock", (0, time.time() - 100 * run_lock.STALE_AFTER))
         held = holder_of(folder)
         assert held is not None
         assert held.process == process.pid
@@ -116,7 +116,7 @@ def test_a_process_of_this_host_that_stands_still_keeps_its_lock_however_old_it_
     assert holder_of(folder) is None
 
 
-def test_of_many_that_find_a_dead_ones_lock_at_once_one_gets_it(folder: Path) -> None:
+def test_one_of_many_processes_takes_over_the_lock_of_a_dead_one(folder: Path) -> None:
     dead = holding(folder)
     os.kill(dead.pid or 0, signal.SIGKILL)  # and nobody waits for it yet
     crowd = {f"{number}.txt": started(folder, f"{number}.txt") for number in range(6)}
@@ -125,17 +125,17 @@ def test_of_many_that_find_a_dead_ones_lock_at_once_one_gets_it(folder: Path) ->
     holder = json.loads((folder / "run.lock").read_text())["process"]
     assert [process.pid for process in alive] == [holder]
     fork_server.end(dead, *crowd.values())
-    others = [said(folder, name) for name, process in crowd.items() if process.pid != holder]
+    others = [text_of(folder, name) for name, process in crowd.items() if process.pid != holder]
     assert len(others) == 5
     assert all(f"process {holder} on " in words for words in others)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"host": 1}', b"[" * 100_000])
-def test_a_lock_of_another_host_or_a_damaged_one_is_a_dead_ones_when_it_is_old(content: bytes, folder: Path) -> None:
+def test_an_old_lock_of_another_host_or_a_corrupt_one_is_taken_over(content: bytes, folder: Path) -> None:
     path = written(folder, host="elsewhere", machine="another")
     if content:
         path.write_bytes(content)
-    os.utime(path, (0, time.time() - 1.1 * run_lock.STALE))
+    os.utime(path, (0, time.time() - 1.1 * run_lock.STALE_AFTER))
     with locked(folder):
         assert holder_of(folder) is None
         assert json.loads(path.read_text())["process"] == os.getpid()
@@ -149,18 +149,18 @@ def test_a_lock_that_cannot_be_read_is_refused_and_stays(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
-def test_the_age_of_a_lock_is_told_by_the_clock_of_its_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_age_of_a_lock_is_measured_by_the_clock_of_its_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(folder, host="elsewhere", machine="another")
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 10_000)  # a clock that is fast
     assert holder_of(folder) is not None
     monkeypatch.setattr(time, "time", lambda: now - 10_000)
-    os.utime(path, (0, now - 1.1 * run_lock.STALE))
+    os.utime(path, (0, now - 1.1 * run_lock.STALE_AFTER))
     assert holder_of(folder) is None
     assert [one.name for one in folder.iterdir()] == ["run.lock"]
 
 
-def test_a_start_is_the_same_in_every_language_and_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_time_is_the_same_in_every_language_and_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = set()
     for zone, language in (("UTC", "C"), ("Asia/Tokyo", "de_DE.UTF-8"), ("America/New_York", "ja_JP.UTF-8")):
         monkeypatch.setenv("TZ", zone)
@@ -170,7 +170,7 @@ def test_a_start_is_the_same_in_every_language_and_time_zone(monkeypatch: pytest
     assert starts != {""}
 
 
-def test_what_a_process_that_was_killed_while_it_took_a_lock_left_is_removed(folder: Path) -> None:
+def test_the_files_of_a_process_killed_while_it_took_a_lock_are_removed(folder: Path) -> None:
     left = unfinished_name(folder / "run.lock")
     left.write_bytes(b"{}")
     remove_unfinished.cache_clear()
@@ -188,9 +188,7 @@ def test_a_process_on_another_host_is_alive_if_it_renews_its_lock(folder: Path) 
     assert re.search("17", path.read_text())
 
 
-def test_a_job_that_was_put_back_into_the_queue_goes_on_at_once_on_another_host(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_job_resumes_at_once_on_another_host(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(folder, host="elsewhere", machine="another", job="42", restart="0")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -244,10 +242,10 @@ def test_two_sets_are_tested_at_once_and_one_set_is_not_tested_twice_at_once(
     def short_finetuning(name: str) -> list[str]:
         return ["test", "--config", f"{run}/config.yaml", f"--data.init_args.test=[{manifests / name}.jsonl.gz]"]
 
-    said = refused(capsys, *short_finetuning("dev"))
-    assert f"{run / 'test/dev'}: process {os.getppid()} on " in said
-    assert "wait for its end, end it, or take another set, checkpoint or decoder" in said
-    assert "--output" not in said
+    message = refused(capsys, *short_finetuning("dev"))
+    assert f"{run / 'test/dev'}: process {os.getppid()} on " in message
+    assert "wait for its end, end it, or take another set, checkpoint or decoder" in message
+    assert "--output" not in message
     main(short_finetuning("test"))
     assert (run / "test" / "test" / "scores.json").exists()
     assert not (run / "test" / "test" / "results.lock").exists()
@@ -260,7 +258,7 @@ def test_only_rank_0_takes_a_lock(variable: str, folder: Path, monkeypatch: pyte
         assert not list(folder.iterdir())
 
 
-def test_a_disk_without_links_has_locks_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_work_without_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: object) -> None:
         raise PermissionError("this disk has no links")
 
@@ -273,9 +271,9 @@ def test_a_disk_without_links_has_locks_too(folder: Path, monkeypatch: pytest.Mo
     fork_server.end(process)
 
 
-def test_a_process_that_stood_still_ends_when_another_has_taken_over(folder: Path) -> None:
-    process = holding(folder, "from hubert_lightning import run_lock\nrun_lock.RENEWED = 0.2\n" + HOLD)
+def test_a_process_that_was_stopped_ends_when_another_has_taken_over(folder: Path) -> None:
+    process = holding(folder, "from hubert_lightning.training import run_lock\nrun_lock.RENEW_EVERY = 0.2\n" + HOLD)
     written(folder, host="elsewhere", process=17)
     assert fork_server.ended(process, timeout=60) == 2
-    assert "process 17 on elsewhere took over while this one stood still, which ends" in said(folder)
+    assert "process 17 on elsewhere took over while this one was stopped, so this one ends" in text_of(folder)
     assert (folder / "run.lock").exists()

@@ -24,8 +24,8 @@ def optimizer() -> torch.optim.Optimizer:
 @pytest.mark.parametrize(("warmup", "total"), [(8, 100), (0, 10), (1, 1), (20, 10)])
 def test_linear_warmup_decay_is_that_of_transformers(warmup, total):
     ours = LambdaLR(optimizer(), linear_warmup_decay(warmup, total))
-    theirs = get_linear_schedule_with_warmup(optimizer(), warmup, total)
-    assert rates(ours, total + 20) == pytest.approx(rates(theirs, total + 20))
+    reference = get_linear_schedule_with_warmup(optimizer(), warmup, total)
+    assert rates(ours, total + 20) == pytest.approx(rates(reference, total + 20))
 
 
 def test_linear_warmup_decay_has_the_corners_of_hubert_base():

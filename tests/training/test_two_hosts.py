@@ -179,7 +179,7 @@ def test_two_hosts_end_in_the_weights_of_one(
     same_to_the_bit(weights(tmp_path / "run"), of_one_host)
 
 
-def test_a_process_that_dies_is_started_again_and_both_hosts_go_on(
+def test_a_process_that_dies_is_started_again_and_both_hosts_resume(
     hosts: list[Host], of_one_host: dict[str, Tensor], manifests: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "dies_once.py").write_text(DIES_ONCE)
@@ -194,7 +194,7 @@ def test_a_process_that_dies_is_started_again_and_both_hosts_go_on(
 
 
 @pytest.mark.parametrize("missing", ["NODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_host_that_is_not_told_who_is_who_is_refused_in_one_sentence(missing: str) -> None:
+def test_a_host_without_a_number_or_address_is_refused_in_one_sentence(missing: str) -> None:
     told = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     del told[missing]
     refused = subprocess.run([TORCHRUN], env={"PATH": PATH} | told, capture_output=True, text=True, timeout=60)

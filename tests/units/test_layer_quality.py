@@ -168,12 +168,3 @@ def test_clusters_that_tell_nothing_apart_are_refused(
     with pytest.raises(SystemExit):
         main(["quality", str(checkpoint), f"[{manifests / 'dev.jsonl.gz'}]", option, f"--output={tmp_path / 'out'}"])
     assert ("max_frames is 0" if "max" in option else "each K-means has from 2 to 65536") in capsys.readouterr().err
-
-
-def test_a_manifest_without_brackets_is_told_to_be_a_list(
-    encoder: HubertEncoder, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    checkpoint = a_checkpoint(encoder, tmp_path / "a.ckpt")
-    with pytest.raises(SystemExit):
-        main(["quality", str(checkpoint), str(manifests / "dev.jsonl.gz")])
-    assert capsys.readouterr().err == "hubert: manifests: a list is wanted, in brackets: '[manifests]'\n"

@@ -21,7 +21,7 @@ values = st.recursive(
 
 
 @given(values, st.booleans())
-def test_what_json_may_hold_is_read_as_it_is(value: Any, ascii: bool) -> None:
+def test_valid_json_is_read(value: Any, ascii: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii)) == value
     assert parse_json(json.dumps(value, ensure_ascii=ascii).encode()) == value
 
@@ -43,7 +43,7 @@ def test_what_json_may_hold_is_read_as_it_is(value: Any, ascii: bool) -> None:
         ("[1, 2", "line 1 column"),
     ],
 )
-def test_what_it_may_not_hold_is_refused(tmp_path: Path, text: str | bytes, reason: str) -> None:
+def test_hostile_json_is_refused(tmp_path: Path, text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
     (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -56,7 +56,7 @@ def test_what_it_may_not_hold_is_refused(tmp_path: Path, text: str | bytes, reas
 def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(ValueError, match=r"a\.json: has more than 16777216 bytes, where settings have a few thousand"):
+    with pytest.raises(ValueError, match=r"a\.json: has more than 16777216 characters, where settings have"):
         read_json(tmp_path / "a.json", "get it again")
 
 
@@ -101,7 +101,7 @@ def test_a_decoder_sets_nothing_beyond_its_bounds(tmp_path: Path, content: dict[
         ({"tokens": ["-", "|"], "blank_id": True}, "blank_id is True"),
     ],
 )
-def test_a_vocabulary_holds_nothing_but_tokens(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
+def test_a_vocabulary_has_tokens_alone(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
     (tmp_path / "vocabulary.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"vocabulary\.json: {reason}") as refusal:
         read_vocabulary(tmp_path / "vocabulary.json")
@@ -112,5 +112,5 @@ def test_a_vocabulary_holds_nothing_but_tokens(tmp_path: Path, content: dict[str
 def test_settings_of_a_decoder_that_are_no_object_are_quoted(text: str, tmp_path: Path) -> None:
     (tmp_path / "decoder.json").write_text(text)
     quoted = re.escape(repr(json.loads(text)))
-    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no object of JSON\)"):
+    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no JSON object\)"):
         read_settings(tmp_path / "decoder.json")

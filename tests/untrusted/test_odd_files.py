@@ -9,7 +9,7 @@ import pytest
 from helpers import SMOKE_FINETUNE, refused, transcribed_options
 from lightning.pytorch.loggers import CSVLogger
 
-from hubert_lightning.training.checkpoints import keep_rows
+from hubert_lightning.training.metrics_table import keep_rows
 from hubert_lightning.training.run_folder import check_files, kept_config, kept_metrics
 from hubert_lightning.training.run_lock import locked
 
@@ -36,7 +36,7 @@ def memory() -> object:
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_in_a_runs_folder_is_named(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_path_in_a_runs_folder_that_is_no_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "real.ckpt").write_bytes(b"")
     (tmp_path / "link.ckpt").symlink_to("real.ckpt")

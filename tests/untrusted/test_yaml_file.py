@@ -58,7 +58,7 @@ def test_aliases_and_a_hundred_levels_are_read_as_ever() -> None:
 @pytest.mark.parametrize(
     "command", ["fit --config", "average --config", "labels check --config", "average", "fit --model"]
 )
-def test_a_config_that_cannot_be_used_is_one_sentence(
+def test_an_unusable_config_is_refused_in_one_sentence(
     command: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     path = tmp_path / "config.yaml"

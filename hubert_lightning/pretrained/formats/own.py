@@ -1,4 +1,4 @@
-"""Our own files: the `.ckpt` of a fit, and one safetensors file with the same in it."""
+"""Our own files: the `.ckpt` of a fit, and one safetensors file with the same content."""
 
 import json
 import zipfile
@@ -8,106 +8,121 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import check_regular
-from hubert_lightning.pretrained.weights import Trained, left_out, settings_of
+from hubert_lightning.pretrained.checkpoint_source import CheckpointSource
+from hubert_lightning.pretrained.foreign_weights import omission_notes
+from hubert_lightning.pretrained.weights import Export, PretrainedWeights, encoder_config_from
 from hubert_lightning.untrusted.file_kind import is_whole_zip
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.torch_file import read_torch
 
-KEY = "hubert_lightning"  # of the metadata, which holds what is no tensor
+METADATA_KEY = "hubert_lightning"
+"""Entry of a safetensors file's metadata that holds, as JSON, everything that is no tensor."""
 
 
-def of_fit(path: Path, content: Mapping[str, Any]) -> Trained:
-    """What `hubert fit`, `import` or `average` saved.
+def has_names(state: Mapping[str, object]) -> bool:
+    """Return False: our files are known by what lies beside the weights."""
+    return False
 
-    content: of the `.ckpt`
+
+def matches(source: CheckpointSource) -> bool:
+    """Tell whether a file is one of `hubert fit`, `import`, `average` or `export --format safetensors`."""
+    content = source.content
+    if METADATA_KEY in source.metadata:
+        return True
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
+        return False
+    # Lightning saves modules with other systems' names, too
+    return not source.state or not source.state.keys() <= content["state_dict"].keys()
+
+
+def read(source: CheckpointSource, num_heads: int | None = None) -> PretrainedWeights:
+    """Read one of our files.
+
+    Args:
+        source: File.
+        num_heads: Ignored; our files state their heads.
+
+    Raises:
+        UserError: The file is corrupt.
     """
+    if METADATA_KEY in source.metadata:
+        return _from_safetensors(source)
+    verify(source.path)
+    return _from_checkpoint(source.path, source.content)
+
+
+def write(weights: PretrainedWeights) -> Export:
+    """Write everything into one safetensors file."""
+    return Export({"model.safetensors": to_safetensors(weights)})
+
+
+def _from_checkpoint(path: Path, content: Mapping[str, Any]) -> PretrainedWeights:
     settings = content.get("hyper_parameters") or {}
     parts = _parts(content["state_dict"])
     imported = content.get("imported") or {}
-    return Trained(
-        settings_of(settings.get("encoder"), path),
+    weights = PretrainedWeights(
+        encoder_config_from(settings.get("encoder"), path),
         parts.pop("encoder", {}),
         _numbered(parts, "predictors."),
         float(settings.get("temperature", 0.1)),
         parts.get("head"),
-        # Checkpoints from before there was a choice spell with LibriSpeech's letters, which are the default
-        (settings.get("vocabulary") or {}) if "head" in parts else None,
-        imported.get("special", ()),
-        {name: value for name, value in imported.items() if name != "special"},
-        left_out(_foreign_names(content["state_dict"])),
+        special_codewords=imported.get("special", ()),
+        provenance={name: value for name, value in imported.items() if name != "special"},
+        notes=omission_notes(_foreign_names(content["state_dict"])),
     )
+    # Checkpoints from before there was a choice have LibriSpeech's letters, which are the default
+    return weights.with_vocabulary(settings.get("vocabulary") or {}) if "head" in parts else weights
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and what it says of them.
-
-    Raises:
-        UserError: It is damaged, or no file of safetensors.
-    """
-    check_regular(path)
+def _from_safetensors(source: CheckpointSource) -> PretrainedWeights:
+    path = source.path
     try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy or download it again") from error
-
-
-def of_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Trained:
-    """What `to_safetensors` made.
-
-    Raises:
-        UserError: It says something else of its tensors than that.
-    """
-    try:
-        about = parse_json(metadata[KEY])
+        about = parse_json(source.metadata[METADATA_KEY])
         config, temperature = about["encoder"], float(about["temperature"])
-        vocabulary, source = about["vocabulary"], dict(about["source"])
+        vocabulary, provenance = about["vocabulary"], dict(about["source"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not say what its weights are of; export the model again") from error
-    parts = _parts(tensors)
-    return Trained(
-        settings_of(config, path),
+        raise UserError(f"{path} does not describe its weights; export the model again") from error
+    parts = _parts(source.content)
+    weights = PretrainedWeights(
+        encoder_config_from(config, path),
         parts.get("encoder", {}),
         _numbered(parts, "predictors."),
         temperature,
         parts.get("head"),
-        vocabulary,
-        [one["weight"] for one in _numbered(parts, "special.")],
-        source,
-        left_out(_foreign_names(tensors)),
+        special_codewords=[rows["weight"] for rows in _numbered(parts, "special.")],
+        provenance=provenance,
+        notes=omission_notes(_foreign_names(source.content)),
     )
+    return weights if vocabulary is None else weights.with_vocabulary(vocabulary)
 
 
-def to_safetensors(trained: Trained) -> bytes:
-    """All of it in one file, in our names."""
-    state = to_state(trained) | {f"special.{number}.weight": rows for number, rows in enumerate(trained.special)}
+def to_safetensors(weights: PretrainedWeights) -> bytes:
+    """Serialise weights and settings under our names."""
+    special = {f"special.{number}.weight": rows for number, rows in enumerate(weights.special_codewords)}
     about = {
-        "encoder": vars(trained.config),
-        "temperature": trained.temperature,
-        "vocabulary": trained.vocabulary,
-        "source": dict(trained.source),
+        "encoder": vars(weights.config),
+        "temperature": weights.temperature,
+        "vocabulary": None if weights.vocabulary is None else weights.vocabulary.settings(),
+        "source": dict(weights.provenance),
     }
-    tensors = {name: value.contiguous() for name, value in state.items()}
-    return save(tensors, metadata={KEY: json.dumps(about, sort_keys=True, ensure_ascii=False)})
+    tensors = {name: value.contiguous() for name, value in (to_state(weights) | special).items()}
+    return save(tensors, metadata={METADATA_KEY: json.dumps(about, sort_keys=True, ensure_ascii=False)})
 
 
-def to_state(trained: Trained) -> dict[str, Tensor]:
-    """The state of the module that trained it, or would go on: HubertPretraining, or CTCFinetuning."""
-    state = {f"encoder.{name}": value for name, value in trained.encoder.items()}
-    for number, predictor in enumerate(trained.predictors):
+def to_state(weights: PretrainedWeights) -> dict[str, Tensor]:
+    """Return the state of the task that trains such weights: HubertPretraining or CTCFinetuning."""
+    state = {f"encoder.{name}": value for name, value in weights.encoder.items()}
+    for number, predictor in enumerate(weights.predictors):
         state |= {f"predictors.{number}.{name}": value for name, value in predictor.items()}
-    return state | {f"head.{name}": value for name, value in (trained.head or {}).items()}
+    return state | {f"head.{name}": value for name, value in (weights.head or {}).items()}
 
 
 def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """encoder, head, predictors.0, … → their states; numbers have two digits here, so that names sort as they count"""
+    """Split a state: encoder, head, predictors.00, … → their states. Two digits sort as numbers do."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         part, _, rest = name.partition(".")
@@ -119,17 +134,12 @@ def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _foreign_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of weights that belong to no part of our models, such as an additional head."""
+    """List weights that belong to no part of our models, such as an additional head."""
     return [name for name in state if name.partition(".")[0] not in ("encoder", "head", "predictors", "special")]
 
 
 def _numbered(parts: Mapping[str, dict[str, Tensor]], prefix: str) -> list[dict[str, Tensor]]:
     return [parts[name] for name in sorted(parts) if name.startswith(prefix)]
-
-
-def is_of_fit(content: Any) -> bool:
-    """Whether a file of torch holds what Lightning saves of a module with settings."""
-    return isinstance(content, dict) and "state_dict" in content and "hyper_parameters" in content
 
 
 def verify(path: Path) -> None:
@@ -139,28 +149,28 @@ def verify(path: Path) -> None:
         path: Checkpoint; a file that is no zip archive has no checksums.
 
     Raises:
-        UserError: A byte is not as it was written.
+        UserError: A byte differs from what was written.
     """
     if path.is_file() and zipfile.is_zipfile(path):
-        state = path.stat()
-        if not _is_whole(path, state.st_ino, state.st_size, state.st_mtime_ns):
-            raise UserError(f"{path}: damaged, some bytes are not as they were written; take another checkpoint")
+        status = path.stat()
+        if not _is_whole(path, status.st_ino, status.st_size, status.st_mtime_ns):
+            raise UserError(f"{path}: corrupt, some bytes differ from what was written; take another checkpoint")
 
 
 @lru_cache(maxsize=16)
-def _is_whole(path: Path, *state: int) -> bool:
+def _is_whole(path: Path, *status: int) -> bool:
     return is_whole_zip(path)
 
 
-def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[str, Any]:
-    """What `hubert fit` saved, its tensors mapped from the file; nothing in it is executed.
+def read_checkpoint(path: Path, map_location: str | Callable[..., Any] = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of `hubert fit`, its tensors mapped from the file; nothing in it is executed.
 
     Args:
         path: Path of the checkpoint.
-        map_location: As of `torch.load`.
+        map_location: Device of the tensors, as in `torch.load`.
 
     Raises:
-        UserError: The file is damaged, or no checkpoint of a fit.
+        UserError: The file is corrupt, or no checkpoint of a fit.
     """
     verify(path)
     checkpoint = read_torch(path, map_location=map_location)
@@ -169,11 +179,15 @@ def read_checkpoint(path: Path, map_location: str | Callable = "cpu") -> dict[st
     return checkpoint
 
 
-def save_tensors(content: Any, file: BinaryIO) -> None:
-    """`torch.save`, which says of a full disk that it is full."""
+def save_tensors(content: object, file: BinaryIO) -> None:
+    """Call `torch.save`, and raise the error of a full disk as an OSError.
+
+    Raises:
+        OSError: The disk is full, or cannot be written to; torch makes a RuntimeError of it.
+    """
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # which torch makes another of
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise

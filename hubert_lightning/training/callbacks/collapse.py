@@ -1,112 +1,115 @@
-"""Runs that have stopped learning, or never began: told early, not after a week."""
+"""Early warnings of pre-training runs that do not learn, or no longer learn."""
 
 import logging
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 
+from hubert_lightning.training.task import Task, logs_step
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.quality import entropy
 
 log = logging.getLogger(__name__)
 
-EARLIEST = 500
-"""Steps after which something is said at all."""
-WINDOW = 20
-"""So many logged values are averaged before anything is said."""
+FIRST_STEP = 500
+"""Steps without a warning at the start, at least."""
+AVERAGED = 20
+"""Logged values that a warning takes the mean of."""
 METRICS = ("masked_loss", "masked_accuracy", "unmasked_accuracy", "label_clusters", "predicted_clusters")
 
 
 class CollapseWatch(Callback):
-    """Warns, in the log and as an alert in W&B, when a pre-training run shows one of the known ways to fail.
+    """Warn, in the log and by a W&B alert, of the known failures of pre-training.
 
-    After warm-up, of the mean of the last 20 logged values: masked frames are predicted no better than by how frequent
-    clusters are; nearly always right (the labels say nothing); better than frames that are not masked; all as one or
-    very few clusters; or the loss is half a nat above what it has been. Each is told once; a run that goes on after a
-    restart remembers what was logged and told.
+    After warm-up, the mean of the last 20 logged values shows one of five failures: masked frames are predicted no
+    better than by the frequency of the clusters; nearly all predictions are right, so the labels are trivial; masked
+    frames are predicted better than unmasked ones; hardly any clusters are predicted; or the loss is half a nat above
+    its minimum. Each warning comes once. Checkpoints store the values and the warnings, so a resumed run continues
+    them.
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in METRICS}
-        self._lowest, self._told = float("inf"), set[str]()
+        self._values: dict[str, deque[float]] = {name: deque(maxlen=AVERAGED) for name in METRICS}
+        self._lowest_loss, self._warned = float("inf"), set[str]()
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: list(values) for name, values in self._values.items()}
-        return {"values": values, "lowest": self._lowest, "told": sorted(self._told)}
+        return {"values": values, "lowest": self._lowest_loss, "told": sorted(self._warned)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, values in self._values.items():  # the checkpoint may know others
+        for name, values in self._values.items():  # another version may have watched other metrics
             values.extend(state_dict["values"].get(name, []))
-        self._lowest, self._told = state_dict["lowest"], set(state_dict["told"])
+        self._lowest_loss, self._warned = state_dict["lowest"], set(state_dict["told"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        labels = getattr(trainer.datamodule, "labels", None)  # type: ignore[attr-defined]
-        histogram = labels.histogram if isinstance(labels, LabelStore) else []
-        self._watching = bool(histogram) and trainer.is_global_zero
-        self._entropy = sum(float(entropy(torch.from_numpy(counts).double())) for counts in histogram)
+        labels = getattr(trainer.datamodule, "labels", None)  # type: ignore[attr-defined]  # undeclared in Lightning
+        histograms = labels.histogram if isinstance(labels, LabelStore) else []
+        self._watching = bool(histograms) and trainer.is_global_zero
+        self._entropy = sum(float(entropy(counts)) for counts in histograms)
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not self._watching or step == self._step or every < 1 or step % every:
+        step = trainer.global_step
+        if not self._watching or step == self._step or not logs_step(trainer, step):
             return
         self._step = step
-        logged = trainer.callback_metrics  # those of the time before
-        if step <= max(int(pl_module.warmup_steps), EARLIEST) or not all(  # type: ignore[arg-type]
-            f"train/{name}" in logged for name in METRICS
-        ):
+        logged = trainer.callback_metrics  # those of the previous log
+        first_step = max(cast(Task, pl_module).warmup_steps, FIRST_STEP)
+        if step <= first_step or not all(f"train/{name}" in logged for name in METRICS):
             return
         for name, values in self._values.items():
             values.append(float(logged[f"train/{name}"]))
-        if len(self._values["masked_loss"]) == WINDOW:
-            for kind, sentence in self._failures({name: float(np.mean(of)) for name, of in self._values.items()}):
-                if kind not in self._told:
-                    self._told.add(kind)
-                    _tell(trainer, f"step {step}: {sentence}")
+        if len(self._values["masked_loss"]) == AVERAGED:
+            means = {name: float(np.mean(values)) for name, values in self._values.items()}
+            for kind, sentence in self._failures(means):
+                if kind not in self._warned:
+                    self._warned.add(kind)
+                    _warn(trainer, f"step {step}: {sentence}")
 
-    def _failures(self, mean: dict[str, float]) -> Iterator[tuple[str, str]]:
-        loss, masked, unmasked = mean["masked_loss"], mean["masked_accuracy"], mean["unmasked_accuracy"]
-        self._lowest = min(self._lowest, loss)
+    def _failures(self, means: dict[str, float]) -> Iterator[tuple[str, str]]:
+        """Yield the kind and the description of each failure that the means show."""
+        loss, masked, unmasked = means["masked_loss"], means["masked_accuracy"], means["unmasked_accuracy"]
+        self._lowest_loss = min(self._lowest_loss, loss)
         if loss > 0.99 * self._entropy:
             yield (
                 "guessing",
-                f"the masked loss is {loss:.2f}, and {self._entropy:.2f} is what guessing by the frequency of clusters "
-                "gives: nothing is learnt; raise the learning rate, shorten warm-up, see whether labels fit the audio",
+                f"the masked loss is {loss:.2f}, and guessing by the frequency of clusters gives {self._entropy:.2f}: "
+                "the model does not learn; raise the learning rate, shorten warm-up, check that labels fit the audio",
             )
         if masked > 0.95:
             yield (
                 "trivial",
-                f"the cluster of {masked:.0%} of masked frames is predicted: labels this easy teach nothing; look at "
-                "val/label_perplexity, and at how much the masks hide",
+                f"{masked:.0%} of masked frames are predicted right: labels this easy teach nothing; check "
+                "val/label_perplexity and the masked fraction",
             )
         if masked > unmasked + 0.02:
             yield (
                 "upside down",
-                f"masked frames are predicted better ({masked:.3f}) than frames that can be seen ({unmasked:.3f}): the "
-                "encoder does not hear its input; start again with a lower learning rate or fresh weights",
+                f"masked frames are predicted better ({masked:.3f}) than unmasked frames ({unmasked:.3f}): the "
+                "encoder ignores its input; start again with a lower learning rate or fresh weights",
             )
-        if mean["predicted_clusters"] < 0.1 * mean["label_clusters"]:
+        if means["predicted_clusters"] < 0.1 * means["label_clusters"]:
             yield (
                 "few",
-                f"{mean['predicted_clusters']:.0f} clusters are predicted where {mean['label_clusters']:.0f} occur: "
-                "predictions have collapsed; go on from an earlier checkpoint with a lower learning rate",
+                f"{means['predicted_clusters']:.0f} clusters are predicted, but the labels have "
+                f"{means['label_clusters']:.0f}: predictions have collapsed; resume from an earlier checkpoint with a "
+                "lower learning rate",
             )
-        if loss > self._lowest + 0.5:
+        if loss > self._lowest_loss + 0.5:
             yield (
                 "risen",
-                f"the masked loss has risen from {self._lowest:.2f} to {loss:.2f}; go on from an earlier checkpoint "
-                "with a lower learning rate, or a lower gradient_clip_val",
+                f"the masked loss has risen from {self._lowest_loss:.2f} to {loss:.2f}; resume from an earlier "
+                "checkpoint with a lower learning rate or a lower gradient_clip_val",
             )
 
 
-def _tell(trainer: Trainer, sentence: str) -> None:
+def _warn(trainer: Trainer, sentence: str) -> None:
     log.warning(sentence)
     for logger in trainer.loggers:
-        if hasattr(logger, "log_table"):  # W&B, which can write to whoever watches the run
-            logger.experiment.alert(title="HuBERT pre-training", text=sentence)  # type: ignore[attr-defined]
+        if hasattr(logger, "log_table"):  # W&B, which can notify its users
+            logger.experiment.alert(title="HuBERT pre-training", text=sentence)  # type: ignore[attr-defined]  # W&B's

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import write_store
 
-from hubert_lightning.training.callbacks.collapse import WINDOW, CollapseWatch
+from hubert_lightning.training.callbacks.collapse import AVERAGED, CollapseWatch
 from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore
 
@@ -27,12 +27,12 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     return write_store(folder, source, {"a": np.arange(1000)[None] % 100})
 
 
-def told(
+def warnings_of(
     labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogCaptureFixture, restarts: int = 0
 ) -> list[str]:
-    """What is said of a run that logged these values, every 60 steps, after 600 steps of warm-up.
+    """Return the warnings of a run that logs these values, every 60 steps, after 600 steps of warm-up.
 
-    restarts: after how many logged values it is interrupted, and goes on from a checkpoint; never if 0
+    restarts: logged values between two interruptions, each resumed from a checkpoint; 0 for none
     """
     alerts: list[str] = []
     experiment = SimpleNamespace(alert=lambda title, text: alerts.append(text))
@@ -62,45 +62,47 @@ def told(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"masked_loss": 4.6}, "the masked loss is 4.60, and 4.61 is what guessing"),
+        ({"masked_loss": 4.6}, "the masked loss is 4.60, and guessing by the frequency of clusters gives 4.61"),
         (
             {"masked_accuracy": 0.99, "unmasked_accuracy": 1.0, "masked_loss": 0.01},
-            "the cluster of 99% of masked frames",
+            "99% of masked frames are predicted right",
         ),
-        ({"masked_accuracy": 0.7}, r"predicted better \(0.700\) than frames that can be seen \(0.600\)"),
-        ({"predicted_clusters": 2.0}, "2 clusters are predicted where 90 occur"),
+        ({"masked_accuracy": 0.7}, r"predicted better \(0.700\) than unmasked frames \(0.600\)"),
+        ({"predicted_clusters": 2.0}, "2 clusters are predicted, but the labels have 90"),
     ],
 )
-def test_a_way_to_fail_is_told_once(
+def test_each_failure_is_warned_of_once(
     change: dict[str, float], sentence: str, labels: LabelStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = told(labels, [HEALTHY | change] * (3 * WINDOW), caplog)
-    assert len(said) == 1
-    assert re.search(sentence, said[0])
+    warnings = warnings_of(labels, [HEALTHY | change] * (3 * AVERAGED), caplog)
+    assert len(warnings) == 1
+    assert re.search(sentence, warnings[0])
 
 
-def test_a_loss_that_rises_is_told(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
-    logged = [HEALTHY] * WINDOW + [HEALTHY | {"masked_loss": 2.8}] * WINDOW
-    [said] = told(labels, logged, caplog)
-    assert "risen from 2.00 to 2.5" in said
+def test_a_rising_loss_is_warned_of(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    logged = [HEALTHY] * AVERAGED + [HEALTHY | {"masked_loss": 2.8}] * AVERAGED
+    [warnings] = warnings_of(labels, logged, caplog)
+    assert "risen from 2.00 to 2.5" in warnings
 
 
-def test_a_run_that_is_interrupted_again_and_again_is_told_the_same(
+def test_a_run_that_is_interrupted_repeatedly_gets_the_same_warnings(
     labels: LabelStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logged = [HEALTHY] * WINDOW + [HEALTHY | {"masked_loss": 2.8}] * (3 * WINDOW)
-    [said] = told(labels, logged, caplog, restarts=WINDOW // 2)
+    logged = [HEALTHY] * AVERAGED + [HEALTHY | {"masked_loss": 2.8}] * (3 * AVERAGED)
+    [warnings] = warnings_of(labels, logged, caplog, restarts=AVERAGED // 2)
     caplog.clear()
-    assert told(labels, logged, caplog) == [said]
+    assert warnings_of(labels, logged, caplog) == [warnings]
 
 
-def test_a_healthy_run_is_left_alone(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_healthy_run_gets_no_warning(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
     falling = [HEALTHY | {"masked_loss": 4.5 - 0.02 * step} for step in range(100)]
-    assert told(labels, falling, caplog) == []
+    assert warnings_of(labels, falling, caplog) == []
 
 
-def test_nothing_is_said_before_enough_was_seen(labels: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
-    assert told(labels, [HEALTHY | {"masked_loss": 4.6}] * (WINDOW - 1), caplog) == []
+def test_there_is_no_warning_before_enough_values_are_logged(
+    labels: LabelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert warnings_of(labels, [HEALTHY | {"masked_loss": 4.6}] * (AVERAGED - 1), caplog) == []
 
 
 def test_other_tasks_are_not_watched(caplog: pytest.LogCaptureFixture) -> None:
@@ -115,7 +117,7 @@ def test_other_tasks_are_not_watched(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
 
 
-def test_a_metric_that_is_watched_no_longer_is_ignored_in_an_older_checkpoint() -> None:
+def test_metrics_of_another_version_in_a_checkpoint_are_ignored() -> None:
     state = CollapseWatch().state_dict()
     del state["values"]["masked_loss"]
     state["values"] |= {"masked_accuracy": [0.5], "once_watched": [1.0]}

@@ -1,4 +1,4 @@
-"""The rate that is found is the schedule's peak, and looking for it leaves nothing behind."""
+"""The found rate is the peak of the schedule, and the search leaves no trace."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
 from hubert_lightning.training.batches import TranscribedBatch
-from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder, _steepest
+from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder, steepest_rate
 from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 
@@ -65,23 +65,23 @@ def fitted(
     return trainer, watch
 
 
-def test_the_rate_that_is_found_is_the_peak_and_the_rest_is_as_without(manifests: Path, tmp_path: Path) -> None:
+def test_the_found_rate_is_the_peak_and_changes_nothing_else(manifests: Path, tmp_path: Path) -> None:
     finder = PeakRateFinder(lowest=1e-5, highest=1.0, steps=40)
-    trainer, found = fitted(manifests, tmp_path, finder)
+    trainer, watch = fitted(manifests, tmp_path, finder)
     _, without = fitted(manifests, tmp_path)
     assert finder.optimal_lr is not None
-    peak = max(found.rates)
+    peak = max(watch.rates)
     assert 1e-5 < peak < 1.0
-    assert peak == pytest.approx(_steepest(finder.optimal_lr.results))
-    assert found.ids == without.ids
+    assert peak == pytest.approx(steepest_rate(finder.optimal_lr.results))
+    assert watch.ids == without.ids
     for name, value in without.weights.items():
-        torch.testing.assert_close(found.weights[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(watch.weights[name], value, rtol=0, atol=0)
     assert trainer.global_step == 10
-    assert found.rates == pytest.approx([rate * peak / 2e-3 for rate in without.rates])
+    assert watch.rates == pytest.approx([rate * peak / 2e-3 for rate in without.rates])
     assert not list(tmp_path.glob(".lr_find*"))
 
 
-def test_rates_are_tried_on_the_whole_model_also_where_it_is_frozen_at_first(manifests: Path, tmp_path: Path) -> None:
+def test_rates_are_tried_on_the_whole_model_even_if_it_is_frozen_at_first(manifests: Path, tmp_path: Path) -> None:
     tried = []
     for freeze_steps in (0, 1000):
         finder = PeakRateFinder(lowest=1e-5, highest=1e-1, steps=30)
@@ -93,14 +93,14 @@ def test_rates_are_tried_on_the_whole_model_also_where_it_is_frozen_at_first(man
 
 def test_rates_that_are_too_high_do_not_end_the_run(manifests: Path, tmp_path: Path) -> None:
     finder = PeakRateFinder(lowest=1e-5, highest=1.0, steps=40)
-    trainer, found = fitted(manifests, tmp_path, finder, kind=Diverging)
+    trainer, watch = fitted(manifests, tmp_path, finder, kind=Diverging)
     assert finder.optimal_lr is not None
     assert not np.isfinite(finder.optimal_lr.results["loss"]).all()
-    assert max(found.rates) <= 1e-2
+    assert max(watch.rates) <= 1e-2
     assert trainer.lightning_module.global_batch.skipped == 0
 
 
-def test_rates_that_are_none_are_refused() -> None:
+def test_rates_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match=r"PeakRateFinder: lowest 0\.1, highest 0\.01, steps 100; try 20 steps"):
         PeakRateFinder(lowest=0.1, highest=0.01)
 
@@ -108,5 +108,5 @@ def test_rates_that_are_none_are_refused() -> None:
 def test_the_peak_is_where_the_loss_falls_fastest_by_the_logarithm_of_the_rate() -> None:
     rates = np.logspace(-6, -1, 100)
     losses = 5 - 2 / (1 + np.exp(-4 * np.log10(rates / 1e-3)))  # falls around 1e-3
-    assert _steepest({"lr": rates, "loss": losses}) == pytest.approx(1e-3, rel=0.2)
-    assert _steepest({"lr": rates[:12], "loss": losses[:12]}) is None
+    assert steepest_rate({"lr": rates, "loss": losses}) == pytest.approx(1e-3, rel=0.2)
+    assert steepest_rate({"lr": rates[:12], "loss": losses[:12]}) is None

@@ -63,7 +63,9 @@ def finetuning(pretraining: Path, manifests: Path, tmp_path_factory: pytest.Temp
     return folder
 
 
-def test_the_record_of_a_fit_is_of_what_was_built(pretraining: Path, finetuning: Path, manifests: Path) -> None:
+def test_the_record_of_a_fit_describes_the_settings_as_built(
+    pretraining: Path, finetuning: Path, manifests: Path
+) -> None:
     kept, built = record(finetuning), read_checkpoint(finetuning / "last.ckpt")
     sizes = kept["model"]["encoder"]
     assert sizes == built["hyper_parameters"]["encoder"]
@@ -105,7 +107,7 @@ def test_two_runs_that_differ_have_records_that_differ(
     assert before != after
 
 
-def test_a_run_made_twice_has_one_record(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
+def test_two_equal_runs_have_equal_records(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
     again = record(pretrained(tmp_path, manifests)) | {"folder": ""}
     assert again == record(pretraining) | {"folder": ""}
 
@@ -121,7 +123,7 @@ def test_a_test_leaves_the_logs_of_its_fit_alone(finetuning: Path, tmp_path: Pat
     assert yaml.safe_load(own.read_text())["checkpoint"] == str(tmp_path / "run/best.ckpt")
 
 
-def test_results_say_what_made_them_and_other_sets_keep_theirs(
+def test_results_state_their_origin_and_each_set_keeps_its_own(
     finetuning: Path, manifests: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -169,19 +171,19 @@ def test_no_step_is_lost_or_written_twice_by_a_test(finetuning: Path) -> None:
     assert steps == [0, 1]
 
 
-def test_good_news_is_information_and_is_said_once_by_all_processes(
+def test_good_news_is_logged_once_as_information(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     pretrained(tmp_path, manifests)
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
     for sentence in ("K-means: 20 clusters of", "labels of mfcc, 20 clusters: PNMI"):
         [level] = {record.levelno for record in caplog.records if record.getMessage().startswith(sentence)}
         assert level == logging.INFO
-        assert said.count(sentence) == 1
+        assert messages.count(sentence) == 1
     for noise in ("weights_only", "Tip:", "litlogger"):  # which Lightning prints at each start
-        assert noise not in said
-    show_messages(of_ranks=True)  # twice, and still each is said once
+        assert noise not in messages
+    show_messages(of_ranks=True)  # twice, and still each message comes once
     log = logging.getLogger("hubert_lightning.training.datamodules")
     log.warning("short utterances")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -189,7 +191,9 @@ def test_good_news_is_information_and_is_said_once_by_all_processes(
     assert capsys.readouterr().err == "short utterances\n"
 
 
-def test_a_test_of_some_batches_replaces_no_whole_one(finetuning: Path, manifests: Path, tmp_path: Path) -> None:
+def test_a_test_of_some_batches_does_not_replace_a_whole_test(
+    finetuning: Path, manifests: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finetuning, run)
     command = ["test", "--config", str(run / "config.yaml"), f"--output={run}", "--data.init_args.max_duration=3"]

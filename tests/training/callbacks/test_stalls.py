@@ -17,15 +17,12 @@ import pytest
 import torch.distributed as dist
 from helpers import LABELLING, has_steps, long_pretraining, prints_text, wait_until, with_folder
 from lightning import Trainer
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.autograd import graph
-from torch.distributed import c10d_logger
-from torch.utils.data import dataloader
+from torch.distributed.constants import default_pg_timeout
 
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.training.callbacks.stalls import BACKWARD, DATA, OTHERS, StalledRanks, place_of
+from hubert_lightning.training import rank_watch
+from hubert_lightning.training.callbacks import stalls
+from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.distributed import LayerwiseFSDP
 
 QUICK = ["--stalls.timeout=0.05", "--stalls.step_timeout=0.1"]  # 3 s and 6 s
@@ -58,15 +55,15 @@ def test_a_stopped_rank_is_named_by_the_other(stopped: int, manifests: Path, tmp
     code = fork_server.ended(ranks[1 - stopped], 60)
     took = time.monotonic() - began
     fork_server.end(ranks[stopped])
-    said = printed(tmp_path)
-    assert code == 1, said[1 - stopped][-3000:]
+    message = printed(tmp_path)
+    assert code == 1, message[1 - stopped][-3000:]
     assert took < 20
     assert re.search(
         rf"hubert: no sign of life of rank {stopped} \(host \S+, pid {ranks[stopped].pid}\) since \d\d:\d\d:\d\d .*"
         "; the same command resumes\n",
-        said[1 - stopped],
-    ), said[1 - stopped][-3000:]
-    assert "Traceback" not in said[1 - stopped]
+        message[1 - stopped],
+    ), message[1 - stopped][-3000:]
+    assert "Traceback" not in message[1 - stopped]
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -76,10 +73,50 @@ def test_a_killed_rank_is_named_by_the_other(killed: int, manifests: Path, tmp_p
     os.kill(ranks[killed].pid, signal.SIGKILL)
     code = fork_server.ended(ranks[1 - killed], 60)
     fork_server.end(ranks[killed])
-    said = printed(tmp_path)
-    assert code == 1, said[1 - killed][-3000:]
-    assert re.search(rf"hubert: .*rank {killed} .*; the same command resumes\n", said[1 - killed]), said[1 - killed]
-    assert "Traceback" not in said[1 - killed]
+    message = printed(tmp_path)
+    assert code == 1, message[1 - killed][-3000:]
+    assert re.search(rf"hubert: .*rank {killed} .*; the same command resumes\n", message[1 - killed]), message[
+        1 - killed
+    ]
+    assert "Traceback" not in message[1 - killed]
+
+
+def start_within_two_seconds() -> None:
+    stalls.START_TIMEOUT = 2.0
+    with_folder()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_rank_that_is_killed_before_the_ranks_meet_ends_the_other(
+    missing: int, manifests: Path, tmp_path: Path
+) -> None:
+    started = fork_server.start(
+        long_pretraining(manifests, tmp_path / "run", "--trainer.devices=2", "--trainer.strategy=ddp", QUICK[0]),
+        tmp_path / "output.txt",
+        folder=tmp_path,
+        environment=fork_server.of_ranks(2)[1 - missing] | {"PYTHONPATH": str(tmp_path)},
+        before=start_within_two_seconds,
+    )
+    assert fork_server.ended(started, 60) == 1
+    printed = (tmp_path / "output.txt").read_text()
+    assert re.search(
+        rf"hubert: a rank \(host \S+, pid {started.pid}\) waits for other ranks to start since \S+ \(\d+ s\); look at "
+        "their output. This run ends; the same command resumes\n",
+        printed,
+    ), printed
+    assert "Traceback" not in printed
+
+
+def test_a_rank_that_is_killed_before_its_first_sign_of_life_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(rank_watch, "connect_to_store", lambda: store)
+    watch = rank_watch.RankWatch(rank_watch.Limits(silence=1, step=1800, labelling=86400, start=1800), 0, 2, {}, "one")
+    try:
+        sentence = watch.culprit(60)
+    finally:
+        watch.end("")
+    assert sentence is not None
+    assert re.fullmatch(r"no sign of life of rank 1 since \S+ \(\d s\): .*; look at its own output", sentence)
 
 
 def workers(process: BaseProcess) -> list[int]:
@@ -94,20 +131,20 @@ def test_a_rank_whose_workers_hang_is_named_as_waiting_for_data(manifests: Path,
     for pid in workers(ranks[1]):
         os.kill(pid, signal.SIGSTOP)
     codes = [fork_server.ended(rank, 60) for rank in ranks]
-    said = printed(tmp_path)
-    assert codes == [1, 1], said
+    message = printed(tmp_path)
+    assert codes == [1, 1], message
     assert re.search(
         r"hubert: nothing is finished since \S+ \(\d+ s, stalls.step_timeout\): "
         rf"rank 1 \(host \S+, pid {ranks[1].pid}\) waits for data, while training \(.*step \d+\); "
         "look at the file system that it reads from. This run ends; the same command resumes\n",
-        said[0],
-    ), said[0]
-    assert "nothing is finished" not in said[1]
-    assert "Traceback" not in "".join(said)
+        message[0],
+    ), message[0]
+    assert "nothing is finished" not in message[1]
+    assert "Traceback" not in "".join(message)
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGKILL, "was killed"), (signal.SIGBUS, "shared memory")])
-def test_a_killed_worker_is_a_sentence_with_the_utterances_that_it_read(
+def test_a_killed_worker_is_named_with_the_utterances_that_it_read(
     number: int, reason: str, manifests: Path, tmp_path: Path
 ) -> None:
     ids = {cut.id for cut in read_manifest(manifests / "train.jsonl.gz")}
@@ -117,15 +154,15 @@ def test_a_killed_worker_is_a_sentence_with_the_utterances_that_it_read(
     worker = workers(process)[-1]  # those that validate were started before
     os.kill(worker, number)
     assert fork_server.ended(process, 60) == 1
-    said = output.read_text()
-    sentence = re.search(rf"hubert: a process that reads audio \(pid {worker}\) (.*)\n", said)
-    assert sentence, said[-3000:]
+    message = output.read_text()
+    sentence = re.search(rf"hubert: a process that reads audio \(pid {worker}\) (.*)\n", message)
+    assert sentence, message[-3000:]
     assert reason in sentence[1]
     assert sum(cut_id in sentence[1] for cut_id in ids) >= 1
-    assert "Traceback" not in said
+    assert "Traceback" not in message
 
 
-def test_one_process_that_makes_no_progress_is_warned_of_and_goes_on(manifests: Path, tmp_path: Path) -> None:
+def test_a_run_of_one_process_without_progress_is_warned_and_continues(manifests: Path, tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
     process = fork_server.start(long_pretraining(manifests, tmp_path / "run", *QUICK), output)
     wait_until(has_steps(tmp_path / "run"), process)
@@ -142,7 +179,7 @@ def test_one_process_that_makes_no_progress_is_warned_of_and_goes_on(manifests: 
 
 
 @pytest.mark.slow
-def test_what_takes_long_on_rank_0_alone_is_no_stall(manifests: Path, tmp_path: Path) -> None:
+def test_long_work_of_rank_0_alone_is_no_stall(manifests: Path, tmp_path: Path) -> None:
     """Neither scikit-learn's K-means nor the choice of a layer, each longer here than the time-outs of a step."""
     kmeans = "kmeans: {class_path: hubert_lightning.ScikitKMeans}"
     iterations = (
@@ -231,29 +268,16 @@ def test_labelling_ranks_that_lightning_launched_end_together(
         second = second_rank(process)
         os.killpg(process.pid, number) if whom == "group" else os.kill(process.pid, number)
         assert process.wait(60) == 128 + number, output.read_text()[-3000:]
-        assert output.read_text().count("what was finished before is kept; the same command resumes\n") == 1
+        assert output.read_text().count("finished work is kept; the same command resumes\n") == 1
         assert "Traceback" not in output.read_text()
         time.sleep(0.1)
         assert not runs(second)
 
 
-def test_private_parts_of_torch_and_lightning_are_where_we_look_for_them(tmp_path: Path) -> None:
-    moved = "{} has moved in this version of {}; correct hubert_lightning/{}.py"
-    trainer = Trainer(strategy=DDPStrategy(), devices=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
-    assert trainer.strategy._timeout == default_pg_timeout, moved.format("Strategy._timeout", "Lightning", "stalls")
-    assert hasattr(trainer._signal_connector, "register_signal_handlers"), moved.format(
-        "Trainer._signal_connector", "Lightning", "preemption"
-    )
-    launcher = _SubprocessScriptLauncher(trainer.strategy.cluster_environment, 2, 1)
-    assert launcher.procs == [], moved.format("the list of launched processes", "Lightning", "stalls")
-    assert hasattr(dist.HashStore(), "clone"), moved.format("Store.clone", "torch", "stalls")
-    for module, place in ((dataloader, DATA), (c10d_logger, OTHERS), (graph, BACKWARD)):
-        frame = compile("sys._getframe()", module.__file__, "eval")
-        assert place_of(eval(frame)) == place, moved.format(module.__name__, "torch", "stalls")
-
-
 @pytest.mark.parametrize(("given", "minutes"), [(None, 24.5 * 60), (30, 30), (7, 7)])
-def test_a_time_out_that_is_given_to_the_strategy_is_kept(given: float | None, minutes: float, tmp_path: Path) -> None:
+def test_a_time_out_of_the_strategy_that_the_user_gave_is_kept(
+    given: float | None, minutes: float, tmp_path: Path
+) -> None:
     strategy = LayerwiseFSDP(given) if given else LayerwiseFSDP()
     trainer = Trainer(strategy=strategy, devices=1, accelerator="cpu", default_root_dir=tmp_path, logger=False)
     assert strategy._timeout == (timedelta(minutes=given) if given else default_pg_timeout)
@@ -262,14 +286,14 @@ def test_a_time_out_that_is_given_to_the_strategy_is_kept(given: float | None, m
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
-def test_a_time_out_that_is_none_is_refused(minutes: float) -> None:
+def test_an_invalid_time_out_is_refused(minutes: float) -> None:
     with pytest.raises(ValueError, match="it is a number of minutes above 0"):
         LayerwiseFSDP(minutes)
 
 
 LOCALS = """
 import gc, sys, threading
-from hubert_lightning.training.callbacks.stalls import frame_of
+from hubert_lightning.training.rank_watch import frame_of
 gc.set_threshold(1)  # so that whatever is allocated collects
 for _ in range(2000):
     circle = [threading.local()]
@@ -281,7 +305,7 @@ print("done")
 """
 
 
-def test_looking_at_a_thread_does_not_lock_python(tmp_path: Path) -> None:
+def test_reading_the_frame_of_a_thread_does_not_deadlock_python(tmp_path: Path) -> None:
     (tmp_path / "locals.py").write_text(LOCALS)
     assert fork_server.run([str(tmp_path / "locals.py")], tmp_path / "output.txt", timeout=60) == 0
     assert (tmp_path / "output.txt").read_text() == "done\n"
@@ -292,7 +316,7 @@ CUT = """
 import socket, threading, time
 from datetime import timedelta
 import torch.distributed as dist
-from hubert_lightning.training.callbacks import stalls
+from hubert_lightning.training import rank_watch
 
 def piped(source, target):
     try:
@@ -319,13 +343,13 @@ server = dist.TCPStore("127.0.0.1", 0, 2, True, **waits)
 listener, ends = socket.create_server(("127.0.0.1", 0)), []
 threading.Thread(target=forward, daemon=True).start()
 stores = [server, dist.TCPStore("127.0.0.1", listener.getsockname()[1], 2, False, **waits)]
-limits = stalls.StalledRanks(timeout=0.05)  # 3 s
+limits = rank_watch.Limits(silence=3, step=1800, labelling=86400, start=1800)
 watches = []
 for rank, store in enumerate(stores):
-    stalls._get_default_store = lambda: store if rank else server
-    watches.append(stalls.Watch(limits, rank, 2, {}, "cut"))
+    rank_watch.connect_to_store = lambda: (store if rank else server).clone()
+    watches.append(rank_watch.RankWatch(limits, rank, 2, {}, "cut"))
 store = stores[1]
-stalls._get_default_store = lambda: store
+rank_watch.connect_to_store = lambda: store.clone()
 time.sleep(2)
 assert set(watches[1].signs) == {0, 1}
 for _ in range(2):

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.training.callbacks.throughput import Throughput, _measured
+from hubert_lightning.training.callbacks.throughput import Throughput, measured_speed
 
 
 class Clock(Callback):
@@ -27,9 +27,9 @@ class SlowBatches(list):
         super().__init__(batches)
         self.clock = clock
 
-    def __getitem__(self, place: int) -> object:  # type: ignore[override]
+    def __getitem__(self, index: int) -> object:  # type: ignore[override]
         self.clock.now += 3
-        return super().__getitem__(place)
+        return super().__getitem__(index)
 
 
 def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
@@ -37,7 +37,7 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("hubert_lightning.training.callbacks.throughput.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr("hubert_lightning.training.callbacks.throughput._peak", lambda trainer: 1e9)
+    monkeypatch.setattr("hubert_lightning.training.callbacks.throughput._peak_speed", lambda trainer: 1e9)
     model, batches = (
         pretraining_model(),
         [pretraining_batch(k, frames=40 + k)._replace(waste=k / 100) for k in range(8)],
@@ -67,5 +67,5 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
         assert float(row["train/waste"]) == pytest.approx(wasted / seconds)
 
 
-def test_a_processor_without_numbers_of_its_maker_is_measured() -> None:
-    assert 1e8 < _measured(torch.device("cpu"), torch.float32, size=256) < 1e14
+def test_a_device_without_vendor_numbers_is_measured() -> None:
+    assert 1e8 < measured_speed(torch.device("cpu"), torch.float32, size=256) < 1e14

@@ -1,0 +1,400 @@
+"""Command lines of verbs: a function's signature is its command line, read with jsonargparse.
+
+Names of options are checked against the source of the function, so that a mistake is answered before the heavy packages
+that the function needs are imported. Messages of jsonargparse, which have no public form, are read here alone.
+"""
+
+import ast
+import importlib
+import json
+import logging
+import re
+import shutil
+import textwrap
+from argparse import Action
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
+
+from hubert_lightning.errors import UserError
+from hubert_lightning.files import check_regular
+from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, check_yaml, check_yaml_file
+
+log = logging.getLogger(__name__)
+
+Verbs = dict[str, dict[str, str | dict[str, str]]]
+"""Group → verb → "room.module:function", or the verbs of a verb."""
+
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "vocabulary": {"kept": "keep_punctuation"},
+}
+"""Verb → former option → option. The former names work in this version, with a warning, and go in the next."""
+
+LIST_OPTIONS = ("data.init_args.train", "data.init_args.validation", "data.init_args.test")
+"""Options of `hubert fit` that take a list of manifests, and that jsonargparse would read from a file."""
+
+BOOLEANS = ("true", "false", "yes", "no")
+"""Values that may follow an option that is true or false."""
+
+PACKAGE = Path(__file__).parent
+
+# Messages of jsonargparse and argparse. tests/test_parsing.py provokes each one and fails if an upgrade rewords it.
+KEY = re.compile(r'Parser key "(?P<key>[^"]+)"')
+UNRECOGNIZED = re.compile(r"unrecognized arguments: -*(?P<option>[^\s=]+)")
+UNKNOWN = re.compile(r"Option '(?P<option>[^']+)' is not accepted|does not accept option '(?P<key>[^']+)'")
+REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
+GIVEN_CLASS = re.compile(r"class_path '(?P<path>[^']+)'")
+GIVEN_VALUE = re.compile(r"Given value: (?P<value>.*)")
+CLASS_PROBLEM = "Problem with given class_path"
+NOT_A_LIST = re.compile(r"codec can't decode|Expected a (<class ')?list")
+"""A single value where a list is expected; a path is taken for a file that lists paths."""
+ASIDE = re.compile(
+    r"(- )?Does not validate against any|Subtypes:|Errors:$|(- )?Expected a <class 'NoneType'>|Given value|"
+    r"- Expected a path but|(- )?Expected a dot import path"
+)
+"""Lines on the types that jsonargparse tried in turn, and on the value."""
+
+_load_value = get_loader("yaml")
+
+
+def load_value(text: str) -> Any:
+    """Load a value of a command line or a config for jsonargparse.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, or nests or repeats itself too much.
+    """
+    check_yaml(text)
+    return _load_value(text)
+
+
+set_loader("yaml", load_value, (yaml.YAMLError,))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A verb's function as its source states it.
+
+    Args:
+        summary: First line of the docstring.
+        required: Annotations of the positional arguments by their names.
+        optional: Annotations of the options by their names.
+    """
+
+    summary: str
+    required: dict[str, str]
+    optional: dict[str, str]
+
+    @property
+    def parses_itself(self) -> bool:
+        """Whether the function takes the command line as it was typed."""
+        return list(self.required) == ["args"]
+
+
+def signature_of(target: str) -> Signature:
+    """Read a function's signature without importing its module.
+
+    Args:
+        target: "room.module:function".
+    """
+    module, _, name = target.partition(":")
+    tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text())
+    [function] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    arguments = function.args
+    annotations = {
+        argument.arg: ast.unparse(argument.annotation) if argument.annotation else ""
+        for argument in [*arguments.args, *arguments.kwonlyargs]
+    }
+    num_required = len(arguments.args) - len(arguments.defaults)
+    names = list(annotations)
+    return Signature(
+        summary=(ast.get_docstring(function) or "").split("\n")[0],
+        required={name: annotations[name] for name in names[:num_required]},
+        optional={name: annotations[name] for name in names[num_required:]},
+    )
+
+
+def call_verb(verb: str, target: str, args: list[str]) -> Any:
+    """Call the function of a verb with a command line.
+
+    Args:
+        verb: The verb as it is typed, such as "prepare csv".
+        target: "room.module:function". A function whose only argument is `args` gets the command line as it is.
+        args: Command line after the verb. A positional argument that is a list takes several arguments, or one in
+            brackets: `a.jsonl.gz b.jsonl.gz` or `[a.jsonl.gz,b.jsonl.gz]`.
+
+    Returns:
+        The value that the function returns.
+
+    Raises:
+        UserError: An option or a value cannot be used.
+        SystemExit: Help was asked for.
+    """
+    signature = signature_of(target)
+    module, _, name = target.partition(":")
+    if not signature.parses_itself:
+        options, positional = _split(verb, signature, args)
+        if not any(option.startswith(("--help", "--config=")) for option in options):
+            positional = _packed(verb, signature, positional)
+        args = [*options, *positional]
+    function = getattr(importlib.import_module(f"hubert_lightning.{module}"), name)
+    if signature.parses_itself:
+        return function(args)
+    parser = VerbParser(prog=f"hubert {verb}", usage=_usage(verb, signature), description=signature.summary)
+    parser.add_argument("--config", action="config", help="YAML file of options.")
+    parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=False)
+    for action in actions_of(parser):
+        if action.dest in signature.required:
+            action.metavar = _shown(action.dest, signature.required[action.dest])
+    values = parser.instantiate_classes(parser.parse_args(args)).as_dict()
+    values.pop("config")
+    return function(**values)
+
+
+def usage(verbs_of: Verbs, verb: str = "") -> str:
+    """List the verbs, each with the first line of its function's docstring.
+
+    Args:
+        verbs_of: Table of the verbs.
+        verb: Verb whose verbs are listed; all if not given.
+    """
+    lines = [f"usage: hubert {verb or 'VERB'} {'VERB ' if verb else ''}...", ""]
+    if not verb:
+        lines += ["HuBERT: pre-train speech encoders on untranscribed audio, re-cluster, fine-tune with CTC.", ""]
+    width = min(shutil.get_terminal_size().columns, 120)
+    for group, verbs in verbs_of.items():
+        rows: list[tuple[str, str]] = []
+        for name, target in verbs.items():
+            if isinstance(target, dict):
+                rows += [(f"{name} {inner}", function) for inner, function in target.items()]
+            else:
+                rows.append((name, target))
+        rows = [row for row in rows if not verb or row[0].startswith(f"{verb} ")]
+        lines += [group] * bool(rows and not verb)
+        for name, function in rows:
+            summary = signature_of(function).summary.rstrip(".")
+            lines += textwrap.wrap(f"  {name:21} {summary}", width, subsequent_indent=" " * 24)
+        lines += [""] * bool(rows)
+    return "\n".join(
+        [*lines, f"Each verb has its own help: hubert {verb or 'prepare'} {'VERB' if verb else 'csv'} --help"]
+    )
+
+
+def find_verb(verbs_of: Verbs, args: list[str]) -> tuple[str, str | dict[str, str], list[str]]:
+    """Find the verb of a command line.
+
+    Args:
+        verbs_of: Table of the verbs.
+        args: Command line, at least one argument.
+
+    Returns:
+        The verb as it is typed, its function (or its verbs, if help on them was asked for), and the other arguments.
+
+    Raises:
+        UserError: There is no such verb.
+    """
+    known = {name: target for verbs in verbs_of.values() for name, target in verbs.items()}
+    target = known.get(args[0])
+    if target is None:
+        raise _unknown_verb(args[0], "hubert", known)
+    if isinstance(target, str) or not args[1:] or args[1] in ("-h", "--help"):
+        return args[0], target, args[1:]
+    if args[1] not in target:
+        raise _unknown_verb(args[1], f"hubert {args[0]}", target)
+    return f"{args[0]} {args[1]}", target[args[1]], args[2:]
+
+
+def _unknown_verb(typed: str, command: str, known: dict[str, str] | dict[str, str | dict[str, str]]) -> UserError:
+    meant = get_close_matches(typed, known, n=1)
+    guess = f"did you mean {meant[0]}? " if meant else ""
+    return UserError(f"{typed!r} is no verb of {command}; {guess}the verbs are {', '.join(known)}")
+
+
+class VerbParser(ArgumentParser):
+    """Parses options and configs, and reads no other file that an argument names.
+
+    Raises `UserError` with one sentence where argparse would print its usage.
+    """
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:  # type: ignore[override]
+        check_configs(args or [])
+        return super().parse_args(args, *others, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # jsonargparse tries one type after another
+            super().error(message, ex)
+        verb = self.prog.removeprefix("hubert ")
+        key = KEY.search(message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", KEY.sub(r"\g<key>", message))
+        if key and NOT_A_LIST.search(message):
+            raise UserError(f"{key['key']}: expects a list, in brackets: '[{key['key']}]'")
+        if unknown := UNRECOGNIZED.match(message):
+            raise _unknown_option(verb, unknown["option"], [])
+        if missing := REQUIRED.match(message):
+            raise _missing(verb, missing["names"].split(", "))
+        raise UserError(f"{' '.join(message.split()).rstrip('.')}; `hubert {verb} --help` lists the options")
+
+
+def _usage(verb: str, signature: Signature) -> str:
+    names = [_shown(name, kind) for name, kind in signature.required.items()]
+    return " ".join(["hubert", verb, *names, "[options]"])
+
+
+def _shown(name: str, annotation: str) -> str:
+    return f"{name.upper()}{' ...' * _is_list(annotation)}"
+
+
+def _is_list(annotation: str) -> bool:
+    return annotation.startswith(("list[", "Sequence["))
+
+
+def _split(verb: str, signature: Signature, args: list[str]) -> tuple[list[str], list[str]]:
+    """The options, each as `--name=value`, and the positional arguments."""
+    options: list[str] = []
+    positional: list[str] = []
+    remaining = deque(args)
+    while remaining:
+        arg = remaining.popleft()
+        if arg == "--":
+            return options, [*positional, *remaining]
+        if not arg.startswith("--") and not re.match(r"-[A-Za-z]", arg):
+            positional.append(arg)
+            continue
+        typed, equals, value = ("--help" if arg == "-h" else arg).lstrip("-").partition("=")
+        name, inner = _current_name(verb, signature, typed)
+        if equals:
+            value = f"={value}"
+        elif name in ("help", "print_config") or inner == ".help":
+            value = ""
+        elif signature.optional.get(name.removesuffix("+")) == "bool":
+            value = f"={remaining.popleft()}" if remaining and remaining[0].lower() in BOOLEANS else "=true"
+        elif remaining:
+            value = f"={remaining.popleft()}"
+        else:
+            raise UserError(f"{name}: expects a value; `hubert {verb} --help` lists the options")
+        options.append(f"--{name}{inner}{value}")
+    return options, positional
+
+
+def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str]:
+    """The name of an option as the function has it, with the + that extends a list, and the name of a part of it."""
+    first, dot, inner = typed.partition(".")
+    first = first.replace("-", "_")
+    name = first.removesuffix("+")
+    if current := RENAMED_OPTIONS.get(verb, {}).get(name):
+        log.warning("--%s: renamed to --%s; the next version will refuse the former name", name, current)
+        return first.replace(name, current), dot + inner
+    if name in signature.required:
+        raise UserError(f"{name} is given without its name: `{_usage(verb, signature)}`")
+    known = [*signature.optional, "help", "config", "print_config"]
+    if name not in known:
+        raise _unknown_option(verb, typed, known)
+    return first, dot + inner
+
+
+def _packed(verb: str, signature: Signature, given: list[str]) -> list[str]:
+    """One argument for each positional argument of the function, the plain arguments of a list in brackets.
+
+    A list of numbers takes the arguments that are numbers; of several other lists, the first takes as many as it can.
+    """
+    kinds = signature.required
+    if len(given) < len(kinds):
+        raise _missing(verb, list(kinds)[len(given) :])
+    letters = "".join("B" if arg[:1] + arg[-1:] == "[]" else "N" if arg.isdigit() else "A" for arg in given)
+    other = "[A]" if any("[int]" in kind for kind in kinds.values()) else "[AN]"
+    patterns = [
+        f"({other}|B)" if not _is_list(kind) else "(B|N+)" if "[int]" in kind else f"(B|{other}+)"
+        for kind in kinds.values()
+    ]
+    match = re.fullmatch("".join(patterns), letters)
+    if match is None:
+        raise UserError(
+            f"{given[len(kinds)] if len(given) > len(kinds) else given[-1]}: no such argument; "
+            f"`{_usage(verb, signature)}` takes {', '.join(kinds)}"
+        )
+    packed = []
+    for number, kind in enumerate(kinds.values(), start=1):
+        values = given[match.start(number) : match.end(number)]
+        if not _is_list(kind) or match[number] == "B":
+            packed += values
+        elif "[int]" in kind:
+            packed.append(f"[{', '.join(values)}]")
+        else:
+            packed.append(json.dumps(values, ensure_ascii=False))
+    return packed
+
+
+def _unknown_option(verb: str, option: str, known: list[str]) -> UserError:
+    name = option.lstrip("-")
+    meant = get_close_matches(name.replace("-", "_"), known, n=1)
+    guess = f"did you mean --{meant[0]}? " if meant else ""
+    return UserError(f"there is no option {name}; {guess}`hubert {verb} --help` lists the options")
+
+
+def _missing(verb: str, names: list[str]) -> UserError:
+    return UserError(f"{', '.join(names)} missing; `hubert {verb} --help` lists the arguments")
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """Names of a parser's options."""
+    return [name.lstrip("-") for action in actions_of(parser) for name in action.option_strings]
+
+
+def actions_of(parser: ArgumentParser) -> list[Action]:
+    """Arguments of a parser, which argparse keeps in a private list."""
+    return parser._actions
+
+
+def check_typed(args: Sequence[str]) -> None:
+    """Check the files that a command line names, before jsonargparse reads them.
+
+    Args:
+        args: Command line.
+
+    Raises:
+        UserError: A config cannot be used, or a value is a pipe or a device; or a file that jsonargparse would read is
+            larger than a config.
+    """
+    for name, value in typed_options(args):
+        path = Path(value)
+        try:
+            is_file = bool(value) and path.exists() and not path.is_dir()
+        except (OSError, ValueError):  # no path, such as a value that is too long for one
+            continue
+        if not is_file:
+            continue
+        check_regular(path)
+        if name in ("config", "c"):
+            check_yaml_file(path)
+        elif name in LIST_OPTIONS and path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{name}: expects a list of manifests; put the path in brackets: [path]")
+        elif name.count(".") < 2 and name not in ("ckpt_path", "output") and path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(
+                f"{path}: has more than {MAX_CONFIG_BYTES} bytes, where configs have a few thousand; give another file"
+            )
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Check the configs that a command line names; raises as `check_typed` does."""
+    for path in given_configs(args):
+        if path.exists():
+            check_yaml_file(path)
+
+
+def given_configs(args: Sequence[str]) -> list[Path]:
+    """Configs that a command line names."""
+    return [Path(value) for name, value in typed_options(args) if name in ("config", "c")]
+
+
+def typed_options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of the options of a command line."""
+    for arg, following in pairwise([*args, ""]):
+        if arg.startswith("-"):
+            name, equals, value = arg.partition("=")
+            yield name.lstrip("-").removesuffix("+"), value if equals else following

@@ -1,0 +1,175 @@
+"""The verbs of Lightning's command line. What needs no Lightning, such as help, is answered before it is imported."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from hubert_lightning.errors import UserError
+from hubert_lightning.parsing import typed_options
+
+HELP = """usage: hubert {verb} --config CONFIG [--config CONFIG ...] [--KEY VALUE ...]
+
+{summary}
+
+Configs are YAML files (`hubert fit` lists those of this package). A later config overrides an earlier one, and a key on
+the command line overrides both.
+
+Keys that matter
+  --output FOLDER             folder of the run: checkpoints, config, metrics, labels
+  --iterations LIST           rounds of pre-training, such as [{{features: mfcc, clusters: 100, max_steps: 250000}},
+                              {{features: previous, layer: 6, clusters: 500, max_steps: 400000}}]
+  --model CLASS               hubert_lightning.HubertPretraining or hubert_lightning.CTCFinetuning
+  --model.init_args.pretrained PATH                   checkpoint of any system to start from
+  --model.init_args.optimizer.init_args.lr RATE       peak learning rate
+  --data CLASS                hubert_lightning.PretrainingData or hubert_lightning.TranscribedData
+  --data.init_args.train [MANIFEST,...]               manifests to train on, made by `hubert prepare`
+  --data.init_args.validation [MANIFEST,...]          manifests to validate on
+  --data.init_args.test [MANIFEST,...]                manifests that `hubert test` and `hubert predict` read
+  --data.init_args.max_duration SECONDS               batch duration: audio in a batch, on each GPU
+  --trainer.max_steps STEPS   steps of the run, if there are no iterations
+  --trainer.accumulate_grad_batches NUMBER            batches of a step
+  --trainer.devices NUMBER    GPUs; --trainer.num_nodes NODES
+  --trainer.precision NAME    bf16-mixed where the GPU has it, if not given
+  --checkpoint.every_n_train_steps STEPS              steps from one last.ckpt to the next
+  --ckpt_path PATH            checkpoint to resume from or to judge; the run's own if not given
+  --seed_everything SEED
+
+All keys
+  hubert {verb} --model.help hubert_lightning.HubertPretraining     arguments of a class; likewise --data.help CLASS
+  hubert {verb} --config CONFIG --print_config                      every key with its value
+  hubert {verb} --help all                                          every key with its type
+
+Classes of this package, as hubert_lightning.CLASS; those of lightning and torch are taken too
+  trainer.callbacks           Relabel, LayerQuality, BestCheckpoints, PeakRateFinder
+  trainer.strategy            LayerwiseFSDP
+  iterations, kmeans          KMeans, ScikitKMeans
+"""
+
+KEYS = {
+    "accumulate": "trainer.accumulate_grad_batches",
+    "accumulation": "trainer.accumulate_grad_batches",
+    "batch": "data.init_args.max_duration (seconds of audio in a batch)",
+    "batch_duration": "data.init_args.max_duration (seconds of audio in a batch)",
+    "batch_size": "data.init_args.max_duration (seconds of audio in a batch)",
+    "clusters": "clusters of an entry of iterations",
+    "devices": "trainer.devices",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "grad_clip": "trainer.gradient_clip_val",
+    "labels": "data.init_args.labels",
+    "layer": "layer of an entry of iterations",
+    "learning_rate": "model.init_args.optimizer.init_args.lr",
+    "logger": "trainer.logger",
+    "lr": "model.init_args.optimizer.init_args.lr",
+    "max_epochs": "trainer.max_epochs",
+    "max_steps": "trainer.max_steps (with iterations: max_steps of each entry)",
+    "nodes": "trainer.num_nodes",
+    "num_clusters": "clusters of an entry of iterations",
+    "num_nodes": "trainer.num_nodes",
+    "num_workers": "data.init_args.num_workers",
+    "out": "output",
+    "output_dir": "output",
+    "precision": "trainer.precision",
+    "pretrained": "model.init_args.pretrained",
+    "resume": "output (the same command resumes its run), or ckpt_path",
+    "save_every": "checkpoint.every_n_train_steps",
+    "seed": "seed_everything",
+    "steps": "trainer.max_steps (with iterations: max_steps of each entry)",
+    "strategy": "trainer.strategy",
+    "train": "data.init_args.train",
+    "validation": "data.init_args.validation",
+    "wandb": "trainer.logger",
+    "warmup": "model.init_args.warmup",
+    "warmup_steps": "model.init_args.warmup_steps",
+    "weight_decay": "model.init_args.optimizer.init_args.weight_decay",
+    "workers": "data.init_args.num_workers",
+}
+"""Names that other programs have for our keys."""
+
+
+def fit(args: list[str]) -> None:
+    """Pre-train an encoder on untranscribed audio, or fine-tune it with CTC: hubert fit --config CONFIG.
+
+    Args:
+        args: Command line after the verb.
+    """
+    if _is_answered("fit", args):
+        return
+    from hubert_lightning.training import experiment
+
+    experiment.fit(args)
+
+
+def validate(args: list[str]) -> None:
+    """Compute losses, accuracies or error rates on the validation manifests.
+
+    Args:
+        args: Command line after the verb.
+    """
+    _judge("validate", args)
+
+
+def test(args: list[str]) -> None:
+    """Compute word and character error rates on the test manifests; hypotheses go to test.jsonl.
+
+    Args:
+        args: Command line after the verb.
+    """
+    _judge("test", args)
+
+
+def predict(args: list[str]) -> None:
+    """Transcribe the test manifests; hypotheses go to predict.jsonl.
+
+    Args:
+        args: Command line after the verb.
+    """
+    _judge("predict", args)
+
+
+def _judge(verb: Literal["validate", "test", "predict"], args: list[str]) -> None:
+    if _is_answered(verb, args):
+        return
+    from hubert_lightning.training import experiment
+
+    experiment.judge(verb, args)
+
+
+def configs_folder() -> Path:
+    """Return the folder of the YAML files: in a wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).parent.parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def _is_answered(verb: str, args: list[str]) -> bool:
+    """Print help if it was asked for.
+
+    Raises:
+        UserError: The command line names no config, or an option that another program has.
+    """
+    if args in (["--help"], ["-h"]):
+        summary = str(globals()[verb].__doc__).split("\n")[0].partition(":")[0].rstrip(".")
+        print(HELP.format(verb=verb, summary=f"{summary}."), end="")
+        return True
+    if args == ["--help", "all"]:
+        args.pop()
+        return False
+    for name, _ in typed_options(args):
+        if key := KEYS.get(name.replace("-", "_")):
+            raise UserError(f"there is no option {name}; the key is {key}; `hubert {verb} --help` lists the keys")
+    if not args:
+        run = "" if verb == "fit" else "; give the config.yaml of a run"
+        raise UserError(f"which config? `hubert {verb} --config CONFIG`{run}\n{_shipped()}".rstrip())
+    return False
+
+
+def _shipped() -> str:
+    """The configs of this package, each with the first line of its header."""
+    folder = configs_folder()
+    rows = []
+    for path in sorted(folder.rglob("*.yaml")):
+        first = path.read_text().split("\n")[0]
+        name = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
+        rows.append((str(name), first.removeprefix("#").strip() if first.startswith("#") else ""))
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:{width}}  {header}" for name, header in rows)

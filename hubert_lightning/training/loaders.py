@@ -1,0 +1,91 @@
+"""The loader of planned batches: a data set of batches, their plan, and the workers that read them."""
+
+from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
+from typing import TypeVar
+
+import numpy as np
+from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.data import DataLoader
+
+from hubert_lightning.data.workers import WatchedReads, quiet_worker
+from hubert_lightning.errors import UserError
+from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches, TranscribedBatch, TranscribedBatches
+from hubert_lightning.training.lightning_internals import batches_trained
+from hubert_lightning.training.sampler import PlannedBatches
+
+Batch = TypeVar("Batch")
+Loader = DataLoader[PretrainingBatch] | DataLoader[TranscribedBatch]
+
+
+def planned_loader(
+    trainer: Trainer,
+    batches: PretrainingBatches | TranscribedBatches,
+    frames: Sequence[int] | np.ndarray,
+    max_frames: int,
+    *,
+    num_workers: int,
+    seed: int,
+    shuffle: bool,
+    corpora: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    block_cuts: int = 1_000_000,
+) -> Loader:
+    """Build the loader of one rank.
+
+    Args:
+        trainer: Trainer that gives the rank, the number of ranks and the batches that are trained already.
+        batches: Data set that makes a batch from its plan.
+        frames: (cuts,), frames that each cut contributes.
+        max_frames: Maximum number of frames of a batch, with padding.
+        num_workers: Number of processes that read audio; 0 reads in this process.
+        seed: Seed of the plan in training; validation has one plan for all seeds.
+        shuffle: Whether it trains: another plan in each epoch, and the same number of batches on each rank.
+        corpora: (corpora,), consecutive cuts that belong to each corpus; all belong to one if not given.
+        weights: (corpora,), share of each corpus in an epoch; if not given, every cut comes once.
+        block_cuts: Number of cuts that are shuffled together.
+
+    Raises:
+        UserError: `overfit_batches` of the Trainer would replace the plan.
+    """
+    overfit_batches: float = trainer.overfit_batches  # type: ignore[attr-defined]  # Lightning does not declare it
+    if overfit_batches:
+        raise UserError(
+            f"overfit_batches is {overfit_batches}, which would replace our plan of batches; leave it out, and give "
+            "the data a manifest of a few utterances"
+        )
+    sampler = PlannedBatches(
+        frames,
+        max_frames,
+        corpora=corpora,
+        weights=weights,
+        seed=seed if shuffle else 0,
+        position=partial(batches_trained, trainer),  # restored from checkpoints, so a resumed run takes the next batch
+        shuffle=shuffle,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        accumulate=trainer.accumulate_grad_batches,
+        even=isinstance(trainer.strategy, ModelParallelStrategy),  # its ranks compute every layer together
+        block_cuts=block_cuts,
+    )
+    return DataLoader(
+        WatchedReads(batches, attrgetter("cuts"), partial(_cut_id, batches), num_workers),
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
+        persistent_workers=num_workers > 0,
+        worker_init_fn=quiet_worker if num_workers else None,
+    )
+
+
+def _cut_id(batches: PretrainingBatches | TranscribedBatches, index: int) -> str:
+    cut_id: str = batches.cuts[index].id
+    return cut_id
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

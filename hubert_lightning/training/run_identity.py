@@ -1,0 +1,133 @@
+"""Whether a folder holds the run that a config describes, and whether that run is finished."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning import Trainer
+
+from hubert_lightning.errors import UserError
+from hubert_lightning.training.run_config import listed
+from hubert_lightning.training.run_folder import (
+    CONFIG,
+    kept_config,
+    kept_metrics,
+    names_manifests,
+    restore_config,
+    saved_configs,
+)
+from hubert_lightning.training.task import CHANGEABLE_ON_RESUME
+from hubert_lightning.units.label_recipe import is_mfcc
+
+
+def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
+    """Refuse a folder with checkpoints of another model, other data or other labels.
+
+    A damaged config in the folder is restored from a checkpoint.
+
+    Args:
+        config: Config of the run.
+        parser: Parser of the config.
+
+    Raises:
+        UserError: The folder holds another run.
+    """
+    folder = Path(config.output)
+    if not any(folder.glob("*.ckpt")):
+        return  # nothing was trained here
+    by_content = names_manifests(folder, config.data.class_path)
+    asked = _identity(yaml.safe_load(parser.dump(config, skip_none=False)), by_content)
+    difference = _first_difference(_identity(kept_config(folder), by_content), asked)
+    if difference is None:
+        return
+    for checkpoint, saved in saved_configs(folder):
+        if _first_difference(_identity(saved, by_content), asked) is None:
+            restore_config(folder / CONFIG, f"another {difference} than its checkpoint", checkpoint)
+            return
+        break
+    raise UserError(
+        f"{folder}: already holds another run, which differs in {difference}; "
+        "choose another --output, or remove that folder"
+    )
+
+
+def is_finished(config: Namespace) -> bool:
+    """Whether all steps are done, or the run stopped early with no more steps to do than before."""
+    metrics = kept_metrics(Path(config.output))
+    if "stopped_early" in metrics:
+        before, asked = metrics["max_steps"], config.trainer.max_steps
+        return before < 1 or 0 < asked <= before
+    return 0 < config.trainer.max_steps <= metrics.get("steps", 0)
+
+
+def finished_sentence(config: Namespace, output: Path) -> str:
+    """Explain why a fit does nothing.
+
+    Args:
+        config: Config of the last run.
+        output: Folder of the command.
+    """
+    if reason := kept_metrics(Path(config.output)).get("stopped_early"):
+        return (
+            f"{output}: finished already, stopped early ({reason}); to resume, raise max_steps, and the patience of "
+            "EarlyStopping or leave it out; for a new run choose another --output"
+        )
+    return f"{output}: finished already (metrics.json); for a new run choose another --output"
+
+
+def early_stop(trainer: Trainer) -> str | None:
+    """The reason that EarlyStopping gives, if it ended the run."""
+    done = 0 < trainer.max_steps <= trainer.global_step
+    if done or not trainer.should_stop:
+        return None
+    reasons = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
+    return next((" ".join(reason.split()) for reason in reasons if reason), None)
+
+
+def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
+    """The options that make a run what it is, without those on hardware, speed and logging.
+
+    Args:
+        config: Config of the run.
+        by_content: Whether its checkpoints identify its manifests and labels, whose paths may change then.
+
+    Returns:
+        The part that two configs of one run have in common.
+    """
+    callbacks = listed(config["trainer"]["callbacks"])
+    relabel = [
+        dict(callback.get("init_args", {})) for callback in callbacks if callback["class_path"].endswith("Relabel")
+    ]
+    for labels in relabel:
+        if not is_mfcc(labels.get("features", "")):
+            labels["features"] = "a checkpoint"  # its path moves with the run; Relabel compares its content
+        if labels.get("quantizer"):
+            labels["quantizer"] = "a file"  # likewise
+    identity: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
+    model, data = identity["model"]["init_args"], identity["data"]["init_args"]
+    for option in CHANGEABLE_ON_RESUME:
+        model.pop(option, None)
+    for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):
+        data.pop(option, None)
+    if model.get("warmup_steps") is not None:
+        model.pop("warmup", None)  # the share that this number replaces
+    if model.get("pretrained"):
+        model["pretrained"] = "a checkpoint"  # its path may change, like that of the features
+    return identity | {"labels": relabel[0] if relabel else None}
+
+
+def _first_difference(kept: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    return next((difference for key in kept for difference in _differences(kept[key], asked[key], key)), None)
+
+
+def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:  # Any: values of YAML
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        for name in sorted(kept.keys() | asked.keys()):
+            unused = name not in kept and not asked[name]  # an option that the kept config does not know
+            if name != "num_workers" and not unused:
+                yield from _differences(kept.get(name), asked.get(name), f"{key}.{name}")
+    elif kept != asked:
+        yield f"{key} ({kept} there, {asked} here)"

@@ -1,0 +1,324 @@
+"""Command lines of verbs: lists, renamed options, suggestions; and the private parts of jsonargparse."""
+
+import argparse
+import importlib
+import inspect
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import refused
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningCLI
+
+import hubert_lightning
+from hubert_lightning import parsing
+from hubert_lightning.cli import VERBS, main
+from hubert_lightning.errors import UserError
+from hubert_lightning.parsing import RENAMED_OPTIONS, Signature, actions_of, call_verb, option_names, signature_of
+from hubert_lightning.training.commands import HELP, KEYS
+from hubert_lightning.training.experiment import HubertCLI
+
+UPGRADE = "jsonargparse has changed: correct this part of hubert_lightning/parsing.py, and the sentences made of it"
+
+
+def targets() -> dict[str, str]:
+    found = {}
+    for verbs in VERBS.values():
+        for verb, target in verbs.items():
+            inner = target if isinstance(target, dict) else {"": target}
+            found |= {f"{verb} {name}".strip(): function for name, function in inner.items()}
+    return found
+
+
+@pytest.mark.parametrize(("verb", "target"), targets().items(), ids=targets())
+def test_the_signature_in_the_source_is_that_of_the_function(verb: str, target: str) -> None:
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(f"hubert_lightning.{module}"), name)
+    signature = signature_of(target)
+    assert [*signature.required, *signature.optional] == list(inspect.signature(function).parameters)
+    assert signature.summary == str(inspect.getdoc(function)).split("\n")[0] != ""
+    assert set(RENAMED_OPTIONS.get(verb, {}).values()) <= signature.optional.keys()
+    assert not RENAMED_OPTIONS.get(verb, {}).keys() & signature.optional.keys()
+
+
+def test_every_renamed_option_is_one_of_a_verb() -> None:
+    assert RENAMED_OPTIONS.keys() <= targets().keys()
+
+
+# A verb whose function is this test's, with arguments of every kind
+
+
+def several(labels: list[Path], manifest: list[Path], out: Path, clusters: list[int], hop: int = 320) -> tuple:
+    """Take lists.
+
+    Args:
+        labels: Files of labels.
+        manifest: Manifests.
+        out: Folder.
+        clusters: Numbers of clusters.
+        hop: Samples.
+    """
+    return labels, manifest, out, clusters, hop
+
+
+def flagged(files: list[Path], flag: bool = False, keep_punctuation: str = "'", number: int = 0) -> tuple:
+    """Take a flag.
+
+    Args:
+        files: Files.
+        flag: Flag.
+        keep_punctuation: Characters.
+        number: Number.
+    """
+    return files, flag, keep_punctuation, number
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable, list[str]], Any]:
+    def signature(target: str) -> Signature:
+        function = globals()[target.partition(":")[2]]
+        kinds = {
+            name: inspect.formatannotation(parameter.annotation).replace("pathlib.", "")
+            for name, parameter in inspect.signature(function).parameters.items()
+        }
+        required = {
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is inspect.Parameter.empty
+        }
+        return Signature(
+            "Test.",
+            {name: kind for name, kind in kinds.items() if name in required},
+            {name: kind for name, kind in kinds.items() if name not in required},
+        )
+
+    monkeypatch.setattr(parsing, "signature_of", signature)
+    monkeypatch.setattr(importlib, "import_module", lambda name: sys.modules[__name__])
+    return lambda function, args: call_verb("verb", f"module:{function.__name__}", args)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a.km b.km m.jsonl.gz out 100 500",
+        "[a.km,b.km] m.jsonl.gz out 100 500",
+        "[a.km,b.km] [m.jsonl.gz] out [100,500]",
+        "a.km b.km m.jsonl.gz --hop=320 out [100,500]",
+        "--hop 320 a.km b.km -- m.jsonl.gz out 100 500",
+    ],
+)
+def test_a_list_is_several_arguments_or_one_in_brackets(call: Callable, typed: str) -> None:
+    labels, manifest, out, clusters, hop = call(several, typed.split())
+    assert (labels, manifest, out) == ([Path("a.km"), Path("b.km")], [Path("m.jsonl.gz")], Path("out"))
+    assert (clusters, hop) == ([100, 500], 320)
+
+
+def test_a_list_in_brackets_takes_no_other_argument(call: Callable) -> None:
+    labels, manifest, *_ = call(several, ["[a.km]", "m1.jsonl.gz", "m2.jsonl.gz", "out", "100"])
+    assert labels == [Path("a.km")]
+    assert manifest == [Path("m1.jsonl.gz"), Path("m2.jsonl.gz")]
+
+
+def test_a_path_may_be_a_number_or_have_spaces(call: Callable) -> None:
+    files, *_ = call(flagged, ["1", "two words.wav", "ü.wav", "-"])
+    assert files == [Path("1"), Path("two words.wav"), Path("ü.wav"), Path("-")]
+
+
+def test_a_flag_takes_a_value_only_if_it_is_one(call: Callable) -> None:
+    assert call(flagged, ["--flag", "a.wav"])[:2] == ([Path("a.wav")], True)
+    assert call(flagged, ["--flag", "false", "a.wav"])[:2] == ([Path("a.wav")], False)
+    assert call(flagged, ["a.wav", "--number", "-1"])[3] == -1
+
+
+def test_hyphens_and_underscores_in_options_are_alike(call: Callable) -> None:
+    assert call(flagged, ["a.wav", "--keep-punctuation", "'-"])[2] == "'-"
+
+
+def test_a_former_name_of_an_option_works_with_a_warning(
+    call: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(RENAMED_OPTIONS, "verb", {"kept": "keep_punctuation"})
+    with caplog.at_level(logging.WARNING):
+        assert call(flagged, ["a.wav", "--kept=!"])[2] == "!"
+    assert "--kept: renamed to --keep_punctuation" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("a.wav --numbr=3", r"there is no option numbr; did you mean --number\?"),
+        ("a.wav -n 3", "there is no option n;"),
+        ("--files=a.wav", r"files is given without its name: `hubert verb FILES \.\.\. \[options\]`"),
+        ("", "files missing; `hubert verb --help` lists the arguments"),
+        ("a.wav --number=many", "^number: Expected a int. Got value: many; `hubert verb --help` lists the options"),
+        ("a.wav --number", "number: expects a value"),
+    ],
+)
+def test_a_mistake_is_one_sentence(call: Callable, typed: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        call(flagged, typed.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("trascribe x", "'trascribe' is no verb of hubert; did you mean transcribe?"),
+        ("prepare libriligt x", "'libriligt' is no verb of hubert prepare; did you mean librilight?"),
+        ("quality m x --clustrs=3", "there is no option clustrs; did you mean --clusters?"),
+        ("fit --lr 1e-3", "there is no option lr; the key is model.init_args.optimizer.init_args.lr"),
+        ("fit --batch_size=8", "the key is data.init_args.max_duration"),
+        ("fit", "which config? `hubert fit --config CONFIG`\n"),
+        ("test", "give the config.yaml of a run"),
+    ],
+)
+def test_mistakes_are_answered_before_heavy_packages_are_imported(typed: str, sentence: str) -> None:
+    code = (
+        "import sys\nfrom hubert_lightning.cli import main\n"
+        f"try: main({typed.split()!r})\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'lightning', 'lhotse', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sentence in done.stderr
+    assert done.stdout == "[]\n"
+
+
+def test_fit_alone_lists_the_configs(capsys: pytest.CaptureFixture) -> None:
+    said = refused(capsys, "fit")
+    assert "configs/pretrain/base.yaml " in said
+    assert "HuBERT Base (95 M parameters)" in said
+
+
+def test_the_version(capsys: pytest.CaptureFixture) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"hubert_lightning {hubert_lightning.__version__}\n"
+
+
+def test_a_closed_pipe_ends_a_verb_without_a_traceback() -> None:
+    command = f"{sys.executable} -m hubert_lightning --help | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "usage: hubert VERB ..."
+    assert done.stdout.splitlines()[-1] in ("141", "0")  # 0 if all was written before the pipe was closed
+
+
+def test_the_help_of_fit_fits_two_screens(capsys: pytest.CaptureFixture) -> None:
+    main(["fit", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_help_of_fit_names_keys_and_classes_that_there_are() -> None:
+    keys = {line.split()[0].removeprefix("--") for line in HELP.splitlines() if line.startswith("  --")}
+    known = fit_keys()
+    assert keys | {value.split()[0] for value in KEYS.values() if " of an entry" not in value} <= known
+    assert not {f"--{name}" for name in KEYS} & {f"--{key}" for key in known if "." not in key}
+    classes = [name.strip(",") for line in HELP.splitlines()[-3:] for name in line.split() if name[0].isupper()]
+    assert set(classes) <= set(hubert_lightning.__all__)
+
+
+def fit_keys() -> set[str]:
+    """Every key of `hubert fit`, those of our classes included."""
+
+    class Keys(Exception):
+        pass
+
+    class OnlyParser(HubertCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            self.keys = set(option_names(parser))
+            raise Keys
+
+    cli = OnlyParser.__new__(OnlyParser)
+    with pytest.raises(Keys):
+        cli.__init__("fit", [])  # type: ignore[misc]
+    inner = {
+        f"{group}.init_args.{name}"
+        for group, classes in {
+            "model": (hubert_lightning.HubertPretraining, hubert_lightning.CTCFinetuning),
+            "data": (hubert_lightning.PretrainingData, hubert_lightning.TranscribedData),
+        }.items()
+        for made in classes
+        for name in inspect.signature(made).parameters
+    }
+    optimizer = {f"model.init_args.optimizer.init_args.{name}" for name in ("lr", "weight_decay")}
+    return cli.keys | inner | optimizer
+
+
+# Private parts of jsonargparse and LightningCLI
+
+
+class Kept:
+    def __init__(self, size: int = 1) -> None: ...
+
+
+def message_of(args: list[str], config: dict | None = None) -> str:
+    """What jsonargparse reports for a command line."""
+    messages = []
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+            if not self.exit_on_error:
+                super().error(message, ex)
+            messages.append(message)
+            raise SystemExit(2)
+
+    parser = Parser()
+    parser.add_argument("--number", type=int)
+    parser.add_argument("--files", type=list[Path])
+    parser.add_subclass_arguments(Kept, "kept")
+    parser.add_argument("--callbacks", type=list[Callback] | Callback | None)
+    parser.add_argument("path", type=Path)
+    with pytest.raises(SystemExit):
+        parser.parse_args(args)
+    return messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("KEY", ["p", "--number=x"]),
+        ("UNRECOGNIZED", ["p", "--numbre=3"]),
+        ("UNKNOWN", ["p", "--kept=test_parsing.Kept", "--kept.init_args.sise=3"]),
+        ("REQUIRED", []),
+        ("GIVEN_CLASS", ["p", "--kept=test_parsing.Kept", "--kept.init_args.sise=3"]),
+        ("GIVEN_VALUE", ["p", "--callbacks=3"]),
+        ("NOT_A_LIST", ["p", "--files=3"]),
+        ("CLASS_PROBLEM", ["p", "--kept=test_parsing.Kept", "--kept.init_args.size=x"]),
+        ("ASIDE", ["p", "--callbacks=3"]),
+    ],
+)
+def test_jsonargparse_words_its_messages_as_they_are_read(name: str, args: list[str]) -> None:
+    message = message_of(args)
+    pattern = getattr(parsing, name)
+    found = pattern in message if isinstance(pattern, str) else any(map(pattern.search, message.splitlines()))
+    assert found, f"parsing.{name} is not in {message!r}; {UPGRADE}"
+
+
+def test_argparse_keeps_its_arguments_where_they_are_read() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--a")
+    assert hasattr(parser, "_actions"), f"argparse has no _actions; {UPGRADE} (actions_of)"
+    made = ArgumentParser()
+    made.add_argument("--b", type=int)
+    assert "b" in option_names(made)
+    assert actions_of(made)[-1].dest == "b"
+
+
+@pytest.mark.parametrize("name", ["_set_seed"])
+def test_lightning_cli_has_the_private_methods_that_are_overridden(name: str) -> None:
+    assert callable(getattr(LightningCLI, name, None)), (
+        f"LightningCLI has no {name}; find where it seeds, and let HubertCLI print the seed once for all iterations"
+    )
+
+
+def test_lightning_cli_keeps_the_config_that_a_second_run_must_not_see() -> None:
+    source = inspect.getsource(LightningCLI)
+    assert 'hasattr(self, "config_dump")' in source, "LightningCLI keeps its config elsewhere; correct HubertCLI.build"
+    assert "self.trainer_defaults" in source, "LightningCLI has no trainer_defaults; correct HubertCLI.build"
