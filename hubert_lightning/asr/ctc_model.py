@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import Extractor, length_if_padded
 from hubert_lightning.features.windows import quiet_windows
+from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import encoder_fingerprint, read_weights
 from hubert_lightning.pretrained.weights import build_ctc_head, build_encoder
@@ -122,7 +123,7 @@ def log_probabilities(
     """
     device = model.head.weight.device
 
-    def encode(waveform: Tensor, length: Tensor) -> Tensor:
+    def encode(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
             log_probs: Tensor = model(waveform.to(device), padded, ignore_padding=True)

@@ -3,92 +3,126 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hubert_lightning.features.mfcc import MFCC_PARTS, SPLICED, mfcc, spliced
-from hubert_lightning.features.windows import LONGEST
+from hubert_lightning.features.mfcc import MFCC_DIM, MFCC_PARTS, SPLICED_FRAMES, mfcc, spliced
+from hubert_lightning.features.windows import WINDOW_FRAMES
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 
-Features = Callable[[Tensor, Tensor], Tensor]
-"""waveform (batch, samples), length (batch,) → (batch, frames, …, dim), one row per 20 ms"""
+MFCC = "mfcc"
+MFCC_SPLICED = f"mfcc spliced over {SPLICED_FRAMES} frames"
+
+Precision = Callable[[], AbstractContextManager[object]]
+"""Context in which an encoder computes, such as torch.autocast."""
+
+
+class Features(Protocol):
+    """A function from a padded batch of audio to one row of features per 20 ms."""
+
+    def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
+        """Compute features.
+
+        Args:
+            waveform: (batch, samples), 16 kHz.
+            length: (batch,), samples before padding.
+            statistics: Statistics of the recordings that the rows are parts of, by which norms over time normalise;
+                of the rows themselves if not given.
+
+        Returns:
+            (batch, frames, …, dim).
+        """
 
 
 class Extractor(NamedTuple):
-    """A function from audio to features, what labels made of them are said to come from, the shape of one frame's,
-    the device that computes them, and, if norms over time are in them, the features of parts of recordings."""
+    """A function from audio to features, and what its users must know.
+
+    Args:
+        features: The function.
+        name: Name of the features, which a K-means fitted on them states as its source.
+        shape: Shape of one frame's features.
+        device: Device that computes.
+        uses_statistics: Whether the features have norms over time, so that parts of a recording need its statistics.
+    """
 
     features: Features
     name: str
     shape: tuple[int, ...]
     device: torch.device = torch.device("cpu")
-    features_of_parts: Callable[[Tensor, Tensor, WaveformStatistics], Tensor] | None = None
+    uses_statistics: bool = False
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
-        """Features of a batch; with the statistics of the recordings of which its rows are parts, as they have them."""
-        if statistics is None or self.features_of_parts is None:
-            return self.features(waveform, length)
-        return self.features_of_parts(waveform, length, statistics)
+        """Compute features of a batch, as `Features`."""
+        return self.features(waveform, length, statistics if self.uses_statistics else None)
 
 
 def mfcc_extractor(in_parts: bool = False) -> Extractor:
-    """MFCC at the encoder's clock.
+    """Create an extractor of MFCCs at the encoder's clock.
 
     Args:
-        in_parts: Spliced over three frames, for product K-means of their parts.
+        in_parts: Whether they are spliced over three frames, for product K-means of their parts.
     """
 
-    def features(waveform: Tensor, length: Tensor) -> Tensor:
+    def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         rows = (mfcc(row[:samples]) for row, samples in zip(waveform, length.tolist(), strict=True))
         # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
         return pad_sequence([(spliced(row) if in_parts else row)[::2] for row in rows], batch_first=True)
 
     if in_parts:
-        return Extractor(
-            features, f"mfcc spliced over {SPLICED} frames", (max(part.stop for part in MFCC_PARTS.values()),)
-        )
-    return Extractor(features, "mfcc", (39,))
+        return Extractor(features, MFCC_SPLICED, (max(part.stop for part in MFCC_PARTS.values()),))
+    return Extractor(features, MFCC, (MFCC_DIM,))
 
 
 def layer_extractor(
-    path: Path | str,
-    layer: int,
-    device: torch.device,
-    precision: Callable[[], AbstractContextManager] = nullcontext,
+    path: Path | str, layer: int, device: torch.device, precision: Precision = nullcontext
 ) -> Extractor:
-    """One layer, counted from 1, of the encoder in a checkpoint, each utterance as if it were alone."""
+    """Create an extractor of one layer of an encoder, in which no utterance depends on its batch.
+
+    Args:
+        path: Model in any format.
+        layer: Layer, counted from 1.
+        device: Device that computes.
+        precision: Context in which the encoder computes.
+
+    Raises:
+        UserError: The model cannot be read, or has no such layer.
+    """
     encoder = load_encoder(path).to(device)
     encoder.check_layer(layer)
 
     def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
-        if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > LONGEST:
+        if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > WINDOW_FRAMES:
             statistics = statistics_of([waveform[0]])  # with which it is convolved in pieces
         if statistics is not None:
             exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
             statistics = WaveformStatistics(*(value.to(device, exact) for value in statistics))
         padded = length_if_padded(length, device)
         with precision():
-            waveform = waveform.to(device)
-            return encoder.features(waveform, padded, layer=layer, ignore_padding=True, statistics=statistics)
+            return encoder.features(
+                waveform.to(device), padded, layer=layer, ignore_padding=True, statistics=statistics
+            )
 
     name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
-    return Extractor(features, name, (encoder.config.dim,), device, features_of_parts=features)
+    return Extractor(features, name, (encoder.config.dim,), device, uses_statistics=True)
 
 
-def all_layers_extractor(
-    encoder: HubertEncoder, precision: Callable[[], AbstractContextManager] = nullcontext
-) -> Extractor:
-    """Every layer of an encoder: (batch, frames, layers, dim)."""
+def all_layers_extractor(encoder: HubertEncoder, precision: Precision = nullcontext) -> Extractor:
+    """Create an extractor of every layer of an encoder: (batch, frames, layers, dim).
+
+    Args:
+        encoder: Encoder, on the device that computes.
+        precision: Context in which the encoder computes.
+    """
     device = encoder.mask_embedding.device
 
-    def features(waveform: Tensor, length: Tensor) -> Tensor:
+    def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
             return torch.stack(encoder.all_layers(waveform.to(device), padded, ignore_padding=True), dim=2)
@@ -98,5 +132,13 @@ def all_layers_extractor(
 
 
 def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:
-    """Lengths (batch,) on a device, or none where no row is padded, which is faster."""
+    """Move lengths to a device, unless no row is padded, which is faster to compute.
+
+    Args:
+        length: (batch,), samples before padding.
+        device: Device that computes.
+
+    Returns:
+        (batch,), or None if all lengths are the same.
+    """
     return None if bool((length == length[0]).all()) else length.to(device)

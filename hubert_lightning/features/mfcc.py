@@ -1,4 +1,4 @@
-"""The features of iteration 1: mel-frequency cepstra and how they move."""
+"""The features of iteration 1: mel-frequency cepstra and their derivatives."""
 
 from typing import Literal
 
@@ -9,20 +9,24 @@ from torchaudio.functional import compute_deltas
 
 from hubert_lightning.frames import SAMPLE_RATE
 
+MFCC_DIM = 39
+SPLICED_FRAMES = 3
+"""Frames, 10 ms apart, that spliced features consist of."""
 MfccPart = Literal["cepstra", "delta", "delta_delta"]
 MFCC_PARTS: dict[MfccPart, slice] = {"cepstra": slice(0, 39), "delta": slice(39, 78), "delta_delta": slice(78, 117)}
 """Columns of spliced features, one codebook of product K-means each (HuBERT table VI)."""
-SPLICED = 3
-"""Frames, 10 ms apart, that spliced features are made of."""
 
 
 def mfcc(waveform: Tensor) -> Tensor:
-    """39 features per 10 ms: 13 cepstra, their Δ and ΔΔ, neither mean nor variance normalised.
+    """Compute 39 features per 10 ms: 13 cepstra, their Δ and ΔΔ, neither mean nor variance normalised.
 
-    Take every other row for the frames of the encoder: `mfcc(waveform)[::2]`.
+    `mfcc(waveform)[::2]` has the frames of the encoder.
 
-    waveform: (samples,), 16 kHz audio in [-1, 1], at least one window (25 ms) of it
-    returns:  (frames at 10 ms, 39)
+    Args:
+        waveform: (samples,), 16 kHz audio in [-1, 1], at least one window (25 ms).
+
+    Returns:
+        (frames at 10 ms, 39).
     """
     # fairseq dump_mfcc_feature: Kaldi's defaults (25 ms window, 10 ms shift, 23 mel bins), C0 instead of energy
     cepstra = kaldi.mfcc(waveform[None], sample_frequency=SAMPLE_RATE, use_energy=False).T  # (13, frames)
@@ -31,7 +35,7 @@ def mfcc(waveform: Tensor) -> Tensor:
 
 
 def spliced(features: Tensor) -> Tensor:
-    """MFCCs of each frame with those of the frame before it and after it; at the ends, the outermost frame is repeated.
+    """Join the MFCCs of each frame with those of the frames before and after it.
 
     Args:
         features: (frames, 39), all frames of a recording, 10 ms apart.
@@ -39,6 +43,6 @@ def spliced(features: Tensor) -> Tensor:
     Returns:
         (frames, 117), cepstra of three frames, then their Δ, then their ΔΔ: `MFCC_PARTS`.
     """
-    # Repeated at the ends as by Kaldi's splice-feats; the paper says nothing of them
-    around = torch.cat([features[:1], features, features[-1:]])
-    return around.unfold(0, SPLICED, 1).flatten(1)
+    # The outermost frame is repeated, as by Kaldi's splice-feats; the paper does not describe the ends
+    padded = torch.cat([features[:1], features, features[-1:]])
+    return padded.unfold(0, SPLICED_FRAMES, 1).flatten(1)

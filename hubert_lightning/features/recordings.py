@@ -1,11 +1,10 @@
-"""Recordings that a verb was given: found in folders, examined, and of each what a model makes of it, or why nothing
-was made, whatever is wrong with the others."""
+"""The recordings that a verb was given: their files, and a model's result or the reason of failure for each."""
 
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,50 +18,74 @@ from hubert_lightning.data.examine import examine
 from hubert_lightning.data.probe import Sound
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
+from hubert_lightning.features.extractors import Precision
 from hubert_lightning.frames import num_frames
 
 Rows = Callable[[Sequence[Sequence[Cut]]], Iterator[list[Tensor]]]
-"""Groups of cuts → of each group in turn, for each of its cuts one row for each frame"""
+"""A function from groups of cuts to the rows (frames, …) of each group's cuts, group after group."""
 
 Result = TypeVar("Result")
 
 
 def listed(files: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the audio in them; each once, however its path is written."""
-    found: dict[str, Path] = {}
+    """Find the audio files that a verb was given.
+
+    Args:
+        files: Files, and folders whose audio files are taken, whatever their depth.
+
+    Returns:
+        Each file once, however its path is written.
+
+    Raises:
+        UserError: A folder holds no audio.
+    """
+    paths: dict[str, Path] = {}
     skipped = Counter[str]()
     for file in map(Path, files):
         if not file.is_dir():
-            found.setdefault(os.path.realpath(file), file)
+            paths.setdefault(os.path.realpath(file), file)
             continue
-        # a leading dot marks what an operating system left there, not audio
+        # a leading dot marks files of the operating system, not audio
         inside = [path for path in sorted(file.rglob("*")) if path.is_file() and not path.name.startswith(".")]
         audio = [path for path in inside if path.suffix.lower() in AUDIO_SUFFIXES]
         if not audio:
             raise UserError(f"{file}: no audio in this folder; name files, or another folder")
         for path in audio:
-            found.setdefault(os.path.realpath(path), path)
+            paths.setdefault(os.path.realpath(path), path)
         count_skipped(skipped, inside)
     if skipped:
         print(f"hubert: {skipped_sentence(skipped)}", file=sys.stderr)
-    return list(found.values())
+    return list(paths.values())
 
 
 def of_each(
     paths: Sequence[Path], rows_of: Rows, make: Callable[[Cut, Tensor], Result], frames_together: int
 ) -> Iterator[Result | RefusedFile]:
-    """What is made of each recording's rows, or why nothing was, in whatever order they are ready.
+    """Make a result of each recording, whatever is wrong with the others.
 
-    frames_together: of the recordings of a group at most, whose rows are in memory together; one may have more
+    Args:
+        paths: Audio files.
+        rows_of: Function that computes the rows of each recording.
+        make: Function from a recording and its rows to its result.
+        frames_together: Largest number of frames of the recordings whose rows are in memory together; a single
+            recording may have more.
+
+    Yields:
+        Result of a recording, or the reason why there is none, in no particular order.
     """
-    cuts, refused, heard = examine(paths)
-    _tell(cuts, heard)
+    cuts, refused, sounds = examine(paths)
+    _print_remarks(cuts, sounds)
     yield from _of_groups(rows_of, _grouped(cuts, frames_together), make)
     yield from refused
 
 
-def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager]:
-    """What an encoder runs in: "float32", or "bfloat16" where torch finds that precise enough."""
+def autocast(device: torch.device, precision: str) -> Precision:
+    """Return the context in which an encoder computes.
+
+    Args:
+        device: Device that computes.
+        precision: "float32", or "bfloat16" for the operations that torch finds precise enough in it.
+    """
     return partial(torch.autocast, device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext
 
 
@@ -72,11 +95,11 @@ def _of_groups(
     done = 0
     while done < len(groups):
         try:
-            for of_group in rows_of(groups[done:]):
-                for cut, rows in zip(groups[done], of_group, strict=True):
+            for rows_of_cuts in rows_of(groups[done:]):
+                for cut, rows in zip(groups[done], rows_of_cuts, strict=True):
                     yield _made(make, cut, rows)
                 done += 1
-        except UserError as error:  # a file that was sound when it was examined; the others of its group are
+        except UserError as error:  # a file was readable when it was examined; the others of its group still are
             if len(groups[done]) == 1:
                 yield RefusedFile(Path(groups[done][0].id), str(error))
             else:
@@ -92,20 +115,19 @@ def _made(make: Callable[[Cut, Tensor], Result], cut: Cut, rows: Tensor) -> Resu
 
 
 def _grouped(cuts: Sequence[Cut], frames_together: int) -> list[list[Cut]]:
-    """Files whose rows fit in memory together, so that short ones can fill a batch."""
+    """Group recordings whose rows fit in memory together, so that short ones can fill a batch."""
     groups: list[list[Cut]] = []
     frames = 0
     for cut in cuts:
-        of_cut = num_frames(cut.num_samples)
-        if not groups or frames + of_cut > frames_together:
+        frames += num_frames(cut.num_samples)
+        if not groups or frames > frames_together:
             groups.append([])
-            frames = 0
+            frames = num_frames(cut.num_samples)
         groups[-1].append(cut)
-        frames += of_cut
     return groups
 
 
-def _tell(cuts: Sequence[Cut], heard: Mapping[str, Sound]) -> None:
+def _print_remarks(cuts: Sequence[Cut], sounds: Mapping[str, Sound]) -> None:
     for cut in cuts:
-        for remark in heard[cut.id].remarks:
+        for remark in sounds[cut.id].remarks:
             print(f"hubert: {cut.id}: {remark}", file=sys.stderr)

@@ -29,41 +29,63 @@ def sample_frames(
     world_size: int = 1,
     local_ranks: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """A uniform sample of the frames of randomly chosen utterances, four times as much audio as is kept.
+    """Compute the features of a uniform sample of frames, from randomly chosen utterances.
 
-    Neighbouring frames are alike, so they come from more utterances than would be enough; not from all, since a large
-    corpus would then be encoded twice. Which frames they are depends on the seed, the cuts and how many are asked for.
+    The utterances have four times as many frames as the sample: neighbouring frames are alike, so frames of more
+    utterances than necessary are better; with all utterances, a large corpus would be encoded twice. The seed, the cuts
+    and `max_frames` alone determine the sample.
 
-    local_ranks: how many ranks share this machine's memory
-    returns:     (about max_frames / world_size, dim) float32, and the place of each row in the sample of all ranks
+    Args:
+        extractor: Function that computes the features.
+        cuts: Utterances.
+        max_frames: Number of frames of the sample of all ranks.
+        seed: Seed of the sample.
+        batch_frames: Largest number of frames of a batch, padding included.
+        num_workers: Number of processes that read audio.
+        rank: Rank of this process.
+        world_size: Number of ranks, which encode different utterances.
+        local_ranks: Number of ranks that share this machine's memory.
+
+    Returns:
+        (rows, dim) float32, about max_frames / world_size rows, and (rows,), the index of each in the sample of all
+        ranks.
 
     Raises:
-        UserError: More than this machine's memory holds.
+        UserError: The sample does not fit in this machine's memory; or audio cannot be read.
     """
     cuts, chosen = choose_frames(cuts, max_frames, seed)
     ends = np.cumsum([len(frames) for frames in chosen])
     mine = range(rank, len(cuts), world_size)
-    places = [torch.arange(int(ends[place]) - len(chosen[place]), int(ends[place])) for place in mine]
+    indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in mine]
     rows = chosen_features(
         extractor,
-        [cuts[place] for place in mine],
-        [chosen[place] for place in mine],
+        [cuts[number] for number in mine],
+        [chosen[number] for number in mine],
         batch_frames,
         num_workers,
         local_ranks=local_ranks,
     )
-    return rows, torch.cat([torch.empty(0, dtype=torch.long), *places])
+    return rows, torch.cat([torch.empty(0, dtype=torch.long), *indices])
 
 
 def choose_frames(cuts: Sequence[Cut], max_frames: int, seed: int) -> tuple[list[Cut], list[np.ndarray]]:
-    """The cuts that `sample_frames` encodes, and which frames of each it keeps."""
+    """Choose the cuts that `sample_frames` encodes, and the frames of each that it keeps.
+
+    Args:
+        cuts: Utterances.
+        max_frames: Number of frames to keep.
+        seed: Seed of the sample.
+
+    Returns:
+        The chosen cuts, and the frames of each in ascending order.
+    """
     cuts = cuts.by_id() if isinstance(cuts, Corpora) else sorted(cuts, key=lambda cut: cut.id)
     drawn = np.random.default_rng(seed).permutation(len(cuts))
     ends = np.cumsum(num_frames(lengths_of(cuts)[drawn]))
     drawn = drawn[: int(np.searchsorted(ends, 4 * max_frames)) + 1]
     share = max_frames / ends[len(drawn) - 1]
-    some = [cuts[place] for place in drawn.tolist()]
-    return some, [_chosen(cut, share, seed) for cut in some]
+    chosen = [cuts[number] for number in drawn.tolist()]
+    return chosen, [_chosen(cut, share, seed) for cut in chosen]
 
 
 def _chosen(cut: Cut, share: float, seed: int) -> np.ndarray:
@@ -80,20 +102,33 @@ def chosen_features(
     dtype: torch.dtype = torch.float32,
     local_ranks: int = 1,
 ) -> Tensor:
-    """Features of some frames of each cut, one cut after the other: (rows, …, dim), on the CPU.
+    """Compute the features of chosen frames of each cut.
+
+    Args:
+        extractor: Function that computes the features.
+        cuts: Utterances.
+        chosen: Frames of each cut in ascending order.
+        batch_frames: Largest number of frames of a batch, padding included.
+        num_workers: Number of processes that read audio.
+        dtype: Type of the result.
+        local_ranks: Number of ranks on this machine, each of which needs as much memory.
+
+    Returns:
+        (rows, …, dim), one cut after the other, on the CPU.
 
     Raises:
-        UserError: More than the machine's memory holds, of which each of `local_ranks` takes as much.
+        UserError: The rows do not fit in this machine's memory; or audio cannot be read.
     """
     starts = np.cumsum([0, *(len(frames) for frames in chosen)])
     _check_memory(local_ranks * int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
     rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
     for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
-        frames = chosen[piece.place]
+        frames = chosen[piece.cut_index]
         start, end = piece.window.start, piece.window.end
         first, last = np.searchsorted(frames, [start, end])
-        wanted = torch.from_numpy(frames[first:last] - start).to(features.device)
-        rows[starts[piece.place] + first : starts[piece.place] + last] = features[wanted].to("cpu", dtype)
+        kept = torch.from_numpy(frames[first:last] - start).to(features.device)
+        offset = starts[piece.cut_index]
+        rows[offset + first : offset + last] = features[kept].to("cpu", dtype)
     return rows
 
 
@@ -101,6 +136,6 @@ def _check_memory(rows: int, bytes_of_row: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if rows * bytes_of_row > 0.9 * memory:
         raise UserError(
-            f"a sample of {rows} frames takes {rows * bytes_of_row / 1e9:.0f} GB, and this machine has "
-            f"{memory / 1e9:.0f}; lower max_frames, or share the work among more machines"
+            f"a sample of {rows} frames takes {rows * bytes_of_row / 1e9:.0f} GB of memory, and this machine has "
+            f"{memory / 1e9:.0f} GB; lower max_frames, or share the work among more machines"
         )

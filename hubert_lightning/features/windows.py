@@ -1,6 +1,6 @@
 """Windows of long recordings: of equal length, or cut where the recording is quietest.
 
-Where a cut falls is decided by the audio around it alone: a part of a recording is cut where the whole is, but at its
+The audio around a cut alone decides where it falls: a part of a recording is cut where the whole is, except at its
 ends, and so has the same words.
 """
 
@@ -16,21 +16,28 @@ from scipy.ndimage import minimum_filter1d
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.frames import HOP, num_frames, num_samples
 
-LONGEST = 5_000  # frames, 100 s: what is encoded at once (fairseq dump_hubert_feature: max_chunk)
-OVERLAP = 500  # frames, 10 s, of neighbouring windows: each frame is at least 5 s from where its window is cut
-PAUSE = 25  # frames, half a second, over which loudness is averaged
-MARGIN = 100  # frames, 2 s, that a window hears on either side of what is taken from it, or some more
-ROUND = 100  # frames: windows have a multiple of these where they can, since kernels are made for each length
-AT_ONCE = 30_000  # frames, ten minutes, whose loudness is measured at once
+WINDOW_FRAMES = 5_000
+"""Frames, 100 s, that are encoded at once (fairseq dump_hubert_feature: max_chunk)."""
+OVERLAP_FRAMES = 500
+"""Frames, 10 s, that neighbouring windows share: each frame is at least 5 s from where its window is cut."""
+LOUDNESS_FRAMES = 25
+"""Frames, half a second, over which loudness is averaged."""
+MARGIN_FRAMES = 100
+"""Frames, 2 s, that the encoder sees at least on either side of the frames that are taken from a window."""
+ROUND_FRAMES = 100
+"""Frames of which windows have a multiple where they can, since kernels are compiled for each length."""
+LOUDNESS_BLOCK_FRAMES = 30_000
+"""Frames, ten minutes, whose loudness is measured at once."""
 
 
 class Window(NamedTuple):
     """Frames of a recording that are encoded at once.
 
-    first: frame that the audio begins with
-    last:  the one after the last that it has
-    start: first frame whose features are taken from here, which others around it may hear
-    end:   the one after the last whose features are taken
+    Args:
+        first: First frame of the audio.
+        last: Frame after the last of the audio.
+        start: First frame whose features are taken from this window; neighbouring windows may see it too.
+        end: Frame after the last whose features are taken.
     """
 
     first: int
@@ -40,48 +47,58 @@ class Window(NamedTuple):
 
 
 def windows(frames: int, longest: int | None = None, overlap: int | None = None) -> list[Window]:
-    """How a recording is cut to be encoded: from start to end, its windows cover every frame once.
+    """Cut a recording into windows of equal length; from start to end, they cover every frame once.
 
-    Every window of a long recording is `longest` frames, the last too, and begins on the frame grid.
+    Every window of a long recording has `longest` frames, the last too, and begins on the frame grid.
 
-    longest: `LONGEST` if not given
-    overlap: frames that neighbouring windows share; `OVERLAP` if not given
+    Args:
+        frames: Number of frames of the recording.
+        longest: Number of frames of a window; `WINDOW_FRAMES` if not given.
+        overlap: Number of frames that neighbouring windows share; `OVERLAP_FRAMES` if not given.
     """
-    longest = LONGEST if longest is None else longest
-    overlap = OVERLAP if overlap is None else overlap
+    longest = WINDOW_FRAMES if longest is None else longest
+    overlap = OVERLAP_FRAMES if overlap is None else overlap
     if frames <= longest:
         return [Window(0, frames, 0, frames)]
     firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
     joints = [0, *((before + longest + after) // 2 for before, after in pairwise(firsts)), frames]
-    return [Window(first, first + longest, *of) for first, of in zip(firsts, pairwise(joints), strict=True)]
+    return [Window(first, first + longest, *taken) for first, taken in zip(firsts, pairwise(joints), strict=True)]
 
 
 def quiet_windows(cut: Cut, longest: int) -> list[Window]:
-    """How a recording is cut to be transcribed: wherever it is quieter than for some seconds around.
+    """Cut a recording wherever it is quieter than for some seconds around, so that no word is cut.
 
-    longest: frames that a window has at most, with its margins; most have about half
+    Args:
+        cut: Recording.
+        longest: Largest number of frames of a window, margins included; most windows have about half.
+
+    Returns:
+        Windows; from start to end, they cover every frame once.
+
+    Raises:
+        UserError: The audio cannot be read.
     """
     frames = num_frames(cut.num_samples)
     if frames <= longest:
         return [Window(0, frames, 0, frames)]
-    margin = min(MARGIN, longest // 4)
+    margin = min(MARGIN_FRAMES, longest // 4)
     joints = _joints(_loudness(cut, frames), longest - 2 * margin)
-    found = []
+    cuts = []
     for start, end in pairwise(joints):
-        size = min(-(-(end - start + 2 * margin) // ROUND) * ROUND, longest)
+        size = min(-(-(end - start + 2 * margin) // ROUND_FRAMES) * ROUND_FRAMES, longest)
         first = max(start - margin, 0)
         last = min(first + size, frames)
-        found.append(Window(first, last, start, end))
-    return found
+        cuts.append(Window(first, last, start, end))
+    return cuts
 
 
 def _joints(loudness: np.ndarray, longest: int) -> list[int]:
-    """The frames from which to which each window's are taken: 0, …, all."""
+    """Frames at which windows meet, from 0 to the number of frames."""
     reach = max(longest // 3, 1)
     quietest = np.flatnonzero(loudness == minimum_filter1d(loudness, 2 * reach + 1, mode="nearest"))
     joints = [0]
     for frame in [*quietest.tolist(), len(loudness)]:
-        while frame - joints[-1] > longest:  # it gets quieter and quieter, or louder and louder
+        while frame - joints[-1] > longest:  # its loudness rises or falls all the time
             earliest = joints[-1] + longest // 2
             joints.append(earliest + int(np.argmin(loudness[earliest : joints[-1] + longest])))
         last = frame == len(loudness)
@@ -91,12 +108,14 @@ def _joints(loudness: np.ndarray, longest: int) -> list[int]:
 
 
 def _loudness(cut: Cut, frames: int) -> np.ndarray:
-    """Variance of half a second around each frame, (frames,): a constant offset is not loud."""
+    """Variance of half a second around each frame, (frames,); a constant offset has none."""
     moments = []
-    for first in range(0, frames, AT_ONCE):
-        count = min(AT_ONCE, frames - first)
+    for first in range(0, frames, LOUDNESS_BLOCK_FRAMES):
+        count = min(LOUDNESS_BLOCK_FRAMES, frames - first)
         waveform = read_waveform(cut, first * HOP, num_samples(count))[: count * HOP].view(count, HOP).double()
         moments.append(torch.stack([waveform.mean(dim=1), waveform.square().mean(dim=1)]))
-    around = F.pad(torch.cat(moments, dim=1)[None], (PAUSE // 2, PAUSE // 2), mode="replicate")
-    mean, square = F.avg_pool1d(around, PAUSE, stride=1)[0].numpy()
-    return np.maximum(square - mean**2, 0)  # in float64, which has the digits for it
+    margin = LOUDNESS_FRAMES // 2
+    padded = F.pad(torch.cat(moments, dim=1)[None], (margin, margin), mode="replicate")
+    mean, square = F.avg_pool1d(padded, LOUDNESS_FRAMES, stride=1)[0].numpy()
+    loudness: np.ndarray = np.maximum(square - mean**2, 0)  # in float64, which has the digits for it
+    return loudness

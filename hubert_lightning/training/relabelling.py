@@ -42,20 +42,23 @@ T = TypeVar("T")
 
 
 class Relabel(Callback):
-    """Makes the labels that a pre-training run asks for, before its first step.
+    """Make the labels of a pre-training run before its first step.
 
     Args:
-        features: "mfcc", or a model, of ours or of another system, whose hidden layer is clustered.
-        layer: Which Transformer layer of the checkpoint, counted from 1, or "best": the one whose clusters tell the
-            phones of the validation utterances apart best; none for "mfcc".
-        clusters: Number of K-means clusters; several numbers make an ensemble, a label stream of each.
-        parts: Parts of MFCCs spliced over three frames, 39 dimensions each, with a K-means of their own each (product
-            codes): cepstra, delta, delta_delta.
-        max_frames: Frames, drawn evenly from the training utterances, that K-means is fitted on.
-        kmeans: How it is fitted.
-        seed: Of the sample and of K-means.
-        quantizer: A K-means that somebody fitted on these features, used instead of fitting one: ours, or a file of
-            scikit-learn such as the released ones, a .npy of centroids, or a torch file.
+        features: "mfcc", or a model in any format, whose hidden layer is clustered.
+        layer: Transformer layer of the model, counted from 1, or "best": the layer whose clusters have the highest PNMI
+            with the phones of the validation utterances. None for "mfcc".
+        clusters: Number of K-means clusters; several numbers make an ensemble, one label stream each.
+        parts: Parts of MFCCs spliced over three frames, 39 dimensions each, each with its own K-means (product codes):
+            cepstra, delta, delta_delta.
+        max_frames: Frames that K-means is fitted on, a uniform sample of the training utterances.
+        kmeans: K-means algorithm; hubert_lightning.KMeans if not given.
+        seed: Seed of the sample and of K-means.
+        quantizer: File of a K-means that was fitted on these features, used instead of fitting one: ours, one of
+            scikit-learn such as the released quantizers, a .npy of centroids, or a torch file.
+
+    Raises:
+        UserError: The arguments contradict each other, or a file cannot be used.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Relabel(Callback):
         self.recipe = LabelRecipe(features, layer, clusters, parts, max_frames, kmeans, seed, quantizer)
         if not self.recipe.is_mfcc and not is_hub_name(features):  # which is downloaded when it is needed
             located(features)
-        _ = self.recipe.given  # a quantizer that cannot be used is refused at once
+        _ = self.recipe.given  # refuses a quantizer that cannot be used
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -80,7 +83,7 @@ class Relabel(Callback):
             raise UserError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
         folder, model = Path(trainer.default_root_dir), Path(self.recipe.features)
         if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
-            data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # of the iteration before
+            data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # the model of the iteration before
         for cut in _judged(data):
             check_alignment(cut)
         extractor = self._extractor(trainer, data)
@@ -103,7 +106,7 @@ class Relabel(Callback):
         console.note("making labels (choosing the layer)")
         return best_layer(
             self.recipe.features,
-            [*data.validation_cuts] or _some(data.train_cuts),
+            [*data.validation_cuts] or _listed(data.train_cuts),
             self.recipe.num_clusters[0],
             Path(trainer.default_root_dir) / "layers.json",
             device=trainer.strategy.root_device,
@@ -112,32 +115,15 @@ class Relabel(Callback):
         )
 
     def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
-        provenance = self.recipe.source(extractor, data.train_cuts.fingerprint)
-
-        def there() -> bool:
-            if not path.exists():
-                return False
-            try:
-                if load_kmeans(path)[1] == provenance:
-                    return True
-            except ValueError:
-                log.warning("%s: damaged; K-means is fitted again, and must come out the same", path)
-                return False
-            if _has_checkpoints(path.parent):
-                raise UserError(
-                    f"{path.parent}: its checkpoints were trained on labels of other features, settings or utterances "
-                    f"({path.name} says which); choose another --output, or remove that folder"
-                )
-            return False
-
-        if not on_rank_zero(trainer, there):
+        source = self.recipe.source(extractor, data.train_cuts.fingerprint)
+        if not on_rank_zero(trainer, lambda: _is_fitted(path, source)):
             if self.recipe.quantizer and self.recipe.given:
-                fitted, source = self.recipe.given
+                fitted, stated = self.recipe.given
                 columns = [stream.columns for stream in self.recipe.streams]
-                check_features(self.recipe.quantizer, fitted, source, extractor, columns, self.recipe.parts)
+                check_features(self.recipe.quantizer, fitted, stated, extractor, columns, self.recipe.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
-            on_rank_zero(trainer, lambda: _keep_kmeans(path, fitted, provenance))
+            on_rank_zero(trainer, lambda: _keep_kmeans(path, fitted, source))
         return load_kmeans(path)[0]
 
     def _fitted(self, trainer: Trainer, data: PretrainingData, extractor: Extractor) -> list[Tensor]:
@@ -157,7 +143,7 @@ class Relabel(Callback):
         device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
         fitted, kmeans = [], self.recipe.kmeans or KMeans()
         if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
-            rows = rows.to(device)  # otherwise they go there in chunks, each round
+            rows = rows.to(device)  # otherwise each round moves them in chunks
         for stream in self.recipe.streams:
             frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
@@ -197,38 +183,60 @@ class Relabel(Callback):
         return LabelStore(folder)
 
     def _report(self, store: LabelStore, judged: Sequence[Cut]) -> None:
-        """Say what the new labels are worth, where phones tell."""
+        """Log the quality of the new labels, if there are utterances with phones."""
         for number, stream in enumerate(self.recipe.streams if judged else []):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
-            of = stream.part or store.source.features
-            log.info(f"labels of {of}, {stream.clusters} clusters: {numbers}", *quality)
+            features = stream.part or store.source.features
+            log.info(f"labels of {features}, {stream.clusters} clusters: {numbers}", *quality)
 
 
 def _judged(data: PretrainingData) -> list[Cut]:
-    """Utterances whose phones tell what labels are worth: those to validate on, or some to train on."""
+    """Utterances with phones, by which labels are judged: for validation, or else up to 1000 for training."""
     judged = [cut for cut in data.validation_cuts if phones_of(cut)]
-    return judged or list(islice((cut for cut in _some(data.train_cuts) if phones_of(cut)), 1000))
+    return judged or list(islice((cut for cut in _listed(data.train_cuts) if phones_of(cut)), 1000))
 
 
-def _some(cuts: Corpora) -> list[Cut]:
-    """All cuts, but for a corpus on disk, whose cuts have no phones."""
+def _listed(cuts: Corpora) -> list[Cut]:
+    """All cuts, except those of a corpus on disk, which have no phones."""
     return [cut for part in cuts.parts if isinstance(part, list) for cut in part]
 
 
-def _keep_kmeans(path: Path, fitted: list[Tensor], provenance: dict[str, str]) -> None:
-    """Save a K-means, unless that of a run which has checkpoints was another.
+def _is_fitted(path: Path, source: dict[str, str]) -> bool:
+    """Whether the K-means of a run is on disk.
 
     Raises:
-        UserError: It was another; or the disk is full.
+        UserError: Checkpoints of the run were trained with another K-means.
+    """
+    if not path.exists():
+        return False
+    try:
+        if load_kmeans(path)[1] == source:
+            return True
+    except UserError:
+        log.warning("%s: corrupt; K-means is fitted again, and must give the same centroids", path)
+        return False
+    if _has_checkpoints(path.parent):
+        raise UserError(
+            f"{path.parent}: its checkpoints were trained on labels of other features, settings or utterances "
+            f"(see {path.name}); choose another --output, or remove that folder"
+        )
+    return False
+
+
+def _keep_kmeans(path: Path, fitted: list[Tensor], source: dict[str, str]) -> None:
+    """Save a K-means.
+
+    Raises:
+        UserError: Checkpoints of the run were trained with another K-means; or the disk is full.
     """
     before = (stated_source(path.parent / "labels") or {}).get("kmeans", kmeans_fingerprint(fitted))
     if before != kmeans_fingerprint(fitted) and _has_checkpoints(path.parent):
         raise UserError(
-            f"{path}: damaged or missing, and another one when fitted again, where checkpoints were trained on labels "
-            "of the first; restore the file from a backup, or choose another --output"
+            f"{path}: corrupt or missing, and a new fit gives other centroids than those that the checkpoints were "
+            "trained with; restore the file from a backup, or choose another --output"
         )
-    save_kmeans(path, fitted, provenance)
+    save_kmeans(path, fitted, source)
 
 
 def _has_checkpoints(folder: Path) -> bool:

@@ -1,6 +1,6 @@
-"""K-means that other programs fitted: scikit-learn's, as joblib or pickle keeps it, arrays of numpy, tensors of torch.
+"""K-means of other programs: objects of scikit-learn in joblib or pickle files, arrays of numpy, tensors of torch.
 
-Which it is, the file's first bytes tell. The released quantizers of HuBERT are of the first kind:
+The first bytes of a file tell its kind. The released quantizers of HuBERT are of the first kind:
 `hubert_base_ls960_L9_km500.bin` is a `MiniBatchKMeans` that joblib wrote.
 """
 
@@ -20,47 +20,54 @@ from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.pickle_file import NUMPY, StandIn, array_of, read_at_most, unpacked, unpickle
 from hubert_lightning.untrusted.torch_file import read_torch
 
-ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")  # that some dicts of torch hold in place of tensors
-LARGEST = 2**30  # bytes of a file, packed or not: 65536 centroids of 4096 dimensions in float32
-OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what files from before torch 1.6 begin with
+ARRAYS = ("numpy.ndarray", "numpy.core.", "numpy._core.")
+"""Classes that some torch files hold instead of tensors."""
+MAX_BYTES = 2**30
+"""Size of a file, compressed or not: 65536 centroids of 4096 dimensions in float32."""
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+"""First bytes of files from before torch 1.6."""
 SOURCE = "hubert_lightning_source"
-"""The attribute in which scikit-learn's objects that we write carry where the centroids come from, as JSON."""
+"""Attribute of the scikit-learn objects that we write: the source of the centroids, as JSON."""
 WHAT_WE_OPEN = (
     "give our .safetensors, a K-means of scikit-learn as joblib or pickle wrote it, a .npy of centroids, or a torch "
     "file with cluster_centers_"
 )
 
 
-class KMeans(StandIn):
-    """Stands in for scikit-learn's class of this name."""
+class KMeansStandIn(StandIn):
+    """Content of a pickled KMeans of scikit-learn."""
 
 
-class MiniBatchKMeans(StandIn):
-    """Stands in for scikit-learn's class of this name."""
+class MiniBatchKMeansStandIn(StandIn):
+    """Content of a pickled MiniBatchKMeans of scikit-learn."""
 
 
 STAND_INS = {
-    f"sklearn.cluster.{module}.{kind.__name__}": kind
+    f"sklearn.cluster.{module}.{kind.__name__.removesuffix('StandIn')}": kind
     for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
-    for kind in (KMeans, MiniBatchKMeans)
+    for kind in (KMeansStandIn, MiniBatchKMeansStandIn)
 }
 
 
 def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """Centroids (clusters, dim) float32 of another program's file, one stream, and where they come from.
+    """Read a K-means of another program. Nothing in the file is executed.
 
-    Nothing in the file is executed. If it is one that we exported, its source is what the centroids had before.
+    Args:
+        path: File of scikit-learn, numpy or torch.
+
+    Returns:
+        Centroids (clusters, dim) float32 of one stream, and their source; of a file that we exported, the original one.
 
     Raises:
-        UserError: The file holds no K-means, or something that cannot be opened safely.
+        UserError: The file is not a K-means, is corrupt, or cannot be opened safely.
     """
-    content = read_at_most(path, LARGEST)
+    content = read_at_most(path, MAX_BYTES)
     source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     if content.startswith(b"\x93NUMPY"):
         return [checked_centroids(_numpy_array(content, path), path)], {"imported": "NumPy array"} | source
     if content.startswith((b"PK\x03\x04", OLD_TORCH)):
-        return [checked_centroids(_of_torch(path), path)], {"imported": "torch file"} | source
-    pickled = unpacked(content, path, LARGEST)
+        return [checked_centroids(_torch_array(path), path)], {"imported": "torch file"} | source
+    pickled = unpacked(content, path, MAX_BYTES)
     if not pickled.startswith((b"\x80", b"c", b"(")):  # protocols 2 and later; 0 and 1
         raise UserError(f"{path}: no K-means centroids in this file; {WHAT_WE_OPEN}")
     kmeans = unpickle(pickled, path, STAND_INS)
@@ -71,14 +78,21 @@ def load_foreign_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     centroids = checked_centroids(array_of(kmeans.state["cluster_centers_"], path), path)
     if SOURCE in kmeans.state:
         return [centroids], read_source(kmeans.state[SOURCE], path)
-    return [centroids], {"imported": f"scikit-learn {type(kmeans).__name__}"} | source
+    return [centroids], {"imported": f"scikit-learn {type(kmeans).__name__.removesuffix('StandIn')}"} | source
 
 
 def checked_centroids(array: np.ndarray, path: Path) -> Tensor:
-    """Centroids (clusters, dim) as float32, if they are any.
+    """Check an array of centroids.
+
+    Args:
+        array: Array of a file.
+        path: Path of the file.
+
+    Returns:
+        (clusters, dim) float32.
 
     Raises:
-        UserError: Another shape, no floating-point numbers, too many, or some that are not finite.
+        UserError: The array has another shape, no floating-point numbers, too many rows, or values that are not finite.
     """
     if array.dtype.kind != "f":
         raise UserError(
@@ -87,7 +101,7 @@ def checked_centroids(array: np.ndarray, path: Path) -> Tensor:
     if array.ndim != 2 or not all(array.shape):
         raise UserError(f"{path}: an array of shape {array.shape} where centroids are (clusters, dim); {WHAT_WE_OPEN}")
     if len(array) > MAX_CLUSTERS:
-        raise UserError(f"{path}: {len(array)} centroids, of which labels can tell {MAX_CLUSTERS}; fit fewer clusters")
+        raise UserError(f"{path}: {len(array)} centroids, but labels can name {MAX_CLUSTERS}; fit fewer clusters")
     with np.errstate(over="ignore"):
         centroids = array.astype(np.float32)
     if broken := int((~np.isfinite(centroids)).any(axis=1).sum()):
@@ -95,26 +109,34 @@ def checked_centroids(array: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(centroids))
 
 
-def read_source(said: Any, path: Path) -> dict[str, str]:
-    """What one of our files says of where its centroids come from.
+def read_source(text: Any, path: Path) -> dict[str, str]:
+    """Parse the source of the centroids in one of our files.
+
+    Args:
+        text: JSON, of any type in a file that others changed.
+        path: Path of the file.
+
+    Returns:
+        Entries of the source.
 
     Raises:
-        UserError: It says nothing of the kind.
+        UserError: The text is not a source.
     """
     try:
-        source = parse_json(said)
+        source: Any = parse_json(text)
     except (ValueError, TypeError, AttributeError):
         source = None
-    known = isinstance(source, dict) and all(isinstance(value, str) for value in source.values())
-    if not known or not _is_parts(source.get("parts", "null")):
-        raise UserError(f"{path}: does not say where its centroids come from as we write it; save it again")
-    return source
+    is_source = isinstance(source, dict) and all(isinstance(value, str) for value in source.values())
+    if not is_source or not _is_parts(source.get("parts", "null")):
+        raise UserError(f"{path}: the source of its centroids is not in our format; save it again")
+    entries: dict[str, str] = source
+    return entries
 
 
-def _is_parts(said: str) -> bool:
-    """Whether the parts of MFCCs that a K-means is of are a list of names, or none."""
+def _is_parts(text: str) -> bool:
+    """Whether a text is a JSON list of names, or null."""
     try:
-        parts = parse_json(said)
+        parts = parse_json(text)
     except ValueError:
         return False
     return parts is None or (isinstance(parts, list) and all(isinstance(part, str) for part in parts))
@@ -126,8 +148,8 @@ def _numpy_array(content: bytes, path: Path) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, column_major, dtype = read_header(file)
-    except Exception as error:  # the header is a line of Python, in which anything may be wrong
-        raise UserError(f"{path}: begins like an array of numpy and is none; copy it again") from error
+    except Exception as error:  # the header is a line of Python, which may fail in any way
+        raise UserError(f"{path}: starts as an array of numpy, but is corrupt; copy it again") from error
     if dtype.kind != "f":
         raise UserError(
             f"{path}: an array of {ascii(str(dtype))[1:-1][:100]}, where centroids are floating-point numbers; "
@@ -135,12 +157,12 @@ def _numpy_array(content: bytes, path: Path) -> np.ndarray:
         )
     numbers = content[file.tell() :]
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(numbers):
-        raise UserError(f"{path}: {len(numbers)} bytes for an array of shape {shape}; it is damaged, so copy it again")
+        raise UserError(f"{path}: {len(numbers)} bytes for an array of shape {shape}; corrupt, copy it again")
     return np.frombuffer(numbers, dtype).reshape(shape, order="F" if column_major else "C")
 
 
-def _of_torch(path: Path) -> np.ndarray:
-    arrays = {name: of for name, of in NUMPY.items() if name.startswith(("numpy.dtype", *ARRAYS))}
+def _torch_array(path: Path) -> np.ndarray:
+    arrays = {name: kind for name, kind in NUMPY.items() if name.startswith(("numpy.dtype", *ARRAYS))}
     held = read_torch(path, arrays)
     centroids = held.get("cluster_centers_") if isinstance(held, dict) else held
     if not isinstance(centroids, Tensor):
@@ -149,4 +171,4 @@ def _of_torch(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: cluster_centers_ of {centroids.dtype}, where centroids are floating-point numbers; {WHAT_WE_OPEN}"
         )
-    return centroids.detach().double().numpy()  # which has no bfloat16
+    return centroids.detach().double().numpy()  # numpy has no bfloat16

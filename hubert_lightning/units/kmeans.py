@@ -1,7 +1,7 @@
-"""K-means: from a sample of features to centroids, and from features to the nearest of them.
+"""K-means: from a sample of features to centroids, and from features to the nearest centroid.
 
-`KMeans` and `ScikitKMeans` fit the same way: the first on matrix products, on any device, over the rows of all ranks;
-the second is the reference's, on one processor.
+`KMeans` uses matrix products, on any device, over the rows of all ranks: on two cores it takes a tenth of the
+time of scikit-learn and reaches a lower inertia (docs/benchmarks.md). `ScikitKMeans` is the reference's, on one CPU.
 """
 
 import math
@@ -15,22 +15,25 @@ from torch import Tensor
 
 from hubert_lightning.errors import UserError, within
 
-DISTANCES = 2**22  # distances at a time, of a chunk of rows to all centroids: 16 MiB
-SEEDING_ROWS = (8192, 16)  # that seeds are chosen from: so many, or so many for each cluster, whichever are more
-GROWTH = 4  # each level of a fit sees so many times the rows of the one before
+CHUNK_DISTANCES = 2**22
+"""Distances, of a chunk of rows to all centroids, that are computed at once: 16 MiB."""
+MIN_SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER = 8192, 16
+"""Rows that seeds are chosen from: the larger of the two numbers."""
+GROWTH = 4
+"""Each level of a fit uses this many times the rows of the level before."""
 
 
 class KMeans:
-    """Lloyd's algorithm from k-means++ seeds, first on few rows, then on more, at last on all.
+    """Lloyd's algorithm from k-means++ seeds: first on few rows, then on more, at last on all.
 
-    The same seed gives the same centroids, but for rounding, however the rows are dealt to ranks. Most rounds are made
-    on a part of the rows, since the first ones hardly depend on how many there are.
+    The same seed gives the same centroids up to rounding, however the rows are dealt to ranks. Most rounds use a part
+    of the rows, since the first rounds hardly depend on their number.
 
     Args:
-        restarts: Seedings that are tried; the one with the lowest inertia goes on.
-        max_rounds: Passes over all rows at most.
-        tolerance: Rounds end when one lowers the inertia by a smaller share than this.
-        batch_frames: Rows that each round draws, for K-means on mini-batches; all of them if none.
+        restarts: Number of seedings; the one with the lowest inertia is used.
+        max_rounds: Largest number of passes over all rows.
+        tolerance: Relative decrease of the inertia below which rounds end.
+        batch_frames: Rows of a mini-batch; all rows if not given.
     """
 
     def __init__(
@@ -53,28 +56,33 @@ class KMeans:
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Centroids of the rows of all ranks.
+        """Fit centroids to the rows of all ranks.
 
-        rows:    (n, dim), this rank's, where there is memory for them
-        index:   (n,) int64, the place of each row among those of all ranks; needed if there is a group
-        group:   the ranks that fit together; none if this process is alone
-        device:  that computes, to which rows that lie elsewhere go in chunks; where the rows are if not given
-        returns: (clusters, dim) float32, the same on every rank
+        Args:
+            rows: (n, dim), this rank's rows, on any device.
+            num_clusters: Number of clusters.
+            seed: Seed of the algorithm.
+            index: (n,) int64, index of each row among those of all ranks; needed with a group.
+            group: Ranks that fit together; None if this process is alone.
+            device: Device that computes, to which rows move in chunks; that of the rows if not given.
+
+        Returns:
+            (clusters, dim) float32, the same on every rank.
 
         Raises:
-            UserError: Fewer different rows than clusters, or a row that is not finite. On every rank.
+            UserError: There are fewer different rows than clusters, or a row is not finite; on every rank.
         """
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
         with torch.autocast(sample.device.type, enabled=False):
             seeding = _seeding_rows(sample, num_clusters)
-            # Distances are differences of norms, which float32 has not the digits for if a dimension is far from 0
+            # Distances are differences of norms, which lose their digits in float32 if a dimension is far from 0
             sample.centre = sample.of_first_rank(_centre(seeding))
             centroids = self._fit_centred(sample, seeding - sample.centre, num_clusters, seed)
             return (centroids + sample.centre).float()
 
     def _fit_centred(self, sample: "_Sample", seeding: Tensor, num_clusters: int, seed: int) -> Tensor:
-        """Centroids, as the sample's rows and the seeding rows counted from the sample's centre; float64."""
+        """Fit centroids (clusters, dim) float64; they and the seeding rows are relative to the sample's centre."""
         seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
         centroids = sample.of_first_rank(min(seeded, key=lambda pair: pair[0])[1])
         if self.batch_frames is not None and self.batch_frames < sample.total:
@@ -86,7 +94,7 @@ class KMeans:
         return centroids
 
     def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor]:
-        """Inertia and centroids after Lloyd's algorithm on the seeding rows alone."""
+        """Return inertia and centroids after Lloyd's algorithm on the seeding rows alone."""
         centroids = _plus_plus(seeding, num_clusters, seed)
         alone = _Sample(seeding, None, seed, None, None)
         centroids = self._lloyd(alone, len(seeding), seeding, centroids)
@@ -136,16 +144,16 @@ class ScikitKMeans:
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """As `KMeans.fit`; with a group, each rank gathers the rows of all, so they must fit one memory."""
+        """Fit centroids, as `KMeans.fit`; each rank gathers the rows of all ranks, which must fit in its memory."""
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
-        # float64: scikit-learn converts float32 block by block, for every distance, and takes twice as long
+        # float64: scikit-learn converts float32 blocks for every distance, and takes twice as long
         gathered = sample.gather(sample.total)
         centroids = gathered.new_zeros(num_clusters, gathered.shape[1])
         if group is None or dist.get_rank(group) == 0:
             centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
         sample.of_first_rank(centroids)
-        if (different := len(centroids.unique(dim=0))) < num_clusters:
+        if (different := len(torch.unique(centroids, dim=0))) < num_clusters:
             raise UserError(_too_few(different, num_clusters, sample.total))
         return centroids
 
@@ -166,12 +174,10 @@ class ScikitKMeans:
 
 
 class _Sample:
-    """The rows of all ranks, in an order that is random and does not depend on which rank has which.
-
-    `centre` (dim,), where there is one, is what `round` subtracts from them.
-    """
+    """The rows of all ranks, in a random order that does not depend on the rank of each row."""
 
     centre: Tensor | None = None
+    """(dim,), which `round` subtracts from the rows."""
 
     def __init__(
         self,
@@ -187,16 +193,16 @@ class _Sample:
         self.total = int(self._sum(torch.tensor(len(rows), device=self.device)))
         index = torch.arange(len(rows)) if index is None else index
         order = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))
-        place = torch.empty_like(order)
-        place[order] = torch.arange(self.total)
-        self.places, self.order = place[index.cpu()].sort()  # places of this rank's rows, and the row of each
+        position = torch.empty_like(order)
+        position[order] = torch.arange(self.total)
+        self.positions, self.order = position[index.cpu()].sort()  # of this rank's rows, and the row at each
 
     def check(self, num_clusters: int) -> None:
         if self.total < num_clusters:
             raise UserError(
                 f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
             )
-        broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in self.rows.split(2**16))
+        broken = sum((~chunk.isfinite()).any(dim=1).sum() for chunk in torch.split(self.rows, 2**16))
         if count := int(self._sum(torch.as_tensor(broken, device=self.device))):
             raise UserError(
                 f"{count} of {self.total} frames have features that are NaN or infinite; "
@@ -204,24 +210,25 @@ class _Sample:
             )
 
     def gather(self, size: int) -> Tensor:
-        """The first rows of the order, (size or all there are, dim) float32, on every rank."""
-        mine = slice(0, int(torch.searchsorted(self.places, size)))
+        """Return the first rows of the order on every rank: (min(size, total), dim) float32."""
+        mine = slice(0, int(torch.searchsorted(self.positions, size)))
         rows = torch.zeros(min(size, self.total), self.rows.shape[1], device=self.device)
-        found = self.rows[self.order[mine].to(self.rows.device)].float()
-        rows[self.places[mine].to(self.device)] = found.to(self.device)
+        own = self.rows[self.order[mine].to(self.rows.device)].float()
+        rows[self.positions[mine].to(self.device)] = own.to(self.device)
         return self._sum(rows)
 
     def round(self, centroids: Tensor, size: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Assign rows `first` to `first + size` of the order to centroids.
 
-        returns: sums (clusters, dim) and counts (clusters,) of each cluster's rows, inertia (), all float64
+        Returns:
+            Sums (clusters, dim) and counts (clusters,) of each cluster's rows, and inertia (), all float64.
         """
         centroids = centroids.float()
         clusters, dim = centroids.shape
         totals = torch.zeros(clusters, dim + 1, dtype=torch.float64, device=centroids.device)
         inertia = torch.zeros((), dtype=torch.float64, device=centroids.device)
         half_norm = centroids.square().sum(dim=1) / 2
-        for x in self._chunks(first, size, max(DISTANCES // clusters, 1)):
+        for x in self._chunks(first, size, max(CHUNK_DISTANCES // clusters, 1)):
             # ‖x - c‖² / 2 - ‖x‖² / 2 = ‖c‖² / 2 - xc
             nearest, cluster = torch.addmm(half_norm, x, centroids.T, alpha=-1).min(dim=1)
             inertia += 2 * nearest.sum(dtype=torch.float64) + torch.dot(x.flatten(), x.flatten())
@@ -232,17 +239,17 @@ class _Sample:
 
     def _chunks(self, first: int, size: int, rows: int) -> Iterator[Tensor]:
         if size >= self.total:
-            parts: Iterator[Tensor] = iter(self.rows.split(rows))
+            parts: Iterator[Tensor] = iter(torch.split(self.rows, rows))
         else:
             bounds = torch.tensor([first, first + size])
-            start, end = torch.searchsorted(self.places, bounds).tolist()
-            parts = (self.rows[part] for part in self.order[start:end].to(self.rows.device).split(rows))
+            start, end = torch.searchsorted(self.positions, bounds).tolist()
+            parts = (self.rows[part] for part in torch.split(self.order[start:end].to(self.rows.device), rows))
         for part in parts:
             x = part.to(self.device, non_blocking=True).float()
             yield x if self.centre is None else x - self.centre
 
     def of_first_rank(self, values: Tensor) -> Tensor:
-        """The same on every rank, though sums on their GPUs may be rounded in another order."""
+        """Return the first rank's values on every rank: GPUs may round sums in another order."""
         if self.group is not None:
             dist.broadcast(values, group=self.group, group_src=0)
         return values
@@ -258,7 +265,7 @@ def _sums(x: Tensor, cluster: Tensor, clusters: int) -> Tensor:
 
 
 def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor) -> Tensor:
-    """Centroids of empty clusters move to the seeding rows that are farthest from every centroid."""
+    """Move centroids of empty clusters to the seeding rows that are farthest from every centroid."""
     empty = (counts == 0).nonzero()[:, 0]
     if len(empty):
         full = centroids[counts > 0].float()
@@ -268,12 +275,11 @@ def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor) -> Tensor:
 
 
 def _seeding_rows(sample: _Sample, num_clusters: int) -> Tensor:
-    """Enough of the sample for the seeds to be chosen from: (rows, dim) float32, the same on every rank."""
-    least, each = SEEDING_ROWS
-    size = max(least, each * num_clusters)
+    """Gather rows from which seeds are chosen: (rows, dim) float32, the same on every rank."""
+    size = max(MIN_SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER * num_clusters)
     while True:
         rows = sample.gather(size)
-        different = len(rows.unique(dim=0))
+        different = len(torch.unique(rows, dim=0))
         if different >= num_clusters:
             return rows
         if size >= sample.total:
@@ -283,16 +289,21 @@ def _seeding_rows(sample: _Sample, num_clusters: int) -> Tensor:
 
 def _too_few(different: int, num_clusters: int, total: int) -> str:
     return (
-        f"only {different} of {num_clusters} clusters found frames of their own among {total}: the others are alike; "
-        "ask for fewer clusters, or look for silence"
+        f"only {different} different frames among {total} for {num_clusters} clusters; ask for fewer clusters, or look "
+        "for silence"
     )
 
 
 def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007), of several candidates the one that lowers the inertia most.
+    """Choose seeds by k-means++ (Arthur and Vassilvitskii 2007), each the best of several candidates.
 
-    rows:    (n, dim) float32, no fewer different ones than clusters
-    returns: (clusters, dim) float32
+    Args:
+        rows: (n, dim) float32, at least as many different ones as clusters.
+        num_clusters: Number of clusters.
+        seed: Seed of the draws.
+
+    Returns:
+        (clusters, dim) float32.
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = 2 + int(math.log(num_clusters))  # as scikit-learn
@@ -303,7 +314,7 @@ def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
     chosen[0] = torch.randint(len(rows), (), generator=generator)
     smallest = (x - x[chosen[0]]).square().sum(dim=1)
     for number in range(1, num_clusters):
-        ladder = smallest.cpu().double().cumsum(dim=0)  # on a GPU, its rounding is another each time
+        ladder = smallest.cpu().double().cumsum(dim=0)  # on a GPU, rounding differs from run to run
         drawn = torch.searchsorted(ladder, draws[number] * ladder[-1]).clamp(max=len(rows) - 1).to(rows.device)
         distances = (norms + norms[drawn][:, None] - 2 * (x[drawn] @ x.T)).clamp(min=0)  # (candidates, n)
         distances[torch.arange(candidates, device=rows.device), drawn] = 0
@@ -314,14 +325,17 @@ def _plus_plus(rows: Tensor, num_clusters: int, seed: int) -> Tensor:
 
 
 def assign(features: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of every frame.
+    """Assign every frame to its nearest centroid.
 
-    features:  (frames, dim)
-    centroids: (clusters, dim), on the same device
-    returns:   (frames,) int64
+    Args:
+        features: (frames, dim).
+        centroids: (clusters, dim), on the same device.
+
+    Returns:
+        (frames,) int64.
     """
     with torch.autocast(features.device.type, enabled=False):  # half precision confuses near neighbours
-        # Both from a centre: norms of a dimension that is far from 0 leave float32 no digits for differences
+        # Relative to a centre: norms of a dimension that is far from 0 leave float32 no digits for differences
         centre = _centre(centroids.float())
         x, c = (features - centre).float(), (centroids - centre).float()
         # ‖x - c‖² = ‖x‖² - 2xc + ‖c‖²; ‖x‖² is the same for every centroid
@@ -329,7 +343,7 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _centre(rows: Tensor) -> Tensor:
-    """The mean (dim,) of most rows (n, dim); a few that are far from all others, such as noise, do not move it."""
+    """Return the mean (dim,) of most rows (n, dim); a few rows far from the others, such as noise, do not move it."""
     far = (rows - rows.mean(dim=0)).square().sum(dim=1)
     most = (far <= 4 * far.median()).to(rows.dtype)
     return most @ rows / most.sum()

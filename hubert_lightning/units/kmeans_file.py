@@ -14,28 +14,40 @@ from hubert_lightning.files import write_whole
 from hubert_lightning.units.foreign_kmeans import checked_centroids, load_foreign_kmeans, read_source
 from hubert_lightning.untrusted.file_kind import is_safetensors
 
-CHECKSUM, SHA256 = "checksum", "sha256:"  # key and start of the value: one is left where the other is damaged
+CHECKSUM, SHA256 = "checksum", "sha256:"
+"""Key of the checksum and start of its value: if one is corrupt, the other is still found."""
 
 
 def save_kmeans(path: Path, centroids: list[Tensor], source: dict[str, str]) -> None:
-    """Write the centroids of every stream and where they come from; the file appears whole or not at all.
+    """Write the centroids of every stream and their source; the file appears whole or not at all.
+
+    Args:
+        path: File to write, .safetensors.
+        centroids: (clusters, dim) of each stream.
+        source: Everything that the centroids depend on, by name.
 
     Raises:
-        UserError: The disk is full, or cannot be written to.
+        UserError: The disk is full or cannot be written to.
     """
-    tensors = {f"centroids.{stream}": of.detach().float().cpu().contiguous() for stream, of in enumerate(centroids)}
-    said = source | {CHECKSUM: _checksum(centroids, source)}
-    # One key: of several, safetensors writes the order at random
-    write_whole(path, save(tensors, metadata={"source": json.dumps(said, sort_keys=True)}))
+    tensors = {
+        f"centroids.{stream}": means.detach().float().cpu().contiguous() for stream, means in enumerate(centroids)
+    }
+    content = source | {CHECKSUM: _checksum(centroids, source)}
+    # One key: safetensors writes several keys in random order
+    write_whole(path, save(tensors, metadata={"source": json.dumps(content, sort_keys=True)}))
 
 
 def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """The centroids of every stream, (clusters, dim) float32, and where they come from.
+    """Read a K-means.
 
-    path: what `save_kmeans` wrote, or a K-means of another program (`load_foreign_kmeans`), told by what is in the file
+    Args:
+        path: File of `save_kmeans`, or of another program (`load_foreign_kmeans`); the content tells which.
+
+    Returns:
+        Centroids (clusters, dim) float32 of each stream, and their source.
 
     Raises:
-        UserError: The file holds something else, or nothing that can be opened safely.
+        UserError: The file is not a K-means, is corrupt, or cannot be opened safely.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file with K-means centroids; correct the path")
@@ -48,30 +60,30 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
                 source = read_source((file.metadata() or {})["source"], path)
                 centroids = [checked_centroids(file.get_tensor(name).numpy(), path) for name in names]
                 return centroids, _checked_source(path, centroids, source)
-    except (SafetensorError, KeyError, TypeError):  # the last of a dtype that numpy has not
+    except (SafetensorError, KeyError, TypeError):  # TypeError: numpy lacks the dtype
         pass
     raise UserError(f"{path}: no K-means centroids in this file; correct the path, or remove the file and fit again")
 
 
 def _checked_source(path: Path, centroids: list[Tensor], source: dict[str, str]) -> dict[str, str]:
-    """The source without its checksum, which files of earlier versions do not have.
-
-    Raises:
-        UserError: The checksum is another than that of the file's content.
-    """
+    """Check the checksum, which files of earlier versions lack, and return the source without it."""
     rest = {key: value for key, value in source.items() if key != CHECKSUM and not value.startswith(SHA256)}
     if rest != source and source != rest | {CHECKSUM: _checksum(centroids, rest)}:
-        raise UserError(f"{path}: damaged (its checksum is another); restore it, or fit it again")
+        raise UserError(f"{path}: corrupt (its checksum differs); restore it, or fit it again")
     return rest
 
 
 def _checksum(centroids: list[Tensor], source: dict[str, str]) -> str:
-    about = kmeans_fingerprint(centroids) + json.dumps(source, sort_keys=True)
-    return SHA256 + hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    content = kmeans_fingerprint(centroids) + json.dumps(source, sort_keys=True)
+    return SHA256 + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def kmeans_fingerprint(centroids: list[Tensor]) -> str:
-    """A short name that only equal centroids share."""
+    """Compute a short name that only equal centroids share.
+
+    Args:
+        centroids: (clusters, dim) of each stream.
+    """
     digest = hashlib.sha256()
     for stream in centroids:
         digest.update(np.array(stream.shape).tobytes() + stream.detach().float().cpu().contiguous().numpy().tobytes())

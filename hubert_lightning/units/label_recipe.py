@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extract import extract
-from hubert_lightning.features.extractors import Extractor
+from hubert_lightning.features.extractors import MFCC, Extractor
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import encoder_config
@@ -27,7 +27,7 @@ from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_shards import check_clusters
 
-MFCC, PREVIOUS, FRESH, BEST = "mfcc", "previous", "fresh", "best"
+PREVIOUS, FRESH, BEST = "previous", "fresh", "best"
 
 
 def is_mfcc(features: Path | str) -> bool:
@@ -273,5 +273,5 @@ def assign_clusters(
         for _, piece, features in pieces:
             for stream, (columns, centroids) in enumerate(streams):
                 clusters = assign(features[:, columns], centroids)
-                labels[cuts[piece.place].id][stream, piece.window.start : piece.window.end] = clusters.cpu().numpy()
+                labels[cuts[piece.cut_index].id][stream, piece.window.start : piece.window.end] = clusters.cpu().numpy()
         yield labels

@@ -1,10 +1,10 @@
-"""Labels in and out, as text: fairseq's `.km`, Kaldi's `.txt`, and JSON lines.
+"""Import and export of labels as text: fairseq's `.km`, Kaldi's `.txt`, and JSON lines.
 
-`.km`     one utterance a line: `12 12 7`; which, fairseq's manifest `.tsv` beside it says
+`.km`     one utterance per line: `12 12 7`; fairseq's manifest `.tsv` beside it names the utterances
 `.txt`    `utterance-id 12 12 7`
-`.jsonl`  `{"id": "utterance-id", "clusters": [[12, 12, 7]]}`, a list for each stream
+`.jsonl`  `{"id": "utterance-id", "clusters": [[12, 12, 7]]}`, one list per stream
 
-Of the first two there is a file for each stream: `units.0.km`, `units.1.km`.
+The first two have one file per stream: `units.0.km`, `units.1.km`.
 """
 
 import json
@@ -34,18 +34,24 @@ from hubert_lightning.untrusted.text_file import lines_of
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".km", ".txt", ".jsonl")
+LABEL_SUFFIXES = (".km", ".txt", ".jsonl")
 
 
 def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
-    """Write the labels of a manifest's utterances as text; the suffix of `out` is the format.
+    """Write the labels of a manifest's utterances as text; the suffix of the output is its format.
 
-    What has no labels, such as utterances shorter than the `min_duration` of a fit, is left out, and counted.
+    Utterances without labels, such as those shorter than the `min_duration` of a fit, are left out and counted.
 
     Args:
         store: Folder of a finished label store.
         manifest: Manifests whose utterances are written, in their order.
-        out: A .km (fairseq), .txt (Kaldi) or .jsonl file.
+        out: File to write, .km (fairseq), .txt (Kaldi) or .jsonl.
+
+    Returns:
+        Paths of the files with labels, one per stream or one .jsonl.
+
+    Raises:
+        UserError: The labels are corrupt, or do not belong to the manifest; or the format cannot hold them.
     """
     _check_suffix(out)
     labels = LabelStore(store)
@@ -74,11 +80,14 @@ def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
 
 
 def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
-    """Read every label, compare it with its checksum, and say what the store holds.
+    """Read every label, compare it with its checksum, and print a summary of the store.
 
     Args:
         store: Folder of a finished label store.
-        manifest: Manifests whose utterances it should label.
+        manifest: Manifests whose utterances the store should label.
+
+    Raises:
+        UserError: The labels are corrupt, or do not belong to the manifest.
     """
     labels = LabelStore(store)
     labels.verify()
@@ -98,16 +107,23 @@ def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
 def import_labels(
     labels: list[Path], manifest: list[Path], out: Path, clusters: list[int], hop: int = HOP
 ) -> LabelStore:
-    """Make a label store of labels in text; train on it with `data.init_args.labels`.
+    """Make a label store from text; train on it with `data.init_args.labels`.
 
     Args:
-        labels: A .km, .txt or .jsonl file; of .km and .txt one for each stream. The lines of a .km are those of the
-            .tsv beside it (fairseq's manifest of the same name), or, if there is none, of the manifest. Their text
-            is UTF-8 or UTF-16, and may be compressed with gzip, bzip2 or xz.
-        manifest: Manifests whose utterances are labelled, all of them.
+        labels: Files of labels: one .jsonl, or one .km or .txt per stream. The .tsv beside a .km (fairseq's manifest of
+            the same name) names its utterances; without one, they are those of the manifest, in its order. The text is
+            UTF-8 or UTF-16, and may be compressed with gzip, bzip2 or xz.
+        manifest: Manifests whose utterances are labelled; all of them need labels.
         out: Folder of the new store.
         clusters: Number of clusters of each stream.
-        hop: Samples from one label to the next: 160 for labels of MFCCs at 100 a second, every other of which is kept.
+        hop: Samples from one label to the next: 320, or 160 for labels of MFCCs at 100 per second, of which every other
+            one is used.
+
+    Returns:
+        The new store.
+
+    Raises:
+        UserError: A file is not in its format, or labels and manifest do not belong together.
     """
     _check_import(labels, out, hop)
     cuts = {cut.id: cut for cut in read_manifest(manifest)}
@@ -165,17 +181,19 @@ def _check_import(labels: Sequence[Path], out: Path, hop: int) -> None:
 
 
 def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:
-    """The cuts that have labels, which must be right for them; says how many have none."""
-    found = [cut for cut in cuts if cut.id in labels]
-    labels.check(found or cuts, labels.source.clusters)
+    """Check and return the cuts that have labels; warn about the others."""
+    labelled = [cut for cut in cuts if cut.id in labels]
+    labels.check(labelled or cuts, labels.source.clusters)
     if without := [cut.id for cut in cuts if cut.id not in labels]:
-        Console(stderr=True).print(
-            f"{len(without)} of {len(cuts)} utterances have no labels in {labels.path}, the first is {without[0]}; "
-            "a fit labels none that is shorter than its data.min_duration",
-            markup=False,
-            soft_wrap=True,
+        log.warning(
+            "%d of %d utterances have no labels in %s, the first is %s; "
+            "a fit does not label utterances shorter than its data.min_duration",
+            len(without),
+            len(cuts),
+            labels.path,
+            without[0],
         )
-    return found
+    return labelled
 
 
 def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> np.ndarray:
@@ -195,36 +213,34 @@ def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> 
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """id → (streams, labels) of every utterance."""
+    """Id and (streams, labels) of every utterance."""
     for number, line in _lines(path):
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: no labels, not JSON ({error}); correct or remove it") from error
+            raise UserError(f"{path}, line {number}: not JSON ({error}); correct or remove it") from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "clusters" not in row:
-            raise UserError(
-                f'{path}, line {number}: no labels (no "id" that is a text, or no "clusters"); correct or remove it'
-            )
+            raise UserError(f'{path}, line {number}: no "id" that is a string, or no "clusters"; correct or remove it')
         yield row["id"], _streams(row["clusters"], f"{path}, line {number}")
 
 
-def _streams(clusters: Any, place: str) -> np.ndarray:
-    """(streams, labels) of a list of integers for each stream, all of one length."""
+def _streams(clusters: Any, location: str) -> np.ndarray:
+    """Convert a list of integers per stream, all of one length, to (streams, labels)."""
     streams = clusters if isinstance(clusters, list) and clusters else [[None]]
     if not all(isinstance(ids, list) and len(ids) == len(streams[0]) for ids in streams) or not all(
         type(cluster) is int and abs(cluster) < 2**63 for ids in streams for cluster in ids
     ):
-        raise UserError(f'{place}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; correct it')
+        raise UserError(f'{location}: "clusters" is not a list of integers for each stream, [[12, 12, 7]]; correct it')
     return np.array(streams, dtype=np.int64)
 
 
 def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """id → (streams, labels) of every utterance, in the order of the files, of which each has one stream.
+    """Id and (streams, labels) of every utterance, from files of one stream each.
 
     Args:
-        paths: Files of one format.
+        paths: Files of one format, in the order of the streams.
         cuts: Utterance of each line, for .km.
-        tsv: File that says so; none if it is the manifest.
+        tsv: File that lists the utterances; None if the manifest does.
     """
     texts = [(line for _, line in _lines(path)) for path in paths]
     rows = zip_longest(cuts, *texts) if paths[0].suffix == ".km" else zip_longest(*texts)
@@ -248,16 +264,12 @@ def _text_rows(paths: Sequence[Path], cuts: Sequence[Cut], tsv: Path | None = No
             yield names.pop(), np.array([line[1:] for line in words], dtype=np.int64)
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"{paths[0]}, line {number}: something that is no cluster ({error}); correct or remove it"
+                f"{paths[0]}, line {number}: a word is not a cluster ({error}); correct or remove it"
             ) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and content of every line, but for empty ones at the end of the file.
-
-    Raises:
-        UserError: The file is no text.
-    """
+    """Number and content of every line, except empty ones at the end of the file."""
     empty: list[tuple[int, str]] = []
     for number, line in enumerate(lines_of(path), start=1):
         if "\0" in line:
@@ -271,7 +283,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _tsv_beside(labels: Path) -> Path | None:
-    """fairseq's manifest of the same name: of dev.km dev.tsv, of dev.0.km, a stream's, dev.tsv too."""
+    """fairseq's manifest of the same name: dev.tsv for dev.km, and for a stream's dev.0.km."""
     names = [labels.with_suffix(".tsv")]
     if labels.with_suffix("").suffix[1:].isdecimal():
         names.append(labels.with_suffix("").with_suffix(".tsv"))
@@ -279,10 +291,10 @@ def _tsv_beside(labels: Path) -> Path | None:
 
 
 def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
-    """The utterance of each row, whose file or id has the row's name, with its folders as far as both have some.
+    """Find the utterance of each row: its file or id has the row's name, and its folders as far as both have some.
 
     Raises:
-        UserError: A row is of no utterance, or could be of several; two are of the same; or it counts other samples.
+        UserError: A row matches no utterance or several, two rows match the same, or its number of samples differs.
     """
     by_name: dict[str, list[tuple[tuple[str, ...], bool, Cut]]] = defaultdict(list)
     for cut in cuts:
@@ -299,13 +311,16 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
             raise UserError(f"{location}: no path, tab and number of samples; write fairseq's manifest again")
         row = _without_suffix(str(PurePosixPath(root) / path))
         named = by_name.get(composed(row[-1]), [])
-        # Of names in both normal forms of Unicode, the one that has the row's
-        named = [one for one in named if one[0][-1] == row[-1]] or named
-        alike = [(_in_common(row, name), name, is_id, cut) for name, is_id, cut in named]
+        # If names exist in both normal forms of Unicode, take the row's
+        named = [candidate for candidate in named if candidate[0][-1] == row[-1]] or named
         least = len(PurePosixPath(path).parts)
-        alike = [one for one in alike if one[0] >= (len(one[1]) if one[2] else least)]
-        most = max((common for common, *_ in alike), default=0)
-        best = {cut.id: cut for common, _, _, cut in alike if common == most}
+        matches = [
+            (common, cut)
+            for name, is_id, cut in named
+            if (common := _in_common(row, name)) >= (len(name) if is_id else least)
+        ]
+        most = max((common for common, _ in matches), default=0)
+        best = {cut.id: cut for common, cut in matches if common == most}
         if len(best) != 1:
             both = " and ".join(sorted(best)[:2])
             fact = f"{both} could both be {path}" if best else f"{path} is no utterance of the manifest"
@@ -324,7 +339,7 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
 
 
 def _names_of(cut: Cut) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Parts of what an utterance is called, without a file's suffix: its file's path, and its id, which is true."""
+    """Parts of the names of an utterance without suffix, its file's path and its id, and whether it is the id."""
     source = cut.recording.sources[0]
     file = source.source if source.type == "file" else ""
     if file:
@@ -339,7 +354,7 @@ def _without_suffix(path: str) -> tuple[str, ...]:
 
 
 def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many parts of two paths are the same, from the end, in any normal form of Unicode."""
+    """Count the equal parts of two paths from the end, in any normal form of Unicode."""
     pairs = zip(reversed(first), reversed(second), strict=False)
     return sum(1 for _ in takewhile(lambda pair: composed(pair[0]) == composed(pair[1]), pairs))
 
@@ -350,7 +365,7 @@ def _tsv(cuts: Sequence[Cut]) -> str:
         source, *others = cut.recording.sources
         if others or cut.start or cut.duration != cut.recording.duration or source.type != "file":
             raise UserError(
-                f"{cut.id}: a piece of a longer recording, or none of one file, which fairseq's manifest cannot say; "
+                f"{cut.id}: a piece of a longer recording, or not one file, which fairseq's manifest cannot express; "
                 "export to .jsonl"
             )
         rows.append(f"{Path(source.source).resolve().relative_to('/')}\t{cut.num_samples}")
@@ -358,5 +373,5 @@ def _tsv(cuts: Sequence[Cut]) -> str:
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: no format of labels; choose a name that ends in {', '.join(SUFFIXES)}")
+    if path.suffix not in LABEL_SUFFIXES:
+        raise UserError(f"{path}: not a format of labels; choose a name that ends in {', '.join(LABEL_SUFFIXES)}")

@@ -24,7 +24,8 @@ def entropy(counts: Tensor | np.ndarray) -> Tensor:
     """
     counts = torch.as_tensor(counts, dtype=torch.float64) if isinstance(counts, np.ndarray) else counts
     share = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.special.entr(share).sum(dim=-1)
+    nats: Tensor = torch.special.entr(share).sum(dim=-1)
+    return nats
 
 
 def perplexity(counts: Tensor | np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Units of recordings of any format and length, as JSON lines, for Kaldi or numpy; and of what a microphone hears."""
+"""The verb `hubert units`: units of recordings as JSON lines, for Kaldi or numpy; and of live audio."""
 
 import json
 import os
@@ -26,15 +26,23 @@ from hubert_lightning.files import replacing, replacing_all
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.units.unit_extractor import WINDOW_DURATION, Units, UnitStream, deduplicated
 
-GROUP = 180_000
-"""Frames, an hour, of the files that are worked on together, whose units come out together."""
-CHUNK = 2 * SAMPLE_RATE // 10  # bytes: 100 ms of standard input at most, of 16-bit samples
+FRAMES_TOGETHER = 180_000
+"""Frames, an hour, of the recordings that are encoded together, whose units are written together."""
+MAX_READ = 2 * SAMPLE_RATE // 10
+"""Bytes, 100 ms of 16-bit samples, that are read from standard input at once."""
 
-Format = Literal["jsonl", "kaldi", "npz"]
+UnitFormat = Literal["jsonl", "kaldi", "npz"]
 
 
 class FileUnits(NamedTuple):
-    """The units of a recording, or its runs of equal ones."""
+    """Units of a recording.
+
+    Args:
+        file: Path of the recording.
+        seconds: Duration of the recording.
+        units: (frames,), or (runs,) without repetitions.
+        durations: (runs,), frames of each run; None with repetitions.
+    """
 
     file: str
     seconds: float
@@ -47,7 +55,7 @@ def units(
     files: Sequence[Path],
     kmeans: Path | None = None,
     layer: int | None = None,
-    format: Format = "jsonl",
+    format: UnitFormat = "jsonl",
     deduplicate: bool = False,
     output: Path | None = None,
     batch_duration: float | None = None,
@@ -58,68 +66,78 @@ def units(
     lookahead: float | None = None,
     history: float | None = None,
 ) -> int:
-    """Give the unit of every 20 ms of recordings, or of standard input while it is heard.
+    """Print the unit of every 20 ms of recordings, or of standard input as it arrives.
 
     Args:
-        model: any checkpoint, a transformers directory, or mfcc
-        files: audio of any format, rate, number of channels and length, or folders of it; - for raw 16 kHz mono samples
-            of 16 bits, little-endian, from standard input
-        kmeans: file of the K-means; kmeans.safetensors in the model's directory if not given
-        layer: counted from 1, where K-means does not say which it was fitted on
-        format: jsonl; kaldi, an id and its units a line; npz, an array for each file
-        deduplicate: give each run of equal units once, with its duration in frames of 20 ms
-        output: file that is written whole or not at all; standard output if not given. For Kaldi, durations go beside
-            it, to OUTPUT.durations. Recordings that are done are skipped, also after the command was killed; a
-            recording is done again if its audio, the model or the settings changed (.made-OUTPUT.jsonl beside it
-            records them)
-        batch_duration: seconds of audio that are encoded at once; as fits the device if not given
-        precision: that the encoder computes in
-        num_workers: processes that read audio, besides this one
-        window: seconds of a recording that are encoded at once, 300 if not given; what is longer takes no more memory,
-            but in layers whose attention reaches further some units are others
-        step: of standard input, seconds between the units that are given and the next; 1 if not given
-        lookahead: of standard input, seconds that are heard after a frame before its unit is given; 1 if not given
-        history: of standard input, seconds that are heard before; 5 if not given
-    returns: how many files failed
+        model: Model in any format, or mfcc.
+        files: Audio files of any format, rate, number of channels and length, or folders of them; - for raw 16 kHz mono
+            samples of 16 bits, little-endian, from standard input.
+        kmeans: File of the K-means; kmeans.safetensors in the model's directory if not given.
+        layer: Transformer layer, counted from 1; needed if the K-means does not state the layer it was fitted on.
+        format: Output format: jsonl; kaldi, one line of an id and its units per file; npz, one array per file.
+        deduplicate: Whether each run of equal units is printed once, with its duration in frames of 20 ms.
+        output: File to write, whole or not at all; standard output if not given. For Kaldi, durations are written to
+            OUTPUT.durations. Finished recordings are skipped, also after the command was killed; a recording is
+            encoded again if its audio, the model or the settings changed (.made-OUTPUT.jsonl beside it records them).
+        batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
+        precision: Numeric precision of the encoder.
+        num_workers: Number of processes that read audio, besides this one.
+        window: Seconds of a recording that are encoded at once, 300 if not given. A longer recording needs no more
+            memory, but some units differ in layers whose attention reaches further.
+        step: Seconds from one output of units to the next, for standard input; 1 if not given.
+        lookahead: Seconds after a frame that the encoder sees before its unit is printed, for standard input; 1 if not
+            given.
+        history: Seconds before a step that the encoder sees, for standard input; 5 if not given.
+
+    Returns:
+        Number of files that failed.
+
+    Raises:
+        UserError: The options contradict each other, or model and K-means do not belong together.
     """
     given = {"step": step, "lookahead": lookahead, "history": history}
-    of_stream = {name: seconds for name, seconds in given.items() if seconds is not None}
+    stream_options = {name: seconds for name, seconds in given.items() if seconds is not None}
     if Path("-") in map(Path, files):
         if len(files) > 1:
             raise UserError("standard input and files: give - alone, or files alone")
         if deduplicate or output is not None or format != "jsonl":
             raise UserError(
-                "units of standard input are JSON lines, written to standard output; leave other options out"
+                "units of standard input are JSON lines on standard output; leave out output, format and deduplicate"
             )
         if batch_duration is not None or num_workers or window is not None:
             raise UserError(
-                "batch_duration, num_workers and window are of files, not of standard input; leave them out"
+                "batch_duration, num_workers and window are options for files, not for standard input; leave them out"
             )
-        _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(**of_stream))
+        _listen(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(**stream_options))
         return 0
-    if of_stream:
-        raise UserError("step, lookahead and history are of standard input, not of files; leave them out")
+    if stream_options:
+        raise UserError("step, lookahead and history are options for standard input, not for files; leave them out")
     _check_output(format, output, deduplicate)
     paths = listed(files)
     ids = {} if format == "jsonl" else _ids(paths)
-    found = Units.from_pretrained(
+    extractor = Units.from_pretrained(
         model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
     )
 
-    def make(cut: Cut, of_cut: Tensor) -> FileUnits:
-        return FileUnits(cut.id, cut.duration, *(deduplicated(of_cut) if deduplicate else (of_cut, None)))
+    def make(cut: Cut, frame_units: Tensor) -> FileUnits:
+        return FileUnits(cut.id, cut.duration, *(deduplicated(frame_units) if deduplicate else (frame_units, None)))
 
     def rows_of(groups: Sequence[Sequence[Cut]]) -> Iterator[list[Tensor]]:
-        return found.of_cuts(groups, batch_duration, num_workers)
+        return extractor.of_cuts(groups, batch_duration, num_workers)
 
     if output is None or (output.exists() and not output.is_file()):
         with _writer(format, output, ids, deduplicate) as write:
-            return _write_all(of_each(paths, rows_of, make, GROUP), len(paths), write)
-    settings = found.source | {"verb": "units", "format": format, "deduplicate": deduplicate, "precision": precision}
+            return _write_all(of_each(paths, rows_of, make, FRAMES_TOGETHER), len(paths), write)
+    settings = extractor.source | {
+        "verb": "units",
+        "format": format,
+        "deduplicate": deduplicate,
+        "precision": precision,
+    }
     with Journal(_journal_beside(output), settings) as journal:
-        made = _Made(journal, output, format, deduplicate)
-        left = [path for path in paths if path not in made]
-        if done := len(paths) - len(left):
+        made = _FinishedUnits(journal, output, format, deduplicate)
+        missing = [path for path in paths if path not in made]
+        if done := len(paths) - len(missing):
             print(
                 f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
                 file=sys.stderr,
@@ -128,15 +146,15 @@ def units(
         def keep(result: FileUnits) -> None:
             journal.add(Path(result.file), **_content(result))
 
-        failed = _write_all(of_each(left, rows_of, make, GROUP), len(paths), keep)
+        failed = _write_all(of_each(missing, rows_of, make, FRAMES_TOGETHER), len(paths), keep)
         made.write([path for path in sorted(paths, key=str) if path in made], ids)
     return failed
 
 
-class _Made:
-    """Units that are known: in the journal, or, once finished, in the output that the journal tells of."""
+class _FinishedUnits:
+    """Units that are known: those in the journal, or, after the verb has finished, in the output that it describes."""
 
-    def __init__(self, journal: Journal, output: Path, format: Format, deduplicate: bool) -> None:
+    def __init__(self, journal: Journal, output: Path, format: UnitFormat, deduplicate: bool) -> None:
         self.journal, self.output, self.format, self.deduplicate = journal, output, format, deduplicate
         self._in_output = bool(journal.about) and journal.about.get("output") == self._status()
 
@@ -144,12 +162,12 @@ class _Made:
         return path in self.journal and (self._in_output or "units" in self.journal.row(path))
 
     def write(self, paths: Sequence[Path], ids: Mapping[str, str]) -> None:
-        """Write the units of these files, which are known, unless the output has them and no others."""
+        """Write the units of these files, unless the output consists of them."""
         names = {path: ids.get(str(path), str(path)) for path in paths}
         if (
             self._in_output
             and len(paths) == len(self.journal)
-            and all(self._is_called(name, path) for path, name in names.items())
+            and all(self._is_written(name, path) for path, name in names.items())
         ):
             return
         with ExitStack() as stack:
@@ -165,15 +183,15 @@ class _Made:
         short = [self.journal.identity(path) | {"name": name} for path, name in names.items()]
         self.journal.finish(short, output=self._status())
 
-    def _is_called(self, name: str, path: Path) -> bool:
-        """Whether the output has a file's units, under this name."""
+    def _is_written(self, name: str, path: Path) -> bool:
+        """Whether the output has a file's units under this name."""
         row = self.journal.row(path)
         return "units" not in row and row.get("name") == name
 
     def _status(self) -> list[list[int]]:
         beside = [_durations_beside(self.output)] if self.format == "kaldi" and self.deduplicate else []
-        there = [path.stat() for path in (self.output, *beside) if path.is_file()]
-        return [[status.st_size, status.st_mtime_ns] for status in there]
+        statuses = [path.stat() for path in (self.output, *beside) if path.is_file()]
+        return [[status.st_size, status.st_mtime_ns] for status in statuses]
 
 
 def _journal_beside(output: Path) -> Path:
@@ -187,15 +205,15 @@ def _content(result: FileUnits) -> dict[str, list[int]]:
     return content if result.durations is None else content | {"durations": result.durations.tolist()}
 
 
-def _check_output(format: Format, output: Path | None, deduplicate: bool) -> None:
+def _check_output(format: UnitFormat, output: Path | None, deduplicate: bool) -> None:
     if output is not None and output.suffix == ".npz" and format != "npz":
-        raise UserError(f"{output}: {format} would be written to it; say --format npz, or choose another name")
+        raise UserError(f"{output}: the format is {format}; choose --format npz, or another name")
     if output is None and (format == "npz" or (format == "kaldi" and deduplicate)):
         raise UserError(f"{format}{' with durations' if deduplicate else ''} needs a file; name it with --output")
 
 
 def _write_all(results: Iterator[FileUnits | RefusedFile], number: int, write: Callable[[FileUnits], None]) -> int:
-    """Write each result, tell what failed and how fast it went, and return how many failed."""
+    """Write each result, print failures and speed, and return the number of failures."""
     failed, seconds, began = 0, 0.0, perf_counter()
     for result in results:
         if isinstance(result, RefusedFile):
@@ -213,9 +231,9 @@ def _write_all(results: Iterator[FileUnits | RefusedFile], number: int, write: C
 
 
 def _ids(paths: Sequence[Path]) -> dict[str, str]:
-    """A name of each file that has no spaces in it: its stem, or where others have that, its whole path.
+    """Name each file without spaces: by its stem, or by its whole path if several files have that stem.
 
-    Nor does it lead outside of an archive that it is in.
+    No name leads outside of an archive.
     """
     stems = [_joined(path.stem) for path in paths]
     times = Counter(stems)
@@ -225,7 +243,7 @@ def _ids(paths: Sequence[Path]) -> dict[str, str]:
     ]
     times = Counter(names)
     if twice := next((path for path, name in zip(paths, names, strict=True) if times[name] > 1), None):
-        raise UserError(f"{twice}: another of the files has this name, too, but for spaces; rename one")
+        raise UserError(f"{twice}: another file has the same name, except for spaces; rename one")
     return {str(path): name for path, name in zip(paths, names, strict=True)}
 
 
@@ -235,9 +253,9 @@ def _joined(name: str) -> str:
 
 @contextmanager
 def _writer(
-    format: Format, output: Path | None, ids: Mapping[str, str], deduplicate: bool
+    format: UnitFormat, output: Path | None, ids: Mapping[str, str], deduplicate: bool
 ) -> Iterator[Callable[[FileUnits], None]]:
-    """What writes one file's units; the output takes its name at the end."""
+    """Yield a function that writes one file's units; the output appears at the end."""
     if output is None:
         yield _lines_to(format, ids, sys.stdout.buffer)
     elif format == "npz":
@@ -252,7 +270,7 @@ def _writer(
 
 
 def _lines_to(
-    format: Format, ids: Mapping[str, str], file: BinaryIO, beside: BinaryIO | None = None
+    format: UnitFormat, ids: Mapping[str, str], file: BinaryIO, beside: BinaryIO | None = None
 ) -> Callable[[FileUnits], None]:
     def write(result: FileUnits) -> None:
         _put(file, _json(result) if format == "jsonl" else _kaldi(ids[result.file], result.units))
@@ -267,28 +285,29 @@ def _durations_beside(output: Path) -> Path:
 
 
 @contextmanager
-def _reader(format: Format, output: Path, deduplicate: bool) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """What reads the units of one file, by the name that it has in an output."""
+def _reader(format: UnitFormat, output: Path, deduplicate: bool) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Yield a function that reads one file's units by its name in an output."""
     if format == "npz":
         with np.load(output) as arrays:
             yield lambda name: {
-                key: arrays[of].tolist()
-                for key, of in (("units", name), ("durations", f"{name}.durations"))
+                key: arrays[array].tolist()
+                for key, array in (("units", name), ("durations", f"{name}.durations"))
                 if key == "units" or deduplicate
             }
         return
     with ExitStack() as stack:
         paths = [output, *([_durations_beside(output)] if format == "kaldi" and deduplicate else [])]
         files = [stack.enter_context(path.open("rb")) for path in paths]
-        places = [_places(file, format) for file in files]
+        offsets = [_line_offsets(file, format) for file in files]
 
         def read(name: str) -> dict[str, Any]:
             lines = []
-            for file, of in zip(files, places, strict=True):
-                file.seek(of[name])
+            for file, offset in zip(files, offsets, strict=True):
+                file.seek(offset[name])
                 lines.append(file.readline())
             if format == "jsonl":
-                return json.loads(lines[0])
+                row: dict[str, Any] = json.loads(lines[0])
+                return row
             return {
                 key: [int(number) for number in line.split()[1:]] for key, line in zip(("units", "durations"), lines)
             }
@@ -296,13 +315,13 @@ def _reader(format: Format, output: Path, deduplicate: bool) -> Iterator[Callabl
         yield read
 
 
-def _places(file: BinaryIO, format: Format) -> dict[str, int]:
-    """Where the line of each name starts."""
-    places, start = {}, 0
+def _line_offsets(file: BinaryIO, format: UnitFormat) -> dict[str, int]:
+    """Offset of each name's line."""
+    offsets, start = {}, 0
     for line in file:
-        places[json.loads(line)["file"] if format == "jsonl" else line.split(maxsplit=1)[0].decode()] = start
+        offsets[json.loads(line)["file"] if format == "jsonl" else line.split(maxsplit=1)[0].decode()] = start
         start += len(line)
-    return places
+    return offsets
 
 
 def _put(file: BinaryIO, line: str) -> None:
@@ -333,23 +352,23 @@ def _kaldi(name: str, numbers: Tensor) -> str:
 
 
 def _listen(stream: UnitStream) -> None:
-    """A JSON line for every step of standard input, as soon as its units are known, and how late that is."""
+    """Print a JSON line for every step of standard input as soon as its units are known, and the latency."""
     took = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
-    _tell_latency("units come", stream, took)
+    _print_latency("units come", stream, took)
     took.clear()
     given, rest, heard = 0, b"", 0
 
-    def tell(units: Tensor) -> None:
+    def print_units(units: Tensor) -> None:
         nonlocal given
-        for of_step in units.split(stream.step):
-            if len(of_step):
-                start, end = given, given + len(of_step)
+        for step in torch.split(units, stream.step):
+            if len(step):
+                start, end = given, given + len(step)
                 times = {"start": _seconds(start), "end": _seconds(end)}
-                print(json.dumps(times | {"units": of_step.tolist()}), flush=True)
+                print(json.dumps(times | {"units": step.tolist()}), flush=True)
                 given = end
 
     try:
-        while chunk := sys.stdin.buffer.read1(CHUNK):  # type: ignore[union-attr]
+        while chunk := sys.stdin.buffer.read1(MAX_READ):  # type: ignore[union-attr]  # typed as BinaryIO
             rest += chunk
             whole = len(rest) // 2 * 2
             samples = np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 2**15
@@ -358,16 +377,16 @@ def _listen(stream: UnitStream) -> None:
             known = stream.push(samples)
             if len(known):
                 took.append((perf_counter() - began) / -(-len(known) // stream.step))
-            tell(known)
-    except KeyboardInterrupt:  # which ends a recording from a microphone
+            print_units(known)
+    except KeyboardInterrupt:  # ends a recording from a microphone
         pass
-    tell(stream.finish())
+    print_units(stream.finish())
     if not given:
         raise UserError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
-    _tell_latency("units came", stream, took)
+    _print_latency("units came", stream, took)
 
 
-def _tell_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
+def _print_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
     if not took:
         return
     middle, most, step = float(np.median(took)), max(took), _seconds(stream.step)
@@ -377,7 +396,7 @@ def _tell_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
         f"{middle:.2f} s (at most {most:.2f} s), {step / middle:.1f} × real time"
     )
     if middle > step:
-        line += ", which falls behind: make step longer, or history shorter"
+        line += ", too slow: make step longer, or history shorter"
     print(line, file=sys.stderr, flush=True)
 
 

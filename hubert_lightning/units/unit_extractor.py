@@ -17,34 +17,45 @@ from torch import Tensor
 from hubert_lightning.data.audio import resampled, unusable
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_cuts
-from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
+from hubert_lightning.features.extractors import MFCC, MFCC_SPLICED, Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.recordings import autocast
 from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.convolutions import WaveformStatistics
+from hubert_lightning.model.devices import choose_device
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 from hubert_lightning.pretrained.load import KMEANS_FILE
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
+from hubert_lightning.units.label_recipe import LabelRecipe, is_mfcc
 
-OVERLAP = 250  # frames, 5 s, of neighbouring windows of a long recording: more agree hardly better (docs/benchmarks.md)
-
-
-WINDOW_DURATION = 300.0  # seconds that are encoded at once: Base takes 1.8 GiB for them, and half as long again
-LONGEST_STREAM = 600  # seconds
+OVERLAP_FRAMES = 250
+"""Frames, 5 s, that neighbouring windows of a long recording share: more agree hardly better (docs/benchmarks.md)."""
+WINDOW_DURATION = 300.0
+"""Seconds that are encoded at once: Base needs 1.8 GiB for them."""
+MAX_STREAM_WINDOW = 600
+"""Seconds of a stream that are encoded at once at most."""
+BLOCK_SAMPLES = 60 * SAMPLE_RATE
+"""Samples, a minute, whose statistics are computed at once."""
 
 
 class Runs(NamedTuple):
-    """Units without repetitions, and for how many frames of 20 ms each lasts: (runs,) int64."""
+    """Units without repetitions.
+
+    Args:
+        units: (runs,) int64.
+        durations: (runs,) int64, frames of 20 ms that each lasts.
+    """
 
     units: Tensor
     durations: Tensor
 
 
 def deduplicated(units: Tensor) -> Runs:
-    """Each run of equal units as one.
+    """Merge each run of equal units.
 
-    units: (frames,)
+    Args:
+        units: (frames,).
     """
     return Runs(*torch.unique_consecutive(units, return_counts=True))
 
@@ -52,10 +63,14 @@ def deduplicated(units: Tensor) -> Runs:
 class Units:
     """A function from audio to units.
 
-    extractor: what the units are clusters of
-    centroids: (clusters, dim)
-    window:    seconds of a recording that are encoded at once, at least 10; a longer one is encoded in windows, which
-        are normalised as the whole is, and whose attention ends where they end
+    Args:
+        extractor: Function that computes the features.
+        centroids: (clusters, dim).
+        window: Seconds of a recording that are encoded at once, at least 10. A longer recording is encoded in windows,
+            which are normalised as the whole recording; attention does not reach beyond them.
+
+    Raises:
+        UserError: The window is too short, or features and centroids have different dimensions.
     """
 
     def __init__(self, extractor: Extractor, centroids: Tensor, window: float = WINDOW_DURATION) -> None:
@@ -64,7 +79,7 @@ class Units:
         self._longest = seconds_to_samples(window) // HOP
         if extractor.shape != centroids.shape[1:]:
             raise UserError(
-                f"K-means is of {centroids.shape[1]} dimensions, but {extractor.name} has {extractor.shape[0]}; give "
+                f"K-means has {centroids.shape[1]} dimensions, but {extractor.name} has {extractor.shape[0]}; give "
                 "the K-means of this model and layer"
             )
         centroids = centroids.to(extractor.device)
@@ -74,9 +89,8 @@ class Units:
             return assign(features.flatten(0, 1), centroids).view(features.shape[:2])
 
         self.source = {"features": extractor.name, "kmeans": kmeans_fingerprint([centroids]), "window": window}
-        """What units depend on besides their recordings."""
-        over_time = extractor.features_of_parts is not None
-        self._extractor = Extractor(units, extractor.name, (), extractor.device, units if over_time else None)
+        """Everything that units depend on besides their recordings."""
+        self._extractor = extractor._replace(features=units, shape=())
 
     @classmethod
     def from_pretrained(
@@ -88,40 +102,38 @@ class Units:
         precision: Literal["float32", "bfloat16"] = "float32",
         window: float = WINDOW_DURATION,
     ) -> "Units":
-        """Units that a K-means makes of a layer of a model.
+        """Load a model and its K-means.
 
-        model:     `.ckpt` of pre-training or fine-tuning, a directory saved by transformers, or "mfcc"
-        kmeans:    its file; `kmeans.safetensors` in the model's directory if not given
-        layer:     counted from 1; needed if K-means does not say which it was fitted on
-        device:    a GPU if there is one, if not given
-        precision: that the encoder computes in
-        window:    seconds of a recording that are encoded at once
+        Args:
+            model: Model in any format, or "mfcc".
+            kmeans: File of the K-means; `kmeans.safetensors` in the model's directory if not given.
+            layer: Transformer layer, counted from 1; needed if the K-means does not state the layer it was fitted on.
+            device: Device that computes; a GPU if there is one, if not given.
+            precision: Numeric precision of the encoder.
+            window: Seconds of a recording that are encoded at once.
 
         Raises:
-            UserError: They do not belong together, or cannot be opened.
+            UserError: A file cannot be opened, or model, layer and K-means do not belong together.
         """
         kmeans = _beside(Path(model)) if kmeans is None else Path(kmeans)
         if not kmeans.is_file():
-            raise UserError(f"{kmeans}: no such file of a K-means; correct the path")
+            raise UserError(f"{kmeans}: no such file with a K-means; correct the path")
         streams, source = load_kmeans(kmeans)
         if len(streams) > 1:
-            raise UserError(f"{kmeans} holds {len(streams)} K-means, and units are of one; give a file with one")
+            raise UserError(f"{kmeans} holds {len(streams)} K-means, but units need one; give a file with one")
         features = source.get("features", "")
-        if str(model) == "mfcc":
-            if features.startswith("mfcc spliced"):
+        if is_mfcc(model):
+            if features == MFCC_SPLICED:
                 raise UserError(
-                    f"{kmeans} was fitted on a part of MFCCs ({source.get('parts')}), and units are clusters of all of "
-                    "them; give the K-means of whole MFCCs"
+                    f"{kmeans} was fitted on a part of MFCCs ({source.get('parts')}), but units are clusters of whole "
+                    "MFCCs; give the K-means of whole MFCCs"
                 )
-            if layer is not None or features not in ("", "mfcc"):
-                raise UserError(
-                    f"MFCCs with {f'layer {layer}' if layer else f'{kmeans}, fitted on {features}'}: "
-                    "MFCCs have no layers; give a model, or the K-means of MFCCs"
-                )
-            return cls(mfcc_extractor(), streams[0], window)
-        layer = _layer(kmeans, features, layer)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        extractor = layer_extractor(model, layer, device, autocast(device, precision))
+            LabelRecipe(MFCC, layer)  # refuses a layer
+            extractor = mfcc_extractor()
+        else:
+            layer = _layer(kmeans, features, layer)
+            device = choose_device(device)
+            extractor = layer_extractor(model, layer, device, autocast(device, precision))
         if features and features != extractor.name:
             raise UserError(
                 f"{kmeans} was fitted on {features}, but {model} gives {extractor.name}; give the model that it was "
@@ -130,40 +142,57 @@ class Units:
         return cls(extractor, streams[0], window)
 
     def __call__(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
-        """The unit of every frame of a recording of any length; a long one is encoded in windows.
+        """Compute the unit of every frame of a recording; a long one is encoded in windows.
 
-        waveform: (samples,) or (channels, samples), floats, at any rate
-        returns:  (frames,) int64, one for each 20 ms, on the CPU
+        Args:
+            waveform: (samples,) or (channels, samples), floats.
+            sample_rate: Samples per second, any number.
+
+        Returns:
+            (frames,) int64, one per 20 ms, on the CPU.
 
         Raises:
-            UserError: It is no audio, or shorter than a frame.
+            UserError: The waveform is not audio, or shorter than a frame.
         """
         samples = _samples(waveform, sample_rate)
         if len(samples) < WINDOW:
             raise UserError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
-        cut_up = self._windows(len(samples))
-        if len(cut_up) == 1:
+        split = self._windows(len(samples))
+        if len(split) == 1:
             return self.of_part(samples)
-        whole = statistics_of(samples.split(60 * SAMPLE_RATE))
+        whole = statistics_of(torch.split(samples, BLOCK_SAMPLES))
         parts = []
-        for first, last, start, end in cut_up:
+        for first, last, start, end in split:
             part = samples[first * HOP : first * HOP + num_samples(last - first)]
             parts.append(self.of_part(part, whole)[start - first : end - first])
         return torch.cat(parts)
 
     @torch.no_grad()
     def of_part(self, samples: Tensor, whole: WaveformStatistics | None = None) -> Tensor:
-        """Of what is encoded at once, normalised as the recording is of which it is a part.
+        """Compute the units of a part of a recording at once.
 
-        samples: (samples,), 16 kHz
-        whole:   the statistics of that recording; of the samples if not given
+        Args:
+            samples: (samples,), 16 kHz.
+            whole: Statistics of the recording, which normalise the part; of the samples if not given.
+
+        Returns:
+            (frames,) int64, on the CPU.
         """
         return self._extractor(samples[None], torch.tensor([len(samples)]), whole)[0].cpu()
 
     def of_cuts(
         self, groups: Sequence[Sequence[Cut]], batch_duration: float | None = None, num_workers: int = 0
     ) -> Iterator[list[Tensor]]:
-        """Units of recordings on disk, group after group, in the order of its cuts; arguments as in `extract_cuts`."""
+        """Compute the units of recordings on disk.
+
+        Args:
+            groups: Groups of recordings.
+            batch_duration: Seconds that are encoded at once, as of `extract_cuts`.
+            num_workers: Number of processes that read audio.
+
+        Returns:
+            (frames,) int64 of each recording of a group, group after group.
+        """
         return extract_cuts(
             self._extractor,
             groups,
@@ -175,22 +204,32 @@ class Units:
         )
 
     def _windows(self, samples: int) -> list[Window]:
-        return windows(num_frames(samples), self._longest, OVERLAP)
+        return windows(num_frames(samples), self._longest, OVERLAP_FRAMES)
 
     def stream(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> "UnitStream":
-        """Units of audio while it is heard; all in seconds, and rounded to frames.
+        """Start a stream of units for live audio.
 
-        step:      between units that are given and the next
-        lookahead: that is heard after a frame before its unit is given
-        history:   that is heard before
+        Args:
+            step: Seconds from one output of units to the next; each argument is rounded to frames.
+            lookahead: Seconds after a frame that the encoder sees before its unit is given.
+            history: Seconds before a step that the encoder sees.
         """
         return UnitStream(self, step, lookahead, history)
 
 
 class UnitStream:
-    """Units of audio that comes in chunks, whatever their sizes: each as soon as what follows it has been heard.
+    """Units of audio that arrives in chunks of any size, each as soon as its lookahead has arrived.
 
-    A step's units are those of the last seconds, encoded at once, normalised by what was heard so far.
+    A step's units come from the last seconds, encoded at once and normalised by all audio so far.
+
+    Args:
+        units: Function from audio to units.
+        step: Seconds from one output of units to the next.
+        lookahead: Seconds after a frame that the encoder sees before its unit is given.
+        history: Seconds before a step that the encoder sees.
+
+    Raises:
+        UserError: A duration is out of range.
     """
 
     def __init__(self, units: Units, step: float, lookahead: float, history: float) -> None:
@@ -200,63 +239,69 @@ class UnitStream:
         )
         if self.step < 1 or self.lookahead < 0 or self.history < 0:
             raise UserError(
-                f"step {step}, lookahead {lookahead}, history {history}: a step is at least one frame, 0.02 s, and the "
-                "others are not negative"
+                f"step {step}, lookahead {lookahead}, history {history}: choose a step of at least one frame, 0.02 s, "
+                "and others that are not negative"
             )
-        if step + lookahead + history > LONGEST_STREAM:
+        if step + lookahead + history > MAX_STREAM_WINDOW:
             raise UserError(
-                f"step {step}, lookahead {lookahead}, history {history}: together, what is encoded at once, they are "
-                f"at most {LONGEST_STREAM} s"
+                f"step {step}, lookahead {lookahead}, history {history}: their sum is encoded at once; keep it to "
+                f"{MAX_STREAM_WINDOW} s"
             )
         self.given = 0  # frames whose units were given
         self._statistics = RunningStatistics()
-        self._heard = torch.zeros(0)  # samples from those of frame `_first` on
+        self._audio = torch.zeros(0)  # from frame `_first` on
         self._first = 0
         self._finished = False
 
     @property
     def latency(self) -> float:
-        """Seconds at most from when a frame was said to when its unit could be given, if computing took no time."""
+        """Largest number of seconds from a frame to its unit, without computing time."""
         return (self.step + self.lookahead) * HOP / SAMPLE_RATE
 
     @property
     def longest(self) -> int:
-        """Samples that are encoded at once, for a step's units."""
+        """Number of samples that are encoded at once for a step."""
         return num_samples(self.history + self.step + self.lookahead)
 
     def push(self, samples: Tensor | np.ndarray) -> Tensor:
-        """Units that are known once these were heard.
+        """Add samples, and return the units that they complete.
 
-        samples: (samples,), floats, 16 kHz, any number of them
-        returns: (frames,) int64; often none, or of several steps
+        Args:
+            samples: (samples,), floats, 16 kHz, any number.
+
+        Returns:
+            (frames,) int64; often none, or those of several steps.
+
+        Raises:
+            UserError: The stream is finished, or the samples are not audio.
         """
         if self._finished:
-            raise UserError("this stream is finished; make another for what follows")
-        self._heard = torch.cat([self._heard, _samples(samples, SAMPLE_RATE)])
+            raise UserError("this stream is finished; start another one for more audio")
+        self._audio = torch.cat([self._audio, _samples(samples, SAMPLE_RATE)])
         known = [torch.zeros(0, dtype=torch.long)]
         while self._num_frames >= (last := self.given + self.step + self.lookahead):
             known.append(self._give(self.given + self.step, num_samples(last)))
         return torch.cat(known)
 
     def finish(self) -> Tensor:
-        """Units of the frames that were waiting for what follows them: (frames,)"""
+        """End the stream, and return the units of the frames whose lookahead is incomplete: (frames,)."""
         self._finished = True
         if self._num_frames == self.given:
             return torch.zeros(0, dtype=torch.long)
-        return self._give(self._num_frames, self._first * HOP + len(self._heard))
+        return self._give(self._num_frames, self._first * HOP + len(self._audio))
 
     @property
     def _num_frames(self) -> int:
-        return self._first + num_frames(len(self._heard))
+        return self._first + num_frames(len(self._audio))
 
-    def _give(self, end: int, heard: int) -> Tensor:
-        """Units up to frame `end`, for which `heard` samples of all are enough."""
+    def _give(self, end: int, num_heard: int) -> Tensor:
+        """Compute the units up to frame `end` from the first `num_heard` samples of the stream."""
         first = max(self.given - self.history, 0)
-        self._heard = self._heard[(first - self._first) * HOP :]
+        self._audio = self._audio[(first - self._first) * HOP :]
         self._first = first
-        samples = self._heard[: heard - first * HOP]
+        samples = self._audio[: num_heard - first * HOP]
         self._statistics.add(samples[self._statistics.num_samples - first * HOP :])
-        # At the beginning, all that was heard is encoded
+        # At the beginning, all audio so far is encoded
         units = self.units.of_part(samples, self._statistics.statistics() if first else None)
         units = units[self.given - first : end - first]
         self.given = end
@@ -267,37 +312,36 @@ def _beside(model: Path) -> Path:
     if model.is_dir() and (model / KMEANS_FILE).is_file():
         return model / KMEANS_FILE
     raise UserError(
-        f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: units of a checkpoint are clustered by the "
-        "iteration that follows it"
+        f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: that of the iteration after this model"
     )
 
 
 def _layer(kmeans: Path, features: str, layer: int | None) -> int:
-    """The layer that a K-means says it is of, which must be the one asked for."""
+    """Layer that a K-means was fitted on, which must be the one asked for."""
     if not features:
         if layer is None:
-            raise UserError(f"{kmeans} does not say which layer it was fitted on; name it with --layer")
+            raise UserError(f"{kmeans} does not state the layer it was fitted on; name it with --layer")
         return layer
-    said = re.fullmatch(r"layer (\d+) of encoder \w+", features)
-    if said is None:
+    match = re.fullmatch(r"layer (\d+) of encoder \w+", features)
+    if match is None:
         raise UserError(f"{kmeans} was fitted on {features}; give 'mfcc' for the model, or the K-means of a layer")
-    if layer not in (None, int(said[1])):
+    if layer not in (None, int(match[1])):
         raise UserError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave --layer out")
-    return int(said[1])
+    return int(match[1])
 
 
 def _samples(waveform: Tensor | np.ndarray, rate: int) -> Tensor:
-    """(samples,) or (channels, samples) at any rate → (samples,) float32 at 16 kHz, channels averaged"""
+    """Convert (samples,) or (channels, samples) at any rate to (samples,) float32 at 16 kHz, channels averaged."""
     samples = torch.as_tensor(waveform).detach().cpu()
     if not samples.is_floating_point():
-        found = str(samples.dtype).removeprefix("torch.")
-        raise UserError(f"samples are {found}; give floats from -1 to 1, such as int16 divided by 32768")
+        dtype = str(samples.dtype).removeprefix("torch.")
+        raise UserError(f"samples are {dtype}; give floats from -1 to 1, such as int16 divided by 32768")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and len(samples) > samples.shape[1]):
         raise UserError(
-            f"a waveform of shape {tuple(samples.shape)}; it is (samples,) or (channels, samples): transpose it"
+            f"a waveform of shape {tuple(samples.shape)}, not (samples,) or (channels, samples); transpose it"
         )
     if not samples.isfinite().all():
-        raise UserError("samples that are NaN or infinite; look for what made them")
+        raise UserError("samples are NaN or infinite; correct the audio")
     if reason := unusable(rate):
         raise UserError(f"audio {reason}")
     samples = resampled(samples.float(), rate)

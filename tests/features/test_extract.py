@@ -18,7 +18,7 @@ from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import mfcc, spliced
 from hubert_lightning.features.sample import sample_frames
-from hubert_lightning.features.windows import LONGEST, OVERLAP, windows
+from hubert_lightning.features.windows import OVERLAP_FRAMES, WINDOW_FRAMES, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
@@ -26,24 +26,24 @@ from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import load_encoder
 
 
-@given(frames=st.integers(1, 10 * LONGEST))
+@given(frames=st.integers(1, 10 * WINDOW_FRAMES))
 def test_windows_cover_every_frame_once_and_are_all_of_one_length(frames: int) -> None:
     found = windows(frames)
-    size = min(frames, LONGEST)
+    size = min(frames, WINDOW_FRAMES)
     assert [(window.start, window.end) for window in found] == [*pairwise([0, *(window.end for window in found)])]
     assert found[-1].end == frames
     for number, (first, last, start, end) in enumerate(found):
         assert first >= 0
         assert first + size == last <= frames
         before, after = start - first, first + size - end
-        assert before >= (OVERLAP // 2 if number else 0)
-        assert after >= (OVERLAP // 2 if number < len(found) - 1 else 0)
+        assert before >= (OVERLAP_FRAMES // 2 if number else 0)
+        assert after >= (OVERLAP_FRAMES // 2 if number < len(found) - 1 else 0)
 
 
 def features_of(extractor: Extractor, cuts: list[Cut], max_frames: int = 500) -> list[Tensor]:
     rows = [torch.full((num_frames(cut.num_samples), *extractor.shape), torch.nan) for cut in cuts]
     for _, piece, features in extract(extractor, [cuts], max_frames, "test"):
-        rows[piece.place][piece.window.start : piece.window.end] = features
+        rows[piece.cut_index][piece.window.start : piece.window.end] = features
     return rows
 
 
@@ -89,8 +89,8 @@ def test_mfcc_of_a_padded_batch_are_those_of_each_cut_alone(train_cuts: CutSet) 
 def test_mfcc_of_a_long_recording_are_those_of_the_whole(
     long_cut: Cut, tail: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windowing, "LONGEST", 1000)
-    monkeypatch.setattr(windowing, "OVERLAP", 100)
+    monkeypatch.setattr(windowing, "WINDOW_FRAMES", 1000)
+    monkeypatch.setattr(windowing, "OVERLAP_FRAMES", 100)
     cut = long_cut.truncate(duration=(num_samples(1900) + tail) / SAMPLE_RATE)
     whole = mfcc(read_waveform(cut))
     for in_parts, expected in ((False, whole), (True, spliced(whole))):
@@ -104,8 +104,8 @@ def test_mfcc_of_a_long_recording_are_those_of_the_whole(
 def test_a_frame_of_a_long_recording_has_the_features_of_its_window(
     checkpoints: dict[str, Path], long_cut: Cut, size: str, tail: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windowing, "LONGEST", 1000)
-    monkeypatch.setattr(windowing, "OVERLAP", 100)
+    monkeypatch.setattr(windowing, "WINDOW_FRAMES", 1000)
+    monkeypatch.setattr(windowing, "OVERLAP_FRAMES", 100)
     cut = long_cut.truncate(duration=(num_samples(2300) + tail) / SAMPLE_RATE)
     [features] = features_of(layer_extractor(checkpoints[size], 2, torch.device("cpu")), [cut])
     waveform, encoder = read_waveform(cut), load_encoder(checkpoints[size])
@@ -158,13 +158,13 @@ def test_the_sample_is_the_same_for_any_number_of_ranks_and_any_order(train_cuts
 def test_windows_as_the_whole_are_normalised_by_what_the_whole_recording_has(
     checkpoints: dict[str, Path], long_cut: Cut, size: str, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windowing, "LONGEST", 1000)
+    monkeypatch.setattr(windowing, "WINDOW_FRAMES", 1000)
     waveform, encoder = read_waveform(long_cut), load_encoder(checkpoints[size])
     extractor = layer_extractor(checkpoints[size], 2, torch.device("cpu"))
     short = long_cut.truncate(duration=num_samples(1000) / SAMPLE_RATE).with_id("short")
     statistics = statistics_of([waveform])
     found = {
-        (piece.place, piece.window): rows
+        (piece.cut_index, piece.window): rows
         for _, piece, rows in extract(extractor, [[long_cut, short]], 2000, "test", num_workers, as_whole=True)
     }
     for window in windows(num_frames(len(waveform))):

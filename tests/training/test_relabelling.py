@@ -388,7 +388,7 @@ def test_a_damaged_kmeans_is_said_and_restored_where_it_comes_out_the_same(
     before = flipped(path, place if place >= 0 else path.stat().st_size - 1)
     labels = {file: file.stat().st_mtime_ns for file in (trained / "labels").iterdir()}
     relabelled(trained, manifests, trained, Relabel(clusters=20, max_frames=3000))
-    assert f"{path}: damaged; K-means is fitted again, and must come out the same" in caplog.text
+    assert f"{path}: corrupt; K-means is fitted again, and must give the same centroids" in caplog.text
     assert path.read_bytes() == before
     assert {file: file.stat().st_mtime_ns for file in (trained / "labels").iterdir()} == labels
 
@@ -402,7 +402,7 @@ def test_a_damaged_kmeans_that_comes_out_another_is_refused_where_checkpoints_ar
         path.write_text(path.read_text().replace(about.kmeans, "0123456789abcdef"))
     flipped(trained / "kmeans.safetensors", 1000)
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"kmeans\.safetensors: damaged or missing, and another one when fitted again"):
+    with pytest.raises(ValueError, match=r"kmeans\.safetensors: corrupt or missing, and a new fit gives other"):
         relabelled(trained, manifests, trained, Relabel(clusters=20, max_frames=3000))
     assert {path: path.read_bytes() for path in before} == before
 
@@ -456,7 +456,7 @@ def test_a_damaged_source_of_labels_is_restored(
         path.write_bytes(damaged)
         relabelled(trained, manifests, trained, Relabel(clusters=20, max_frames=3000))
         assert path.read_bytes() == whole
-        assert "source.json: damaged; restored from store.json" in caplog.text
+        assert "source.json: corrupt; restored from store.json" in caplog.text
         caplog.clear()
     assert {file: file.stat().st_mtime_ns for file in written} == written
 

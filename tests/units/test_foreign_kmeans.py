@@ -161,10 +161,10 @@ def test_a_name_that_is_not_on_the_list_is_refused_by_name(tmp_path: Path, named
 
 
 def test_a_stand_in_cannot_be_changed_by_a_pickle(tmp_path: Path) -> None:
-    before = dict(vars(foreign_kmeans.KMeans))
+    before = dict(vars(foreign_kmeans.KMeansStandIn))
     with pytest.raises(ValueError, match="sets the state of a type"):
         opened(tmp_path, b"\x80\x02csklearn.cluster._kmeans\nKMeans\nN}X\x05\x00\x00\x00stateK\x01s\x86b.")
-    assert dict(vars(foreign_kmeans.KMeans)) == before
+    assert dict(vars(foreign_kmeans.KMeansStandIn)) == before
 
 
 def test_python_objects_in_arrays_are_refused(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_arrays_that_lie_in_other_files_are_not_followed(fitted: cluster.MiniBat
 def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr(foreign_kmeans, "LARGEST", 2**20)
+    monkeypatch.setattr(foreign_kmeans, "MAX_BYTES", 2**20)
     bomb = compress(b"\x80\x04" + bytes(2**26))
     tracemalloc.start()
     with pytest.raises(ValueError, match="somebodys: decompresses to more than 1048576 bytes"):
@@ -243,7 +243,7 @@ def test_an_array_larger_than_its_file_is_refused_before_there_is_memory_for_it(
         (rows(0)[0], r"an array of shape \(8,\) where centroids are"),
         (rows(0)[None], r"an array of shape \(1, 500, 8\) where"),
         (rows(0)[:0], r"an array of shape \(0, 8\) where"),
-        (np.zeros((2**16 + 1, 1), np.float32), "65537 centroids, of which labels can tell 65536"),
+        (np.zeros((2**16 + 1, 1), np.float32), "65537 centroids, but labels can name 65536"),
         (np.array([[1.0, np.nan], [2.0, 3.0]]), "1 of 2 centroids are NaN or infinite"),
         (np.array([[1.0, 2.0], [np.inf, 1e300]]), "1 of 2 centroids are NaN or infinite"),
         (np.array([[1, 2], [3, 4]]), "int64, where centroids are floating-point"),

@@ -162,7 +162,7 @@ def test_fit_is_the_same_for_the_same_seed(kmeans):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_in_half_precision_are_taken_in_chunks(monkeypatch, device):
-    monkeypatch.setattr("hubert_lightning.units.kmeans.DISTANCES", 20 * 300)
+    monkeypatch.setattr("hubert_lightning.units.kmeans.CHUNK_DISTANCES", 20 * 300)
     features = torch.from_numpy(rows(20_000, 8))
     half = KMeans().fit(features.half(), 20, seed=0, device=torch.device(device))
     torch.testing.assert_close(half.cpu(), KMeans().fit(features.half().float(), 20, seed=0))
@@ -236,7 +236,7 @@ def test_fit_refuses_fewer_frames_than_clusters(kmeans):
 
 @named
 def test_fit_refuses_fewer_different_frames_than_clusters(kmeans):
-    with pytest.raises(ValueError, match="only 4 of 5 clusters found frames of their own among 80"):
+    with pytest.raises(ValueError, match="only 4 different frames among 80 for 5 clusters"):
         kmeans.fit(torch.from_numpy(rows(4)).repeat(20, 1), 5, seed=0)
 
 

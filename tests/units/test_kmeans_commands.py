@@ -62,7 +62,7 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
     for said in ("{", "[3]", '{"features": 3}', "[" * 100_000):
         setattr(kmeans, SOURCE, said)
         joblib.dump(kmeans, tmp_path / "theirs.joblib")
-        with pytest.raises(ValueError, match=r"theirs.joblib: does not say where its centroids come from"):
+        with pytest.raises(ValueError, match=r"theirs.joblib: the source of its centroids is not in our format"):
             load_kmeans(tmp_path / "theirs.joblib")
 
 

@@ -133,14 +133,14 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
     of_this = f"layer 2 of encoder {encoder_fingerprint(load_encoder(model))}"
     refused("was fitted on layer 2 of encoder 0123, but .* gives layer 2", {"features": "layer 2 of encoder 0123"})
     refused("not on layer 1; leave --layer out", {"features": of_this}, layer=1)
-    refused("does not say which layer", {})
+    refused("does not state the layer", {})
     refused("layer 3 of an encoder of 2 layers", {}, layer=3)
-    refused("K-means is of 31 dimensions, but layer 1 of .* has 32", {}, dim=31, layer=1)
+    refused("K-means has 31 dimensions, but layer 1 of .* has 32", {}, dim=31, layer=1)
     refused("holds 2 K-means", {"features": of_this}, streams=2)
     refused("was fitted on mfcc; give 'mfcc' for the model", {"features": "mfcc"})
     refused("MFCCs have no layers", {}, model="mfcc", layer=1)
     spliced = {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}
-    refused("a part of MFCCs .*, and units are clusters of all of them", spliced, model="mfcc")
+    refused("a part of MFCCs .*, but units are clusters of whole MFCCs", spliced, model="mfcc")
     refused("MFCCs with .*, fitted on layer", {"features": of_this}, model="mfcc")
     refused("absent: no such file", {}, kmeans=tmp_path / "absent")
     refused("no kmeans.safetensors in it; name one", {}, kmeans=None)
@@ -242,7 +242,7 @@ def test_the_memory_of_a_stream_does_not_grow(waveform: Tensor) -> None:
 
 
 def test_a_stream_that_makes_no_sense_is_refused(units: Units) -> None:
-    with pytest.raises(ValueError, match="a step is at least one frame"):
+    with pytest.raises(ValueError, match="a step of at least one frame"):
         units.stream(step=0.01)
     with pytest.raises(ValueError, match="not negative"):
         units.stream(history=-1.0)
@@ -296,10 +296,13 @@ def test_a_recording_of_two_minutes_has_the_units_of_the_whole(model: Path, wave
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["-", "--history", "1e9"], "together, what is encoded at once, they are at most 600 s"),
-        (["-", "--window", "10"], "window are of files, not of standard input; leave them out"),
-        (["a.wav", "--step", "1"], "step, lookahead and history are of standard input, not of files; leave them out"),
-        (["a.wav", "--output", "a.npz"], "a.npz: jsonl would be written to it; say --format npz"),
+        (["-", "--history", "1e9"], "their sum is encoded at once; keep it to 600 s"),
+        (["-", "--window", "10"], "window are options for files, not for standard input; leave them out"),
+        (
+            ["a.wav", "--step", "1"],
+            "step, lookahead and history are options for standard input, not for files",
+        ),
+        (["a.wav", "--output", "a.npz"], "a.npz: the format is jsonl; choose --format npz"),
     ],
 )
 def test_options_that_do_nothing_or_too_much_are_refused(
@@ -348,8 +351,8 @@ def test_whatever_is_wrong_with_some_files_the_others_have_units(
         (["a.wav", "--format", "npz"], "npz needs a file; name it with --output"),
         (["a.wav", "--format", "kaldi", "--deduplicate"], "kaldi with durations needs a file"),
         (["-", "a.wav"], "give - alone"),
-        (["-", "--format", "kaldi"], "leave other options out"),
-        (["-", "--step", "0"], "a step is at least one frame"),
+        (["-", "--format", "kaldi"], "leave out output, format and deduplicate"),
+        (["-", "--step", "0"], "a step of at least one frame"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_work_starts(
