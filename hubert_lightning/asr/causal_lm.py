@@ -43,10 +43,10 @@ class CausalLM:
         num_rows = len(self.model.get_input_embeddings().weight)
         if num_tokens > num_rows:
             raise UserError(
-                f"rescorer {path}: a tokenizer of {num_tokens} tokens, and a model of {num_rows}; save one model's"
+                f"rescorer {path}: its tokenizer has {num_tokens} tokens, its model {num_rows}; save a matching pair"
             )
         if self.tokenizer.eos_token_id is None:
-            raise UserError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); give it one, save it")
+            raise UserError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); set it and save")
         self.model.eval().to(device or "cpu")
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ def remaining(
     missing = [path for path in paths if not _is_made(path, _transcript_path(path, format, output), journal)]
     if done := len(paths) - len(missing):
         print(
-            f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+            f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
             file=sys.stderr,
         )
     return missing

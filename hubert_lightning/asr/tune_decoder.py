@@ -67,11 +67,11 @@ def tune_decoder(
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
     """
     if trials < 1:
-        raise UserError(f"trials is {trials}; try one at least")
+        raise UserError(f"trials is {trials}; give 1 or more")
     if Path(out).suffix == ".png":
-        raise UserError(f"{out}: the name of the figure; name the .json file that the settings go to")
+        raise UserError(f"{out}: this is the name of the figure; give a .json file for the settings")
     if Path(out).is_dir():
-        raise UserError(f"{out}: a folder; name the .json file that the settings go to")
+        raise UserError(f"{out}: a folder; give a .json file for the settings")
     recogniser = load_ctc(model).to(choose_device())
     initial = DecoderSettings(
         lm=str(lm) if lm else None,
@@ -107,7 +107,9 @@ def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[lis
     check_audio(cuts)
     pairs = [(cut, text) for cut in cuts if (text := transcript(cut, vocabulary))]
     if not pairs:
-        raise UserError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
+        raise UserError(
+            f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare manifests with transcripts"
+        )
     return [cut for cut, _ in pairs], [vocabulary.printed(text) for _, text in pairs]
 
 

@@ -112,7 +112,7 @@ def _destination(manifest: Path, out: Path, cuts: Sequence[Cut]) -> Path:
     path = out if is_file else out / manifest.name
     make_folder(path.parent, out)
     if path.exists() and path.samefile(manifest):
-        raise UserError(f"{path}: is the manifest without phones, which stays as it is; choose another OUT")
+        raise UserError(f"{path}: is the input manifest, which is never overwritten; choose another OUT")
     check_same_audio(path, cuts, "choose another OUT")
     return path
 

@@ -199,7 +199,7 @@ def make_folder(folder: Path, out: Path) -> None:
 def check_same_audio(path: Path, cuts: Iterable[Cut], way_out: str) -> None:
     """Refuse to replace a manifest that lists other audio than the cuts."""
     if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
-        raise UserError(f"{path}: is there already and lists other audio; remove it, or {way_out}")
+        raise UserError(f"{path}: exists already and lists other audio; remove it, or {way_out}")
 
 
 def _usable_once(files: Sequence[AudioFile], sounds: Mapping[Path, Sound | str]) -> Iterator[AudioFile]:

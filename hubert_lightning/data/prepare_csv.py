@@ -86,7 +86,7 @@ def _read(table: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{table}: more than {MAX_CHARACTERS} characters; give a table of fewer rows, or several")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{table}: bytes of value 0 in line {line}, so no text; export it again as UTF-8")
+        raise UserError(f"{table}: bytes of value 0 in line {line}, so it is not a text file; export it again as UTF-8")
     if stated := re.match(r"sep=([\t;,|])(\r\n|\r|\n)", text):  # a line that Excel writes
         delimiter, text = stated[1], text[stated.end() :]
     else:
@@ -155,8 +155,8 @@ def _column(
         return columns[0]
     if needed and names and Path(names[0]).suffix.lower() in AUDIO_SUFFIXES:
         raise UserError(
-            f"{table}: its first line, {', '.join(names)[:60]!r}, is no names of columns but a recording; put names "
-            "above it, such as path and text"
+            f"{table}: its first line, {', '.join(names)[:60]!r}, lists a recording instead of column names; insert a "
+            "line of names above it, such as path and text"
         )
     if needed:
         present = " ".join(", ".join(names)[:200].split()) or "an empty first line"
@@ -174,8 +174,8 @@ def _mistake(row: Sequence[str], names: Sequence[str], path_index: int, root: Pa
     lines = [line for cell in row for line in cell.splitlines()[1:]]
     if inner_rows := [line for line in lines if _is_row(line, path_index, root)]:
         return (
-            f"several lines in its row of the table, such as {inner_rows[0][:40]!r}, which is a row of its own: close "
-            "the quotes of the sentence before"
+            f"several lines in its row of the table, such as {inner_rows[0][:40]!r}, which looks like the next row: "
+            "close the quotes of the sentence"
         )
     return None
 
@@ -221,7 +221,7 @@ def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
         if file.refused is None:
             key = file_identity(file.path) if os.path.isfile(file.path) else file.id
             if key in seen:
-                file = file._replace(refused="named as another file: an earlier row of the table has the same file")
+                file = file._replace(refused="repeated: an earlier row of the table names the same file")
             seen.add(key)
         yield file
 

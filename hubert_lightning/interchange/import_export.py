@@ -48,7 +48,7 @@ def import_model(source: str, out: Path, num_heads: int | None = None, vocabular
     weights = read_weights(source, num_heads)
     if vocabulary is not None:
         if weights.head is None:
-            raise UserError(f"{source} has no CTC head, which a vocabulary would be for; leave it out")
+            raise UserError(f"{source} has no CTC head, so it needs no vocabulary; leave it out")
         weights = replace(weights, vocabulary=read_vocabulary(vocabulary), vocabulary_note=None)
     encoder = _checked_encoder(weights, Path(source))
     provenance = {
@@ -110,7 +110,7 @@ def export_model(
 
 def _check_new(out: Path) -> None:
     if out.exists():
-        raise UserError(f"{out}: is there already; remove it, or choose another OUT")
+        raise UserError(f"{out}: exists already; remove it, or choose another OUT")
 
 
 def _checked_encoder(weights: PretrainedWeights, path: Path) -> HubertEncoder:

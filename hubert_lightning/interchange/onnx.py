@@ -101,7 +101,7 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
     if not worst <= TOLERANCE:
         raise UserError(
             f"{path}: onnxruntime {onnxruntime.__version__} computes numbers that differ by {worst:.2g} from ours; "
-            "take another version of onnx, onnxscript or onnxruntime"
+            "install another version of onnx, onnxscript or onnxruntime"
         )
     return worst
 

@@ -212,7 +212,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, part:
                 "the two is wrong"
             )
         if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
-            raise UserError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
+            raise UserError(f"{path}: {name} has values that are NaN or infinite; use an earlier checkpoint")
     # Copies: a mapped file may be overwritten by the next checkpoint while this process lives
     module.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
 

@@ -342,8 +342,8 @@ class HubertCLI(LightningCLI):
                 )
             if "optimizer_states" not in checkpoint:
                 raise UserError(
-                    f"{path}: weights alone, such as a mean, from which no run resumes; start another from its encoder "
-                    "(model.init_args.pretrained)"
+                    f"{path}: weights alone, such as an average, so no run can resume from it; start another from its "
+                    "encoder (model.init_args.pretrained)"
                 )
             check_weights(self.model, checkpoint, path)
             check_state(self.trainer, checkpoint, path, "fit_loop")
@@ -406,7 +406,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Be the only command in a run's folder, and in those of its iterations.
 
     Raises:
-        UserError: Another process is at work there; or the folder cannot be made.
+        UserError: Another process uses the folder, or the folder cannot be created.
     """
     with locked(folder):
         for other in (folder.parent, *folder.glob("iteration*")):

@@ -134,8 +134,8 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
 def refuse(folder: Path, holder: Holder, instead: str = CHOOSE_OUTPUT) -> UserError:
     """Make the error that names the holder of a folder's lock, with an advice to the user."""
     return UserError(
-        f"{folder}: process {holder.process} on {holder.host} is at work in it"
-        f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or {instead}"
+        f"{folder}: process {holder.process} on {holder.host} is using it"
+        f"{f' (job {holder.job})' if holder.job else ''}; wait until it ends, end it, or {instead}"
     )
 
 
@@ -253,7 +253,7 @@ def _content(path: Path) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error.strerror}), so a process may be at work in the folder; correct that, or "
+        f"{path}: cannot be read ({error.strerror}), so a process may be using the folder; correct that, or "
         "remove the file if none is"
     )
 

@@ -96,7 +96,7 @@ def import_kmeans(
     _check_new(out)
     centroids, source = load_kmeans(kmeans)
     if model is None and (parts or layer is not None):
-        raise UserError(f"layer {layer} and parts {parts} of no model; name it with --model, or leave them out")
+        raise UserError("layer and parts are options of a model; name the model with --model, or leave them out")
     if parts and len(parts) != len(centroids):
         raise UserError(f"{kmeans}: {len(centroids)} streams, but {len(parts)} parts; name one part per stream")
     if model is not None:
@@ -171,4 +171,4 @@ def _described(centroids: list[Tensor]) -> str:
 
 def _check_new(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path}: is there already; remove it, or choose another name")
+        raise UserError(f"{path}: exists already; remove it, or choose another name")

@@ -152,7 +152,7 @@ class LabelRecipe:
         centroids, source = load_kmeans(self.quantizer)
         if (counts := [len(stream) for stream in centroids]) != self.num_clusters:
             raise UserError(
-                f"{self.quantizer}: a K-means with {counts} clusters, where {self.num_clusters} are asked for; change "
+                f"{self.quantizer}: a K-means with {counts} clusters, but {self.num_clusters} are requested; change "
                 "clusters"
             )
         return centroids, source

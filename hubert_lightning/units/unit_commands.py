@@ -139,7 +139,7 @@ def units(
         missing = [path for path in paths if path not in made]
         if done := len(paths) - len(missing):
             print(
-                f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+                f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
                 file=sys.stderr,
             )
 

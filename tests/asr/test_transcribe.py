@@ -226,7 +226,7 @@ def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
         (["a.wav", "--output", "."], "a.txt: lies beside its audio, and may be its transcript, which would be repl"),
         (["a.wav", "b.flac", "--format", "srt"], "srt for 2 files needs a folder"),
         (["empty"], "empty: no audio in this folder"),
-        (["a.wav", "--decoder", "no.json"], "no.json: no such decoder"),
+        (["a.wav", "--decoder", "no.json"], "no.json: no such decoder settings file"),
         (["a.wav", "--format", "docx"], "docx"),
     ],
 )

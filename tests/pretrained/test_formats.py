@@ -928,7 +928,7 @@ def test_fairseqs_own_symbols_may_be_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"| 1\nA 1\nA 1\n", "line 3: 'A' is there already; keep it once, or add #fairseq:overwrite"),
+        (b"| 1\nA 1\nA 1\n", "line 3: 'A' is listed already; keep it once, or add #fairseq:overwrite"),
         (b"| 1\nA x\n", "line 2: 'x' is no count, as follows each symbol; correct the line"),
         (b"| 1\n\xe9 1\n", "dict.ltr.txt: is not UTF-8, nor UTF-16 with its mark; convert it"),
         (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it 3"),

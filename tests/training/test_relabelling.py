@@ -300,7 +300,7 @@ def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tm
             Relabel(checkpoint, layer=2, clusters=20, quantizer=run / "kmeans.safetensors"),
         )
     assert not any((tmp_path / folder / "kmeans.safetensors").exists() for folder in "ab")
-    with pytest.raises(ValueError, match=r"a K-means with \[20\] clusters, where \[30\] are asked for"):
+    with pytest.raises(ValueError, match=r"a K-means with \[20\] clusters, but \[30\] are requested"):
         Relabel(clusters=30, quantizer=run / "kmeans.safetensors")
     with pytest.raises(ValueError, match="was fitted on one layer, but layer is 'best'"):
         Relabel(checkpoint, layer="best", clusters=20, quantizer=run / "kmeans.safetensors")

@@ -99,7 +99,7 @@ def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path, capsys: pyt
     path = str(run / "kmeans.safetensors")
     before = Path(path).read_bytes()
     for arguments in (["import", path, path], ["export", path, path], ["fit", "mfcc", "[none.jsonl.gz]", path]):
-        assert "is there already" in refused(capsys, "kmeans", *arguments)
+        assert "exists already" in refused(capsys, "kmeans", *arguments)
     assert Path(path).read_bytes() == before
 
 
@@ -138,7 +138,7 @@ def test_an_iteration_trains_on_a_quantizer_and_goes_on_with_it(
 
     said = refused(capsys, "fit", *command(2, clusters=11))
     assert "iterations[0]: " in said
-    assert "a K-means with [10] clusters, where [11] are asked for" in said
+    assert "a K-means with [10] clusters, but [11] are requested" in said
     main(["fit", *command(2)])
     theirs = load_kmeans(quantizer)[0]
     assert LabelStore(output / "iteration1" / "labels").source.kmeans == kmeans_fingerprint(theirs)

@@ -80,7 +80,7 @@ def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 )
 def test_a_decoder_sets_nothing_beyond_its_bounds(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
     (tmp_path / "decoder.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"decoder\.json: no settings of a decoder \({reason}") as refusal:
+    with pytest.raises(ValueError, match=rf"decoder\.json: not a decoder settings file \({reason}") as refusal:
         read_settings(tmp_path / "decoder.json")
     assert len(str(refusal.value)) < 300
 
@@ -112,5 +112,5 @@ def test_a_vocabulary_has_tokens_alone(tmp_path: Path, content: dict[str, Any], 
 def test_settings_of_a_decoder_that_are_no_object_are_quoted(text: str, tmp_path: Path) -> None:
     (tmp_path / "decoder.json").write_text(text)
     quoted = re.escape(repr(json.loads(text)))
-    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no JSON object\)"):
+    with pytest.raises(ValueError, match=rf"not a decoder settings file \({quoted} is no JSON object\)"):
         read_settings(tmp_path / "decoder.json")
