@@ -174,9 +174,7 @@ def test_kaldi_has_no_ids_with_spaces(labels: dict[str, np.ndarray], dev_cuts: C
 
 def test_a_damaged_line_of_json_is_named(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "units.jsonl").write_text(json.dumps({"id": "x"}) + "\n")
-    with pytest.raises(
-        ValueError, match=r"units\.jsonl, line 1: no labels \(no .id. that is a text, or no .clusters.\); correct"
-    ):
+    with pytest.raises(ValueError, match=r"units\.jsonl, line 1: no .id. that is a string, or no .clusters.; correct"):
         import_labels([tmp_path / "units.jsonl"], [manifests / "dev.jsonl.gz"], tmp_path / "store", [50])
 
 
