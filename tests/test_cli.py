@@ -167,7 +167,8 @@ def test_a_damaged_shard_of_a_finished_run_is_made_again_as_the_sentence_says(
     before = shard.read_bytes()
     shard.write_bytes(before[:-2] + b"\xff\xff")
     said = refused(capsys, "labels", "check", str(run / "labels"))
-    assert f"remove it, also {run / 'metrics.json'}, if the run is finished, and `hubert fit --config" in said
+    assert f"{run / 'metrics.json'}" in said
+    assert f"`hubert fit --config {run / 'config.yaml'}` makes only that shard again" in said
     shard.unlink()
     (run / "metrics.json").unlink()
     main(["fit", "--config", str(run / "config.yaml"), f"--output={run}"])
@@ -421,7 +422,7 @@ def test_a_checkpoint_that_is_damaged_or_none_cannot_be_resumed_from(
         ("--data.init_args.max_duration=-3", "data.max_duration is -3.0 s, too short for two frames"),
         ("--data.init_args.max_crop=0.01", "data.max_crop is 0.01 s, too short for two frames"),
         ("--data.init_args.mask_length=0", "mask_prob 0.8 and mask_length 0"),
-        ("--output=/proc/nowhere", "/proc/nowhere: cannot be made"),
+        ("--output=/proc/nowhere", "/proc/nowhere: cannot be created or written to"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_made(

@@ -101,7 +101,7 @@ class CodedAudio:
         while self._end < first + num_samples and self._advance():
             if len(self._recent) > 2 * TABLE_STEP:
                 self._forget(first)
-            if self._jumped and not self._converges:  # the packets have other lengths than the table says
+            if self._jumped and not self._converges:  # the packets differ from the table
                 self._restart()
         parts = [block[max(first - start, 0) : max(first + num_samples - start, 0)] for start, block in self._recent]
         self._forget(self._end - round(KEPT_SECONDS * self.rate))

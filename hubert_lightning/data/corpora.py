@@ -61,8 +61,8 @@ class Corpora(Sequence[Cut]):
         Args:
             keep: (cuts,) bool, true for the cuts to keep.
         """
-        kept_by_part = self._by_part(keep)
-        return Corpora([_chosen(part, kept) for part, kept in zip(self.parts, kept_by_part, strict=True)])
+        keep_by_part = self._by_part(keep)
+        return Corpora([_chosen(part, keep) for part, keep in zip(self.parts, keep_by_part, strict=True)])
 
     def by_id(self) -> "Corpora":
         """The same cuts in the order of their ids; in the order on disk if they are there."""

@@ -101,11 +101,11 @@ def spell_numbers(text: str, language: str) -> Spelled:
 
     def replaced(word: str, spell: Callable[[str], str | None]) -> str:
         plain = re.sub(rf"(?<=\d){NUMBER_SPACE}(?=\d)", "'", word).replace(NUMBER_SPACE, "")
-        said = spell(plain)
-        if said is None:
+        spelled = spell(plain)
+        if spelled is None:
             return word
         done.append(plain)
-        return said
+        return spelled
 
     if language in NO_WORD_SPACES:
         beside = r"[-‐-―−~〜～×:]"  # another number, of a range or a score
@@ -144,24 +144,24 @@ def _spelled(word: str, language: str) -> str | None:
     whole, fraction = value
     try:
         if before or after in CURRENCIES:
-            said = _money(whole, fraction, CURRENCIES[before or after], language)
+            words = _money(whole, fraction, CURRENCIES[before or after], language)
         elif after and after != "%":
-            said = _ordinal(word, whole, fraction, after, language)
+            words = _ordinal(word, whole, fraction, after, language)
         else:
-            said = _cardinal(whole, fraction, language, may_be_year=not after and written.isdecimal())
-            if minus and said is not None:
-                said = _negative(said, language)
+            words = _cardinal(whole, fraction, language, may_be_year=not after and written.isdecimal())
+            if minus and words is not None:
+                words = _negative(words, language)
             if after and base == "de" and (whole, fraction) == (1, ""):
-                said = "ein"
-            if after and said is not None:
+                words = "ein"
+            if after and words is not None:
                 gap = "" if base in (*NO_WORD_SPACES, "ko") else " "
-                said = f"{said}{gap}{PERCENT_WORD[base]}" if base in PERCENT_WORD else None
+                words = f"{words}{gap}{PERCENT_WORD[base]}" if base in PERCENT_WORD else None
     except (NotImplementedError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError):
         return None  # num2words raises errors of many types for languages that it knows badly
-    if said is None or "ttt" in said:  # Swedish etttusen, which is spelled ettusen
+    if words is None or "ttt" in words:  # Swedish etttusen, which is spelled ettusen
         return None
-    said = said.replace(",", "")
-    return said.replace("-", " ") if base == "en" else said
+    words = words.replace(",", "")
+    return words.replace("-", " ") if base == "en" else words
 
 
 def _telephone(words: Sequence[str]) -> set[int]:
@@ -291,10 +291,10 @@ def _cardinal(whole: int, fraction: str, language: str, may_be_year: bool) -> st
     return pattern.removesuffix(one) + digits
 
 
-def _negative(said: str, language: str) -> str | None:
+def _negative(words: str, language: str) -> str | None:
     one, negative = _words(1, lang=language), _words(-1, lang=language)
     minus = negative.removesuffix(one)
-    return minus + said if negative.endswith(one) and minus else None
+    return minus + words if negative.endswith(one) and minus else None
 
 
 def _money(whole: int, fraction: str, currency: str, language: str) -> str | None:

@@ -159,8 +159,10 @@ def _column(
             "above it, such as path and text"
         )
     if needed:
-        found = " ".join(", ".join(names)[:200].split()) or "an empty first line"
-        raise UserError(f"{table}: no column {given or ' or '.join(usual)}, only {found}; name it with --{kind}_column")
+        present = " ".join(", ".join(names)[:200].split()) or "an empty first line"
+        raise UserError(
+            f"{table}: no column {given or ' or '.join(usual)}, only {present}; name it with --{kind}_column"
+        )
     return None
 
 

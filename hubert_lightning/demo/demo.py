@@ -206,7 +206,7 @@ def _figure(results: Results, pretraining: Path, minutes: float) -> bytes:
         bars = errors.bar([offset, 1 + offset], rates, width=0.36, color=colour, label=name)
         errors.bar_label(bars, fmt="%.1f")
     errors.set(
-        title=f"Error rates after {minutes:.3g} minutes of transcripts",
+        title=f"Error rates, {minutes:.3g} min of transcripts",
         ylabel="%",
         xticks=[0, 1],
         xticklabels=["WER", "CER"],

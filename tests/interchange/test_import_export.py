@@ -110,7 +110,10 @@ def test_a_model_is_imported_and_exported_by_the_command_line(
         (["import", "nowhere.pt", "out.ckpt"], "nowhere.pt does not exist; give a .ckpt of `hubert fit`"),
         (["import", "{ours}", "{ours}"], "is there already; remove it, or choose another OUT"),
         (["export", "{ours}", "{folder}"], "is there already; remove it, or choose another OUT"),
-        (["export", "{ours}", "out", "--layer", "2"], "layer 2 of transformers: only onnx can be of one layer"),
+        (
+            ["export", "{ours}", "out", "--layer", "2"],
+            "layer 2 of transformers: only onnx can have the output of one layer",
+        ),
         (["export", "{ours}", "out", "--kmeans", "{kmeans}"], "was fitted on mfcc, and this is encoder "),
         (
             ["import", "{letters}", "out.ckpt"],

@@ -171,7 +171,7 @@ def test_a_config_in_a_foreign_checkpoint_imports_nothing(
         path.unlink()
         torch.save(content, path)
     (run / "config.yaml").write_bytes(b"")
-    assert "look whether it is your run's" in refused(capsys, ["validate", "--config", str(run / "config.yaml")])
+    assert "check that it is your run's" in refused(capsys, ["validate", "--config", str(run / "config.yaml")])
     assert not (tmp_path / "trace").exists()
 
 
@@ -270,7 +270,7 @@ def test_fine_tuning_resumes_with_moved_manifests_in_another_order(
     (tmp_path / "moved").mkdir()
     moved = [Path(shutil.move(path, tmp_path / "moved")) for path in parts]
     message = refused(capsys, short_finetuning(manifests, run, train=moved[:1]))
-    assert "a.jsonl.gz: not in data.train, where" in message
+    assert "a.jsonl.gz: not in data.train, but" in message
     message = refused(capsys, short_finetuning(manifests, run, train=[*moved, manifests / "test.jsonl.gz"]))
     assert f"{manifests / 'test.jsonl.gz'}: not among the manifests in data.train that" in message
     main(short_finetuning(manifests, run, train=moved[::-1]))
@@ -293,7 +293,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     high = "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 1.0e+41}}"
     message = refused(capsys, [*short_finetuning(manifests, unfinished), high, "--model.init_args.freeze_steps=0"])
     assert "is NaN or infinite, so this state is not saved" in message
-    assert "which goes on from the start, since none was saved before" in message
+    assert "which starts again, since no checkpoint was saved" in message
     assert not list(unfinished.glob("*.ckpt"))
 
 
