@@ -59,7 +59,7 @@ def layer_of_base(layer: int, device: str, precision: str) -> Extractor:
     """As `layer_extractor` makes one of a checkpoint."""
     encoder = HubertEncoder(EncoderConfig()).eval().to(device)
 
-    def features(waveform: Tensor, length: Tensor) -> Tensor:
+    def features(waveform: Tensor, length: Tensor, statistics: object = None) -> Tensor:
         padded = None if bool((length == length[0]).all()) else length.to(device)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             return encoder.features(waveform.to(device), padded, layer=layer, ignore_padding=True)

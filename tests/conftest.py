@@ -85,3 +85,23 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     state = {name: value for name, value in model.state_dict().items() if name.startswith("hubert.")}
     inputs = torch.cat([frames.double(), torch.ones(NUM_FRAMES, 1, dtype=torch.float64)], dim=1)
     return Encoder(state, folder / "said.wav", frames, torch.linalg.pinv(inputs))
+
+
+@pytest.fixture(scope="session")
+def digit_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of n-grams of digits: digits.arpa with digits.lexicon, and letters.arpa."""
+    from foreign_models import save_digit_models
+
+    folder = tmp_path_factory.mktemp("digits")
+    save_digit_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small causal language model of digits."""
+    from foreign_models import save_causal_lm
+
+    folder = tmp_path_factory.mktemp("gpt")
+    save_causal_lm(folder)
+    return folder

@@ -6,16 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchaudio
 import transformers
-from helpers import NUM_FRAMES, SMALL, Encoder
+from helpers import DIGITS, NUM_FRAMES, SMALL, Encoder
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.testing import assert_close
 
+from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.frames import num_frames
 from hubert_lightning.interchange.import_export import checkpoint_of
 from hubert_lightning.model.config import EncoderConfig
@@ -311,3 +316,26 @@ def vocabulary_and_log_probs(folder: Path, encoder: Encoder) -> tuple[Vocabulary
     assert trained.head is not None
     logits = linear(encoder.frames, trained.head["weight"], trained.head["bias"])
     return vocabulary_from(trained.vocabulary or {}, folder), logits.log_softmax(dim=-1)
+
+
+def save_digit_models(folder: Path) -> None:
+    """Write digits.arpa with digits.lexicon, of words, and letters.arpa, of letters."""
+    rng = np.random.default_rng(0)
+    sentences = [" ".join(rng.choice(DIGITS, size=rng.integers(1, 6))) for _ in range(60)]
+    (folder / "text.txt").write_text("\n".join(sentences))
+    ngram(folder / "text.txt", folder / "digits.arpa", order=3)
+    ngram(folder / "text.txt", folder / "letters.arpa", order=4, letters=True)
+
+
+def save_causal_lm(folder: Path) -> None:
+    """Write a small GPT-2 with random weights, whose tokens are words."""
+    words = {word.lower(): index for index, word in enumerate(["</s>", "<unk>", *DIGITS])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(words), n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)

@@ -227,7 +227,7 @@ def make_csv(folder: Path) -> None:
 def make_language(folder: Path) -> None:
     (folder / "text.txt").write_text("ONE TWO\nTWO ONE ONE\nTHREE ONE\n" * 3)
     ngram(folder / "text.txt", folder / "a.arpa", order=3)
-    (folder / "a.arpa.gz").write_bytes(gzip.compress((folder / "a.arpa").read_bytes()))
+    (folder / "a.arpa.gz").write_bytes(gzip.compress((folder / "a.arpa").read_bytes(), mtime=0))
     (folder / "text.txt").unlink()
     Vocabulary().write(folder / "vocabulary.json")
     lm, lexicon = str(folder / "a.arpa"), str(folder / "a.lexicon")
@@ -442,7 +442,7 @@ def mutated(path: Path, draw: Random) -> str:
     ways: list[Callable[[bytes, Random], tuple[bytes, str]]] = [_flipped, _cut, _replaced, _numbered, _spliced]
     if path.suffix == ".gz" and draw.random() < 0.7:
         new, how = _structured(gzip.decompress(content), path.with_suffix(""), draw, ways)
-        path.write_bytes(gzip.compress(new))
+        path.write_bytes(gzip.compress(new, mtime=0))
         return f"{how}, packed"
     new, how = _structured(content, path, draw, ways)
     path.write_bytes(new)

@@ -374,4 +374,4 @@ def _tsv(cuts: Sequence[Cut]) -> str:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix not in LABEL_SUFFIXES:
-        raise UserError(f"{path}: not a format of labels; choose a name that ends in {', '.join(LABEL_SUFFIXES)}")
+        raise UserError(f"{path}: no format of labels; choose a name that ends in {', '.join(LABEL_SUFFIXES)}")

@@ -311,9 +311,7 @@ class UnitStream:
 def _beside(model: Path) -> Path:
     if model.is_dir() and (model / KMEANS_FILE).is_file():
         return model / KMEANS_FILE
-    raise UserError(
-        f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: that of the iteration after this model"
-    )
+    raise UserError(f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: that of the iteration after this model")
 
 
 def _layer(kmeans: Path, features: str, layer: int | None) -> int:

@@ -90,15 +90,19 @@ def random_log_probs(utterances: int = 4, frames: int = 80, seed: int = 0) -> li
     return list(logits.log_softmax(dim=-1))
 
 
-def settings_of(files: Path, **other: Any) -> DecoderSettings:
-    return DecoderSettings(**{"lm": str(files / "digits.arpa"), "lexicon": str(files / "digits.lexicon"), **other})
+def settings_of(digit_models: Path, **other: Any) -> DecoderSettings:
+    return DecoderSettings(
+        **{"lm": str(digit_models / "digits.arpa"), "lexicon": str(digit_models / "digits.lexicon"), **other}
+    )
 
 
-def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float) -> list[tuple[list[str], float]]:
+def flashlights_own(
+    digit_models: Path, log_probs: Tensor, nbest: int, **weights: float
+) -> list[tuple[list[str], float]]:
     """Search with flashlight's classes alone."""
-    spellings = fl_dictionary.load_words(str(files / "digits.lexicon"))
+    spellings = fl_dictionary.load_words(str(digit_models / "digits.lexicon"))
     words, tokens = fl_dictionary.create_word_dict(spellings), fl_dictionary.Dictionary(list(LETTERS))
-    lm = KenLM(str(files / "digits.arpa"), words)
+    lm = KenLM(str(digit_models / "digits.arpa"), words)
     trie, start = fl.Trie(len(LETTERS), tokens.get_index("|")), lm.start(False)
     for word, ways in spellings.items():
         for letters_of_word in ways:
@@ -121,10 +125,10 @@ def flashlights_own(files: Path, log_probs: Tensor, nbest: int, **weights: float
 
 
 @pytest.mark.parametrize("weights", [(2.0, -1.0, 0.0), (0.7, 1.5, -0.4)])
-def test_the_search_equals_one_of_flashlights_classes(files: Path, weights: tuple[float, float, float]) -> None:
+def test_the_search_equals_one_of_flashlights_classes(digit_models: Path, weights: tuple[float, float, float]) -> None:
     lm, word, silence = weights
     settings = settings_of(
-        files, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
+        digit_models, lm_weight=lm, word_score=word, silence_score=silence, beam_size=20, beam_threshold=50.0, nbest=5
     )
     search = BeamSearch(settings, letters)
     for log_probs, hypotheses in zip(random_log_probs(), search.nbest(random_log_probs()), strict=True):
@@ -132,7 +136,7 @@ def test_the_search_equals_one_of_flashlights_classes(files: Path, weights: tupl
         end = torch.full((1, len(LETTERS)), -torch.inf)
         end[:, BLANK], end[:, letters.boundary] = 0.0, -silence
         ended = torch.cat([log_probs, end])
-        own = flashlights_own(files, ended, 5, lm_weight=lm, word_score=word, sil_score=silence)
+        own = flashlights_own(digit_models, ended, 5, lm_weight=lm, word_score=word, sil_score=silence)
         assert [best.text.split() for best in hypotheses] == [words for words, _ in own]
         assert [best.score for best in hypotheses] == [score for _, score in own]
         assert len(hypotheses) > 1
@@ -146,14 +150,14 @@ def test_a_search_without_files_finds_the_certain_path(path: list[int]) -> None:
     assert search(log_probs, torch.tensor([len(path)])) == [collapsed_text(path)]
 
 
-def test_hypotheses_contain_words_of_the_lexicon_alone(files: Path) -> None:
-    hypotheses = BeamSearch(settings_of(files, lm=None), letters).nbest(random_log_probs(8))
+def test_hypotheses_contain_words_of_the_lexicon_alone(digit_models: Path) -> None:
+    hypotheses = BeamSearch(settings_of(digit_models, lm=None), letters).nbest(random_log_probs(8))
     assert {word for [best] in hypotheses for word in best.text.split()} <= set(DIGITS)
     assert any(best.text for [best] in hypotheses)
 
 
-def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
-    lm = str(files / "letters.arpa")
+def test_a_language_model_of_letters_needs_no_lexicon(digit_models: Path) -> None:
+    lm = str(digit_models / "letters.arpa")
     plain, weighed = (
         BeamSearch(DecoderSettings(lm=lm, lm_weight=weight, beam_size=50, num_workers=0), letters).nbest(
             random_log_probs(8)
@@ -169,20 +173,20 @@ def test_a_language_model_of_letters_needs_no_lexicon(files: Path) -> None:
     assert share(weighed) > share(plain) + 0.3
 
 
-def test_several_processes_find_what_one_finds(files: Path) -> None:
-    alone, together = (BeamSearch(settings_of(files, nbest=3, num_workers=n), letters) for n in (0, 3))
+def test_several_processes_find_what_one_finds(digit_models: Path) -> None:
+    alone, together = (BeamSearch(settings_of(digit_models, nbest=3, num_workers=n), letters) for n in (0, 3))
     assert together.nbest(random_log_probs(7)) == alone.nbest(random_log_probs(7))
     together.close()
 
 
-def test_other_settings_give_the_results_of_a_new_search(files: Path) -> None:
+def test_other_settings_give_the_results_of_a_new_search(digit_models: Path) -> None:
     weights = {"lm_weight": 0.3, "word_score": 2.0, "silence_score": -1.0, "num_workers": 0}
-    anew = BeamSearch(settings_of(files, **weights), letters).nbest(random_log_probs())
-    assert BeamSearch(settings_of(files), letters).with_settings(**weights).nbest(random_log_probs()) == anew
+    anew = BeamSearch(settings_of(digit_models, **weights), letters).nbest(random_log_probs())
+    assert BeamSearch(settings_of(digit_models), letters).with_settings(**weights).nbest(random_log_probs()) == anew
 
 
-def test_padding_changes_no_hypothesis(files: Path) -> None:
-    search = BeamSearch(settings_of(files, num_workers=0), letters)
+def test_padding_changes_no_hypothesis(digit_models: Path) -> None:
+    search = BeamSearch(settings_of(digit_models, num_workers=0), letters)
     batch, length = torch.stack(random_log_probs()), torch.tensor([80, 33, 0, 61])
     texts = search(batch, length)
     single_texts = [best.text for [best] in search.nbest([row[:n] for row, n in zip(batch, length, strict=True)])]
@@ -198,9 +202,9 @@ def test_a_neural_model_scores_texts_as_transformers_does(causal_lm: Path) -> No
         assert score == pytest.approx(-loss * (tokens.shape[1] - 1), rel=1e-5)
 
 
-def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Path, causal_lm: Path) -> None:
-    plain = BeamSearch(settings_of(files, nbest=10), letters).nbest(random_log_probs())
-    settings = settings_of(files, nbest=10, rescorer=str(causal_lm), rescorer_weight=1.5)
+def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(digit_models: Path, causal_lm: Path) -> None:
+    plain = BeamSearch(settings_of(digit_models, nbest=10), letters).nbest(random_log_probs())
+    settings = settings_of(digit_models, nbest=10, rescorer=str(causal_lm), rescorer_weight=1.5)
     rescored = BeamSearch(settings, letters).nbest(random_log_probs())
     model = CausalLM(causal_lm)
     for before, after in zip(plain, rescored, strict=True):
@@ -211,8 +215,8 @@ def test_rescoring_adds_the_neural_model_s_score_to_that_of_the_search(files: Pa
     assert [few[0].text for few in plain] != [few[0].text for few in rescored]
 
 
-def test_settings_move_with_the_folder_that_holds_their_files(files: Path, tmp_path: Path) -> None:
-    shutil.copytree(files, tmp_path / "a")
+def test_settings_move_with_the_folder_that_holds_their_files(digit_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(digit_models, tmp_path / "a")
     settings = settings_of(tmp_path / "a", lm_weight=1.25, rescorer="elsewhere")
     write_settings(settings, tmp_path / "a" / "decoder.json")
     (tmp_path / "a").rename(tmp_path / "b")
@@ -224,10 +228,10 @@ def test_settings_move_with_the_folder_that_holds_their_files(files: Path, tmp_p
 
 
 def with_file(name: str, content: str | None, **other: str) -> Any:
-    def make(files: Path, folder: Path) -> DecoderSettings:
+    def make(digit_models: Path, folder: Path) -> DecoderSettings:
         if content is not None:
             (folder / name).write_text(content)
-        return settings_of(files, **({"lm" if name.endswith("arpa") else "lexicon": str(folder / name)} | other))
+        return settings_of(digit_models, **({"lm" if name.endswith("arpa") else "lexicon": str(folder / name)} | other))
 
     return make
 
@@ -246,22 +250,31 @@ def with_file(name: str, content: str | None, **other: str) -> Any:
             with_file("a.lexicon", "RED\tR E D |\nBLUE\tB L U E |\nRUST\tR U S T |\n"),
             "knows 0 of 3 words of .*in the same case",
         ),
-        (lambda files, folder: settings_of(files, lexicon=None), "knows words such as 'EIGHT', not letters; give the"),
-        (lambda files, folder: settings_of(files, rescorer=str(folder / "no")), "rescorer .*no: no such directory"),
-        (lambda files, folder: settings_of(files, rescorer=str(folder)), "rescorer .*: no causal language model"),
+        (
+            lambda digit_models, folder: settings_of(digit_models, lexicon=None),
+            "knows words such as 'EIGHT', not letters; give the",
+        ),
+        (
+            lambda digit_models, folder: settings_of(digit_models, rescorer=str(folder / "no")),
+            "rescorer .*no: no such directory",
+        ),
+        (
+            lambda digit_models, folder: settings_of(digit_models, rescorer=str(folder)),
+            "rescorer .*: no causal language model",
+        ),
     ],
 )
 def test_a_file_that_a_search_cannot_use_is_refused_by_name(
-    files: Path, tmp_path: Path, make: Any, sentence: str
+    digit_models: Path, tmp_path: Path, make: Any, sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        BeamSearch(make(files, tmp_path), letters)
+        BeamSearch(make(digit_models, tmp_path), letters)
 
 
-def test_a_binary_lexicon_is_refused(files: Path, tmp_path: Path) -> None:
+def test_a_binary_lexicon_is_refused(digit_models: Path, tmp_path: Path) -> None:
     (tmp_path / "a.lexicon").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"a\.lexicon: is not UTF-8"):
-        BeamSearch(settings_of(files, lexicon=str(tmp_path / "a.lexicon")), letters)
+        BeamSearch(settings_of(digit_models, lexicon=str(tmp_path / "a.lexicon")), letters)
 
 
 @pytest.mark.parametrize("content", [None, "[1]", "{", '{"lm_wait": 1}'])
@@ -290,8 +303,8 @@ def test_a_word_and_a_letter_can_be_the_same(tmp_path: Path) -> None:
         BeamSearch(mixed, letters)
 
 
-def test_a_narrow_beam_gives_no_half_words(files: Path) -> None:
-    search = BeamSearch(settings_of(files, lm=None, beam_size=1, num_workers=0), letters)
+def test_a_narrow_beam_gives_no_half_words(digit_models: Path) -> None:
+    search = BeamSearch(settings_of(digit_models, lm=None, beam_size=1, num_workers=0), letters)
     assert {word for [best] in search.nbest(random_log_probs(8)) for word in best.text.split()} <= set(DIGITS)
 
 
@@ -333,28 +346,30 @@ def log_probs_of(
 @pytest.mark.parametrize("lexicon", ["digits.lexicon", "bare.lexicon"])  # with the delimiter after each word, or not
 @pytest.mark.parametrize("silent", [0, 30])
 @pytest.mark.parametrize("text", ["ONE", "TWO THREE", "NINE EIGHT ONE ZERO"])
-def test_a_last_word_without_delimiter_is_decoded(files: Path, lexicon: str, silent: int, text: str) -> None:
-    (files / "bare.lexicon").write_text((files / "digits.lexicon").read_text().replace(" |", ""))
-    search = BeamSearch(settings_of(files, lexicon=str(files / lexicon), num_workers=0), letters)
+def test_a_last_word_without_delimiter_is_decoded(digit_models: Path, lexicon: str, silent: int, text: str) -> None:
+    (digit_models / "bare.lexicon").write_text((digit_models / "digits.lexicon").read_text().replace(" |", ""))
+    search = BeamSearch(settings_of(digit_models, lexicon=str(digit_models / lexicon), num_workers=0), letters)
     [[best]] = search.nbest([log_probs_of(text, letters, silent=silent)])
     assert best.text == text
     assert [word for word, _ in search.word_tokens(best)] == text.split()
 
 
-def test_words_before_a_pause_without_delimiter_are_decoded(files: Path) -> None:
-    search = BeamSearch(settings_of(files, num_workers=0), letters)
+def test_words_before_a_pause_without_delimiter_are_decoded(digit_models: Path) -> None:
+    search = BeamSearch(settings_of(digit_models, num_workers=0), letters)
     for text in ("ONE TWO", "NINE EIGHT ZERO"):
         [[best]] = search.nbest([log_probs_of(text, letters, pause=40, boundaries=False)])
         assert best.text == text
 
 
 @pytest.mark.parametrize("silence", [-0.7, 0.0, 0.7])
-def test_the_end_costs_nothing_where_the_model_predicts_the_delimiter(files: Path, silence: float) -> None:
+def test_the_end_costs_nothing_where_the_model_predicts_the_delimiter(digit_models: Path, silence: float) -> None:
     weights = {"lm_weight": 1.0, "word_score": 0.5}
-    search = BeamSearch(settings_of(files, silence_score=silence, beam_size=20, num_workers=0, **weights), letters)
+    search = BeamSearch(
+        settings_of(digit_models, silence_score=silence, beam_size=20, num_workers=0, **weights), letters
+    )
     path = [BLANK, *(token for letter in letters.targets("ONE NINE") for token in (letter, BLANK))]
     log_probs = certain_log_probs(path)[0].clamp(min=-30)
-    [(words, score)] = flashlights_own(files, log_probs, 1, sil_score=silence, **weights)
+    [(words, score)] = flashlights_own(digit_models, log_probs, 1, sil_score=silence, **weights)
     [[best]] = search.nbest([log_probs])
     assert best.text.split() == words == ["ONE", "NINE"]
     assert best.score == pytest.approx(score, rel=1e-6)  # the scores of silence cancel out in float32
@@ -363,9 +378,9 @@ def test_the_end_costs_nothing_where_the_model_predicts_the_delimiter(files: Pat
 @pytest.mark.parametrize("timed", [True, False])
 @pytest.mark.parametrize("lm", [None, "letters.arpa"])
 def test_a_search_without_lexicon_splits_words_in_pauses_as_greedy_decoding_does(
-    files: Path, lm: str | None, timed: bool
+    digit_models: Path, lm: str | None, timed: bool
 ) -> None:
-    model = lm and str(files / lm)
+    model = lm and str(digit_models / lm)
     search = BeamSearch(DecoderSettings(lm=model, lm_weight=0.5, beam_size=20, num_workers=0), letters)
     log_probs = log_probs_of("ONE TWO FIVE", letters, pause=40, boundaries=False)
     text, words = words_in(log_probs, letters, search, timed)

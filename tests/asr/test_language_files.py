@@ -87,13 +87,13 @@ TEXT_FORMS: dict[str, Callable[[bytes], bytes]] = {
     "UTF-16": lambda content: content.decode().encode("utf-16"),
     "lines of Windows": lambda content: content.replace(b"\n", b"\r\n"),
     "lines of old Macs": lambda content: content.replace(b"\n", b"\r"),
-    "several of these": lambda content: gzip.compress(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")),
+    "several of these": lambda content: gzip.compress(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"), mtime=0),
 }
 MODEL_FORMS = TEXT_FORMS | {
     "spaces for tabs": with_spaces,
     "a preamble": lambda content: b"made by hand\n\n" + content,
     "<UNK>": lambda content: content.replace(b"<unk>", b"<UNK>"),
-    "a compressed preamble": lambda content: gzip.compress(b"made by hand\n" + content),
+    "a compressed preamble": lambda content: gzip.compress(b"made by hand\n" + content, mtime=0),
 }
 
 
@@ -274,7 +274,7 @@ def test_words_of_a_lexicon_need_no_boundary_at_their_end(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (gzip.compress(b"ONE\tO N E |\n" * 999)[:-20], "compressed with gzip, and corrupt"),
+        (gzip.compress(b"ONE\tO N E |\n" * 999, mtime=0)[:-20], "compressed with gzip, and corrupt"),
         (b"\x28\xb5\x2f\xfd0123", "compressed with zstd; decompress it, or compress it with gzip, bzip2 or xz"),
         (b"PK\x03\x040123", "compressed with zip; decompress it"),
         (b"ONE\tO N E |\n\xff\n", "is not UTF-8"),
@@ -294,7 +294,7 @@ def test_a_file_that_is_no_lexicon_is_refused_by_name(tmp_path: Path, content: b
 
 
 def test_an_error_inside_the_block_is_not_blamed_on_the_file(tmp_path: Path) -> None:
-    for form, content in (("gz", gzip.compress(b"ONE")), ("xz", lzma.compress(b"ONE")), ("txt", b"ONE")):
+    for form, content in (("gz", gzip.compress(b"ONE", mtime=0)), ("xz", lzma.compress(b"ONE")), ("txt", b"ONE")):
         (path := tmp_path / f"words.{form}").write_bytes(content)
         for error in (OSError(ENOSPC, "No space left on device"), EOFError("of another file")):
 

@@ -34,13 +34,13 @@ def noisy_log_probs(texts: list[str], noise: float, seed: int = 0) -> list[Tenso
     return utterances
 
 
-def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:
+def test_tuning_finds_weights_with_fewer_errors(digit_models: Path) -> None:
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(["ONE", "TWO", "NINE", "FOUR", "EIGHT"], size=4)) for _ in range(10)]
     log_probs = noisy_log_probs(texts, noise=3.0)
     settings = DecoderSettings(
-        lm=str(files / "digits.arpa"),
-        lexicon=str(files / "digits.lexicon"),
+        lm=str(digit_models / "digits.arpa"),
+        lexicon=str(digit_models / "digits.lexicon"),
         lm_weight=8.0,
         word_score=-5.0,
         beam_size=30,
@@ -55,8 +55,10 @@ def test_tuning_finds_weights_with_fewer_errors(files: Path) -> None:
     assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
 
 
-def test_the_search_begins_with_its_own_weights_and_those_of_wav2vec_2(files: Path) -> None:
-    settings = DecoderSettings(lm=str(files / "digits.arpa"), lexicon=str(files / "digits.lexicon"), beam_size=5)
+def test_the_search_begins_with_its_own_weights_and_those_of_wav2vec_2(digit_models: Path) -> None:
+    settings = DecoderSettings(
+        lm=str(digit_models / "digits.arpa"), lexicon=str(digit_models / "digits.lexicon"), beam_size=5
+    )
     study, _ = tune(BeamSearch(settings, letters), noisy_log_probs(["ONE"], 1.0), ["ONE"], trials=11)
     tried = [(trial.params["lm_weight"], trial.params["word_score"]) for trial in study.trials]
     # wav2vec 2.0 (arXiv 2006.11477) tables 7 and 8, 4-gram: 10 min, 1 h, 10 h, 100 h, 960 h
@@ -74,7 +76,7 @@ def test_the_ranges_of_the_search_are_those_of_the_reference() -> None:
     assert RESCORER_WEIGHT_RANGE == (0, 4)
 
 
-def test_only_weights_that_matter_are_searched(files: Path) -> None:
+def test_only_weights_that_matter_are_searched(digit_models: Path) -> None:
     search = BeamSearch(DecoderSettings(beam_size=5), letters)
     study, _ = tune(search, noisy_log_probs(["ONE"], 1.0), ["ONE"], trials=2)
     assert study.best_params.keys() == {"silence_score"}

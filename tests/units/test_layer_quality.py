@@ -140,9 +140,9 @@ def test_validation_logs_every_layer(manifests: Path, dev_cuts: CutSet, tmp_path
 
 
 def test_too_few_utterances_or_frames_are_refused(encoder: HubertEncoder, dev_cuts: CutSet) -> None:
-    with pytest.raises(ValueError, match=r"judged by 1 of the utterances: .*, 0 to judge them by"):
+    with pytest.raises(ValueError, match=r"judged by 1 of the utterances: .*, 0 to judge them"):
         layer_quality(all_layers_extractor(encoder), list(dev_cuts)[:1], 10)
-    with pytest.raises(ValueError, match="frames to fit 5000 clusters on"):
+    with pytest.raises(ValueError, match="frames to fit 5000 clusters"):
         layer_quality(all_layers_extractor(encoder), list(dev_cuts), 5_000)
 
 
@@ -155,7 +155,7 @@ def test_what_validation_could_not_judge_is_refused_before_the_first_step(manife
         callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=5_000)],
         enable_progress_bar=False,
     )
-    with pytest.raises(ValueError, match="frames to fit 5000 clusters on"):
+    with pytest.raises(ValueError, match="frames to fit 5000 clusters"):
         trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
     assert trainer.global_step == 0
 

@@ -141,7 +141,7 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
     refused("MFCCs have no layers", {}, model="mfcc", layer=1)
     spliced = {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}
     refused("a part of MFCCs .*, but units are clusters of whole MFCCs", spliced, model="mfcc")
-    refused("MFCCs with .*, fitted on layer", {"features": of_this}, model="mfcc")
+    refused("was fitted on layer .*, but mfcc gives mfcc", {"features": of_this}, model="mfcc")
     refused("absent: no such file", {}, kmeans=tmp_path / "absent")
     refused("no kmeans.safetensors in it; name one", {}, kmeans=None)
     save_kmeans(tmp_path / "kmeans.safetensors", [torch.randn(4, 32)], {})
@@ -179,7 +179,7 @@ def streamed(units: Units, waveform: Tensor, sizes: list[int], **seconds: float)
 def loudness_units() -> Units:
     """Of loudness, which takes no time."""
 
-    def loudness(waveform: Tensor, length: Tensor) -> Tensor:
+    def loudness(waveform: Tensor, length: Tensor, statistics: object = None) -> Tensor:
         return waveform.unfold(1, WINDOW, HOP).abs().mean(dim=2, keepdim=True)
 
     return Units(Extractor(loudness, "loudness", (1,)), torch.linspace(0, 0.2, CLUSTERS)[:, None])
@@ -238,7 +238,7 @@ def test_the_memory_of_a_stream_does_not_grow(waveform: Tensor) -> None:
     stream = loudness_units().stream(step=0.5, lookahead=0.2, history=1.0)
     for chunk in waveform.split(1600):
         stream.push(chunk)
-        assert len(stream._heard) <= stream.longest + 25 * HOP
+        assert len(stream._audio) <= stream.longest + 25 * HOP
 
 
 def test_a_stream_that_makes_no_sense_is_refused(units: Units) -> None:
