@@ -1,4 +1,4 @@
-"""From log-probabilities to words: greedy decoding, or a beam search with lexicon and language models.
+"""From log-probabilities to words: greedy decoding, or beam search with lexicon and language models.
 
 flashlight.py holds the search itself. This module prepares its input, distributes utterances over processes, and
 rescores the best hypotheses with a neural language model.
@@ -125,7 +125,7 @@ class BeamSearch:
         boundary = self.vocabulary.boundary
         if boundary is None or not len(log_probs):
             return log_probs
-        if self._delimiter is None:  # the search takes the blank for it
+        if self._delimiter is None:  # the search uses the blank as the delimiter
             log_probs = log_probs.clone()
             log_probs[:, BLANK] = torch.maximum(log_probs[:, BLANK], log_probs[:, boundary])
             log_probs[:, boundary] = -math.inf

@@ -66,7 +66,7 @@ class FlashlightDecoder:
         settings: Language model, weights and beam.
         vocabulary: Tokens of the log-probabilities.
         lexicon: Spellings of each word, by the names of their tokens; None to search without a lexicon.
-        delimiter: Token between words; None if the search takes the blank for it.
+        delimiter: Token between words; None if the search uses the blank instead.
 
     Raises:
         UserError: The language model cannot be read, or does not fit the vocabulary or the lexicon.

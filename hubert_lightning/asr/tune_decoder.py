@@ -1,4 +1,4 @@
-"""Tuning of a beam search: utterances are encoded once, and decoded with many settings."""
+"""Tuning of a beam search: each utterance is encoded once and decoded with many settings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,8 +57,8 @@ def tune_decoder(
         out: Settings to write, a .json file; a figure of the trials is written beside it.
         lm: n-gram language model (`hubert ngram`), in ARPA or KenLM's binary form.
         lexicon: Words that a hypothesis may contain (`hubert ngram` and `hubert lexicon` write lexicons).
-        trials: Number of settings to try; with a language model of words, the first ten are the default
-            and published ones.
+        trials: Number of settings to try; with a language model of words, the default and the published settings come
+            first.
         beam_size: Number of hypotheses kept at each frame.
         beam_threshold: Distance below the best score at which hypotheses are dropped.
         rescorer: Directory of a causal language model of transformers; its weight is tuned last.

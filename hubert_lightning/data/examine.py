@@ -1,4 +1,4 @@
-"""Audio files → cuts: every file decoded once to its end, cut into pieces, or refused with a reason."""
+"""Cuts of audio files: every file is decoded once to its end, and cut into pieces or refused with a reason."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A table of paths and transcripts → manifests."""
+"""Manifests of a table of paths and transcripts."""
 
 import csv
 import os
@@ -35,7 +35,7 @@ def prepare_csv(
     audio: Path | None = None,
     spell_numbers: str | None = None,
 ) -> list[Path]:
-    """A CSV or TSV file of paths and transcripts → `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
+    """Make manifests of the recordings in a CSV or TSV file: `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
     Args:
         table: CSV or TSV file in UTF-8 or UTF-16, compressed or not; its first line has the names of the columns,
@@ -44,9 +44,9 @@ def prepare_csv(
         path_column: column of the audio paths; default: path, audio, file, wav, filename or audio_filepath
         text_column: column of the transcripts; default: text, sentence, transcript or transcription
         speaker_column: column of the speakers; default: speaker, client_id or speaker_id, if there is one
-        heldout: share of the utterances in dev, of whole speakers if there are ten or more; drawn by name, whatever the
-            order of the rows
-        audio: folder of relative paths; default: the table's
+        heldout: share of the utterances in dev, from 0 to 1; with ten or more speakers, whole speakers are held out.
+            The choice depends on the names of speakers or files, not on the order of the rows
+        audio: folder that relative paths start from; default: the folder of the table
         spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are
 

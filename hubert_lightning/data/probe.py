@@ -1,4 +1,4 @@
-"""Audio files, decoded to their end: usable or not, and remarks for a person."""
+"""Audio files, decoded to their end: whether they are usable, and remarks for the user."""
 
 import mmap
 import os

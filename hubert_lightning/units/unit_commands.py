@@ -66,7 +66,7 @@ def units(
     lookahead: float | None = None,
     history: float | None = None,
 ) -> int:
-    """Print the unit of every 20 ms of recordings, or of standard input as it arrives.
+    """Print one unit per 20 ms of recordings, or of live audio on standard input.
 
     Args:
         model: Model in any format, or mfcc.
@@ -76,14 +76,14 @@ def units(
         layer: Transformer layer, counted from 1; needed if the K-means does not state the layer it was fitted on.
         format: Output format: jsonl; kaldi, one line of an id and its units per file; npz, one array per file.
         deduplicate: Whether each run of equal units is printed once, with its duration in frames of 20 ms.
-        output: File to write, whole or not at all; standard output if not given. For Kaldi, durations are written to
-            OUTPUT.durations. Finished recordings are skipped, also after the command was killed; a recording is
-            encoded again if its audio, the model or the settings changed (.made-OUTPUT.jsonl beside it records them).
+        output: File to write; standard output if not given. For Kaldi, durations are written to OUTPUT.durations.
+            A second start skips finished recordings, also after the command was killed. A recording is encoded again
+            if its audio, the model or the settings have changed (.made-OUTPUT.jsonl beside it records them).
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
         num_workers: Number of processes that read audio, besides this one.
-        window: Seconds of a recording that are encoded at once, 300 if not given. A longer recording needs no more
-            memory, but some units differ in layers whose attention reaches further.
+        window: Seconds of a recording that are encoded at once, 300 if not given. Longer recordings are encoded in
+            windows, which limits the memory; a few units then differ, because attention sees one window only.
         step: Seconds from one output of units to the next, for standard input; 1 if not given.
         lookahead: Seconds after a frame that the encoder sees before its unit is printed, for standard input; 1 if not
             given.
