@@ -1,4 +1,4 @@
-"""Checks of a config before anything is built: values that parse, but that no run can use."""
+"""Checks of a config before anything is built: values that parse but cannot work."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

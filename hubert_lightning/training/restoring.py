@@ -1,7 +1,7 @@
-"""A model from a checkpoint: its settings and weights are checked first.
+"""Models from checkpoints, whose settings and weights are checked first.
 
-A checkpoint may come from a stranger. Its settings are values, taken by an allow-list of names and types: a class or
-path that they name is neither imported nor opened.
+A checkpoint may come from an untrusted source. Only settings in a list of allowed names and types are used; classes or
+paths that they name are neither imported nor opened.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +80,7 @@ def load_task(
         The task with the weights of the checkpoint.
 
     Raises:
-        UserError: The checkpoint is corrupt, belongs to another task, or has settings that no fit writes.
+        UserError: The checkpoint is corrupt, belongs to another task, or has settings that `hubert fit` never writes.
     """
     path, strict, saved_from = Path(checkpoint_path), strict is not False, list[str]()
 

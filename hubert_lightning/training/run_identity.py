@@ -26,7 +26,7 @@ from hubert_lightning.units.label_recipe import is_mfcc
 def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
     """Refuse a folder with checkpoints of another model, other data or other labels.
 
-    A damaged config in the folder is restored from a checkpoint.
+    A corrupt config in the folder is restored from a checkpoint.
 
     Args:
         config: Config of the run.
@@ -88,11 +88,11 @@ def early_stop(trainer: Trainer) -> str | None:
 
 
 def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
-    """The options that make a run what it is, without those on hardware, speed and logging.
+    """The options that determine the result of a run: all but those for hardware, speed and logging.
 
     Args:
         config: Config of the run.
-        by_content: Whether its checkpoints identify its manifests and labels, whose paths may change then.
+        by_content: Whether checkpoints identify manifests and labels by content, so that their paths may change.
 
     Returns:
         The part that two configs of one run have in common.

@@ -1,8 +1,8 @@
-"""One command at a time in a folder: a lock file that a crash leaves behind no longer than necessary.
+"""A lock file, so that only one command uses a folder; locks of dead processes are taken over.
 
-The file names the process that holds it: host, process number, start time, job. On the same host, the process table
-shows whether the process still runs, even if it is stopped. From another host, the modification time of the file shows
-it, which the holder renews.
+The file names the process that holds the lock: host, process number, start time, job. On the same host, the process
+table shows whether this process still runs, even if it is stopped. On another host, the modification time of the file
+shows it, because the holder renews it.
 """
 
 import fcntl
@@ -80,11 +80,11 @@ def locked(folder: Path, name: str = RUN_LOCK, instead: str = CHOOSE_OUTPUT) -> 
 
     Args:
         folder: Folder that is written to.
-        name: Name of the lock file, one for each kind of command that must be alone.
+        name: Name of the lock file; commands that exclude one another use the same name.
         instead: Advice to the user if another process holds the lock.
 
     Raises:
-        UserError: Another process holds the lock; or the file cannot be read, or the folder written to.
+        UserError: Another process holds the lock, the file cannot be read, or the folder cannot be written to.
     """
     path = folder.resolve() / name
     if not is_first_process() or _held.get(path) == os.getpid():
@@ -125,14 +125,15 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
         return None
     dead = holder.is_dead()
     if dead is None:
-        # A file that is made now gets its time from the same disk's clock; without one, the process counts as alive
+        # The age is counted by the clock of the same disk, from a file created now; if none can be created, the process
+        # counts as alive
         with suppress(OSError), unfinished_file(path) as now:
             dead = _age(path, now) > STALE_AFTER
     return None if dead else holder
 
 
 def refuse(folder: Path, holder: Holder, instead: str = CHOOSE_OUTPUT) -> UserError:
-    """Make the error that names the holder of a folder's lock, with an advice to the user."""
+    """Create the error that names the holder of a folder's lock and gives advice."""
     return UserError(
         f"{folder}: process {holder.process} on {holder.host} is using it"
         f"{f' (job {holder.job})' if holder.job else ''}; wait until it ends, end it, or {instead}"
@@ -185,7 +186,7 @@ def _wait_for_end(path: Path, own: Path, instead: str) -> None:
         if _time(path) != renewed and holder is not None:
             raise refuse(path.parent, holder, instead)
         if _age(path, own) > STALE_AFTER:
-            return  # the next call removes it, under the folder's lock
+            return  # the next call removes the file, under the folder's lock
 
 
 def _remove(path: Path, content: bytes | None) -> None:
@@ -200,7 +201,7 @@ def _remove(path: Path, content: bytes | None) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Be the only process of this machine that looks at a folder's lock; of all machines on some file systems."""
+    """Exclude other processes of this machine (on some file systems, of all machines) while a lock is examined."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -226,7 +227,7 @@ def _link(own: Path, path: Path) -> bool:
 
 
 def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
-    """Renew the time of a file; end the process if another took over, while this one must have been stopped."""
+    """Renew the time of a file; end this process if another one took over, which happens only while it was stopped."""
     while not ended.wait(RENEW_EVERY):
         try:
             content = path.read_bytes()

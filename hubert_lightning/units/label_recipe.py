@@ -1,7 +1,7 @@
 """Recipe of labels: the features that are clustered, and the K-means that clusters them.
 
-`Relabel`, an entry of `iterations` and `hubert kmeans fit` all build a `LabelRecipe`, which checks itself. The words
-that stand for a kind of features, layer or weights are compared here alone.
+`Relabel`, an entry of `iterations` and `hubert kmeans fit` all build a `LabelRecipe`, which checks its arguments. Only
+this module compares the special words for features, layers and weights ("mfcc", "previous", "best", "fresh").
 """
 
 import json
@@ -69,7 +69,7 @@ class Stream(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelRecipe:
-    """Features and K-means that labels are made with.
+    """Features and K-means of labels.
 
     Args:
         features: "mfcc", "previous" (the model of the iteration before), or a model in any format.
@@ -184,7 +184,7 @@ class LabelRecipe:
         return {field.name: settings.get(field.name, getattr(self, field.name)) for field in fields(self)}
 
     def source(self, extractor: Extractor, manifest: str) -> dict[str, str]:
-        """Everything that the centroids depend on.
+        """Return everything that the centroids depend on.
 
         Args:
             extractor: Function that computes the features.
