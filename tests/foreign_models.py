@@ -31,7 +31,7 @@ from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
 from hubert_lightning.pretrained.formats import transformers as transformers_format
 from hubert_lightning.pretrained.load import read_weights
 from hubert_lightning.pretrained.weights import PretrainedWeights
-from hubert_lightning.vocabulary import Vocabulary, vocabulary_from
+from hubert_lightning.vocabulary import Vocabulary
 
 NORMS = ["group", "layer"]
 FAIRSEQ_LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # fairseq's dict.ltr.txt
@@ -315,7 +315,8 @@ def vocabulary_and_log_probs(folder: Path, encoder: Encoder) -> tuple[Vocabulary
     trained = read_weights(folder)
     assert trained.head is not None
     logits = linear(encoder.frames, trained.head["weight"], trained.head["bias"])
-    return vocabulary_from(trained.vocabulary or {}, folder), logits.log_softmax(dim=-1)
+    assert trained.vocabulary is not None
+    return trained.vocabulary, logits.log_softmax(dim=-1)
 
 
 def save_digit_models(folder: Path) -> None:

@@ -661,7 +661,7 @@ def test_a_checkpoint_of_a_model_of_another_size(
     alone = ["--config", str(first / "config.yaml"), f"--output={tmp_path / 'run'}", "--trainer.max_steps=3"]
     wider = "--model.init_args.encoder.ffn_dim=48"
     error = refused(capsys, "fit", *alone, wider, f"--ckpt_path={first / 'last.ckpt'}")
-    assert "its encoder.layers.0.ffn_input.weight is (64, 32), that of the model to train (48, 32)" in error
+    assert "its encoder.layers.0.ffn_input.weight is (64, 32), in the model to train it is (48, 32)" in error
     assert "model.init_args.pretrained" in error
 
 

@@ -18,12 +18,12 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.console import Console
 from torch import Tensor
 
@@ -238,7 +238,8 @@ class HubertCLI(LightningCLI):
         task = getattr(import_module(module), name)  # the config's task, whatever the checkpoint names
         stated = model_arguments(task, read_checkpoint(Path(config.ckpt_path)), Path(config.ckpt_path))
         model = {"class_path": config.model.class_path, "init_args": stated}
-        return self.parser.parse_object({"model": model}, config)
+        judged: Namespace = self.parser.parse_object({"model": model}, config)
+        return judged
 
     def _set_seed(self) -> None:
         """Print the seed once for all processes and iterations of a command."""

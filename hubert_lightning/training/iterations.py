@@ -79,7 +79,7 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         previous = str(Path(config.output) / f"iteration{number - 1}" / "last.ckpt")
         recipe = _recipe(iteration, config.seed_everything).after(previous)
         relabel = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-        callback = Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(relabel))
+        callback = Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(**relabel))  # type: ignore[no-untyped-call]  # jsonargparse
         run.trainer.callbacks = [*listed(run.trainer.callbacks), callback]
         run.trainer.max_steps = iteration.max_steps
         clusters = recipe.num_clusters

@@ -55,7 +55,7 @@ class SaveRunConfig(SaveConfigCallback):
         for callback in listed(run.trainer.callbacks):
             if callback.get("init_args", {}).get("dirpath") == run.output:
                 callback.init_args.dirpath = None  # and wherever its folder is moved
-        return self.parser.dump(run, skip_none=False)
+        return str(self.parser.dump(run, skip_none=False))
 
 
 def check_output(config: Namespace) -> None:

@@ -59,8 +59,8 @@ def is_finished(config: Namespace) -> bool:
     metrics = kept_metrics(Path(config.output))
     if "stopped_early" in metrics:
         before, asked = metrics["max_steps"], config.trainer.max_steps
-        return before < 1 or 0 < asked <= before
-    return 0 < config.trainer.max_steps <= metrics.get("steps", 0)
+        return bool(before < 1 or 0 < asked <= before)
+    return bool(0 < config.trainer.max_steps <= metrics.get("steps", 0))
 
 
 def finished_sentence(config: Namespace, output: Path) -> str:
