@@ -43,8 +43,8 @@ def ngram(
     """
     model_tokens = model_vocabulary(vocabulary)
     if Path(out).suffix == ".lexicon" or Path(out).absolute() == Path(text).absolute():
-        taken = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
-        raise UserError(f"{out}: the name of {taken}; choose another OUT, such as lm.arpa")
+        owner = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
+        raise UserError(f"{out}: the name of {owner}; choose another OUT, such as lm.arpa")
     if not 2 <= order <= 5:
         raise UserError(f"order {order}: choose 2 to 5")
     if min_counts is not None and len(min_counts) != order:

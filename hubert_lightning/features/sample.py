@@ -55,12 +55,12 @@ def sample_frames(
     """
     cuts, chosen = choose_frames(cuts, max_frames, seed)
     ends = np.cumsum([len(frames) for frames in chosen])
-    mine = range(rank, len(cuts), world_size)
-    indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in mine]
+    own_cuts = range(rank, len(cuts), world_size)
+    indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in own_cuts]
     rows = chosen_features(
         extractor,
-        [cuts[number] for number in mine],
-        [chosen[number] for number in mine],
+        [cuts[number] for number in own_cuts],
+        [chosen[number] for number in own_cuts],
         batch_frames,
         num_workers,
         local_ranks=local_ranks,

@@ -62,7 +62,7 @@ def windows(frames: int, longest: int | None = None, overlap: int | None = None)
         return [Window(0, frames, 0, frames)]
     firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
     joints = [0, *((before + longest + after) // 2 for before, after in pairwise(firsts)), frames]
-    return [Window(first, first + longest, *taken) for first, taken in zip(firsts, pairwise(joints), strict=True)]
+    return [Window(first, first + longest, *span) for first, span in zip(firsts, pairwise(joints), strict=True)]
 
 
 def quiet_windows(cut: Cut, longest: int) -> list[Window]:

@@ -169,10 +169,10 @@ class Relabel(Callback):
             return on_rank_zero(trainer, work)
 
         def write() -> None:
-            mine = writer.missing[trainer.global_rank :: trainer.world_size]
-            groups = [shards[shard] for shard in mine]
+            own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
+            groups = [shards[shard] for shard in own_shards]
             labels = assign_clusters(extractor, streams, groups, data.max_frames, data.num_workers)
-            for shard, clusters in zip(mine, labels, strict=True):
+            for shard, clusters in zip(own_shards, labels, strict=True):
                 writer.write(shard, clusters)
 
         once(lambda: _check_trained(folder, source))

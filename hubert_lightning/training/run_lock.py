@@ -90,17 +90,17 @@ def locked(folder: Path, name: str = RUN_LOCK, instead: str = CHOOSE_OUTPUT) -> 
     if not is_first_process() or _held.get(path) == os.getpid():
         yield
         return
-    mine = _take(path, instead)
+    content = _take(path, instead)
     _held[path] = os.getpid()
     ended = threading.Event()
-    threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
+    threading.Thread(target=_renew, args=(path, content, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
         _held.pop(path, None)
         with suppress(OSError):
-            if path.read_bytes() == mine:
+            if path.read_bytes() == content:
                 path.unlink()
 
 
@@ -145,13 +145,13 @@ _held: dict[Path, int] = {}  # locks of this process, with its number: a forked 
 
 def _take(path: Path, instead: str) -> bytes:
     """Put a lock file of this process in place, and return its content."""
-    mine = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
+    content = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path.parent)
         with unfinished_file(path) as own:
             with own.open("wb") as file:
-                file.write(mine)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             while not _link(own, path):
@@ -161,7 +161,7 @@ def _take(path: Path, instead: str) -> bytes:
             f"{path.parent}: cannot be created or written to ({error.strerror}); correct that, or choose another "
             "--output"
         ) from error
-    return mine
+    return content
 
 
 def _wait_for_end(path: Path, own: Path, instead: str) -> None:
@@ -226,19 +226,19 @@ def _link(own: Path, path: Path) -> bool:
     return True
 
 
-def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
+def _renew(path: Path, own_content: bytes, ended: threading.Event) -> None:
     """Renew the time of a file; end this process if another one took over, which happens only while it was stopped."""
     while not ended.wait(RENEW_EVERY):
         try:
             content = path.read_bytes()
         except OSError:  # such as while a file server restarts
             continue
-        if content == mine:
+        if content == own_content:
             with suppress(OSError):
                 os.utime(path)
         elif holder := _holder(content):
-            taken = f"process {holder.process} on {holder.host} took over while this one was stopped"
-            print(f"hubert: {path.parent}: {taken}, so this one ends", file=sys.stderr, flush=True)
+            reason = f"process {holder.process} on {holder.host} took over while this one was stopped"
+            print(f"hubert: {path.parent}: {reason}, so this one ends", file=sys.stderr, flush=True)
             os._exit(2)
 
 

@@ -233,11 +233,11 @@ def check_features(
     fitted = source.get("features", extractor.name)
     if fitted != extractor.name:
         raise UserError(
-            f"{path}: fitted on {fitted}, where the features are {extractor.name}; give both of one model and layer"
+            f"{path}: fitted on {fitted}, but the features are {extractor.name}; give both of the same model and layer"
         )
-    asked = json.dumps(parts)
-    if (fitted := source.get("parts", asked)) != asked:
-        raise UserError(f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order")
+    requested = json.dumps(parts)
+    if (fitted := source.get("parts", requested)) != requested:
+        raise UserError(f"{path}: fitted on parts {fitted}, but parts are {requested}; give the same parts")
     for means, stream_columns in zip(centroids, columns, strict=True):
         dim = len(range(extractor.shape[-1])[stream_columns])
         if means.shape[1] != dim:

@@ -95,8 +95,8 @@ def units(
     Raises:
         UserError: The options contradict each other, or model and K-means do not belong together.
     """
-    given = {"step": step, "lookahead": lookahead, "history": history}
-    stream_options = {name: seconds for name, seconds in given.items() if seconds is not None}
+    stream_values = {"step": step, "lookahead": lookahead, "history": history}
+    stream_options = {name: seconds for name, seconds in stream_values.items() if seconds is not None}
     if Path("-") in map(Path, files):
         if len(files) > 1:
             raise UserError("standard input and files: give - alone, or files alone")
@@ -353,43 +353,43 @@ def _kaldi(name: str, numbers: Tensor) -> str:
 
 def _listen(stream: UnitStream) -> None:
     """Print a JSON line for every step of standard input as soon as its units are known, and the latency."""
-    took = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
-    _print_latency("units come", stream, took)
-    took.clear()
-    given, rest, heard = 0, b"", 0
+    durations = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
+    _print_latency("units come", stream, durations)
+    durations.clear()
+    num_units, rest, num_samples = 0, b"", 0
 
     def print_units(units: Tensor) -> None:
-        nonlocal given
+        nonlocal num_units
         for step in torch.split(units, stream.step):
             if len(step):
-                start, end = given, given + len(step)
+                start, end = num_units, num_units + len(step)
                 times = {"start": _seconds(start), "end": _seconds(end)}
                 print(json.dumps(times | {"units": step.tolist()}), flush=True)
-                given = end
+                num_units = end
 
     try:
         while chunk := sys.stdin.buffer.read1(MAX_READ):  # type: ignore[union-attr]  # typed as BinaryIO
             rest += chunk
             whole = len(rest) // 2 * 2
             samples = np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 2**15
-            rest, heard = rest[whole:], heard + len(samples)
+            rest, num_samples = rest[whole:], num_samples + len(samples)
             began = perf_counter()
             known = stream.push(samples)
             if len(known):
-                took.append((perf_counter() - began) / -(-len(known) // stream.step))
+                durations.append((perf_counter() - began) / -(-len(known) // stream.step))
             print_units(known)
     except KeyboardInterrupt:  # ends a recording from a microphone
         pass
     print_units(stream.finish())
-    if not given:
-        raise UserError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
-    _print_latency("units came", stream, took)
+    if not num_units:
+        raise UserError(f"{num_samples} samples on standard input are too short for a unit; pipe in 16 kHz mono s16le")
+    _print_latency("units came", stream, durations)
 
 
-def _print_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
-    if not took:
+def _print_latency(what: str, stream: UnitStream, durations: Sequence[float]) -> None:
+    if not durations:
         return
-    middle, most, step = float(np.median(took)), max(took), _seconds(stream.step)
+    middle, most, step = float(np.median(durations)), max(durations), _seconds(stream.step)
     lookahead = _seconds(stream.lookahead)
     line = (
         f"hubert: {what} {stream.latency + middle:.2f} s late: step {step:g} s, lookahead {lookahead:g} s, computation "

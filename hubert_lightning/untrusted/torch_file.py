@@ -210,10 +210,10 @@ def _names_in(pickle: bytes) -> Iterator[tuple[str, str]]:
         elif operation.name.endswith("PUT"):
             memo[argument] = stack[-1]
         else:
-            taken = operation.stack_before
-            first = len(stack) - len(taken)
-            if pickletools.markobject in taken:
-                first = marks.pop() - taken.index(pickletools.markobject)
+            operands = operation.stack_before
+            first = len(stack) - len(operands)
+            if pickletools.markobject in operands:
+                first = marks.pop() - operands.index(pickletools.markobject)
             size = 1 + sum(size for size, _ in stack[first:]) if operation.name.startswith("TUPLE") else 1
             if size > MAX_TUPLE_SIZE:
                 raise RefusedPickle(f"has a tuple of over {MAX_TUPLE_SIZE} elements; it is corrupt, so get it again")

@@ -292,7 +292,7 @@ def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tm
     checkpoint = str(run / "last.ckpt")
     with pytest.raises(ValueError, match="centroids of 32 dimensions, where mfcc has 39"):
         relabelled(run, manifests, tmp_path / "a", Relabel(clusters=20, quantizer=a_quantizer(tmp_path, 20, 32)))
-    with pytest.raises(ValueError, match="fitted on mfcc, where the features are layer 2 of encoder"):
+    with pytest.raises(ValueError, match="fitted on mfcc, but the features are layer 2 of encoder"):
         relabelled(
             run,
             manifests,
@@ -332,16 +332,16 @@ SPLICED = "mfcc spliced over 3 frames"
             13,
             {"features": "mfcc", "parts": '["cepstra"]'},
             ["cepstra"],
-            "fitted on mfcc, where the features are mfcc sp",
+            "fitted on mfcc, but the features are mfcc sp",
         ),
-        (39, {"features": "mfcc", "parts": "null"}, ["cepstra"], "fitted on mfcc, where the features are mfcc spliced"),
+        (39, {"features": "mfcc", "parts": "null"}, ["cepstra"], "fitted on mfcc, but the features are mfcc spliced"),
         (
             39,
             {"features": SPLICED, "parts": '["delta"]'},
             ["cepstra"],
             r'parts \["delta"\], where',
         ),
-        (39, {"features": SPLICED, "parts": '["delta"]'}, None, "where the features are mfcc;"),
+        (39, {"features": SPLICED, "parts": '["delta"]'}, None, "but the features are mfcc;"),
     ],
 )
 def test_a_quantizer_of_other_columns_is_refused_though_its_dimensions_may_fit(

@@ -85,7 +85,7 @@ def test_an_import_of_other_features_is_refused_and_writes_nothing(
     model, out = f"--model={run / 'last.ckpt'}", str(tmp_path / "out.safetensors")
     for file, options, sentence in (
         ("theirs.bin", [model, "--layer=2"], "centroids of 31 dimensions, where layer 2 of encoder"),
-        ("ours.safetensors", [model, "--layer=2"], "fitted on mfcc, where the features are layer 2 of encoder"),
+        ("ours.safetensors", [model, "--layer=2"], "fitted on mfcc, but the features are layer 2 of encoder"),
         ("theirs.bin", [model, "--layer=3"], "has layers 1 to 2, not layer 3"),
         ("theirs.bin", [model], "a model needs one"),
         ("theirs.bin", ["--layer=3"], "layer 3 and parts None of no model"),
@@ -162,7 +162,7 @@ def test_files_of_a_product_code_say_of_which_part_they_are(
     for stream, part in enumerate(("delta", "delta", "cepstra", "cepstra")):
         assert json.loads(load_kmeans(tmp_path / f"km.{stream}.joblib")[1]["parts"]) == [part]
     last, out = str(tmp_path / "km.3.joblib"), str(tmp_path / "alone.safetensors")
-    assert "where parts are" in refused(capsys, "kmeans", "import", last, out, "--model=mfcc", "--parts=[delta]")
+    assert "but parts are" in refused(capsys, "kmeans", "import", last, out, "--model=mfcc", "--parts=[delta]")
     main(["kmeans", "import", last, out, "--model=mfcc", "--parts=[cepstra]"])
     source = load_kmeans(Path(out))[1]
     assert (source["features"], source["parts"]) == ("mfcc spliced over 3 frames", '["cepstra"]')

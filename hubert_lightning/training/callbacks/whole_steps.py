@@ -130,5 +130,5 @@ def _resume_early_stopping(trainer: Trainer, checkpoint: dict[str, Any]) -> None
 
 def _more_steps(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
     """Whether the run of a checkpoint had not ended, or had ended with fewer steps than this one asks for."""
-    before, asked = checkpoint.get("ended_by"), trainer.max_steps
-    return before is None or (before > 0 and not 0 < asked <= before)
+    before, max_steps = checkpoint.get("ended_by"), trainer.max_steps
+    return before is None or (before > 0 and not 0 < max_steps <= before)
