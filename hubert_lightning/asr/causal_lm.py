@@ -139,5 +139,5 @@ def _reason(error: Exception) -> str:
     """First line of a library's message, or the type of its error."""
     message = str(error).strip()
     if "custom code" in message or "trust_remote_code" in message:
-        return "it needs code of its own, which is not run; give a model of a kind that transformers knows"
+        return "it needs code of its own, which is not run; give a model of an architecture that transformers has"
     return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__

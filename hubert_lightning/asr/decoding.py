@@ -49,7 +49,7 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
 
 
 class BeamSearch:
-    """Search the most likely words, with a lexicon, an n-gram model and a rescorer where the settings name them.
+    """Beam search for the most likely words, with the lexicon, n-gram model and rescorer that the settings name.
 
     Args:
         settings: Weights, files and beam of the search.
@@ -86,7 +86,7 @@ class BeamSearch:
         return [best[0].text if best else "" for best in hypotheses]
 
     def nbest(self, utterances: Sequence[Tensor]) -> list[list[Hypothesis]]:
-        """Search and rescore the best hypotheses of utterances.
+        """Find and rescore the best hypotheses of utterances.
 
         Args:
             utterances: (frames, tokens) float32 each, on the CPU.

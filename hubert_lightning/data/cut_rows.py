@@ -1,4 +1,4 @@
-"""Rows of untrusted manifests: the types and numbers of a cut are checked before lhotse makes it."""
+"""Rows of untrusted manifests: types and numbers are checked before lhotse makes a cut."""
 
 import re
 from collections.abc import Iterator

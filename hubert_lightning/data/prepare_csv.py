@@ -199,7 +199,7 @@ def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | 
 
 
 def _on_disk(path: Path, listings: dict[Path, dict[str, str]]) -> Path:
-    """The path with the names that are on the disk, in whichever normal form of Unicode (macOS: NFD).
+    """Path with the names as they are on the disk, in any normal form of Unicode (macOS: NFD).
 
     Args:
         path: Path in the table.
@@ -215,7 +215,7 @@ def _on_disk(path: Path, listings: dict[Path, dict[str, str]]) -> Path:
 
 
 def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
-    """Refuse a file after its first row, however its path is written: else it could be in train and in dev."""
+    """Refuse repeated rows of a file, so that no file is in both train and dev; paths may differ in spelling."""
     seen: set[object] = set()
     for file in files:
         if file.refused is None:
@@ -227,7 +227,7 @@ def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
 
 
 def _heldout(files: Sequence[AudioFile], share: float) -> set[AudioFile]:
-    """About a share of the files, of whole speakers if there are many; drawn by name."""
+    """Choose about a share of the files by a hash of their names; with many speakers, whole speakers."""
     whole_speakers = len({file.speaker for file in files if file.speaker}) >= MANY_SPEAKERS
     groups: dict[str, list[AudioFile]] = {}
     for file in files:

@@ -31,9 +31,9 @@ def sample_frames(
 ) -> tuple[Tensor, Tensor]:
     """Compute the features of a uniform sample of frames, from randomly chosen utterances.
 
-    The utterances have four times as many frames as the sample: neighbouring frames are alike, so frames of more
-    utterances than necessary are better; with all utterances, a large corpus would be encoded twice. The seed, the cuts
-    and `max_frames` alone determine the sample.
+    The chosen utterances have four times as many frames as the sample. Fewer utterances would give many similar,
+    neighbouring frames; with all utterances, a large corpus would be encoded twice. The sample depends only on the
+    seed, the cuts and `max_frames`.
 
     Args:
         extractor: Function that computes the features.

@@ -50,10 +50,10 @@ class Exported(nn.Module):
 
 
 def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None, about: object) -> float:
-    """Write a graph, and try it in onnxruntime.
+    """Write a graph, and test it in onnxruntime.
 
     Its inputs are `waveform` (batch, samples) and `length` (batch,), samples before padding. Padding counts in the
-    group norm of Base, as in the reference, so give utterances one by one where that matters.
+    group norm of Base, as in the reference, so give utterances one by one if the model has group norm.
 
     Args:
         path: File to write.

@@ -1,4 +1,4 @@
-"""Open pre-trained weights of any format; every format is asked whether a file is its own."""
+"""Pre-trained weights of any format, which is recognised from the content."""
 
 import hashlib
 import json
@@ -121,7 +121,7 @@ def _check(weights: PretrainedWeights, path: Path) -> None:
 
 
 def _with_companion(weights: PretrainedWeights, companion: PretrainedWeights) -> PretrainedWeights:
-    """Complete weights in another system's format, which may have been trained there, by the rest of an export."""
+    """Add the parts that an export keeps beside another system's file, whose weights may have been trained further."""
     head, vocabulary = weights.head, weights.vocabulary
     if head is not None and companion.vocabulary is not None:
         ours = companion.vocabulary.search_names
@@ -144,7 +144,7 @@ def _with_companion(weights: PretrainedWeights, companion: PretrainedWeights) ->
 
 
 def located(path: Path | str) -> Path:
-    """Find a model on this machine; one on the Hugging Face hub is downloaded, unless it was before.
+    """Find a model on this machine; download it from the Hugging Face hub if it is not in the cache.
 
     Args:
         path: Path of a file or folder, or a hub name.

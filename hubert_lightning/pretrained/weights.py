@@ -1,4 +1,4 @@
-"""Pre-trained weights under this package's names, whichever file they came in, and the modules made of them."""
+"""Pre-trained weights under this package's names, and the modules built from them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -68,7 +68,7 @@ class Export(NamedTuple):
 
     Args:
         files: Names and contents of the files in a folder.
-        rest: Weights and settings that the format has no place for; they go into a file of ours beside. None if there
+        rest: Weights and settings that the format cannot hold, for an additional file of this package; None if there
             are none.
     """
 

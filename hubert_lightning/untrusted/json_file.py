@@ -1,4 +1,4 @@
-"""JSON that others wrote, with limits on its size, its nesting and its values."""
+"""Reader of untrusted JSON, with limits on its size, nesting and values."""
 
 import json
 from collections import Counter

@@ -79,7 +79,7 @@ def _empty_list(*made_of: Any) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Convert settings into plain dicts, lists and values, whichever of fairseq's classes they were kept in.
+    """Convert settings in any of fairseq's classes to plain dicts, lists and values.
 
     Args:
         value: Content of a file, with stand-ins.

@@ -1,4 +1,4 @@
-"""Checkpoints of fairseq, pre-trained or fine-tuned, and of s3prl, which keeps the same under other keys."""
+"""Checkpoints of fairseq, pre-trained or fine-tuned, and of s3prl, which has the same content under other keys."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
