@@ -213,7 +213,7 @@ def find_verb(verbs_of: Verbs, args: list[str]) -> tuple[str, str | dict[str, st
 def _unknown_verb(typed: str, command: str, known: dict[str, str] | dict[str, str | dict[str, str]]) -> UserError:
     similar = get_close_matches(typed, known, n=1)
     guess = f"did you mean {similar[0]}? " if similar else ""
-    return UserError(f"{typed!r} is no verb of {command}; {guess}the verbs are {', '.join(known)}")
+    return UserError(f"{typed!r} is not a verb of {command}; {guess}the verbs are {', '.join(known)}")
 
 
 class VerbParser(ArgumentParser):

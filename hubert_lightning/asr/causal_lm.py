@@ -132,7 +132,7 @@ def _check_size(folder: Path, config: Any) -> None:
             raise UserError(f"its settings have {num_layers} layers, its weights {num_tensors} tensors")
         integers = {name: value for name, value in settings.to_dict().items() if isinstance(value, int)}
         if too_large := [name for name, value in integers.items() if abs(value) > MAX_SETTING]:
-            raise UserError(f"its settings set {too_large[0]} to {integers[too_large[0]]}, which no memory holds")
+            raise UserError(f"its settings set {too_large[0]} to {integers[too_large[0]]}, which is too large")
 
 
 def _reason(error: Exception) -> str:

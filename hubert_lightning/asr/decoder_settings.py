@@ -129,7 +129,7 @@ def read_settings(path: Path) -> DecoderSettings:
     content = read_json(path, way_out, fact=": not a decoder settings file")
     known = {field.name for field in fields(DecoderSettings)}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a decoder settings file ({shown(content)} is no JSON object); {way_out}")
+        raise UserError(f"{path}: not a decoder settings file ({shown(content)} is not a JSON object); {way_out}")
     if unknown := sorted(content.keys() - known):
         raise UserError(f"{path}: not a decoder settings file (unknown key {shown(unknown[0])}); {way_out}")
     for name in FILE_NAMES:

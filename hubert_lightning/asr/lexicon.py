@@ -49,7 +49,7 @@ def vocabulary(
         print("spaces replace " + format_counts(replaced))
     if spoken := left_out - replaced:
         print(
-            f"{format_counts(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
+            f"{format_counts(spoken)} are read as words, and are not tokens: `hubert fit` refuses the "
             f"{_num_with(spoken, texts)} transcripts with them; write them as words (`hubert prepare` with "
             "--spell_numbers LANGUAGE where they are beside numbers), or name them in --keep_punctuation"
         )

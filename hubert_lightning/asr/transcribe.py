@@ -135,7 +135,7 @@ def align(
         if not words:
             raise UserError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
         if unknown := vocabulary.unknown_characters(words):
-            raise UserError(f"its text has {sorted(unknown)}, which are no tokens of the model: write them in letters")
+            raise UserError(f"its text has {sorted(unknown)}, which are not tokens of the model: write them in letters")
         times = word_times(allow_skipped_boundaries(log_probs, vocabulary), words, vocabulary)
         return Transcript(cut.id, cut.duration, words, times)
 

@@ -126,7 +126,7 @@ class SharCuts(Sequence[Cut]):
         except UserError as error:
             raise UserError(f"{table}: cannot be read ({error}); {WAY_OUT}") from error
         if self._table.ndim != 1 or not len(self._table) or not _is_layout(self._table.dtype):
-            raise UserError(f"{table}: {_described(self._table)} is no table of a Shar corpus; {WAY_OUT}")
+            raise UserError(f"{table}: {_described(self._table)} is not a table of a Shar corpus; {WAY_OUT}")
 
     def __reduce__(self) -> tuple[type, tuple[Path, np.ndarray | None]]:
         return SharCuts, (self.path, self.rows)  # another process maps the table itself
@@ -164,7 +164,7 @@ class SharCuts(Sequence[Cut]):
             numbers = ", ".join(f"{name} {row[name]}" for name in NUMBERS)
             raise UserError(
                 f"{self.path / 'table.npy'}: row {start + int(np.argmin(valid))} points outside of its archive, or has "
-                f"numbers that no cut has ({numbers}); {WAY_OUT}"
+                f"impossible numbers ({numbers}); {WAY_OUT}"
             )
 
     @property
@@ -187,7 +187,7 @@ class SharCuts(Sequence[Cut]):
             ids = self._table["id"][part if self.rows is None else self.rows[part]]
             for number, cut_id in enumerate(ids.tolist(), start):
                 if not (name := cut_id.decode(errors="replace")) or "\ufffd" in name:
-                    raise UserError(f"{self.path / 'table.npy'}: the id of row {number} is no text; {WAY_OUT}")
+                    raise UserError(f"{self.path / 'table.npy'}: the id of row {number} is not text; {WAY_OUT}")
                 yield name
 
     def chosen(self, indices: np.ndarray) -> "SharCuts":

@@ -58,7 +58,7 @@ def encoder_state(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     roots = {pattern.split(".")[0] for pattern in dialect}
     if unsupported := [name for name in unknown if name.split(".")[0] in roots]:
         raise UserError(
-            f"{path} has weights that this encoder has no place for ({abbreviated(unsupported)}); give a plain HuBERT"
+            f"{path} has weights that this encoder cannot use ({abbreviated(unsupported)}); give a plain HuBERT"
         )
     notes = omission_notes(unknown + [name for name in state if not name.startswith(prefix)])
     try:
@@ -77,7 +77,7 @@ def omission_notes(names: Iterable[str]) -> list[str]:
         One sentence, or none if nothing is left out.
     """
     omitted = list(names)
-    return [f"left out, since there is no place for it here: {abbreviated(omitted)}"] if omitted else []
+    return [f"left out, because this package cannot use it: {abbreviated(omitted)}"] if omitted else []
 
 
 def config_from_shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

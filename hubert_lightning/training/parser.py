@@ -51,7 +51,7 @@ class SentenceParser(LightningArgumentParser):
             return f"{key}: expects a list of manifests, not one path; put it in brackets: [path]"
         value = GIVEN_VALUE.search(message)
         if value and not facts:
-            return f"{key}: {value['value']} is no class; give a class_path such as hubert_lightning.HubertPretraining"
+            return f"{key}: {value['value']} is not a class; give one, such as hubert_lightning.HubertPretraining"
         if value and not given and "Got value" not in message:
             facts.append(f"Got value: {value['value']}")
         way = "correct the path" if "does not exist" in message else f"{self._help(given, key)} lists the options"
@@ -74,9 +74,7 @@ class SentenceParser(LightningArgumentParser):
             if best and start:
                 best = f"{start}.{best}"
         elif key:
-            best = next(
-                iter(get_close_matches(last, sorted({name.rsplit(".", 1)[-1] for name in known}), n=1)), None
-            )
+            best = next(iter(get_close_matches(last, sorted({name.rsplit(".", 1)[-1] for name in known}), n=1)), None)
         else:
             below = [name for name in known if not start or name.startswith(f"{start}.")]
             ends = {name.rsplit(".", 1)[-1]: name for name in reversed(below)}

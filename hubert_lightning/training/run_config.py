@@ -199,7 +199,7 @@ def check_checkpoint(path: Path, class_path: str) -> None:
         raise UserError(f"{path}: no such checkpoint; correct --ckpt_path")
     stated = read_checkpoint(path).get("hyper_parameters") or {}
     if not isinstance(stated, dict):
-        raise UserError(f"{path}: its hyper_parameters are no settings; choose another checkpoint")
+        raise UserError(f"{path}: its hyper_parameters are not settings; choose another checkpoint")
     check_kind(stated, class_path.rsplit(".", 1)[-1], path)
 
 

@@ -231,7 +231,7 @@ def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checks
     if not all(isinstance(text, str) for text in texts) or not all(map(_are_counts, counts)):
         raise UserError("store.json has values of other types")
     if not 0 < source.hop <= 2**16 or not sizes:
-        raise UserError("store.json has numbers that no store has")
+        raise UserError("store.json has impossible numbers")
     if len(sizes) != len(checksums) or [*map(len, histogram)] != [*source.clusters] or not all(map(sum, histogram)):
         raise UserError("store.json has lists of different lengths")
 

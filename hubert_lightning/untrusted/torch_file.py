@@ -216,7 +216,7 @@ def _names_in(pickle: bytes) -> Iterator[tuple[str, str]]:
                 first = marks.pop() - operands.index(pickletools.markobject)
             size = 1 + sum(size for size, _ in stack[first:]) if operation.name.startswith("TUPLE") else 1
             if size > MAX_TUPLE_SIZE:
-                raise RefusedPickle(f"has a tuple of over {MAX_TUPLE_SIZE} elements; it is corrupt, so get it again")
+                raise RefusedPickle(f"has a tuple of over {MAX_TUPLE_SIZE} elements; it is corrupt, so copy it again")
             if operation.name in CONTENTS_OF_FIRST:
                 made_by = stack[first][1]
                 if made_by and CONTENTS_OF_FIRST[operation.name]:
@@ -252,7 +252,7 @@ def _check_sizes(path: Path, content: Any) -> None:
         stored[storage_id(tensor)] = storage.nbytes()
     if sum(stored.values()) > size:
         raise UserError(
-            f"{path} has {size} bytes, and asks for {sum(stored.values())} of tensors; it is corrupt, so get it again"
+            f"{path} has {size} bytes, and asks for {sum(stored.values())} of tensors; it is corrupt, so copy it again"
         )
 
 

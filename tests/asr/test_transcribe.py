@@ -200,7 +200,7 @@ def test_a_known_text_is_aligned_to_the_words_of_its_recording(
     assert run_verb("align", model, *speech) == 1
     captured = capsys.readouterr()
     assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in captured.err
-    assert f"{speech[2]}: its text has ['5'], which are no tokens of the model" in captured.err
+    assert f"{speech[2]}: its text has ['5'], which are not tokens of the model" in captured.err
     assert captured.out
     assert expected.startswith(captured.out)
     assert run_verb("align", model, speech[0], "--text", "A B " * 500) == 1

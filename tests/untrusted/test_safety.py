@@ -274,7 +274,7 @@ def test_a_pickle_that_asks_for_a_gigabyte_does_not_get_it(tmp_path: Path, new_f
     assert "the pickle would call builtins.bytearray" in refused(tmp_path / "a.pt")
 
 
-NO_MODEL = "holds something that no model of its kind has"
+NO_MODEL = "holds something that such a model never has"
 
 
 @pytest.mark.parametrize(

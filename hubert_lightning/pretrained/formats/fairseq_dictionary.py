@@ -102,7 +102,7 @@ def _add_symbol(symbols: list[str], entry: str, where: str, is_first: bool) -> N
     if not space:
         symbol = count
     elif not count.isdecimal():
-        raise UserError(f"{where}: {shown(count)} is no count, as follows each symbol; correct the line")
+        raise UserError(f"{where}: {shown(count)} is not the count that must follow each symbol; correct the line")
     symbol = symbol or ("\ufeff" if is_first else "")  # a symbol at the start that looks like a byte order mark
     if symbol in symbols:
         row = symbols.index(symbol)
