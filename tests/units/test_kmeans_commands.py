@@ -88,7 +88,7 @@ def test_an_import_of_other_features_is_refused_and_writes_nothing(
         ("ours.safetensors", [model, "--layer=2"], "fitted on mfcc, but the features are layer 2 of encoder"),
         ("theirs.bin", [model, "--layer=3"], "has layers 1 to 2, not layer 3"),
         ("theirs.bin", [model], "a model needs one"),
-        ("theirs.bin", ["--layer=3"], "layer 3 and parts None of no model"),
+        ("theirs.bin", ["--layer=3"], "layer and parts are options of a model; name the model"),
         ("nowhere.bin", [], "nowhere.bin: no such file"),
     ):
         assert sentence in refused(capsys, "kmeans", "import", str(tmp_path / file), out, *options)
