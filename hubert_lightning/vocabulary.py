@@ -193,8 +193,8 @@ class Vocabulary:
     def targets(self, text: str) -> list[int]:
         """The targets of CTC for a normalised text: its tokens, and the delimiter after the last word.
 
-        The delimiter ends the last word as it ends the others (fairseq libri_labels), so that a model parts words at
-        any pause of a long recording.
+        The delimiter ends the last word as it ends the others (fairseq libri_labels), so that a model separates words
+        at any pause of a long recording.
         """
         tokens = self.encode(self.known(text))
         return tokens if self.boundary is None or self.spaced else [*tokens, self.boundary]
@@ -222,7 +222,7 @@ class Vocabulary:
         return with_boundary(self.tokens, self.delimiter)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Convert tokens to text without collapsing any; a blank shows as it is written."""
+        """Convert tokens to text without collapsing repeats or dropping blanks."""
         names = [self._printed_tokens[token] for token in tokens]
         if self.spaced:
             names = [name for name in names if name != self.delimiter]
@@ -235,7 +235,7 @@ class Vocabulary:
         return " ".join((clean_up(text.strip()) if self.clean_up else text).split())
 
     def printed(self, text: str) -> str:
-        """Convert a normalised text to the form that the model prints, to compare the two.
+        """Convert a normalised text to the form that the model prints, for a comparison with its output.
 
         Without a token between words, the model prints no spaces, as in Chinese; with one, it prints the separator; and
         contractions and punctuation as transformers does if `clean_up`.
@@ -298,7 +298,7 @@ class Vocabulary:
 
     @cached_property
     def _spelling(self) -> Spelling:
-        """The tokens by what they spell, without blank and delimiter."""
+        """Tokens by the text that they stand for, without blank and delimiter."""
         forms: dict[str, list[int]] = {}
         indices = list(range(1, len(self)))
         if self.lower_case:  # A and a print alike; A is used to encode, as in transformers
@@ -353,11 +353,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
     path, way_out = Path(path), "make one with `hubert vocabulary`"
     if not path.is_file():
         raise UserError(f"{path}: no such vocabulary; make it with `hubert vocabulary`")
-    content = read_json(path, way_out, fact=": no vocabulary")
+    content = read_json(path, way_out, fact=": not a vocabulary")
     names = {field.name for field in fields(Vocabulary)}
     if others := sorted(content.keys() - names) if isinstance(content, dict) else ["a list"]:
         raise UserError(
-            f"{path}: no vocabulary, which has tokens, case and punctuation, not {shown(others[0])}; {way_out}"
+            f"{path}: not a vocabulary, which has tokens, case and punctuation, but not {shown(others[0])}; {way_out}"
         )
     return vocabulary_from(content, path, "")
 

@@ -89,8 +89,8 @@ def test_a_vocabulary_is_read_as_it_was_written(tmp_path):
     ("content", "sentence"),
     [
         (None, "no such vocabulary; make it with"),
-        ("[1, 2", "no vocabulary .*; make one with"),
-        ('{"letters": []}', "no vocabulary, .*letters"),
+        ("[1, 2", "not a vocabulary .*; make one with"),
+        ('{"letters": []}', "not a vocabulary, .*letters"),
         ('{"tokens": ["-", "|", "a", "a"]}', r"the tokens \['a'\] are there more than once"),
         ('{"tokens": ["-", "|"], "case": "Upper"}', "case 'Upper' and"),
         ('{"tokens": ["-", "|", 1, "a"]}', "the token 1 is not text; put it in quotes"),

@@ -78,7 +78,7 @@ def find_textgrids(
             textgrids[cut.id] = TextGrid(paths[0], bool(of_cut))
             cuts_of[paths[0]].append(cut)
         elif paths:
-            reason = f"could be the TextGrid of {cut.id}, as {{}} could; leave one of them in the folder"
+            reason = f"could be the TextGrid of {cut.id}, and so could {{}}; leave one of them in the folder"
             pairs = zip(paths, [*paths[1:], paths[0]], strict=True)
             refused[cut.id] = [RefusedFile(path, reason.format(printable(other))) for path, other in pairs]
     for path, sharing in cuts_of.items():

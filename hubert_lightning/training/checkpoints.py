@@ -119,7 +119,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in checkpoints:
         if (defect := _defect(path)) is None:
             return path
-        log.warning("%s is %s, and skipped; its steps since the checkpoint before are trained again", path, defect)
+        log.warning("%s is %s; training resumes from the checkpoint before it", path, defect)
     if checkpoints:
         raise UserError(
             f"{checkpoints[0]}: corrupt, and no other checkpoint of this run is intact; restore one, or remove "
@@ -142,7 +142,7 @@ def set_corrupt_aside(folder: Path, newest: Path | None) -> None:
     if newest is None or newest == last or not last.exists():
         return
     try:
-        log.warning("%s is kept as %s", last, set_aside(last).name)
+        log.warning("%s is renamed to %s", last, set_aside(last).name)
     except OSError as error:
         raise UserError(
             f"{last}: corrupt, and cannot be renamed ({error.strerror}); make {folder} writable, and run the same "

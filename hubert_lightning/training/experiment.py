@@ -334,7 +334,7 @@ class HubertCLI(LightningCLI):
             path = Path(self.config_init.ckpt_path)
             checkpoint = read_checkpoint(path)
             if not names_manifests(path, self.config.data.class_path):
-                rank_zero_info(f"{path}: does not name the manifests it was trained with, so they are not compared")
+                rank_zero_info(f"{path}: does not record the manifests of its training, so they are not compared")
             vocabulary = model_arguments(type(self.model), checkpoint, path).get("vocabulary")
             if vocabulary and vocabulary != self.model.hparams.get("vocabulary"):
                 raise UserError(

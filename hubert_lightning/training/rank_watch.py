@@ -261,7 +261,7 @@ class RankWatch:
         key = "step_timeout" if in_steps else "labelling_timeout"
         reads = any(self.signs[rank].activity == DATA for rank in slow)
         advice = "look at the file system that it reads from" if reads else "look at that process and its device"
-        return f"nothing is finished since {clock(since)} ({duration(now - since)}, stalls.{key}): {ranks}; {advice}"
+        return f"no work was finished since {clock(since)} ({duration(now - since)}, stalls.{key}): {ranks}; {advice}"
 
     def _name_of(self, rank: int) -> str:
         sign = self.signs.get(rank)

@@ -146,7 +146,7 @@ class LabelWriter:
                 if store.source != self.source or store.checksums != checksums:
                     raise UserError(f"{folder / 'store.json'}: corrupt")
             except UserError as error:
-                log.warning("%s; it is closed again", error)
+                log.warning("%s; its index is written again", error)
                 (folder / "store.json").unlink()
         return finished
 

@@ -233,7 +233,7 @@ def best_layer(
             known = json.loads(record.read_bytes())
             if known["settings"] == settings and known["best_layer"] in range(1, encoder.config.num_layers + 1):
                 return int(known["best_layer"])
-        log.warning("%s: has other settings, or is corrupt; layers are judged again", record)
+        log.warning("%s: has other settings, or is corrupt; layers are measured again", record)
     layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
     results = _by_layer(layers)
     Console().print(_table(results, str(path)))

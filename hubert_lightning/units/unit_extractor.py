@@ -75,7 +75,7 @@ class Units:
 
     def __init__(self, extractor: Extractor, centroids: Tensor, window: float = WINDOW_DURATION) -> None:
         if window < 10:
-            raise UserError(f"window {window} s: take 10 s or more, of which 5 s are those of the next")
+            raise UserError(f"window {window} s: give 10 s or more, because windows overlap by 5 s")
         self._longest = seconds_to_samples(window) // HOP
         if extractor.shape != centroids.shape[1:]:
             raise UserError(
@@ -311,7 +311,7 @@ class UnitStream:
 def _beside(model: Path) -> Path:
     if model.is_dir() and (model / KMEANS_FILE).is_file():
         return model / KMEANS_FILE
-    raise UserError(f"{model}: no {KMEANS_FILE} in it; name one with --kmeans: that of the iteration after this model")
+    raise UserError(f"{model}: no {KMEANS_FILE} in it; name one with --kmeans, such as that of the next iteration")
 
 
 def _layer(kmeans: Path, features: str, layer: int | None) -> int:

@@ -198,7 +198,7 @@ def test_a_textgrid_that_could_be_of_several_utterances_is_listed_and_the_others
     assert [cut.id for cut in cuts if phones_of(cut)] == ["good"]
     listed = [line.split("\t") for line in (tmp_path / "out" / "m.refused.tsv").read_text("utf-8").splitlines()]
     y = [str(textgrids / place / "y.TextGrid") for place in ("p/a", "q/a")]
-    both = "could be the TextGrid of a/y, as {} could; leave one of them in the folder"
+    both = "could be the TextGrid of a/y, and so could {}; leave one of them in the folder"
     owned = "would be the TextGrid of b.wav and of sub/b.wav; name each by its whole id, such as b.wav.TextGrid"
     assert listed == [
         [y[0], both.format(y[1])],
@@ -208,7 +208,7 @@ def test_a_textgrid_that_could_be_of_several_utterances_is_listed_and_the_others
     said = " ".join(capsys.readouterr().out.split())
     assert "3 TextGrids refused, so that 3 utterances stay without phones" in said
     assert "no TextGrid and stay without phones" not in said
-    with pytest.raises(ValueError, match=r"^.*/p/a/y\.TextGrid: could be the TextGrid of a/y, as "):
+    with pytest.raises(ValueError, match=r"^.*/p/a/y\.TextGrid: could be the TextGrid of a/y, and so could "):
         aligned(tmp_path / "alone", utterance("a/y"), textgrids=textgrids)
 
 

@@ -217,7 +217,7 @@ def test_a_damaged_index_is_made_again(
     before = index.read_bytes()
     index.write_bytes(before[:-60] + bytes([before[-60] ^ 1]) + before[-59:])
     relabelled(run, manifests, tmp_path, relabel)
-    assert "it is closed again" in caplog.text
+    assert "its index is written again" in caplog.text
     assert index.read_bytes() == before
 
 

@@ -134,7 +134,7 @@ def test_a_rank_whose_workers_hang_is_named_as_waiting_for_data(manifests: Path,
     message = printed(tmp_path)
     assert codes == [1, 1], message
     assert re.search(
-        r"hubert: nothing is finished since \S+ \(\d+ s, stalls.step_timeout\): "
+        r"hubert: no work was finished since \S+ \(\d+ s, stalls.step_timeout\): "
         rf"rank 1 \(host \S+, pid {ranks[1].pid}\) waits for data, while training \(.*step \d+\); "
         "look at the file system that it reads from. This run ends; the same command resumes\n",
         message[0],
@@ -169,7 +169,7 @@ def test_a_run_of_one_process_without_progress_is_warned_and_continues(manifests
     stopped = workers(process)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    wait_until(prints_text(output, "hubert: warning: nothing is finished since"), process)
+    wait_until(prints_text(output, "hubert: warning: no work was finished since"), process)
     assert f"pid {process.pid}) waits for data, while training" in output.read_text()
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
