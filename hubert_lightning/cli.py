@@ -71,10 +71,10 @@ KEPT_AFTER_SIGNAL = {
     "predict": "its results are not written; the same command starts it again",
     "validate": "nothing is changed; the same command starts it again",
 }
-"""Verbs that train or judge a model, and what remains when a signal ends them."""
+"""Verbs that train or evaluate a model, and the message when a signal ends them."""
 
 VERBS_OF_RANKS = ("fit", "validate", "test", "predict")
-"""Verbs whose processes are ranks of one run, where a launcher starts several."""
+"""Verbs that a launcher may start as several ranks of one run."""
 
 CLOSED_PIPE = 128 + signal.SIGPIPE
 """Exit status that a shell reports for other tools when the reader of their output has closed the pipe."""
@@ -119,7 +119,7 @@ def _run(args: list[str]) -> int:
         with _signals_of(verb):
             result = call_verb(verb, target, rest)
     except KeyboardInterrupt:
-        print("hubert: interrupted; finished files are whole, and the same command does the rest", file=sys.stderr)
+        print("hubert: interrupted; finished files are complete, and the same command does the rest", file=sys.stderr)
         return 130
     except Exception as error:
         answer = answer_to(error)
@@ -132,7 +132,7 @@ def _run(args: list[str]) -> int:
 
 
 def _signals_of(verb: str) -> AbstractContextManager[None]:
-    """End verbs that train or judge a model on SIGTERM as on Ctrl-C; raise `KeyboardInterrupt` in others on Ctrl-C."""
+    """End verbs that train or evaluate on SIGTERM as on Ctrl-C; in other verbs, raise `KeyboardInterrupt` on Ctrl-C."""
     if verb not in KEPT_AFTER_SIGNAL:
         return listening([signal.SIGINT])
     return listening(SIGNALS, lambda name: f"{name} while {console.now.what}: {KEPT_AFTER_SIGNAL[verb]}")

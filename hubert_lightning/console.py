@@ -24,7 +24,7 @@ NOISE = (
     "`Trainer(limit_val_batches=",  # repeats the user's own setting at each start
     "`weights_only` was not set",  # Lightning's own choice
 )
-"""Beginnings of library messages that tell a user of this package nothing."""
+"""Beginnings of library messages that are of no use to a user of this package."""
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#9aa5ad"
 """Colours of figures: our result, what it is compared with, the baseline."""
 
@@ -32,7 +32,7 @@ BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#9aa5ad"
 SECONDS_BEFORE_REPEATING = 3
 """Time that ranks other than the first wait before they print why they end."""
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(10), *range(11, 32), *range(127, 160))}
-"""Characters that a terminal obeys, except line feeds, and their printed form."""
+"""Control characters, except line feeds, and their printed form."""
 
 
 def show_messages(of_ranks: bool) -> None:
@@ -59,12 +59,12 @@ _of_ranks = False
 
 
 def prints() -> bool:
-    """Whether this process prints the messages that all processes of its run have in common."""
+    """Whether this process prints the messages that are the same on all ranks."""
     return not _of_ranks or is_first_process()
 
 
 def print_refusal(sentence: str) -> None:
-    """Print why a command ends; of several ranks that fail alike, the first one prints."""
+    """Print why a command ends; if several ranks fail with the same message, only the first one prints it."""
     if not prints():
         time.sleep(SECONDS_BEFORE_REPEATING)  # meanwhile the launcher of a failed first rank ends this process
     # a name in a file may hold control characters
@@ -89,8 +89,8 @@ class _FirstRankHandler(logging.Handler):
 def is_first_process() -> bool:
     """Whether this process is rank 0 of its run, or the only process; known before the ranks have connected.
 
-    torchrun sets the rank, and may give rank 0 to another node than the first. Otherwise SLURM, LSF or MPI have
-    numbered their processes, unless Lightning has started this one: Lightning numbers nodes and processes of a node.
+    torchrun sets RANK; rank 0 need not be on the first node. Otherwise the number from SLURM, LSF or MPI counts, unless
+    Lightning has started this process: Lightning sets the number of the node and that of the process on the node.
     """
     if rank := os.environ.get("RANK"):
         return rank == "0"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 LARGE = 2.0**62
-"""Default upper bound of numbers: more than any run has of anything, and less than infinity."""
+"""Default upper bound of numbers, larger than any real count."""
 
 FROM_A_WORKER = "Caught UserError in DataLoader worker"
 """Beginning of torch's message for an error of a loader worker; the message holds the worker's traceback."""
@@ -81,7 +81,7 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
 def _end_of_another_process(error: RuntimeError) -> str | None:
     """The sentence for an error that the end of a loader worker or of another rank caused, if it did.
 
-    The modules that know are asked only if this process has imported them: they need torch and Lightning.
+    The modules that recognise such errors need torch and Lightning, so they are used only if they are imported already.
     """
     workers, stalls = (
         sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "training.callbacks.stalls")

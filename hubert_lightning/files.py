@@ -146,7 +146,7 @@ class _Output(io.FileIO):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to, which gets its name once it is on the disk.
+    """Open a temporary file for writing, which is renamed to the path once it is on the disk.
 
     Until then it has a unique temporary name, and an old file stays as it is, also after an error. The new file gets
     the permissions of the old one. Missing folders are created. If the path is a symbolic link, its target is replaced.
@@ -165,8 +165,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def replacing_all(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Open files that belong together, each as in `replacing`; they get their names when all are on the disk.
 
-    An old file with the last name is removed first and the new one is named last: if the process is killed in between,
-    the last file either exists with its own companions or not at all.
+    The old file at the last path is removed first, and the new one is renamed last. So if the process is killed in
+    between, the last file is either missing or beside the files that belong to it.
 
     Args:
         paths: Paths of the files; the last one stands for all.
@@ -415,6 +415,6 @@ def _read_error(error: OSError) -> Exception:
 
 def _write_error(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be written ({error.strerror or error}); what was finished before is kept, so make room and "
+        f"{path}: cannot be written ({error.strerror or error}); finished files are kept, so make room and "
         "run the same command again"
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1, received at once: also while the main thread waits in a library for another process.
+"""Ctrl-C, SIGTERM and SIGUSR1, received at once even while the main thread waits in a library call.
 
 Python runs a signal handler only when the main thread returns to Python, which it does not while it waits for another
 rank. So a thread reads the numbers of the signals as they arrive. The handler in the main thread raises `Interrupted`,
@@ -91,7 +91,7 @@ class Interrupts:
             raise Interrupted(self.received)
 
     def drop(self) -> None:
-        """Hold nothing any more, after an error."""
+        """Stop holding signals, after an error."""
         self._held = 0
 
     def restore(self, seconds: float | None) -> None:
@@ -139,7 +139,7 @@ class Interrupts:
             raise Interrupted(number)
 
     def _raise_again(self, error: "UnraisableHookArgs") -> None:
-        """Raise an interrupt again that came where Python raises nothing: in a finalizer, or while it forks."""
+        """Raise an interrupt again if it arrived where Python discards exceptions: in a finalizer, or during a fork."""
         if not issubclass(error.exc_type, (Interrupted, KeyboardInterrupt)):
             self._unraisable(error)
             return

@@ -211,9 +211,9 @@ def find_verb(verbs_of: Verbs, args: list[str]) -> tuple[str, str | dict[str, st
 
 
 def _unknown_verb(typed: str, command: str, known: dict[str, str] | dict[str, str | dict[str, str]]) -> UserError:
-    meant = get_close_matches(typed, known, n=1)
-    guess = f"did you mean {meant[0]}? " if meant else ""
-    return UserError(f"{typed!r} is no verb of {command}; {guess}the verbs are {', '.join(known)}")
+    similar = get_close_matches(typed, known, n=1)
+    guess = f"did you mean {similar[0]}? " if similar else ""
+    return UserError(f"{typed!r} is not a verb of {command}; {guess}the verbs are {', '.join(known)}")
 
 
 class VerbParser(ArgumentParser):
@@ -332,8 +332,8 @@ def _packed(verb: str, signature: Signature, given: list[str]) -> list[str]:
 
 def _unknown_option(verb: str, option: str, known: list[str]) -> UserError:
     name = option.lstrip("-")
-    meant = get_close_matches(name.replace("-", "_"), known, n=1)
-    guess = f"did you mean --{meant[0]}? " if meant else ""
+    similar = get_close_matches(name.replace("-", "_"), known, n=1)
+    guess = f"did you mean --{similar[0]}? " if similar else ""
     return UserError(f"there is no option {name}; {guess}`hubert {verb} --help` lists the options")
 
 

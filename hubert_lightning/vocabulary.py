@@ -93,7 +93,7 @@ class Vocabulary:
             )
         if missing := sorted(set((self.same or {}).values()) - set(self.tokens[1:])):
             raise UserError(
-                f"same names {shown(missing[0])}, which is no token; name one of the tokens after the blank"
+                f"same names {shown(missing[0])}, which is not a token; name one of the tokens after the blank"
             )
         if not 0 <= self.blank_id < len(self.tokens):
             raise UserError(f"blank_id {self.blank_id} of {len(self.tokens)} tokens; they count from 0")
@@ -106,13 +106,13 @@ class Vocabulary:
                 '["<blank>", "|", "a"]'
             )
         if wrong := [token for token in self.tokens if not isinstance(token, str)]:
-            raise UserError(f"the token {shown(wrong[0])} is no text; put it in quotes")
+            raise UserError(f"the token {shown(wrong[0])} is not text; put it in quotes")
         if wrong := [token for token in self.tokens if not _is_token(token)]:
             raise UserError(f"the token {shown(wrong[0])}; give each from 1 to {MAX_TOKEN_LENGTH} characters")
         for name in ("delimiter", "separator", "unknown", "start", "end"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "separator"):
-                raise UserError(f"{name} is {shown(value)}, which is no text; put it in quotes")
+                raise UserError(f"{name} is {shown(value)}, which is not text; put it in quotes")
             if value and (len(value) > MAX_TOKEN_LENGTH or not is_text(value)):
                 raise UserError(f"{name} is {shown(value)}; give a text of up to {MAX_TOKEN_LENGTH} characters")
         for name in ("lower_case", "spaced", "clean_up", "turkic"):
@@ -124,7 +124,7 @@ class Vocabulary:
         if self.same is not None and not isinstance(self.same, Mapping):
             raise UserError(f"same is {shown(self.same)}; give an object of spellings and their tokens")
         if wrong := [text for pair in (self.same or {}).items() for text in pair if not _is_token(text)]:
-            raise UserError(f"same has {shown(wrong[0])}, which is no text of 1 to {MAX_TOKEN_LENGTH} characters")
+            raise UserError(f"same has {shown(wrong[0])}, which is not a text of 1 to {MAX_TOKEN_LENGTH} characters")
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -31,16 +31,16 @@ VOCABULARY = ("vocabulary", "spelling", "characters")
 MODULES = {"ground": GROUND, "vocabulary": VOCABULARY}
 """Rooms of modules beside the folders."""
 ROOMS = {
-    "ground": Room("the clock, whole files, errors of users, messages and progress, signals"),
-    "untrusted": Room("files that others wrote, read without running anything in them", "ground"),
-    "vocabulary": Room("letters of transcripts: normalise, spell, encode, decode", "ground untrusted"),
+    "ground": Room("frame arithmetic, atomic writes, user errors, messages and progress, signals"),
+    "untrusted": Room("readers of untrusted files that never run code in them", "ground"),
+    "vocabulary": Room("letters of transcripts: normalise, tokenise, encode, decode", "ground untrusted"),
     "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "lhotse torchaudio"),
-    "model": Room("the network: plain torch, at home in a notebook", "ground"),
+    "model": Room("the network in plain torch", "ground"),
     "pretrained": Room(
         "weights of any system → our model", "ground untrusted vocabulary model", "safetensors huggingface_hub"
     ),
     "features": Room(
-        "recordings → one row per 20 ms, streamed, nothing kept",
+        "recordings → one row of features per 20 ms, never stored on disk",
         "ground untrusted data model pretrained",
         "lhotse torchaudio",
     ),
@@ -55,13 +55,13 @@ ROOMS = {
         "jiwer lhotse optuna safetensors torchaudio transformers",
     ),
     "interchange": Room(
-        "models out: for other systems, ONNX, model cards",
+        "import and export of models, ONNX, model cards",
         "ground untrusted vocabulary model pretrained units",
         "huggingface_hub",
     ),
     "parsing": Room("command lines: a function's signature is its options", "ground untrusted", "jsonargparse"),
     "training": Room(
-        "Lightning, and nowhere else: tasks, data modules, callbacks, runs",
+        "everything that imports Lightning: tasks, data modules, callbacks, runs",
         "ground untrusted vocabulary data model pretrained features units asr parsing",
         "jsonargparse lhotse lightning torchmetrics",
     ),
@@ -147,7 +147,7 @@ def table() -> str:
         label = ", ".join(f"`{module}`" for module in MODULES.get(name, (name,)))
         ours = ", ".join(other if other == "ground" else f"`{other}`" for other in room.ours.split()) or "–"
         rows.append(f"| {label} | {room.holds} | {ours} | {', '.join(room.heavy.split()) or '–'} |")
-    head = ["| room | holds | may import, of ours | and of the heavy packages |", "|---|---|---|---|"]
+    head = ["| room | content | may import from this package | may import of the heavy packages |", "|---|---|---|---|"]
     return "\n".join(head + rows) + "\n"
 
 

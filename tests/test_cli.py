@@ -334,7 +334,7 @@ def test_prepare_folder_takes_what_it_can(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
-    assert "'trian' is no verb of hubert; the verbs are prepare, vocabulary, demo, fit" in refused(capsys, "trian")
+    assert "'trian' is not a verb of hubert; the verbs are prepare, vocabulary, demo, fit" in refused(capsys, "trian")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--trainer.barebones=true", "trainer.barebones is true"),
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
         ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
-        ("--model=HubertPretrain", "model: HubertPretrain is no class; give a class_path"),
+        ("--model=HubertPretrain", "model: HubertPretrain is not a class; give one, such as hubert_lightning"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
         ("--data.init_args.weights=[.inf]", "data.init_args.weights[0] is inf; give a finite number"),

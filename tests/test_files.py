@@ -191,8 +191,8 @@ def test_a_full_disk_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"old")
     said = python(FULL_DISK, tmp_path, 20_000).stdout.splitlines()
     assert len(said) == 2
-    assert said[0].startswith(f"{tmp_path / 'main'}: cannot be written (File too large); what was finished before is")
-    assert said[1].startswith(f"{tmp_path / 'folder'}: cannot be written (File too large); what was finished before")
+    assert said[0].startswith(f"{tmp_path / 'main'}: cannot be written (File too large); finished files are kept")
+    assert said[1].startswith(f"{tmp_path / 'folder'}: cannot be written (File too large); finished files are kept")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"companion": b"old", "main": b"old"}
     assert python(FULL_DISK, tmp_path, 50_000).stdout == ""
     assert (tmp_path / "main").read_bytes() == b"new" * 10_000

@@ -88,7 +88,7 @@ def test_a_command_of_hubert_starts_in_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 10
     assert "usage: hubert" in (tmp_path / "fit.txt").read_text()
     assert fork_server.run(["-m", "hubert_lightning", "no-verb"], tmp_path / "refused.txt") == 2
-    assert "'no-verb' is no verb of hubert" in (tmp_path / "refused.txt").read_text()
+    assert "'no-verb' is not a verb of hubert" in (tmp_path / "refused.txt").read_text()
 
 
 def test_two_ranks_find_each_other(tmp_path: Path) -> None:

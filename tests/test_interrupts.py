@@ -234,7 +234,7 @@ def test_ctrl_c_ends_a_verb_after_the_files_that_it_reads(tmp_path: Path) -> Non
     assert fork_server.ended(process, 60) == 130
     assert time.monotonic() - began < 8  # of 400 s and more
     assert output.read_text().endswith(
-        "hubert: interrupted; finished files are whole, and the same command does the rest\n"
+        "hubert: interrupted; finished files are complete, and the same command does the rest\n"
     )
     assert "Traceback" not in output.read_text()
     assert not list((tmp_path / "out").iterdir())

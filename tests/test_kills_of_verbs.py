@@ -37,4 +37,4 @@ def test_a_verb_that_is_killed_in_the_middle_goes_on_with_what_is_left(tmp_path:
     for verb in ("transcribe", "units npz"):
         campaign = kills_of_verbs.Campaign(verb, tmp_path / "material", tmp_path / verb)
         assert campaign.kill(number=campaign.writes - 5) is None, campaign.log.read_text()
-        assert "files were done before, with the same model and settings: skipped" in campaign.log.read_text()
+        assert "finished before with the same model and settings" in campaign.log.read_text()

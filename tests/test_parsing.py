@@ -168,8 +168,8 @@ def test_a_mistake_is_one_sentence(call: Callable, typed: str, sentence: str) ->
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ("trascribe x", "'trascribe' is no verb of hubert; did you mean transcribe?"),
-        ("prepare libriligt x", "'libriligt' is no verb of hubert prepare; did you mean librilight?"),
+        ("trascribe x", "'trascribe' is not a verb of hubert; did you mean transcribe?"),
+        ("prepare libriligt x", "'libriligt' is not a verb of hubert prepare; did you mean librilight?"),
         ("quality m x --clustrs=3", "there is no option clustrs; did you mean --clusters?"),
         ("fit --lr 1e-3", "there is no option lr; the key is model.init_args.optimizer.init_args.lr"),
         ("fit --batch_size=8", "the key is data.init_args.max_duration"),

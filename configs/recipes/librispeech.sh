@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One cell of the paper's LibriSpeech table: fine-tune a SIZE on a SPLIT, tune the decoder, test (docs/librispeech.md).
+# One row of the paper's LibriSpeech table: fine-tune a SIZE on a SPLIT, tune the decoder, test (docs/librispeech.md).
 # Run, from a folder that holds checkpoints/ and will hold manifests/:
 #   DATA=corpora LM=lm/4-gram.arpa LEXICON=lm/lexicon.txt configs/recipes/librispeech.sh SIZE SPLIT
-# The same command resumes, and repeats nothing that is newer than its checkpoint.
+# The same command resumes; it keeps results that are newer than their checkpoint.
 # SIZE: base, large or xlarge. SPLIT: 10min, 1h, 10h, 100h or 960h. The run folder is checkpoints/SIZE-SPLIT.
 # DATA: folder that holds LibriSpeech and librispeech_finetuning; needed while manifests are missing.
 # PRETRAINED: encoder to start from; by default the last iteration in checkpoints/SIZE.

@@ -43,10 +43,10 @@ class CausalLM:
         num_rows = len(self.model.get_input_embeddings().weight)
         if num_tokens > num_rows:
             raise UserError(
-                f"rescorer {path}: a tokenizer of {num_tokens} tokens, and a model of {num_rows}; save one model's"
+                f"rescorer {path}: its tokenizer has {num_tokens} tokens, its model {num_rows}; save a matching pair"
             )
         if self.tokenizer.eos_token_id is None:
-            raise UserError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); give it one, save it")
+            raise UserError(f"rescorer {path}: its tokenizer has no end of sentence (eos_token); set it and save")
         self.model.eval().to(device or "cpu")
 
     @torch.no_grad()
@@ -132,12 +132,12 @@ def _check_size(folder: Path, config: Any) -> None:
             raise UserError(f"its settings have {num_layers} layers, its weights {num_tensors} tensors")
         integers = {name: value for name, value in settings.to_dict().items() if isinstance(value, int)}
         if too_large := [name for name, value in integers.items() if abs(value) > MAX_SETTING]:
-            raise UserError(f"its settings set {too_large[0]} to {integers[too_large[0]]}, which no memory holds")
+            raise UserError(f"its settings set {too_large[0]} to {integers[too_large[0]]}, which is too large")
 
 
 def _reason(error: Exception) -> str:
     """First line of a library's message, or the type of its error."""
     message = str(error).strip()
     if "custom code" in message or "trust_remote_code" in message:
-        return "it needs code of its own, which is not run; give a model of a kind that transformers knows"
+        return "it needs code of its own, which is not run; give a model of an architecture that transformers has"
     return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__

@@ -42,7 +42,7 @@ class CTCModel(nn.Module):
         Args:
             waveform: (batch, samples), 16 kHz.
             length: (batch,), samples before padding; None if nothing is padded.
-            ignore_padding: Whether the group norm of Base ignores padding, which counts in the reference.
+            ignore_padding: Whether the group norm of Base ignores padding; in the reference, it includes padding.
 
         Returns:
             (batch, frames, tokens) float32.

@@ -125,17 +125,17 @@ def read_settings(path: Path) -> DecoderSettings:
     """
     way_out = "make it with `hubert tune-decoder`"
     if not path.is_file():
-        raise UserError(f"{path}: no such decoder; {way_out}")
-    content = read_json(path, way_out, fact=": no settings of a decoder")
+        raise UserError(f"{path}: no such decoder settings file; {way_out}")
+    content = read_json(path, way_out, fact=": not a decoder settings file")
     known = {field.name for field in fields(DecoderSettings)}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: no settings of a decoder ({shown(content)} is no JSON object); {way_out}")
+        raise UserError(f"{path}: not a decoder settings file ({shown(content)} is not a JSON object); {way_out}")
     if unknown := sorted(content.keys() - known):
-        raise UserError(f"{path}: no settings of a decoder (unknown key {shown(unknown[0])}); {way_out}")
+        raise UserError(f"{path}: not a decoder settings file (unknown key {shown(unknown[0])}); {way_out}")
     for name in FILE_NAMES:
         if content.get(name) and isinstance(content[name], str):
             content[name] = str(path.parent / content[name])
     try:
         return DecoderSettings(**content)
     except UserError as error:
-        raise UserError(f"{path}: no settings of a decoder ({error}); {way_out}") from error
+        raise UserError(f"{path}: not a decoder settings file ({error}); {way_out}") from error

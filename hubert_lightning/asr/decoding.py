@@ -1,4 +1,4 @@
-"""From log-probabilities to words: greedy decoding, or a beam search with lexicon and language models.
+"""From log-probabilities to words: greedy decoding, or beam search with lexicon and language models.
 
 flashlight.py holds the search itself. This module prepares its input, distributes utterances over processes, and
 rescores the best hypotheses with a neural language model.
@@ -49,7 +49,7 @@ def greedy(log_probs: Tensor, num_frames: Tensor, vocabulary: Vocabulary) -> lis
 
 
 class BeamSearch:
-    """Search the most likely words, with a lexicon, an n-gram model and a rescorer where the settings name them.
+    """Beam search for the most likely words, with the lexicon, n-gram model and rescorer that the settings name.
 
     Args:
         settings: Weights, files and beam of the search.
@@ -86,7 +86,7 @@ class BeamSearch:
         return [best[0].text if best else "" for best in hypotheses]
 
     def nbest(self, utterances: Sequence[Tensor]) -> list[list[Hypothesis]]:
-        """Search and rescore the best hypotheses of utterances.
+        """Find and rescore the best hypotheses of utterances.
 
         Args:
             utterances: (frames, tokens) float32 each, on the CPU.
@@ -125,7 +125,7 @@ class BeamSearch:
         boundary = self.vocabulary.boundary
         if boundary is None or not len(log_probs):
             return log_probs
-        if self._delimiter is None:  # the search takes the blank for it
+        if self._delimiter is None:  # the search uses the blank as the delimiter
             log_probs = log_probs.clone()
             log_probs[:, BLANK] = torch.maximum(log_probs[:, BLANK], log_probs[:, boundary])
             log_probs[:, boundary] = -math.inf

@@ -1,9 +1,9 @@
 """flashlight's CTC beam search and KenLM: every part of flashlight that this package uses is in this file.
 
-torchaudio's `CTCDecoder` wraps the same classes. It is not used here for two reasons: it hides the lexicon's trie, so
-that each change of a weight would build it again; and without a lexicon, it numbers the letters of a language model
-otherwise than the tokens. flashlight documents none of its Python names: tests/asr/test_flashlight.py lists those in
-use here.
+torchaudio's `CTCDecoder` wraps the same classes. It is not used here for two reasons. It hides the lexicon's trie, so
+it would build the trie again after each change of a weight. Without a lexicon, its numbers for the letters of a
+language model differ from those of the tokens. flashlight does not document its Python names:
+tests/asr/test_flashlight.py lists those used here.
 """
 
 import copy
@@ -66,7 +66,7 @@ class FlashlightDecoder:
         settings: Language model, weights and beam.
         vocabulary: Tokens of the log-probabilities.
         lexicon: Spellings of each word, by the names of their tokens; None to search without a lexicon.
-        delimiter: Token between words; None if the search takes the blank for it.
+        delimiter: Token between words; None if the search uses the blank instead.
 
     Raises:
         UserError: The language model cannot be read, or does not fit the vocabulary or the lexicon.
@@ -94,7 +94,7 @@ class FlashlightDecoder:
         return other
 
     def __call__(self, log_probs: Tensor) -> list[Hypothesis]:
-        """Search the most likely texts.
+        """Find the most likely texts.
 
         Args:
             log_probs: (frames, tokens), float32, on the CPU.

@@ -27,7 +27,7 @@ def vocabulary(
     """Make the vocabulary of transcripts for `hubert fit`, and print a table of its characters.
 
     Args:
-        manifests: Manifests of the training data; characters of other data alone are no tokens.
+        manifests: Manifests of the training data; characters that occur only in other data do not become tokens.
         out: Vocabulary to write, a .json file.
         case: Case of the tokens.
         keep_punctuation: Punctuation and symbols that are tokens, such as "'-". Spaces replace other punctuation;
@@ -49,7 +49,7 @@ def vocabulary(
         print("spaces replace " + format_counts(replaced))
     if spoken := left_out - replaced:
         print(
-            f"{format_counts(spoken)} are read as words, and are no tokens: `hubert fit` refuses the "
+            f"{format_counts(spoken)} are read as words, and are not tokens: `hubert fit` refuses the "
             f"{_num_with(spoken, texts)} transcripts with them; write them as words (`hubert prepare` with "
             "--spell_numbers LANGUAGE where they are beside numbers), or name them in --keep_punctuation"
         )
@@ -68,7 +68,7 @@ def _num_with(characters: Iterable[str], texts: Iterable[str]) -> int:
 
 
 def lexicon(words: Path, out: Path, vocabulary: Path | None = None) -> None:
-    """Make a lexicon for the beam search, with the tokens of a word on each line: `word<TAB>w o r d |`.
+    """Make a lexicon for beam search; each line has a word and its tokens, `word<TAB>w o r d |`.
 
     Args:
         words: n-gram language model, or text of which every word is taken; either may be compressed.

@@ -2,7 +2,7 @@
 
 kaldingram (of the Next-gen Kaldi team; Kneser-Ney smoothing as in SRILM) estimates the n-grams: it is the one
 maintained estimator that installs everywhere as a Python package. KenLM's lmplz is better and faster, but has to be
-compiled; KenLM's Python package reads models without making any. A model of lmplz can be used in the same way.
+compiled; KenLM's Python package can only read models. A model of lmplz can be used in the same way.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def ngram(
     letters: bool = False,
     min_counts: list[int] | None = None,
 ) -> None:
-    """Make an n-gram language model of a text, in ARPA format, and beside it the lexicon `<its name>.lexicon`.
+    """Make an n-gram language model of a text (OUT, in ARPA format) and its lexicon (OUT with the suffix .lexicon).
 
     Args:
         text: Text with a sentence per line, which may be compressed; it is normalised as transcripts are.
@@ -37,14 +37,14 @@ def ngram(
         order: Length of the longest n-grams, 2 to 5.
         vocabulary: Vocabulary of the model: a file of `hubert vocabulary`, or a fine-tuned checkpoint. LibriSpeech's
             if not given.
-        letters: Whether the n-grams consist of letters, for a search without lexicon, in place of words.
+        letters: Whether the n-grams consist of letters instead of words, for a search without lexicon.
         min_counts: Least number of occurrences of an n-gram in the model, for each order, as in [0, 0, 2]; none if not
             given.
     """
     model_tokens = model_vocabulary(vocabulary)
     if Path(out).suffix == ".lexicon" or Path(out).absolute() == Path(text).absolute():
-        taken = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
-        raise UserError(f"{out}: the name of {taken}; choose another OUT, such as lm.arpa")
+        owner = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
+        raise UserError(f"{out}: the name of {owner}; choose another OUT, such as lm.arpa")
     if not 2 <= order <= 5:
         raise UserError(f"order {order}: choose 2 to 5")
     if min_counts is not None and len(min_counts) != order:

@@ -52,7 +52,7 @@ def insert_pause_boundaries(tokens: Sequence[TimedToken], vocabulary: Vocabulary
 
 
 def allow_skipped_boundaries(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Make blanks as likely as boundaries, so that an alignment may skip boundaries at the ends and between words.
+    """Raise the probability of blanks to that of boundaries, so that an alignment may skip boundaries.
 
     Args:
         log_probs: (frames, tokens)

@@ -1,4 +1,4 @@
-"""Files with the hypotheses of a test or a prediction: their folder, their content, and what produced them.
+"""Files with the hypotheses of a test or a prediction: folder, content and origin.
 
 Each set of manifests, decoder and checkpoint has a folder of its own, so that no test replaces the results of another.
 The newest results are copied into the run's folder, under the same names.
@@ -28,7 +28,7 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """What produced a file of hypotheses.
+    """Origin of a file of hypotheses.
 
     Args:
         checkpoint: Path of the checkpoint; None for weights that were never saved.
@@ -142,8 +142,8 @@ def copy_to_run(folder: Path, run: Path, names: Sequence[str]) -> None:
     Args:
         folder: Folder of the results.
         run: Folder of the run.
-        names: Names of files. The last one is removed first and copied last, so that it never lies beside files of
-            another test.
+        names: Names of files. The old file with the last name is removed first, and the new one is copied last, so
+            that it is never beside files of another test.
 
     Raises:
         UserError: The disk is full, or cannot be written to.

@@ -143,8 +143,8 @@ def score_file(results: Path, against: Path | None = None, output: Path | None =
 
     Args:
         results: JSON lines with id, reference, hypothesis and, where known, speaker: the test.jsonl of `hubert test`.
-        against: Results of a second system for the same utterances; prints whether the difference may be chance.
-        output: JSON file for all numbers, also those of every utterance.
+        against: Results of a second system for the same utterances, for a significance test of the difference.
+        output: JSON file for all numbers, including those of every utterance.
         worst: Number of utterances to show, those with most errors first.
     """
     if worst < 0:

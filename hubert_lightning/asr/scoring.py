@@ -1,7 +1,7 @@
 """Scores of speech recognition: error rates with confidence intervals, by speaker, and two systems compared.
 
-The input is test.jsonl of `hubert test`. jiwer aligns the texts. Confidence intervals and p-values treat utterances as
-drawn independently of one another.
+The input is the test.jsonl of `hubert test`. jiwer aligns the texts. Confidence intervals and p-values assume that
+utterances are independent of one another.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Subtitles in SubRip format that can be read: short lines, not too long and not too short on the screen."""
+"""Readable subtitles in SubRip format: short lines, and neither too long nor too short on the screen."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class SubtitlePart(NamedTuple):
         text: The piece.
         start: Start in milliseconds.
         end: End in milliseconds.
-        before: Text between the piece before and this one.
+        before: Text between the previous part and this one.
     """
 
     text: str
@@ -39,7 +39,7 @@ class SubtitlePart(NamedTuple):
 
 
 def srt(words: Sequence[Word], text: str, duration: float) -> str:
-    """Make subtitles of at most two lines of 42 columns and six seconds; a pause begins another one.
+    """Make subtitles of at most two lines of 42 columns and six seconds; after a pause, a new one begins.
 
     Args:
         words: Words with their times.

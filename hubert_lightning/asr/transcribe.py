@@ -1,4 +1,4 @@
-"""Recordings of any format and length → words with times: transcribed, or aligned with a known text."""
+"""Words with times from recordings of any format and length: transcribed, or aligned with a known text."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -49,16 +49,16 @@ def transcribe(
     precision: Precision = "float32",
     num_workers: int = 0,
 ) -> int:
-    """Transcribe recordings.
+    """Transcribe recordings to text, JSON, subtitles or CTM.
 
     Args:
         model: Fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer.
         files: Audio of any format, rate, number of channels and length, or folders of audio.
         format: Format of the transcripts: text; json with the time and confidence of every word; srt subtitles; ctm,
             which NIST's tools read.
-        output: Folder for one file per recording; standard output if not given. Recordings that are done are skipped,
-            and their files stay as they are. A recording is done again if its audio, the model or the settings changed
-            (the folder's .made-FORMAT.jsonl records them).
+        output: Folder for one file per recording; standard output if not given. Finished recordings are skipped. A
+            recording is transcribed again if its audio, the model or the settings have changed (the folder's
+            .made-FORMAT.jsonl records them).
         decoder: Settings of a beam search, a file of `hubert tune-decoder`; greedy decoding if not given.
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
@@ -110,8 +110,8 @@ def align(
         files: Audio, with the text of each file beside it in `<same name>.txt` or, as in LibriSpeech, a `*.trans.txt`.
         text: Text of the recording, if there is one file only.
         format: Format of the times: ctm, which NIST's tools read; json with confidences; srt subtitles.
-        output: Folder for one file per recording; standard output if not given. Recordings that are done are skipped.
-            A recording is done again if its audio, its text, the model or the settings changed (the folder's
+        output: Folder for one file per recording; standard output if not given. Finished recordings are skipped. A
+            recording is aligned again if its audio, its text, the model or the settings have changed (the folder's
             .made-FORMAT.jsonl records them).
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
@@ -135,7 +135,7 @@ def align(
         if not words:
             raise UserError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
         if unknown := vocabulary.unknown_characters(words):
-            raise UserError(f"its text has {sorted(unknown)}, which are no tokens of the model: write them in letters")
+            raise UserError(f"its text has {sorted(unknown)}, which are not tokens of the model: write them in letters")
         times = word_times(allow_skipped_boundaries(log_probs, vocabulary), words, vocabulary)
         return Transcript(cut.id, cut.duration, words, times)
 

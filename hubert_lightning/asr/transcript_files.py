@@ -1,4 +1,4 @@
-"""Files of transcripts: which ones remain to be made, and how each is written."""
+"""Transcript files: selection of the recordings without one, and writing."""
 
 import sys
 import unicodedata
@@ -41,7 +41,7 @@ def journal_of(
 def remaining(
     paths: Sequence[Path], format: TranscriptFormat, output: Path | None, journal: Journal | None
 ) -> list[Path]:
-    """Select the recordings without a transcript of the present model and settings.
+    """Select the recordings that have no transcript from this model and these settings.
 
     Args:
         paths: Recordings.
@@ -58,7 +58,7 @@ def remaining(
     missing = [path for path in paths if not _is_made(path, _transcript_path(path, format, output), journal)]
     if done := len(paths) - len(missing):
         print(
-            f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+            f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
             file=sys.stderr,
         )
     return missing
@@ -69,7 +69,7 @@ def _transcript_path(recording: Path, format: TranscriptFormat, output: Path) ->
 
 
 def _is_made(recording: Path, transcript: Path, journal: Journal) -> bool:
-    """Whether a recording is done, and the file is not the one that existed before its transcript was written."""
+    """Whether a recording is finished, and its transcript file is not an older file of the same name."""
     status = _status(transcript)
     return recording in journal and status is not None and status != journal.row(recording).get("before")
 
@@ -95,7 +95,7 @@ def _check_names(paths: Sequence[Path], format: TranscriptFormat, output: Path |
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file, not a folder; choose another --output")
-    # On disks of Windows and macOS, names are the same that differ in case or in the composition of letters
+    # on disks of Windows and macOS, names that differ in case or in the composition of letters are the same file
     names = [_transcript_path(path, format, output).name for path in paths]
     if twice := _same_name(paths, [unicodedata.normalize("NFC", name).casefold() for name in names]):
         raise UserError(
@@ -142,7 +142,7 @@ def write_all(
         results: Transcripts, and refusals of recordings.
         format: Format of the transcripts.
         output: Folder of the transcripts; standard output if not given.
-        num_files: Number of recordings, done ones included.
+        num_files: Number of recordings, including finished ones.
         journal: Record of the folder.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Tuning of a beam search: utterances are encoded once, and decoded with many settings."""
+"""Tuning of a beam search: each utterance is encoded once and decoded with many settings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,8 +57,8 @@ def tune_decoder(
         out: Settings to write, a .json file; a figure of the trials is written beside it.
         lm: n-gram language model (`hubert ngram`), in ARPA or KenLM's binary form.
         lexicon: Words that a hypothesis may contain (`hubert ngram` and `hubert lexicon` write lexicons).
-        trials: Number of settings to try; with a language model of words, the first ten are the default
-            and published ones.
+        trials: Number of settings to try; with a language model of words, the default and the published settings come
+            first.
         beam_size: Number of hypotheses kept at each frame.
         beam_threshold: Distance below the best score at which hypotheses are dropped.
         rescorer: Directory of a causal language model of transformers; its weight is tuned last.
@@ -67,11 +67,11 @@ def tune_decoder(
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
     """
     if trials < 1:
-        raise UserError(f"trials is {trials}; try one at least")
+        raise UserError(f"trials is {trials}; give 1 or more")
     if Path(out).suffix == ".png":
-        raise UserError(f"{out}: the name of the figure; name the .json file that the settings go to")
+        raise UserError(f"{out}: this is the name of the figure; give a .json file for the settings")
     if Path(out).is_dir():
-        raise UserError(f"{out}: a folder; name the .json file that the settings go to")
+        raise UserError(f"{out}: a folder; give a .json file for the settings")
     recogniser = load_ctc(model).to(choose_device())
     initial = DecoderSettings(
         lm=str(lm) if lm else None,
@@ -107,7 +107,9 @@ def _transcribed(manifests: Sequence[Path], vocabulary: Vocabulary) -> tuple[lis
     check_audio(cuts)
     pairs = [(cut, text) for cut in cuts if (text := transcript(cut, vocabulary))]
     if not pairs:
-        raise UserError(f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare them with theirs")
+        raise UserError(
+            f"{', '.join(map(str, manifests))}: no transcripts to compare with; prepare manifests with transcripts"
+        )
     return [cut for cut, _ in pairs], [vocabulary.printed(text) for _, text in pairs]
 
 

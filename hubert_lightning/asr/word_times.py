@@ -42,7 +42,7 @@ class Word(NamedTuple):
         start: Start in seconds.
         end: End in seconds.
         confidence: Mean probability of the word's tokens over their frames.
-        tokens: The tokens, each as a word of its own, if the word consists of nothing else.
+        tokens: The tokens with their times, each as a `Word`, if the word is exactly these tokens.
     """
 
     text: str
@@ -156,7 +156,7 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
         UserError: The text has characters that are no token, or more tokens than frames.
     """
     words = text.split()
-    # A lexicon may write words otherwise than the vocabulary
+    # a lexicon may spell words in another way than the vocabulary
     normalised = [vocabulary.normalise(word).replace(" ", "") or word for word in words]
     tokens_of_words = _best_spellings(log_probs, normalised, vocabulary)
     delimiter = [] if vocabulary.boundary is None or vocabulary.spaced else [vocabulary.boundary]

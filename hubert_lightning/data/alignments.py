@@ -1,7 +1,7 @@
-"""Times of phones: TextGrids of the Montreal Forced Aligner → manifests with phones.
+"""Manifests with the times of phones, from TextGrids of the Montreal Forced Aligner.
 
-A cut holds them as in lhotse, in `supervision.alignment["phone"]`, in seconds from the start of the cut. They measure
-the quality of clusters (HuBERT §IV-E); no model is trained on them.
+A cut holds the phones as in lhotse, in `supervision.alignment["phone"]`, in seconds from the start of the cut. They
+serve to measure the quality of clusters (HuBERT §IV-E); no model is trained on them.
 """
 
 import re
@@ -60,18 +60,18 @@ def check_alignment(cut: Cut) -> None:
 
 
 def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: bool = True) -> Path:
-    """TextGrids of the Montreal Forced Aligner → a copy of a manifest with the times of phones and words.
+    """Copy a manifest, and add the times of phones and words from TextGrids of the Montreal Forced Aligner.
 
-    An utterance gets the phones and words of `<its id>.TextGrid`, anywhere below the folder; a piece of a longer
-    recording without its own gets its part of the recording's. Silence (empty, sil, sp) becomes sil; spn, which is
-    spoken noise, stays. Unusable TextGrids are listed in `<manifest>.refused.tsv` beside the new manifest; their
+    An utterance gets the phones and words of `<its id>.TextGrid`, anywhere below the folder. A piece of a longer
+    recording may use the TextGrid of the recording instead. All labels of silence (empty, sil, sp) become sil; spn,
+    spoken noise, is kept. Unusable TextGrids are listed in `<manifest>.refused.tsv` beside the new manifest; their
     utterances stay without phones.
 
     Args:
         manifest: manifest made by `hubert prepare`
         textgrids: folder of the aligner's output
         out: folder or file name (.jsonl.gz) of the new manifest
-        drop_stress: count AH0, AH1 and AH2 as one phone, AH, as the paper's code does; false keeps them apart
+        drop_stress: write AH0, AH1 and AH2 as one phone, AH, as the paper's code does; false keeps them apart
 
     Returns:
         Path of the new manifest.
@@ -112,7 +112,7 @@ def _destination(manifest: Path, out: Path, cuts: Sequence[Cut]) -> Path:
     path = out if is_file else out / manifest.name
     make_folder(path.parent, out)
     if path.exists() and path.samefile(manifest):
-        raise UserError(f"{path}: is the manifest without phones, which stays as it is; choose another OUT")
+        raise UserError(f"{path}: is the input manifest, which is never overwritten; choose another OUT")
     check_same_audio(path, cuts, "choose another OUT")
     return path
 

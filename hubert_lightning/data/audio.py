@@ -1,7 +1,7 @@
-"""Samples of a cut: from files of any rate and any channels, any segment, always 16 kHz mono of the length asked for.
+"""Samples of a cut or a segment of it, at 16 kHz with one channel, from files of any rate and number of channels.
 
 lhotse's own `load_audio` repeats up to half a second of audio where a file is shorter than in its manifest, and
-resamples a segment without the samples around it. Here a segment equals the slice of the whole reading, whatever the
+resamples a segment without the samples around it. Here a segment equals the same slice of the whole recording at any
 rate, and a file that is shorter than in its manifest is an error.
 """
 

@@ -52,12 +52,12 @@ def audio_by_folder(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, l
     """
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        if (real_path := os.path.realpath(folder)) in seen:  # a link to a folder around it would never end
+        if (real_path := os.path.realpath(folder)) in seen:  # a link to a parent folder would never end
             subfolders.clear()
             continue
         seen.add(real_path)
         subfolders.sort()
-        visible = [name for name in names if not name.startswith(".")]  # operating systems leave hidden files
+        visible = [name for name in names if not name.startswith(".")]  # hidden files are made by operating systems
         audio = sorted(name for name in visible if Path(name).suffix.lower() in AUDIO_SUFFIXES)
         count_skipped(skipped, map(Path, visible))
         if audio:
@@ -97,7 +97,7 @@ def transcribed(folder: Path, paths: list[Path]) -> Iterator[tuple[Path, tuple[s
 
 
 def file_identity(path: Path) -> tuple[int, int]:
-    """Device and inode of a file, which all its paths share, whatever links and `..` they contain."""
+    """Device and inode of a file, which are the same for all its paths, also with links and `..`."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

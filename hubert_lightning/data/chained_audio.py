@@ -15,8 +15,8 @@ from hubert_lightning.data.ffmpeg import File, Form, head_of
 class ChainedAudio:
     """Ogg or FLAC files joined end to end, as in recorded radio streams; each has its own rate and channels.
 
-    The file is held in memory, and its parts are decoded to count their samples before a segment is read: convert such
-    files to FLAC if they are read often.
+    The whole file is kept in memory, and all its parts are decoded to count their samples before a segment is read. So
+    convert such files to FLAC if they are read often.
 
     Args:
         contents: Content of each part.

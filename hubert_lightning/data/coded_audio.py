@@ -46,9 +46,9 @@ NOTHING = np.zeros((0, 1), np.float32)
 class CodedAudio:
     """Audio of any codec, decoded by FFmpeg's libraries.
 
-    FFmpeg seeks by time stamps, which many files lack or round. Here segments are found by counting: packets are read
-    from the start of the file but decoded only from a run-up before the segment on, and a table holds the first sample
-    of every 64th packet. The table grows while the file is decoded; a segment beyond it is reached by decoding.
+    FFmpeg seeks by time stamps, which many files lack or round. Here segments are found by counting samples: packets
+    are read from the start of the file, but decoding starts only shortly before the segment. A table holds the first
+    sample of every 64th packet. The table grows while the file is decoded; a segment beyond it is reached by decoding.
 
     Args:
         file: Absolute path or content.
@@ -59,7 +59,7 @@ class CodedAudio:
         num_channels: Number of channels.
         form: Form of the samples.
         empty: Whether no sample can be decoded.
-        stated: Length in seconds that the file states, or None.
+        stated: Length in seconds according to the file, or None.
         frames: Number of packets that the header of an MP3 file counts, or None.
         num_packets: Number of packets that `blocks` read.
         num_bytes: Total bytes of these packets.
@@ -67,7 +67,7 @@ class CodedAudio:
         span: Seconds from the first packet's time stamp to the end of the last's.
         container: FFmpeg's name of the container.
         codec: FFmpeg's name of the decoder.
-        alone: Whether the file has neither video nor pictures.
+        alone: Whether the file has no other streams, such as video or pictures.
 
     Raises:
         OSError, av.FFmpegError: The file is missing, or has no audio that FFmpeg knows.

@@ -29,7 +29,7 @@ class Corpora(Sequence[Cut]):
 
     @property
     def on_disk(self) -> bool:
-        """Whether the cuts of a corpus stay on disk, since memory may not hold them all."""
+        """Whether a corpus stays on disk because its cuts may not fit in memory."""
         return any(isinstance(part, SharCuts) for part in self.parts)
 
     @property
@@ -65,7 +65,7 @@ class Corpora(Sequence[Cut]):
         return Corpora([_chosen(part, keep) for part, keep in zip(self.parts, keep_by_part, strict=True)])
 
     def by_id(self) -> "Corpora":
-        """The same cuts in the order of their ids; in the order on disk if they are there."""
+        """The same cuts in the order of their ids; cuts of a corpus on disk keep the order on disk."""
         return self if self.on_disk else Corpora([sorted(self, key=lambda cut: cut.id)])
 
     def _by_part(self, values: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Rows of untrusted manifests: the types and numbers of a cut are checked before lhotse makes it."""
+"""Rows of untrusted manifests: types and numbers are checked before lhotse makes a cut."""
 
 import re
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def cut_of(row: Any) -> Cut:
         UserError: The row is no cut, or has an impossible value. The message is a reason for the caller's sentence.
     """
     if not isinstance(row, dict):
-        raise UserError(f"{shown(row)} is no object")
+        raise UserError(f"{shown(row)} is not an object")
     if row.get("type") in ("MonoCut", "MultiCut", "Cut"):
         _check_cut(row)
     try:
@@ -133,7 +133,7 @@ def _check_source(source: Any) -> list[int]:
         raise UserError(f"audio of type {shown(kind)} is not read here, only files and Shar archives")
     name = _check_name(location, "a source")
     if kind == "shar" and not SHAR.fullmatch(name):
-        raise UserError(f"{shown(location)} is no part of a Shar archive, ARCHIVE:OFFSET:SIZE")
+        raise UserError(f"{shown(location)} is not a part of a Shar archive, ARCHIVE:OFFSET:SIZE")
     if (
         not isinstance(channels, list)
         or not 0 < len(channels) <= MAX_CHANNELS

@@ -1,4 +1,4 @@
-"""Audio files → cuts: every file decoded once to its end, cut into pieces, or refused with a reason."""
+"""Cuts of audio files: every file is decoded once to its end, and cut into pieces or refused with a reason."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ def cuts_of(
             reason = f"too short: {recording.num_samples} samples at 16 kHz, and one frame takes {WINDOW}"
             refusals.append(RefusedFile(file.path, reason))
         elif file.id in by_id:
-            refusals.append(RefusedFile(file.path, f"named as another file, {by_id[file.id].path}"))
+            refusals.append(RefusedFile(file.path, f"repeated: has the same id as {by_id[file.id].path}"))
         else:
             by_id[file.id] = file
             cuts += _pieces(recording, file, max_duration)

@@ -82,7 +82,7 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
 
 @contextmanager
 def open_container(file: File) -> Iterator[InputContainer]:
-    """Open a file, which can open no other file: FFmpeg gets its content, not its name, and no protocol."""
+    """Open a file so that it cannot make FFmpeg open others: FFmpeg gets its content, no name and no protocol."""
     with (
         BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as content,
         av.open(_Seekable(content), "r", options={"protocol_whitelist": "none"}, metadata_errors="ignore") as container,

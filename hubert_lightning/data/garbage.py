@@ -1,4 +1,4 @@
-"""Pauses of Python's garbage collection, which hold for all threads."""
+"""Sections in which Python's garbage collection is off, in all threads."""
 
 import gc
 import os

@@ -193,7 +193,7 @@ def _size(path: str) -> int | None:
 
 
 def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
-    """The transcript of a cut, normalised by a vocabulary; empty if the manifest has none."""
+    """Normalised transcript of a cut; empty if the manifest has none."""
     return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
 
 

@@ -51,7 +51,7 @@ class Spelled(NamedTuple):
     Attributes:
         text: The text.
         numbers: Numbers that became words, as they were written.
-        left: Words with digits or spoken symbols that stayed.
+        left: Words that still have digits or spoken symbols.
     """
 
     text: str

@@ -1,7 +1,7 @@
-"""Audio on disk → manifests.
+"""Manifests of audio on disk.
 
 Each `prepare_*` scans a corpus, decodes every file once to its end, writes a manifest of the readable files, and lists
-the others with the reason. So training reads only files that were read before.
+the others with the reason. So every file that training reads has been decoded once without an error.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ from hubert_lightning.frames import WINDOW, seconds_to_samples
 
 
 def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None = None) -> list[Path]:
-    """LibriSpeech → `OUT/train-clean-100.jsonl.gz` and so on, with its transcripts.
+    """Make manifests of LibriSpeech's subsets, with transcripts: `OUT/train-clean-100.jsonl.gz` and so on.
 
     Args:
         corpus: folder with train-clean-100, dev-clean, …, or the folder around it
@@ -61,7 +61,7 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
 
 
 def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
-    """Libri-light's limited supervision → `OUT/10min.jsonl.gz`, `1h.jsonl.gz` and `10h.jsonl.gz`.
+    """Make manifests of Libri-light's limited supervision: `OUT/10min.jsonl.gz`, `1h.jsonl.gz` and `10h.jsonl.gz`.
 
     10min is 1h/0; 1h is all of 1h; 10h is 1h and 9h together. Missing parts are left out.
 
@@ -85,7 +85,7 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
 
 
 def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_numbers: str | None = None) -> list[Path]:
-    """Any tree of audio files → `OUT/<name of the folder>.jsonl.gz`.
+    """Make a manifest of all audio files in a folder and its subfolders: `OUT/<name of the folder>.jsonl.gz`.
 
     The id of an utterance is its path in the tree, and its speaker is its folder. Its transcript, if there is one, lies
     beside it as `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech.
@@ -199,7 +199,7 @@ def make_folder(folder: Path, out: Path) -> None:
 def check_same_audio(path: Path, cuts: Iterable[Cut], way_out: str) -> None:
     """Refuse to replace a manifest that lists other audio than the cuts."""
     if path.is_file() and fingerprint(read_manifest(path)) != fingerprint(cuts):
-        raise UserError(f"{path}: is there already and lists other audio; remove it, or {way_out}")
+        raise UserError(f"{path}: exists already and lists other audio; remove it, or {way_out}")
 
 
 def _usable_once(files: Sequence[AudioFile], sounds: Mapping[Path, Sound | str]) -> Iterator[AudioFile]:

@@ -1,4 +1,4 @@
-"""A table of paths and transcripts → manifests."""
+"""Manifests of a table of paths and transcripts."""
 
 import csv
 import os
@@ -35,7 +35,7 @@ def prepare_csv(
     audio: Path | None = None,
     spell_numbers: str | None = None,
 ) -> list[Path]:
-    """A CSV or TSV file of paths and transcripts → `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
+    """Make manifests of the recordings in a CSV or TSV file: `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
     Args:
         table: CSV or TSV file in UTF-8 or UTF-16, compressed or not; its first line has the names of the columns,
@@ -44,9 +44,9 @@ def prepare_csv(
         path_column: column of the audio paths; default: path, audio, file, wav, filename or audio_filepath
         text_column: column of the transcripts; default: text, sentence, transcript or transcription
         speaker_column: column of the speakers; default: speaker, client_id or speaker_id, if there is one
-        heldout: share of the utterances in dev, of whole speakers if there are ten or more; drawn by name, whatever the
-            order of the rows
-        audio: folder of relative paths; default: the table's
+        heldout: share of the utterances in dev, from 0 to 1; with ten or more speakers, whole speakers are held out.
+            The choice depends on the names of speakers or files, not on the order of the rows
+        audio: folder that relative paths start from; default: the folder of the table
         spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are
 
@@ -86,7 +86,7 @@ def _read(table: Path) -> tuple[list[str], list[list[str]]]:
         raise UserError(f"{table}: more than {MAX_CHARACTERS} characters; give a table of fewer rows, or several")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{table}: bytes of value 0 in line {line}, so no text; export it again as UTF-8")
+        raise UserError(f"{table}: bytes of value 0 in line {line}, so it is not a text file; export it again as UTF-8")
     if stated := re.match(r"sep=([\t;,|])(\r\n|\r|\n)", text):  # a line that Excel writes
         delimiter, text = stated[1], text[stated.end() :]
     else:
@@ -155,8 +155,8 @@ def _column(
         return columns[0]
     if needed and names and Path(names[0]).suffix.lower() in AUDIO_SUFFIXES:
         raise UserError(
-            f"{table}: its first line, {', '.join(names)[:60]!r}, is no names of columns but a recording; put names "
-            "above it, such as path and text"
+            f"{table}: its first line, {', '.join(names)[:60]!r}, lists a recording instead of column names; insert a "
+            "line of names above it, such as path and text"
         )
     if needed:
         present = " ".join(", ".join(names)[:200].split()) or "an empty first line"
@@ -174,8 +174,8 @@ def _mistake(row: Sequence[str], names: Sequence[str], path_index: int, root: Pa
     lines = [line for cell in row for line in cell.splitlines()[1:]]
     if inner_rows := [line for line in lines if _is_row(line, path_index, root)]:
         return (
-            f"several lines in its row of the table, such as {inner_rows[0][:40]!r}, which is a row of its own: close "
-            "the quotes of the sentence before"
+            f"several lines in its row of the table, such as {inner_rows[0][:40]!r}, which looks like the next row: "
+            "close the quotes of the sentence"
         )
     return None
 
@@ -199,7 +199,7 @@ def _file(root: Path, path: str, text: str, speaker: str | None, refused: str | 
 
 
 def _on_disk(path: Path, listings: dict[Path, dict[str, str]]) -> Path:
-    """The path with the names that are on the disk, in whichever normal form of Unicode (macOS: NFD).
+    """Path with the names as they are on the disk, in any normal form of Unicode (macOS: NFD).
 
     Args:
         path: Path in the table.
@@ -215,19 +215,19 @@ def _on_disk(path: Path, listings: dict[Path, dict[str, str]]) -> Path:
 
 
 def _named_once(files: Sequence[AudioFile]) -> Iterator[AudioFile]:
-    """Refuse a file after its first row, however its path is written: else it could be in train and in dev."""
+    """Refuse repeated rows of a file, so that no file is in both train and dev; paths may differ in spelling."""
     seen: set[object] = set()
     for file in files:
         if file.refused is None:
             key = file_identity(file.path) if os.path.isfile(file.path) else file.id
             if key in seen:
-                file = file._replace(refused="named as another file: an earlier row of the table has the same file")
+                file = file._replace(refused="repeated: an earlier row of the table names the same file")
             seen.add(key)
         yield file
 
 
 def _heldout(files: Sequence[AudioFile], share: float) -> set[AudioFile]:
-    """About a share of the files, of whole speakers if there are many; drawn by name."""
+    """Choose about a share of the files by a hash of their names; with many speakers, whole speakers."""
     whole_speakers = len({file.speaker for file in files if file.speaker}) >= MANY_SPEAKERS
     groups: dict[str, list[AudioFile]] = {}
     for file in files:

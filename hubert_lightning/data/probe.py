@@ -1,4 +1,4 @@
-"""Audio files, decoded to their end: usable or not, and remarks for a person."""
+"""Audio files, decoded to their end: whether they are usable, and remarks for the user."""
 
 import mmap
 import os
@@ -100,13 +100,13 @@ class _Levels:
             return "corrupt: it has samples that are not numbers"
         if self.peak > 10:
             return (
-                f"out of range: its samples reach {self.peak:.6g}, where full scale is 1; scale them if they are "
-                "integers in a file of floating-point numbers, else it is corrupt, and copy it again"
+                f"out of range: its samples reach {self.peak:.6g}, where full scale is 1; divide them by full scale if "
+                "they are integers stored as floating-point numbers; otherwise the file is corrupt: copy it again"
             )
         if self.peak < 2**-15 and not self.silent:
             return (
-                f"inaudible: its samples reach {self.peak:.1g}, where full scale is 1, as if the integers had been "
-                "written into the low bits of wider ones; scale them"
+                f"inaudible: its samples reach {self.peak:.1g}, where full scale is 1, as if integers had been written "
+                "into the low bits of a wider type; multiply them"
             )
         if self.energy and self.energy_of_mean < 1e-6 * self.energy:
             return "cancelled: the mean of its channels is silent, since one is the other's negative; keep one of them"

@@ -17,7 +17,7 @@ class RefusedFile(NamedTuple):
 
     Attributes:
         path: Path of the file.
-        reason: Reason, for a person who can mend the file.
+        reason: Reason and remedy, for the user.
     """
 
     path: Path

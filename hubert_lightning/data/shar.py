@@ -1,4 +1,4 @@
-"""Corpora too large for memory: lhotse Shar, which is audio in tar archives, and a table of the position of each cut.
+"""Corpora too large for memory: audio in tar archives (lhotse Shar), and a table with the position of each cut.
 
 `hubert prepare shar` reads the headers of the archives once and writes the table, about 40 bytes for each cut. It is
 mapped from the disk, so a process holds only the cuts that it reads; the audio of a cut is one read of one archive.
@@ -41,14 +41,14 @@ BLOCK = 2**20
 
 
 def prepare_shar(shar: Path, out: Path) -> Path:
-    """A folder of lhotse Shar (cuts.000000.jsonl.gz, recording.000000.tar, …) → `OUT/<its name>.shar`.
+    """Make a table of a lhotse Shar folder, for streaming: `OUT/<name of the folder>.shar`.
 
-    `lhotse shar export` makes such a folder, from a manifest of `hubert prepare` or of your own. Audio is not decoded
-    here, since lhotse did so when it wrote the archives; transcripts are left out.
+    `lhotse shar export` makes such a folder (cuts.000000.jsonl.gz, recording.000000.tar, …) from any manifest. Audio is
+    not decoded here, because lhotse decoded it when it wrote the archives. Transcripts are left out.
 
     Args:
-        shar: folder of the archives, which stays where it is
-        out: folder of the table, which stands for the corpus in data.train
+        shar: folder of the archives; the table refers to it, so do not move it
+        out: folder of the table, which you name in data.train
 
     Returns:
         Folder of the table.
@@ -97,7 +97,7 @@ def prepare_shar(shar: Path, out: Path) -> Path:
 
 
 class SharCuts(Sequence[Cut]):
-    """The cuts of a table of `hubert prepare shar`, each made when it is asked for.
+    """The cuts of a table of `hubert prepare shar`, each created when it is accessed.
 
     Args:
         path: Folder of the table.
@@ -126,7 +126,7 @@ class SharCuts(Sequence[Cut]):
         except UserError as error:
             raise UserError(f"{table}: cannot be read ({error}); {WAY_OUT}") from error
         if self._table.ndim != 1 or not len(self._table) or not _is_layout(self._table.dtype):
-            raise UserError(f"{table}: {_described(self._table)} is no table of a Shar corpus; {WAY_OUT}")
+            raise UserError(f"{table}: {_described(self._table)} is not a table of a Shar corpus; {WAY_OUT}")
 
     def __reduce__(self) -> tuple[type, tuple[Path, np.ndarray | None]]:
         return SharCuts, (self.path, self.rows)  # another process maps the table itself
@@ -164,7 +164,7 @@ class SharCuts(Sequence[Cut]):
             numbers = ", ".join(f"{name} {row[name]}" for name in NUMBERS)
             raise UserError(
                 f"{self.path / 'table.npy'}: row {start + int(np.argmin(valid))} points outside of its archive, or has "
-                f"numbers that no cut has ({numbers}); {WAY_OUT}"
+                f"impossible numbers ({numbers}); {WAY_OUT}"
             )
 
     @property
@@ -187,7 +187,7 @@ class SharCuts(Sequence[Cut]):
             ids = self._table["id"][part if self.rows is None else self.rows[part]]
             for number, cut_id in enumerate(ids.tolist(), start):
                 if not (name := cut_id.decode(errors="replace")) or "\ufffd" in name:
-                    raise UserError(f"{self.path / 'table.npy'}: the id of row {number} is no text; {WAY_OUT}")
+                    raise UserError(f"{self.path / 'table.npy'}: the id of row {number} is not text; {WAY_OUT}")
                 yield name
 
     def chosen(self, indices: np.ndarray) -> "SharCuts":

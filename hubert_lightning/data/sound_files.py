@@ -1,8 +1,7 @@
 """Samples of one audio file, whatever its format.
 
 soundfile reads PCM and FLAC, and FFmpeg's libraries (`coded_audio`) every other format. A few old telephony codecs that
-only libsndfile decodes are read by soundfile from the start. `open_audio` chooses, so every verb reads a file in the
-same way.
+only libsndfile decodes are read by soundfile from the start. `open_audio` chooses the reader for every verb.
 """
 
 import os

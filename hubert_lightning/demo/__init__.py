@@ -1,1 +1,1 @@
-"""The whole method on speech that is synthesised on the spot."""
+"""The whole method on synthetic speech."""

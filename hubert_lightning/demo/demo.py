@@ -55,14 +55,15 @@ class Results(TypedDict):
 
 
 def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None = None) -> None:
-    """Run the whole method on synthetic speech, on any machine, and compare with learning from scratch.
+    """Run the whole method on synthetic speech, and compare it with training from scratch.
 
     Synthesise speech, pre-train two iterations, fine-tune with CTC, and test.
 
     Args:
         output: Folder for the corpus, the runs, results.json and results.png.
         minutes: Minutes of speech to pre-train on; a sixth of them is transcribed.
-        steps: Steps of each of the four trainings, for a quick look without time to learn; the config's if not given.
+        steps: Steps of each of the four trainings, for a quick trial in which nothing is learnt; by default those of
+            the configs.
     """
     console = Console()
     for library in ("lightning.pytorch", "lightning.fabric"):

@@ -306,7 +306,7 @@ def _is_complete(out: Path, parameters: dict[str, float]) -> bool:
         return False
     marker = out / MARKER
     if not marker.is_file():
-        raise UserError(f"{out}: holds something that is no synthetic corpus; choose an empty folder")
+        raise UserError(f"{out}: holds something that is not a synthetic corpus; choose an empty folder")
     old = json.loads(marker.read_text("utf-8"))
     if old["parameters"] != parameters:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Features of many cuts, streamed: batches of similar length, long recordings in windows, nothing kept.
+"""Features of many cuts, streamed: in batches of similar length, long recordings in windows, never stored on disk.
 
 A cut's features do not depend on the other cuts of its batch, nor on how many processes share the work.
 """
@@ -55,9 +55,10 @@ def extract(
         max_frames: Largest number of frames of a batch, padding included; a single window may have more.
         description: Label of the progress bar, which shows hours of audio.
         num_workers: Number of processes that read audio.
-        windows_of: Function that cuts a recording into windows, if it reads the audio; groups are then cut one by one.
-        as_whole: Whether windows are normalised by the statistics of their recording, which is read once more for
-            them; otherwise each by its own.
+        windows_of: Function that cuts a recording into windows. If it is given, it may read the audio, so groups are
+            cut one by one.
+        as_whole: Whether windows are normalised by the statistics of their recording, which is then read twice;
+            otherwise each window is normalised by its own.
 
     Yields:
         Index of the group, piece, and features (frames, …, dim) from the start to the end of its window.
@@ -175,7 +176,7 @@ def _frames(piece: Piece) -> int:
 
 class _Waveforms(Dataset[tuple[Tensor, Tensor, WaveformStatistics | None] | UserError]):
     """Batch number → waveform (batch, samples), zeros after the end; length (batch,); and the statistics of the
-    recordings, if the rows are parts of them. An error is returned: one that a worker raises arrives as a traceback.
+    recordings, if the rows are parts of them. Errors are returned, because errors that workers raise become tracebacks.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class _Waveforms(Dataset[tuple[Tensor, Tensor, WaveformStatistics | None] | User
 
     def _read(self, cut: Cut, piece: Piece) -> Tensor:
         first, last, _, _ = piece.window
-        is_end = num_frames(cut.num_samples) == last  # samples after the last frame count in norms over time
+        is_end = num_frames(cut.num_samples) == last  # norms over time also use the samples after the last frame
         return read_waveform(cut, first * HOP, None if is_end else num_samples(last - first))
 
 

@@ -42,7 +42,7 @@ class Features(Protocol):
 
 
 class Extractor(NamedTuple):
-    """A function from audio to features, and what its users must know.
+    """A function from audio to features, and facts about these features.
 
     Args:
         features: The function.
@@ -83,7 +83,7 @@ def mfcc_extractor(in_parts: bool = False) -> Extractor:
 def layer_extractor(
     path: Path | str, layer: int, device: torch.device, precision: Precision = nullcontext
 ) -> Extractor:
-    """Create an extractor of one layer of an encoder, in which no utterance depends on its batch.
+    """Create an extractor of one layer of an encoder, whose features do not depend on the batch.
 
     Args:
         path: Model in any format.
@@ -99,9 +99,9 @@ def layer_extractor(
 
     def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > WINDOW_FRAMES:
-            statistics = statistics_of([waveform[0]])  # with which it is convolved in pieces
+            statistics = statistics_of([waveform[0]])  # then the audio is convolved in pieces
         if statistics is not None:
-            exact = torch.float32 if device.type == "mps" else torch.float64  # variances are differences
+            exact = torch.float32 if device.type == "mps" else torch.float64  # for differences of large numbers
             statistics = WaveformStatistics(*(value.to(device, exact) for value in statistics))
         padded = length_if_padded(length, device)
         with precision():

@@ -1,7 +1,8 @@
-"""What a verb has made of which recording, and with what: so that its next start makes the rest and no more.
+"""Journals: which recordings a verb has finished, and with which settings, so that its next start skips them.
 
-Several commands with the same settings may add to one text at once, such as the jobs of an array: each locks it for a
-line, and adds to the one that has the name then.
+Several commands with the same settings may write to one journal at once, such as the jobs of a SLURM array. Each
+command locks the file while it adds a line. If another command has replaced the file meanwhile, the line goes to the
+new file.
 """
 
 import errno
@@ -19,36 +20,37 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import remove_unfinished, replacing
 
 VERSION = 1
-"""Counts changes of this package after which the same model and settings make other outputs."""
+"""Increased whenever this package computes other outputs from the same model and settings."""
 IDENTITY = ("bytes", "modified", "text")
+"""Entries of a line that identify the content of a recording: size, modification time, digest of its known text."""
 
 
 @dataclass
-class _Text:
-    """A text that is open, and what was read of it.
+class _JournalFile:
+    """An open journal file, and an index of its lines.
 
     Args:
-        descriptor: Its file; none if there is none.
-        settings: What its first line says; none if it says nothing.
-        about: What that line says besides.
-        places: Start and bytes of a recording's line, by its absolute path.
-        identities: What tells whether a recording is still the one that it was.
-        end: Bytes that were read.
-        is_whole: Whether each line is whole, and the only one of its recording.
-        is_cut: Whether the last line has no end.
+        descriptor: File descriptor; None if there is no file.
+        settings: Settings in the first line; None if that line cannot be read.
+        about: Other entries of the first line.
+        spans: Offset and size in bytes of each recording's line, by the absolute path of the recording.
+        identities: Size, modification time and text of each recording when it was finished (`IDENTITY`).
+        end: Number of bytes read so far.
+        is_whole: Whether every line is complete and no recording has two lines.
+        is_cut: Whether the last line lacks its line feed.
     """
 
     descriptor: int | None = None
     settings: Any = None
     about: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     identities: dict[str, dict[str, Any]] = field(default_factory=dict)
     end: int = 0
     is_whole: bool = True
     is_cut: bool = False
 
     def read_on(self, settings: Mapping[str, Any]) -> None:
-        """Read the lines that were added, unless the text is one of other settings."""
+        """Read the lines added since the last call, unless the file has other settings."""
         if self.descriptor is None or os.fstat(self.descriptor).st_size <= self.end:
             return
         with os.fdopen(os.dup(self.descriptor), "rb") as file:
@@ -63,16 +65,16 @@ class _Text:
             for line in file:
                 row = _parsed(line)
                 name = row.get("recording")
-                self.is_whole = self.is_whole and isinstance(name, str) and name not in self.places
+                self.is_whole = self.is_whole and isinstance(name, str) and name not in self.spans
                 if isinstance(name, str):
-                    self.places[name], self.identities[name] = (self.end, len(line)), _identity_of(row)
+                    self.spans[name], self.identities[name] = (self.end, len(line)), _identity_of(row)
                 self.end, self.is_cut = self.end + len(line), not line.endswith(b"\n")
 
     def row(self, name: str) -> dict[str, Any]:
-        """What the line of a recording says, empty if there is none."""
-        if name not in self.places or self.descriptor is None:
+        """Read the line of a recording; empty if there is none."""
+        if name not in self.spans or self.descriptor is None:
             return {}
-        start, size = self.places[name]
+        start, size = self.spans[name]
         return _parsed(os.pread(self.descriptor, size, start))
 
     def add(self, name: str, identity: dict[str, Any], line: bytes) -> None:
@@ -82,7 +84,7 @@ class _Text:
         while rest:
             rest = rest[os.write(self.descriptor, rest) :]
         self.end, self.is_cut = os.lseek(self.descriptor, 0, os.SEEK_CUR), False
-        self.places[name], self.identities[name] = (self.end - len(line), len(line)), identity
+        self.spans[name], self.identities[name] = (self.end - len(line), len(line)), identity
 
     def close(self) -> None:
         if self.descriptor is not None:
@@ -91,64 +93,65 @@ class _Text:
 
 
 class Journal:
-    """A text beside outputs: a line of settings, and a line for each recording, added when its output is made.
+    """A JSON lines file beside the outputs: first the settings, then one line per finished recording.
 
-    A recording is done if it was done with the settings of now, and its file has the size and the modification time
-    that it had then. A line that was cut short counts for nothing. `about` is what the line of settings says besides.
+    `recording in journal` is true if the recording was finished with the present settings, and its file still has the
+    same size and modification time. Truncated lines are ignored.
 
     Args:
-        path: Path of the text.
-        settings: What outputs depend on besides their recordings: model, format, version.
-        texts: What the output of a recording depends on besides, by its path.
+        path: Path of the journal.
+        settings: Everything that all outputs depend on: model, format, version.
+        texts: Digest of the known text that the output of a recording depends on, by the path of the recording.
 
     Raises:
-        UserError: The text cannot be read.
+        UserError: The journal cannot be read.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> None:
         self.path, self.texts = path, texts or {}
-        self.settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as they are read
-        self._text = _Text()
-        self._is_open = self._was_added = False  # to more lines
-        self._is_apart = False  # a text of other settings has taken the name
-        remove_unfinished(path.parent)  # also where all is done and nothing is written
+        self.settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as JSON returns them
+        self._file = _JournalFile()
+        self._is_open = False  # for writing
+        self._was_added = False  # a line since the file was last written as a whole
+        self._is_apart = False  # a journal of other settings has replaced this file
+        remove_unfinished(path.parent)  # also if every recording is finished and nothing is written
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self._text.descriptor = os.open(path, flags)
-            self._text.read_on(self.settings)
+            self._file.descriptor = os.open(path, flags)
+            self._file.read_on(self.settings)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise UserError(f"{path}: cannot be read ({error.strerror}); remove it") from error
-        if self._text.settings != self.settings:
-            self._take(_Text())
+        if self._file.settings != self.settings:
+            self._take(_JournalFile())
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the line of settings says besides."""
-        return self._text.about
+        """Entries of the first line other than the settings."""
+        return self._file.about
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._text.close()
+        self._file.close()
 
     def __contains__(self, recording: Path) -> bool:
-        """Whether a recording is done, as it is now."""
-        known = self._text.identities.get(os.path.abspath(recording))
-        return known is not None and known == self._now(recording)
+        """Whether a recording is finished and unchanged since."""
+        recorded = self._file.identities.get(os.path.abspath(recording))
+        return recorded is not None and recorded == self._current_identity(recording)
 
     def __len__(self) -> int:
-        return len(self._text.places)
+        return len(self._file.spans)
 
     def identity(self, recording: Path) -> dict[str, Any]:
-        """The least that the line of a recording says: what tells whether it is still the one that it was."""
+        """Return path, size, modification time and text of a finished recording: the entries that every line has."""
         name = os.path.abspath(recording)
-        return {"recording": name, **self._text.identities[name]}
+        return {"recording": name, **self._file.identities[name]}
 
     def row(self, recording: Path) -> dict[str, Any]:
-        """What the line of a recording says, whatever the recording was then; empty if there is none."""
-        return self._text.row(os.path.abspath(recording))
+        """Read the line of a recording, even if the recording has changed since; empty if there is none."""
+        return self._file.row(os.path.abspath(recording))
 
     def add(self, recording: Path, **more: Any) -> None:
         """Add the line of a recording.
@@ -156,88 +159,89 @@ class Journal:
         Raises:
             UserError: The disk is full, or cannot be written to.
         """
-        name, identity = os.path.abspath(recording), self._now(recording)
+        name, identity = os.path.abspath(recording), self._current_identity(recording)
         if identity is None:
             return
         line = _line({"recording": name, **identity, **more})
         with self._alone():
             try:
-                self._text.add(name, identity, line)
+                self._file.add(name, identity, line)
             except OSError as error:
                 raise _unwritten(self.path, error) from error
         self._was_added = True
 
     def finish(self, rows: Iterable[Mapping[str, Any]] | None = None, **about: Any) -> None:
-        """Leave one line for each recording, of others with these settings, too, in the order of their paths.
+        """Rewrite the journal with one line per recording, sorted by path, lines of other commands included.
 
         Nothing is written if nothing is new.
 
         Args:
-            rows: What the lines say, and no others; as they are if not given.
-            about: What the line of settings says besides.
+            rows: Content of all lines; the present lines if not given.
+            **about: Entries of the first line other than the settings.
         """
         if self._was_added or about != self.about:
             with self._alone():
-                self._write(_rows(self._text) if rows is None else rows, about)
+                self._write(_rows(self._file) if rows is None else rows, about)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Be the only one that writes to the text, and know what others with these settings have added to it."""
+        """Lock the journal, and read the lines that other commands with these settings have added."""
         self._join()
         try:
             yield
         finally:
-            _lock(self._text, fcntl.LOCK_UN)
+            _lock(self._file, fcntl.LOCK_UN)
 
     def _join(self) -> None:
-        """Lock the text that has the name, or make one that says the same and what this journal knows."""
+        """Lock the file at the path; rewrite it if it lacks lines of this journal or is of other settings."""
         if self._is_open:
-            _lock(self._text)
-            if self._is_apart or _has_name(self._text, self.path):
-                self._text.read_on(self.settings)
+            _lock(self._file)
+            if self._is_apart or _has_name(self._file, self.path):
+                self._file.read_on(self.settings)
                 return
-            _lock(self._text, fcntl.LOCK_UN)
-        there = _locked(self.path)
+            _lock(self._file, fcntl.LOCK_UN)
+        current = _locked(self.path)
         try:
-            there.read_on(self.settings)
-            if there.settings == self.settings:
-                if there.is_whole and self._text.places.keys() <= there.places.keys():
-                    self._take(there)
+            current.read_on(self.settings)
+            if current.settings == self.settings:
+                if current.is_whole and self._file.spans.keys() <= current.spans.keys():
+                    self._take(current)
                 else:
-                    self._write(_rows(there, self._text), there.about)
-            elif self._is_open and there.settings is not None:
+                    self._write(_rows(current, self._file), current.about)
+            elif self._is_open and current.settings is not None:
                 self._is_apart = True
-                _lock(self._text)
+                _lock(self._file)
             else:
-                self._write(_rows(self._text), self.about)
+                self._write(_rows(self._file), self.about)
             self._is_open = True
         finally:
-            if there is not self._text:
-                there.close()
+            if current is not self._file:
+                current.close()
 
     def _write(self, rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-        """Write the text anew; it stays locked."""
-        text = _Text(None, self.settings, dict(about))
+        """Rewrite the file; it stays locked."""
+        renewed = _JournalFile(None, self.settings, dict(about))
         with replacing(self.path) as file:
             file.write(_line({"settings": self.settings, **about}))
             for row in rows:
                 line = _line(row)
-                text.places[row["recording"]] = file.tell(), len(line)
-                text.identities[row["recording"]] = _identity_of(row)
+                renewed.spans[row["recording"]] = file.tell(), len(line)
+                renewed.identities[row["recording"]] = _identity_of(row)
                 file.write(line)
             file.flush()
-            text.end = file.tell()
-            text.descriptor = os.dup(file.fileno())
-        fcntl.fcntl(text.descriptor, fcntl.F_SETFL, fcntl.fcntl(text.descriptor, fcntl.F_GETFL) | os.O_APPEND)
-        self._take(text)
+            renewed.end = file.tell()
+            renewed.descriptor = os.dup(file.fileno())
+        descriptor_flags = fcntl.fcntl(renewed.descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(renewed.descriptor, fcntl.F_SETFL, descriptor_flags | os.O_APPEND)
+        self._take(renewed)
         self._was_added = False
 
-    def _take(self, text: _Text) -> None:
-        self._text.close()
-        self._text = text
+    def _take(self, file: _JournalFile) -> None:
+        self._file.close()
+        self._file = file
 
-    def _now(self, recording: Path) -> dict[str, Any] | None:
-        """What tells whether a recording is still the one that it was; none if it is gone."""
+    def _current_identity(self, recording: Path) -> dict[str, Any] | None:
+        """Size, modification time and text of a recording as it is now; None if its file is missing."""
         try:
             status = os.stat(recording)
         except OSError:
@@ -251,7 +255,7 @@ def _identity_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """What a line says; nothing if it is not whole."""
+    """Parse a line; empty if it is truncated or corrupt."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -263,43 +267,43 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
-def _rows(*texts: _Text) -> Iterator[dict[str, Any]]:
-    """The line of each recording, in the order of their paths; of several, that of the first text."""
-    for name in sorted({name for text in texts for name in text.places}):
-        yield next(text.row(name) for text in texts if name in text.places)
+def _rows(*files: _JournalFile) -> Iterator[dict[str, Any]]:
+    """Lines of all recordings, sorted by path; if several files have a line, the first file's."""
+    for name in sorted({name for file in files for name in file.spans}):
+        yield next(file.row(name) for file in files if name in file.spans)
 
 
-def _locked(path: Path) -> _Text:
-    """The text that has a name, made if there is none, open to more lines, locked.
+def _locked(path: Path) -> _JournalFile:
+    """Open and lock the journal at a path for appending; create it if it is missing.
 
     Raises:
-        UserError: It is no file, or cannot be written to.
+        UserError: The path is not a regular file, or cannot be written to.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             if path.is_symlink():
-                path.unlink()  # none of ours is one, and it is not followed
-            text = _Text(os.open(path, flags, 0o666))
-            _lock(text)
-            if _has_name(text, path):
-                return text
-            text.close()
+                path.unlink()  # a journal is never a link, and links are not followed
+            file = _JournalFile(os.open(path, flags, 0o666))
+            _lock(file)
+            if _has_name(file, path):
+                return file
+            file.close()
     except OSError as error:
         raise _unwritten(path, error) from error
 
 
-def _lock(text: _Text, how: int = fcntl.LOCK_EX) -> None:
-    assert text.descriptor is not None
-    with suppress(OSError):  # not every disk knows locks
-        fcntl.flock(text.descriptor, how)
+def _lock(file: _JournalFile, how: int = fcntl.LOCK_EX) -> None:
+    assert file.descriptor is not None
+    with suppress(OSError):  # some file systems have no locks
+        fcntl.flock(file.descriptor, how)
 
 
-def _has_name(text: _Text, path: Path) -> bool:
-    """Whether a text that is open is still the one that has the name."""
-    assert text.descriptor is not None
-    status = os.fstat(text.descriptor)
+def _has_name(file: _JournalFile, path: Path) -> bool:
+    """Whether an open file is still the one at the path."""
+    assert file.descriptor is not None
+    status = os.fstat(file.descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: no file; remove it")
     try:

@@ -1,4 +1,4 @@
-"""The recordings that a verb was given: their files, and a model's result or the reason of failure for each."""
+"""The recordings of a verb: their files, and the result of each or the reason why it failed."""
 
 import os
 import sys
@@ -28,13 +28,13 @@ Result = TypeVar("Result")
 
 
 def listed(files: Sequence[Path]) -> list[Path]:
-    """Find the audio files that a verb was given.
+    """Find the audio files of a verb's arguments.
 
     Args:
-        files: Files, and folders whose audio files are taken, whatever their depth.
+        files: Files, and folders in which all audio files are used, including those in subfolders.
 
     Returns:
-        Each file once, however its path is written.
+        Each file once, even if several paths lead to it.
 
     Raises:
         UserError: A folder holds no audio.
@@ -61,7 +61,7 @@ def listed(files: Sequence[Path]) -> list[Path]:
 def of_each(
     paths: Sequence[Path], rows_of: Rows, make: Callable[[Cut, Tensor], Result], frames_together: int
 ) -> Iterator[Result | RefusedFile]:
-    """Make a result of each recording, whatever is wrong with the others.
+    """Compute the result of each recording; a recording that fails does not stop the others.
 
     Args:
         paths: Audio files.
@@ -99,7 +99,7 @@ def _of_groups(
                 for cut, rows in zip(groups[done], rows_of_cuts, strict=True):
                     yield _made(make, cut, rows)
                 done += 1
-        except UserError as error:  # a file was readable when it was examined; the others of its group still are
+        except UserError as error:  # a file has become unreadable; try the files of its group one by one
             if len(groups[done]) == 1:
                 yield RefusedFile(Path(groups[done][0].id), str(error))
             else:

@@ -31,9 +31,9 @@ def sample_frames(
 ) -> tuple[Tensor, Tensor]:
     """Compute the features of a uniform sample of frames, from randomly chosen utterances.
 
-    The utterances have four times as many frames as the sample: neighbouring frames are alike, so frames of more
-    utterances than necessary are better; with all utterances, a large corpus would be encoded twice. The seed, the cuts
-    and `max_frames` alone determine the sample.
+    The chosen utterances have four times as many frames as the sample. Fewer utterances would give many similar,
+    neighbouring frames; with all utterances, a large corpus would be encoded twice. The sample depends only on the
+    seed, the cuts and `max_frames`.
 
     Args:
         extractor: Function that computes the features.
@@ -55,12 +55,12 @@ def sample_frames(
     """
     cuts, chosen = choose_frames(cuts, max_frames, seed)
     ends = np.cumsum([len(frames) for frames in chosen])
-    mine = range(rank, len(cuts), world_size)
-    indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in mine]
+    own_cuts = range(rank, len(cuts), world_size)
+    indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in own_cuts]
     rows = chosen_features(
         extractor,
-        [cuts[number] for number in mine],
-        [chosen[number] for number in mine],
+        [cuts[number] for number in own_cuts],
+        [chosen[number] for number in own_cuts],
         batch_frames,
         num_workers,
         local_ranks=local_ranks,

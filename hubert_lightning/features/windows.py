@@ -1,7 +1,7 @@
 """Windows of long recordings: of equal length, or cut where the recording is quietest.
 
-The audio around a cut alone decides where it falls: a part of a recording is cut where the whole is, except at its
-ends, and so has the same words.
+The place of a cut depends only on the audio around it. So a part of a recording is cut at the same places as the whole
+recording, except near its ends, and gets the same words.
 """
 
 from itertools import pairwise
@@ -62,11 +62,11 @@ def windows(frames: int, longest: int | None = None, overlap: int | None = None)
         return [Window(0, frames, 0, frames)]
     firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
     joints = [0, *((before + longest + after) // 2 for before, after in pairwise(firsts)), frames]
-    return [Window(first, first + longest, *taken) for first, taken in zip(firsts, pairwise(joints), strict=True)]
+    return [Window(first, first + longest, *span) for first, span in zip(firsts, pairwise(joints), strict=True)]
 
 
 def quiet_windows(cut: Cut, longest: int) -> list[Window]:
-    """Cut a recording wherever it is quieter than for some seconds around, so that no word is cut.
+    """Cut a recording at the quietest place of every few seconds, so that no word is cut.
 
     Args:
         cut: Recording.
@@ -98,7 +98,7 @@ def _joints(loudness: np.ndarray, longest: int) -> list[int]:
     quietest = np.flatnonzero(loudness == minimum_filter1d(loudness, 2 * reach + 1, mode="nearest"))
     joints = [0]
     for frame in [*quietest.tolist(), len(loudness)]:
-        while frame - joints[-1] > longest:  # its loudness rises or falls all the time
+        while frame - joints[-1] > longest:  # the loudness only rises or only falls here
             earliest = joints[-1] + longest // 2
             joints.append(earliest + int(np.argmin(loudness[earliest : joints[-1] + longest])))
         last = frame == len(loudness)

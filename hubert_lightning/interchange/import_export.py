@@ -33,22 +33,23 @@ ExportFormat = Literal["transformers", "torchaudio", "fairseq", "safetensors", "
 
 
 def import_model(source: str, out: Path, num_heads: int | None = None, vocabulary: Path | None = None) -> None:
-    """Convert a model of another system into a checkpoint of ours, with its heads, letters and provenance.
+    """Convert a model of another system to a checkpoint of this package, with its heads, tokens and provenance.
 
-    Every verb opens models of other systems directly, too; a checkpoint is one file, and loads faster.
+    This is optional: every verb also opens models of other systems directly. A checkpoint is a single file and loads
+    faster.
 
     Args:
         source: Checkpoint of fairseq or s3prl, directory or hub name of transformers, or state dict of torchaudio.
         out: Checkpoint to write, a .ckpt.
-        num_heads: Attention heads, if the format does not state them and the size is none of the released ones.
-        vocabulary: Tokens of the CTC head in the order of its rows, if the format does not state them: a JSON file as
-            of `hubert vocabulary`.
+        num_heads: Number of attention heads, for formats that do not state it and sizes that were never released.
+        vocabulary: Tokens of the CTC head in the order of its rows, if the format does not state them: a JSON file
+            such as `hubert vocabulary` writes.
     """
     _check_new(Path(out))
     weights = read_weights(source, num_heads)
     if vocabulary is not None:
         if weights.head is None:
-            raise UserError(f"{source} has no CTC head, which a vocabulary would be for; leave it out")
+            raise UserError(f"{source} has no CTC head, so it needs no vocabulary; leave it out")
         weights = replace(weights, vocabulary=read_vocabulary(vocabulary), vocabulary_note=None)
     encoder = _checked_encoder(weights, Path(source))
     provenance = {
@@ -71,16 +72,16 @@ def export_model(
     kmeans: Path | None = None,
     layer: int | None = None,
 ) -> None:
-    """Convert a model for another system, with its heads, letters and a model card.
+    """Convert a model for another system, with its heads, tokens and a model card.
 
     Args:
         model: Checkpoint of `hubert fit`, or any other model.
-        out: Folder to make.
-        format: Format to write: transformers; torchaudio; fairseq, whose file s3prl opens, too; safetensors, one file
-            of ours; onnx, which is tried in onnxruntime.
-        kmeans: K-means of a layer of the model, to be used by `hubert units`.
-        layer: For onnx, layer whose output the graph has, counted from 1. If not given, the graph has log-probabilities
-            of letters if the model has a CTC head, else the last layer's output.
+        out: Folder to create.
+        format: Format to write: transformers; torchaudio; fairseq (also for s3prl); safetensors, one file of this
+            package; onnx, which is tested with onnxruntime.
+        kmeans: K-means of a layer of the model, stored in the folder for `hubert units`.
+        layer: For onnx, layer whose output the graph computes, counted from 1. If not given, the graph computes the
+            log-probabilities of the tokens, or, without a CTC head, the output of the last layer.
     """
     out = Path(out)
     _check_new(out)
@@ -110,7 +111,7 @@ def export_model(
 
 def _check_new(out: Path) -> None:
     if out.exists():
-        raise UserError(f"{out}: is there already; remove it, or choose another OUT")
+        raise UserError(f"{out}: exists already; remove it, or choose another OUT")
 
 
 def _checked_encoder(weights: PretrainedWeights, path: Path) -> HubertEncoder:

@@ -1,4 +1,4 @@
-"""The model card of an export: how the model came about, how good it is, how it is used."""
+"""The model card of an export: origin, quality and use of the model."""
 
 import re
 from collections.abc import Iterator

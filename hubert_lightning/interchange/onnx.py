@@ -50,10 +50,10 @@ class Exported(nn.Module):
 
 
 def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer: int | None, about: object) -> float:
-    """Write a graph, and try it in onnxruntime.
+    """Write a graph, and test it in onnxruntime.
 
     Its inputs are `waveform` (batch, samples) and `length` (batch,), samples before padding. Padding counts in the
-    group norm of Base, as in the reference, so give utterances one by one where that matters.
+    group norm of Base, as in the reference, so give utterances one by one if the model has group norm.
 
     Args:
         path: File to write.
@@ -101,7 +101,7 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
     if not worst <= TOLERANCE:
         raise UserError(
             f"{path}: onnxruntime {onnxruntime.__version__} computes numbers that differ by {worst:.2g} from ours; "
-            "take another version of onnx, onnxscript or onnxruntime"
+            "install another version of onnx, onnxscript or onnxruntime"
         )
     return worst
 

@@ -1,4 +1,4 @@
-"""Facts for a model card about the run that a checkpoint came from, without anything that must not be published."""
+"""Facts about the run of a checkpoint for its model card, without private data such as paths."""
 
 import json
 import math

@@ -1,1 +1,1 @@
-"""The encoder, the cluster predictor, and checkpoints of both: plain torch, at home in a notebook."""
+"""The encoder and the cluster predictor, in plain torch."""

@@ -6,7 +6,7 @@ from hubert_lightning.errors import UserError
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device that was asked for, or the GPU if the machine has one.
+    """Return the requested device, or by default the GPU if the machine has one.
 
     Args:
         device: "cpu", "cuda", "cuda:1", …; "auto" or None for the GPU if there is one, else the CPU.

@@ -110,7 +110,7 @@ class HubertEncoder(nn.Module):
             mask: (batch, frames) bool, frames to replace by the mask embedding.
             channel_mask: (batch, dim) bool, channels to set to zero in all frames.
             kept: (layers,), whether each layer is computed; drawn in training if not given.
-            ignore_padding: Whether the group norm of Base ignores padding, which counts in the reference.
+            ignore_padding: Whether the group norm of Base ignores padding; in the reference, it includes padding.
 
         Returns:
             (batch, frames, dim); frames of padding have no meaning.
@@ -130,15 +130,15 @@ class HubertEncoder(nn.Module):
     ) -> Tensor:
         """Compute the output of one Transformer layer; later layers are not computed.
 
-        The output is the residual stream after the layer. With `pre_norm` no norm follows it, after the last layer
-        neither.
+        The output is the residual stream after the layer. With `pre_norm`, no norm is applied to it, not even
+        after the last layer.
 
         Args:
             waveform: (batch, samples).
             length: (batch,), samples before padding.
             layer: Number of the layer, counted from 1.
-            ignore_padding: Whether each utterance gets the features that it has without the others; otherwise padding
-                counts in the group norm of Base, as in the reference.
+            ignore_padding: Whether the features of an utterance are the same as in a batch of one; otherwise the group
+                norm of Base includes padding, as in the reference.
             statistics: Statistics of the recordings that the waveforms are parts of, for the norms over time.
 
         Returns:
@@ -171,7 +171,7 @@ class HubertEncoder(nn.Module):
         Args:
             waveform: (batch, samples).
             length: (batch,), samples before padding.
-            ignore_padding: Whether each utterance gets the features that it has without the others.
+            ignore_padding: Whether the features of an utterance are the same as in a batch of one.
 
         Returns:
             (batch, frames, dim) for each layer, as `features` returns it.
@@ -253,7 +253,7 @@ class HubertEncoder(nn.Module):
     def compile_parts(self) -> None:
         """Compile norm and GELU of the convolutions, the positional convolution and the layers, which share code.
 
-        Compilation takes about a minute, and another one when a second length occurs; later lengths are free.
+        Compilation takes about a minute, and another minute when a second length occurs; later lengths need none.
         """
         compiled = torch.compile(layer_norm_gelu)
         for convolution in self.convolutions:

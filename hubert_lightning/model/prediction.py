@@ -33,7 +33,7 @@ class ClusterPredictor(nn.Module):
         self.projection = nn.Linear(dim, final_dim)
         self.codewords = nn.Parameter(torch.empty(num_clusters, final_dim))
         if normal_codewords:
-            nn.init.normal_(self.codewords, std=final_dim**-0.5)  # the longer they are, the slower Adam turns them
+            nn.init.normal_(self.codewords, std=final_dim**-0.5)  # Adam turns longer vectors more slowly
         else:
             nn.init.uniform_(self.codewords)
 

@@ -1,4 +1,4 @@
-"""Statistics that norms over time need, of a recording that comes in pieces, in constant memory."""
+"""Statistics of a recording for norms over time, computed from its pieces in constant memory."""
 
 from collections.abc import Iterable
 

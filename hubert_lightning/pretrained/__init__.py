@@ -1,1 +1,1 @@
-"""Weights of any system, read as ours."""
+"""Pre-trained weights of any system, converted to this package's names."""

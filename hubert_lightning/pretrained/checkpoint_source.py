@@ -1,4 +1,4 @@
-"""A file or folder with weights, opened but not yet understood: the material of every format's `matches` and `read`."""
+"""A file or folder with weights, opened before its format is known: the input of each format's `matches` and `read`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -34,7 +34,7 @@ class OurTensor(NamedTuple):
 
     Args:
         name: Name of the tensor.
-        third: Number of the third of it that another system keeps as a tensor of its own: query, key or value.
+        third: Part of the tensor that another system stores separately: 0 query, 1 key, 2 value; None for the whole.
     """
 
     name: str

@@ -48,8 +48,7 @@ def encoder_state(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
         The encoder's state under our names, and a note about the weights that are left out, if there are any.
 
     Raises:
-        UserError: Unknown weights lie inside the encoder, which then is another encoder than ours, or a weight lacks a
-            part.
+        UserError: The encoder has unknown weights, so it is of another kind, or a weight lacks a part.
     """
     prefix = prefix_of(state, dialect)
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -59,7 +58,7 @@ def encoder_state(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     roots = {pattern.split(".")[0] for pattern in dialect}
     if unsupported := [name for name in unknown if name.split(".")[0] in roots]:
         raise UserError(
-            f"{path} has weights that this encoder has no place for ({abbreviated(unsupported)}); give a plain HuBERT"
+            f"{path} has weights that this encoder cannot use ({abbreviated(unsupported)}); give a plain HuBERT"
         )
     notes = omission_notes(unknown + [name for name in state if not name.startswith(prefix)])
     try:
@@ -78,7 +77,7 @@ def omission_notes(names: Iterable[str]) -> list[str]:
         One sentence, or none if nothing is left out.
     """
     omitted = list(names)
-    return [f"left out, since there is no place for it here: {abbreviated(omitted)}"] if omitted else []
+    return [f"left out, because this package cannot use it: {abbreviated(omitted)}"] if omitted else []
 
 
 def config_from_shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def attention_heads(dim: int, num_heads: int | None, path: Path) -> int:
 
 
 def with_regularisation(config: EncoderConfig, settings: Mapping[str, Any], path: Path) -> EncoderConfig:
-    """Replace settings of an encoder's training, such as dropout, by those that are stated elsewhere."""
+    """Replace an encoder's training settings, such as dropout."""
     return encoder_config_from({**asdict(config), **settings}, path)
 
 

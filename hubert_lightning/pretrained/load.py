@@ -1,4 +1,4 @@
-"""Open pre-trained weights of any format; every format is asked whether a file is its own."""
+"""Pre-trained weights of any format, which is recognised from the content."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def read_weights(path: Path | str, num_heads: int | None = None) -> PretrainedWe
         weights = _read(location, num_heads)
     except (AttributeError, TypeError, LookupError, RecursionError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise UserError(f"{path} holds something that no model of its kind has ({reason}); get it again") from error
+        raise UserError(f"{path} holds something that such a model never has ({reason}); copy it again") from error
     if num_heads not in (None, weights.config.num_heads):
         raise UserError(f"{path} states {weights.config.num_heads} attention heads, not {num_heads}; leave it out")
     return weights
@@ -111,7 +111,7 @@ def _check(weights: PretrainedWeights, path: Path) -> None:
     head = weights.head or {}
     parts = [weights.encoder, *weights.predictors, head]
     if wrong := [str(name) for part in parts for name, value in part.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} holds something else than weights ({abbreviated(wrong)}); get it again")
+        raise UserError(f"{path} holds something else than weights ({abbreviated(wrong)}); copy or download it again")
     weight, dim = head.get("weight"), weights.config.dim
     if weight is not None and weight.dim() == 2 and weight.shape[1] != dim:
         raise UserError(
@@ -121,7 +121,7 @@ def _check(weights: PretrainedWeights, path: Path) -> None:
 
 
 def _with_companion(weights: PretrainedWeights, companion: PretrainedWeights) -> PretrainedWeights:
-    """Complete weights in another system's format, which may have been trained there, by the rest of an export."""
+    """Add the parts that an export keeps beside another system's file, whose weights may have been trained further."""
     head, vocabulary = weights.head, weights.vocabulary
     if head is not None and companion.vocabulary is not None:
         ours = companion.vocabulary.search_names
@@ -144,7 +144,7 @@ def _with_companion(weights: PretrainedWeights, companion: PretrainedWeights) ->
 
 
 def located(path: Path | str) -> Path:
-    """Find a model on this machine; one on the Hugging Face hub is downloaded, unless it was before.
+    """Find a model on this machine; download it from the Hugging Face hub if it is not in the cache.
 
     Args:
         path: Path of a file or folder, or a hub name.

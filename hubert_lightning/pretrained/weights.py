@@ -1,4 +1,4 @@
-"""Pre-trained weights under this package's names, whichever file they came in, and the modules made of them."""
+"""Pre-trained weights under this package's names, and the modules built from them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -68,7 +68,7 @@ class Export(NamedTuple):
 
     Args:
         files: Names and contents of the files in a folder.
-        rest: Weights and settings that the format has no place for; they go into a file of ours beside. None if there
+        rest: Weights and settings that the format cannot hold, for an additional file of this package; None if there
             are none.
     """
 
@@ -96,7 +96,7 @@ def encoder_config_from(values: object, path: Path) -> EncoderConfig:
         default = getattr(EncoderConfig, name)
         is_expected = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
         if not is_expected or (isinstance(value, (int, float)) and not abs(value) < 2**63):
-            raise UserError(f"{path} sets the encoder's {name} to {shown(value)}; it is corrupt, so get it again")
+            raise UserError(f"{path} sets the encoder's {name} to {shown(value)}; it is corrupt, so copy it again")
     try:
         return EncoderConfig(**values)
     except UserError as error:
@@ -143,7 +143,7 @@ def build_ctc_head(weights: PretrainedWeights, path: Path) -> tuple[nn.Linear, V
         raise UserError(f"{path} has no CTC head; give a model that was fine-tuned with CTC")
     if weights.head["weight"].dim() != 2:
         shape = tuple(weights.head["weight"].shape)
-        raise UserError(f"{path} has a CTC head of shape {shape}, which is no matrix; get it again")
+        raise UserError(f"{path} has a CTC head of shape {shape}, which is not a matrix; copy it again")
     num_tokens, dim = weights.head["weight"].shape
     vocabulary = weights.vocabulary
     if vocabulary is None and weights.vocabulary_note is not None:
@@ -177,7 +177,7 @@ def build_predictors(weights: PretrainedWeights, path: Path) -> list[ClusterPred
     heads = []
     for state in weights.predictors:
         if state.keys() != {"codewords", "projection.weight", "projection.bias"} or state["codewords"].dim() != 2:
-            raise UserError(f"{path} has half a head of pre-training ({abbreviated(state)}); get it again")
+            raise UserError(f"{path} has half a head of pre-training ({abbreviated(state)}); copy or download it again")
         clusters, final_dim = state["codewords"].shape
         with torch.device("meta"):
             head = ClusterPredictor(weights.config.dim, clusters, final_dim, weights.temperature)
@@ -203,7 +203,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, part:
         raise UserError(f"{path} lacks weights of the {part} ({abbreviated(missing)}); give a whole HuBERT")
     if unexpected := state.keys() - expected.keys():
         raise UserError(
-            f"{path} has weights that this {part} has no place for ({abbreviated(unexpected)}); give a plain HuBERT"
+            f"{path} has weights that this {part} cannot use ({abbreviated(unexpected)}); give a plain HuBERT"
         )
     for name, shape in expected.items():
         if state[name].shape != shape:
@@ -212,7 +212,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, part:
                 "the two is wrong"
             )
         if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
-            raise UserError(f"{path}: {name} has values that are no finite numbers; take a checkpoint from before")
+            raise UserError(f"{path}: {name} has values that are NaN or infinite; use an earlier checkpoint")
     # Copies: a mapped file may be overwritten by the next checkpoint while this process lives
     module.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
 

@@ -1,4 +1,4 @@
-"""Checks of a config before anything is built: values that parse, but that no run can use."""
+"""Checks of a config before anything is built: values that parse but cannot work."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,7 +170,7 @@ def _check_classes(config: Namespace) -> None:
     tasks = [name for name in _bases(config.model.class_path) if name in DATA_OF_TASK]
     if not tasks:
         raise UserError(
-            f"model: {config.model.class_path} is no task of this package; use hubert_lightning."
+            f"model: {config.model.class_path} is not a task of this package; use hubert_lightning."
             f"{' or hubert_lightning.'.join(DATA_OF_TASK)}, or a subclass; train other modules with your own Trainer"
         )
     data = DATA_OF_TASK[tasks[0]]
@@ -229,7 +229,7 @@ def _check_callbacks(config: Namespace) -> None:
         known = [f"val/{metric}" for metric in VALIDATION_METRICS.get(task, ())]
         if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
             raise UserError(
-                f"trainer.callbacks: {name} monitors {monitor}, which no validation of {task} logs; use one of "
+                f"trainer.callbacks: {name} monitors {monitor}, which validation of {task} does not log; use one of "
                 f"{', '.join(known)}"
             )
 

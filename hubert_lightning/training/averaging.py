@@ -1,4 +1,4 @@
-"""The mean of several checkpoints' weights: one model, often a little better than each of them."""
+"""The mean of the weights of several checkpoints, often a little better than each of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ RUN_STATE = ("optimizer_states", "lr_schedulers", "callbacks", "config", "metric
 
 
 def average(checkpoints: list[Path], out: Path) -> None:
-    """Write a checkpoint whose weights are the mean of several, for `hubert test` or as a pre-trained model.
+    """Average the weights of several checkpoints in a new one, for `hubert test` or as a pre-trained model.
 
     Args:
         checkpoints: Checkpoints of one model, such as different steps of a run. All other entries come from the first.

@@ -23,7 +23,7 @@ BEST, AVERAGE = "best.ckpt", "average.ckpt"
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all; a `last.ckpt` that is replaced stays as `previous.ckpt`.
 
-    `previous.ckpt` is replaced last, when the new `last.ckpt` is on the disk: at every moment one of the two is intact.
+    `previous.ckpt` is replaced last, after the new `last.ckpt` is on the disk, so one of the two is always intact.
     """
 
     def save_checkpoint(

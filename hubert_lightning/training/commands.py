@@ -1,4 +1,4 @@
-"""The verbs of Lightning's command line. What needs no Lightning, such as help, is answered before it is imported."""
+"""The verbs of Lightning's command line. Help and simple mistakes are answered before Lightning is imported."""
 
 import os
 from pathlib import Path
@@ -25,13 +25,13 @@ Keys that matter
   --data.init_args.train [MANIFEST,...]               manifests to train on, made by `hubert prepare`
   --data.init_args.validation [MANIFEST,...]          manifests to validate on
   --data.init_args.test [MANIFEST,...]                manifests that `hubert test` and `hubert predict` read
-  --data.init_args.max_duration SECONDS               batch duration: audio in a batch, on each GPU
+  --data.init_args.max_duration SECONDS               seconds of audio in a batch, on each GPU
   --trainer.max_steps STEPS   steps of the run, if there are no iterations
   --trainer.accumulate_grad_batches NUMBER            batches of a step
   --trainer.devices NUMBER    GPUs; --trainer.num_nodes NODES
-  --trainer.precision NAME    bf16-mixed where the GPU has it, if not given
+  --trainer.precision NAME    numeric precision; by default bf16-mixed on GPUs that support it
   --checkpoint.every_n_train_steps STEPS              steps from one last.ckpt to the next
-  --ckpt_path PATH            checkpoint to resume from or to judge; the run's own if not given
+  --ckpt_path PATH            checkpoint to resume from or to evaluate; by default the run's own
   --seed_everything SEED
 
 All keys
@@ -39,7 +39,7 @@ All keys
   hubert {verb} --config CONFIG --print_config                      every key with its value
   hubert {verb} --help all                                          every key with its type
 
-Classes of this package, as hubert_lightning.CLASS; those of lightning and torch are taken too
+Classes of this package, as hubert_lightning.CLASS; those of lightning and torch also work
   trainer.callbacks           Relabel, LayerQuality, BestCheckpoints, PeakRateFinder
   trainer.strategy            LayerwiseFSDP
   iterations, kmeans          KMeans, ScikitKMeans

@@ -1,6 +1,6 @@
 """The data of pre-training and of fine-tuning: manifests in, batches out.
 
-`setup` and the construction of the loaders, before the first step, find whatever is wrong with a manifest.
+`setup` and the loaders check the manifests before the first step.
 """
 
 import logging
@@ -48,9 +48,9 @@ class PretrainingData(LightningDataModule):
 
     Args:
         train: Training manifests, written by `hubert prepare`.
-        weights: Share of each training manifest in an epoch. The epoch has as many seconds as all manifests together:
-            utterances of a smaller one come several times, a larger one contributes other utterances in each epoch.
-            If not given, every utterance comes once.
+        weights: Relative share of each training manifest in an epoch, which has as many seconds as all manifests
+            together. Utterances of a small manifest are repeated; a large manifest contributes different utterances in
+            each epoch. If not given, an epoch has every utterance once.
         validation: Validation manifests; their crops and masks are fixed.
         labels: Folder of a finished label store; leave it out if the Relabel callback makes the labels.
         max_duration: Seconds of audio in a batch, on each GPU.

@@ -144,7 +144,7 @@ def judge(verb: Verb, args: list[str]) -> None:
         args: Command line after the verb.
 
     Raises:
-        UserError: The checkpoint cannot be judged as described.
+        UserError: The checkpoint cannot be evaluated as described.
     """
     with _process() as resources:
         cli = HubertCLI(verb, args)
@@ -233,7 +233,7 @@ class HubertCLI(LightningCLI):
             self.config = self._with_settings_of_checkpoint(config)
 
     def _with_settings_of_checkpoint(self, config: Namespace) -> Namespace:
-        """Take the settings of the model that is judged from its checkpoint; a fit has those of its config."""
+        """Take the model's settings from its checkpoint for an evaluation; a fit takes them from its config."""
         module, _, name = config.model.class_path.rpartition(".")
         task = getattr(import_module(module), name)  # the config's task, whatever the checkpoint names
         stated = model_arguments(task, read_checkpoint(Path(config.ckpt_path)), Path(config.ckpt_path))
@@ -246,7 +246,7 @@ class HubertCLI(LightningCLI):
         seed_everything(self.config.seed_everything, workers=True, verbose=is_first_process())
 
     def instantiate_classes(self) -> None:
-        """Build nothing yet: `build` does, for each run of the command."""
+        """Build nothing yet: `build` builds each run of the command."""
 
     def train(self, config: Namespace) -> None:
         """Train one run, from its newest checkpoint if it has one."""
@@ -260,7 +260,7 @@ class HubertCLI(LightningCLI):
         self.run(config)
 
     def run(self, config: Namespace) -> None:
-        """Build a run, check its checkpoint, and let the Trainer do what the verb says."""
+        """Build a run, check its checkpoint, and call the Trainer's method of the verb."""
         self.build(config)
         with config_errors():
             self.check()
@@ -309,7 +309,7 @@ class HubertCLI(LightningCLI):
         """Check the optimizer and the checkpoint of the run.
 
         Raises:
-            UserError: The optimizer cannot be made, or the checkpoint cannot be resumed from, or cannot be judged.
+            UserError: The optimizer cannot be made, or the checkpoint cannot be resumed from or evaluated.
         """
         if self.verb == "fit":
             self._check_fit()
@@ -343,8 +343,8 @@ class HubertCLI(LightningCLI):
                 )
             if "optimizer_states" not in checkpoint:
                 raise UserError(
-                    f"{path}: weights alone, such as a mean, from which no run resumes; start another from its encoder "
-                    "(model.init_args.pretrained)"
+                    f"{path}: weights alone, such as an average, so no run can resume from it; start another from its "
+                    "encoder (model.init_args.pretrained)"
                 )
             check_weights(self.model, checkpoint, path)
             check_state(self.trainer, checkpoint, path, "fit_loop")
@@ -404,10 +404,10 @@ def _process() -> Iterator[ExitStack]:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Be the only command in a run's folder, and in those of its iterations.
+    """Lock a run's folder and those of its iterations against other commands.
 
     Raises:
-        UserError: Another process is at work there; or the folder cannot be made.
+        UserError: Another process uses the folder, or the folder cannot be created.
     """
     with locked(folder):
         for other in (folder.parent, *folder.glob("iteration*")):
@@ -417,7 +417,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _print_awaited_nodes(trainer: Trainer) -> None:
-    """Print where the processes of other nodes are awaited, if no launcher starts them: nothing else would."""
+    """Print how to start the processes of other nodes, if no launcher starts them."""
     nodes = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(nodes, LightningEnvironment) and is_first_process():
         ranks = "1" if trainer.num_nodes == 2 else f"1 to {trainer.num_nodes - 1}"
@@ -429,7 +429,7 @@ def _print_awaited_nodes(trainer: Trainer) -> None:
 
 
 def _quieten_wandb(settings: dict[str, Any]) -> None:
-    """Keep W&B from warning of what Lightning gives it: a removed option, and a folder that does not exist yet."""
+    """Keep W&B from warning about Lightning's arguments: a removed option, and a folder that does not exist yet."""
     if settings.get("anonymous") is None:
         settings.pop("anonymous", None)
     if is_first_process():

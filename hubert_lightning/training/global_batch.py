@@ -1,6 +1,6 @@
-"""The exact mean over the global batch of an optimizer step, however ranks and accumulated batches share it.
+"""The exact mean over the global batch of an optimizer step, for any number of ranks and accumulated batches.
 
-Each batch adds a sum of losses; the gradient is divided by the number of terms once all of them are known. So every
+Each batch adds a sum of losses; the gradient is divided by the total number of terms at the end of the step. So every
 masked frame (or utterance) of a step has the same weight, on any rank and in any accumulated batch. A mean of means
 does not give that. The same pass over the gradients clips them, and skips a step on all ranks if one of them has a
 loss or a gradient that is not finite.
@@ -29,7 +29,7 @@ LOSS_UNIT = 2.0**-10
 
 
 class AddedBatch(NamedTuple):
-    """What the message about skipped steps needs of a batch.
+    """Facts about a batch for the message about skipped steps.
 
     Args:
         ids: Ids of its utterances.

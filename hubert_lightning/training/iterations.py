@@ -94,7 +94,7 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
 
 
 def check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
-    """Find mistakes before the iterations that precede this one are trained.
+    """Find mistakes in an iteration before any iteration is trained.
 
     Args:
         iteration: Iteration to check.

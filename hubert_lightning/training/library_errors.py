@@ -1,4 +1,4 @@
-"""Errors by which Lightning and other libraries report a mistake in the config, as one sentence each."""
+"""Errors of Lightning and other libraries about mistakes in the config, turned into one sentence each."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The loader of planned batches: a data set of batches, their plan, and the workers that read them."""
+"""The loader of planned batches: the data set of batches, their plan, and the worker processes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -36,7 +36,7 @@ def planned_loader(
     """Build the loader of one rank.
 
     Args:
-        trainer: Trainer that gives the rank, the number of ranks and the batches that are trained already.
+        trainer: Trainer, which knows the rank, the number of ranks and the batches already trained.
         batches: Data set that makes a batch from its plan.
         frames: (cuts,), frames that each cut contributes.
         max_frames: Maximum number of frames of a batch, with padding.

@@ -117,7 +117,7 @@ def _check_groups(optimizer: Optimizer, state: Mapping[str, Any], num_parameters
         raise UserError(f"{path}: its optimizer has other parameters than the model; {ADVICE}")
     for number, values in values_of.items():
         if type(number) is not int or not 0 <= number < num_parameters or not isinstance(values, Mapping):
-            raise UserError(f"{path}: its optimizer has a state of {number!r:.40}, which is no parameter; {ADVICE}")
+            raise UserError(f"{path}: its optimizer has a state of {number!r:.40}, which is not a parameter; {ADVICE}")
         for key, value in values.items():
             if (finite := _are_finite(value)) is None:
                 raise UserError(

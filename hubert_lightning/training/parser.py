@@ -43,15 +43,15 @@ class SentenceParser(LightningArgumentParser):
         key = ".".join(name for line in lines for name in re.findall(f"^{KEY.pattern}", line))
         facts = [re.sub(rf"^{KEY.pattern}:\s*|^- ", "", line) for line in lines if line and not ASIDE.match(line)]
         facts = [fact for fact in facts if fact and not fact.startswith(CLASS_PROBLEM)]
-        found = GIVEN_CLASS.search(message)
-        given = found["path"] if found else None
+        match = GIVEN_CLASS.search(message)
+        given = match["path"] if match else None
         if unknown := UNKNOWN.search(message) or UNRECOGNIZED.search(message):
             return f"{key or 'command line'}: {self._unknown(unknown.group(unknown.lastgroup or 0), given, key)}"
         if "codec can't decode" in message and NOT_A_LIST.search(message):
             return f"{key}: expects a list of manifests, not one path; put it in brackets: [path]"
         value = GIVEN_VALUE.search(message)
         if value and not facts:
-            return f"{key}: {value['value']} is no class; give a class_path such as hubert_lightning.HubertPretraining"
+            return f"{key}: {value['value']} is not a class; give one, such as hubert_lightning.HubertPretraining"
         if value and not given and "Got value" not in message:
             facts.append(f"Got value: {value['value']}")
         way = "correct the path" if "does not exist" in message else f"{self._help(given, key)} lists the options"
@@ -70,17 +70,17 @@ class SentenceParser(LightningArgumentParser):
         known = option_names(self)
         start, last = option.rpartition(".")[::2]
         if class_path and key:  # options of the class, and the argument that holds them, such as encoder.dim
-            meant = next(iter(get_close_matches(last, sorted(_options(class_path)), n=1)), None)
-            if meant and start:
-                meant = f"{start}.{meant}"
+            best = next(iter(get_close_matches(last, sorted(_options(class_path)), n=1)), None)
+            if best and start:
+                best = f"{start}.{best}"
         elif key:
-            meant = next(iter(get_close_matches(last, sorted({name.rsplit(".", 1)[-1] for name in known}), n=1)), None)
+            best = next(iter(get_close_matches(last, sorted({name.rsplit(".", 1)[-1] for name in known}), n=1)), None)
         else:
             below = [name for name in known if not start or name.startswith(f"{start}.")]
             ends = {name.rsplit(".", 1)[-1]: name for name in reversed(below)}
             similar = get_close_matches(option, below or known, n=1)
-            meant = similar[0] if similar else next((ends[end] for end in get_close_matches(last, ends, n=1)), None)
-        guess = f"did you mean {meant}? " if meant else ""
+            best = similar[0] if similar else next((ends[end] for end in get_close_matches(last, ends, n=1)), None)
+        guess = f"did you mean {best}? " if best else ""
         return f"there is no option {option}; {guess}{self._help(class_path, key)} lists the options"
 
     def _help(self, class_path: str | None, key: str) -> str:

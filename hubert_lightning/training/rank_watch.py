@@ -1,8 +1,8 @@
-"""Signs of life of all ranks: a rank that stops, hangs or ends is named by the others, which would wait for it.
+"""Signs of life of all ranks: if a rank stops, hangs or ends, the others name it and end instead of waiting.
 
-Every rank has two threads. One writes a sign of life (the current work, how far it is, where the main thread waits) to
-the store by which the ranks met, and reads the signs of the others. The other thread judges them, because the first one
-waits, too, when the process that holds the store is stopped.
+Every rank has two threads. The first one writes a sign of life (current work, progress, what the main thread waits for)
+to the store through which the ranks connected, and reads the signs of the others. The second one evaluates the signs.
+It is separate because the first one blocks when the process that holds the store is stopped.
 """
 
 import json
@@ -34,9 +34,9 @@ class Limits:
 
     Args:
         silence: Seconds without a sign of life of a rank.
-        step: Seconds in which some rank must finish a batch.
-        labelling: Seconds in which some rank must finish a part of the work before training.
-        start: Seconds in which all ranks must meet, and then in which each must give its first sign of life.
+        step: Seconds within which at least one rank must finish a batch.
+        labelling: Seconds within which at least one rank must finish a part of the work before training.
+        start: Seconds within which all ranks must connect, and then each must give its first sign of life.
     """
 
     silence: float
@@ -56,7 +56,7 @@ class Sign:
         what: Current work.
         count: Pieces of work that it has begun.
         in_steps: Whether the work is batches.
-        place: What its main thread waits for.
+        activity: "computes", or what its main thread waits for.
         end: None while it works, empty after a clean end, otherwise its error.
     """
 
@@ -66,7 +66,7 @@ class Sign:
     what: str
     count: int
     in_steps: bool
-    place: str
+    activity: str
     end: str | None = None
 
 
@@ -78,7 +78,7 @@ class RankWatch:
         rank: This rank.
         num_ranks: Number of ranks.
         launched: Processes of further ranks that this one started, by rank.
-        name: Name in the store, another one for each start of a Trainer.
+        name: Prefix of the keys in the store, different for each start of a Trainer.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class RankWatch:
         """Find the rank that ended, after an error of a collective operation.
 
         Args:
-            seconds: Longest time to wait until it is known.
+            seconds: Longest time to wait for the answer.
 
         Returns:
-            A sentence that names the rank, None if it is not known by then.
+            A sentence that names the rank; None if the rank is not found in this time.
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -141,7 +141,7 @@ class RankWatch:
                 continue
             try:
                 self._write(None)
-                # The store waits for a key that is not there
+                # Reading a missing key would block
                 ranks = [rank for rank in self._seen if rank in self.signs or self._store.check([self._key(rank)])]
                 signs = self._store.multi_get(list(map(self._key, ranks)))
                 self.signs = {rank: Sign(**json.loads(sign)) for rank, sign in zip(ranks, signs, strict=True)}
@@ -156,7 +156,7 @@ class RankWatch:
         return f"{self.name}/{rank}"
 
     def _connect_again(self) -> None:
-        """Connect to the store again, which may take long: a connection may break while its process is well."""
+        """Connect to the store again, which may take long; a connection can break while the other process runs."""
         with suppress(RuntimeError, dist.DistError):
             self._store = connect_to_store()
 
@@ -173,15 +173,15 @@ class RankWatch:
 
     def _sign(self, end: str | None = None) -> Sign:
         now = console.now
-        place = waiting_in(frame_of(self._main or 0)) or "computes"
-        return Sign(socket.gethostname(), os.getpid(), self._beat, now.what, now.count, now.in_steps, place, end)
+        activity = waiting_in(frame_of(self._main or 0)) or "computes"
+        return Sign(socket.gethostname(), os.getpid(), self._beat, now.what, now.count, now.in_steps, activity, end)
 
     def _judge(self) -> None:
         beats: dict[int, int] = {}
         counts: dict[int, int] = {}
         while not self._ended.wait(self.interval / 2):
             now = time.monotonic()
-            if now - self._judged > self.interval + 2:  # this process was stopped itself, or the machine slept
+            if now - self._judged > self.interval + 2:  # this process itself was stopped, or the machine slept
                 self._seen, self._moved, self._exchanged = dict.fromkeys(self._seen, now), {}, now
             self._judged = now
             for rank, sign in self.signs.items():
@@ -200,7 +200,7 @@ class RankWatch:
                 self._leave(sentence)
 
     def _gone(self) -> str | None:
-        """A rank whose process ended, as far as this one can see."""
+        """Sentence about a rank whose process has ended, if this process can tell."""
         for rank, process in self.launched.items():
             if (code := process.poll()) and not self._gave_reason(rank):
                 how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
@@ -219,7 +219,7 @@ class RankWatch:
         return None
 
     def _silent(self, seconds: float, at_start: float) -> str | None:
-        """The ranks without a sign of life for a number of seconds, another one before their first sign."""
+        """Sentence about ranks without a sign of life for `seconds`, or `at_start` before their first sign."""
         now = time.monotonic()
         silent = [
             rank
@@ -242,11 +242,11 @@ class RankWatch:
         )
 
     def _stall(self) -> str | None:
-        """The ranks that all others wait for, if no rank has begun new work for too long."""
+        """Sentence about the ranks that the others wait for, if no rank has begun new work for too long."""
         working = [rank for rank, sign in self.signs.items() if sign.end is None]
         if not working or not set(working) <= self._moved.keys():
             return None
-        slow = [rank for rank in working if self.signs[rank].place not in (OTHERS, BACKWARD)] or working
+        slow = [rank for rank in working if self.signs[rank].activity not in (OTHERS, BACKWARD)] or working
         fewest = min(self.signs[rank].count for rank in slow)
         slow = [rank for rank in slow if self.signs[rank].count == fewest] if len(slow) > 1 else slow
         in_steps = all(self.signs[rank].in_steps for rank in slow)
@@ -256,10 +256,10 @@ class RankWatch:
         if now - since <= limit:
             return None
         ranks = " and ".join(
-            f"{self._name_of(rank)} {self.signs[rank].place}, while {self.signs[rank].what}" for rank in slow
+            f"{self._name_of(rank)} {self.signs[rank].activity}, while {self.signs[rank].what}" for rank in slow
         )
         key = "step_timeout" if in_steps else "labelling_timeout"
-        reads = any(self.signs[rank].place == DATA for rank in slow)
+        reads = any(self.signs[rank].activity == DATA for rank in slow)
         advice = "look at the file system that it reads from" if reads else "look at that process and its device"
         return f"nothing is finished since {clock(since)} ({duration(now - since)}, stalls.{key}): {ranks}; {advice}"
 
@@ -282,7 +282,7 @@ class RankWatch:
         alive = [rank for rank in self.signs if now - self._seen[rank] < 3.5 * self.interval and rank not in ended]
         if self.rank == min([*alive, self.rank]):
             print(f"hubert: {sentence}. This run ends; the same command resumes", file=sys.stderr, flush=True)
-        time.sleep(min(2 * self.interval, 3))  # all ranks judge before the first one ends
+        time.sleep(min(2 * self.interval, 3))  # all ranks evaluate the signs before the first one ends
         interrupts.end_process(EXIT_STATUS, list(self.launched.values()))
 
 

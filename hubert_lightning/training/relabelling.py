@@ -1,8 +1,8 @@
-"""The hand-over between iterations: features → K-means → labels, made before a fit takes its first step.
+"""Labels of a run, made before its first step: features → K-means → labels.
 
-Labels are pulled: a fit states what its labels are clusters of, and `Relabel` makes them unless the run's folder holds
-exactly those. No feature is ever written: a bounded sample of frames fits K-means, then every utterance is encoded,
-assigned and forgotten. All ranks of the run share both passes.
+A fit states the features and clusters of its labels, and `Relabel` makes the labels unless the run's folder already
+holds them. Features are never written to disk: K-means is fitted on a bounded sample of frames, then every utterance is
+encoded and assigned to clusters. All ranks of the run share both passes.
 """
 
 import logging
@@ -169,10 +169,10 @@ class Relabel(Callback):
             return on_rank_zero(trainer, work)
 
         def write() -> None:
-            mine = writer.missing[trainer.global_rank :: trainer.world_size]
-            groups = [shards[shard] for shard in mine]
+            own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
+            groups = [shards[shard] for shard in own_shards]
             labels = assign_clusters(extractor, streams, groups, data.max_frames, data.num_workers)
-            for shard, clusters in zip(mine, labels, strict=True):
+            for shard, clusters in zip(own_shards, labels, strict=True):
                 writer.write(shard, clusters)
 
         once(lambda: _check_trained(folder, source))
@@ -192,7 +192,7 @@ class Relabel(Callback):
 
 
 def _judged(data: PretrainingData) -> list[Cut]:
-    """Utterances with phones, by which labels are judged: for validation, or else up to 1000 for training."""
+    """Utterances with phones for the quality of labels: those of validation, or up to 1000 of training."""
     judged = [cut for cut in data.validation_cuts if phones_of(cut)]
     return judged or list(islice((cut for cut in _listed(data.train_cuts) if phones_of(cut)), 1000))
 

@@ -1,7 +1,7 @@
-"""A model from a checkpoint: its settings and weights are checked first.
+"""Models from checkpoints, whose settings and weights are checked first.
 
-A checkpoint may come from a stranger. Its settings are values, taken by an allow-list of names and types: a class or
-path that they name is neither imported nor opened.
+A checkpoint may come from an untrusted source. Only settings in a list of allowed names and types are used; classes or
+paths that they name are neither imported nor opened.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +80,7 @@ def load_task(
         The task with the weights of the checkpoint.
 
     Raises:
-        UserError: The checkpoint is corrupt, belongs to another task, or has settings that no fit writes.
+        UserError: The checkpoint is corrupt, belongs to another task, or has settings that `hubert fit` never writes.
     """
     path, strict, saved_from = Path(checkpoint_path), strict is not False, list[str]()
 
@@ -130,7 +130,7 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     """
     settings = checkpoint.get("hyper_parameters") or {}
     if not isinstance(settings, Mapping):
-        raise UserError(f"{path}: its hyper_parameters are no settings but {settings!r:.40}; {ADVICE}")
+        raise UserError(f"{path}: its hyper_parameters are not settings but {settings!r:.40}; {ADVICE}")
     known = next((parent.__name__ for parent in task.__mro__ if parent.__name__ in ALLOWED), None)
     check_kind(settings, task.__name__, path)
     allowed = ALLOWED.get(known or "", {})
@@ -138,7 +138,7 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
     for name in [name for name in allowed if name in settings]:
         value, types = settings[name], allowed[name]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise UserError(f"{path}: its {name} is {value!r:.40}, which is no value of that setting; {ADVICE}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which is not a valid value; {ADVICE}")
         if isinstance(value, Number) and not isinstance(value, bool) and not is_finite_number(value):
             raise UserError(f"{path}: its {name} is {value!r:.40}, which is out of range; {ADVICE}")
         arguments[name] = value
@@ -146,7 +146,7 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
         return {}
     clusters = arguments.get("num_clusters")
     if isinstance(clusters, list) and not all(type(number) is int for number in clusters):
-        raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are no numbers of clusters; {ADVICE}")
+        raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are not numbers of clusters; {ADVICE}")
     if "encoder" in arguments:
         arguments["encoder"] = vars(encoder_config_from(arguments["encoder"], path))
     if arguments.get("vocabulary") is not None:

@@ -87,7 +87,7 @@ def check_output(config: Namespace) -> None:
 
 
 def write_to_output(config: Namespace) -> None:
-    """Let everything that a run writes go to its folder."""
+    """Redirect everything that a run writes to its folder."""
     config.trainer.default_root_dir = config.output
     config.checkpoint.dirpath = config.output
     for logger in loggers_of(config):
@@ -99,7 +99,7 @@ def write_to_output(config: Namespace) -> None:
 
 
 def log_separately(config: Namespace, verb: str) -> Path:
-    """Let a validation, test or prediction write to files and runs of its own: those of the fit stay as they are.
+    """Redirect a validation, test or prediction to its own files and logger runs, so that those of the fit stay.
 
     Args:
         config: Config of the command.
@@ -142,7 +142,7 @@ def keep_run_id(config: Namespace) -> None:
 
 
 def follow_moved_run(config: Namespace, args: Sequence[str]) -> None:
-    """Take the folder of a run's config as the output, if the command names that config and no other output."""
+    """Set the output to the folder of the run's config that a command names, unless it names another output."""
     given = [path for path in given_configs(args) if path.name == CONFIG and any(path.parent.glob("*.ckpt"))]
     if not given or any(name == "output" for name, _ in typed_options(args)):
         return
@@ -168,13 +168,13 @@ def _dotted(value: dict[str, Any], start: str) -> Iterator[tuple[str, Any]]:
 
 
 def default_precision(trainer: Namespace) -> str | None:
-    """bfloat16 where there is a GPU that computes in it."""
+    """bfloat16 on a GPU that supports it."""
     gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 
 def checkpoint_to_judge(folder: Path) -> str:
-    """The best checkpoint of a run, or its last.
+    """The best checkpoint of a run, or its last one.
 
     Raises:
         UserError: The folder holds none.
@@ -199,7 +199,7 @@ def check_checkpoint(path: Path, class_path: str) -> None:
         raise UserError(f"{path}: no such checkpoint; correct --ckpt_path")
     stated = read_checkpoint(path).get("hyper_parameters") or {}
     if not isinstance(stated, dict):
-        raise UserError(f"{path}: its hyper_parameters are no settings; choose another checkpoint")
+        raise UserError(f"{path}: its hyper_parameters are not settings; choose another checkpoint")
     check_kind(stated, class_path.rsplit(".", 1)[-1], path)
 
 

@@ -66,7 +66,7 @@ def kept_config(folder: Path) -> dict[str, Any]:
         restore_config(path, reason, checkpoint)
         return config
     if reason == "missing":
-        raise UserError(f"{folder}: holds checkpoints but no {CONFIG}, so it is no run; choose another --output")
+        raise UserError(f"{folder}: holds checkpoints but no {CONFIG}, so it is no run folder; choose another --output")
     raise UserError(
         f"{path}: corrupt ({reason}), and no checkpoint beside it holds a copy; restore it from a backup, or give the "
         f"run's options with another --output and --ckpt_path {folder / LAST}"

@@ -26,7 +26,7 @@ from hubert_lightning.units.label_recipe import is_mfcc
 def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
     """Refuse a folder with checkpoints of another model, other data or other labels.
 
-    A damaged config in the folder is restored from a checkpoint.
+    A corrupt config in the folder is restored from a checkpoint.
 
     Args:
         config: Config of the run.
@@ -39,12 +39,12 @@ def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
     if not any(folder.glob("*.ckpt")):
         return  # nothing was trained here
     by_content = names_manifests(folder, config.data.class_path)
-    asked = _identity(yaml.safe_load(parser.dump(config, skip_none=False)), by_content)
-    difference = _first_difference(_identity(kept_config(folder), by_content), asked)
+    requested = _identity(yaml.safe_load(parser.dump(config, skip_none=False)), by_content)
+    difference = _first_difference(_identity(kept_config(folder), by_content), requested)
     if difference is None:
         return
     for checkpoint, saved in saved_configs(folder):
-        if _first_difference(_identity(saved, by_content), asked) is None:
+        if _first_difference(_identity(saved, by_content), requested) is None:
             restore_config(folder / CONFIG, f"another {difference} than its checkpoint", checkpoint)
             return
         break
@@ -58,8 +58,8 @@ def is_finished(config: Namespace) -> bool:
     """Whether all steps are done, or the run stopped early with no more steps to do than before."""
     metrics = kept_metrics(Path(config.output))
     if "stopped_early" in metrics:
-        before, asked = metrics["max_steps"], config.trainer.max_steps
-        return bool(before < 1 or 0 < asked <= before)
+        before, requested = metrics["max_steps"], config.trainer.max_steps
+        return bool(before < 1 or 0 < requested <= before)
     return bool(0 < config.trainer.max_steps <= metrics.get("steps", 0))
 
 
@@ -88,11 +88,11 @@ def early_stop(trainer: Trainer) -> str | None:
 
 
 def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
-    """The options that make a run what it is, without those on hardware, speed and logging.
+    """The options that determine the result of a run: all but those for hardware, speed and logging.
 
     Args:
         config: Config of the run.
-        by_content: Whether its checkpoints identify its manifests and labels, whose paths may change then.
+        by_content: Whether checkpoints identify manifests and labels by content, so that their paths may change.
 
     Returns:
         The part that two configs of one run have in common.
@@ -119,15 +119,15 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
     return identity | {"labels": relabel[0] if relabel else None}
 
 
-def _first_difference(kept: dict[str, Any], asked: dict[str, Any]) -> str | None:
-    return next((difference for key in kept for difference in _differences(kept[key], asked[key], key)), None)
+def _first_difference(kept: dict[str, Any], requested: dict[str, Any]) -> str | None:
+    return next((difference for key in kept for difference in _differences(kept[key], requested[key], key)), None)
 
 
-def _differences(kept: Any, asked: Any, key: str) -> Iterator[str]:  # Any: values of YAML
-    if isinstance(kept, dict) and isinstance(asked, dict):
-        for name in sorted(kept.keys() | asked.keys()):
-            unused = name not in kept and not asked[name]  # an option that the kept config does not know
+def _differences(kept: Any, requested: Any, key: str) -> Iterator[str]:  # Any: values of YAML
+    if isinstance(kept, dict) and isinstance(requested, dict):
+        for name in sorted(kept.keys() | requested.keys()):
+            unused = name not in kept and not requested[name]  # an option that the kept config does not know
             if name != "num_workers" and not unused:
-                yield from _differences(kept.get(name), asked.get(name), f"{key}.{name}")
-    elif kept != asked:
-        yield f"{key} ({kept} there, {asked} here)"
+                yield from _differences(kept.get(name), requested.get(name), f"{key}.{name}")
+    elif kept != requested:
+        yield f"{key} ({kept} there, {requested} here)"

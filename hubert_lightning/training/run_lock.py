@@ -1,8 +1,8 @@
-"""One command at a time in a folder: a lock file that a crash leaves behind no longer than necessary.
+"""A lock file, so that only one command uses a folder; locks of dead processes are taken over.
 
-The file names the process that holds it: host, process number, start time, job. On the same host, the process table
-shows whether the process still runs, even if it is stopped. From another host, the modification time of the file shows
-it, which the holder renews.
+The file names the process that holds the lock: host, process number, start time, job. On the same host, the process
+table shows whether this process still runs, even if it is stopped. On another host, the modification time of the file
+shows it, because the holder renews it.
 """
 
 import fcntl
@@ -80,27 +80,27 @@ def locked(folder: Path, name: str = RUN_LOCK, instead: str = CHOOSE_OUTPUT) -> 
 
     Args:
         folder: Folder that is written to.
-        name: Name of the lock file, one for each kind of command that must be alone.
+        name: Name of the lock file; commands that exclude one another use the same name.
         instead: Advice to the user if another process holds the lock.
 
     Raises:
-        UserError: Another process holds the lock; or the file cannot be read, or the folder written to.
+        UserError: Another process holds the lock, the file cannot be read, or the folder cannot be written to.
     """
     path = folder.resolve() / name
     if not is_first_process() or _held.get(path) == os.getpid():
         yield
         return
-    mine = _take(path, instead)
+    content = _take(path, instead)
     _held[path] = os.getpid()
     ended = threading.Event()
-    threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
+    threading.Thread(target=_renew, args=(path, content, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
         _held.pop(path, None)
         with suppress(OSError):
-            if path.read_bytes() == mine:
+            if path.read_bytes() == content:
                 path.unlink()
 
 
@@ -125,17 +125,18 @@ def holder_of(folder: Path, name: str = RUN_LOCK) -> Holder | None:
         return None
     dead = holder.is_dead()
     if dead is None:
-        # A file that is made now gets its time from the same disk's clock; without one, the process counts as alive
+        # The age is counted by the clock of the same disk, from a file created now; if none can be created, the process
+        # counts as alive
         with suppress(OSError), unfinished_file(path) as now:
             dead = _age(path, now) > STALE_AFTER
     return None if dead else holder
 
 
 def refuse(folder: Path, holder: Holder, instead: str = CHOOSE_OUTPUT) -> UserError:
-    """Make the error that names the holder of a folder's lock, with an advice to the user."""
+    """Create the error that names the holder of a folder's lock and gives advice."""
     return UserError(
-        f"{folder}: process {holder.process} on {holder.host} is at work in it"
-        f"{f' (job {holder.job})' if holder.job else ''}; wait for its end, end it, or {instead}"
+        f"{folder}: process {holder.process} on {holder.host} is using it"
+        f"{f' (job {holder.job})' if holder.job else ''}; wait until it ends, end it, or {instead}"
     )
 
 
@@ -144,13 +145,13 @@ _held: dict[Path, int] = {}  # locks of this process, with its number: a forked 
 
 def _take(path: Path, instead: str) -> bytes:
     """Put a lock file of this process in place, and return its content."""
-    mine = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
+    content = json.dumps(asdict(Holder.this()) | {"token": secrets.token_hex(8)}).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path.parent)
         with unfinished_file(path) as own:
             with own.open("wb") as file:
-                file.write(mine)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             while not _link(own, path):
@@ -160,7 +161,7 @@ def _take(path: Path, instead: str) -> bytes:
             f"{path.parent}: cannot be created or written to ({error.strerror}); correct that, or choose another "
             "--output"
         ) from error
-    return mine
+    return content
 
 
 def _wait_for_end(path: Path, own: Path, instead: str) -> None:
@@ -185,7 +186,7 @@ def _wait_for_end(path: Path, own: Path, instead: str) -> None:
         if _time(path) != renewed and holder is not None:
             raise refuse(path.parent, holder, instead)
         if _age(path, own) > STALE_AFTER:
-            return  # the next call removes it, under the folder's lock
+            return  # the next call removes the file, under the folder's lock
 
 
 def _remove(path: Path, content: bytes | None) -> None:
@@ -200,7 +201,7 @@ def _remove(path: Path, content: bytes | None) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Be the only process of this machine that looks at a folder's lock; of all machines on some file systems."""
+    """Exclude other processes of this machine (on some file systems, of all machines) while a lock is examined."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -225,19 +226,19 @@ def _link(own: Path, path: Path) -> bool:
     return True
 
 
-def _renew(path: Path, mine: bytes, ended: threading.Event) -> None:
-    """Renew the time of a file; end the process if another took over, while this one must have been stopped."""
+def _renew(path: Path, own_content: bytes, ended: threading.Event) -> None:
+    """Renew the time of a file; end this process if another one took over, which happens only while it was stopped."""
     while not ended.wait(RENEW_EVERY):
         try:
             content = path.read_bytes()
         except OSError:  # such as while a file server restarts
             continue
-        if content == mine:
+        if content == own_content:
             with suppress(OSError):
                 os.utime(path)
         elif holder := _holder(content):
-            taken = f"process {holder.process} on {holder.host} took over while this one was stopped"
-            print(f"hubert: {path.parent}: {taken}, so this one ends", file=sys.stderr, flush=True)
+            reason = f"process {holder.process} on {holder.host} took over while this one was stopped"
+            print(f"hubert: {path.parent}: {reason}, so this one ends", file=sys.stderr, flush=True)
             os._exit(2)
 
 
@@ -253,7 +254,7 @@ def _content(path: Path) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error.strerror}), so a process may be at work in the folder; correct that, or "
+        f"{path}: cannot be read ({error.strerror}), so a process may be using the folder; correct that, or "
         "remove the file if none is"
     )
 

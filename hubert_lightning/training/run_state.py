@@ -58,7 +58,7 @@ def _check_like(value: Any, expected: Any, what: str, exact: bool = False) -> No
         if not isinstance(value, Mapping):
             raise UserError(f"{what} is {value!r:.40}, and must have parts; {ADVICE}")
         if exact and (unknown := value.keys() - expected.keys()):
-            raise UserError(f"{what} has {abbreviated(map(str, unknown))}, which no run has; {ADVICE}")
+            raise UserError(f"{what} has {abbreviated(map(str, unknown))}, which a run never has; {ADVICE}")
         for name, part in expected.items():
             if name in value:
                 _check_like(value[name], part, f"{what}.{name}", exact)
@@ -120,7 +120,7 @@ def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
         raise UserError(f"{path}: its metrics are {metrics!r:.40}, and must be numbers by name; {ADVICE}")
     for name, value in metrics.items():
         if not isinstance(name, str) or not (isinstance(value, float) or is_finite_number(value)):
-            raise UserError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is no number; {ADVICE}")
+            raise UserError(f"{path}: its metrics have {name!r:.40} of {value!r:.40}, which is not a number; {ADVICE}")
     expected: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "skipped_steps": (0.0, lambda value: is_finite_number(value) and value >= 0),
         "validation_due": (False, lambda value: isinstance(value, bool)),
@@ -129,4 +129,4 @@ def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:
     for name, (default, is_valid) in expected.items():
         value = checkpoint.get(name, default)
         if not is_valid(value):
-            raise UserError(f"{path}: its {name} is {value!r:.40}, which no run has; {ADVICE}")
+            raise UserError(f"{path}: its {name} is {value!r:.40}, which a run never has; {ADVICE}")

@@ -51,20 +51,20 @@ class PlannedBatches(Sampler[BatchPlan]):
     batches of at most `max_frames`, and the batches shuffled. So an epoch has every cut once, and each epoch has the
     same number of batches.
 
-    Optimizer step s trains on the next `world_size * accumulate` batches of the epoch, on whichever rank: eight ranks
-    take the same steps as one rank that accumulates eight batches. A few batches are repeated to fill the last step of
-    the epoch.
+    An optimizer step trains on the next `world_size * accumulate` batches of the epoch, whichever ranks have them.
+    So eight ranks take the same steps as one rank that accumulates eight batches. A few batches are repeated to fill
+    the last step of the epoch.
 
-    A corpus of more than `block_cuts` is planned block by block, each of neighbouring cuts, in another order in each
-    epoch, so that not all of its cuts are in memory, and they are not read from all over the disk.
+    A corpus of more than `block_cuts` cuts is planned in blocks of neighbouring cuts, in a new order in each epoch. So
+    only a part of its cuts is in memory, and the disk is read in nearby places.
 
     Args:
         frames: (cuts,), frames that each cut contributes.
         max_frames: Maximum number of frames of a batch, with padding.
         corpora: (corpora,), consecutive cuts that belong to each corpus; all belong to one if not given.
         weights: (corpora,), share of each corpus in an epoch, which has as many frames as all cuts together. Cuts of a
-            corpus with fewer frames come several times; a larger corpus contributes other cuts in each epoch. If not
-            given, every cut comes once.
+            small corpus are repeated; a large corpus contributes different cuts in each epoch. If not given, an epoch
+            has every cut once.
         seed: Seed of the order of every epoch and of the seed of every batch.
         position: Function that returns the batches that this rank has trained on, also before a restart.
         shuffle: Whether epochs differ; if not, one order and one seed for each batch make validations comparable.

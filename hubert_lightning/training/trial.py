@@ -41,7 +41,7 @@ def trial_folder(output: Path) -> Iterator[Path]:
         finally:
             _empty(folder)
             (folder / TRIAL_MARK).unlink(missing_ok=True)
-    with suppress(OSError):  # another trial may have begun in it
+    with suppress(OSError):  # another trial may use it meanwhile
         folder.rmdir()
 
 
@@ -50,8 +50,8 @@ def _check_trial(folder: Path) -> None:
     foreign = [path for path in _content(folder) if not is_unfinished(path)]
     if folder.is_symlink() or (foreign and not (folder / TRIAL_MARK).is_file()):
         raise UserError(
-            f"{folder}: a trial (fast_dev_run) would empty this folder, which no trial has made; rename it, or choose "
-            "another --output"
+            f"{folder}: a trial (fast_dev_run) would empty this folder, which is not the folder of a trial; rename it, "
+            "or choose another --output"
         )
 
 

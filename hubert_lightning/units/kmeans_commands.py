@@ -1,4 +1,4 @@
-"""The verbs of K-means files: fit one outside of a training run, import and export those of other programs."""
+"""The verbs of K-means files: fit outside of a training run, import from and export to other programs."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def fit_kmeans(
         max_frames: Frames that K-means is fitted on, a uniform sample of all utterances.
         kmeans: K-means algorithm; hubert_lightning.KMeans if not given.
         seed: Seed of the sample and of K-means.
-        min_duration: Duration in seconds; shorter utterances are left out, as in `hubert fit`.
+        min_duration: Minimum duration in seconds; shorter utterances are left out, as in `hubert fit`.
         num_workers: Number of processes that read audio.
 
     Raises:
@@ -81,12 +81,12 @@ def import_kmeans(
 ) -> None:
     """Convert a K-means that scikit-learn, numpy or torch saved, such as a released quantizer of HuBERT.
 
-    Nothing in the file is executed. With --model, the new file states the features, and is refused for others.
+    Nothing in the file is executed. With --model, the new file names its model and layer, and is refused for others.
 
     Args:
         kmeans: File of joblib or pickle, a .npy of centroids, or a torch file with cluster_centers_.
         out: File to write, .safetensors.
-        model: Features that it was fitted on: "mfcc", or a model in any format.
+        model: Features that the K-means was fitted on: "mfcc", or a model in any format.
         layer: Transformer layer of the model, counted from 1.
         parts: Parts of MFCCs spliced over three frames, one per stream of a product code: cepstra, delta, delta_delta.
 
@@ -96,7 +96,7 @@ def import_kmeans(
     _check_new(out)
     centroids, source = load_kmeans(kmeans)
     if model is None and (parts or layer is not None):
-        raise UserError(f"layer {layer} and parts {parts} of no model; name it with --model, or leave them out")
+        raise UserError("layer and parts are options of a model; name the model with --model, or leave them out")
     if parts and len(parts) != len(centroids):
         raise UserError(f"{kmeans}: {len(centroids)} streams, but {len(parts)} parts; name one part per stream")
     if model is not None:
@@ -111,10 +111,10 @@ def import_kmeans(
 
 
 def export_kmeans(kmeans: Path, out: Path) -> None:
-    """Write a K-means as scikit-learn's MiniBatchKMeans, in a file of joblib, which fairseq and others open.
+    """Write a K-means as scikit-learn's MiniBatchKMeans in a joblib file, for fairseq and others.
 
-    It predicts features in float32. Each of several streams has its own file: km.0.joblib, km.1.joblib. The files state
-    the source of their centroids, which `hubert kmeans import` restores.
+    Its `predict` takes float32 features. If there are several streams, each has its own file: km.0.joblib, km.1.joblib.
+    The files also hold the source of their centroids, which `hubert kmeans import` restores.
 
     Args:
         kmeans: The kmeans.safetensors of a run, or any file that `hubert kmeans import` takes.
@@ -171,4 +171,4 @@ def _described(centroids: list[Tensor]) -> str:
 
 def _check_new(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path}: is there already; remove it, or choose another name")
+        raise UserError(f"{path}: exists already; remove it, or choose another name")

@@ -1,7 +1,7 @@
 """Recipe of labels: the features that are clustered, and the K-means that clusters them.
 
-`Relabel`, an entry of `iterations` and `hubert kmeans fit` all build a `LabelRecipe`, which checks itself. The words
-that stand for a kind of features, layer or weights are compared here alone.
+`Relabel`, an entry of `iterations` and `hubert kmeans fit` all build a `LabelRecipe`, which checks its arguments. Only
+this module compares the special words for features, layers and weights ("mfcc", "previous", "best", "fresh").
 """
 
 import json
@@ -69,7 +69,7 @@ class Stream(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelRecipe:
-    """Features and K-means that labels are made with.
+    """Features and K-means of labels.
 
     Args:
         features: "mfcc", "previous" (the model of the iteration before), or a model in any format.
@@ -152,7 +152,7 @@ class LabelRecipe:
         centroids, source = load_kmeans(self.quantizer)
         if (counts := [len(stream) for stream in centroids]) != self.num_clusters:
             raise UserError(
-                f"{self.quantizer}: a K-means with {counts} clusters, where {self.num_clusters} are asked for; change "
+                f"{self.quantizer}: a K-means with {counts} clusters, but {self.num_clusters} are requested; change "
                 "clusters"
             )
         return centroids, source
@@ -184,7 +184,7 @@ class LabelRecipe:
         return {field.name: settings.get(field.name, getattr(self, field.name)) for field in fields(self)}
 
     def source(self, extractor: Extractor, manifest: str) -> dict[str, str]:
-        """Everything that the centroids depend on.
+        """Return everything that the centroids depend on.
 
         Args:
             extractor: Function that computes the features.
@@ -233,11 +233,11 @@ def check_features(
     fitted = source.get("features", extractor.name)
     if fitted != extractor.name:
         raise UserError(
-            f"{path}: fitted on {fitted}, where the features are {extractor.name}; give both of one model and layer"
+            f"{path}: fitted on {fitted}, but the features are {extractor.name}; give both of the same model and layer"
         )
-    asked = json.dumps(parts)
-    if (fitted := source.get("parts", asked)) != asked:
-        raise UserError(f"{path}: fitted on parts {fitted}, where parts are {asked}; give the same parts in this order")
+    requested = json.dumps(parts)
+    if (fitted := source.get("parts", requested)) != requested:
+        raise UserError(f"{path}: fitted on parts {fitted}, but parts are {requested}; give the same parts")
     for means, stream_columns in zip(centroids, columns, strict=True):
         dim = len(range(extractor.shape[-1])[stream_columns])
         if means.shape[1] != dim:

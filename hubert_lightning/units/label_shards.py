@@ -43,7 +43,7 @@ def check_clusters(clusters: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """What the labels are clusters of. Two stores with equal sources hold equal labels.
+    """Origin of labels: features, K-means and utterances. Stores with equal sources hold equal labels.
 
     Args:
         features: "mfcc", or the layer and the fingerprint of the encoder it belongs to.

@@ -1,4 +1,4 @@
-"""The cluster of every frame of every cut, memory-mapped, with everything that a reader must know beside it.
+"""Label stores: the cluster of every frame of every cut, memory-mapped, with their origin and checksums.
 
 A store is a folder of shards (units/label_shards.py). `index.npy` joins their indexes, sorted by digest, so that any
 store opens at once. `store.json` is written last: hop, clusters, source, fingerprints, sizes and checksums.
@@ -36,13 +36,13 @@ LARGEST_SHARE = 0.9
 class LabelStore:
     """Labels by cut id: `store["1272-128104-0000"]` is (streams, frames) uint16, read from a memory map.
 
-    `source` tells where they come from, `histogram` how often each stream has each cluster.
+    `source` is the origin of the labels; `histogram` counts each cluster in each stream.
 
     Args:
         path: Folder of a finished store.
 
     Raises:
-        UserError: The folder holds no finished store, or a shard is not as long as it was written.
+        UserError: The folder holds no finished store, or the size of a shard has changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -231,7 +231,7 @@ def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checks
     if not all(isinstance(text, str) for text in texts) or not all(map(_are_counts, counts)):
         raise UserError("store.json has values of other types")
     if not 0 < source.hop <= 2**16 or not sizes:
-        raise UserError("store.json has numbers that no store has")
+        raise UserError("store.json has impossible numbers")
     if len(sizes) != len(checksums) or [*map(len, histogram)] != [*source.clusters] or not all(map(sum, histogram)):
         raise UserError("store.json has lists of different lengths")
 

@@ -323,7 +323,7 @@ def _cuts_of_tsv(tsv: Path, cuts: Sequence[Cut]) -> list[Cut]:
         best = {cut.id: cut for common, cut in matches if common == most}
         if len(best) != 1:
             both = " and ".join(sorted(best)[:2])
-            fact = f"{both} could both be {path}" if best else f"{path} is no utterance of the manifest"
+            fact = f"{both} could both be {path}" if best else f"{path} is not in the manifest"
             raise UserError(f"{location}: {fact}; give labels and a manifest of one corpus, or import a .jsonl")
         [cut] = best.values()
         if cut.id in rows:

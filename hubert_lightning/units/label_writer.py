@@ -1,6 +1,6 @@
-"""Writing of a label store, by one process or by all ranks of a run; what an interruption has left is used again.
+"""Writing of a label store, by one process or by all ranks of a run; finished shards are kept after an interruption.
 
-No file tells which process wrote it, or when: an interrupted store ends as the same bytes.
+Files do not record which process wrote them or when, so an interrupted store ends with the same bytes.
 """
 
 import json
@@ -50,7 +50,7 @@ def shards_of(cuts: Sequence[Cut]) -> list[Sequence[Cut]]:
 
 
 class Once(Protocol):
-    """A way to do work once for all processes of a run."""
+    """Function that does work once for all processes of a run."""
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Do the work on one process, and return its result on each."""
@@ -74,7 +74,7 @@ class LabelWriter:
         folder: Folder of the store; labels of another source in it are removed.
         source: Source of the labels.
         num_shards: Number of shards of the store.
-        once: How the processes that write together open and close the store; not needed if there is one.
+        once: Function that does work once for all processes that write together; not needed if there is one process.
 
     Raises:
         UserError: The folder holds something else, or the disk is full.
@@ -213,7 +213,7 @@ def is_of_source(folder: Path, source: LabelSource) -> bool:
     if not stated or stated == source.described():
         return True
     with suppress(UserError):
-        if LabelStore(folder).source == source:  # what differs is damage
+        if LabelStore(folder).source == source:  # a file that differs here is corrupt
             _restore_source(folder, source)
             return True
     return False

@@ -1,4 +1,4 @@
-"""Quality of every layer's clusters, by the phones that they tell apart (HuBERT §IV-E).
+"""Quality of every layer's clusters, measured against phones (HuBERT §IV-E).
 
 One pass over the audio judges all layers: each K-means is fitted on every other sampled utterance and judged on the
 rest. `hubert quality` prints the measures, `layer: best` chooses by them, and the `LayerQuality` callback logs them.
@@ -47,11 +47,11 @@ def quality(
     max_frames: int = 100_000,
     seed: int = 0,
 ) -> None:
-    """Measure the clusters of every layer of an encoder, and of MFCCs, by the phones that they tell apart.
+    """Measure how well the clusters of every layer of an encoder, and of MFCCs, match phones.
 
     Args:
         checkpoint: Model in any format.
-        manifests: Manifests of utterances, best with phone alignments (`hubert prepare alignments`).
+        manifests: Manifests of utterances. PNMI and purities need phone alignments (`hubert prepare alignments`).
         output: Folder for quality.json and quality.png.
         clusters: Number of K-means clusters.
         max_frames: Number of frames, half to fit K-means and half to judge it.

@@ -1,4 +1,4 @@
-"""How well clusters tell phones apart (HuBERT §IV-E): frame counts in, numbers out."""
+"""Measures of how well clusters match phones (HuBERT §IV-E), computed from frame counts."""
 
 import math
 from collections.abc import Sequence

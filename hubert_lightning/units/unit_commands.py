@@ -66,7 +66,7 @@ def units(
     lookahead: float | None = None,
     history: float | None = None,
 ) -> int:
-    """Print the unit of every 20 ms of recordings, or of standard input as it arrives.
+    """Print one unit per 20 ms of recordings, or of live audio on standard input.
 
     Args:
         model: Model in any format, or mfcc.
@@ -76,14 +76,14 @@ def units(
         layer: Transformer layer, counted from 1; needed if the K-means does not state the layer it was fitted on.
         format: Output format: jsonl; kaldi, one line of an id and its units per file; npz, one array per file.
         deduplicate: Whether each run of equal units is printed once, with its duration in frames of 20 ms.
-        output: File to write, whole or not at all; standard output if not given. For Kaldi, durations are written to
-            OUTPUT.durations. Finished recordings are skipped, also after the command was killed; a recording is
-            encoded again if its audio, the model or the settings changed (.made-OUTPUT.jsonl beside it records them).
+        output: File to write; standard output if not given. For Kaldi, durations are written to OUTPUT.durations.
+            A second start skips finished recordings, also after the command was killed. A recording is encoded again
+            if its audio, the model or the settings have changed (.made-OUTPUT.jsonl beside it records them).
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
         num_workers: Number of processes that read audio, besides this one.
-        window: Seconds of a recording that are encoded at once, 300 if not given. A longer recording needs no more
-            memory, but some units differ in layers whose attention reaches further.
+        window: Seconds of a recording that are encoded at once, 300 if not given. Longer recordings are encoded in
+            windows, which limits the memory; a few units then differ, because attention sees one window only.
         step: Seconds from one output of units to the next, for standard input; 1 if not given.
         lookahead: Seconds after a frame that the encoder sees before its unit is printed, for standard input; 1 if not
             given.
@@ -95,8 +95,8 @@ def units(
     Raises:
         UserError: The options contradict each other, or model and K-means do not belong together.
     """
-    given = {"step": step, "lookahead": lookahead, "history": history}
-    stream_options = {name: seconds for name, seconds in given.items() if seconds is not None}
+    stream_values = {"step": step, "lookahead": lookahead, "history": history}
+    stream_options = {name: seconds for name, seconds in stream_values.items() if seconds is not None}
     if Path("-") in map(Path, files):
         if len(files) > 1:
             raise UserError("standard input and files: give - alone, or files alone")
@@ -139,7 +139,7 @@ def units(
         missing = [path for path in paths if path not in made]
         if done := len(paths) - len(missing):
             print(
-                f"hubert: {done} of {len(paths)} files were done before, with the same model and settings: skipped",
+                f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
                 file=sys.stderr,
             )
 
@@ -353,43 +353,43 @@ def _kaldi(name: str, numbers: Tensor) -> str:
 
 def _listen(stream: UnitStream) -> None:
     """Print a JSON line for every step of standard input as soon as its units are known, and the latency."""
-    took = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
-    _print_latency("units come", stream, took)
-    took.clear()
-    given, rest, heard = 0, b"", 0
+    durations = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
+    _print_latency("units come", stream, durations)
+    durations.clear()
+    num_units, rest, num_samples = 0, b"", 0
 
     def print_units(units: Tensor) -> None:
-        nonlocal given
+        nonlocal num_units
         for step in torch.split(units, stream.step):
             if len(step):
-                start, end = given, given + len(step)
+                start, end = num_units, num_units + len(step)
                 times = {"start": _seconds(start), "end": _seconds(end)}
                 print(json.dumps(times | {"units": step.tolist()}), flush=True)
-                given = end
+                num_units = end
 
     try:
         while chunk := sys.stdin.buffer.read1(MAX_READ):  # type: ignore[union-attr]  # typed as BinaryIO
             rest += chunk
             whole = len(rest) // 2 * 2
             samples = np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 2**15
-            rest, heard = rest[whole:], heard + len(samples)
+            rest, num_samples = rest[whole:], num_samples + len(samples)
             began = perf_counter()
             known = stream.push(samples)
             if len(known):
-                took.append((perf_counter() - began) / -(-len(known) // stream.step))
+                durations.append((perf_counter() - began) / -(-len(known) // stream.step))
             print_units(known)
     except KeyboardInterrupt:  # ends a recording from a microphone
         pass
     print_units(stream.finish())
-    if not given:
-        raise UserError(f"{heard} samples on standard input are too short for a unit; pipe 16 kHz mono s16le audio in")
-    _print_latency("units came", stream, took)
+    if not num_units:
+        raise UserError(f"{num_samples} samples on standard input are too short for a unit; pipe in 16 kHz mono s16le")
+    _print_latency("units came", stream, durations)
 
 
-def _print_latency(what: str, stream: UnitStream, took: Sequence[float]) -> None:
-    if not took:
+def _print_latency(what: str, stream: UnitStream, durations: Sequence[float]) -> None:
+    if not durations:
         return
-    middle, most, step = float(np.median(took)), max(took), _seconds(stream.step)
+    middle, most, step = float(np.median(durations)), max(durations), _seconds(stream.step)
     lookahead = _seconds(stream.lookahead)
     line = (
         f"hubert: {what} {stream.latency + middle:.2f} s late: step {step:g} s, lookahead {lookahead:g} s, computation "

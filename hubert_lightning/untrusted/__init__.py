@@ -1,1 +1,1 @@
-"""Files that others wrote, read without running anything that is in them."""
+"""Readers of untrusted files, which never run code in them."""

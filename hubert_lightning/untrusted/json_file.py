@@ -1,4 +1,4 @@
-"""JSON that others wrote, with limits on its size, its nesting and its values."""
+"""Reader of untrusted JSON, with limits on its size, nesting and values."""
 
 import json
 from collections import Counter
@@ -76,7 +76,7 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError as error:
         raise UserError(f"nested deeper than {MAX_NESTING}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"byte {error.start} is no UTF-8") from error
+        raise UserError(f"byte {error.start} is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise UserError(str(error)) from error
     for depth, value in _values(content):
@@ -127,12 +127,12 @@ def _number(kind: Callable[[str], int | float], text: str) -> int | float:
         raise UserError(f"a number of {len(text)} digits")
     number = kind(text)
     if number - number != 0:
-        raise UserError(f"{shown(text)[1:-1]}, which is no finite number")
+        raise UserError(f"{shown(text)[1:-1]}, which is not a finite number")
     return number
 
 
 def _no_number(name: str) -> None:
-    raise UserError(f"{name}, which is no number of JSON")
+    raise UserError(f"{name}, which is not a JSON number")
 
 
 DECODER = json.JSONDecoder(

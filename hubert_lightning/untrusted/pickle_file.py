@@ -1,8 +1,8 @@
-"""Pickles that others wrote, read without running anything in them.
+"""Reader of untrusted pickles, which never runs code in them.
 
-A pickle is a program that names functions of any module and calls them. Here it may name only what a table allows, and
-gets stand-ins instead, which hold what they were given: numbers of numpy, arrays as pickle and joblib store them, and
-classes that the caller adds. Every other name is refused.
+A pickle is a program that names functions of any module and calls them. Here it may only name functions of a table:
+numbers of numpy, arrays as pickle and joblib store them, and classes that the caller adds. Each of them is replaced by
+a stand-in, which only stores its arguments. Every other name is refused.
 """
 
 import bz2
@@ -54,7 +54,7 @@ NUMBER_CODES = re.compile(r"[fiu][1248]|b1")
 
 
 class RefusedPickle(UserError):
-    """A pickle that is readable, and asks for something that it must not have."""
+    """A readable pickle that asks for something forbidden."""
 
 
 def read_at_most(path: Path, limit: int) -> bytes:

@@ -134,7 +134,7 @@ class _Rewriter:
     def _write(self, piece: bytes) -> None:
         self.size += len(piece)
         if self.size > MAX_GROWTH * len(self.content):
-            raise RefusedPickle("uses the same names over and over; it is corrupt, so get it again")
+            raise RefusedPickle("uses the same names over and over; it is corrupt, so copy it again")
         self.written.append(piece)
 
 

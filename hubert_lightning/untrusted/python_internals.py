@@ -1,4 +1,4 @@
-"""Private parts of Python that reading pickles needs; a test fails with a sentence when a new Python moves them."""
+"""Private parts of Python for reading pickles; a test explains what to correct if a new Python moves them."""
 
 import _compat_pickle
 import pickle

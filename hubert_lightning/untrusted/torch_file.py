@@ -1,4 +1,4 @@
-"""Files of `torch.save` that others wrote, read without running anything in them.
+"""Reader of untrusted files of `torch.save`, which never runs code in them.
 
 torch's own unpickler (`weights_only=True`) makes tensors and plain containers, for the names that are listed in
 `torch_stand_ins`. Other contents of such files, such as the settings of fairseq and their omegaconf, become stand-ins
@@ -73,7 +73,7 @@ def read_torch(
     if protocol <= DEFAULT_PROTOCOL:
         return _read(path, path, pickles, is_archive, stand_ins or {}, map_location)
     pickles = _tried(path, lambda: [in_protocol_2(pickle) for pickle in pickles])
-    with TemporaryDirectory() as folder:  # memory that is mapped from a file stays when its name goes
+    with TemporaryDirectory() as folder:  # mapped memory stays valid after the file is removed
         copy = Path(folder) / "copy"
         try:
             _copy(path, copy, pickles, is_archive)
@@ -97,7 +97,7 @@ def _read(
 
     Args:
         path: File that errors name.
-        file: File that is read: that one, or its copy.
+        file: File that is read: the same file, or a rewritten copy.
         pickles: Pickles in it, all that torch's unpickler runs.
         is_archive: Whether it is a zip archive.
         stand_ins: Stand-ins of the caller.
@@ -210,13 +210,13 @@ def _names_in(pickle: bytes) -> Iterator[tuple[str, str]]:
         elif operation.name.endswith("PUT"):
             memo[argument] = stack[-1]
         else:
-            taken = operation.stack_before
-            first = len(stack) - len(taken)
-            if pickletools.markobject in taken:
-                first = marks.pop() - taken.index(pickletools.markobject)
+            operands = operation.stack_before
+            first = len(stack) - len(operands)
+            if pickletools.markobject in operands:
+                first = marks.pop() - operands.index(pickletools.markobject)
             size = 1 + sum(size for size, _ in stack[first:]) if operation.name.startswith("TUPLE") else 1
             if size > MAX_TUPLE_SIZE:
-                raise RefusedPickle(f"has a tuple of over {MAX_TUPLE_SIZE} elements; it is corrupt, so get it again")
+                raise RefusedPickle(f"has a tuple of over {MAX_TUPLE_SIZE} elements; it is corrupt, so copy it again")
             if operation.name in CONTENTS_OF_FIRST:
                 made_by = stack[first][1]
                 if made_by and CONTENTS_OF_FIRST[operation.name]:
@@ -252,7 +252,7 @@ def _check_sizes(path: Path, content: Any) -> None:
         stored[storage_id(tensor)] = storage.nbytes()
     if sum(stored.values()) > size:
         raise UserError(
-            f"{path} has {size} bytes, and asks for {sum(stored.values())} of tensors; it is corrupt, so get it again"
+            f"{path} has {size} bytes, and asks for {sum(stored.values())} of tensors; it is corrupt, so copy it again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Private parts of torch that reading its files needs; a test fails with a sentence when a new torch moves them."""
+"""Private parts of torch for reading its files; a test explains what to correct if a new torch moves them."""
 
 from contextlib import AbstractContextManager
 

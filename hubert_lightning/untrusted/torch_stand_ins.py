@@ -69,7 +69,7 @@ def stand_in_for(name: str, contents: str) -> StandInFactory:
 def _reconstructed(kind: Any, *base_and_state: Any) -> StandIn:
     """Stand in for `copyreg._reconstructor`, by which protocols 0 and 1 make any object."""
     if not (isinstance(kind, type) and issubclass(kind, StandIn)):
-        raise RefusedPickle("makes an object of something that is no class; it is corrupt, so get it again")
+        raise RefusedPickle("makes an object of something that is not a class; it is corrupt, so copy it again")
     made: StandIn = kind()
     return made
 
@@ -79,7 +79,7 @@ def _empty_list(*made_of: Any) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Convert settings into plain dicts, lists and values, whichever of fairseq's classes they were kept in.
+    """Convert settings in any of fairseq's classes to plain dicts, lists and values.
 
     Args:
         value: Content of a file, with stand-ins.
@@ -97,7 +97,7 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         return value
     if id(value) in done:
         if done[id(value)] is done:
-            raise UserError("settings that hold themselves; the file is corrupt, so get it again")
+            raise UserError("settings that hold themselves; the file is corrupt, so copy it again")
         return done[id(value)]
     done[id(value)] = done  # until the result is known: a pickle may hold a container a thousand times, or in itself
     result: Any

@@ -1,4 +1,4 @@
-"""YAML that others wrote, with limits on its size, its nesting and its aliases, which are checked before it is loaded.
+"""Reader of untrusted YAML; limits on its size, nesting and aliases are checked before it is loaded.
 
 Without them, a text of 200 000 brackets crashes the process in libyaml, and a few lines of aliases fill the memory.
 """

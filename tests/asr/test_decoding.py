@@ -313,7 +313,7 @@ def test_a_narrow_beam_gives_no_half_words(digit_models: Path) -> None:
 )
 def test_settings_of_other_types_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (tmp_path / "decoder.json").write_text(json.dumps(wrong))
-    with pytest.raises(ValueError, match=r"decoder\.json: no settings of a decoder \(.*; (it is a num|choose low)"):
+    with pytest.raises(ValueError, match=r"decoder\.json: not a decoder settings file \(.*; (it is a num|choose low)"):
         read_settings(tmp_path / "decoder.json")
 
 

@@ -200,7 +200,7 @@ def test_a_known_text_is_aligned_to_the_words_of_its_recording(
     assert run_verb("align", model, *speech) == 1
     captured = capsys.readouterr()
     assert f"{speech[1]}: no words: put them, in letters, beside it in a .txt file" in captured.err
-    assert f"{speech[2]}: its text has ['5'], which are no tokens of the model" in captured.err
+    assert f"{speech[2]}: its text has ['5'], which are not tokens of the model" in captured.err
     assert captured.out
     assert expected.startswith(captured.out)
     assert run_verb("align", model, speech[0], "--text", "A B " * 500) == 1
@@ -226,7 +226,7 @@ def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
         (["a.wav", "--output", "."], "a.txt: lies beside its audio, and may be its transcript, which would be repl"),
         (["a.wav", "b.flac", "--format", "srt"], "srt for 2 files needs a folder"),
         (["empty"], "empty: no audio in this folder"),
-        (["a.wav", "--decoder", "no.json"], "no.json: no such decoder"),
+        (["a.wav", "--decoder", "no.json"], "no.json: no such decoder settings file"),
         (["a.wav", "--format", "docx"], "docx"),
     ],
 )

@@ -119,7 +119,7 @@ def test_manifests_without_transcripts_are_refused(
     write_manifest(read_manifest(dev / "dev.jsonl.gz").drop_supervisions(), tmp_path / "mute.jsonl.gz")
     for manifest, trials, sentence in (
         (tmp_path / "mute.jsonl.gz", "3", "mute.jsonl.gz: no transcripts to compare with"),
-        (dev / "dev.jsonl.gz", "0", "trials is 0; try one at least"),
+        (dev / "dev.jsonl.gz", "0", "trials is 0; give 1 or more"),
     ):
         with pytest.raises(SystemExit):
             main(

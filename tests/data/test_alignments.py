@@ -353,7 +353,7 @@ def test_no_manifest_is_lost(tmp_path: Path) -> None:
             prepare_alignments(manifest, tmp_path / "textgrids", out)
     assert manifest.read_bytes() == before
     write_manifest([utterance("b")], tmp_path / "out" / "m.jsonl.gz")
-    with pytest.raises(ValueError, match="is there already and lists other audio; remove it"):
+    with pytest.raises(ValueError, match="exists already and lists other audio; remove it"):
         prepare_alignments(manifest, tmp_path / "textgrids", tmp_path / "out")
     with pytest.raises(ValueError, match="no folder can be made there"):
         prepare_alignments(manifest, tmp_path / "textgrids", manifest / "inside")

@@ -81,7 +81,7 @@ def test_impossible_numbers_of_a_recording_are_refused(
         ("recording.sources.0.type", "url", "audio of type 'url' is not read here"),
         ("recording.sources.0.type", "memory", "audio of type 'memory' is not read here"),
         ("recording.sources.0.type", ["file"], "audio of type"),
-        ("recording.sources.0.type", "shar", "is no part of a Shar archive"),
+        ("recording.sources.0.type", "shar", "is not a part of a Shar archive"),
         ("supervisions", 3, "supervisions are 3"),
         ("supervisions", [3], "a supervision is 3"),
         ("supervisions.0.text", 3, "text is 3"),
@@ -180,7 +180,7 @@ def test_a_recording_outside_its_archive_is_refused(train_cuts: CutSet, tmp_path
     row = put(row_of(train_cuts), "recording.sources.0.type", "shar")
     row = put(row, "recording.sources.0.source", source.format(tmp_path / "a.tar"))
     (tmp_path / "others.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=r"is no part of a Shar archive|1000 bytes, and its audio ends at byte"):
+    with pytest.raises(ValueError, match=r"is not a part of a Shar archive|1000 bytes, and its audio ends at byte"):
         check_audio(read_manifest(tmp_path / "others.jsonl"))
 
 
@@ -307,7 +307,7 @@ def test_a_row_of_a_table_points_into_its_archive(table: Path, tmp_path: Path, n
     rows[name][3] = value
     np.save(new / "table.npy", rows)
     with pytest.raises(
-        ValueError, match=r"table\.npy: (row 3 points outside of its archive|the id of row 3 is no text)"
+        ValueError, match=r"table\.npy: (row 3 points outside of its archive|the id of row 3 is not text)"
     ):
         list(read_corpora([new]).ids())
 

@@ -237,7 +237,7 @@ def test_of_two_files_with_one_id_the_second_is_refused(tmp_path: Path) -> None:
     librispeech(tmp_path / "1h" / "1" / "other", s1=2)
     prepare_librilight(tmp_path, tmp_path / "out")
     assert len(read_manifest(tmp_path / "out" / "1h.jsonl.gz")) == 2
-    assert "named as another file" in refusals(tmp_path / "out" / "1h.refused.tsv")["1-7-0000.flac"]
+    assert "repeated: has the same id as" in refusals(tmp_path / "out" / "1h.refused.tsv")["1-7-0000.flac"]
 
 
 def test_a_corpus_without_usable_audio_is_an_error(tmp_path: Path) -> None:

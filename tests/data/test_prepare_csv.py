@@ -94,7 +94,7 @@ def test_unusable_rows_are_reported_and_left_out(tmp_path: Path, capsys: pytest.
         "01.wav\tno sentence in its row",
         "02.wav\tunreadable",
         "gone.wav\tnot there: correct its path",
-        "00.wav\tnamed as another file",
+        "00.wav\trepeated: an earlier row",
         "\tno path in its row",
         "03.wav\tits row has more columns than the first line",
         "x.wav\tseveral lines in its row",
@@ -108,7 +108,11 @@ def test_unusable_rows_are_reported_and_left_out(tmp_path: Path, capsys: pytest.
     [
         (None, {}, "table.csv: cannot be read"),
         (b"\xff\xfea", {}, "table.csv: is not UTF-8"),
-        (b"p\0a\0t\0h\0,\0", {}, "table.csv: bytes of value 0 in line 1, so no text; export it again as UTF-8"),
+        (
+            b"p\0a\0t\0h\0,\0",
+            {},
+            "table.csv: bytes of value 0 in line 1, so it is not a text file; export it again as UTF-8",
+        ),
         (b"path,text,text\na.wav,one,two\n", {}, "columns 2 and 3 are both called text; rename one"),
         (b"path,Text ,n, text\na.wav,one,2,two\n", {"text_column": "text"}, "columns 2 and 4 are both called text"),
         (b"path,path,text\na.wav,b.wav,two\n", {}, "columns 1 and 2 are both called path"),
@@ -117,7 +121,11 @@ def test_unusable_rows_are_reported_and_left_out(tmp_path: Path, capsys: pytest.
             {},
             "the columns text and sentence may both be the transcript; name one w",
         ),
-        (b"a.wav|Hello\nb.wav|you\n", {}, "first line, 'a.wav, Hello', is no names of columns but a recording; put"),
+        (
+            b"a.wav|Hello\nb.wav|you\n",
+            {},
+            "first line, 'a.wav, Hello', lists a recording instead of column names; insert a",
+        ),
         (b"", {}, "table.csv: no column path or audio .*, only an empty first line; name it with --path_column"),
         (b"path,text\n", {}, "table.csv: no rows below its first line"),
         (b"path,words\na.wav,one\n", {}, "no column text or sentence .*, only path, words; name it with --text_column"),
@@ -234,7 +242,7 @@ def test_an_error_names_an_unclosed_quote_and_the_row_inside_it(tmp_path: Path, 
     [train] = prepare_csv(tmp_path / "table.csv", tmp_path / "out", heldout=0)
     assert [cut.id for cut in read_manifest(train)] == [names[0]]
     refused = (tmp_path / "out" / "train.refused.tsv").read_text()
-    assert f"{names[1]}\tseveral lines in its row of the table, such as '{names[2]},lost', which is a row" in refused
+    assert f"{names[1]}\tseveral lines in its row of the table, such as '{names[2]},lost', which looks" in refused
 
 
 def test_an_unclosed_quote_above_a_long_table_is_no_error_of_the_csv_module(tmp_path: Path) -> None:

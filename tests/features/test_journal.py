@@ -45,7 +45,7 @@ def changed(before: dict[str, tuple[int, int]], folder: Path) -> set[str]:
 
 
 def skipped(captured: str) -> int:
-    found = re.search(r"hubert: (\d+) of \d+ files were done before, with the same model and settings", captured)
+    found = re.search(r"hubert: skipped (\d+) of \d+ files, finished before with the same model and settings", captured)
     return int(found[1]) if found else 0
 
 

@@ -556,7 +556,7 @@ def test_omitted_weights_and_assumptions_are_noted(tmp_path: Path, capsys: pytes
     classifier = of_transformers(small_config("group"), "HubertForSequenceClassification")
     classifier.save_pretrained(tmp_path / "classifier")
     import_model(str(tmp_path / "classifier"), tmp_path / "a.ckpt")
-    assert "left out, since there is no place for it here: classifier.bias and 3 more" in capsys.readouterr().out
+    assert "left out, because this package cannot use it: classifier.bias and 3 more" in capsys.readouterr().out
     torch.save(of_torchaudio(small_config("group"), aux_num_out=29).state_dict(), tmp_path / "letters.pt")
     import_model(str(tmp_path / "letters.pt"), tmp_path / "b.ckpt", num_heads=4)
     said = capsys.readouterr().out
@@ -573,7 +573,7 @@ def test_a_given_vocabulary_removes_the_note_about_assumed_letters_alone(
     Vocabulary().write(tmp_path / "vocabulary.json")
     import_model(str(tmp_path / "letters.pt"), tmp_path / "a.ckpt", 4, tmp_path / "vocabulary.json")
     said = capsys.readouterr().out
-    assert "left out, since there is no place for it here: head--vocabulary.weight" in said
+    assert "left out, because this package cannot use it: head--vocabulary.weight" in said
     assert "it has no mask embedding" in said
     assert "assumed to be those of torchaudio.pipelines" not in said
 
@@ -928,8 +928,8 @@ def test_fairseqs_own_symbols_may_be_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"| 1\nA 1\nA 1\n", "line 3: 'A' is there already; keep it once, or add #fairseq:overwrite"),
-        (b"| 1\nA x\n", "line 2: 'x' is no count, as follows each symbol; correct the line"),
+        (b"| 1\nA 1\nA 1\n", "line 3: 'A' is listed already; keep it once, or add #fairseq:overwrite"),
+        (b"| 1\nA x\n", "line 2: 'x' is not the count that must follow each symbol; correct the line"),
         (b"| 1\n\xe9 1\n", "dict.ltr.txt: is not UTF-8, nor UTF-16 with its mark; convert it"),
         (b"| 1\n", "dict.ltr.txt has 1 symbols, and the model beside it 3"),
     ],

@@ -176,7 +176,7 @@ def _without(name: str) -> Callable[[Path], None]:
         (_shrink, r"norm.weight has shape \(3,\), but its settings ask for \(16,\)"),
         (
             lambda path: save_checkpoint(path, HubertEncoder(TINY), **{"encoder.adapter": torch.zeros(1)}),
-            r"no place for \(adapter\)",
+            r"cannot use \(adapter\)",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, save: Callable[
         ({"feat_extract_norm": "batch"}, "sets feat_extract_norm to 'batch'"),
         ({"layer_norm_eps": 1e-6}, "sets layer_norm_eps"),
         ({"num_hidden_layers": 3}, "lacks weights of the encoder"),
-        ({"num_hidden_layers": 1}, "no place for"),
+        ({"num_hidden_layers": 1}, "cannot use"),
         ({"intermediate_size": 32}, "its settings ask for"),
     ],
 )

@@ -380,7 +380,7 @@ def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]
 def test_other_heads_are_left_out_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:
     path, theirs, names = strange(format, where, tmp_path)
     trained = read_weights(path, 4)
-    assert f"left out, since there is no place for it here: {min(names)} and {len(names) - 1} more" in trained.notes
+    assert f"left out, because this package cannot use it: {min(names)} and {len(names) - 1} more" in trained.notes
     assert trained.head is None
     rows = torch.randn(2, 16_000)
     rows[1, 9_000:] = 0
@@ -394,7 +394,7 @@ def test_unknown_weights_inside_the_encoder_are_refused(
 ) -> None:
     monkeypatch.setitem(STRANGERS, "encoder.layers.0.adapter_layer.weight", (2, 64))
     path, _, _ = strange(format, where, tmp_path)
-    with pytest.raises(ValueError, match="has weights that this encoder has no place for"):
+    with pytest.raises(ValueError, match="has weights that this encoder cannot use"):
         read_weights(path, 4)
 
 
@@ -409,7 +409,7 @@ def test_an_added_head_in_our_files_is_named(tmp_path: Path, form: str) -> None:
     else:
         save_file({"speaker_head.weight": torch.rand(3, 64), **to_state(trained)}, path, about(trained))
     again = read_weights(path)
-    assert again.notes == ["left out, since there is no place for it here: speaker_head.weight"]
+    assert again.notes == ["left out, because this package cannot use it: speaker_head.weight"]
     assert_close(again.encoder, trained.encoder, rtol=0, atol=0)
 
 
@@ -429,7 +429,7 @@ def test_a_model_of_fairseq_with_a_decoder_is_its_encoder(tmp_path: Path) -> Non
     settings = {"model": {"_name": "hubert_seq2seq", "w2v_args": {"model": model, "task": task}}, "task": task}
     torch.save({"args": None, "cfg": settings, "model": state}, tmp_path / "theirs.pt")
     trained = read_weights(tmp_path / "theirs.pt")
-    assert trained.notes[0] == "left out, since there is no place for it here: decoder.embed_tokens.weight and 1 more"
+    assert trained.notes[0] == "left out, because this package cannot use it: decoder.embed_tokens.weight and 1 more"
     assert_layers_equal(load_encoder(tmp_path / "theirs.pt"), theirs, torch.randn(2, 16_000))
 
 

@@ -358,7 +358,7 @@ def test_the_metrics_of_each_task_are_those_that_its_validation_finds(
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ("--model=lightning.pytorch.demos.boring_classes.BoringModel", "is no task of this package"),
+        ("--model=lightning.pytorch.demos.boring_classes.BoringModel", "is not a task of this package"),
         ("--data=lightning.pytorch.demos.boring_classes.BoringDataModule", "use hubert_lightning.TranscribedData"),
         ("--data=hubert_lightning.PretrainingData", "use hubert_lightning.TranscribedData"),
         ("--model=hubert_lightning.HubertPretraining", "use hubert_lightning.PretrainingData"),

@@ -248,7 +248,7 @@ def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_sentence(
         f"--output={tmp_path / 'run'}",
         f"--ckpt_path={finetuning / 'average.ckpt'}",
     ]
-    assert "average.ckpt: weights alone, such as a mean, from which no run resumes" in refused(capsys, "fit", *more)
+    assert "average.ckpt: weights alone, such as an average, so no run can resume" in refused(capsys, "fit", *more)
 
 
 # Saves step 3 over what is there, and kills itself before the n-th thing that it does to files

@@ -292,7 +292,7 @@ def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tm
     checkpoint = str(run / "last.ckpt")
     with pytest.raises(ValueError, match="centroids of 32 dimensions, where mfcc has 39"):
         relabelled(run, manifests, tmp_path / "a", Relabel(clusters=20, quantizer=a_quantizer(tmp_path, 20, 32)))
-    with pytest.raises(ValueError, match="fitted on mfcc, where the features are layer 2 of encoder"):
+    with pytest.raises(ValueError, match="fitted on mfcc, but the features are layer 2 of encoder"):
         relabelled(
             run,
             manifests,
@@ -300,7 +300,7 @@ def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tm
             Relabel(checkpoint, layer=2, clusters=20, quantizer=run / "kmeans.safetensors"),
         )
     assert not any((tmp_path / folder / "kmeans.safetensors").exists() for folder in "ab")
-    with pytest.raises(ValueError, match=r"a K-means with \[20\] clusters, where \[30\] are asked for"):
+    with pytest.raises(ValueError, match=r"a K-means with \[20\] clusters, but \[30\] are requested"):
         Relabel(clusters=30, quantizer=run / "kmeans.safetensors")
     with pytest.raises(ValueError, match="was fitted on one layer, but layer is 'best'"):
         Relabel(checkpoint, layer="best", clusters=20, quantizer=run / "kmeans.safetensors")
@@ -332,16 +332,16 @@ SPLICED = "mfcc spliced over 3 frames"
             13,
             {"features": "mfcc", "parts": '["cepstra"]'},
             ["cepstra"],
-            "fitted on mfcc, where the features are mfcc sp",
+            "fitted on mfcc, but the features are mfcc sp",
         ),
-        (39, {"features": "mfcc", "parts": "null"}, ["cepstra"], "fitted on mfcc, where the features are mfcc spliced"),
+        (39, {"features": "mfcc", "parts": "null"}, ["cepstra"], "fitted on mfcc, but the features are mfcc spliced"),
         (
             39,
             {"features": SPLICED, "parts": '["delta"]'},
             ["cepstra"],
             r'parts \["delta"\], where',
         ),
-        (39, {"features": SPLICED, "parts": '["delta"]'}, None, "where the features are mfcc;"),
+        (39, {"features": SPLICED, "parts": '["delta"]'}, None, "but the features are mfcc;"),
     ],
 )
 def test_a_quantizer_of_other_columns_is_refused_though_its_dimensions_may_fit(

@@ -75,7 +75,7 @@ def test_two_fits_do_not_run_in_one_folder_and_the_second_starts_once_the_first_
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert f"hubert: {run}: process {first.pid} on " in message
-    assert "is at work in it; wait for its end, end it, or choose another --output" in message
+    assert "is using it; wait until it ends, end it, or choose another --output" in message
     assert first.is_alive()
     os.kill(first.pid or 0, signal.SIGKILL)
     fork_server.end(first)
@@ -88,7 +88,7 @@ def test_two_fits_do_not_run_in_one_folder_and_the_second_starts_once_the_first_
 
 def test_a_lock_is_held_by_a_process_and_not_by_another_of_the_same_number(folder: Path) -> None:
     process = holding(folder)
-    with pytest.raises(ValueError, match=f"process {process.pid} on .* is at work in it"), locked(folder):
+    with pytest.raises(ValueError, match=f"process {process.pid} on .* is using it"), locked(folder):
         pass
     content = json.loads((folder / "run.lock").read_text())
     (folder / "run.lock").write_text(json.dumps(content | {"started": "1"}))  # one that had its number before
@@ -109,7 +109,7 @@ def test_a_stopped_process_of_this_host_keeps_its_lock_at_any_age(folder: Path) 
         held = holder_of(folder)
         assert held is not None
         assert held.process == process.pid
-        with pytest.raises(ValueError, match=f"process {process.pid} on .* is at work in it"), locked(folder):
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* is using it"), locked(folder):
             pass
     finally:
         fork_server.end(process)
@@ -182,7 +182,7 @@ def test_a_process_on_another_host_is_alive_if_it_renews_its_lock(folder: Path) 
     path = written(folder, host="elsewhere", machine="another", process=17)
     renewed = threading.Timer(1.0, os.utime, [path])
     renewed.start()
-    with pytest.raises(ValueError, match="process 17 on elsewhere is at work in it"), locked(folder):
+    with pytest.raises(ValueError, match="process 17 on elsewhere is using it"), locked(folder):
         pass
     assert path.exists()
     assert re.search("17", path.read_text())
@@ -244,7 +244,7 @@ def test_two_sets_are_tested_at_once_and_one_set_is_not_tested_twice_at_once(
 
     message = refused(capsys, *short_finetuning("dev"))
     assert f"{run / 'test/dev'}: process {os.getppid()} on " in message
-    assert "wait for its end, end it, or take another set, checkpoint or decoder" in message
+    assert "wait until it ends, end it, or choose another set, checkpoint or decoder" in message
     assert "--output" not in message
     main(short_finetuning("test"))
     assert (run / "test" / "test" / "scores.json").exists()

@@ -326,5 +326,5 @@ def test_a_quantizer_has_as_many_clusters_as_are_asked_for(tmp_path: Path) -> No
     path = tmp_path / "kmeans.safetensors"
     save_kmeans(path, [torch.zeros(5, 2), torch.zeros(9, 2)], {"features": "mfcc"})
     assert [len(stream) for stream in LabelRecipe(clusters=[5, 9], quantizer=path).given[0]] == [5, 9]
-    with pytest.raises(ValueError, match=r"kmeans.safetensors: a K-means with \[5, 9\] clusters, where \[9, 5\] are"):
+    with pytest.raises(ValueError, match=r"kmeans.safetensors: a K-means with \[5, 9\] clusters, but \[9, 5\] are"):
         _ = LabelRecipe(clusters=[9, 5], quantizer=path).given

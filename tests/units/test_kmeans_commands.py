@@ -85,7 +85,7 @@ def test_an_import_of_other_features_is_refused_and_writes_nothing(
     model, out = f"--model={run / 'last.ckpt'}", str(tmp_path / "out.safetensors")
     for file, options, sentence in (
         ("theirs.bin", [model, "--layer=2"], "centroids of 31 dimensions, where layer 2 of encoder"),
-        ("ours.safetensors", [model, "--layer=2"], "fitted on mfcc, where the features are layer 2 of encoder"),
+        ("ours.safetensors", [model, "--layer=2"], "fitted on mfcc, but the features are layer 2 of encoder"),
         ("theirs.bin", [model, "--layer=3"], "has layers 1 to 2, not layer 3"),
         ("theirs.bin", [model], "a model needs one"),
         ("theirs.bin", ["--layer=3"], "layer 3 and parts None of no model"),
@@ -99,7 +99,7 @@ def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path, capsys: pyt
     path = str(run / "kmeans.safetensors")
     before = Path(path).read_bytes()
     for arguments in (["import", path, path], ["export", path, path], ["fit", "mfcc", "[none.jsonl.gz]", path]):
-        assert "is there already" in refused(capsys, "kmeans", *arguments)
+        assert "exists already" in refused(capsys, "kmeans", *arguments)
     assert Path(path).read_bytes() == before
 
 
@@ -138,7 +138,7 @@ def test_an_iteration_trains_on_a_quantizer_and_goes_on_with_it(
 
     said = refused(capsys, "fit", *command(2, clusters=11))
     assert "iterations[0]: " in said
-    assert "a K-means with [10] clusters, where [11] are asked for" in said
+    assert "a K-means with [10] clusters, but [11] are requested" in said
     main(["fit", *command(2)])
     theirs = load_kmeans(quantizer)[0]
     assert LabelStore(output / "iteration1" / "labels").source.kmeans == kmeans_fingerprint(theirs)
@@ -162,7 +162,7 @@ def test_files_of_a_product_code_say_of_which_part_they_are(
     for stream, part in enumerate(("delta", "delta", "cepstra", "cepstra")):
         assert json.loads(load_kmeans(tmp_path / f"km.{stream}.joblib")[1]["parts"]) == [part]
     last, out = str(tmp_path / "km.3.joblib"), str(tmp_path / "alone.safetensors")
-    assert "where parts are" in refused(capsys, "kmeans", "import", last, out, "--model=mfcc", "--parts=[delta]")
+    assert "but parts are" in refused(capsys, "kmeans", "import", last, out, "--model=mfcc", "--parts=[delta]")
     main(["kmeans", "import", last, out, "--model=mfcc", "--parts=[cepstra]"])
     source = load_kmeans(Path(out))[1]
     assert (source["features"], source["parts"]) == ("mfcc spliced over 3 frames", '["cepstra"]')

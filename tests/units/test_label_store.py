@@ -175,7 +175,7 @@ except ValueError as error:
 def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "full"), str(Path(__file__).parent)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "00003.npy: cannot be written (File too large); what was finished before is kept" in said
+    assert "00003.npy: cannot be written (File too large); finished files are kept" in said
     assert finished(tmp_path / "full") == {0, 1, 2}
     assert not list((tmp_path / "full").glob(".*"))
     written(tmp_path / "full")

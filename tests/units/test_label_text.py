@@ -298,7 +298,7 @@ def changed_row(line: int, change: Callable[[str], str]) -> Callable[[list[str]]
     ("change", "sentence"),
     [
         (lambda rows: rows[:-1], r"dev\.0\.km: not as many lines as the manifest's utterances in dev.tsv"),
-        (changed_row(2, lambda row: "other/" + "x" + row.split("/")[-1]), "line 3: .* is no utterance of the manifest"),
+        (changed_row(2, lambda row: "other/" + "x" + row.split("/")[-1]), "line 3: .* is not in the manifest"),
         (lambda rows: [*rows[:-1], rows[1]], "is .*, as line 2 is; keep one row per utterance"),
         (
             changed_row(1, lambda row: row.split("\t")[0] + "\t77777"),

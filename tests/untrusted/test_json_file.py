@@ -33,13 +33,13 @@ def test_valid_json_is_read(value: Any, ascii: bool) -> None:
         ("[" * 101 + "]" * 101, "nested deeper than 100"),
         ('{"a":' * 101 + "1" + "}" * 101, "nested deeper than 100"),
         ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is there twice"),
-        ("NaN", "NaN, which is no number of JSON"),
-        ("-Infinity", "Infinity, which is no number of JSON"),
-        ("1e999", "1e999, which is no finite number"),
+        ("NaN", "NaN, which is not a JSON number"),
+        ("-Infinity", "Infinity, which is not a JSON number"),
+        ("1e999", "1e999, which is not a finite number"),
         ("9" * 5000, "a number of 5000 digits"),
         ('"\\ud800"', "holds half of a character"),
         ('{"\\udc80": 1}', "holds half of a character"),
-        (b'"\xff"', "byte 1 is no UTF-8"),
+        (b'"\xff"', "byte 1 is not UTF-8"),
         ("[1, 2", "line 1 column"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
 )
 def test_a_decoder_sets_nothing_beyond_its_bounds(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
     (tmp_path / "decoder.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"decoder\.json: no settings of a decoder \({reason}") as refusal:
+    with pytest.raises(ValueError, match=rf"decoder\.json: not a decoder settings file \({reason}") as refusal:
         read_settings(tmp_path / "decoder.json")
     assert len(str(refusal.value)) < 300
 
@@ -88,7 +88,7 @@ def test_a_decoder_sets_nothing_beyond_its_bounds(tmp_path: Path, content: dict[
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"tokens": ["-", "|", None]}, "the token None is no text"),
+        ({"tokens": ["-", "|", None]}, "the token None is not text"),
         ({"tokens": ["-", "|", ""]}, "the token ''; give each from 1 to 1000 characters"),
         ({"tokens": ["-", "|", "a" * 10**6]}, "the token 'aaa.*; give each from 1 to 1000 characters"),
         ({"tokens": []}, r"the tokens are \[\]; give a list"),
@@ -112,5 +112,5 @@ def test_a_vocabulary_has_tokens_alone(tmp_path: Path, content: dict[str, Any], 
 def test_settings_of_a_decoder_that_are_no_object_are_quoted(text: str, tmp_path: Path) -> None:
     (tmp_path / "decoder.json").write_text(text)
     quoted = re.escape(repr(json.loads(text)))
-    with pytest.raises(ValueError, match=rf"no settings of a decoder \({quoted} is no JSON object\)"):
+    with pytest.raises(ValueError, match=rf"not a decoder settings file \({quoted} is not a JSON object\)"):
         read_settings(tmp_path / "decoder.json")

@@ -285,7 +285,7 @@ def test_a_tuple_that_no_time_suffices_to_hash_is_refused(tmp_path: Path, place:
 
 def test_an_object_of_no_class_is_refused(tmp_path: Path) -> None:
     body = b"\x80\x02ccopy_reg\n_reconstructor\nccollections\nOrderedDict\nc__builtin__\nobject\nN\x87R."
-    with pytest.raises(ValueError, match="makes an object of something that is no class"):
+    with pytest.raises(ValueError, match="makes an object of something that is not a class"):
         read_torch(in_archive(body, tmp_path / "a.pt"))
 
 
@@ -310,7 +310,7 @@ def test_a_corrupt_number_of_numpy_is_refused_in_one_sentence(tmp_path: Path, dt
             return np.dtype, (code, False, True), (3, "<", None, None, None, -1, -1, 0)
 
     torch.save({"cfg": {"model": {"dropout": Number()}}, "model": {"a": torch.ones(1)}}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt (lacks weights|holds something that no model of its kind has)"):
+    with pytest.raises(ValueError, match=r"a\.pt (lacks weights|holds something that such a model never has)"):
         load_encoder(tmp_path / "a.pt")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of fairseq, pre-trained or fine-tuned, and of s3prl, which keeps the same under other keys."""
+"""Checkpoints of fairseq, pre-trained or fine-tuned, and of s3prl, which has the same content under other keys."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -229,7 +229,7 @@ def _pretrained(
         return weights
     codewords, weight, bias = head.values()
     if codewords is None or weight is None or bias is None:
-        raise UserError(f"{path} has half a head of pre-training, {' and '.join(present)} alone; get it again")
+        raise UserError(f"{path} has half a head of pre-training, {' and '.join(present)} alone; copy it again")
     sizes, own = dictionary_sizes(path, len(codewords), task.get("labels") or ["km"], dictionaries), len(OWN_SYMBOLS)
     if sizes == [own + 1]:  # `write` adds a single cluster to a model without a head
         return weights
@@ -268,7 +268,7 @@ def _fine_tuned(
     if not head:
         return weights
     if len(head) < 2:
-        raise UserError(f"{path} has half a CTC head, {CTC_HEAD}{abbreviated(head)} alone; get it again")
+        raise UserError(f"{path} has half a CTC head, {CTC_HEAD}{abbreviated(head)} alone; copy or download it again")
     symbols = symbols or symbols_beside(path, len(head["weight"]))
     exported = source.companion.vocabulary if source.companion is not None else None
     if exported is not None and symbols is not None and len(symbols) == len(head["weight"]):

@@ -102,12 +102,12 @@ def _add_symbol(symbols: list[str], entry: str, where: str, is_first: bool) -> N
     if not space:
         symbol = count
     elif not count.isdecimal():
-        raise UserError(f"{where}: {shown(count)} is no count, as follows each symbol; correct the line")
+        raise UserError(f"{where}: {shown(count)} is not the count that must follow each symbol; correct the line")
     symbol = symbol or ("\ufeff" if is_first else "")  # a symbol at the start that looks like a byte order mark
     if symbol in symbols:
         row = symbols.index(symbol)
         if not is_flagged:
-            raise UserError(f"{where}: {shown(symbol)} is there already; keep it once, or add {OVERWRITE_FLAG}")
+            raise UserError(f"{where}: {shown(symbol)} is listed already; keep it once, or add {OVERWRITE_FLAG}")
         symbols[row] = f"<{row}>"  # a row without a token
     symbols.append(symbol)
 
@@ -146,6 +146,6 @@ def dictionary_sizes(
     if sum(sizes) != num_codewords or min(sizes) <= own:
         raise UserError(
             f"{path} has {num_codewords} codewords for dictionaries of {sizes} symbols, {own} of which are fairseq's "
-            "own; one of the two is another model's"
+            "own; they belong to different models"
         )
     return sizes

@@ -95,7 +95,7 @@ def by_part(settings: Settings) -> dict[str, Any]:
 
 
 def describe_encoder(model: Settings) -> bool:
-    """Tell whether settings of a model describe an encoder, and not only what was made of one."""
+    """Tell whether a model's settings include those of its encoder, not only those of fine-tuning."""
     return any(SETTINGS[name] in model for name in ("num_layers", "dim", "ffn_dim", "num_heads", "pre_norm"))
 
 

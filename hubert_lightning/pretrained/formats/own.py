@@ -1,4 +1,4 @@
-"""Our own files: the `.ckpt` of a fit, and one safetensors file with the same content."""
+"""Files of this package: the `.ckpt` of a fit, and a safetensors file with the same content."""
 
 import json
 import zipfile
@@ -24,7 +24,7 @@ METADATA_KEY = "hubert_lightning"
 
 
 def has_names(state: Mapping[str, object]) -> bool:
-    """Return False: our files are known by what lies beside the weights."""
+    """Return False: our files are recognised by their other entries."""
     return False
 
 

@@ -170,14 +170,14 @@ def _predictors(path: Path, state: dict[str, Tensor], prefix: str) -> list[dict[
     }
     head = {ours: state.pop(prefix + theirs) for ours, theirs in names.items() if prefix + theirs in state}
     if head and len(head) < len(names):
-        raise UserError(f"{path} has half a head of pre-training, {' and '.join(head)} alone; get it again")
+        raise UserError(f"{path} has half a head of pre-training, {' and '.join(head)} alone; copy it again")
     return [head] if head else []
 
 
 def _with_head(path: Path, weights: PretrainedWeights, head: dict[str, Tensor], labels: object) -> PretrainedWeights:
     """Add a CTC head and its letters: those that `write` put beside it, or those of torchaudio.pipelines."""
     if len(head) < 2:
-        raise UserError(f"{path} has half a CTC head, aux.{abbreviated(head)} alone; get it again")
+        raise UserError(f"{path} has half a CTC head, aux.{abbreviated(head)} alone; copy or download it again")
     weights = replace(weights, head=head)
     rows = len(head["weight"])
     if isinstance(labels, list):

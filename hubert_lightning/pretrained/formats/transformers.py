@@ -149,26 +149,26 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
         UserError: The directory has the config of another model.
     """
     file = folder / CONFIG_FILE
-    theirs = read_json_object(file)
-    if theirs.get("model_type") != "hubert":
+    content = read_json_object(file)
+    if content.get("model_type") != "hubert":
         raise UserError(
-            f"{file} describes a model of type {shown(theirs.get('model_type'))}, not 'hubert'; give a HuBERT"
+            f"{file} describes a model of type {shown(content.get('model_type'))}, not 'hubert'; give a HuBERT"
         )
     required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
-    if missing := [name for name in required if name not in theirs]:
+    if missing := [name for name in required if name not in content]:
         raise UserError(f"{file} lacks {abbreviated(missing)}; {SAVE_AGAIN}")
-    channels = theirs["conv_dim"][0] if isinstance(theirs["conv_dim"], list) and theirs["conv_dim"] else None
+    channels = content["conv_dim"][0] if isinstance(content["conv_dim"], list) and content["conv_dim"] else None
     supported = {"conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "conv_dim": [channels] * len(KERNELS)}
     for name, value in (supported | FIXED).items():
-        if theirs.get(name, value) != value:
-            raise UserError(f"{file} sets {name} to {shown(theirs[name])}; this encoder only supports {value}")
-    norm = theirs["feat_extract_norm"]
+        if content.get(name, value) != value:
+            raise UserError(f"{file} sets {name} to {shown(content[name])}; this encoder only supports {value}")
+    norm = content["feat_extract_norm"]
     if norm not in ("group", "layer"):
         raise UserError(
             f"{file} sets feat_extract_norm to {shown(norm)}; this encoder only supports 'group' and 'layer'"
         )
     normalize = _do_normalize(folder)
-    settings = {ours: theirs[name] for ours, name in SETTINGS.items()}
+    settings = {ours: content[name] for ours, name in SETTINGS.items()}
     settings |= {"conv_channels": channels or 0, "conv_norm": norm}
     settings |= {"normalize_waveform": norm == "layer" if normalize is None else normalize}
     # transformers has no such setting; fairseq trained Base and Large with these
@@ -273,7 +273,7 @@ def write(weights: PretrainedWeights) -> Export:
 
 def _config(weights: PretrainedWeights) -> dict[str, Any]:
     config, vocabulary = weights.config, weights.vocabulary
-    theirs = {
+    content = {
         "architectures": ["HubertModel"],
         "model_type": "hubert",
         "conv_dim": [config.conv_channels] * len(KERNELS),
@@ -291,9 +291,9 @@ def _config(weights: PretrainedWeights) -> dict[str, Any]:
     }
     if weights.head is not None and vocabulary is not None:
         # The loss of an utterance that is too short for its text is 0, as here and in fairseq
-        theirs |= {"architectures": ["HubertForCTC"], "vocab_size": len(weights.head["weight"])}
-        theirs |= {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
+        content |= {"architectures": ["HubertForCTC"], "vocab_size": len(weights.head["weight"])}
+        content |= {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
         ids: dict[str | None, int] = {token: row for row, token in enumerate(tokens_by_id(vocabulary))}
-        theirs |= {"pad_token_id": vocabulary.blank_id}
-        theirs |= {"bos_token_id": ids.get(vocabulary.start), "eos_token_id": ids.get(vocabulary.end)}
-    return theirs
+        content |= {"pad_token_id": vocabulary.blank_id}
+        content |= {"bos_token_id": ids.get(vocabulary.start), "eos_token_id": ids.get(vocabulary.end)}
+    return content

@@ -73,11 +73,11 @@ def _token_ids(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
         ids = dict(ids[language])
     if wrong := next((token for token, number in ids.items() if not isinstance(number, int)), None):
         raise UserError(f"{file} numbers {shown(wrong)} with {shown(ids[wrong])}; save its tokenizer again")
-    taken = set(ids.values())
+    used_ids = set(ids.values())
     ids |= {
         token: number
         for token, number in settings["added_tokens"].items()
-        if not {token, number} & (ids.keys() | taken)
+        if not {token, number} & (ids.keys() | used_ids)
     }
     special = [settings[name] for name in ("bos_token", "eos_token", "unk_token")]
     for token in dict.fromkeys(special):

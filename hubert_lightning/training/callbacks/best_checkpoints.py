@@ -25,8 +25,8 @@ class BestCheckpoints(ModelCheckpoint):
     fit ends, `average.ckpt` holds their mean: for `hubert test --ckpt_path`, or to fine-tune from. Where the metric is
     NaN or infinite, no checkpoint is kept.
 
-    A plain ModelCheckpoint keeps models whose metric is NaN, forgets its files when the folder is moved or files are
-    removed, lets a repeated validation push out another model, and has no `best.ckpt`.
+    Lightning's ModelCheckpoint keeps models whose metric is NaN and loses track of its files when they are moved or
+    removed. After a repeated validation it removes another model, and it has no `best.ckpt`.
 
     Args:
         keep: Number of checkpoints to keep.
@@ -56,7 +56,7 @@ class BestCheckpoints(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore scores and paths, in the output folder of today: it may have been moved."""
+        """Restore scores, and paths in the present output folder, which may have been moved."""
         paths = ("best_model_path", "kth_best_model_path")
         moved: dict[str, Any] = {name: self._here(state_dict[name]) for name in paths}
         moved["best_k_models"] = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
@@ -64,7 +64,7 @@ class BestCheckpoints(ModelCheckpoint):
         self.current_score = state_dict["current_score"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look which checkpoints exist."""
+        """Find the checkpoints that exist."""
         super().on_train_start(trainer, pl_module)
         self._take_stock(trainer)
 

@@ -1,4 +1,4 @@
-"""Early warnings of pre-training runs that do not learn, or no longer learn."""
+"""Early warnings of pre-training runs that do not learn, or have stopped learning."""
 
 import logging
 from collections import deque

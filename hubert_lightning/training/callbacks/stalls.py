@@ -27,10 +27,10 @@ class StalledRanks(Callback):
     Args:
         timeout: Minutes without a sign of life after which a rank counts as stopped or ended. Threads give the signs
             while a rank computes or waits.
-        step_timeout: Minutes in which some rank must finish a batch of training, validation or test.
-        labelling_timeout: Minutes in which some rank must finish a part of the work before training: reading manifests,
-            a batch of features, K-means, the choice of a layer. It is also the time-out of collective operations,
-            unless trainer.strategy sets one.
+        step_timeout: Minutes within which at least one rank must finish a batch of training, validation or test.
+        labelling_timeout: Minutes within which at least one rank must finish a part of the work before training:
+            reading manifests, a batch of features, K-means, the choice of a layer. Collective operations wait for this
+            time and `step_timeout` together, unless trainer.strategy sets a time-out.
     """
 
     def __init__(self, timeout: float = 5, step_timeout: float = 30, labelling_timeout: float = 1440) -> None:
@@ -41,7 +41,7 @@ class StalledRanks(Callback):
         self.limits = Limits(60 * timeout, 60 * step_timeout, 60 * labelling_timeout, START_TIMEOUT)
 
     def attach(self, trainer: Trainer) -> None:
-        """Watch from the moment when the ranks have met; Lightning calls no hook of a callback then.
+        """Watch from the moment at which the ranks have connected; Lightning calls no callback hook at that moment.
 
         Args:
             trainer: Trainer, before it starts.

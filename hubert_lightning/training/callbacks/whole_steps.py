@@ -18,23 +18,22 @@ from hubert_lightning.training.lightning_internals import (
 
 
 class WholeSteps(Callback):
-    """Makes every checkpoint one of whole optimizer steps, from which any number of ranks resumes exactly.
+    """Changes checkpoints so that they hold whole optimizer steps, and any number of ranks resumes from them exactly.
 
-    The Trainer counts the batches of one rank. It also saves in the middle of accumulating, where gradients are lost,
-    and before the validation that follows a step. A checkpoint here states the number of ranks, counts the batches of
-    finished steps alone, and states whether the validation of its last step is still due. A resumed run begins with the
-    end of that step: it validates if that is due, ends the epoch if that was its last step, then trains the next. So
-    work that a kill interrupted is repeated, also at the end of a run: callbacks, metrics and the best checkpoints
-    become those of an uninterrupted run. A restart costs one more validation at most, and no training step that was
-    saved.
+    Lightning's Trainer counts the batches of one rank. It also saves between accumulated batches, whose gradients are
+    then lost, and before the validation that follows a step. With this callback, a checkpoint counts only the batches
+    of finished steps. It also holds the number of ranks, and whether the validation of its last step has still to run.
+    A resumed run first finishes that step: it runs the missing validation, ends the epoch if it was the last step, and
+    then trains the next step. So callbacks, metrics and best checkpoints are those of an uninterrupted run. A restart
+    repeats at most one validation, and no saved training step.
 
-    Metrics are part of a checkpoint: a run that has nothing left to train takes them from there.
+    Checkpoints hold the metrics, so that a run without steps left to train can report them.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let EarlyStopping decide after a validation rather than when the epoch ends, which comes later.
+        """Let EarlyStopping decide after a validation instead of at the end of the epoch.
 
-        The checkpoints of the validation then hold its decision.
+        Then the checkpoints of that validation hold its decision.
         """
         self._step, self._resumed, self._due, self._ended = 0, False, False, False
         self._validated = -1  # batches of this rank at the last validation
@@ -113,7 +112,7 @@ class WholeSteps(Callback):
         # A property of the Trainer that returns its own dict
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
         self._max_steps = trainer.max_steps
-        if self._due and 0 < trainer.max_steps <= self._step:  # else the loop would not begin
+        if self._due and 0 < trainer.max_steps <= self._step:  # otherwise the loop would not start
             trainer.fit_loop.epoch_loop.max_steps = self._step + 1
 
 
@@ -131,5 +130,5 @@ def _resume_early_stopping(trainer: Trainer, checkpoint: dict[str, Any]) -> None
 
 def _more_steps(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
     """Whether the run of a checkpoint had not ended, or had ended with fewer steps than this one asks for."""
-    before, asked = checkpoint.get("ended_by"), trainer.max_steps
-    return before is None or (before > 0 and not 0 < asked <= before)
+    before, max_steps = checkpoint.get("ended_by"), trainer.max_steps
+    return before is None or (before > 0 and not 0 < max_steps <= before)
