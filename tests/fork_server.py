@@ -145,7 +145,7 @@ def _command(
 
     assert threading.active_count() == 1
     np.random.seed()  # noqa: NPY002 this is what libraries draw from
-    rank_zero_only.rank = int(environment.get("RANK", "0"))  # which it reads when it is imported
+    rank_zero_only.rank = int(environment.get("RANK", "0"))  # which it reads when it is imported  # type: ignore[attr-defined]
     code: int | None = 1
     try:
         if before:
@@ -158,7 +158,7 @@ def _command(
             atexit._run_exitfuncs()
         for file in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
-                file.flush()
+                file.flush()  # type: ignore[attr-defined]
         if code is None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)

@@ -84,8 +84,8 @@ def check_key(option: str) -> None:
     group = ".".join(parts[:2]) if parts[0] in ("model", "data") else parts[0]
     assert group in KEYS, f"{option} is no key; the groups are {', '.join([*TOP_KEYS, *KEYS])}"
     key = parts[len(group.split("."))]
-    known = {argument for cls in KEYS[group] for argument in inspect.signature(cls).parameters}
-    assert key in known, f"{option} is no key of {', '.join(cls.__name__ for cls in KEYS[group])}"
+    known = {argument for cls in KEYS[group] for argument in inspect.signature(cls).parameters}  # type: ignore[attr-defined]
+    assert key in known, f"{option} is no key of {', '.join(cls.__name__ for cls in KEYS[group])}"  # type: ignore[attr-defined]
 
 
 def check_options(args: list[str]) -> None:

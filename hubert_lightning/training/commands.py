@@ -11,12 +11,13 @@ HELP = """usage: hubert {verb} --config CONFIG [--config CONFIG ...] [--KEY VALU
 
 {summary}
 
-Configs are YAML files (`hubert fit` lists those of this package). A later config overrides an earlier one, and a key on
-the command line overrides both.
+Configs are YAML files (`hubert fit` lists those of this package). A later config overrides an earlier
+one, and a key on the command line overrides both.
 
 Keys that matter
   --output FOLDER             folder of the run: checkpoints, config, metrics, labels
-  --iterations LIST           rounds of pre-training, such as [{{features: mfcc, clusters: 100, max_steps: 250000}},
+  --iterations LIST           rounds of pre-training, such as
+                              [{{features: mfcc, clusters: 100, max_steps: 250000}},
                               {{features: previous, layer: 6, clusters: 500, max_steps: 400000}}]
   --model CLASS               hubert_lightning.HubertPretraining or hubert_lightning.CTCFinetuning
   --model.init_args.pretrained PATH                   checkpoint of any system to start from
@@ -35,9 +36,9 @@ Keys that matter
   --seed_everything SEED
 
 All keys
-  hubert {verb} --model.help hubert_lightning.HubertPretraining     arguments of a class; likewise --data.help CLASS
-  hubert {verb} --config CONFIG --print_config                      every key with its value
-  hubert {verb} --help all                                          every key with its type
+  hubert {verb} --model.help hubert_lightning.HubertPretraining   arguments of a class (--data.help CLASS)
+  hubert {verb} --config CONFIG --print_config                    every key with its value
+  hubert {verb} --help all                                        every key with its type
 
 Classes of this package, as hubert_lightning.CLASS; those of lightning and torch also work
   trainer.callbacks           Relabel, LayerQuality, BestCheckpoints, PeakRateFinder

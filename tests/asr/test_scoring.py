@@ -46,7 +46,7 @@ def random_results(error_rate: float, seed: int, num_utterances: int = 300) -> l
 def printed(scores: Scores, worst: int = 5, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     report(scores, console, worst)
-    return console.file.getvalue()
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @given(results=corpora)
@@ -314,7 +314,7 @@ def test_hubert_score_prints_the_reports_of_its_functions(tmp_path: Path, capsys
     console = Console(file=io.StringIO(), width=80)
     report_comparison(compare(scores, others), console)
     assert out.startswith(printed(scores, worst=2))
-    assert console.file.getvalue() in out
+    assert console.file.getvalue() in out  # type: ignore[attr-defined]
     assert f"first: {first}, second: {second}\n" in out
     assert out.endswith(f"numbers in {output}\n")
     assert json.loads(output.read_text())["words"]["rate"] == scores.words.rate

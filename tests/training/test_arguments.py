@@ -317,7 +317,7 @@ def test_a_callback_that_cannot_work_is_one_sentence_before_the_first_step(
     lightning, scratch = "lightning.pytorch.callbacks.", "--model.init_args.pretrained=null"
     for name, settings, sentence in (
         ("EarlyStopping", {"monitor": "foo"}, "EarlyStopping monitors foo"),
-        ("EarlyStopping", {"monitor": "val/masked_loss"}, "take one of val/loss, val/wer, val/cer"),
+        ("EarlyStopping", {"monitor": "val/masked_loss"}, "use one of val/loss, val/wer, val/cer"),
         ("ModelCheckpoint", {"monitor": "wer"}, "ModelCheckpoint monitors wer"),
         ("ModelCheckpoint", {"filename": "last"}, "a ModelCheckpoint with filename last would overwrite"),
         ("StochasticWeightAveraging", {"swa_lrs": "0.1"}, "StochasticWeightAveraging would replace the schedule"),

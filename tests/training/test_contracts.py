@@ -61,7 +61,7 @@ def outputs(model: LightningModule) -> list[Tensor]:
 @both
 def test_load_from_checkpoint_needs_no_trainer_and_computes_what_was_trained(task: type, trained: dict) -> None:
     model, path = trained[task]
-    loaded = task.load_from_checkpoint(path)
+    loaded = task.load_from_checkpoint(path)  # type: ignore[attr-defined]
     assert loaded.training
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert dict(loaded.hparams) == dict(model.hparams)
@@ -82,9 +82,9 @@ def test_load_from_checkpoint_needs_no_trainer_and_computes_what_was_trained(tas
 )
 def test_load_from_checkpoint_takes_the_arguments_of_lightnings(where: dict, task: type, trained: dict) -> None:
     model, path = trained[task]
-    torch.testing.assert_close(task.load_from_checkpoint(path, **where).state_dict(), model.state_dict())
+    torch.testing.assert_close(task.load_from_checkpoint(path, **where).state_dict(), model.state_dict())  # type: ignore[attr-defined]
     names = inspect.signature(LightningModule.load_from_checkpoint).parameters.keys() - {"cls", "kwargs"}
-    assert names <= inspect.signature(task.load_from_checkpoint).parameters.keys()
+    assert names <= inspect.signature(task.load_from_checkpoint).parameters.keys()  # type: ignore[attr-defined]
 
 
 @both
@@ -96,7 +96,7 @@ def test_weights_go_to_the_device_of_map_location(task: type, trained: dict) -> 
         return torch.UntypedStorage(0, device="meta")
 
     for location in ("meta", {"cpu": "meta"}, to_meta):
-        assert task.load_from_checkpoint(trained[task][1], location).device.type == "meta"
+        assert task.load_from_checkpoint(trained[task][1], location).device.type == "meta"  # type: ignore[attr-defined]
     assert asked == ["cpu"]
 
 
@@ -117,7 +117,7 @@ def test_load_from_checkpoint_calls_the_hook_of_lightning(task: type, trained: d
     for name, value in (("skipped_steps", "x"), ("skipped_steps", -1.0), ("global_step", "x")):
         torch.save(torch.load(path, weights_only=True) | {name: value}, tmp_path / "damaged.ckpt")
         with pytest.raises(ValueError, match=rf"damaged.ckpt: its {name} is .*, which must be an integer from 0 on"):
-            task.load_from_checkpoint(tmp_path / "damaged.ckpt")
+            task.load_from_checkpoint(tmp_path / "damaged.ckpt")  # type: ignore[attr-defined]
 
 
 def test_arguments_that_are_given_replace_those_in_the_checkpoint(trained: dict) -> None:
@@ -146,7 +146,7 @@ def test_every_argument_that_a_checkpoint_may_set_is_one_of_the_task() -> None:
 
 @both
 def test_a_model_without_a_trainer_is_called_in_training_mode_and_every_part_learns(task: type, trained: dict) -> None:
-    model = task.load_from_checkpoint(trained[task][1]).train()
+    model = task.load_from_checkpoint(trained[task][1]).train()  # type: ignore[attr-defined]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert all(name.startswith("encoder.convolutions.") for name in frozen)
     model.encoder.draw_kept = lambda generator=None: [True, True]
@@ -163,7 +163,7 @@ def test_a_model_without_a_trainer_is_called_in_training_mode_and_every_part_lea
 def test_a_copy_computes_the_same_and_learns_by_itself(
     task: type, copied: Callable[[LightningModule], LightningModule], trained: dict
 ) -> None:
-    model = task.load_from_checkpoint(trained[task][1])
+    model = task.load_from_checkpoint(trained[task][1])  # type: ignore[attr-defined]
     twin = copied(model)
     torch.testing.assert_close(outputs(twin), outputs(model), rtol=0, atol=0)
     learning = [[parameter.requires_grad for parameter in module.parameters()] for module in (model, twin)]
@@ -181,7 +181,7 @@ def test_to_onnx_writes_a_graph_of_evaluation(task: type, training: bool, traine
     dropping = (
         {"dropout": 0.1} if task is CTCFinetuning else {"encoder": EncoderConfig(**vars(TINY) | {"dropout": 0.1})}
     )
-    model = task.load_from_checkpoint(trained[task][1], **dropping)
+    model = task.load_from_checkpoint(trained[task][1], **dropping)  # type: ignore[attr-defined]
     expected = outputs(model)[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -193,7 +193,7 @@ def test_to_onnx_writes_a_graph_of_evaluation(task: type, training: bool, traine
 
 @both
 def test_a_summary_counts_every_parameter(task: type, trained: dict) -> None:
-    model = task.load_from_checkpoint(trained[task][1])
+    model = task.load_from_checkpoint(trained[task][1])  # type: ignore[attr-defined]
     summary = ModelSummary(model, max_depth=-1)
     assert summary.total_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert "encoder.layers.1.ffn_output" in str(summary)
@@ -203,7 +203,7 @@ def test_a_summary_counts_every_parameter(task: type, trained: dict) -> None:
 def test_a_plain_trainer_resumes_from_a_plain_trainers_checkpoint(
     task: type, trained: dict, manifests: Path, run: Path, tmp_path: Path
 ) -> None:
-    model = task.load_from_checkpoint(trained[task][1])
+    model = task.load_from_checkpoint(trained[task][1])  # type: ignore[attr-defined]
     trainer = bare_trainer(tmp_path, max_steps=3)
     trainer.fit(model, datamodule=data_of_task(task, manifests, run), ckpt_path=trained[task][1], weights_only=True)
     assert trainer.global_step == 3
@@ -219,7 +219,7 @@ def test_a_plain_trainer_validates_the_weights_of_the_checkpoint(
         [metrics] = bare_trainer(tmp_path).validate(model, datamodule=data, verbose=False, **how)
         return dict(metrics)
 
-    path, expected = trained[task][1], losses(task.load_from_checkpoint(trained[task][1]))
+    path, expected = trained[task][1], losses(task.load_from_checkpoint(trained[task][1]))  # type: ignore[attr-defined]
     fresh = {"num_clusters": 20, "final_dim": 16, "temperature": 0.2} if task is HubertPretraining else {}
     assert losses(task(encoder=TINY, **fresh), ckpt_path=path, weights_only=True) == pytest.approx(expected)
 
@@ -255,7 +255,7 @@ def test_another_order_of_manifests_is_refused_where_batches_are_planned_already
     write_manifest(cuts[2:], other)
     data.manifests["train"] = [tmp_path / "first.jsonl.gz", other]
     trainer = bare_trainer(tmp_path, max_steps=1)
-    trainer.fit(task.load_from_checkpoint(trained[task][1]), datamodule=data)
+    trainer.fit(task.load_from_checkpoint(trained[task][1]), datamodule=data)  # type: ignore[attr-defined]
     state = data.state_dict()
     data.load_state_dict(state)  # of the same order
     state["train"].reverse()

@@ -150,7 +150,7 @@ def test_a_tiny_model_learns_to_predict_masked_and_unmasked_frames(manifests: Pa
 def test_stop_and_resume_equals_an_uninterrupted_run(manifests: Path, tmp_path: Path, num_workers: int) -> None:
     whole = pretraining_model(optimizer=fast_adam, warmup_steps=2)
     trainer = logging_trainer(tmp_path, 12)
-    trainer.callbacks.append(ModelCheckpoint(tmp_path, "half", every_n_train_steps=7, save_top_k=-1))
+    trainer.callbacks.append(ModelCheckpoint(tmp_path, "half", every_n_train_steps=7, save_top_k=-1))  # type: ignore[attr-defined]
     trainer.fit(whole, datamodule=pretraining_data(manifests, num_workers=num_workers))
     second = pretraining_model(optimizer=fast_adam, warmup_steps=2)
     rest = logging_trainer(tmp_path, 12)
@@ -171,7 +171,7 @@ def test_its_checkpoint_opens_as_an_encoder(manifests: Path, tmp_path: Path) -> 
 
 def test_data_without_labels_is_refused_with_the_way_to_get_them(manifests: Path, tmp_path: Path) -> None:
     trainer = logging_trainer(tmp_path, 1)
-    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Relabel)]
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Relabel)]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"no labels to train on; add an entry to iterations"):
         trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
 
@@ -201,7 +201,7 @@ def test_a_fit_mixes_its_corpora_by_weight(manifests: Path, tmp_path: Path) -> N
     trainer = logging_trainer(tmp_path, 1)
     trainer.fit(pretraining_model(), datamodule=data)
     sampler = data.train_dataloader().sampler
-    drawn = np.array([cut for plan in sampler.plan(0) for cut in plan.cuts])
+    drawn = np.array([cut for plan in sampler.plan(0) for cut in plan.cuts])  # type: ignore[attr-defined]
     samples = data.train_cuts.num_samples
     share = samples[drawn[drawn >= data.train_cuts.sizes[0]]].sum() / samples[drawn].sum()
     assert share == pytest.approx(0.75, abs=0.1)  # a long utterance is a tenth of so small a corpus

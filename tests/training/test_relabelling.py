@@ -489,5 +489,5 @@ def test_a_checkpoint_with_a_flipped_bit_is_no_teacher(run: Path, tmp_path: Path
     content[len(content) // 2] ^= 1
     (tmp_path / "last.ckpt").write_bytes(content)
     for read in (load_encoder, read_checkpoint):
-        with pytest.raises(ValueError, match="damaged, some bytes are not as they were written"):
+        with pytest.raises(ValueError, match="corrupt, some bytes differ from what was written"):
             read(tmp_path / "last.ckpt")

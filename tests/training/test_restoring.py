@@ -323,7 +323,7 @@ def after_a_step(model: Layers, make: Make) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "make",
     [
-        *(functools.partial(one, lr=0.01) for one in OPTIMIZERS if one not in (Optimizer, torch.optim.SparseAdam)),
+        *(functools.partial(one, lr=0.01) for one in OPTIMIZERS if one not in (Optimizer, torch.optim.SparseAdam)),  # type: ignore[call-arg]
         functools.partial(torch.optim.AdamW, lr=0.01, amsgrad=True, weight_decay=0),
         functools.partial(torch.optim.Adam, lr=0.01, capturable=True),
         functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9),

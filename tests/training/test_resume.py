@@ -182,7 +182,7 @@ def test_a_run_that_ended_with_an_epoch_resumes_with_the_next(beyond: int, manif
         made = logging_trainer(
             tmp_path, steps, accumulate_grad_batches=2, val_check_interval=3, check_val_every_n_epoch=None
         )
-        made.callbacks.append(WholeSteps())
+        made.callbacks.append(WholeSteps())  # type: ignore[attr-defined]
         return made
 
     def data() -> PretrainingData:
@@ -205,11 +205,11 @@ def test_a_run_that_ended_with_an_epoch_resumes_with_the_next(beyond: int, manif
 
 def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> None:
     first = logging_trainer(tmp_path, 2, accumulate_grad_batches=2)
-    first.callbacks.append(WholeSteps())
+    first.callbacks.append(WholeSteps())  # type: ignore[attr-defined]
     first.fit(constant_rate(), datamodule=pretraining_data(manifests, num_workers=0))
     first.save_checkpoint(tmp_path / "two.ckpt")
     other = logging_trainer(tmp_path, 4, accumulate_grad_batches=3)
-    other.callbacks.append(WholeSteps())
+    other.callbacks.append(WholeSteps())  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="has 1 ranks x 2 batches, not 1 x 3; keep the product"):
         other.fit(
             constant_rate(),

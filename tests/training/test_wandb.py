@@ -14,7 +14,7 @@ from wandb.proto import wandb_internal_pb2
 from hubert_lightning.cli import main
 
 
-def records(path: Path, patience: float = 60) -> list[wandb_internal_pb2.Record]:
+def records(path: Path, patience: float = 60) -> list[wandb_internal_pb2.Record]:  # type: ignore[name-defined]
     """The records of a finished run, whose last one W&B's service may write a moment after `finish` has returned."""
     end = time.monotonic() + patience
     while True:
@@ -25,7 +25,7 @@ def records(path: Path, patience: float = 60) -> list[wandb_internal_pb2.Record]
         time.sleep(0.1)
 
 
-def parsed(path: Path) -> list[wandb_internal_pb2.Record]:
+def parsed(path: Path) -> list[wandb_internal_pb2.Record]:  # type: ignore[name-defined]
     """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, fragments) behind seven bytes of W&B's."""
     content, place, found, parts = path.read_bytes(), 7, [], b""
     assert content.startswith(b":W&B")
@@ -38,23 +38,23 @@ def parsed(path: Path) -> list[wandb_internal_pb2.Record]:
         parts += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last fragment
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(parts)
             found.append(record)
             parts = b""
     return found
 
 
-def offline_run(folder: Path) -> list[wandb_internal_pb2.Record]:
+def offline_run(folder: Path) -> list[wandb_internal_pb2.Record]:  # type: ignore[name-defined]
     [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
     return records(path)
 
 
-def keys(found: list[wandb_internal_pb2.Record]) -> set[str]:
+def keys(found: list[wandb_internal_pb2.Record]) -> set[str]:  # type: ignore[name-defined]
     return {item.key or "/".join(item.nested_key) for record in found for item in record.history.item}
 
 
-def run_of(found: list[wandb_internal_pb2.Record]) -> wandb_internal_pb2.RunRecord:
+def run_of(found: list[wandb_internal_pb2.Record]) -> wandb_internal_pb2.RunRecord:  # type: ignore[name-defined]
     return next(record.run for record in found if record.WhichOneof("record_type") == "run")
 
 

@@ -75,7 +75,7 @@ def test_counts_are_scikit_learn_s_contingencies_with_the_dead_clusters_left_in(
 
 @given(frames)
 def test_every_share_lies_between_0_and_1(pairs):
-    quality = Quality.of(joint_counts(*zip(*pairs, strict=True), 6))
+    quality = Quality.of(joint_counts(*zip(*pairs, strict=True), 6))  # type: ignore[call-arg]
     assert 0 < quality.phone_purity <= 1
     assert 0 < quality.cluster_purity <= 1
     assert math.isnan(quality.pnmi) or -1e-9 < quality.pnmi < 1 + 1e-9
