@@ -68,10 +68,10 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     utterances stay without phones.
 
     Args:
-        manifest: manifest made by `hubert prepare`
-        textgrids: folder of the aligner's output
-        out: folder or file name (.jsonl.gz) of the new manifest
-        drop_stress: write AH0, AH1 and AH2 as one phone, AH, as the paper's code does; false keeps them apart
+        manifest: Manifest made by `hubert prepare`.
+        textgrids: Folder of the aligner's output.
+        out: Folder or file name (.jsonl.gz) of the new manifest.
+        drop_stress: Write AH0, AH1 and AH2 as one phone, AH, as the paper's code does; false keeps them apart.
 
     Returns:
         Path of the new manifest.

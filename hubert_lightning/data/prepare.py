@@ -36,9 +36,9 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
     """Make manifests of LibriSpeech's subsets, with transcripts: `OUT/train-clean-100.jsonl.gz` and so on.
 
     Args:
-        corpus: folder with train-clean-100, dev-clean, …, or the folder around it
-        out: folder of the manifests
-        subsets: names of the subsets; default: all in the folder
+        corpus: Folder with train-clean-100, dev-clean, …, or the folder around it.
+        out: Folder of the manifests.
+        subsets: Names of the subsets; default: all in the folder.
 
     Returns:
         Paths of the manifests.
@@ -66,8 +66,8 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     10min is 1h/0; 1h is all of 1h; 10h is 1h and 9h together. Missing parts are left out.
 
     Args:
-        corpus: folder librispeech_finetuning, which holds 1h and 9h, or the folder around it
-        out: folder of the manifests
+        corpus: Folder librispeech_finetuning, which holds 1h and 9h, or the folder around it.
+        out: Folder of the manifests.
 
     Returns:
         Paths of the manifests.
@@ -91,11 +91,11 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
     beside it as `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech.
 
     Args:
-        audio: folder with wav, flac, mp3, m4a, ogg, webm or other files that FFmpeg decodes, of any rate and channels
-        out: folder of the manifest
-        max_duration: longest cut in seconds; longer recordings are cut into equal pieces, without their transcript
-        spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
-            numbers stay as they are
+        audio: Folder with wav, flac, mp3, m4a, ogg, webm or other files that FFmpeg decodes, of any rate and channels.
+        out: Folder of the manifest.
+        max_duration: Longest cut in seconds; longer recordings are cut into equal pieces, without their transcript.
+        spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
+            numbers stay as they are.
 
     Returns:
         Paths of the manifests.

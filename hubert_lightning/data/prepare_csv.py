@@ -39,16 +39,16 @@ def prepare_csv(
 
     Args:
         table: CSV or TSV file in UTF-8 or UTF-16, compressed or not; its first line has the names of the columns,
-            separated by tabs, commas, semicolons or bars
-        out: folder of the manifests
-        path_column: column of the audio paths; default: path, audio, file, wav, filename or audio_filepath
-        text_column: column of the transcripts; default: text, sentence, transcript or transcription
-        speaker_column: column of the speakers; default: speaker, client_id or speaker_id, if there is one
-        heldout: share of the utterances in dev, from 0 to 1; with ten or more speakers, whole speakers are held out.
-            The choice depends on the names of speakers or files, not on the order of the rows
-        audio: folder that relative paths start from; default: the folder of the table
-        spell_numbers: language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
-            numbers stay as they are
+            separated by tabs, commas, semicolons or bars.
+        out: Folder of the manifests.
+        path_column: Column of the audio paths; default: path, audio, file, wav, filename or audio_filepath.
+        text_column: Column of the transcripts; default: text, sentence, transcript or transcription.
+        speaker_column: Column of the speakers; default: speaker, client_id or speaker_id, if there is one.
+        heldout: Share of the utterances in dev, from 0 to 1; with ten or more speakers, whole speakers are held out.
+            The choice depends on the names of speakers or files, not on the order of the rows.
+        audio: Folder that relative paths start from; default: the folder of the table.
+        spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
+            numbers stay as they are.
 
     Returns:
         Paths of the manifests.

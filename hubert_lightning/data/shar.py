@@ -47,8 +47,8 @@ def prepare_shar(shar: Path, out: Path) -> Path:
     not decoded here, because lhotse decoded it when it wrote the archives. Transcripts are left out.
 
     Args:
-        shar: folder of the archives; the table refers to it, so do not move it
-        out: folder of the table, which you name in data.train
+        shar: Folder of the archives; the table refers to it, so do not move it.
+        out: Folder of the table, which you name in data.train.
 
     Returns:
         Folder of the table.

@@ -71,14 +71,14 @@ def synthesise_corpus(
     ("word") and phones ("phone"). Train, dev and test share no speaker.
 
     Args:
-        out: folder of the corpus, which holds nothing else
-        train_minutes: minutes of train-clean-100
-        finetuning_minutes: minutes of its utterances that are listed for fine-tuning
-        dev_minutes: minutes of dev-clean
-        test_minutes: minutes of test-clean
-        train_speakers: number of speakers of train-clean-100, who differ in dialect, voice, speed, pitch and noise
-        heldout_speakers: number of speakers of dev-clean, and of test-clean
-        seed: seed of sentences, speakers and noise
+        out: Folder of the corpus, which holds nothing else.
+        train_minutes: Minutes of train-clean-100.
+        finetuning_minutes: Minutes of its utterances that are listed for fine-tuning.
+        dev_minutes: Minutes of dev-clean.
+        test_minutes: Minutes of test-clean.
+        train_speakers: Number of speakers of train-clean-100, who differ in dialect, voice, speed, pitch and noise.
+        heldout_speakers: Number of speakers of dev-clean, and of test-clean.
+        seed: Seed of sentences, speakers and noise.
 
     Returns:
         Folder of the manifests.

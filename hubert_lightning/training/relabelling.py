@@ -214,7 +214,7 @@ def _is_fitted(path: Path, source: dict[str, str]) -> bool:
         if load_kmeans(path)[1] == source:
             return True
     except UserError:
-        log.warning("%s: corrupt; K-means is fitted again and must give the same centroids", path)
+        log.warning("%s: corrupt; K-means is fitted again, and must give the same centroids", path)
         return False
     if _has_checkpoints(path.parent):
         raise UserError(

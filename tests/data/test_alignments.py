@@ -349,7 +349,7 @@ def test_no_manifest_is_lost(tmp_path: Path) -> None:
     linked.symlink_to(tmp_path)
     before = manifest.read_bytes()
     for out in (manifest, tmp_path, linked):
-        with pytest.raises(ValueError, match="is the manifest without phones, which stays as it is; choose another"):
+        with pytest.raises(ValueError, match="is the input manifest, which is never overwritten; choose another"):
             prepare_alignments(manifest, tmp_path / "textgrids", out)
     assert manifest.read_bytes() == before
     write_manifest([utterance("b")], tmp_path / "out" / "m.jsonl.gz")
