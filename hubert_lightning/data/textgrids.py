@@ -55,8 +55,8 @@ def find_textgrids(
         manifest: File that errors name.
 
     Returns:
-        The TextGrid of each cut by its id; and by its id, TextGrids that could belong to several cuts, or as well as
-        another TextGrid to the same cut.
+        The TextGrid of each cut by the cut's id; and, by the same id, the refused TextGrids: those that could belong to
+        several cuts, and several for one cut.
 
     Raises:
         UserError: There are no TextGrids, or none belongs to an utterance of the manifest.
@@ -97,7 +97,7 @@ def find_textgrids(
 
 
 def _paths_named(name: str, by_name: dict[str, list[Path]], folder: Path) -> list[Path]:
-    """The TextGrids that a cut or a recording could have: of sub/b.wav (`prepare folder`) also sub/b.TextGrid.
+    """TextGrids that could belong to a cut or a recording; for sub/b.wav (`prepare folder`) also sub/b.TextGrid.
 
     Names agree in any normal form of Unicode, of which file systems and programs choose one (macOS NFD), unless there
     are files in both.

@@ -87,9 +87,9 @@ def begin_with_end_of_step(trainer: Trainer, validate: bool, max_steps: int) -> 
 
 
 def count_whole_steps(checkpoint: dict[str, Any], before: int, accumulate: int) -> int:
-    """Change the loops of a checkpoint to the end of its last optimizer step, before the epoch ends there.
+    """Set the loop counts of a checkpoint to the end of its last whole step, even if that step ends the epoch.
 
-    The Trainer counts batches of one rank, also those of a step that is not finished and whose gradients are lost.
+    The Trainer counts the batches of one rank, including those of an unfinished step, whose gradients are lost.
 
     Args:
         checkpoint: Content of the checkpoint, which is changed.
