@@ -339,7 +339,7 @@ SPLICED = "mfcc spliced over 3 frames"
             39,
             {"features": SPLICED, "parts": '["delta"]'},
             ["cepstra"],
-            r'parts \["delta"\], where',
+            r'parts \["delta"\], but',
         ),
         (39, {"features": SPLICED, "parts": '["delta"]'}, None, "but the features are mfcc;"),
     ],
