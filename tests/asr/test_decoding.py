@@ -281,7 +281,7 @@ def test_a_binary_lexicon_is_refused(digit_models: Path, tmp_path: Path) -> None
 def test_a_file_without_settings_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "decoder.json").write_text(content)
-    with pytest.raises(ValueError, match=r"decoder\.json: no(t a| such) decoder settings file.*make it with `hubert tune-decoder`"):
+    with pytest.raises(ValueError, match=r"no(t a| such) decoder settings file.*make it with `hubert tune-decoder`"):
         read_settings(tmp_path / "decoder.json")
 
 
