@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import kills_of_verbs
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "verbs",
     [
@@ -30,7 +30,7 @@ def test_what_a_killed_verb_leaves_is_whole_and_the_next_start_ends_as_an_uninte
     assert number >= 4 * len(verbs) - 4  # of which some write less often
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_verb_that_is_killed_in_the_middle_goes_on_with_what_is_left(tmp_path: Path) -> None:
     (tmp_path / "material").mkdir()
     kills_of_verbs.make_material(tmp_path / "material")

@@ -288,7 +288,7 @@ def test_a_trial_run_of_every_verb_leaves_a_run_as_it_is(manifests: Path, tmp_pa
         assert files(tmp_path) == before, verb
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("path", [*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS], ids=lambda path: path.stem)
 def test_a_trial_run_of_every_config(path: Path, manifests: Path, tmp_path: Path) -> None:
     pretraining = path in PRETRAINING_CONFIGS

@@ -28,6 +28,8 @@ from hubert_lightning.units.label_recipe import assign_clusters
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.distributed
+
 SHARD = 4
 TESTED = ("test.jsonl.gz", "dev.jsonl.gz", "finetune.jsonl.gz")  # an odd number of cuts
 HUBERT = ("-m", "hubert_lightning")

@@ -191,7 +191,9 @@ WAYS: dict[str, dict[str, Any]] = {
 SELDOM = ("between saved steps", "before every save", "of accumulated batches", "after a sanity check", "by epochs")
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if way in SELDOM else []) for way in WAYS])
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.campaign if way in SELDOM else []) for way in WAYS]
+)
 def test_a_run_that_is_killed_around_any_write_ends_in_the_same_files_and_logs_the_same_steps(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

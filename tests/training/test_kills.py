@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import kills
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ["pretraining", "labelling", "finetuning", "epochs", "ranks"])
 def test_a_fit_that_is_killed_at_random_ends_in_the_same_bits(name: str, manifests: Path, tmp_path: Path) -> None:
     fit = kills.fits(manifests)[name]

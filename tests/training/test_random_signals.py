@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers import resumed_pretraining
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 ENDED = {0, 1, 130, 143}
 """Exit statuses: at its end, after another rank was stopped or killed, saved and left."""
 

@@ -21,6 +21,8 @@ import torch
 from helpers import ROOT
 from torch import Tensor
 
+pytestmark = pytest.mark.distributed
+
 STEPS = 4
 TORCHRUN, SLURM = (str(ROOT / "configs/launch" / name) for name in ("torchrun.sh", "slurm.sh"))
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `uv run` sets it

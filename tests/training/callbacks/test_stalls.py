@@ -25,6 +25,8 @@ from hubert_lightning.training.callbacks import stalls
 from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.distributed import LayerwiseFSDP
 
+pytestmark = pytest.mark.distributed
+
 QUICK = ["--stalls.timeout=0.05", "--stalls.step_timeout=0.1"]  # 3 s and 6 s
 
 
@@ -178,7 +180,7 @@ def test_a_run_of_one_process_without_progress_is_warned_and_continues(manifests
     assert output.read_text().count("warning: no work was finished") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_long_work_of_rank_0_alone_is_no_stall(manifests: Path, tmp_path: Path) -> None:
     """Neither scikit-learn's K-means nor the choice of a layer, each longer here than the time-outs of a step."""
     kmeans = "kmeans: {class_path: hubert_lightning.ScikitKMeans}"
@@ -229,7 +231,7 @@ def runs(pid: int) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("number", "whom", "code", "sentence"),
     [
@@ -257,7 +259,7 @@ def test_ranks_that_lightning_launched_end_together(
         assert not runs(second)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(("number", "whom"), [(signal.SIGINT, "group"), (signal.SIGTERM, "first")])
 def test_labelling_ranks_that_lightning_launched_end_together(
     number: int, whom: str, manifests: Path, tmp_path: Path
