@@ -125,6 +125,47 @@ def test_a_list_in_brackets_takes_no_other_argument(call: Callable) -> None:
     assert manifest == [Path("m1.jsonl.gz"), Path("m2.jsonl.gz")]
 
 
+def listed(
+    files: list[Path], out: Path, clusters: int | list[int] = 100, manifest: list[Path] | None = None, hop: int = 320
+) -> tuple:
+    """Take lists as options.
+
+    Args:
+        files: Files.
+        out: Folder.
+        clusters: Numbers of clusters.
+        manifest: Manifests.
+        hop: Samples.
+    """
+    return files, out, clusters, manifest, hop
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a.wav b.wav out --clusters 10 20 --manifest m1 m2",
+        "--clusters 10 20 a.wav b.wav out --manifest m1 m2 --hop 320",
+        "--manifest m1 m2 --clusters [10,20] a.wav b.wav out",
+        "--manifest [m1,m2] --clusters=[10,20] a.wav b.wav out",
+        "--clusters 10 20 --manifest m1 m2 -- a.wav b.wav out",
+    ],
+)
+def test_an_option_that_is_a_list_takes_several_values_or_one_in_brackets(call: Callable, typed: str) -> None:
+    files, out, clusters, manifest, hop = call(listed, typed.split())
+    assert (files, out) == ([Path("a.wav"), Path("b.wav")], Path("out"))
+    assert (clusters, manifest, hop) == ([10, 20], [Path("m1"), Path("m2")], 320)
+
+
+def test_an_option_that_is_a_list_takes_one_value(call: Callable) -> None:
+    assert call(listed, ["a.wav", "out", "--clusters", "10", "--manifest", "m1"])[2:4] == (10, [Path("m1")])
+    assert call(listed, ["a.wav", "out", "--manifest=m1"])[3] == [Path("m1")]
+
+
+def test_arguments_after_the_values_of_an_option(call: Callable) -> None:
+    with pytest.raises(UserError, match=r"missing; --manifest took all values .* '\[a,b\]' if arguments follow"):
+        call(listed, ["--manifest", "m1", "a.wav", "out"])
+
+
 def test_a_path_may_be_a_number_or_have_spaces(call: Callable) -> None:
     files, *_ = call(flagged, ["1", "two words.wav", "ü.wav", "-"])
     assert files == [Path("1"), Path("two words.wav"), Path("ü.wav"), Path("-")]
