@@ -249,6 +249,14 @@ def test_a_closed_pipe_ends_a_verb_without_a_traceback() -> None:
     assert done.stdout.splitlines()[-1] in ("141", "0")  # 0 if all was written before the pipe was closed
 
 
+def test_a_closed_pipe_ends_a_table_with_the_status_of_a_closed_pipe(tmp_path: Path) -> None:
+    results = tmp_path / "test.jsonl"
+    results.write_text('{"id": "a", "hypothesis": "one two", "reference": "one too"}\n')
+    command = f"{sys.executable} -m hubert_lightning score {results} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
 def test_the_help_of_fit_fits_two_screens(capsys: pytest.CaptureFixture) -> None:
     main(["fit", "--help"])
     lines = capsys.readouterr().out.splitlines()
