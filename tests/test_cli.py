@@ -353,7 +353,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
         ("--data.init_args.weights=[.inf]", "data.init_args.weights[0] is inf; give a finite number"),
-        ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
+        ("--config=/no/such.yaml", "/no/such.yaml: there is no such config; correct the path; `hubert fit` lists"),
     ],
 )
 def test_a_mistake_in_a_config_is_one_sentence(

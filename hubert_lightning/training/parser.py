@@ -67,6 +67,8 @@ class SentenceParser(LightningArgumentParser):
         """
         if (root := option.split(".")[0]) in KEYS_OF_RECIPE and not key:
             return f"there is no option {root}; {KEYS_OF_RECIPE[root]}"
+        if option.endswith((".yaml", ".yml")) and not key:
+            return f"{option} is given without --config; write --config {option}"
         known = option_names(self)
         start, last = option.rpartition(".")[::2]
         if class_path and key:  # options of the class, and the argument that holds them, such as encoder.dim
