@@ -52,6 +52,9 @@ UNKNOWN = re.compile(r"Option '(?P<option>[^']+)' is not accepted|does not accep
 REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
 GIVEN_CLASS = re.compile(r"class_path '(?P<path>[^']+)'")
 GIVEN_VALUE = re.compile(r"Given value: (?P<value>.*)")
+REFUSED_VALUE = re.compile(r"(?:Got value|Given value): (?P<value>.*)")
+EXPECTED = re.compile(r"Expected (?:an? )?(?P<kind>.+?)(?:\. Got value.*)?$", re.MULTILINE)
+LITERAL = re.compile(r"typing\.Literal(?P<choices>\[[^\]]*\])")
 CLASS_PROBLEM = "Problem with given class_path"
 NOT_A_LIST = re.compile(r"codec can't decode|Expected a (<class ')?list")
 """A single value where a list is expected; a path is taken for a file that lists paths."""
@@ -60,6 +63,9 @@ ASIDE = re.compile(
     r"- Expected a path but|(- )?Expected a dot import path"
 )
 """Lines on the types that jsonargparse tried in turn, and on the value."""
+
+KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
+"""Types of values as jsonargparse names them, and as a sentence does."""
 
 _load_value = get_loader("yaml")
 
@@ -232,6 +238,11 @@ class VerbParser(ArgumentParser):
             super().error(message, ex)
         verb = self.prog.removeprefix("hubert ")
         key = KEY.search(message)
+        if key and (wrong := wrong_value(message)):
+            value, fact = wrong
+            name = f"--{key['key']}" if key["key"] in option_names(self) else key["key"].upper()
+            way = "" if fact.startswith("choose") else f"; `hubert {verb} --help` lists the options"
+            raise UserError(f"{name} {value}: {fact}{way}")
         message = re.sub(r"<class '(\w+)'>", r"\1", KEY.sub(r"\g<key>", message))
         if key and NOT_A_LIST.search(message):
             raise UserError(f"{key['key']}: expects a list, in brackets: '[{key['key']}]'")
@@ -377,6 +388,26 @@ def _missing(verb: str, names: list[str], took_several: str = "") -> UserError:
     else:
         way = f"`hubert {verb} --help` lists the arguments"
     return UserError(f"{', '.join(names)} missing; {way}")
+
+
+def wrong_value(message: str) -> tuple[str, str] | None:
+    """Find the value that jsonargparse refuses, and what it is not, such as "not a whole number".
+
+    Args:
+        message: Message of jsonargparse.
+
+    Returns:
+        The value and the fact, or a choice of values; None if values of several types are allowed.
+    """
+    value = REFUSED_VALUE.search(message)
+    kinds = {found["kind"] for found in EXPECTED.finditer(message)} - {"<class 'NoneType'>", "<class 'list'>"}
+    if value is None or len(kinds) != 1:
+        return None
+    [kind] = kinds
+    if literal := LITERAL.fullmatch(kind):
+        *others, last = map(str, ast.literal_eval(literal["choices"]))
+        return value["value"], "choose " + " or ".join([*filter(None, [", ".join(others)]), last])
+    return (value["value"], f"not {KINDS[kind]}") if kind in KINDS else None
 
 
 def option_names(parser: ArgumentParser) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers import refused
@@ -126,7 +126,12 @@ def test_a_list_in_brackets_takes_no_other_argument(call: Callable) -> None:
 
 
 def listed(
-    files: list[Path], out: Path, clusters: int | list[int] = 100, manifest: list[Path] | None = None, hop: int = 320
+    files: list[Path],
+    out: Path,
+    clusters: int | list[int] = 100,
+    manifest: list[Path] | None = None,
+    hop: int = 320,
+    case: Literal["lower", "upper", "as_written"] = "lower",
 ) -> tuple:
     """Take lists as options.
 
@@ -136,6 +141,7 @@ def listed(
         clusters: Numbers of clusters.
         manifest: Manifests.
         hop: Samples.
+        case: Case of letters.
     """
     return files, out, clusters, manifest, hop
 
@@ -159,6 +165,19 @@ def test_an_option_that_is_a_list_takes_several_values_or_one_in_brackets(call: 
 def test_an_option_that_is_a_list_takes_one_value(call: Callable) -> None:
     assert call(listed, ["a.wav", "out", "--clusters", "10", "--manifest", "m1"])[2:4] == (10, [Path("m1")])
     assert call(listed, ["a.wav", "out", "--manifest=m1"])[3] == [Path("m1")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["--clusters", "abc"], "^--clusters abc: not a whole number; `hubert"),
+        (["--clusters=[10, x]"], "^--clusters x: not a whole number; `hubert"),
+        (["--case", "title"], "^--case title: choose lower, upper or as_written$"),
+    ],
+)
+def test_a_value_of_another_type(call: Callable, typed: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        call(listed, ["a.wav", "out", *typed])
 
 
 def test_arguments_after_the_values_of_an_option(call: Callable) -> None:
@@ -197,7 +216,7 @@ def test_a_former_name_of_an_option_works_with_a_warning(
         ("a.wav -n 3", "there is no option n;"),
         ("--files=a.wav", r"files is given without its name: `hubert verb FILES \.\.\. \[options\]`"),
         ("", "files missing; `hubert verb --help` lists the arguments"),
-        ("a.wav --number=many", "^number: Expected a int. Got value: many; `hubert verb --help` lists the options"),
+        ("a.wav --number=many", "^--number many: not a whole number; `hubert verb --help` lists the options"),
         ("a.wav --number", "number: expects a value"),
     ],
 )
@@ -329,6 +348,7 @@ def message_of(args: list[str], config: dict | None = None) -> str:
 
     parser = Parser()
     parser.add_argument("--number", type=int)
+    parser.add_argument("--case", type=Literal["lower", "upper"])
     parser.add_argument("--files", type=list[Path])
     parser.add_subclass_arguments(Kept, "kept")
     parser.add_argument("--callbacks", type=list[Callback] | Callback | None)
@@ -347,6 +367,9 @@ def message_of(args: list[str], config: dict | None = None) -> str:
         ("REQUIRED", []),
         ("GIVEN_CLASS", ["p", "--kept=test_parsing.Kept", "--kept.init_args.sise=3"]),
         ("GIVEN_VALUE", ["p", "--callbacks=3"]),
+        ("REFUSED_VALUE", ["p", "--number=x"]),
+        ("EXPECTED", ["p", "--number=x"]),
+        ("LITERAL", ["p", "--case=x"]),
         ("NOT_A_LIST", ["p", "--files=3"]),
         ("CLASS_PROBLEM", ["p", "--kept=test_parsing.Kept", "--kept.init_args.size=x"]),
         ("ASIDE", ["p", "--callbacks=3"]),
