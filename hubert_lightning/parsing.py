@@ -327,7 +327,7 @@ def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str
         log.warning("--%s: renamed to --%s; the next version will refuse the former name", name, current)
         return first.replace(name, current), dot + inner
     if name in signature.required:
-        raise UserError(f"{name} is given without its name: `{_usage(verb, signature)}`")
+        raise UserError(f"{name.upper()} is given without its name: `{_usage(verb, signature)}`")
     known = [*signature.optional, "help", "config", "print_config"]
     if name not in known:
         raise _unknown_option(verb, typed, known)
@@ -352,7 +352,7 @@ def _packed(verb: str, signature: Signature, given: list[str], took_several: str
     if match is None:
         raise UserError(
             f"{given[len(kinds)] if len(given) > len(kinds) else given[-1]}: no such argument; "
-            f"`{_usage(verb, signature)}` takes {', '.join(kinds)}"
+            f"`{_usage(verb, signature)}` takes {', '.join(kinds).upper()}"
         )
     packed = []
     for number, kind in enumerate(kinds.values(), start=1):
@@ -387,7 +387,7 @@ def _missing(verb: str, names: list[str], took_several: str = "") -> UserError:
         )
     else:
         way = f"`hubert {verb} --help` lists the arguments"
-    return UserError(f"{', '.join(names)} missing; {way}")
+    return UserError(f"{', '.join(names).upper()} missing; {way}")
 
 
 def wrong_value(message: str) -> tuple[str, str] | None:

@@ -695,11 +695,11 @@ def test_a_run_that_is_given_more_steps_takes_the_rates_of_the_longer_schedule(
     [
         ("export x --foo=3", "hubert: there is no option foo; `hubert export --help` lists the options"),
         ("labels check x --foo", "hubert: there is no option foo; `hubert labels check --help` lists the options"),
-        ("labels check", "hubert: store missing; `hubert labels check --help` lists the arguments"),
+        ("labels check", "hubert: STORE missing; `hubert labels check --help` lists the arguments"),
         ("kmeans fit --x=3", "hubert: there is no option x; `hubert kmeans fit --help` lists the options"),
-        ("align", "hubert: model, files missing; `hubert align --help` lists the arguments"),
+        ("align", "hubert: MODEL, FILES missing; `hubert align --help` lists the arguments"),
         ("demo --foo", "hubert: there is no option foo; `hubert demo --help` lists the options"),
-        ("score", "hubert: results missing; `hubert score --help` lists the arguments"),
+        ("score", "hubert: RESULTS missing; `hubert score --help` lists the arguments"),
         ("transcribe m f --num_workers=many", "hubert: "),
     ],
 )
