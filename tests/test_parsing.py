@@ -264,6 +264,7 @@ def test_fit_alone_lists_the_configs(capsys: pytest.CaptureFixture) -> None:
     said = refused(capsys, "fit")
     assert "configs/pretrain/base.yaml " in said
     assert "HuBERT Base (95 M parameters)" in said
+    assert all(line.endswith(".") for line in said.splitlines()[1:])
 
 
 def test_the_version(capsys: pytest.CaptureFixture) -> None:

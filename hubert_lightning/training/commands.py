@@ -1,6 +1,8 @@
 """The verbs of Lightning's command line. Help and simple mistakes are answered before Lightning is imported."""
 
 import os
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -213,12 +215,19 @@ def _check_class(option: str, typed: str) -> None:
 
 
 def _shipped() -> str:
-    """The configs of this package, each with the first line of its header."""
+    """The configs of this package, each with the first sentence of its header."""
     folder = configs_folder()
     rows = []
     for path in sorted(folder.rglob("*.yaml")):
-        first = path.read_text().split("\n")[0]
         name = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
-        rows.append((str(name), first.removeprefix("#").strip() if first.startswith("#") else ""))
+        rows.append((str(name), _first_sentence(path.read_text())))
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"  {name:{width}}  {header}" for name, header in rows)
+
+
+def _first_sentence(config: str) -> str:
+    """The first sentence of a config's header, which may go on over several lines."""
+    lines = takewhile(lambda line: line.startswith("#"), config.split("\n"))
+    header = " ".join(line.removeprefix("#").strip() for line in lines)
+    found = re.match(r".+?\.(?= [A-Z]|$)", header)
+    return found[0] if found else header
