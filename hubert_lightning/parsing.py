@@ -324,7 +324,7 @@ def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str
     first = first.replace("-", "_")
     name = first.removesuffix("+")
     if current := RENAMED_OPTIONS.get(verb, {}).get(name):
-        log.warning("--%s: renamed to --%s; the next version will refuse the former name", name, current)
+        log.warning("hubert: --%s: renamed to --%s; the next version will refuse the former name", name, current)
         return first.replace(name, current), dot + inner
     if name in signature.required:
         raise UserError(f"{name.upper()} is given without its name: `{_usage(verb, signature)}`")

@@ -208,7 +208,7 @@ def test_a_former_name_of_an_option_works_with_a_warning(
     monkeypatch.setitem(RENAMED_OPTIONS, "verb", {"kept": "keep_punctuation"})
     with caplog.at_level(logging.WARNING):
         assert call(flagged, ["a.wav", "--kept=!"])[2] == "!"
-    assert "--kept: renamed to --keep_punctuation" in caplog.text
+    assert "hubert: --kept: renamed to --keep_punctuation" in caplog.text
 
 
 @pytest.mark.parametrize(
