@@ -243,7 +243,14 @@ def test_a_mistake_is_one_sentence(call: Callable, typed: str, sentence: str) ->
         ("fit --config x/configs/size/a.yaml", "moved; write x/configs/pretrain/size/a.yaml\n"),
         ("fit configs/librispeech.sh", "moved; write configs/recipes/librispeech.sh\n"),
         ("fit --help modell", "--help modell: there is no help on that; write `hubert fit --help`"),
-        ("fit --model.help CTCFinetunin", "write hubert_lightning.HubertPretraining or hubert_lightning.CTCFinetuning"),
+        (
+            "fit --model.help CTCFinetuning",
+            "write hubert_lightning.HubertPretraining or hubert_lightning.CTCFinetuning",
+        ),
+        (
+            "fit --model.help CTCFinetunin",
+            "--model.help CTCFinetunin: not the full name of a class; write hubert_lightning.",
+        ),
         ("fit", "which config? `hubert fit --config CONFIG`\n"),
         ("test", "give the config.yaml of a run"),
     ],

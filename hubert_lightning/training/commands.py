@@ -207,11 +207,15 @@ def _check_exists(verb: str, config: str) -> None:
 
 
 def _check_class(option: str, typed: str) -> None:
-    """Refuse a name that looks like one of a class of this package and is none."""
-    package, _, name = typed.rpartition(".")
+    """Refuse a name without its package, and one of this package that is not a class of this kind."""
     known = CLASSES[option.removesuffix(".help")]
-    if package in ("", "hubert_lightning") and f"hubert_lightning.{name}" not in known:
-        raise UserError(f"--{option} {typed}: there is no such class; write {' or '.join(known)}")
+    if (
+        typed
+        and not typed.startswith("-")
+        and typed.rpartition(".")[0] in ("", "hubert_lightning")
+        and typed not in known
+    ):
+        raise UserError(f"--{option} {typed}: not the full name of a class; write {' or '.join(known)}")
 
 
 def _shipped() -> str:
