@@ -98,6 +98,10 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(CLOSED_PIPE) from None
+    except SystemExit as end:  # rich ends the process with status 1 when a console's pipe is closed
+        if isinstance(end.__context__, BrokenPipeError):
+            raise SystemExit(CLOSED_PIPE) from None
+        raise
     if status:
         raise SystemExit(status)
 

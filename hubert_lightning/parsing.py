@@ -52,6 +52,9 @@ UNKNOWN = re.compile(r"Option '(?P<option>[^']+)' is not accepted|does not accep
 REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
 GIVEN_CLASS = re.compile(r"class_path '(?P<path>[^']+)'")
 GIVEN_VALUE = re.compile(r"Given value: (?P<value>.*)")
+REFUSED_VALUE = re.compile(r"(?:Got value|Given value): (?P<value>.*)")
+EXPECTED = re.compile(r"Expected (?:an? )?(?P<kind>.+?)(?:\. Got value.*)?$", re.MULTILINE)
+LITERAL = re.compile(r"typing\.Literal(?P<choices>\[[^\]]*\])")
 CLASS_PROBLEM = "Problem with given class_path"
 NOT_A_LIST = re.compile(r"codec can't decode|Expected a (<class ')?list")
 """A single value where a list is expected; a path is taken for a file that lists paths."""
@@ -60,6 +63,9 @@ ASIDE = re.compile(
     r"- Expected a path but|(- )?Expected a dot import path"
 )
 """Lines on the types that jsonargparse tried in turn, and on the value."""
+
+KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
+"""Types of values as jsonargparse names them, and as a sentence does."""
 
 _load_value = get_loader("yaml")
 
@@ -126,8 +132,9 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
     Args:
         verb: The verb as it is typed, such as "prepare csv".
         target: "room.module:function". A function whose only argument is `args` gets the command line as it is.
-        args: Command line after the verb. A positional argument that is a list takes several arguments, or one in
-            brackets: `a.jsonl.gz b.jsonl.gz` or `[a.jsonl.gz,b.jsonl.gz]`.
+        args: Command line after the verb. An argument or an option that is a list takes several values, or one in
+            brackets: `a.jsonl.gz b.jsonl.gz` or `[a.jsonl.gz,b.jsonl.gz]`. The values of an option end at the next
+            option; those of a list of numbers, at the first value that is no number.
 
     Returns:
         The value that the function returns.
@@ -139,9 +146,9 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
     signature = signature_of(target)
     module, _, name = target.partition(":")
     if not signature.parses_itself:
-        options, positional = _split(verb, signature, args)
+        options, positional, took_several = _split(verb, signature, args)
         if not any(option.startswith(("--help", "--config=")) for option in options):
-            positional = _packed(verb, signature, positional)
+            positional = _packed(verb, signature, positional, took_several)
         args = [*options, *positional]
     function = getattr(importlib.import_module(f"hubert_lightning.{module}"), name)
     if signature.parses_itself:
@@ -231,6 +238,11 @@ class VerbParser(ArgumentParser):
             super().error(message, ex)
         verb = self.prog.removeprefix("hubert ")
         key = KEY.search(message)
+        if key and (wrong := wrong_value(message)):
+            value, fact = wrong
+            name = f"--{key['key']}" if key["key"] in option_names(self) else key["key"].upper()
+            way = "" if fact.startswith("choose") else f"; `hubert {verb} --help` lists the options"
+            raise UserError(f"{name} {value}: {fact}{way}")
         message = re.sub(r"<class '(\w+)'>", r"\1", KEY.sub(r"\g<key>", message))
         if key and NOT_A_LIST.search(message):
             raise UserError(f"{key['key']}: expects a list, in brackets: '[{key['key']}]'")
@@ -254,32 +266,56 @@ def _is_list(annotation: str) -> bool:
     return annotation.startswith(("list[", "Sequence["))
 
 
-def _split(verb: str, signature: Signature, args: list[str]) -> tuple[list[str], list[str]]:
-    """The options, each as `--name=value`, and the positional arguments."""
+def _is_option(arg: str) -> bool:
+    return arg.startswith("--") or re.match(r"-[A-Za-z]", arg) is not None
+
+
+def _taken(kind: str, first: str, remaining: deque[str]) -> list[str]:
+    """The values of an option: the first one, and if it is a list that is not in brackets, those that follow."""
+    values = [first]
+    if re.search(r"\b(list|Sequence)\[", kind) and not first.startswith("["):
+        while remaining and not _is_option(remaining[0]) and ("[int]" not in kind or remaining[0].isdigit()):
+            values.append(remaining.popleft())
+    return values
+
+
+def _as_list(kind: str, values: list[str]) -> str:
+    """The values of an option as one argument, those of a list in brackets."""
+    if len(values) == 1 and (not _is_list(kind) or values[0].startswith("[") or values[0] == "null"):
+        return values[0]
+    return f"[{', '.join(values)}]" if "[int]" in kind else json.dumps(values, ensure_ascii=False)
+
+
+def _split(verb: str, signature: Signature, args: list[str]) -> tuple[list[str], list[str], str]:
+    """The options, each as `--name=value`, the positional arguments, and the last option that took several values."""
     options: list[str] = []
     positional: list[str] = []
+    took_several = ""
     remaining = deque(args)
     while remaining:
         arg = remaining.popleft()
         if arg == "--":
-            return options, [*positional, *remaining]
-        if not arg.startswith("--") and not re.match(r"-[A-Za-z]", arg):
+            return options, [*positional, *remaining], took_several
+        if not _is_option(arg):
             positional.append(arg)
             continue
         typed, equals, value = ("--help" if arg == "-h" else arg).lstrip("-").partition("=")
         name, inner = _current_name(verb, signature, typed)
+        kind = "" if inner or name.endswith("+") else signature.optional.get(name, "")
         if equals:
-            value = f"={value}"
+            value = f"={_as_list(kind, [value])}"
         elif name in ("help", "print_config") or inner == ".help":
             value = ""
         elif signature.optional.get(name.removesuffix("+")) == "bool":
             value = f"={remaining.popleft()}" if remaining and remaining[0].lower() in BOOLEANS else "=true"
         elif remaining:
-            value = f"={remaining.popleft()}"
+            values = _taken(kind, remaining.popleft(), remaining)
+            took_several = name if len(values) > 1 else took_several
+            value = f"={_as_list(kind, values)}"
         else:
             raise UserError(f"{name}: expects a value; `hubert {verb} --help` lists the options")
         options.append(f"--{name}{inner}{value}")
-    return options, positional
+    return options, positional, took_several
 
 
 def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str]:
@@ -288,24 +324,24 @@ def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str
     first = first.replace("-", "_")
     name = first.removesuffix("+")
     if current := RENAMED_OPTIONS.get(verb, {}).get(name):
-        log.warning("--%s: renamed to --%s; the next version will refuse the former name", name, current)
+        log.warning("hubert: --%s: renamed to --%s; the next version will refuse the former name", name, current)
         return first.replace(name, current), dot + inner
     if name in signature.required:
-        raise UserError(f"{name} is given without its name: `{_usage(verb, signature)}`")
+        raise UserError(f"{name.upper()} is given without its name: `{_usage(verb, signature)}`")
     known = [*signature.optional, "help", "config", "print_config"]
     if name not in known:
         raise _unknown_option(verb, typed, known)
     return first, dot + inner
 
 
-def _packed(verb: str, signature: Signature, given: list[str]) -> list[str]:
+def _packed(verb: str, signature: Signature, given: list[str], took_several: str) -> list[str]:
     """One argument for each positional argument of the function, the plain arguments of a list in brackets.
 
     A list of numbers takes the arguments that are numbers; of several other lists, the first takes as many as it can.
     """
     kinds = signature.required
     if len(given) < len(kinds):
-        raise _missing(verb, list(kinds)[len(given) :])
+        raise _missing(verb, list(kinds)[len(given) :], took_several)
     letters = "".join("B" if arg[:1] + arg[-1:] == "[]" else "N" if arg.isdigit() else "A" for arg in given)
     other = "[A]" if any("[int]" in kind for kind in kinds.values()) else "[AN]"
     patterns = [
@@ -316,7 +352,7 @@ def _packed(verb: str, signature: Signature, given: list[str]) -> list[str]:
     if match is None:
         raise UserError(
             f"{given[len(kinds)] if len(given) > len(kinds) else given[-1]}: no such argument; "
-            f"`{_usage(verb, signature)}` takes {', '.join(kinds)}"
+            f"`{_usage(verb, signature)}` takes {', '.join(kinds).upper()}"
         )
     packed = []
     for number, kind in enumerate(kinds.values(), start=1):
@@ -337,8 +373,41 @@ def _unknown_option(verb: str, option: str, known: list[str]) -> UserError:
     return UserError(f"there is no option {name}; {guess}`hubert {verb} --help` lists the options")
 
 
-def _missing(verb: str, names: list[str]) -> UserError:
-    return UserError(f"{', '.join(names)} missing; `hubert {verb} --help` lists the arguments")
+def _missing(verb: str, names: list[str], took_several: str = "") -> UserError:
+    """The refusal of a command line without some positional arguments.
+
+    Args:
+        verb: The verb as it is typed.
+        names: Arguments that are missing.
+        took_several: Option that took several values, which may have been meant as arguments.
+    """
+    if took_several:
+        way = (
+            f"--{took_several} took all values up to the next option, so write its list as '[a,b]' if arguments follow"
+        )
+    else:
+        way = f"`hubert {verb} --help` lists the arguments"
+    return UserError(f"{', '.join(names).upper()} missing; {way}")
+
+
+def wrong_value(message: str) -> tuple[str, str] | None:
+    """Find the value that jsonargparse refuses, and what it is not, such as "not a whole number".
+
+    Args:
+        message: Message of jsonargparse.
+
+    Returns:
+        The value and the fact, or a choice of values; None if values of several types are allowed.
+    """
+    value = REFUSED_VALUE.search(message)
+    kinds = {found["kind"] for found in EXPECTED.finditer(message)} - {"<class 'NoneType'>", "<class 'list'>"}
+    if value is None or len(kinds) != 1:
+        return None
+    [kind] = kinds
+    if literal := LITERAL.fullmatch(kind):
+        *others, last = map(str, ast.literal_eval(literal["choices"]))
+        return value["value"], "choose " + " or ".join([*filter(None, [", ".join(others)]), last])
+    return (value["value"], f"not {KINDS[kind]}") if kind in KINDS else None
 
 
 def option_names(parser: ArgumentParser) -> list[str]:

@@ -348,12 +348,12 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--data.weight=[3]", "data: there is no option weight; did you mean weights?"),
         ("--trainer.barebones=true", "trainer.barebones is true"),
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
-        ("--data.init_args.max_duration=long", "data.max_duration: Expected a <class 'float'>. Got value: long;"),
+        ("--data.init_args.max_duration=long", "data.max_duration long: not a number; `hubert fit"),
         ("--model=HubertPretrain", "model: HubertPretrain is not a class; give one, such as hubert_lightning"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
         ("--data.init_args.weights=[.inf]", "data.init_args.weights[0] is inf; give a finite number"),
-        ("--config=/no/such.yaml", "config: File does not exist: '/no/such.yaml'; correct the path"),
+        ("--config=/no/such.yaml", "/no/such.yaml: there is no such config; correct the path; `hubert fit` lists"),
     ],
 )
 def test_a_mistake_in_a_config_is_one_sentence(
@@ -695,11 +695,11 @@ def test_a_run_that_is_given_more_steps_takes_the_rates_of_the_longer_schedule(
     [
         ("export x --foo=3", "hubert: there is no option foo; `hubert export --help` lists the options"),
         ("labels check x --foo", "hubert: there is no option foo; `hubert labels check --help` lists the options"),
-        ("labels check", "hubert: store missing; `hubert labels check --help` lists the arguments"),
+        ("labels check", "hubert: STORE missing; `hubert labels check --help` lists the arguments"),
         ("kmeans fit --x=3", "hubert: there is no option x; `hubert kmeans fit --help` lists the options"),
-        ("align", "hubert: model, files missing; `hubert align --help` lists the arguments"),
+        ("align", "hubert: MODEL, FILES missing; `hubert align --help` lists the arguments"),
         ("demo --foo", "hubert: there is no option foo; `hubert demo --help` lists the options"),
-        ("score", "hubert: results missing; `hubert score --help` lists the arguments"),
+        ("score", "hubert: RESULTS missing; `hubert score --help` lists the arguments"),
         ("transcribe m f --num_workers=many", "hubert: "),
     ],
 )

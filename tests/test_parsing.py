@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers import refused
@@ -125,6 +125,68 @@ def test_a_list_in_brackets_takes_no_other_argument(call: Callable) -> None:
     assert manifest == [Path("m1.jsonl.gz"), Path("m2.jsonl.gz")]
 
 
+def listed(
+    files: list[Path],
+    out: Path,
+    clusters: int | list[int] = 100,
+    manifest: list[Path] | None = None,
+    hop: int = 320,
+    case: Literal["lower", "upper", "as_written"] = "lower",
+) -> tuple:
+    """Take lists as options.
+
+    Args:
+        files: Files.
+        out: Folder.
+        clusters: Numbers of clusters.
+        manifest: Manifests.
+        hop: Samples.
+        case: Case of letters.
+    """
+    return files, out, clusters, manifest, hop
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a.wav b.wav out --clusters 10 20 --manifest m1 m2",
+        "--clusters 10 20 a.wav b.wav out --manifest m1 m2 --hop 320",
+        "--manifest m1 m2 --clusters [10,20] a.wav b.wav out",
+        "--manifest [m1,m2] --clusters=[10,20] a.wav b.wav out",
+        "--clusters 10 20 --manifest m1 m2 -- a.wav b.wav out",
+    ],
+)
+def test_an_option_that_is_a_list_takes_several_values_or_one_in_brackets(call: Callable, typed: str) -> None:
+    files, out, clusters, manifest, hop = call(listed, typed.split())
+    assert (files, out) == ([Path("a.wav"), Path("b.wav")], Path("out"))
+    assert (clusters, manifest, hop) == ([10, 20], [Path("m1"), Path("m2")], 320)
+
+
+def test_an_option_that_is_a_list_takes_one_value(call: Callable) -> None:
+    assert call(listed, ["a.wav", "out", "--clusters", "10", "--manifest", "m1"])[2:4] == (10, [Path("m1")])
+    assert call(listed, ["a.wav", "out", "--manifest=m1"])[3] == [Path("m1")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["--clusters", "abc"], "^--clusters abc: not a whole number; `hubert"),
+        (["--clusters=[10, x]"], "^--clusters x: not a whole number; `hubert"),
+        (["--case", "title"], "^--case title: choose lower, upper or as_written$"),
+    ],
+)
+def test_a_value_of_another_type(call: Callable, typed: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        call(listed, ["a.wav", "out", *typed])
+
+
+def test_arguments_after_the_values_of_an_option(call: Callable) -> None:
+    with pytest.raises(
+        UserError, match=r"^FILES, OUT missing; --manifest took all values .* '\[a,b\]' if arguments follow"
+    ):
+        call(listed, ["--manifest", "m1", "a.wav", "out"])
+
+
 def test_a_path_may_be_a_number_or_have_spaces(call: Callable) -> None:
     files, *_ = call(flagged, ["1", "two words.wav", "ü.wav", "-"])
     assert files == [Path("1"), Path("two words.wav"), Path("ü.wav"), Path("-")]
@@ -146,7 +208,7 @@ def test_a_former_name_of_an_option_works_with_a_warning(
     monkeypatch.setitem(RENAMED_OPTIONS, "verb", {"kept": "keep_punctuation"})
     with caplog.at_level(logging.WARNING):
         assert call(flagged, ["a.wav", "--kept=!"])[2] == "!"
-    assert "--kept: renamed to --keep_punctuation" in caplog.text
+    assert "hubert: --kept: renamed to --keep_punctuation" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -154,9 +216,9 @@ def test_a_former_name_of_an_option_works_with_a_warning(
     [
         ("a.wav --numbr=3", r"there is no option numbr; did you mean --number\?"),
         ("a.wav -n 3", "there is no option n;"),
-        ("--files=a.wav", r"files is given without its name: `hubert verb FILES \.\.\. \[options\]`"),
-        ("", "files missing; `hubert verb --help` lists the arguments"),
-        ("a.wav --number=many", "^number: Expected a int. Got value: many; `hubert verb --help` lists the options"),
+        ("--files=a.wav", r"FILES is given without its name: `hubert verb FILES \.\.\. \[options\]`"),
+        ("", "FILES missing; `hubert verb --help` lists the arguments"),
+        ("a.wav --number=many", "^--number many: not a whole number; `hubert verb --help` lists the options"),
         ("a.wav --number", "number: expects a value"),
     ],
 )
@@ -173,6 +235,22 @@ def test_a_mistake_is_one_sentence(call: Callable, typed: str, sentence: str) ->
         ("quality m x --clustrs=3", "there is no option clustrs; did you mean --clusters?"),
         ("fit --lr 1e-3", "there is no option lr; the key is model.init_args.optimizer.init_args.lr"),
         ("fit --batch_size=8", "the key is data.init_args.max_duration"),
+        ("fit configs/demo.yaml", "configs/demo.yaml is given without --config; write --config configs/demo.yaml"),
+        ("fit --config no.yaml", "no.yaml: there is no such config; correct the path; `hubert fit` lists the configs"),
+        ("test --config no.yaml", "correct the path, or give the config.yaml of a run"),
+        ("fit --config configs/clusters/a.yaml", "moved; write configs/pretrain/ablations/a.yaml\n"),
+        ("fit --config configs/cluster/a.sh", "moved; write configs/launch/a.sh\n"),
+        ("fit --config x/configs/size/a.yaml", "moved; write x/configs/pretrain/size/a.yaml\n"),
+        ("fit configs/librispeech.sh", "moved; write configs/recipes/librispeech.sh\n"),
+        ("fit --help modell", "--help modell: there is no help on that; write `hubert fit --help`"),
+        (
+            "fit --model.help CTCFinetuning",
+            "write hubert_lightning.HubertPretraining or hubert_lightning.CTCFinetuning",
+        ),
+        (
+            "fit --model.help CTCFinetunin",
+            "--model.help CTCFinetunin: not the full name of a class; write hubert_lightning.",
+        ),
         ("fit", "which config? `hubert fit --config CONFIG`\n"),
         ("test", "give the config.yaml of a run"),
     ],
@@ -193,6 +271,7 @@ def test_fit_alone_lists_the_configs(capsys: pytest.CaptureFixture) -> None:
     said = refused(capsys, "fit")
     assert "configs/pretrain/base.yaml " in said
     assert "HuBERT Base (95 M parameters)" in said
+    assert all(line.endswith(".") for line in said.splitlines()[1:])
 
 
 def test_the_version(capsys: pytest.CaptureFixture) -> None:
@@ -206,6 +285,14 @@ def test_a_closed_pipe_ends_a_verb_without_a_traceback() -> None:
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == "usage: hubert VERB ..."
     assert done.stdout.splitlines()[-1] in ("141", "0")  # 0 if all was written before the pipe was closed
+
+
+def test_a_closed_pipe_ends_a_table_with_the_status_of_a_closed_pipe(tmp_path: Path) -> None:
+    results = tmp_path / "test.jsonl"
+    results.write_text('{"id": "a", "hypothesis": "one two", "reference": "one too"}\n')
+    command = f"{sys.executable} -m hubert_lightning score {results} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
 
 
 def test_the_help_of_fit_fits_two_screens(capsys: pytest.CaptureFixture) -> None:
@@ -271,6 +358,7 @@ def message_of(args: list[str], config: dict | None = None) -> str:
 
     parser = Parser()
     parser.add_argument("--number", type=int)
+    parser.add_argument("--case", type=Literal["lower", "upper"])
     parser.add_argument("--files", type=list[Path])
     parser.add_subclass_arguments(Kept, "kept")
     parser.add_argument("--callbacks", type=list[Callback] | Callback | None)
@@ -289,6 +377,9 @@ def message_of(args: list[str], config: dict | None = None) -> str:
         ("REQUIRED", []),
         ("GIVEN_CLASS", ["p", "--kept=test_parsing.Kept", "--kept.init_args.sise=3"]),
         ("GIVEN_VALUE", ["p", "--callbacks=3"]),
+        ("REFUSED_VALUE", ["p", "--number=x"]),
+        ("EXPECTED", ["p", "--number=x"]),
+        ("LITERAL", ["p", "--case=x"]),
         ("NOT_A_LIST", ["p", "--files=3"]),
         ("CLASS_PROBLEM", ["p", "--kept=test_parsing.Kept", "--kept.init_args.size=x"]),
         ("ASIDE", ["p", "--callbacks=3"]),

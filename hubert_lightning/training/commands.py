@@ -1,11 +1,13 @@
 """The verbs of Lightning's command line. Help and simple mistakes are answered before Lightning is imported."""
 
 import os
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.parsing import typed_options
+from hubert_lightning.parsing import given_configs, typed_options
 
 HELP = """usage: hubert {verb} --config CONFIG [--config CONFIG ...] [--KEY VALUE ...]
 
@@ -87,6 +89,20 @@ KEYS = {
 }
 """Names that other programs have for our keys."""
 
+MOVED = {
+    "configs/clusters": "configs/pretrain/ablations",
+    "configs/cluster": "configs/launch",
+    "configs/size": "configs/pretrain/size",
+    "configs/librispeech.sh": "configs/recipes/librispeech.sh",
+}
+"""Former paths of this package's configs, and the present ones."""
+
+CLASSES = {
+    "model": ("hubert_lightning.HubertPretraining", "hubert_lightning.CTCFinetuning"),
+    "data": ("hubert_lightning.PretrainingData", "hubert_lightning.TranscribedData"),
+}
+"""Classes of this package that a config may have under each key."""
+
 
 def fit(args: list[str]) -> None:
     """Pre-train an encoder on untranscribed audio, or fine-tune it with CTC: hubert fit --config CONFIG.
@@ -146,7 +162,8 @@ def _is_answered(verb: str, args: list[str]) -> bool:
     """Print help if it was asked for.
 
     Raises:
-        UserError: The command line names no config, or an option that another program has.
+        UserError: The command line names no config or a missing one, an option that another program has, or an unknown
+            topic of help.
     """
     if args in (["--help"], ["-h"]):
         summary = str(globals()[verb].__doc__).split("\n")[0].partition(":")[0].rstrip(".")
@@ -155,22 +172,66 @@ def _is_answered(verb: str, args: list[str]) -> bool:
     if args == ["--help", "all"]:
         args.pop()
         return False
-    for name, _ in typed_options(args):
+    if args[:1] in (["--help"], ["-h"]) and args[1:] and not args[1].startswith("-"):
+        raise UserError(
+            f"--help {args[1]}: there is no help on that; write `hubert {verb} --help`, `hubert {verb} --help all` or "
+            f"`hubert {verb} --model.help {CLASSES['model'][0]}`"
+        )
+    if args and args[0].endswith((".yaml", ".yml", ".sh")):
+        _check_exists(verb, args[0])
+        raise UserError(f"{args[0]} is given without --config; write --config {args[0]}")
+    for name, value in typed_options(args):
+        if name in ("model.help", "data.help"):
+            _check_class(name, value)
         if key := KEYS.get(name.replace("-", "_")):
             raise UserError(f"there is no option {name}; the key is {key}; `hubert {verb} --help` lists the keys")
+    for path in given_configs(args):
+        if not set(str(path)) & set("{:\n"):  # not the text of a config
+            _check_exists(verb, str(path))
     if not args:
         run = "" if verb == "fit" else "; give the config.yaml of a run"
         raise UserError(f"which config? `hubert {verb} --config CONFIG`{run}\n{_shipped()}".rstrip())
     return False
 
 
+def _check_exists(verb: str, config: str) -> None:
+    """Refuse a config that is missing, and name the new path of one that has moved."""
+    if os.path.exists(config):
+        return
+    for former, present in MOVED.items():
+        start, found, end = f"{config}/".partition(f"{former}/")
+        if found:
+            raise UserError(f"{config}: moved; write {start}{present}/{end}".rstrip("/"))
+    way = "; `hubert fit` lists the configs of this package" if verb == "fit" else ", or give the config.yaml of a run"
+    raise UserError(f"{config}: there is no such config; correct the path{way}")
+
+
+def _check_class(option: str, typed: str) -> None:
+    """Refuse a name without its package, and one of this package that is not a class of this kind."""
+    known = CLASSES[option.removesuffix(".help")]
+    if (
+        typed
+        and not typed.startswith("-")
+        and typed.rpartition(".")[0] in ("", "hubert_lightning")
+        and typed not in known
+    ):
+        raise UserError(f"--{option} {typed}: not the full name of a class; write {' or '.join(known)}")
+
+
 def _shipped() -> str:
-    """The configs of this package, each with the first line of its header."""
+    """The configs of this package, each with the first sentence of its header."""
     folder = configs_folder()
     rows = []
     for path in sorted(folder.rglob("*.yaml")):
-        first = path.read_text().split("\n")[0]
         name = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
-        rows.append((str(name), first.removeprefix("#").strip() if first.startswith("#") else ""))
+        rows.append((str(name), _first_sentence(path.read_text())))
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"  {name:{width}}  {header}" for name, header in rows)
+
+
+def _first_sentence(config: str) -> str:
+    """The first sentence of a config's header, which may go on over several lines."""
+    lines = takewhile(lambda line: line.startswith("#"), config.split("\n"))
+    header = " ".join(line.removeprefix("#").strip() for line in lines)
+    found = re.match(r".+?\.(?= [A-Z]|$)", header)
+    return found[0] if found else header

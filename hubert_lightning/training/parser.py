@@ -21,6 +21,7 @@ from hubert_lightning.parsing import (
     UNKNOWN,
     UNRECOGNIZED,
     option_names,
+    wrong_value,
 )
 
 KEYS_OF_RECIPE = {
@@ -49,6 +50,8 @@ class SentenceParser(LightningArgumentParser):
             return f"{key or 'command line'}: {self._unknown(unknown.group(unknown.lastgroup or 0), given, key)}"
         if "codec can't decode" in message and NOT_A_LIST.search(message):
             return f"{key}: expects a list of manifests, not one path; put it in brackets: [path]"
+        if key and (wrong := wrong_value(message)):
+            return f"{key} {wrong[0]}: {wrong[1]}; {self._help(given, key)} lists the options"
         value = GIVEN_VALUE.search(message)
         if value and not facts:
             return f"{key}: {value['value']} is not a class; give one, such as hubert_lightning.HubertPretraining"
@@ -67,6 +70,8 @@ class SentenceParser(LightningArgumentParser):
         """
         if (root := option.split(".")[0]) in KEYS_OF_RECIPE and not key:
             return f"there is no option {root}; {KEYS_OF_RECIPE[root]}"
+        if option.endswith((".yaml", ".yml")) and not key:
+            return f"{option} is given without --config; write --config {option}"
         known = option_names(self)
         start, last = option.rpartition(".")[::2]
         if class_path and key:  # options of the class, and the argument that holds them, such as encoder.dim
