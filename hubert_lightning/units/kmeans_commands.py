@@ -55,6 +55,8 @@ def fit_kmeans(
         UserError: The arguments contradict each other, or a file cannot be used.
     """
     _check_new(out)
+    if Path(out).suffix != ".safetensors":
+        raise UserError(f"{out}: not a name of a K-means file; choose one that ends in .safetensors")
     recipe = LabelRecipe(model, layer, clusters, parts, max_frames, kmeans, seed)
     recipe.check_layer()
     read = read_corpora(manifests)

@@ -103,6 +103,11 @@ def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path, capsys: pyt
     assert Path(path).read_bytes() == before
 
 
+def test_a_fit_is_written_to_a_safetensors_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    said = refused(capsys, "kmeans", "fit", "mfcc", "[none.jsonl.gz]", str(tmp_path / "km.txt"))
+    assert "km.txt: not a name of a K-means file; choose one that ends in .safetensors" in said
+
+
 def test_a_fit_outside_of_a_run_is_that_of_a_run(run: Path, manifests: Path, tmp_path: Path) -> None:
     train = f"[{manifests / 'train.jsonl.gz'}]"
     options = ["--clusters=20", "--max_frames=3000", "--num_workers=0"]
