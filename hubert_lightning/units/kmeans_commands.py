@@ -175,4 +175,4 @@ def _described(centroids: list[Tensor]) -> str:
 
 def _check_new(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path}: exists already; remove it, or choose another name")
+        raise UserError(f"{path}: exists already; remove it or choose another OUT")

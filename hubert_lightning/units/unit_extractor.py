@@ -117,7 +117,7 @@ class Units:
         """
         kmeans = _beside(Path(model)) if kmeans is None else Path(kmeans)
         if not kmeans.is_file():
-            raise UserError(f"{kmeans}: no such file with a K-means; correct the path")
+            raise UserError(f"{kmeans}: no such file; correct the path")
         streams, source = load_kmeans(kmeans)
         if len(streams) > 1:
             raise UserError(f"{kmeans} holds {len(streams)} K-means, but units need one; give a file with one")
