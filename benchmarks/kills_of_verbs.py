@@ -73,7 +73,7 @@ VERBS: dict[str, str] = {
     "score": "score IN/test.jsonl --output OUT/scores.json",
 }
 """A call of each verb that writes; IN is the folder of the material, OUT an empty one."""
-REFUSES = ("is there already", "holds a label store already")
+REFUSES = ("exists already", "holds a label store already")
 """What verbs say that never replace what is there: of those, a finished output is as good as a second one."""
 OPENED_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")

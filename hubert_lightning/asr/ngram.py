@@ -40,11 +40,18 @@ def ngram(
         letters: Whether the n-grams consist of letters instead of words, for a search without lexicon.
         min_counts: Least number of occurrences of an n-gram in the model, for each order, as in [0, 0, 2]; none if not
             given.
+
+    Raises:
+        UserError: OUT is no .arpa file, its lexicon exists, or the arguments or the text cannot be used.
     """
     model_tokens = model_vocabulary(vocabulary)
-    if Path(out).suffix == ".lexicon" or Path(out).absolute() == Path(text).absolute():
-        owner = "the lexicon" if Path(out).suffix == ".lexicon" else "the text"
-        raise UserError(f"{out}: the name of {owner}; choose another OUT, such as lm.arpa")
+    if Path(out).suffix != ".arpa":
+        raise UserError(f"{out}: not a name of an ARPA file; choose one that ends in .arpa")
+    if Path(out).absolute() == Path(text).absolute():
+        raise UserError(f"{out}: the name of the text; choose another OUT, such as lm.arpa")
+    lexicon = Path(out).with_suffix(".lexicon")
+    if not letters and lexicon.exists():  # OUT alone was named, and is replaced
+        raise UserError(f"{lexicon}: exists already; remove it or choose another OUT")
     if not 2 <= order <= 5:
         raise UserError(f"order {order}: choose 2 to 5")
     if min_counts is not None and len(min_counts) != order:
@@ -60,9 +67,8 @@ def ngram(
         raise UserError(f"{text}: no sentences in the letters of the vocabulary; give a text in the model's language")
     outputs, summary = {Path(out): _estimate(counts, min_counts)}, ""
     if not letters:
-        lexicon = Path(out).with_suffix(".lexicon")
         content, summary = lexicon_of(words, lexicon, model_tokens, str(text))
-        outputs = {lexicon: content} | outputs
+        outputs[lexicon] = content  # named last: what a killed call leaves does not block the next
     with replacing_all(*outputs) as files:
         for file, content in zip(files, outputs.values(), strict=True):
             file.write(content.encode())

@@ -113,7 +113,8 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
     ]
     if not files:
         raise UserError(
-            f"{audio}: no audio in it; give a folder with {', '.join(sorted(AUDIO_SUFFIXES))}, or convert its files"
+            f"{audio}: no audio in it; give a folder with .wav, .flac, .mp3 or another of {len(AUDIO_SUFFIXES)} "
+            "suffixes of audio, or convert its files"
         )
     return prepare({root.name: files}, out, max_duration, skipped, spell_numbers)
 

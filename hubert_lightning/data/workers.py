@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,19 @@ GONE = re.compile(r"DataLoader worker \(pid\(s\) (?P<pid>\d+)[\d, ]*\) exited un
 _all: "weakref.WeakSet[WatchedReads]" = weakref.WeakSet()
 _killed: dict[int, list[str]] = {}
 """Ids of the cuts that killed workers read, kept after their dataset is gone."""
+
+
+def default_workers(most: int = 4) -> int:
+    """Number of workers where none is given: one for each core of this process, since torch warns of more.
+
+    Args:
+        most: Largest number.
+
+    Returns:
+        Number of workers, at least 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(most, cores)
 
 
 class WatchedReads(Dataset[Any]):  # batches of either task

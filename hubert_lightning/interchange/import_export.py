@@ -111,7 +111,7 @@ def export_model(
 
 def _check_new(out: Path) -> None:
     if out.exists():
-        raise UserError(f"{out}: exists already; remove it, or choose another OUT")
+        raise UserError(f"{out}: exists already; remove it or choose another OUT")
 
 
 def _checked_encoder(weights: PretrainedWeights, path: Path) -> HubertEncoder:

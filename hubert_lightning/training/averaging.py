@@ -21,9 +21,14 @@ def average(checkpoints: list[Path], out: Path) -> None:
     Args:
         checkpoints: Checkpoints of one model, such as different steps of a run. All other entries come from the first.
         out: Path of the new checkpoint.
+
+    Raises:
+        UserError: There are fewer than two checkpoints, they cannot be averaged, or the new one exists.
     """
     if Path(out).exists():
-        raise UserError(f"{out}: exists already; remove it, or choose another OUT")
+        raise UserError(f"{out}: exists already; remove it or choose another OUT")
+    if len(checkpoints) == 1:
+        raise UserError(f"{checkpoints[0]}: a single checkpoint, which is its own mean; give at least two")
     write_average(checkpoints, out)
     print(f"{out}: the mean of {', '.join(map(str, checkpoints))}")
 
@@ -56,7 +61,7 @@ def averaged(checkpoints: Sequence[Path]) -> dict[str, Any]:
         UserError: The list is empty, a checkpoint is corrupt, or they are of different models.
     """
     if not checkpoints:
-        raise UserError("no checkpoint to average; give one or more in brackets: '[a.ckpt, b.ckpt]'")
+        raise UserError("no checkpoint to average; give two or more in brackets: '[a.ckpt, b.ckpt]'")
     first, *others = (_read(Path(path)) for path in checkpoints)
     states: list[dict[str, Tensor]] = [first["state_dict"], *(other["state_dict"] for other in others)]
     for path, state in zip(checkpoints, states, strict=True):

@@ -8,6 +8,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from hubert_lightning.data.corpora import read_corpora
+from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
@@ -33,7 +34,7 @@ def fit_kmeans(
     kmeans: KMeans | ScikitKMeans | None = None,
     seed: int = 0,
     min_duration: float = 2.0,
-    num_workers: int = 4,
+    num_workers: int | None = None,
 ) -> None:
     """Fit K-means on one layer of a model, or on MFCCs, as `hubert fit` does before its first step.
 
@@ -49,12 +50,14 @@ def fit_kmeans(
         kmeans: K-means algorithm; hubert_lightning.KMeans if not given.
         seed: Seed of the sample and of K-means.
         min_duration: Minimum duration in seconds; shorter utterances are left out, as in `hubert fit`.
-        num_workers: Number of processes that read audio.
+        num_workers: Number of processes that read audio; one for each core, but 4 at most, if not given.
 
     Raises:
         UserError: The arguments contradict each other, or a file cannot be used.
     """
     _check_new(out)
+    if Path(out).suffix != ".safetensors":
+        raise UserError(f"{out}: not a name of a K-means file; choose one that ends in .safetensors")
     recipe = LabelRecipe(model, layer, clusters, parts, max_frames, kmeans, seed)
     recipe.check_layer()
     read = read_corpora(manifests)
@@ -62,6 +65,7 @@ def fit_kmeans(
     if not len(cuts):
         raise UserError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
     extractor = _extractor(recipe)
+    num_workers = default_workers() if num_workers is None else num_workers
     rows, index = sample_frames(extractor, cuts, max_frames, seed, batch_frames=WINDOW_FRAMES, num_workers=num_workers)
     algorithm = recipe.kmeans or KMeans()
     centroids = [
@@ -171,4 +175,4 @@ def _described(centroids: list[Tensor]) -> str:
 
 def _check_new(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path}: exists already; remove it, or choose another name")
+        raise UserError(f"{path}: exists already; remove it or choose another OUT")

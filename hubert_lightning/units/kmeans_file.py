@@ -50,7 +50,7 @@ def load_kmeans(path: Path) -> tuple[list[Tensor], dict[str, str]]:
         UserError: The file is not a K-means, is corrupt, or cannot be opened safely.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file with K-means centroids; correct the path")
+        raise UserError(f"{path}: no such file; correct the path")
     if not is_safetensors(path):
         return load_foreign_kmeans(path)
     try:

@@ -49,7 +49,8 @@ class LabelStore:
         self.path = Path(path)
         if not (self.path / "store.json").is_file():
             raise UserError(
-                f"{path}: no finished label store (no store.json); let the Relabel callback make the labels"
+                f"{path}: no finished label store (no store.json); make the labels with `hubert fit` or `hubert labels "
+                "import`"
             )
         try:
             content = read_json_object(self.path / "store.json") or {}

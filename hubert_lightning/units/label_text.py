@@ -173,7 +173,7 @@ def _check_import(labels: Sequence[Path], out: Path, hop: int) -> None:
     for path in labels:
         _check_suffix(path)
         if not path.is_file():
-            raise UserError(f"{path} does not exist; correct the path of the labels")
+            raise UserError(f"{path}: no such file; correct the path")
     if hop not in (HOP, HOP // 2):
         raise UserError(f"hop {hop}: labels come every {HOP} samples (50 a second) or {HOP // 2} (100 a second)")
     if (out / "store.json").exists():

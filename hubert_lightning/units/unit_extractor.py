@@ -117,7 +117,7 @@ class Units:
         """
         kmeans = _beside(Path(model)) if kmeans is None else Path(kmeans)
         if not kmeans.is_file():
-            raise UserError(f"{kmeans}: no such file with a K-means; correct the path")
+            raise UserError(f"{kmeans}: no such file; correct the path")
         streams, source = load_kmeans(kmeans)
         if len(streams) > 1:
             raise UserError(f"{kmeans} holds {len(streams)} K-means, but units need one; give a file with one")
@@ -135,9 +135,10 @@ class Units:
             device = choose_device(device)
             extractor = layer_extractor(model, layer, device, autocast(device, precision))
         if features and features != extractor.name:
+            wanted = "a K-means of MFCCs" if is_mfcc(model) else "the K-means of this one"
+            gives = "MFCCs are asked for" if is_mfcc(model) else f"{model} gives {extractor.name}"
             raise UserError(
-                f"{kmeans} was fitted on {features}, but {model} gives {extractor.name}; give the model that it was "
-                "fitted on, or the K-means of this one"
+                f"{kmeans} was fitted on {features}, but {gives}; give the model that it was fitted on, or {wanted}"
             )
         return cls(extractor, streams[0], window)
 
@@ -311,7 +312,15 @@ class UnitStream:
 def _beside(model: Path) -> Path:
     if model.is_dir() and (model / KMEANS_FILE).is_file():
         return model / KMEANS_FILE
-    raise UserError(f"{model}: no {KMEANS_FILE} in it; name one with --kmeans, such as that of the next iteration")
+    if is_mfcc(model):
+        raise UserError(
+            "mfcc: has no K-means of its own; name one of MFCCs with --kmeans, that of a run's first iteration or one "
+            "of `hubert kmeans fit mfcc`"
+        )
+    raise UserError(
+        f"{model}: no {KMEANS_FILE} comes with this model; name a K-means of one of its layers with --kmeans, that of "
+        "the run's next iteration or one of `hubert kmeans fit`"
+    )
 
 
 def _layer(kmeans: Path, features: str, layer: int | None) -> int:

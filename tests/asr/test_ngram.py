@@ -136,11 +136,28 @@ def test_a_text_without_sentences_is_refused(
     assert not (tmp_path / "a.arpa").exists()
 
 
-@pytest.mark.parametrize(("name", "taken"), [("lm.lexicon", "the lexicon"), ("text.txt", "the text")])
-def test_a_model_does_not_take_the_name_of_its_text_or_lexicon(text: Path, name: str, taken: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: the name of {taken}; choose another OUT"):
+@pytest.mark.parametrize("name", ["lm.lexicon", "text.txt", "lm.arpa.gz", "lm"])
+def test_a_model_has_a_name_of_an_arpa_file(text: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: not a name of an ARPA file; choose one that ends in .arpa"):
         ngram(text, text.parent / name)
+    assert [path.name for path in text.parent.iterdir()] == ["text.txt"]
     assert text.read_text() == TEXT
+
+
+def test_a_model_does_not_take_the_name_of_its_text(text: Path) -> None:
+    text = text.rename(text.with_suffix(".arpa"))
+    with pytest.raises(ValueError, match=r"text\.arpa: the name of the text; choose another OUT"):
+        ngram(text, text)
+    assert text.read_text() == TEXT
+
+
+def test_a_lexicon_that_exists_is_not_overwritten(text: Path, vocabulary: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.lexicon").write_text("CAT C A T |\n")
+    with pytest.raises(ValueError, match=r"a\.lexicon: exists already; remove it or choose another OUT"):
+        ngram(text, tmp_path / "a.arpa", order=2, vocabulary=vocabulary)
+    assert not (tmp_path / "a.arpa").exists()
+    assert (tmp_path / "a.lexicon").read_text() == "CAT C A T |\n"
+    ngram(text, tmp_path / "a.arpa", order=2, vocabulary=vocabulary, letters=True)  # has no lexicon
 
 
 def test_the_verbs_make_vocabulary_model_and_lexicon(

@@ -108,8 +108,8 @@ def test_a_model_is_imported_and_exported_by_the_command_line(
     ("arguments", "sentence"),
     [
         (["import", "nowhere.pt", "out.ckpt"], "nowhere.pt does not exist; give a .ckpt of `hubert fit`"),
-        (["import", "{ours}", "{ours}"], "exists already; remove it, or choose another OUT"),
-        (["export", "{ours}", "{folder}"], "exists already; remove it, or choose another OUT"),
+        (["import", "{ours}", "{ours}"], "exists already; remove it or choose another OUT"),
+        (["export", "{ours}", "{folder}"], "exists already; remove it or choose another OUT"),
         (
             ["export", "{ours}", "out", "--layer", "2"],
             "layer 2 of transformers: only onnx can have the output of one layer",
@@ -128,7 +128,7 @@ def test_a_model_is_imported_and_exported_by_the_command_line(
         (["import", "{ours}", "out.ckpt", "--num_heads", "2"], "states 4 attention heads, not 2; leave it out"),
         (
             ["import", "{ours}", "out.ckpt", "--vocabulary", "x.json"],
-            "has no CTC head, which a vocabulary",
+            "has no CTC head, so it needs no vocabulary",
         ),
         (["import", "{onnx}", "out.ckpt"], "holds an ONNX graph, which cannot be read back"),
     ],

@@ -239,6 +239,8 @@ def test_checkpoints_that_cannot_be_averaged_are_refused_in_one_sentence(
     message = refused(capsys, "average", f"[{best}, {tmp_path / 'other.ckpt'}]", out)
     assert f"other.ckpt: its head.bias is (3,), in {best} it is (29,); average checkpoints of one model" in message
     assert "no checkpoint to average" in refused(capsys, "average", "[]", out)
+    message = refused(capsys, "average", f"[{best}]", out)
+    assert "best.ckpt: a single checkpoint, which is its own mean; give at least two" in message
     assert "is corrupt, or no file of torch.save" in refused(capsys, "average", f"[{best}, {ROOT / 'README.md'}]", out)
     assert "exists already; remove it" in refused(capsys, "average", f"[{best}]", str(finetuning / "last.ckpt"))
     assert not Path(out).exists()

@@ -12,6 +12,7 @@ from helpers import SMOKE, pretraining_options, refused
 from sklearn.cluster import MiniBatchKMeans
 
 from hubert_lightning.cli import main
+from hubert_lightning.data.workers import default_workers
 from hubert_lightning.features.extractors import layer_extractor
 from hubert_lightning.units.foreign_kmeans import SOURCE
 from hubert_lightning.units.kmeans import assign
@@ -103,11 +104,27 @@ def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path, capsys: pyt
     assert Path(path).read_bytes() == before
 
 
+def test_a_fit_is_written_to_a_safetensors_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    said = refused(capsys, "kmeans", "fit", "mfcc", "[none.jsonl.gz]", str(tmp_path / "km.txt"))
+    assert "km.txt: not a name of a K-means file; choose one that ends in .safetensors" in said
+
+
 def test_a_fit_outside_of_a_run_is_that_of_a_run(run: Path, manifests: Path, tmp_path: Path) -> None:
     train = f"[{manifests / 'train.jsonl.gz'}]"
     options = ["--clusters=20", "--max_frames=3000", "--num_workers=0"]
     main(["kmeans", "fit", "mfcc", train, str(tmp_path / "mfcc.safetensors"), *options])
     assert (tmp_path / "mfcc.safetensors").read_bytes() == (run / "kmeans.safetensors").read_bytes()
+
+
+def test_a_fit_reads_audio_with_no_more_processes_than_cores(
+    run: Path, manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    assert [default_workers(), default_workers(1)] == [2, 1]
+    train = f"[{manifests / 'train.jsonl.gz'}]"
+    main(["kmeans", "fit", "mfcc", train, str(tmp_path / "k.safetensors"), "--clusters=20", "--max_frames=3000"])
+    assert not [warning for warning in recwarn if "worker processes" in str(warning.message)]
+    assert (tmp_path / "k.safetensors").read_bytes() == (run / "kmeans.safetensors").read_bytes()
 
 
 def test_a_layer_can_be_fitted_outside_of_a_run(run: Path, manifests: Path, tmp_path: Path) -> None:

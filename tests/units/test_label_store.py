@@ -219,7 +219,9 @@ def test_two_utterances_of_one_id_are_refused(tmp_path: Path) -> None:
 
 def test_a_store_that_was_not_finished_is_refused(tmp_path: Path) -> None:
     LabelWriter(tmp_path, LABEL_SOURCE, num_shards=1).__enter__()
-    with pytest.raises(ValueError, match="no finished label store"):
+    with pytest.raises(
+        ValueError, match=r"no finished label store .*; make the labels with `hubert fit` or `hubert lab"
+    ):
         LabelStore(tmp_path)
 
 

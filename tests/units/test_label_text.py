@@ -180,7 +180,7 @@ def test_a_damaged_line_of_json_is_named(manifests: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "hop", "sentence"),
-    [("a.csv", 320, "no format"), ("a.km", 320, "does not exist"), ("b.km", 441, "hop 441")],
+    [("a.csv", 320, "no format"), ("a.km", 320, "a.km: no such file; correct the path"), ("b.km", 441, "hop 441")],
 )
 def test_what_cannot_be_imported_is_refused(
     name: str, hop: int, sentence: str, manifests: Path, tmp_path: Path

@@ -141,9 +141,14 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
     refused("MFCCs have no layers", {}, model="mfcc", layer=1)
     spliced = {"features": "mfcc spliced over 3 frames", "parts": '["delta"]'}
     refused("a part of MFCCs .*, but units are clusters of whole MFCCs", spliced, model="mfcc")
-    refused("was fitted on layer .*, but mfcc gives mfcc", {"features": of_this}, model="mfcc")
+    refused(
+        "was fitted on layer .*, but MFCCs are asked for; give the model .*, or a K-means of MFCCs",
+        {"features": of_this},
+        model="mfcc",
+    )
     refused("absent: no such file", {}, kmeans=tmp_path / "absent")
-    refused("no kmeans.safetensors in it; name one", {}, kmeans=None)
+    refused("no kmeans.safetensors comes with this model; name a K-means of one of its layers", {}, kmeans=None)
+    refused("mfcc: has no K-means of its own; name one of MFCCs with --kmeans", {}, model="mfcc", kmeans=None)
     save_kmeans(tmp_path / "kmeans.safetensors", [torch.randn(4, 32)], {})
     Units.from_pretrained(model, tmp_path / "kmeans.safetensors", layer=2)
 
