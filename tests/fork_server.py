@@ -145,7 +145,8 @@ def _command(
 
     assert threading.active_count() == 1
     np.random.seed()  # noqa: NPY002 this is what libraries draw from
-    rank_zero_only.rank = int(environment.get("RANK", "0"))  # which it reads when it is imported  # type: ignore[attr-defined]  # type: ignore[attr-defined]
+    # It reads the rank when it is imported
+    rank_zero_only.rank = int(environment.get("RANK", "0"))  # type: ignore[attr-defined]
     code: int | None = 1
     try:
         if before:
