@@ -77,9 +77,7 @@ def test_a_rescorer_s_code_is_never_offered(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
-    with pytest.raises(
-        ValueError, match=r"\(it needs code of its own, which is not run; give a model of an archi"
-    ):
+    with pytest.raises(ValueError, match=r"\(it needs code of its own, which is not run; give a model of an archi"):
         CausalLM(foreign_lm(causal_lm, tmp_path / "foreign", model_type="foreign"))
     # what transformers knows by itself is built of its own classes, whatever the settings name beside them
     assert CausalLM(foreign_lm(causal_lm, tmp_path / "known"))(["one two"]) == CausalLM(causal_lm)(["one two"])
