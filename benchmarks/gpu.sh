@@ -50,7 +50,7 @@ kmeans=(benchmarks/kmeans.py --device "$device" --clusters "$clusters" --only to
 relabel=(benchmarks/relabelling.py --manifest "$work/one.jsonl.gz" --times "$times" --device "$device"
     --clusters "$clusters" --max_frames "$frames" --num_workers "$half" --batch_duration 87.5)
 
-part "the same numbers as on a processor" 100 -m pytest -p no:cacheprovider tests/test_gpu.py tests/units/test_kmeans.py \
+part "the same numbers as on a processor" 100 -m pytest -n 0 -p no:cacheprovider tests/test_gpu.py tests/units/test_kmeans.py \
     -k "(gpu or cuda) and not compiled"
 part "a step of Base" 80 "${step[@]}" "${base[@]}" --contestants ours torchaudio transformers --json "$out/base.json"
 part "a step of Large" 80 "${step[@]}" "${large[@]}" --contestants ours torchaudio transformers \
@@ -62,7 +62,7 @@ part "manifests of the audio" 30 - "$audio" "$work" <<'PYTHON'
 import sys
 from pathlib import Path
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.data.prepare import examine
+from hubert_lightning.data.examine import examine
 
 cuts, _, _ = examine(sorted(Path(sys.argv[1]).rglob("*.flac")))
 write_manifest(cuts, Path(sys.argv[2], "one.jsonl.gz"))
@@ -100,7 +100,7 @@ part "K-means, rows too many for the GPU" 40 "${kmeans[@]}" --rows "$host" --dra
 part "letters, bfloat16" 30 benchmarks/transcription.py "$audio" --device "$device" --files "$files" --batches 1 8 32 \
     --precision bf16
 part "labels of layer 9 of Base" 40 "${relabel[@]}" --base_layer 9 --precision bf16
-part "a compiled fit" 60 -m pytest -p no:cacheprovider tests/test_gpu.py -k compiled
+part "a compiled fit" 60 -m pytest -n 0 -p no:cacheprovider tests/test_gpu.py -k compiled
 
 say "" && say "== K-means of scikit-learn, on $half cores"
 while kill -0 "$scikit" 2>/dev/null && ((SECONDS < budget)); do sleep 1; done
