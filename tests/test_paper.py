@@ -113,7 +113,7 @@ def test_the_docs_have_the_papers_tables_of_error_rates() -> None:
 @pytest.mark.parametrize("size", ["large", "xlarge"])
 def test_the_first_lines_of_a_pre_training_config_have_the_papers_error_rates(size: str) -> None:
     wer = {"large": LARGE_TRANSFORMER, "xlarge": XLARGE_TRANSFORMER}[size]["10h"]
-    assert f"WER on test-clean/test-other {'/'.join(wer.split('/')[2:])} (table II)" in header(
+    assert f"WER on test-clean/test-other {'/'.join(wer.split('/')[2:])} % (table II)" in header(
         ROOT / "configs/pretrain" / f"{size}.yaml"
     )
 

@@ -177,7 +177,7 @@ def _is_answered(verb: str, args: list[str]) -> bool:
             f"--help {args[1]}: there is no help on that; write `hubert {verb} --help`, `hubert {verb} --help all` or "
             f"`hubert {verb} --model.help {CLASSES['model'][0]}`"
         )
-    if args and args[0].endswith((".yaml", ".yml", ".sh")):
+    if args and not args[0].startswith("-") and args[0].endswith((".yaml", ".yml", ".sh")):
         _check_exists(verb, args[0])
         raise UserError(f"{args[0]} is given without --config; write --config {args[0]}")
     for name, value in typed_options(args):
