@@ -220,7 +220,7 @@ FINE = [
     ("--model.init_args.optimizer.init_args.lr=-1", "the optimizer cannot be made (Invalid learning rate: -1.0)"),
     ("--model.init_args.optimizer.init_args.lr=.nan", "model.init_args.optimizer.init_args.lr is nan"),
     ("--model.init_args.encoder=null", "model.init_args.encoder is null"),
-    ("--data.init_args.mask_length=1.5", "data.mask_length: "),
+    ("--data.init_args.mask_length=1.5", "data.mask_length 1.5: not a whole number"),
 ]
 
 

@@ -358,7 +358,7 @@ def test_a_corrupt_checkpoint_gets_a_name_that_no_command_reads(
     saved(tmp_path / "last.ckpt", 3)
     assert step_of(tmp_path / "previous.ckpt") == 1
     assert (tmp_path / "last.ckpt.corrupt").read_bytes() == damaged
-    assert "kept as last.ckpt.corrupt" in caplog.text
+    assert "is renamed to last.ckpt.corrupt" in caplog.text
     assert len(list(tmp_path.glob("*.ckpt"))) == 2
 
 
