@@ -129,6 +129,7 @@ def test_no_room_imports_one_that_comes_after_it() -> None:
     assert not late
 
 
+@pytest.mark.slow
 def test_no_modules_import_one_another_in_a_circle() -> None:
     known = set(modules())
     try:

@@ -76,6 +76,7 @@ def test_one_command_walks_through_the_iterations(pretraining: Path) -> None:
     assert len(codewords) == 10
 
 
+@pytest.mark.slow
 def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifests: Path, tmp_path: Path) -> None:
     iterations = (
         "--iterations=[{clusters: [10, 20], max_frames: 2000, max_steps: 2},"
@@ -101,6 +102,7 @@ def test_an_ensemble_goes_on_from_the_weights_before_with_its_best_layer(manifes
     assert LabelStore(tmp_path / "iteration1" / "labels").source.clusters == (10, 20)
 
 
+@pytest.mark.slow
 def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path, tmp_path: Path) -> None:
     few, many = (f"{{clusters: 20, max_frames: 2000, max_steps: {steps}}}" for steps in (13, 25))
     options = [
@@ -126,6 +128,7 @@ def test_each_iteration_warms_up_for_8_percent_of_its_own_steps(manifests: Path,
         assert rates == pytest.approx([2e-3 * rate for rate in expected])
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_was_a_share_goes_on_with_its_number_of_steps(manifests: Path, tmp_path: Path) -> None:
     def command(steps: int) -> list[str]:
         labels = f"--iterations=[{{clusters: 20, max_frames: 2000, max_steps: {steps}}}]"
@@ -175,6 +178,7 @@ def test_a_damaged_shard_of_a_finished_run_is_made_again_as_the_sentence_says(
     assert shard.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_walk_goes_on_where_it_stopped(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
     shutil.copytree(pretraining, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "iteration2")
@@ -247,6 +251,7 @@ def test_a_run_that_is_given_more_steps_goes_on(finetuning: Path, manifests: Pat
     assert kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 5  # not 2 + 5
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_the_state_to_resume_from(manifests: Path, tmp_path: Path) -> None:
     command = [
         "fit",
@@ -285,6 +290,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_labels_whose_making_was_killed_end_as_the_same_bytes(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +314,7 @@ def test_labels_whose_making_was_killed_end_as_the_same_bytes(
     assert files == {path.name: path.read_bytes() for path in (whole / "iteration1" / "labels").iterdir()}
 
 
+@pytest.mark.slow
 @needs_recordings
 def test_real_recordings_go_the_same_way(tmp_path: Path) -> None:
     main(["prepare", "librispeech", str(RECORDINGS / "digits"), str(tmp_path / "manifests")])
@@ -635,6 +642,7 @@ def test_the_best_of_layers_without_phones_is_refused_before_anything_is_trained
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_a_process_that_reads_audio_says_is_one_sentence(
     pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -665,6 +673,7 @@ def test_a_checkpoint_of_a_model_of_another_size(
     assert "model.init_args.pretrained" in error
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_is_asked_for_by_name_too(pretraining: Path, manifests: Path, tmp_path: Path) -> None:
     shutil.copytree(pretraining / "iteration1", tmp_path / "run")
     alone = ["--config", str(tmp_path / "run" / "config.yaml"), f"--output={tmp_path / 'run'}"]
@@ -709,6 +718,7 @@ def test_a_mistake_in_a_verb_is_one_sentence(typed: str, sentence: str, capsys: 
     assert len(said.splitlines()) == 1, said
 
 
+@pytest.mark.slow
 def test_a_fit_says_its_seed_once(manifests: Path, tmp_path: Path) -> None:
     command = [
         "fit",

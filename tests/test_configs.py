@@ -317,6 +317,7 @@ def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PRETRAINING_CONFIGS, ids=config_name)
 def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp_path: Path) -> None:
     main(

@@ -34,6 +34,7 @@ def test_a_mistake_in_a_loader_worker_is_the_sentence_alone(sentence: str) -> No
     assert str(user_error(caught.value)) == sentence
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_loader_worker_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="__getitem__") as caught:
         list(DataLoader(Broken(ValueError("invalid literal")), num_workers=1))

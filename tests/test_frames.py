@@ -17,6 +17,7 @@ from hubert_lightning.frames import (
 CONVOLUTIONS = [(10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)]  # kernel, stride
 
 
+@pytest.mark.slow
 @given(length=st.integers(WINDOW, 10 * SAMPLE_RATE))
 @settings(max_examples=50, deadline=None)
 def test_the_convolutions_make_as_many_frames_as_the_clock_says(length):

@@ -219,6 +219,7 @@ def run_with_the_real_command(folder: Path, **environment: str) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_the_real_command_ends_in_a_row_of_error_rates(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_no_verb_runs_the_module_of_a_directory(
     assert "Do you wish to run" not in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_verb_refuses_a_rescorer_with_code_whatever_is_typed(causal_lm: Path, tmp_path: Path) -> None:
     save_ctc(tmp_path / "best.ckpt")
     folder = foreign_lm(causal_lm, tmp_path / "lm", model_type="foreign")

@@ -139,6 +139,7 @@ def test_a_clearly_better_system_is_distinguished_from_an_equal_one() -> None:
     assert compare(good, good).words.p_value == 1
 
 
+@pytest.mark.slow
 def test_p_values_of_equal_systems_are_uniform() -> None:
     first, second = (
         [score(random_results(0.2, seed, num_utterances=20)) for seed in seeds]

@@ -254,6 +254,7 @@ def test_an_impossible_request_is_refused_before_work_starts(
     assert run_verb("align", model, "a.wav", "b.flac", "--text", "A") == 2
 
 
+@pytest.mark.slow
 def test_transcripts_go_to_a_file_although_the_bar_is_on_a_terminal(model: Path, speech: list[Path]) -> None:
     folder = speech[0].parent
     command = [sys.executable, "-m", "hubert_lightning", "transcribe", model, *speech]
@@ -272,6 +273,7 @@ def test_words_that_a_lexicon_writes_otherwise_have_times() -> None:
     assert [word.text for word in words] == ["two", "well-known"]
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_it_without_a_traceback(model: Path, speech: list[Path]) -> None:
     command = f"{sys.executable} -m hubert_lightning transcribe {model} {' '.join(map(str, speech))} | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

@@ -34,6 +34,7 @@ def noisy_log_probs(texts: list[str], noise: float, seed: int = 0) -> list[Tenso
     return utterances
 
 
+@pytest.mark.slow
 def test_tuning_finds_weights_with_fewer_errors(digit_models: Path) -> None:
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(["ONE", "TWO", "NINE", "FOUR", "EIGHT"], size=4)) for _ in range(10)]

@@ -322,6 +322,7 @@ def test_one_bad_textgrid_of_many_is_listed_and_the_others_are_used(
     assert not (tmp_path / "out" / "m.refused.tsv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [long_format, short_format])
 def test_a_textgrid_that_is_cut_short_is_never_accepted(tmp_path: Path, layout: Writer) -> None:
     whole = layout({"words": HELLO_WORD, "phones": HELLO}, 1.2)

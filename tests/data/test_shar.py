@@ -97,6 +97,7 @@ def test_corpora_number_their_cuts_consecutively(
     assert Corpora([list(dev_cuts)]).fingerprint == fingerprint(dev_cuts)
 
 
+@pytest.mark.slow
 def test_a_fit_reads_the_same_audio_from_archives_as_from_files(
     table: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path
 ) -> None:

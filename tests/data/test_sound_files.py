@@ -189,6 +189,7 @@ def test_files_joined_end_to_end_are_as_long_as_they_are_one_by_one(battery: Pat
     assert abs(sound.num_samples / sound.sampling_rate - seconds) <= allowed
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 def test_a_folder_of_all_of_them_is_prepared_whole_and_every_segment_is_the_slice_of_the_whole(
     battery: Path, tmp_path: Path
@@ -207,6 +208,7 @@ def test_a_folder_of_all_of_them_is_prepared_whole_and_every_segment_is_the_slic
             torch.testing.assert_close(segment, whole[first : first + 5000], atol=1e-6, rtol=0, msg=cut.id)
 
 
+@pytest.mark.slow
 @needs_ffmpeg
 @pytest.mark.parametrize("name", [name for name in [*ENCODED, *JOINED] if name != "g722.g722"])  # known by its name
 def test_segments_are_bit_equal_whether_decoding_continues_jumps_or_restarts(battery: Path, name: str) -> None:

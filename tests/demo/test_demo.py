@@ -7,6 +7,7 @@ import pytest
 from hubert_lightning.cli import main
 
 
+@pytest.mark.slow
 def test_a_short_demo_leaves_numbers_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main(["demo", f"--output={tmp_path}", "--minutes=1", "--steps=3"])
     results = json.loads((tmp_path / "results.json").read_text())

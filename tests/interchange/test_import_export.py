@@ -50,6 +50,7 @@ def _seed() -> None:
 # ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("kind", "layer"), [("encoder", None), ("letters", None), ("letters", 2)])
 @torch.no_grad()
@@ -358,6 +359,7 @@ def test_a_card_names_no_folder(tmp_path: Path) -> None:
     assert "train.jsonl, https&#58;//example.org/train.jsonl |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "safetensors", "onnx"])
 def test_no_file_of_an_export_names_the_folder_of_its_model(tmp_path: Path, format: Any) -> None:
     private = tmp_path / "home-of-somebody"
@@ -383,6 +385,7 @@ def test_no_file_of_an_export_names_the_folder_of_its_model(tmp_path: Path, form
     assert "| labels | features before.ckpt |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "safetensors", "onnx"])
 @pytest.mark.parametrize("kind", ["clusters", "letters"])
 def test_the_lines_of_a_card_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any, kind: str) -> None:
@@ -421,6 +424,7 @@ def model_of(system: str, folder: Path) -> Path:
     return folder.with_suffix(".pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["transformers", "torchaudio", "fairseq", "s3prl"])
 @torch.no_grad()
 def test_pre_training_continues_from_any_system_with_its_head(tmp_path: Path, system: str) -> None:
@@ -445,6 +449,7 @@ def test_a_head_of_nothing_cannot_be_kept() -> None:
         HubertPretraining(TINY, 20, keep_head=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["transformers", "torchaudio", "fairseq", "s3prl"])
 def test_a_fit_continues_from_any_system_in_yaml(tmp_path: Path, manifests: Path, system: str) -> None:
     path = model_of(system, tmp_path / "theirs")
@@ -487,6 +492,7 @@ def test_fine_tuning_continues_from_letters_of_torchaudio(tmp_path: Path) -> Non
     assert_close(model.head.weight, theirs.aux.weight, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_tested_as_if_it_had_been_fitted_here(tmp_path: Path, manifests: Path) -> None:
     theirs = of_transformers(small_config("group"), "HubertForCTC", vocab_size=29)
     theirs.save_pretrained(tmp_path / "theirs")

@@ -222,6 +222,7 @@ def test_masked_values_and_gradients_equal(config: EncoderConfig) -> None:
     assert_close({name: p.grad for name, p in encoder.named_parameters()}, reference.gradients())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("freed")
 @pytest.mark.parametrize("implementation", [Transformers, Torchaudio])
 def test_base_equals(implementation: Callable[[EncoderConfig], Reference]) -> None:
@@ -233,6 +234,7 @@ def test_base_equals(implementation: Callable[[EncoderConfig], Reference]) -> No
         assert_layers_and_gradients_equal(reference, encoder, waveform, waveform, length, learning="")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("freed")
 @pytest.mark.parametrize("implementation", [Transformers, Torchaudio])
 def test_large_equals(implementation: Callable[[EncoderConfig], Reference]) -> None:
@@ -356,6 +358,7 @@ def test_masks_replace_exactly_the_masked_frames() -> None:
     assert_close(masked, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv_norm", ["group", "layer"])
 def test_feature_grad_mult_scales_the_gradients_of_convolutions_alone(conv_norm: Any) -> None:
     def gradients(scale: float) -> dict[str, Tensor | None]:
@@ -513,6 +516,7 @@ def test_a_dropped_layer_changes_nothing_and_has_a_gradient_of_zero() -> None:
         assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, conv_norm="layer", pre_norm=True, normalize_waveform=True)])
 def test_a_compiled_encoder_computes_the_same_for_every_length(config: EncoderConfig) -> None:
     config = replace(config, dropout=0.0, attention_dropout=0.0, input_dropout=0.0)
@@ -548,6 +552,7 @@ def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(p: float, dtype: tor
     assert dropout.eval()(x) is x
 
 
+@pytest.mark.slow
 def test_attention_with_dropout_differs_from_torch_in_the_dropped_weights_alone() -> None:
     query, key, value = torch.randn(3, 2, 4, 50, 16)
     attend = torch.arange(50) < torch.tensor([50, 30])[:, None, None, None]

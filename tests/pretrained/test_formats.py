@@ -120,6 +120,7 @@ def test_a_model_of_the_hub_is_imported_by_its_name(
         load_encoder("some/other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
 def test_transformers_opens_an_export(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
@@ -185,6 +186,7 @@ def test_a_processor_of_transformers_decides_whether_audio_is_normalised(
 # torchaudio
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("wrapped", ["", "model."])
 def test_a_pretrained_model_of_torchaudio_is_imported_with_its_head(
@@ -222,6 +224,7 @@ def test_a_fine_tuned_model_of_torchaudio_is_imported(tmp_path: Path, waveform: 
     assert_close(model(waveform), logits.log_softmax(dim=-1), rtol=0, atol=ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "layers"), [("base", 12), ("large", 24)])
 def test_released_sizes_of_torchaudio_imply_their_attention_heads(tmp_path: Path, size: str, layers: int) -> None:
     with torch.device("meta"):
@@ -240,6 +243,7 @@ def test_released_sizes_of_torchaudio_imply_their_attention_heads(tmp_path: Path
     assert config.num_layers == layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["encoder", "clusters", "letters"])
 def test_torchaudio_opens_an_export(tmp_path: Path, waveform: Tensor, norm: str, kind: str) -> None:
@@ -334,6 +338,7 @@ def assert_heads_equal(
         first += 4 + number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("clusters", [[20], [20, 33]])
 @pytest.mark.parametrize("form", ["zip", "before torch 1.6"])

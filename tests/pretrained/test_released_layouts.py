@@ -375,6 +375,7 @@ def strange(format: str, where: str, folder: Path) -> tuple[Path, Any, set[str]]
     return path, theirs, {name.removeprefix(prefix) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["transformers", "torchaudio", "fairseq", "s3prl"])
 @pytest.mark.parametrize("where", ["beside the bare encoder", "beside what has a prefix", "inside what has a prefix"])
 def test_other_heads_are_left_out_and_named_in_every_format(tmp_path: Path, format: str, where: str) -> None:

@@ -115,6 +115,7 @@ def one_step(task: type, model: Any, data: Any, folder: Path) -> None:
     assert math.isfinite(float(trainer.callback_metrics["train/loss"]))
 
 
+@pytest.mark.slow
 def test_a_pre_training_with_odd_numbers_that_are_accepted_takes_a_finite_step(
     run: Path, manifests: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +225,7 @@ FINE = [
 ]
 
 
+@pytest.mark.slow
 def test_options_that_no_run_can_have_are_one_sentence_before_the_first_step(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -268,6 +270,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_trial_run_walks_through_all_iterations_and_leaves_nothing(manifests: Path, tmp_path: Path) -> None:
     command = ["fit", *SMOKE, *pretraining_options(manifests), TWO_ITERATIONS, f"--output={tmp_path / 'run'}"]
     main([*command, "--trainer.fast_dev_run=true"])
@@ -278,6 +281,7 @@ def test_a_trial_run_walks_through_all_iterations_and_leaves_nothing(manifests: 
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_trial_run_of_every_verb_leaves_a_run_as_it_is(manifests: Path, tmp_path: Path) -> None:
     command = ["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), f"--output={tmp_path / 'run'}"]
     main([*command, "--model.init_args.pretrained=null"])

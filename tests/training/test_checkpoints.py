@@ -213,6 +213,7 @@ def test_a_mean_is_tested_and_opened_like_any_other_checkpoint(finetuning: Path,
     torch.testing.assert_close(of_verb, of_fit, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_moved_run_takes_more_steps_by_its_own_config(finetuning: Path, tmp_path: Path) -> None:
     shutil.copytree(finetuning, tmp_path / "moved")
     config = str(tmp_path / "moved" / "config.yaml")
@@ -293,6 +294,7 @@ def step_of(path: Path | None) -> int:
     return int(weight(path)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("links", ["links", "no links"])
 @pytest.mark.parametrize(
     ("damage", "known", "sound"),

@@ -174,6 +174,7 @@ def test_a_copy_computes_the_same_and_learns_by_itself(
     torch.testing.assert_close(outputs(model), outputs(trained[task][0]), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "training"), [(HubertPretraining, False), (CTCFinetuning, True)])
 def test_to_onnx_writes_a_graph_of_evaluation(task: type, training: bool, trained: dict, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -157,6 +157,7 @@ def accumulated(pretraining: Path, manifests: Path) -> dict[str, torch.Tensor]:
     return train(pretraining, manifests, "accumulated", "--trainer.accumulate_grad_batches=2", more)
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one_that_accumulates_two_batches(
     pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
 ) -> None:
@@ -165,6 +166,7 @@ def test_two_ranks_take_the_steps_of_one_that_accumulates_two_batches(
         torch.testing.assert_close(dealt[name], value, msg=name)  # sums in another order, over 20 steps
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_ranks(
     pretraining: Path, manifests: Path, accumulated: dict[str, torch.Tensor]
 ) -> None:
@@ -175,6 +177,7 @@ def test_a_run_resumes_with_another_number_of_ranks(
         torch.testing.assert_close(regrouped[name], value, msg=name)
 
 
+@pytest.mark.slow
 def test_sharding_the_model_changes_no_weight(
     pretraining: Path, manifests: Path, dev_cuts: CutSet, accumulated: dict[str, torch.Tensor]
 ) -> None:
@@ -186,6 +189,7 @@ def test_sharding_the_model_changes_no_weight(
         torch.testing.assert_close(sharded[name], value, msg=name)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(
     pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path
 ) -> None:
@@ -260,6 +264,7 @@ def test_the_labels_are_those_that_one_process_makes(
             np.testing.assert_array_equal(store[cut_id], expected)
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_ends_both_with_its_sentence(manifests: Path, train_cuts: CutSet, tmp_path: Path) -> None:
     cuts = sorted(copy.deepcopy(list(train_cuts)), key=lambda cut: cut.id)
     [source] = cuts[SHARD].recording.sources  # of the second shard, which the second process labels

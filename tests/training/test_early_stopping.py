@@ -56,6 +56,7 @@ def test_a_run_that_stopped_early_is_finished_and_says_why(
     assert {path.name: path.stat().st_mtime_ns for path in stopped.glob("*.ckpt")} == before
 
 
+@pytest.mark.slow
 def test_with_more_steps_it_resumes_until_it_stops_again_or_is_done(stopped: Path, manifests: Path) -> None:
     main(command(manifests, stopped, patience=2, max_steps=24))  # one more validation than it had
     assert (metrics(stopped)["steps"], metrics(stopped)["max_steps"]) == (6, 24)
@@ -64,6 +65,7 @@ def test_with_more_steps_it_resumes_until_it_stops_again_or_is_done(stopped: Pat
     assert "stopped_early" not in metrics(stopped)
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_up_is_not_finished(stopped: Path, manifests: Path) -> None:
     more = [*command(manifests, stopped, patience=100, max_steps=26), "--trainer.max_time=00:00:00:00"]
     main(more)  # what had stopped it before does not count

@@ -82,6 +82,7 @@ def test_after_the_freeze_the_transformer_learns_and_the_convolutions_do_not_cha
     assert not any(name.startswith("encoder.convolutions") for name in changed)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_overfits_eight_utterances_to_wer_0(manifests: Path, tmp_path: Path) -> None:
     cuts = sorted(read_manifest(manifests / "train.jsonl.gz"), key=lambda cut: cut.duration)[:8]
     few = tmp_path / "few.jsonl.gz"
@@ -228,6 +229,7 @@ def test_a_model_uses_the_given_vocabulary(manifests: Path, tmp_path: Path) -> N
         CTCFinetuning(encoder=TINY, keep_head=True)
 
 
+@pytest.mark.slow
 def test_testing_searches_with_the_decoder_that_is_named(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("ONE TWO\n")
     lexicon(tmp_path / "words.txt", tmp_path / "words.lexicon")
@@ -243,6 +245,7 @@ def test_testing_searches_with_the_decoder_that_is_named(manifests: Path, tmp_pa
     assert not set(" ".join(row["hypothesis"] for row in model.rows).split()) <= {"ONE", "TWO"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [2, 4, 6, 7])
 def test_a_run_resumed_during_or_after_the_freeze_ends_in_the_same_weights(
     stopped: int, pretrained: Path, manifests: Path, tmp_path: Path

@@ -53,6 +53,7 @@ def mean_gradient(model: HubertPretraining, batches: Sequence[PretrainingBatch])
     return gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.2, 0.0])
 @pytest.mark.parametrize("clip", [None, 0.1, 100.0])
 def test_every_frame_of_the_accumulated_batches_weighs_as_in_the_reference(

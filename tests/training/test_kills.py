@@ -23,6 +23,7 @@ def test_a_fit_that_is_killed_at_random_ends_in_the_same_bits(name: str, manifes
         assert kills.trial(fit, tmp_path / name, plan) == [], plan
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_that_is_killed_at_its_end_has_all_of_its_results(manifests: Path, tmp_path: Path) -> None:
     fit = kills.fits(manifests)["finetuning"]
     kills.measure("finetuning", fit, tmp_path, alone=False)

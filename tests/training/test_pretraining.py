@@ -18,6 +18,7 @@ from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.label_store import LabelStore
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("alpha", [1.0, 0.8, 0.5, 0.2, 0.0])
 def test_the_loss_weighs_masked_and_unmasked_frames_as_the_reference_does(alpha: float, streams: int) -> None:
@@ -119,6 +120,7 @@ def fast_adam(parameters: object) -> AdamW:
     return AdamW(parameters, lr=3e-3)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_predict_masked_and_unmasked_frames(manifests: Path, tmp_path: Path) -> None:
     cuts = sorted(read_manifest(manifests / "train.jsonl.gz"), key=lambda cut: cut.duration)[:8]
     write_manifest(cuts, tmp_path / "few.jsonl.gz")
@@ -146,6 +148,7 @@ def test_a_tiny_model_learns_to_predict_masked_and_unmasked_frames(manifests: Pa
     assert {f"val/{name}" for name in {"loss", "masked_accuracy", "unmasked_accuracy"} | units} <= logged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stop_and_resume_equals_an_uninterrupted_run(manifests: Path, tmp_path: Path, num_workers: int) -> None:
     whole = pretraining_model(optimizer=fast_adam, warmup_steps=2)

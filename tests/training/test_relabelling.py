@@ -53,6 +53,7 @@ def relabelled(
     return data.labels
 
 
+@pytest.mark.slow
 def test_labels_of_a_hidden_layer_are_the_clusters_of_that_layer(
     run: Path, manifests: Path, tmp_path: Path, dev_cuts: CutSet
 ) -> None:
@@ -120,6 +121,7 @@ def test_an_interrupted_relabelling_may_go_on_with_the_manifests_in_another_orde
         np.testing.assert_array_equal(again[cut.id], whole[cut.id])
 
 
+@pytest.mark.slow
 def test_other_settings_make_other_labels(run: Path, manifests: Path, tmp_path: Path) -> None:
     first = relabelled(run, manifests, tmp_path, Relabel(clusters=20, max_frames=3000))
     second = relabelled(run, manifests, tmp_path, Relabel(clusters=20, max_frames=3000, seed=1))
@@ -133,6 +135,7 @@ def test_labels_under_a_checkpoint_are_not_replaced(run: Path, manifests: Path) 
     assert (run / "kmeans.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_ensemble_and_a_product_code_are_streams_of_their_own(
     manifests: Path, tmp_path: Path, dev_cuts: CutSet
 ) -> None:
@@ -306,6 +309,7 @@ def test_a_quantizer_of_other_features_is_refused(run: Path, manifests: Path, tm
         Relabel(checkpoint, layer="best", clusters=20, quantizer=run / "kmeans.safetensors")
 
 
+@pytest.mark.slow
 def test_a_quantizer_of_a_product_code_has_the_dimensions_of_its_parts(
     run: Path, manifests: Path, tmp_path: Path
 ) -> None:
@@ -461,6 +465,7 @@ def test_a_damaged_source_of_labels_is_restored(
     assert {file: file.stat().st_mtime_ns for file in written} == written
 
 
+@pytest.mark.slow
 def test_an_iteration_is_not_trained_on_other_utterances_than_the_one_before(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_class_that_a_checkpoint_names_is_not_imported(
     assert "foreign_module" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_fit_imports_nothing_that_a_checkpoint_names(
     runs: Path, manifests: Path, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -186,6 +187,7 @@ def damage(checkpoint: dict[str, Any], keys: tuple[Any, ...], value: Any) -> Non
         checkpoint[last] = value
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_corrupt_state_is_refused_by_the_name_of_the_entry(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -99,6 +99,7 @@ def assert_the_same(here: Path, there: Path) -> None:
         assert labels[0] == labels[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(
     manifests: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -130,7 +131,7 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_warning(
     last.write_bytes(content[: len(content) // 2] if damage == "cut short" else content)
     assert not is_whole_zip(last)
     main(resumed_pretraining(manifests, tmp_path / "run"))
-    assert f"{last} is corrupt, and skipped" in caplog.text
+    assert f"{last} is corrupt; training resumes from the checkpoint before it" in caplog.text
     assert_the_same(tmp_path / "run", whole)
 
 
@@ -161,6 +162,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     typed = [sys.executable, "-c", FULL_DISK, str(tmp_path / "last.ckpt")]
     message = subprocess.run(typed, capture_output=True, text=True, check=True).stdout
@@ -176,6 +178,7 @@ def constant_rate() -> HubertPretraining:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_a_run_that_ended_with_an_epoch_resumes_with_the_next(beyond: int, manifests: Path, tmp_path: Path) -> None:
     def trainer(steps: int) -> Trainer:
@@ -203,6 +206,7 @@ def test_a_run_that_ended_with_an_epoch_resumes_with_the_next(beyond: int, manif
         torch.testing.assert_close(here, there, rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> None:
     first = logging_trainer(tmp_path, 2, accumulate_grad_batches=2)
     first.callbacks.append(WholeSteps())  # type: ignore[attr-defined]
@@ -219,6 +223,7 @@ def test_another_global_batch_is_refused(manifests: Path, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("told", "processes"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
 def test_a_run_that_receives_a_signal_saves_after_the_step_and_resumes(
     told: signal.Signals, processes: int, manifests: Path, tmp_path: Path

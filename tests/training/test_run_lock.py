@@ -63,6 +63,7 @@ def written(folder: Path, **changed: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_fits_do_not_run_in_one_folder_and_the_second_starts_once_the_first_is_killed(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -224,6 +225,7 @@ def test_a_trial_run_empties_no_folder_but_a_trials_and_waits_for_no_other_trial
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_two_sets_are_tested_at_once_and_one_set_is_not_tested_twice_at_once(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -258,6 +260,7 @@ def test_only_rank_0_takes_a_lock(variable: str, folder: Path, monkeypatch: pyte
         assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_locks_work_without_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: object) -> None:
         raise PermissionError("this disk has no links")

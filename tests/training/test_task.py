@@ -27,6 +27,7 @@ def transcribed_batch() -> TranscribedBatch:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrains", [True, False])
 def test_a_task_logs_only_in_steps_that_the_trainer_writes(
     pretrains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

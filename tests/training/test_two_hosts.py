@@ -173,6 +173,7 @@ def put_on_path(folder: Path, **scripts: str) -> dict[str, str]:
     return {"PATH": os.pathsep.join([str(folder), PATH])}
 
 
+@pytest.mark.slow
 def test_two_hosts_end_in_the_weights_of_one(
     hosts: list[Host], of_one_host: dict[str, Tensor], manifests: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_two_hosts_end_in_the_weights_of_one(
     same_to_the_bit(weights(tmp_path / "run"), of_one_host)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_started_again_and_both_hosts_resume(
     hosts: list[Host], of_one_host: dict[str, Tensor], manifests: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_host_beyond_the_number_of_hosts_is_refused() -> None:
     assert refused.stderr == "torchrun.sh: NODE_RANK 2 is none of 2 hosts; they count from 0\n"
 
 
+@pytest.mark.slow
 def test_two_tasks_of_slurm_end_in_the_weights_of_one_host(
     of_one_host: dict[str, Tensor], manifests: Path, tmp_path: Path
 ) -> None:

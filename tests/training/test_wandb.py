@@ -74,6 +74,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
+@pytest.mark.slow
 def test_each_iteration_is_a_run_of_the_recipes_group(manifests: Path, tmp_path: Path) -> None:
     main(
         [
@@ -106,6 +107,7 @@ def test_fine_tuning_shows_references_beside_hypotheses(manifests: Path, tmp_pat
     assert '"columns":["id","reference","hypothesis"]' in table.read_text().replace(" ", "")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_run(manifests: Path, tmp_path: Path) -> None:
     for steps in (2, 4):
         main(
@@ -157,6 +159,7 @@ def test_without_an_account_the_way_out_is_named(
     assert "set WANDB_MODE=offline, or choose another trainer.logger" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wandb_warns_of_nothing_that_the_user_did_not_do(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_one_far_centroid_confuses_no_others(far):
     assert torch.equal(assign(features, centroids), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kmeans", "where"),
     [(KMeans(), "in one dimension"), (KMeans(), "in all"), (KMeans(batch_frames=3000), "in all")],
@@ -132,6 +133,7 @@ def test_scikit_k_means_has_the_settings_of_the_reference(monkeypatch: pytest.Mo
     assert [{name: of[name] for name in expected} for of in asked] == [expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_lloyd_ends_no_worse_than_scikit_learn(device):
     features = torch.from_numpy(make_blobs(20_000, 16, centers=300, cluster_std=1.5, random_state=0)[0]).float()
@@ -140,6 +142,7 @@ def test_lloyd_ends_no_worse_than_scikit_learn(device):
     assert inertia(features, ours) < 1.01 * inertia(features, ScikitKMeans().fit(features, 100, seed=0))
 
 
+@pytest.mark.slow
 def test_at_the_end_every_centroid_is_the_mean_of_its_rows():
     features = torch.from_numpy(rows(3000, 8))
     centroids = KMeans(max_rounds=500, tolerance=0).fit(features, 10, seed=0)
@@ -148,6 +151,7 @@ def test_at_the_end_every_centroid_is_the_mean_of_its_rows():
     torch.testing.assert_close(centroids, means, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_mini_batches_come_near_to_lloyd():
     features = torch.from_numpy(make_blobs(20_000, 16, centers=300, cluster_std=1.5, random_state=0)[0]).float()
     lloyd = inertia(features, KMeans().fit(features, 100, seed=0))
@@ -208,6 +212,7 @@ def fitted_on_two(folder: Path, features: Tensor, options: str = "{}", dealt: st
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dealt", ["unevenly", "one"])
 @pytest.mark.parametrize("options", ["{}", "{'batch_frames': 5000}"])
 def test_two_ranks_find_the_centroids_that_one_finds(tmp_path, options, dealt):
@@ -222,6 +227,7 @@ def test_two_ranks_find_the_centroids_that_one_finds(tmp_path, options, dealt):
     torch.testing.assert_close(first, KMeans(**ast.literal_eval(options)).fit(features, 50, 0))
 
 
+@pytest.mark.slow
 def test_a_frame_that_is_not_finite_on_one_rank_is_refused_on_both(tmp_path):
     features = torch.from_numpy(rows(500))
     features[1, 3] = torch.nan
@@ -246,6 +252,7 @@ def test_fit_finds_the_frames_among_much_silence():
     assert len(assign(features, centroids).unique()) > 190
 
 
+@pytest.mark.slow
 def test_small_mini_batches_keep_the_seeds_that_they_have_not_met():
     features = torch.from_numpy(make_blobs(12_000, 16, centers=300, cluster_std=1.5, random_state=0)[0]).float()
     seeds_alone = inertia(features, KMeans(max_rounds=1).fit(features[:8192], 300, seed=0))

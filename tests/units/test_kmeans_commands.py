@@ -116,6 +116,7 @@ def test_a_fit_outside_of_a_run_is_that_of_a_run(run: Path, manifests: Path, tmp
     assert (tmp_path / "mfcc.safetensors").read_bytes() == (run / "kmeans.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fit_reads_audio_with_no_more_processes_than_cores(
     run: Path, manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_fit_reads_audio_with_no_more_processes_than_cores(
     assert (tmp_path / "k.safetensors").read_bytes() == (run / "kmeans.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_layer_can_be_fitted_outside_of_a_run(run: Path, manifests: Path, tmp_path: Path) -> None:
     train = f"[{manifests / 'train.jsonl.gz'}]"
     options = ["--layer=2", "--clusters=[5, 9]", "--max_frames=2000", "--num_workers=0", "--seed=1"]
@@ -138,6 +140,7 @@ def test_a_layer_can_be_fitted_outside_of_a_run(run: Path, manifests: Path, tmp_
     assert source["manifest"] == load_kmeans(run / "kmeans.safetensors")[1]["manifest"]
 
 
+@pytest.mark.slow
 def test_an_iteration_trains_on_a_quantizer_and_goes_on_with_it(
     run: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

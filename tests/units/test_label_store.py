@@ -132,6 +132,7 @@ def written(folder: Path, pause: Callable[[], None] = lambda: None) -> LabelStor
     return LabelStore(folder)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_killed_and_run_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
     written(tmp_path / "whole")
     rng = random.Random(0)
@@ -172,6 +173,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_what_was_finished_stays(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "full"), str(Path(__file__).parent)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

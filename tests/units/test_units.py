@@ -393,6 +393,7 @@ def test_standard_input_is_given_units_line_by_line_and_its_latency_is_told(
     assert "350 samples on standard input are too short" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_line_comes_before_the_audio_ends(waveform: Tensor, tmp_path: Path) -> None:
     kmeans = tmp_path / "kmeans.safetensors"
     save_kmeans(kmeans, [mfcc(waveform[: 4 * SAMPLE_RATE])[::20][:CLUSTERS]], {"features": "mfcc"})

@@ -13,6 +13,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutations")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_damaged_file_ends_in_success_or_in_one_sentence(folder: Path, reader: Reader) -> None:
     wrong = [
@@ -23,6 +24,7 @@ def test_a_damaged_file_ends_in_success_or_in_one_sentence(folder: Path, reader:
     assert not wrong, "\n\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_pipe_and_a_device_are_no_files(folder: Path, reader: Reader) -> None:
     """Nobody writes to the pipe, and the device has zeros without end."""

@@ -256,6 +256,7 @@ def test_a_name_that_a_pickle_of_protocol_4_puts_together_is_refused(tmp_path: P
         read_torch(in_archive(body, tmp_path / "a.pt"))
 
 
+@pytest.mark.slow
 def test_a_small_pickle_of_protocol_4_does_not_become_a_large_one(tmp_path: Path) -> None:
     """A name of 255 letters is asked for with five bytes each time."""
     body = b"\x80\x04" + text("c" * 255) + b"\x94" + (b"h\x00" + text("O") + b"\x930") * 10_000 + b"N."

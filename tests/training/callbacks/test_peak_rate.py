@@ -65,6 +65,7 @@ def fitted(
     return trainer, watch
 
 
+@pytest.mark.slow
 def test_the_found_rate_is_the_peak_and_changes_nothing_else(manifests: Path, tmp_path: Path) -> None:
     finder = PeakRateFinder(lowest=1e-5, highest=1.0, steps=40)
     trainer, watch = fitted(manifests, tmp_path, finder)
@@ -81,6 +82,7 @@ def test_the_found_rate_is_the_peak_and_changes_nothing_else(manifests: Path, tm
     assert not list(tmp_path.glob(".lr_find*"))
 
 
+@pytest.mark.slow
 def test_rates_are_tried_on_the_whole_model_even_if_it_is_frozen_at_first(manifests: Path, tmp_path: Path) -> None:
     tried = []
     for freeze_steps in (0, 1000):
@@ -91,6 +93,7 @@ def test_rates_are_tried_on_the_whole_model_even_if_it_is_frozen_at_first(manife
     assert tried[0] == tried[1]
 
 
+@pytest.mark.slow
 def test_rates_that_are_too_high_do_not_end_the_run(manifests: Path, tmp_path: Path) -> None:
     finder = PeakRateFinder(lowest=1e-5, highest=1.0, steps=40)
     trainer, watch = fitted(manifests, tmp_path, finder, kind=Diverging)

@@ -123,6 +123,7 @@ def test_a_test_leaves_the_logs_of_its_fit_alone(finetuning: Path, tmp_path: Pat
     assert yaml.safe_load(own.read_text())["checkpoint"] == str(tmp_path / "run/best.ckpt")
 
 
+@pytest.mark.slow
 def test_results_state_their_origin_and_each_set_keeps_its_own(
     finetuning: Path, manifests: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_good_news_is_logged_once_as_information(
     assert capsys.readouterr().err == "short utterances\n"
 
 
+@pytest.mark.slow
 def test_a_test_of_some_batches_does_not_replace_a_whole_test(
     finetuning: Path, manifests: Path, tmp_path: Path
 ) -> None:

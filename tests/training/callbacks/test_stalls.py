@@ -48,6 +48,7 @@ def printed(folder: Path) -> list[str]:
     return [(folder / f"output{rank}.txt").read_text() for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_is_named_by_the_other(stopped: int, manifests: Path, tmp_path: Path) -> None:
     ranks = two_ranks(manifests, tmp_path, *QUICK)
@@ -68,6 +69,7 @@ def test_a_stopped_rank_is_named_by_the_other(stopped: int, manifests: Path, tmp
     assert "Traceback" not in message[1 - stopped]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_is_named_by_the_other(killed: int, manifests: Path, tmp_path: Path) -> None:
     ranks = two_ranks(manifests, tmp_path)
@@ -88,6 +90,7 @@ def start_within_two_seconds() -> None:
     with_folder()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_rank_that_is_killed_before_the_ranks_meet_ends_the_other(
     missing: int, manifests: Path, tmp_path: Path
@@ -127,6 +130,7 @@ def workers(process: BaseProcess) -> list[int]:
     return [int(pid) for pid in task.read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_rank_whose_workers_hang_is_named_as_waiting_for_data(manifests: Path, tmp_path: Path) -> None:
     ranks = two_ranks(manifests, tmp_path, *QUICK)
     wait_until(has_steps(tmp_path / "run"), ranks[0])
@@ -145,6 +149,7 @@ def test_a_rank_whose_workers_hang_is_named_as_waiting_for_data(manifests: Path,
     assert "Traceback" not in "".join(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGKILL, "was killed"), (signal.SIGBUS, "shared memory")])
 def test_a_killed_worker_is_named_with_the_utterances_that_it_read(
     number: int, reason: str, manifests: Path, tmp_path: Path
@@ -164,6 +169,7 @@ def test_a_killed_worker_is_named_with_the_utterances_that_it_read(
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_without_progress_is_warned_and_continues(manifests: Path, tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
     process = fork_server.start(long_pretraining(manifests, tmp_path / "run", *QUICK), output)
@@ -367,6 +373,7 @@ print("well")
 """
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_once_ends_no_healthy_run(tmp_path: Path) -> None:
     (tmp_path / "cut.py").write_text(CUT)
     code = fork_server.run([str(tmp_path / "cut.py")], tmp_path / "output.txt", timeout=60)
