@@ -13,7 +13,7 @@ from hubert_lightning import __version__, console
 from hubert_lightning.console import output_is_closed, print_refusal, show_messages
 from hubert_lightning.errors import answer_to
 from hubert_lightning.interrupts import SIGNALS, listening
-from hubert_lightning.parsing import Verbs, call_verb, find_verb, usage
+from hubert_lightning.verbs import Verbs, call_verb, find_verb, usage
 
 VERBS: Verbs = {
     "data": {

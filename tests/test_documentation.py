@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
 from hubert_lightning.cli import VERBS, main
-from hubert_lightning.parsing import RENAMED_OPTIONS, find_verb, signature_of
+from hubert_lightning.verbs import RENAMED_OPTIONS, find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

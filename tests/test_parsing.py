@@ -17,20 +17,21 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI
 
 import hubert_lightning
-from hubert_lightning import parsing
+from hubert_lightning import parsing, verbs
 from hubert_lightning.cli import VERBS, main
 from hubert_lightning.errors import UserError
-from hubert_lightning.parsing import RENAMED_OPTIONS, Signature, actions_of, call_verb, option_names, signature_of
+from hubert_lightning.parsing import actions_of, option_names
 from hubert_lightning.training.commands import HELP, KEYS
 from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.verbs import RENAMED_OPTIONS, Signature, call_verb, signature_of
 
 UPGRADE = "jsonargparse has changed: correct this part of hubert_lightning/parsing.py, and the sentences made of it"
 
 
 def targets() -> dict[str, str]:
     found = {}
-    for verbs in VERBS.values():
-        for verb, target in verbs.items():
+    for group in VERBS.values():
+        for verb, target in group.items():
             inner = target if isinstance(target, dict) else {"": target}
             found |= {f"{verb} {name}".strip(): function for name, function in inner.items()}
     return found
@@ -98,7 +99,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable, list[str]], Any
             {name: kind for name, kind in kinds.items() if name not in required},
         )
 
-    monkeypatch.setattr(parsing, "signature_of", signature)
+    monkeypatch.setattr(verbs, "signature_of", signature)
     monkeypatch.setattr(importlib, "import_module", lambda name: sys.modules[__name__])
     return lambda function, args: call_verb("verb", f"module:{function.__name__}", args)
 

@@ -30,7 +30,7 @@ class Dialect(NamedTuple):
 
 
 class OurTensor(NamedTuple):
-    """A tensor of ours.
+    """A tensor under this package's name.
 
     Args:
         name: Name of the tensor.
@@ -83,16 +83,16 @@ def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = Fa
         dialect: Names of the other system.
         old_names: Whether the weight norm is named as before torch 2.0.
     """
-    theirs = {}
+    renamed = {}
     num_layers = sum(name.endswith(".ffn_input.weight") for name in ours)
     for name, (our_name, third) in tensor_names(dialect, len(KERNELS), num_layers).items():
         if our_name in ours:
             value = ours[our_name] if third is None else ours[our_name].chunk(3)[third]
-            theirs[name] = value.clone()
+            renamed[name] = value.clone()
     if old_names:
         for old, new in OLD_WEIGHT_NORM_NAMES.items():
-            theirs[f"{dialect.positions}.{old}"] = theirs.pop(f"{dialect.positions}.{new}")
-    return theirs
+            renamed[f"{dialect.positions}.{old}"] = renamed.pop(f"{dialect.positions}.{new}")
+    return renamed
 
 
 def has_part(names: Iterable[str], part: str) -> bool:

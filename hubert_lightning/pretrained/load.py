@@ -22,7 +22,7 @@ SUPPORTED_MODELS = (
 )
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 COMPANION_FILE = "hubert_lightning.safetensors"
-"""File of ours in an export to another system, with the parts that its format lacks."""
+"""File in an export to another system that keeps the parts which that system's format lacks."""
 KMEANS_FILE = "kmeans.safetensors"
 """K-means of a layer, which may lie in an export for `hubert units`."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -124,9 +124,9 @@ def _with_companion(weights: PretrainedWeights, companion: PretrainedWeights) ->
     """Add the parts that an export keeps beside another system's file, whose weights may have been trained further."""
     head, vocabulary = weights.head, weights.vocabulary
     if head is not None and companion.vocabulary is not None:
-        ours = companion.vocabulary.search_names
-        theirs = ours if vocabulary is None else vocabulary.search_names
-        if theirs[1:] == ours[1:] and len(head["weight"]) == len(ours):
+        names = companion.vocabulary.search_names
+        exported_names = names if vocabulary is None else vocabulary.search_names
+        if exported_names[1:] == names[1:] and len(head["weight"]) == len(names):
             vocabulary = companion.vocabulary
     settings = {**companion.provenance.get("settings", {}), **weights.provenance.get("settings", {})}
     return replace(

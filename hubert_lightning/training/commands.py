@@ -230,8 +230,8 @@ def _shipped() -> str:
 
 
 def _first_sentence(config: str) -> str:
-    """The first sentence of a config's header, which may go on over several lines."""
+    """Return the first sentence of a config's header, which may span several lines."""
     lines = takewhile(lambda line: line.startswith("#"), config.split("\n"))
     header = " ".join(line.removeprefix("#").strip() for line in lines)
-    found = re.match(r".+?\.(?= [A-Z]|$)", header)
-    return found[0] if found else header
+    sentence = re.match(r".+?\.(?= [A-Z]|$)", header)
+    return sentence[0] if sentence else header

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import ROOT, parsed_config
 from torch.testing import assert_close
 
@@ -57,5 +58,11 @@ def test_a_finetuned_model_of_an_earlier_version_has_the_same_log_probabilities(
 @pytest.mark.parametrize("checkpoint", [PRETRAINING, FINETUNING], ids=["pretraining", "finetuning"])
 def test_a_config_of_an_earlier_version_parses(checkpoint: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(torch.load(checkpoint, weights_only=True)[KEPT_CONFIG])
-    parsed_config("--config", str(config), f"--output={tmp_path / 'run'}")
+    text = torch.load(checkpoint, weights_only=True)[KEPT_CONFIG]
+    config.write_text(text)
+    written, parsed = yaml.safe_load(text), parsed_config("--config", str(config), f"--output={tmp_path / 'run'}")
+    for part in ("model", "data"):
+        arguments = parsed.config.fit[part].init_args.as_dict()
+        assert parsed.config.fit[part].class_path == written[part]["class_path"]
+        assert arguments.keys() >= written[part]["init_args"].keys()
+    assert parsed.config.fit.trainer.max_steps == written["trainer"]["max_steps"] == 2
