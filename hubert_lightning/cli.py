@@ -34,6 +34,7 @@ VERBS: Verbs = {
         "test": "training.commands:test",
         "predict": "training.commands:predict",
         "average": "training.averaging:average",
+        "report": "report.commands:report",
     },
     "units": {
         "quality": "units.layer_quality:quality",
@@ -52,7 +53,7 @@ VERBS: Verbs = {
     "recognition": {
         "transcribe": "asr.transcribe:transcribe",
         "align": "asr.transcribe:align",
-        "score": "asr.score_report:score_file",
+        "score": "report.commands:score_file",
         "ngram": "asr.ngram:ngram",
         "lexicon": "asr.lexicon:lexicon",
         "tune-decoder": "asr.tune_decoder:tune_decoder",

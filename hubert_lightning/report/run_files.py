@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from hubert_lightning.asr.results import origin_columns
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular
 from hubert_lightning.training.run_lock import holder_of
+from hubert_lightning.training.watched import LAYERS, WATCHED, read_layers
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.yaml_file import read_yaml
 
@@ -64,6 +65,14 @@ class Results:
     path: Path
     name: str
     origin: dict[str, Json]
+
+    @classmethod
+    def of(cls, path: Path, name: str = "test") -> "Results":
+        """Read the origin of a file of results."""
+        origin: dict[str, Json] = {}
+        with suppress(UserError, OSError):
+            origin = origin_columns(path)
+        return cls(path, name, origin)
 
     @property
     def manifest(self) -> str:
@@ -387,10 +396,8 @@ def _with_coverage(curves: dict[str, Curve], clusters: Json) -> dict[str, Curve]
 def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str]) -> dict[str, list[dict[str, Json]]]:
     """Read the quality of layers: of this model while it trained, of the model that its labels are from, or measured."""
     found: dict[str, list[dict[str, Json]]] = {}
-    lines = _checked(folder / "watched" / "layers.jsonl", problems, lambda path: [*json_lines(path)]) or []
-    if lines and isinstance(layers := lines[-1].get("layers"), list):
-        rows = [row for row in layers if isinstance(row, dict) and is_number(row.get("layer"))]
-        found["this model"] = sorted(rows, key=lambda row: row["layer"])
+    if validations := _checked(folder / WATCHED / LAYERS, problems, lambda _: read_layers(folder)):
+        found["this model"] = [asdict(layer) for layer in validations[-1].layers]
     else:
         logged: dict[int, dict[str, Json]] = {}
         for name, curve in curves.items():
@@ -415,19 +422,13 @@ def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str])
 def find_results(folder: Path) -> list[Results]:
     """Find the results of tests in the folder of a run: each set's own, or else those beside the run's files."""
     paths = sorted(folder.glob("test/*/test.jsonl"), key=lambda path: natural(path.parent.name))
-    own = [Results(path, path.parent.name, _origin(path)) for path in paths if path.is_file()]
+    own = [Results.of(path, path.parent.name) for path in paths if path.is_file()]
     beside = folder / "test.jsonl"
     if beside.is_file():
-        results = Results(beside, folder.name, _origin(beside))
+        results = Results.of(beside, folder.name)
         if not any(results.origin == other.origin for other in own):
             own.append(results)
     return own
-
-
-def _origin(path: Path) -> dict[str, Json]:
-    with suppress(UserError, OSError):
-        return origin_columns(path)
-    return {}
 
 
 def find_tunings(folder: Path) -> list[Tuning]:
