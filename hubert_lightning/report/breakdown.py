@@ -50,7 +50,7 @@ class Confusions:
         """
         errors: Counter[str] = Counter()
         becomes: Counter[str] = Counter()
-        for (said, heard), count in self.substitutions.items():
+        for (said, _), count in self.substitutions.items():
             errors[said] += count
         rows = [word for word, _ in errors.most_common(most)]
         for (said, heard), count in self.substitutions.items():
@@ -61,9 +61,9 @@ class Confusions:
             columns = [*columns, DELETED]
         else:
             counts = [row[:-1] for row in counts]
-        if inserted := [self.insertions[column] for column in columns]:
-            if any(inserted):
-                rows, counts = [*rows, INSERTED], [*counts, inserted]
+        inserted = [self.insertions[column] for column in columns]
+        if any(inserted):
+            rows, counts = [*rows, INSERTED], [*counts, inserted]
         return rows, columns, counts
 
 
@@ -82,7 +82,9 @@ class Tested:
     @property
     def hours(self) -> float | None:
         """Hours of audio, if the length of every utterance is known."""
-        durations = [self.places[row.result.id].duration for row in self.scores.utterances if row.result.id in self.places]
+        durations = [
+            self.places[row.result.id].duration for row in self.scores.utterances if row.result.id in self.places
+        ]
         return sum(durations) / 3600 if len(durations) == len(self.scores.utterances) else None
 
 
@@ -111,7 +113,12 @@ def place_of(row: Mapping[str, Any]) -> Place | None:
     source, start, duration, channel = (row.get(name) for name in ("source", "start", "duration", "channel"))
     if not isinstance(source, str) or not is_number(duration) or not duration or duration <= 0:
         return None
-    return Place(source, channel if isinstance(channel, int) else None, float(start) if is_number(start) else 0.0, float(duration))
+    return Place(
+        source,
+        channel if isinstance(channel, int) else None,
+        float(start) if is_number(start) else 0.0,
+        float(duration),
+    )
 
 
 def _places_of_manifest(manifests: str) -> dict[str, Place]:

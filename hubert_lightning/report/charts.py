@@ -1,10 +1,11 @@
-"""Charts of a page: data for plotly.js, without colours of text and background, which the page sets in light and dark."""
+"""Charts of a page: data for plotly.js. The page sets the colours of text and background, in light and dark."""
 
 import html
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class Interval:
 
 
 def plain(text: str, longest: int = 60) -> str:
-    """Prepare a text for plotly, which takes some tags as formats: escaped, on one line, without reversing characters."""
+    """Escape a text for plotly, which takes some tags as formats, and remove line breaks and reversing characters."""
     text = INVISIBLE.sub(" ", text)
     return html.escape(text if len(text) <= longest else f"{text[: longest - 1]}…", quote=False)
 
@@ -108,7 +109,7 @@ def thinned(curve: Curve, most: int = MAX_POINTS) -> Curve:
 
 def _bounds(length: int, parts: int) -> list[tuple[int, int]]:
     edges = np.linspace(0, length, parts + 1).round().astype(int).tolist()
-    return [*zip(edges[:-1], edges[1:], strict=True)]
+    return [*pairwise(edges)]
 
 
 def line_chart(
@@ -267,7 +268,9 @@ def bar_chart(title: str, values: Mapping[str, float], axis: str, colours: Seque
         hovertemplate="%{x}: %{y:.4f}<extra></extra>",
         width=0.55,
     )
-    return _chart(title, [trace], {"yaxis": {"title": {"text": axis}, "rangemode": "tozero"}, "hovermode": "closest"}, height=300)
+    return _chart(
+        title, [trace], {"yaxis": {"title": {"text": axis}, "rangemode": "tozero"}, "hovermode": "closest"}, height=300
+    )
 
 
 def phone_cluster_chart(title: str, phones: Sequence[str], counts: Sequence[Sequence[int]], note: str = "") -> Chart:
@@ -299,7 +302,11 @@ def phone_cluster_chart(title: str, phones: Sequence[str], counts: Sequence[Sequ
         colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
     )
     layout = {
-        "xaxis": {"title": {"text": f"{len(order)} clusters, ordered by their phone"}, "showticklabels": False, "showgrid": False},
+        "xaxis": {
+            "title": {"text": f"{len(order)} clusters, ordered by their phone"},
+            "showticklabels": False,
+            "showgrid": False,
+        },
         "yaxis": {"autorange": "reversed", "showgrid": False, "dtick": 1, "tickfont": {"size": 10}},
         "hovermode": "closest",
     }
@@ -329,9 +336,10 @@ class Units:
     clip: str | None = None
 
 
-MASK_FILL = "rgba(224, 117, 59, 0.22)"
+MASK_FILL = "rgba(224, 117, 59, 0.24)"
+MASK_EDGE = {"color": SERIES[1], "width": 1.4}
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-HUES = [[number / 12, f"hsl({30 * number}, 55%, {62 if number % 2 else 48}%)"] for number in range(13)]
+HUES = [[number / 12, f"hsl({30 * number}, 42%, {66 if number % 2 else 50}%)"] for number in range(13)]
 """A circle of hues: neighbouring cluster ids are far apart on it."""
 
 
@@ -398,14 +406,28 @@ def units_chart(title: str, units: Units) -> Chart:
             "fixedrange": True,
         }
     shapes: list[dict[str, Any]] = [
-        {"type": "line", "xref": "x", "yref": "y2 domain", "x0": end, "x1": end, "y0": 0.1, "y1": 0.9, "line": {"width": 0.6, "color": SERIES[-1]}}
-        for _, _, end in (units.phones or [])
+        {
+            "type": "line",
+            "xref": "x",
+            "yref": "y2 domain",
+            "x0": end,
+            "x1": end,
+            "y0": 0.1,
+            "y1": 0.9,
+            "line": {"width": 0.6, "color": SERIES[-1]},
+        }
+        for _, _, end in units.phones
     ]
     for first, length in units.mask:
-        span = {"x0": first * units.hop, "x1": (first + length) * units.hop}
-        shapes.append(
-            {"type": "rect", "xref": "x", "yref": "paper", **span, "y0": 0, "y1": 1, "fillcolor": MASK_FILL, "line": {"width": 0}, "layer": "above"}
-        )
+        span = {
+            "type": "rect",
+            "xref": "x",
+            "yref": "paper",
+            "x0": first * units.hop,
+            "x1": (first + length) * units.hop,
+        }
+        shapes.append({**span, "y0": bottom_top - phones_height, "y1": 1, "fillcolor": MASK_FILL, "line": {"width": 0}})
+        shapes.append({**span, "y0": 0, "y1": 1, "line": MASK_EDGE})
     if units.image:
         traces.append(go.Scatter(x=[0], y=[0], mode="markers", marker={"opacity": 0}, yaxis="y3", hoverinfo="skip"))
         layout["yaxis3"] = {
@@ -418,12 +440,24 @@ def units_chart(title: str, units: Units) -> Chart:
             "fixedrange": True,
         }
         layout["images"] = [
-            {"source": units.image, "xref": "x", "yref": "y3", "x": 0, "y": 8, "sizex": units.duration, "sizey": 8, "sizing": "stretch", "layer": "below"}
+            {
+                "source": units.image,
+                "xref": "x",
+                "yref": "y3",
+                "x": 0,
+                "y": 8,
+                "sizex": units.duration,
+                "sizey": 8,
+                "sizing": "stretch",
+                "layer": "below",
+            }
         ]
     layout["shapes"] = shapes
     layout["margin"] = {"l": 92, "r": 12, "t": 8, "b": 40}
     height = 70 + (150 if units.image else 0) + (30 if units.phones else 0) + 34 * num_rows
-    return _chart(title, traces, layout, height=height, min_width=min(1600, int(180 + 130 * units.duration)), clip=units.clip)
+    return _chart(
+        title, traces, layout, height=height, min_width=min(1600, int(180 + 130 * units.duration)), clip=units.clip
+    )
 
 
 def confusion_chart(title: str, rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> Chart:
@@ -441,7 +475,13 @@ def confusion_chart(title: str, rows: Sequence[str], columns: Sequence[str], cou
         showscale=False,
     )
     layout = {
-        "xaxis": {"title": {"text": "became"}, "tickangle": -55, "showgrid": False, "automargin": True, "type": "category"},
+        "xaxis": {
+            "title": {"text": "became"},
+            "tickangle": -55,
+            "showgrid": False,
+            "automargin": True,
+            "type": "category",
+        },
         "yaxis": {
             "title": {"text": "said"},
             "autorange": "reversed",
@@ -455,7 +495,11 @@ def confusion_chart(title: str, rows: Sequence[str], columns: Sequence[str], cou
 
 
 def scatter_chart(
-    title: str, points: Sequence[tuple[float, float]], axis: str, best: tuple[float, float] | None, references: Mapping[str, float] = {}
+    title: str,
+    points: Sequence[tuple[float, float]],
+    axis: str,
+    best: tuple[float, float] | None,
+    references: Mapping[str, float] = {},
 ) -> Chart:
     """Draw the WER of trials.
 
@@ -499,5 +543,9 @@ def scatter_chart(
                 hovertemplate="%{y:.2%}<extra>%{fullData.name}</extra>",
             )
         )
-    layout = {"xaxis": {"title": {"text": axis}}, "yaxis": {"title": {"text": "WER"}, "tickformat": ".1%"}, "hovermode": "closest"}
+    layout = {
+        "xaxis": {"title": {"text": axis}},
+        "yaxis": {"title": {"text": "WER"}, "tickformat": ".1%"},
+        "hovermode": "closest",
+    }
     return _chart(title, traces, layout)

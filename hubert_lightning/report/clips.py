@@ -28,8 +28,9 @@ MAX_CLIP = 120.0
 BUDGET = 18_000_000
 """Characters of all clips of a page."""
 FFT = 512
-DYNAMIC_RANGE = 70.0
-"""Decibels between the loudest and the faintest part of a spectrogram that is visible."""
+DYNAMIC_RANGE, NOISE = 70.0, 40
+"""Decibels between the loudest and the faintest visible part of a spectrogram; and the percentage of its points, those
+of the background noise, that are left white."""
 
 
 class Place(NamedTuple):
@@ -163,7 +164,8 @@ def spectrogram(samples: np.ndarray) -> bytes:
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: HOP // 2]
     power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), FFT)[:, : FFT // 2]) ** 2  # (columns, FFT / 2)
     decibels = 10 * np.log10(power.reshape(len(power), -1, 2).mean(axis=-1) + 1e-10)
-    shade = 1 - np.clip((decibels - decibels.max()) / DYNAMIC_RANGE + 1, 0, 1)  # dark where it is loud
+    floor = max(decibels.max() - DYNAMIC_RANGE, np.percentile(decibels, NOISE))
+    shade = 1 - np.clip((decibels - floor) / max(decibels.max() - floor, 1e-3), 0, 1)  # dark where it is loud
     pixels = (255 * shade.T[::-1]).astype(np.uint8)
     file = BytesIO()
     Image.fromarray(pixels).save(file, "WEBP", quality=55, method=4)

@@ -23,7 +23,7 @@ from hubert_lightning.console import progress
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.report import words
-from hubert_lightning.report.breakdown import Aligned, Tested, by_length, confusions, read_tested, worst_utterances
+from hubert_lightning.report.breakdown import Aligned, by_length, confusions, read_tested, worst_utterances
 from hubert_lightning.report.charts import (
     MAX_WORDS,
     SERIES,
@@ -42,7 +42,7 @@ from hubert_lightning.report.charts import (
 )
 from hubert_lightning.report.clips import Clips, Place, data_uri, spectrogram
 from hubert_lightning.report.run_files import Results, Run, Tuning, find_runs, is_number, json_object
-from hubert_lightning.report.summary import Scored, Summary, speed_of, summarise, training_seconds
+from hubert_lightning.report.summary import BestLayer, Scored, Summary, speed_of, summarise, training_seconds
 from hubert_lightning.training.watched import (
     PHONE_CLUSTERS,
     TRANSCRIPTS,
@@ -56,7 +56,7 @@ from hubert_lightning.training.watched import (
 SPEAKERS_DRAWN = 40
 WORST = 20
 """Worst utterances of each test that a page shows."""
-PAIRS_SHOWN = 20
+PAIRS_SHOWN = 12
 
 PRETRAINING_CURVES = (
     ("Masked loss", "masked_loss", "nats", False),
@@ -205,7 +205,7 @@ def write_report(runs: Sequence[Path], output: Path, *, audio: bool = True, titl
     names = words.listing([Path(folder).resolve().name for folder in runs])
     with progress("reading results", len(found) + 1, "runs") as advance:
         scored, remarks = _scored_runs(found, advance)
-        page = _page_of(found, scored, _demo_pnmi(runs), clips, title or names, remarks)
+        page = _page_of(found, scored, _demo_pnmi(runs) or _pnmi_of(found), clips, title or names, remarks)
         advance()
     _write(output, page, clips)
 
@@ -266,6 +266,12 @@ def _demo_pnmi(folders: Sequence[Path]) -> dict[str, float]:
     return {}
 
 
+def _pnmi_of(runs: Sequence[Run]) -> dict[str, float]:
+    """PNMI of the labels of each run, as labelling measured it."""
+    values = {run.name: run.record.get("labels/pnmi") for run in runs}
+    return {f"labels of {name}": float(value) for name, value in values.items() if is_number(value)}
+
+
 def _page_of(
     runs: Sequence[Run],
     scored: Sequence[Scored],
@@ -280,7 +286,9 @@ def _page_of(
     page = Page(title, _subtitle(runs, scored), summarise(runs, scored, pnmi, best_layers))
     page.legend = [*colours.items()] if len(runs) > 1 else []
     page.layers = layers
-    page.legend_of_layers = [item for item in colours.items() if any(run.name == item[0] and run.layers for run in runs)]
+    page.legend_of_layers = [
+        item for item in colours.items() if any(run.name == item[0] and run.layers for run in runs)
+    ]
     _add_settings(page, runs)
     for task in ("pre-training", "fine-tuning", "run"):
         members = [run for run in runs if run.task == task]
@@ -293,11 +301,18 @@ def _page_of(
     page.tunings = [_tuning(run.name, tuning) for run in runs for tuning in run.tunings]
     page.remarks = [*remarks, *(f"{problem}." for run in runs for problem in run.problems)]
     if clips.missing:
-        page.remarks.append(f"{words.counted(len(clips.missing), 'recording')} could not be read, {words.short_path(min(clips.missing))} first; they may have been moved.")
+        page.remarks.append(
+            f"{words.counted(len(clips.missing), 'recording')} could not be read, among them "
+            f"{words.short_path(min(clips.missing))}; it may have been moved."
+        )
     if clips.left_out:
-        page.remarks.append(f"{words.counted(clips.left_out, 'recording')} would have made the page too large and were left out.")
+        page.remarks.append(
+            f"{words.counted(clips.left_out, 'recording')} would have made the page too large and were left out."
+        )
     if not clips.audio:
-        page.remarks.append("Recordings and spectrograms were left out (--no-audio). Transcripts and names of speakers are in the page.")
+        page.remarks.append(
+            "Recordings and spectrograms were left out (--no-audio). Transcripts and names of speakers are in the page."
+        )
     return page
 
 
@@ -318,7 +333,9 @@ def _add_settings(page: Page, runs: Sequence[Run]) -> None:
     facts = [words.facts(run) for run in runs]
     names = [*dict.fromkeys(name for row in facts for name in row)]
     order = [name for name in _FACTS_ORDER if name in names] + [name for name in names if name not in _FACTS_ORDER]
-    page.facts = Table(["", *(run.name for run in runs)], [[name, *(row.get(name, "–") for row in facts)] for name in order])
+    page.facts = Table(
+        ["", *(run.name for run in runs)], [[name, *(row.get(name, "–") for row in facts)] for name in order]
+    )
     for task, group in groupby(runs, key=lambda run: run.task):
         members = [*group]
         keys = [*dict.fromkeys(key for run in members for key in run.record if not words.is_place(key))]
@@ -334,8 +351,9 @@ def _add_settings(page: Page, runs: Sequence[Run]) -> None:
 
 
 _FACTS_ORDER = (
-    "task", "state", "training data", "manifests", "validation data", "targets", "K-means inertia", "initial weights",
-    "encoder", "parameters", "optimizer", "warm-up", "batch", "masks", "precision", "devices", "seed", "version",
+    "task", "state", "training data", "manifests", "validation data", "targets", "PNMI of the targets",
+    "K-means inertia", "initial weights", "encoder", "parameters", "optimizer", "warm-up", "batch", "masks",
+    "precision", "devices", "seed", "version",
 )  # fmt: skip
 
 
@@ -348,7 +366,13 @@ def _curves(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Chart]:
     def lines(*metrics: tuple[str, str, str]) -> list[Line]:
         """Lines of all runs, from the name, the title and the dash of each metric."""
         return [
-            Line(f"{run.name} {label}".strip(), curve, colours[run.name], dash, markers=dash == "solid" and len(curve) <= 40)
+            Line(
+                f"{run.name} {label}".strip(),
+                curve,
+                colours[run.name],
+                dash,
+                markers=dash == "solid" and len(curve) <= 40,
+            )
             for metric, label, dash in metrics
             for run in runs
             if (curve := run.curves.get(metric))
@@ -364,8 +388,14 @@ def _curves(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Chart]:
     add("Word error rate", lines(("val/wer", "validation", "solid")), percent=True)
     add("Character error rate", lines(("val/cer", "validation", "solid")), percent=True)
     both = ("label", "labels", "dot"), ("predicted", "predictions", "solid")
-    add("Perplexity of the units", lines(*((f"units/{kind}_perplexity", label, dash) for kind, label, dash in both)), unit="clusters")
-    add("Clusters in use", lines(*((f"units/{kind}_coverage", label, dash) for kind, label, dash in both)), percent=True)
+    add(
+        "Perplexity of the units",
+        lines(*((f"units/{kind}_perplexity", label, dash) for kind, label, dash in both)),
+        unit="clusters",
+    )
+    add(
+        "Clusters in use", lines(*((f"units/{kind}_coverage", label, dash) for kind, label, dash in both)), percent=True
+    )
     add("Learning rate", lines(("train/learning_rate", "", "solid")))
     add("Gradient norm", lines(("train/gradient_norm", "", "solid")), log=True)
     return charts
@@ -387,7 +417,9 @@ def _add_units(page: Page, runs: Sequence[Run], clips: Clips) -> None:
             page.remarks.append(f"{run.folder / WATCHED / PHONE_CLUSTERS}: {error}.")
             phones = None
         if phones and any(map(any, phones.counts)):
-            page.phones.append(phone_cluster_chart(f"{run.name}, step {words.number(phones.step)}", phones.phones, phones.counts))
+            page.phones.append(
+                phone_cluster_chart(f"{run.name}, step {words.number(phones.step)}", phones.phones, phones.counts)
+            )
 
 
 def _watched(utterance: WatchedUtterance, hop: float, clips: Clips) -> tuple[str, str, Chart]:
@@ -410,16 +442,20 @@ def _watched(utterance: WatchedUtterance, hop: float, clips: Clips) -> tuple[str
 
 def _layer_charts(
     runs: Sequence[Run], colours: Mapping[str, str], pnmi: Mapping[str, float]
-) -> tuple[list[Chart], list[tuple[str, int, float]]]:
+) -> tuple[list[Chart], list[BestLayer]]:
     """Draw the quality of layers of all runs together.
 
     Returns:
-        The charts; and run, best layer and its PNMI where layers were judged by phones.
+        The charts, and the best layer of each run whose layers were judged by phones.
     """
     charts, best = [], []
     if pnmi:
-        charts.append(bar_chart("Clusters and phones, held-out speakers", pnmi, "PNMI", [SERIES[-1], SERIES[1], SERIES[0]]))
-    titles = {"pnmi": ("Agreement with phones", "PNMI"), "phone_purity": ("Phone purity", "share of frames"), "perplexity": ("Perplexity of each layer's clusters", "clusters")}
+        charts.append(bar_chart("Agreement of clusters with phones", pnmi, "PNMI", [SERIES[-1], SERIES[1], SERIES[0]]))
+    titles = {
+        "pnmi": ("Agreement with phones", "PNMI"),
+        "phone_purity": ("Phone purity", "share of frames"),
+        "perplexity": ("Perplexity of each layer's clusters", "clusters"),
+    }
     for measure, (title, unit) in titles.items():
         lines, references = [], []
         for run in runs:
@@ -437,7 +473,7 @@ def _layer_charts(
                 if measure == "pnmi":
                     layer, value = max(points, key=lambda point: point[1])
                     if kind != "the model behind its labels":
-                        best.append((run.name, layer, value))
+                        best.append(BestLayer(run.name, run.folder, layer, value))
         if lines:
             charts.append(layer_chart(title, lines, references[:1], unit))
     return charts, best
@@ -460,23 +496,37 @@ def _add_speed(page: Page, runs: Sequence[Run], colours: Mapping[str, str]) -> N
     for run in runs:
         spent, speed = training_seconds(run), speed_of(run)
         last = {name: run.last(f"speed/{name}") for name in ("data_wait", "mfu", "memory_gib")}
-        hours = run.last("labels/hours_per_hour")
+        labelling = json_object(run.folder / "labelling.json", [])
+        labelled, labelling_speed = labelling.get("seconds"), labelling.get("hours_per_hour")
         cells = [
             "–" if speed is None else f"{words.number(round(speed))}×",
             "–" if spent is None else f"{'about ' if spent[1] else ''}{words.duration(spent[0])}",
             "–" if spent is None or speed is None else words.hours(spent[0] * speed / 3600),
             *("–" if last[name] is None else words.percent(last[name] or 0, 0) for name in ("data_wait", "mfu")),
             "–" if last["memory_gib"] is None else f"{last['memory_gib']:.2f} GiB",
-            "–" if run.last("labels/seconds") is None else words.duration(run.last("labels/seconds") or 0)
-            + ("" if hours is None else f" ({words.number(round(hours))}× real time)"),
+            words.duration(labelled) if is_number(labelled) else "–",
+            f"{words.number(round(labelling_speed))}×" if is_number(labelling_speed) else "–",
             words.setting(run.record.get("world_size")),
         ]
         if any(cell != "–" for cell in cells[:-1]):
             rows.append([run.name, *cells])
-    headings = ["", "speed", "training time", "audio processed", "data wait", "MFU", "memory", "labelling", "devices"]
+    headings = [
+        "",
+        "speed",
+        "training time",
+        "audio processed",
+        "data wait",
+        "MFU",
+        "memory",
+        "labelling",
+        "speed of labelling",
+        "devices",
+    ]
     used = [0, *(column for column in range(1, len(headings)) if any(row[column] != "–" for row in rows))]
     if rows:
-        page.speed_table = Table([headings[column] for column in used], [[row[column] for column in used] for row in rows], numeric=1)
+        page.speed_table = Table(
+            [headings[column] for column in used], [[row[column] for column in used] for row in rows], numeric=1
+        )
 
 
 def _add_rates(page: Page, scored: Sequence[Scored], colours: Mapping[str, str]) -> None:
@@ -493,13 +543,26 @@ def _add_rates(page: Page, scored: Sequence[Scored], colours: Mapping[str, str])
                 words.interval(one.low, one.high),
                 words.percent(letters.rate),
                 words.interval(letters.low, letters.high),
-                *map(words.number, (one.substitutions, one.insertions, one.deletions, one.total, len(scores.utterances))),
+                *map(
+                    words.number, (one.substitutions, one.insertions, one.deletions, one.total, len(scores.utterances))
+                ),
             ]
         )
         colour = colours[item.run.name] if item.run else SERIES[number % len(SERIES)]
         note = f"{words.counted(one.errors, 'error')} in {words.counted(one.total, 'word')}"
         intervals.append(Interval(item.title, one.rate, one.low, one.high, note, colour))
-    headings = ["", "WER", "95 % interval", "CER", "95 % interval", "substituted", "inserted", "deleted", "words", "utterances"]
+    headings = [
+        "",
+        "WER",
+        "95 % interval",
+        "CER",
+        "95 % interval",
+        "substituted",
+        "inserted",
+        "deleted",
+        "words",
+        "utterances",
+    ]
     page.rates_table = Table(headings, rows, numeric=1)
     if len(scored) > 1:
         page.rates = interval_chart("Word error rate", intervals, "word error rate, 95 % interval")
@@ -537,7 +600,11 @@ def _detail(item: Scored, number: int, clips: Clips, most: int) -> Detail:
     speakers = [*scores.speakers.items()]
     speaker_chart = speaker_table = None
     if len(speakers) > 1:
-        note = f"{words.counted(len(speakers) - SPEAKERS_DRAWN, 'speaker')} with fewer errors are in the table." if len(speakers) > SPEAKERS_DRAWN else ""
+        note = (
+            f"{words.counted(len(speakers) - SPEAKERS_DRAWN, 'speaker')} with fewer errors are in the table."
+            if len(speakers) > SPEAKERS_DRAWN
+            else ""
+        )
         speaker_chart = interval_chart(
             "By speaker", [_interval(name, row) for name, row in speakers[:SPEAKERS_DRAWN]], "word error rate", note
         )
@@ -559,7 +626,9 @@ def _detail(item: Scored, number: int, clips: Clips, most: int) -> Detail:
     unit, groups = by_length(item.tested)
     lengths = None
     if len(groups) > 1:
-        lengths = interval_chart(f"By length in {unit}", [_interval(name, row) for name, row in groups], "word error rate")
+        lengths = interval_chart(
+            f"By length in {unit}", [_interval(name, row) for name, row in groups], "word error rate"
+        )
     matrix = counted.matrix(MAX_WORDS)
     confusion = None
     if counted.substitutions and len(matrix[0]) > 1:
@@ -584,7 +653,8 @@ def _detail(item: Scored, number: int, clips: Clips, most: int) -> Detail:
 
 def _interval(name: str, scores: Scores) -> Interval:
     row = scores.words
-    note = f"{words.counted(row.errors, 'error')} in {words.counted(row.total, 'word')}, {words.counted(len(scores.utterances), 'utterance')}"
+    utterances = words.counted(len(scores.utterances), "utterance")
+    note = f"{words.counted(row.errors, 'error')} in {words.counted(row.total, 'word')}, {utterances}"
     return Interval(name, row.rate, row.low, row.high, note)
 
 
@@ -643,7 +713,11 @@ def _tuning(run: str, tuning: Tuning) -> tuple[str, str, list[Chart]]:
 
 def _write(output: Path, page: Page, clips: Clips) -> None:
     environment = Environment(
-        loader=PackageLoader("hubert_lightning.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("hubert_lightning.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     charts: list[dict[str, Any]] = []
 

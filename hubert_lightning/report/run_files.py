@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import yaml
 
@@ -270,7 +270,7 @@ def _status(folder: Path, finished: bool) -> Status:
     return "interrupted"
 
 
-def is_number(value: Json) -> bool:
+def is_number(value: Json) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -337,7 +337,9 @@ def _config_record(config: Mapping[str, Json]) -> dict[str, Json]:
     for key, name in (("train", "data/train/manifests"), ("validation", "data/validation/manifests")):
         if data.get(key):
             record[name] = data[key]
-    record |= {f"data/{key}": data[key] for key in ("mask_prob", "mask_length", "max_crop", "min_duration") if key in data}
+    record |= {
+        f"data/{key}": data[key] for key in ("mask_prob", "mask_length", "max_crop", "min_duration") if key in data
+    }
     if is_number(data.get("max_duration")):
         record["batch/max_duration"] = data["max_duration"]
     for key in ("precision", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes"):
@@ -353,7 +355,7 @@ def _config_record(config: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _read_curves(folder: Path, problems: list[str]) -> dict[str, Curve]:
-    """Read the tables of all starts of a run; a later start replaces what an earlier one logged after its first step."""
+    """Read the tables of all starts of a run; a later start replaces what an earlier one logged after its start."""
     tables = [*folder.glob("metrics.csv"), *folder.glob("version_*/metrics.csv")]
     curves: dict[str, Curve] = {}
     for path in sorted(tables, key=lambda path: (path.parent != folder, natural(str(path)))):
@@ -394,7 +396,7 @@ def _with_coverage(curves: dict[str, Curve], clusters: Json) -> dict[str, Curve]
 
 
 def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str]) -> dict[str, list[dict[str, Json]]]:
-    """Read the quality of layers: of this model while it trained, of the model that its labels are from, or measured."""
+    """Read the quality of layers: of this model in training, of the model behind its labels, of `hubert quality`."""
     found: dict[str, list[dict[str, Json]]] = {}
     if validations := _checked(folder / WATCHED / LAYERS, problems, lambda _: read_layers(folder)):
         found["this model"] = [asdict(layer) for layer in validations[-1].layers]

@@ -49,7 +49,13 @@ def duration(seconds: float) -> str:
 
 def hours(value: float) -> str:
     """Write an amount of audio."""
-    return f"{number(round(value, 1) if value >= 10 else value)} h" if value >= 1 else f"{60 * value:.0f} min" if value >= 0.1 else f"{60 * value:.1f} min"
+    return (
+        f"{number(round(value, 1) if value >= 10 else value)} h"
+        if value >= 1
+        else f"{60 * value:.0f} min"
+        if value >= 0.1
+        else f"{60 * value:.1f} min"
+    )
 
 
 def listing(words: Sequence[str]) -> str:
@@ -109,7 +115,9 @@ def facts(run: Run) -> dict[str, str]:
     def first(*names: str) -> Json:
         return next((record[name] for name in names if record.get(name) is not None), None)
 
-    rows["task"] = {"pre-training": "pre-training (masked prediction)", "fine-tuning": "fine-tuning (CTC)"}.get(run.task, "–")
+    rows["task"] = {"pre-training": "pre-training (masked prediction)", "fine-tuning": "fine-tuning (CTC)"}.get(
+        run.task, "–"
+    )
     rows["state"] = state(run)
     audio = []
     if is_number(amount := first("data/train/hours")):
@@ -124,6 +132,8 @@ def facts(run: Run) -> dict[str, str]:
         rows["targets"] = targets(run)
         if is_number(inertia := first("labels/kmeans_inertia")):
             rows["K-means inertia"] = number(inertia)
+        if is_number(pnmi := first("labels/pnmi")):
+            rows["PNMI of the targets"] = f"{pnmi:.3f}"
     rows["initial weights"] = setting(first("pretrained")) if first("pretrained") else "random"
     rows["encoder"] = encoder(record)
     if is_number(parameters := first("parameters")):
@@ -132,14 +142,17 @@ def facts(run: Run) -> dict[str, str]:
         rows["optimizer"] = f"{first('optimizer/class') or 'optimizer'}, peak learning rate {rate:g}"
     if is_number(warmup := first("schedule/warmup_steps", "warmup_steps")):
         rows["warm-up"] = counted(warmup, "step")
-    if is_number(seconds := first("batch/global_seconds", "batch/max_duration")):
+    if is_number(seconds := first("batch/global_seconds", "batch/seconds", "batch/max_duration")):
         rows["batch"] = f"up to {number(seconds)} s of audio a step"
-    if is_number(probability := first("data/mask_prob", "mask_prob")):
-        length = first("data/mask_length", "mask_length")
-        rows["masks"] = f"spans of {number(length)} frames over {percent(probability, 0)} of the frames, if they did not overlap"
+    if is_number(probability := first("masks/mask_prob", "data/mask_prob")):
+        length = first("masks/mask_length", "data/mask_length")
+        rows["masks"] = (
+            f"spans of {number(length)} frames over {percent(probability, 0)} of the frames, if they did not overlap"
+        )
     rows["precision"] = setting(first("precision"))
     if is_number(size := first("world_size")):
-        rows["devices"] = f"{number(size)} ({first('accelerator') or 'accelerator unknown'})"
+        device = first("device") or str(first("accelerator") or "").removesuffix("Accelerator")
+        rows["devices"] = f"{number(size)} × {device}" if device else number(size)
     rows["seed"] = setting(first("seed", "data/seed"))
     rows["version"] = setting(first("version"))
     return {name: value for name, value in rows.items() if value not in ("", "–")}
@@ -148,8 +161,14 @@ def facts(run: Run) -> dict[str, str]:
 def state(run: Run) -> str:
     """Write how far a run has come."""
     total = run.total_steps
-    steps = f"{number(run.step)} of {counted(total, 'step')}" if total and total >= run.step else counted(run.step, "step")
-    return {"finished": f"finished, {steps}", "training": f"still training, {steps}", "interrupted": f"not finished, {steps}"}[run.status]
+    steps = (
+        f"{number(run.step)} of {counted(total, 'step')}" if total and total >= run.step else counted(run.step, "step")
+    )
+    return {
+        "finished": f"finished, {steps}",
+        "training": f"still training, {steps}",
+        "interrupted": f"not finished, {steps}",
+    }[run.status]
 
 
 def targets(run: Run) -> str:
