@@ -197,6 +197,23 @@ def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
     return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
 
 
+def place_of(cut: Cut) -> dict[str, str | int | float | None]:
+    """State where the audio of a cut lies, so that it can be found without its manifest.
+
+    Args:
+        cut: Cut of a recording.
+
+    Returns:
+        "source", the path of the audio file, None for audio in an archive or in several files; "channel", None for the
+        mean of several channels; "start" in the file and "duration", in seconds.
+    """
+    sources = cut.recording.sources if isinstance(cut, (MonoCut, MultiCut)) and cut.has_recording else []
+    is_file = len(sources) == 1 and sources[0].type == "file"
+    channel = cut.channel if sources and isinstance(cut.channel, int) else None
+    source = str(sources[0].source) if is_file else None
+    return {"source": source, "channel": channel, "start": float(cut.start), "duration": float(cut.duration)}
+
+
 def speaker_of(cut: Cut) -> str:
     """The first speaker of a cut; empty if the manifest has none."""
     return next((segment.speaker for segment in cut.supervisions if segment.speaker), "")

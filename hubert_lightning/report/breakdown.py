@@ -11,7 +11,7 @@ import numpy as np
 
 from hubert_lightning.asr.score_report import aligned
 from hubert_lightning.asr.scoring import Scores, Utterance, pooled, read_results, score
-from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.manifest import place_of, read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.report.clips import Place
 from hubert_lightning.report.run_files import Json, is_number, json_lines
@@ -101,14 +101,14 @@ def read_tested(path: Path, origin: Mapping[str, Json]) -> Tested:
     scores = score(read_results(path))
     places = {}
     for row in json_lines(path):
-        if place := place_of(row):
+        if place := _place(row):
             places[str(row.get("id"))] = place
     if not places:
         places = _places_of_manifest(str(origin.get("manifest") or ""))
     return Tested(scores, places)
 
 
-def place_of(row: Mapping[str, Any]) -> Place | None:
+def _place(row: Mapping[str, Any]) -> Place | None:
     """Return where the recording of a row is, None if it does not state that."""
     source, start, duration, channel = (row.get(name) for name in ("source", "start", "duration", "channel"))
     if not isinstance(source, str) or not is_number(duration) or not duration or duration <= 0:
@@ -129,13 +129,7 @@ def _places_of_manifest(manifests: str) -> dict[str, Place]:
         cuts = [*read_manifest(paths)]
     except UserError:
         return {}
-    places = {}
-    for cut in cuts:
-        sources = [source for source in cut.recording.sources if source.type == "file"] if cut.has_recording else []
-        if len(sources) == 1:
-            channel = cut.channel if isinstance(cut.channel, int) else None
-            places[cut.id] = Place(str(sources[0].source), channel, float(cut.start), float(cut.duration))
-    return places
+    return {cut.id: place for cut in cuts if (place := _place(place_of(cut)))}
 
 
 def by_length(tested: Tested) -> tuple[str, list[tuple[str, Scores]]]:

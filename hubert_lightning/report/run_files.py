@@ -245,8 +245,8 @@ def read_run(folder: Path, name: str) -> Run:
         curves=curves,
         final=final,
         layers=_read_layers(folder, curves, problems),
-        results=find_results(folder),
-        tunings=find_tunings(folder),
+        results=(results := find_results(folder)),
+        tunings=find_tunings(folder, results),
         problems=problems,
     )
 
@@ -433,14 +433,19 @@ def find_results(folder: Path) -> list[Results]:
     return own
 
 
-def find_tunings(folder: Path) -> list[Tuning]:
-    """Find the trials of `hubert tune-decoder` in the folder of a run."""
-    tunings = []
-    for path in sorted({*folder.glob("*.trials.json"), *folder.glob("*/*.trials.json")}):
+def find_tunings(folder: Path, results: Sequence[Results]) -> list[Tuning]:
+    """Find the trials of `hubert tune-decoder`: in the folder of a run, and beside the settings that tests used."""
+    paths = {*folder.glob("*.trials.json"), *folder.glob("*/*.trials.json")}
+    for one in results:
+        decoder = one.origin.get("decoder")
+        if isinstance(decoder, str) and decoder.endswith(".json"):
+            paths.add(Path(decoder).with_suffix(".trials.json"))
+    tunings = {}
+    for path in sorted(paths):
         content = _json_object(path, [])
         if isinstance(content.get("trials"), list):
-            tunings.append(Tuning(path, content))
-    return tunings
+            tunings[path.resolve()] = Tuning(path, content)
+    return [*tunings.values()]
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Json]]:
