@@ -50,7 +50,7 @@ from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_check
 from hubert_lightning.training.iterations import Iteration, single_iterations
 from hubert_lightning.training.library_errors import config_errors, one_line
 from hubert_lightning.training.lightning_internals import wandb_arguments
-from hubert_lightning.training.metrics_table import keep_rows
+from hubert_lightning.training.metrics_table import keep_rows, keeps_table, table_logger
 from hubert_lightning.training.optimizer_state import probe_optimizer
 from hubert_lightning.training.parser import KEYS_OF_RECIPE, SentenceParser
 from hubert_lightning.training.restoring import check_weights, model_arguments
@@ -303,9 +303,12 @@ class HubertCLI(LightningCLI):
             plugins.append(WholeCheckpoints())
         self._add_progress()
         try:
+            if self.verb == "fit" and self.config_init["trainer"].get("logger") in (None, True, False):
+                kwargs["logger"] = False  # our own table takes the place of Lightning's default
             trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator does not have
             raise UserError(f"trainer: {one_line(error)}; correct the config") from error
+        _keep_table(trainer, self.verb)
         for logger in trainer.loggers:
             if (settings := wandb_arguments(logger)) is not None:
                 _quieten_wandb(settings)
@@ -447,6 +450,13 @@ def _print_awaited_nodes(trainer: Trainer) -> None:
             f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
             "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/launch/torchrun.sh"
         )
+
+
+def _keep_table(trainer: Trainer, verb: Verb) -> None:
+    """Let a fit keep metrics.csv in its folder, whatever its loggers are."""
+    folder, is_trial = Path(trainer.default_root_dir), trainer.fast_dev_run  # type: ignore[attr-defined]  # undeclared
+    if verb == "fit" and not is_trial and not any(keeps_table(logger, folder) for logger in trainer.loggers):
+        trainer.loggers = [*trainer.loggers, table_logger(folder)]
 
 
 def _quieten_wandb(settings: dict[str, Any]) -> None:
