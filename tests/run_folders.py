@@ -129,7 +129,7 @@ def pretraining_run(run: Path, audio: Path | None = None, number: int = 1, finis
 
 
 def result_rows(audio: Path | None, count: int = 12, seconds: float = 1.5, errors: int = 3) -> list[dict[str, Any]]:
-    """Rows of a test.jsonl: every `errors`-th utterance has a wrong word; id and text of the first are to be escaped."""
+    """Rows of a test.jsonl: each `errors`-th utterance has a wrong word; id and text of the first need escapes."""
     rows = []
     for number in range(count):
         reference = f"TURN THE LAMP {('ON', 'OFF', 'UP', 'DOWN')[number % 4]} PLEASE"

@@ -68,7 +68,7 @@ ROOMS = {
     ),
     "report": Room(
         "pages that show runs and their results",
-        "ground untrusted data asr training",
+        "ground untrusted data features asr training",
         "jinja2 jiwer plotly",
     ),
     "demo": Room(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 
 import jiwer
 from rich import box
@@ -11,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hubert_lightning.asr.marked_errors import Column, columns
 from hubert_lightning.asr.scoring import Comparison, Result, Scores, Utterance
 
-ERROR_MARKS = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}
-"""Mark below a column, by jiwer's type of an alignment."""
 MARK_STYLES = {"": "", "S": "yellow", "I": "green", "D": "red"}
 SPEAKERS_SHOWN = 20
 
@@ -80,7 +78,7 @@ def _show(utterance: Utterance, console: Console) -> None:
     console.print()
 
 
-def aligned(result: Result) -> tuple[bool, list[tuple[str, str, str]]]:
+def aligned(result: Result) -> tuple[bool, list[Column]]:
     """Align the reference and the hypothesis of an utterance.
 
     Args:
@@ -88,12 +86,11 @@ def aligned(result: Result) -> tuple[bool, list[tuple[str, str, str]]]:
             aligned by letters.
 
     Returns:
-        Whether words are aligned, not letters; and of each column its word in the reference, its word in the
-        hypothesis, and the mark of the error: "S", "I", "D", or "" for none.
+        Whether words are aligned, not letters; and the columns of the alignment.
     """
     by_words = len(result.reference.split()) != 1
     align = jiwer.process_words if by_words else jiwer.process_characters
-    return by_words, [*_columns(align(result.reference, result.hypothesis))]
+    return by_words, [*columns(align(result.reference, result.hypothesis))]
 
 
 def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
@@ -102,8 +99,8 @@ def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
     `jiwer.visualize_alignment` counts a wide character (Chinese, Japanese, Korean) as one column, so that its columns
     do not line up in a terminal, and marks no errors with colours.
     """
-    by_words, columns = aligned(result)
-    for columns_of_line in _broken(columns, width - len("REF: "), gap=int(by_words)):
+    by_words, alignment = aligned(result)
+    for columns_of_line in _broken(alignment, width - len("REF: "), gap=int(by_words)):
         for label, row in (("REF: ", 0), ("HYP: ", 1), ("     ", 2)):
             line = Text(label)
             for column in columns_of_line:
@@ -114,21 +111,11 @@ def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
             yield line
 
 
-def _columns(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> Iterator[tuple[str, str, str]]:
-    """Word or letter of the reference, of the hypothesis, and the mark of the error."""
-    [reference], [hypothesis], [chunks] = alignment.references, alignment.hypotheses, alignment.alignments
-    for chunk in chunks:
-        before = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        after = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        for pair in zip_longest(before, after, fillvalue=""):
-            yield (*pair, ERROR_MARKS[chunk.type])
-
-
-def _broken(columns: Sequence[tuple[str, str, str]], width: int, gap: int) -> Iterator[list[tuple[str, str, str]]]:
+def _broken(aligned: Sequence[Column], width: int, gap: int) -> Iterator[list[Column]]:
     """Break columns into lines of at most `width` cells, with `gap` cells after each column."""
-    line: list[tuple[str, str, str]] = []
+    line: list[Column] = []
     used = 0
-    for column in columns:
+    for column in aligned:
         size = max(map(cell_len, column)) + gap
         if line and used + size > width:
             yield line

@@ -9,6 +9,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
+from hubert_lightning.asr.marked_errors import Column
 from hubert_lightning.asr.score_report import aligned
 from hubert_lightning.asr.scoring import Scores, Utterance, pooled, read_results, score
 from hubert_lightning.data.manifest import place_of, read_manifest
@@ -200,12 +201,12 @@ class Aligned:
     Args:
         utterance: The utterance with its errors.
         by_words: Whether words are aligned, not letters.
-        columns: Of each column: word of the reference, word of the hypothesis, and "S", "I", "D" or "".
+        columns: Words or letters below each other, with the marks of errors.
     """
 
     utterance: Utterance
     by_words: bool
-    columns: list[tuple[str, str, str]]
+    columns: list[Column]
 
 
 def worst_utterances(scores: Scores, most: int) -> list[Aligned]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from hubert_lightning.features.spectrogram import MELS, mel_band
 from hubert_lightning.report.run_files import Curve
 
 SERIES = ("#3a7ebf", "#e0753b", "#3d9a6a", "#8d66cc", "#cf4f63", "#2a9da6", "#b38a24", "#7b8794")
@@ -338,6 +339,8 @@ class Units:
 
 MASK_FILL = "rgba(224, 117, 59, 0.24)"
 MASK_EDGE = {"color": SERIES[1], "width": 1.4}
+TICKS = (0.5, 1, 2, 4)
+"""Frequencies beside a spectrogram, in kHz."""
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 HUES = [[number / 12, f"hsl({30 * number}, 42%, {66 if number % 2 else 50}%)"] for number in range(13)]
 """A circle of hues: neighbouring cluster ids are far apart on it."""
@@ -432,9 +435,10 @@ def units_chart(title: str, units: Units) -> Chart:
         traces.append(go.Scatter(x=[0], y=[0], mode="markers", marker={"opacity": 0}, yaxis="y3", hoverinfo="skip"))
         layout["yaxis3"] = {
             "domain": [1 - band, 1],
-            "range": [0, 8],
+            "range": [0, MELS],
             "title": {"text": "kHz"},
-            "tickvals": [0, 4, 8],
+            "tickvals": [mel_band(1000 * kilohertz) for kilohertz in TICKS],
+            "ticktext": [*map(str, TICKS)],
             "showgrid": False,
             "zeroline": False,
             "fixedrange": True,
@@ -445,9 +449,9 @@ def units_chart(title: str, units: Units) -> Chart:
                 "xref": "x",
                 "yref": "y3",
                 "x": 0,
-                "y": 8,
+                "y": MELS,
                 "sizex": units.duration,
-                "sizey": 8,
+                "sizey": MELS,
                 "sizing": "stretch",
                 "layer": "below",
             }

@@ -17,7 +17,8 @@ from PIL import Image
 from hubert_lightning.data.audio import resampled, unusable
 from hubert_lightning.data.sound_files import open_audio
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW
+from hubert_lightning.features.spectrogram import log_mel
+from hubert_lightning.frames import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ MAX_CLIP = 120.0
 """Seconds of a clip; longer utterances are cut."""
 BUDGET = 18_000_000
 """Characters of all clips of a page."""
-FFT = 512
 DYNAMIC_RANGE, NOISE = 70.0, 40
 """Decibels between the loudest and the faintest visible part of a spectrogram; and the percentage of its points, those
 of the background noise, that are left white."""
@@ -155,20 +155,16 @@ def mp3(samples: np.ndarray) -> bytes:
 
 
 def spectrogram(samples: np.ndarray) -> bytes:
-    """Draw a spectrogram as a WebP image: time to the right, one column for 10 ms; 0 to 8 kHz from the bottom up.
+    """Draw a log-mel spectrogram as a WebP image: time to the right, one column for 10 ms; low bands at the bottom.
 
     Args:
         samples: (samples,) float32 at 16 kHz.
     """
-    padded = np.pad(samples, (0, max(WINDOW - len(samples), 0)))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: HOP // 2]
-    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), FFT)[:, : FFT // 2]) ** 2  # (columns, FFT / 2)
-    decibels = 10 * np.log10(power.reshape(len(power), -1, 2).mean(axis=-1) + 1e-10)
-    floor = max(decibels.max() - DYNAMIC_RANGE, np.percentile(decibels, NOISE))
-    shade = 1 - np.clip((decibels - floor) / max(decibels.max() - floor, 1e-3), 0, 1)  # dark where it is loud
-    pixels = (255 * shade.T[::-1]).astype(np.uint8)
+    decibels = log_mel(torch.from_numpy(samples)).numpy()  # (bands, columns)
+    floor = max(float(decibels.max()) - DYNAMIC_RANGE, float(np.percentile(decibels, NOISE)))
+    shade = 1 - np.clip((decibels - floor) / max(float(decibels.max()) - floor, 1e-3), 0, 1)  # dark where it is loud
     file = BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=55, method=4)
+    Image.fromarray((255 * shade[::-1]).astype(np.uint8)).save(file, "WEBP", quality=70, method=4)
     return file.getvalue()
 
 

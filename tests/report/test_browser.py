@@ -46,10 +46,8 @@ def test_the_page_prints_no_error_and_asks_for_nothing(opened: Opened) -> None:
 
 def test_every_chart_is_drawn(opened: Opened) -> None:
     assert opened.page.locator(".plot").count() > 15
-    sizes = opened.page.evaluate(
-        "[...document.querySelectorAll('.plot .main-svg:first-of-type')].map((svg) => svg.getBoundingClientRect().width)"
-    )
-    assert min(sizes) > 200
+    svgs = "[...document.querySelectorAll('.plot .main-svg:first-of-type')]"
+    assert min(opened.page.evaluate(f"{svgs}.map((svg) => svg.getBoundingClientRect().width)")) > 200
 
 
 def test_error_rates_are_those_of_the_results(opened: Opened, demo_folder: Path) -> None:
