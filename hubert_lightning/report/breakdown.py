@@ -69,7 +69,7 @@ class Confusions:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Evaluation:
     """Scores of the results of one test, with the place of each utterance in its audio file.
 
     Args:
@@ -89,7 +89,7 @@ class Tested:
         return sum(durations) / 3600 if len(durations) == len(self.scores.utterances) else None
 
 
-def read_tested(path: Path, origin: Mapping[str, Json]) -> Tested:
+def read_evaluation(path: Path, origin: Mapping[str, Json]) -> Evaluation:
     """Score results, and find their recordings: in their rows, or else in the manifest that they name.
 
     Args:
@@ -106,7 +106,7 @@ def read_tested(path: Path, origin: Mapping[str, Json]) -> Tested:
             places[str(row.get("id"))] = place
     if not places:
         places = _places_of_manifest(str(origin.get("manifest") or ""))
-    return Tested(scores, places)
+    return Evaluation(scores, places)
 
 
 def _place(row: Mapping[str, Any]) -> Place | None:
@@ -133,21 +133,21 @@ def _places_of_manifest(manifests: str) -> dict[str, Place]:
     return {cut.id: place for cut in cuts if (place := _place(place_of(cut)))}
 
 
-def by_length(tested: Tested) -> tuple[str, list[tuple[str, Scores]]]:
+def by_length(evaluation: Evaluation) -> tuple[str, list[tuple[str, Scores]]]:
     """Group utterances of similar length.
 
     Args:
-        tested: Scores and places.
+        evaluation: Scores and places.
 
     Returns:
         Unit of the length, "seconds" or "words", and the range and the scores of each group.
     """
-    utterances = tested.scores.utterances
-    timed = tested.hours is not None
+    utterances = evaluation.scores.utterances
+    timed = evaluation.hours is not None
     bounds = SECONDS if timed else WORDS
     groups: list[list[Utterance]] = [[] for _ in bounds]
     for row in utterances:
-        length = tested.places[row.result.id].duration if timed else row.words.total
+        length = evaluation.places[row.result.id].duration if timed else row.words.total
         groups[max(int(np.searchsorted(bounds, length, side="right")) - 1, 0)].append(row)
     merged: list[tuple[int, int, list[Utterance]]] = []
     for number, group in enumerate(groups):

@@ -23,7 +23,7 @@ from hubert_lightning.console import progress
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.report import words
-from hubert_lightning.report.breakdown import Aligned, by_length, confusions, read_tested, worst_utterances
+from hubert_lightning.report.breakdown import Aligned, by_length, confusions, read_evaluation, worst_utterances
 from hubert_lightning.report.charts import (
     MAX_WORDS,
     SERIES,
@@ -230,7 +230,7 @@ def write_score_page(
     paths = [results] if against is None else [results, against]
     for path, name in zip(paths, words.distinct_names([*map(Path, paths)]), strict=True):
         origin = Results.of(path)
-        scored.append(Scored(name, None, origin, read_tested(path, origin.origin)))
+        scored.append(Scored(name, None, origin, read_evaluation(path, origin.origin)))
     page = _page_of([], scored, {}, clips, words.listing([item.title for item in scored]), [], worst)
     _write(output, page, clips)
 
@@ -244,7 +244,7 @@ def _scored_runs(runs: Sequence[Run], advance: Any) -> tuple[list[Scored], list[
             if results.origin:
                 title = f"{run.name} on {results.manifest}, {results.decoder}"
             try:
-                scored.append(Scored(title, run, results, read_tested(results.path, results.origin)))
+                scored.append(Scored(title, run, results, read_evaluation(results.path, results.origin)))
             except UserError as error:
                 remarks.append(f"{error}.")
         advance()
@@ -534,7 +534,7 @@ def _add_rates(page: Page, scored: Sequence[Scored], colours: Mapping[str, str])
         return
     rows, intervals = [], []
     for number, item in enumerate(scored):
-        scores = item.tested.scores
+        scores = item.evaluation.scores
         one, letters = scores.words, scores.letters
         rows.append(
             [
@@ -573,13 +573,13 @@ def _comparisons(scored: Sequence[Scored]) -> Table | None:
     """Compare the best results of each test set with the others of the same utterances."""
     sets: dict[frozenset[str], list[Scored]] = {}
     for item in scored:
-        sets.setdefault(frozenset(row.result.id for row in item.tested.scores.utterances), []).append(item)
+        sets.setdefault(frozenset(row.result.id for row in item.evaluation.scores.utterances), []).append(item)
     rows = []
     for items in sets.values():
-        first, *others = sorted(items, key=lambda item: item.tested.scores.words.rate)
+        first, *others = sorted(items, key=lambda item: item.evaluation.scores.words.rate)
         for other in others:
             try:
-                comparison: Comparison = compare(first.tested.scores, other.tested.scores)
+                comparison: Comparison = compare(first.evaluation.scores, other.evaluation.scores)
             except UserError:
                 continue
             difference = comparison.words
@@ -595,7 +595,7 @@ def _comparisons(scored: Sequence[Scored]) -> Table | None:
 
 
 def _detail(item: Scored, number: int, clips: Clips, most: int) -> Detail:
-    scores = item.tested.scores
+    scores = item.evaluation.scores
     counted = confusions(scores.utterances)
     speakers = [*scores.speakers.items()]
     speaker_chart = speaker_table = None
@@ -623,7 +623,7 @@ def _detail(item: Scored, number: int, clips: Clips, most: int) -> Detail:
             ],
             numeric=1,
         )
-    unit, groups = by_length(item.tested)
+    unit, groups = by_length(item.evaluation)
     lengths = None
     if len(groups) > 1:
         lengths = interval_chart(
@@ -634,7 +634,7 @@ def _detail(item: Scored, number: int, clips: Clips, most: int) -> Detail:
     if counted.substitutions and len(matrix[0]) > 1:
         confusion = confusion_chart(f"Which {counted.unit} became which", *matrix)
     shown = [
-        Worst(aligned, clips.add(item.tested.places.get(aligned.utterance.result.id)))
+        Worst(aligned, clips.add(item.evaluation.places.get(aligned.utterance.result.id)))
         for aligned in worst_utterances(scores, most)
     ]
     return Detail(

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from hubert_lightning.report.breakdown import Tested, confusions
+from hubert_lightning.report.breakdown import Evaluation, confusions
 from hubert_lightning.report.run_files import Results, Run, is_number
 from hubert_lightning.report.words import counted, duration, encoder, hours, interval, listing, number, percent, targets
 
@@ -62,13 +62,13 @@ class Scored:
         title: Run, test set and decoder.
         run: The run; None for results that were given as a file.
         results: File and origin of the results.
-        tested: Scores.
+        evaluation: Scores.
     """
 
     title: str
     run: Run | None
     results: Results
-    tested: Tested
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def summarise(
 def _error_cards(scored: Sequence[Scored]) -> list[Card]:
     if not scored:
         return []
-    lowest = min(scored, key=lambda item: item.tested.scores.words.rate)
-    words = lowest.tested.scores.words
+    lowest = min(scored, key=lambda item: item.evaluation.scores.words.rate)
+    words = lowest.evaluation.scores.words
     counts = f"{counted(words.errors, 'error')} in {counted(words.total, 'word')}"
     return [
         Card(percent(words.rate), "lowest word error rate", lowest.title),
@@ -216,9 +216,9 @@ def _unfinished(run: Run) -> str:
 
 
 def _recognition(item: Scored) -> str:
-    words, letters = item.tested.scores.words, item.tested.scores.letters
-    amount = item.tested.hours
-    extent = counted(len(item.tested.scores.utterances), "utterance") + (f" ({hours(amount)})" if amount else "")
+    words, letters = item.evaluation.scores.words, item.evaluation.scores.letters
+    amount = item.evaluation.hours
+    extent = counted(len(item.evaluation.scores.utterances), "utterance") + (f" ({hours(amount)})" if amount else "")
     start = ""
     if item.run is not None and item.run.task == "fine-tuning":
         weights = "pre-trained" if item.run.record.get("pretrained") else "random"
@@ -308,7 +308,7 @@ def _of_layers(runs: Sequence[Run], layers: Sequence[BestLayer]) -> Iterator[str
 
 
 def _of_errors(item: Scored) -> Iterator[str]:
-    scores = item.tested.scores
+    scores = item.evaluation.scores
     words, letters = scores.words, scores.letters
     if item.results.decoder == "greedy" and words.rate > 0.03 and letters.rate < min(0.5 * words.rate, 0.3):
         yield (
