@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 
 import jiwer
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hubert_lightning.asr.marked_errors import Column, columns
 from hubert_lightning.asr.results import origin_columns
 from hubert_lightning.asr.scoring import (
     Comparison,
@@ -25,8 +25,6 @@ from hubert_lightning.asr.scoring import (
 )
 from hubert_lightning.errors import UserError
 
-ERROR_MARKS = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}
-"""Mark below a column, by jiwer's type of an alignment."""
 MARK_STYLES = {"": "", "S": "yellow", "I": "green", "D": "red"}
 SPEAKERS_SHOWN = 20
 
@@ -102,8 +100,8 @@ def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
     """
     by_words = len(result.reference.split()) != 1
     align = jiwer.process_words if by_words else jiwer.process_characters
-    columns = _columns(align(result.reference, result.hypothesis))
-    for columns_of_line in _broken(columns, width - len("REF: "), gap=int(by_words)):
+    aligned = columns(align(result.reference, result.hypothesis))
+    for columns_of_line in _broken(aligned, width - len("REF: "), gap=int(by_words)):
         for label, row in (("REF: ", 0), ("HYP: ", 1), ("     ", 2)):
             line = Text(label)
             for column in columns_of_line:
@@ -114,19 +112,9 @@ def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
             yield line
 
 
-def _columns(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> Iterator[tuple[str, str, str]]:
-    """Word or letter of the reference, of the hypothesis, and the mark of the error."""
-    [reference], [hypothesis], [chunks] = alignment.references, alignment.hypotheses, alignment.alignments
-    for chunk in chunks:
-        before = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        after = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        for pair in zip_longest(before, after, fillvalue=""):
-            yield (*pair, ERROR_MARKS[chunk.type])
-
-
-def _broken(columns: Iterator[tuple[str, str, str]], width: int, gap: int) -> Iterator[list[tuple[str, str, str]]]:
+def _broken(columns: Iterator[Column], width: int, gap: int) -> Iterator[list[Column]]:
     """Break columns into lines of at most `width` cells, with `gap` cells after each column."""
-    line: list[tuple[str, str, str]] = []
+    line: list[Column] = []
     used = 0
     for column in columns:
         size = max(map(cell_len, column)) + gap

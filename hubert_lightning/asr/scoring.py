@@ -200,7 +200,7 @@ def score(results: Sequence[Result]) -> Scores:
     """
     if not results:
         raise UserError("no results to score; give results of one utterance or more")
-    utterances = [_utterance(_comparable(result)) for result in results]
+    utterances = [score_utterance(result) for result in results]
     by_speaker: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         if utterance.result.speaker:
@@ -208,6 +208,15 @@ def score(results: Sequence[Result]) -> Scores:
     speakers = {speaker: _pooled(rows) for speaker, rows in by_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
     return replace(_pooled(utterances), speakers=dict(worst_first))
+
+
+def score_utterance(result: Result) -> Utterance:
+    """Count the errors of one utterance, as `score` does.
+
+    Args:
+        result: Reference and hypothesis.
+    """
+    return _utterance(_comparable(result))
 
 
 def _comparable(result: Result) -> Result:
