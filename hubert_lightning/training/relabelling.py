@@ -121,7 +121,11 @@ class Relabel(Callback):
         streams = made.get("streams") or []
         # Four digits, since sums of float32 differ in the last ones from run to run
         inertias = [float(f"{stream['inertia'][-1]:.4g}") for stream in streams if stream.get("inertia")]
-        quality = [stream["quality"] for stream in streams if stream.get("quality")]
+        quality = [
+            {name: float(f"{value:.4g}") for name, value in stream["quality"].items()}
+            for stream in streams
+            if stream.get("quality")
+        ]
         return {
             **recipe,
             **{name: value for name, value in origin.items() if name != "features"},
