@@ -88,9 +88,9 @@ from pathlib import Path
 for file in sorted(Path(sys.argv[1]).rglob("metrics.csv")):
     print(file.relative_to(sys.argv[1]))
     for row in csv.DictReader(file.open()):
-        names = ("step", "train/audio_seconds_per_second", "train/mfu", "train/data_wait", "train/loss")
-        if row.get("train/mfu"):
-            print(*(f"{name.removeprefix('train/')} {float(row[name]):.4g}" for name in names if row.get(name)), sep=", ")
+        names = ("step", "speed/audio_seconds_per_second", "speed/mfu", "speed/data_wait", "train/loss")
+        if row.get("speed/mfu"):
+            print(*(f"{name.rpartition('/')[2]} {float(row[name]):.4g}" for name in names if row.get(name)), sep=", ")
 PYTHON
 part "a step of Large, also compiled" 90 "${step[@]}" "${large[@]}" --compile --contestants ours torchaudio
 part "a step of X-Large" 80 "${step[@]}" "${xlarge[@]}" --contestants ours torchaudio --json "$out/xlarge.json"

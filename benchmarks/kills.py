@@ -37,10 +37,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import fork_server  # noqa: E402
 
-SPEEDS = ("train/audio_seconds_per_second", "train/data_wait", "train/mfu", "train/waste")
+SPEEDS = ("speed/audio_seconds_per_second", "speed/data_wait", "speed/mfu", "speed/waste", "speed/memory_gib")
 """Metrics of the time since they were last logged, or since the start."""
-UNCOMPARED = ("previous.ckpt", "metrics.csv")
-"""The one depends on what was saved last before the end; a row of the other may be missing, of the step of a kill."""
+UNCOMPARED = ("previous.ckpt", "metrics.csv", "record.json", "labelling.json")
+"""What was saved last before the end; a row may be missing, of the step of a kill; folders, devices and times."""
 WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
 FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 PATIENCE = 120

@@ -52,10 +52,6 @@ VALIDATION_METRICS = {
         "unmasked_loss",
         "unmasked_accuracy",
         "feature_penalty",
-        "label_clusters",
-        "label_perplexity",
-        "predicted_clusters",
-        "predicted_perplexity",
     ),
     "CTCFinetuning": ("loss", "wer", "cer"),
 }

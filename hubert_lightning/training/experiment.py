@@ -7,7 +7,7 @@ import logging
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -42,6 +42,7 @@ from hubert_lightning.training.callbacks import stalls
 from hubert_lightning.training.callbacks.collapse import CollapseWatch
 from hubert_lightning.training.callbacks.pictures import Pictures
 from hubert_lightning.training.callbacks.preemption import Preemption
+from hubert_lightning.training.callbacks.progress import RunProgress
 from hubert_lightning.training.callbacks.run_record import RunRecord
 from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.callbacks.throughput import Throughput
@@ -50,7 +51,7 @@ from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_check
 from hubert_lightning.training.iterations import Iteration, single_iterations
 from hubert_lightning.training.library_errors import config_errors, one_line
 from hubert_lightning.training.lightning_internals import wandb_arguments
-from hubert_lightning.training.metrics_table import keep_rows
+from hubert_lightning.training.metrics_table import keep_rows, keeps_table, table_logger
 from hubert_lightning.training.optimizer_state import probe_optimizer
 from hubert_lightning.training.parser import KEYS_OF_RECIPE, SentenceParser
 from hubert_lightning.training.restoring import check_weights, model_arguments
@@ -89,6 +90,8 @@ EXPECTED_WARNINGS = (
     "Total length of .* across ranks is zero",  # of a validation that nobody asked for
     "The dirpath has changed from",  # a run's folder may be moved
     "FSDP2-wrapped module .* returned a view",  # nothing changes it in place
+    "The number of training batches .* is smaller than the logging interval",  # of an epoch; a run counts steps
+    "The `srun` command is available on your system but is not used",  # the launcher is the user's choice
 )
 """Warnings of libraries on what is intended here."""
 
@@ -134,7 +137,7 @@ def fit(args: list[str]) -> None:
         # another command may have finished some before it released the folder
         for run in [run for run in unfinished if not is_finished(run)] or unfinished[-1:]:
             with _alone_in(Path(run.output)):
-                cli.train(run)
+                cli.train(run, f"iteration {runs.index(run) + 1} of {len(runs)}" if config.iterations else "training")
 
 
 def judge(verb: Verb, args: list[str]) -> None:
@@ -174,6 +177,7 @@ class HubertCLI(LightningCLI):
 
     def __init__(self, verb: Verb, args: ArgsType) -> None:
         self.verb = verb
+        self._title = ""
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -250,8 +254,14 @@ class HubertCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build nothing yet: `build` builds each run of the command."""
 
-    def train(self, config: Namespace) -> None:
-        """Train one run, from its newest checkpoint if it has one."""
+    def train(self, config: Namespace, title: str = "training") -> None:
+        """Train one run, from its newest checkpoint if it has one.
+
+        Args:
+            config: Config of the run.
+            title: Name of the run beside its progress bar.
+        """
+        self._title = title
         folder = Path(config.output)
         config.trainer.precision = config.trainer.precision or default_precision(config.trainer)
         seed_everything(config.seed_everything, workers=True, verbose=False)  # whatever ran before in this process
@@ -264,7 +274,8 @@ class HubertCLI(LightningCLI):
     def run(self, config: Namespace) -> None:
         """Build a run, check its checkpoint, and call the Trainer's method of the verb."""
         self.build(config)
-        with config_errors():
+        shows = self.config_init["trainer"].get("enable_progress_bar") is not False
+        with config_errors(), nullcontext() if shows else console.hidden_bars():
             self.check()
             options = {name: self.config_init[name] for name in self._verb_options}
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, **options)
@@ -292,10 +303,14 @@ class HubertCLI(LightningCLI):
         plugins = listed(self.config_init["trainer"].get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(WholeCheckpoints())
+        self._add_progress()
         try:
+            if self.verb == "fit" and self.config_init["trainer"].get("logger") in (None, True, False):
+                kwargs["logger"] = False  # our own table takes the place of Lightning's default
             trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         except (TypeError, ValueError) as error:  # such as a strategy that the accelerator does not have
             raise UserError(f"trainer: {one_line(error)}; correct the config") from error
+        _keep_table(trainer, self.verb)
         for logger in trainer.loggers:
             if (settings := wandb_arguments(logger)) is not None:
                 _quieten_wandb(settings)
@@ -306,6 +321,13 @@ class HubertCLI(LightningCLI):
             if isinstance(callback, StalledRanks):
                 callback.attach(trainer)
         return trainer
+
+    def _add_progress(self) -> None:
+        """Add our progress bar, unless the config has another one, or none."""
+        settings = self.config_init["trainer"]
+        others = any(isinstance(callback, ProgressBar) for callback in listed(settings.get("callbacks")))
+        if not others and settings.get("enable_progress_bar") is not False and not settings.get("barebones"):
+            self.trainer_defaults["callbacks"].append(RunProgress(self._title))
 
     def check(self) -> None:
         """Check the optimizer and the checkpoint of the run.
@@ -401,6 +423,8 @@ def _process() -> Iterator[ExitStack]:
     with ExitStack() as resources, warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
+        if not console.prints():
+            warnings.simplefilter("ignore")  # the first rank prints the same ones
         yield resources
 
 
@@ -428,6 +452,13 @@ def _print_awaited_nodes(trainer: Trainer) -> None:
             f"command on the other node{'s' * (trainer.num_nodes > 2)} with NODE_RANK {ranks} and "
             "everywhere with the same MASTER_ADDR and MASTER_PORT, or use configs/launch/torchrun.sh"
         )
+
+
+def _keep_table(trainer: Trainer, verb: Verb) -> None:
+    """Let a fit keep metrics.csv in its folder, whatever its loggers are."""
+    folder, is_trial = Path(trainer.default_root_dir), trainer.fast_dev_run  # type: ignore[attr-defined]  # undeclared
+    if verb == "fit" and not is_trial and not any(keeps_table(logger, folder) for logger in trainer.loggers):
+        trainer.loggers = [*trainer.loggers, table_logger(folder)]
 
 
 def _quieten_wandb(settings: dict[str, Any]) -> None:

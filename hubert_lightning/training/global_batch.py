@@ -7,7 +7,7 @@ loss or a gradient that is not finite.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +75,13 @@ class GlobalBatch:
         return loss * (weight * LOSS_UNIT)
 
     def finish(
-        self, module: LightningModule, optimizer: Optimizer, clip: float | None, algorithm: str | None
-    ) -> Tensor:
+        self,
+        module: LightningModule,
+        optimizer: Optimizer,
+        clip: float | None,
+        algorithm: str | None,
+        parts: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Turn the gradients of sums into those of the mean and clip them; skip the step if one is not finite.
 
         Args:
@@ -84,15 +89,17 @@ class GlobalBatch:
             optimizer: Optimizer that steps next.
             clip: Largest norm of the gradient, or largest value by `algorithm`; None does not clip.
             algorithm: "value" to clip each value, anything else to clip the norm.
+            parts: Parameters of the parts of the model whose norms are computed as well, the same parts on all ranks.
 
         Returns:
-            (), norm of the gradient before clipping.
+            (), norm of the gradient before clipping, and that of each part that has a gradient, ().
 
         Raises:
             UserError: The gradients were not finite in `max_skipped` consecutive steps.
         """
         trainer = module.trainer
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        norms = _norms(parts or {})
         norm = torch.nn.utils.get_total_norm(gradients).float()
         sharded = isinstance(norm, DTensor)
         if isinstance(norm, DTensor):  # each rank has a part of every gradient
@@ -105,6 +112,7 @@ class GlobalBatch:
         # Lightning divides by the number of accumulated batches, and ranks average
         scale = trainer.world_size * trainer.accumulate_grad_batches / (weight * LOSS_UNIT)
         norm = norm * scale
+        norms = {name: value * scale for name, value in norms.items()}
         if clip and algorithm != "value":
             scale = scale * (clip / (norm + 1e-6)).clamp(max=1)  # torch.nn.utils.clip_grad_norm_
         multiply_in_place(gradients, scale)
@@ -115,7 +123,7 @@ class GlobalBatch:
             self._last_steps.append(self._batches)
             self._count(broken)
         self._weight, self._batches = 0.0, []
-        return norm
+        return norm, norms
 
     def _count(self, broken: Tensor) -> None:
         self.skipped = self.skipped.to(broken.device) + broken
@@ -207,6 +215,17 @@ def check_finite(module: LightningModule) -> None:
         "saved; lower trainer.gradient_clip_val or train in float32 and run the same command again, which "
         f"{start}; or start a run with a lower learning rate in another --output"
     )
+
+
+def _norms(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Return the norm of each part's gradient, (), without the parts that have none."""
+    norms = {}
+    for name, parameters in parts.items():
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            norm = torch.nn.utils.get_total_norm(gradients).float()
+            norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norms
 
 
 def _skip_if(broken: Tensor, optimizer: Optimizer, sharded: bool) -> None:

@@ -165,10 +165,11 @@ class HubertPretraining(Task):
     def on_validation_epoch_end(self) -> None:
         counts = self.trainer.strategy.reduce(self._cluster_counts, reduce_op="sum")
         assert isinstance(counts, Tensor)
-        means = perplexity(counts).mean(dim=-1)  # over streams
+        perplexities = perplexity(counts).mean(dim=-1)  # over streams
+        coverages = counts.count_nonzero(dim=(1, 2)).float() / sum(self.num_clusters)
         for number, name in enumerate(("label", "predicted")):
-            self.log(f"val/{name}_clusters", counts[number].count_nonzero().float(), sync_dist=True)
-            self.log(f"val/{name}_perplexity", means[number], sync_dist=True)
+            self.log(f"units/{name}_perplexity", perplexities[number], sync_dist=True)
+            self.log(f"units/{name}_coverage", coverages[number], sync_dist=True)
 
     def _encode(self, waveform: Tensor, mask: Tensor, kept: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
         local = self.encoder.local_features(waveform)

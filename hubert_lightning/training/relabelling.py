@@ -5,11 +5,13 @@ holds them. Features are never written to disk: K-means is fitted on a bounded s
 encoded and assigned to clusters. All ranks of the run share both passes.
 """
 
+import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +26,8 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MfccPart
 from hubert_lightning.features.sample import sample_frames
+from hubert_lightning.files import write_whole
+from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import is_hub_name, located
 from hubert_lightning.training.datamodules import PretrainingData
@@ -35,8 +39,12 @@ from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_writer import LabelWriter, is_of_source, shards_of, stated_source
 from hubert_lightning.units.layer_quality import best_layer, phone_quality
+from hubert_lightning.untrusted.json_file import read_json_object
 
 log = logging.getLogger(__name__)
+
+LABELLING = "labelling.json"
+"""File in a run's folder that says how its labels were made."""
 
 T = TypeVar("T")
 
@@ -81,6 +89,8 @@ class Relabel(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PretrainingData):
             raise UserError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
+        self._made: dict[str, Any] = {}
+        start = time.perf_counter()
         folder, model = Path(trainer.default_root_dir), Path(self.recipe.features)
         if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
             data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # the model of the iteration before
@@ -93,6 +103,33 @@ class Relabel(Callback):
         clusters = tuple(self.recipe.num_clusters)
         source = LabelSource(extractor.name, kmeans_fingerprint(centroids), cuts.fingerprint, clusters)
         data.labels = self._labels(trainer, data, folder / "labels", extractor, centroids, source, cuts)
+        if self._made:
+            made = self._made | {"seconds": round(time.perf_counter() - start, 3)}
+            on_rank_zero(trainer, lambda: _keep_labelling(folder, source.kmeans, made))
+
+    def record(self, labels: LabelStore) -> dict[str, Any]:
+        """Describe the labels of a run and how they were made, for the loggers.
+
+        Args:
+            labels: The labels.
+
+        Returns:
+            Settings of the recipe, fingerprints, and the inertia and the quality that labelling found.
+        """
+        origin, made = labels.source.origin(), labelling(labels.path.parent, labels.source.kmeans)
+        recipe = {name: value for name, value in self.recipe.as_record().items() if value is not None}
+        streams = made.get("streams") or []
+        # Four digits, since sums of float32 differ in the last ones from run to run
+        inertias = [float(f"{stream['inertia'][-1]:.4g}") for stream in streams if stream.get("inertia")]
+        quality = [stream["quality"] for stream in streams if stream.get("quality")]
+        return {
+            **recipe,
+            **{name: value for name, value in origin.items() if name != "features"},
+            "clusters": recipe["clusters"],
+            "fingerprint": labels.fingerprint,
+            "kmeans_inertia": inertias or None,
+            **{name: [measures[name] for measures in quality] for name in (quality[0] if quality else ())},
+        }
 
     def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
         recipe = self.recipe
@@ -123,7 +160,13 @@ class Relabel(Callback):
                 check_features(self.recipe.quantizer, fitted, stated, extractor, columns, self.recipe.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
-            on_rank_zero(trainer, lambda: _keep_kmeans(path, fitted, source))
+            made = {"streams": self._made.get("streams", [])}
+
+            def keep() -> None:
+                _keep_kmeans(path, fitted, source)
+                _keep_labelling(path.parent, kmeans_fingerprint(fitted), made)
+
+            on_rank_zero(trainer, keep)
         return load_kmeans(path)[0]
 
     def _fitted(self, trainer: Trainer, data: PretrainingData, extractor: Extractor) -> list[Tensor]:
@@ -142,6 +185,7 @@ class Relabel(Callback):
         )
         device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
         fitted, kmeans = [], self.recipe.kmeans or KMeans()
+        self._made["streams"] = []
         if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
             rows = rows.to(device)  # otherwise each round moves them in chunks
         for stream in self.recipe.streams:
@@ -149,7 +193,10 @@ class Relabel(Callback):
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             sample, clusters = rows[:, stream.columns], stream.clusters
             console.note(f"making labels (K-means, {clusters} clusters)")
-            fitted.append(kmeans.fit(sample, clusters, self.recipe.seed, index=index, group=group, device=device))
+            inertia: list[float] = []
+            settings: dict[str, Any] = {"index": index, "group": group, "device": device, "report": inertia.append}
+            fitted.append(kmeans.fit(sample, clusters, self.recipe.seed, **settings))
+            self._made["streams"].append({"clusters": clusters, "part": stream.part, "inertia": inertia})
         return fitted
 
     def _labels(
@@ -176,19 +223,61 @@ class Relabel(Callback):
                 writer.write(shard, clusters)
 
         once(lambda: _check_trained(folder, source))
+        start = time.perf_counter()
         with LabelWriter(folder, source, len(shards), once) as writer:
             together(write)
         if not writer.was_complete:
-            once(lambda: self._report(LabelStore(folder), _judged(data)))
+            samples = sum(cut.num_samples for shard in writer.missing for cut in shards[shard])
+            self._made["hours"] = samples / SAMPLE_RATE / 3600
+            self._made["hours_per_hour"] = samples / SAMPLE_RATE / (time.perf_counter() - start)
+            self._made["quality"] = once(lambda: self._report(LabelStore(folder), _judged(data)))
         return LabelStore(folder)
 
-    def _report(self, store: LabelStore, judged: Sequence[Cut]) -> None:
-        """Log the quality of the new labels, if there are utterances with phones."""
+    def _report(self, store: LabelStore, judged: Sequence[Cut]) -> list[dict[str, float]]:
+        """Log the quality of the new labels, if there are utterances with phones.
+
+        Returns:
+            Measures of each stream by name.
+        """
+        measured = []
         for number, stream in enumerate(self.recipe.streams if judged else []):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
             features = stream.part or store.source.features
             log.info(f"labels of {features}, {stream.clusters} clusters: {numbers}", *quality)
+            measured.append({name: float(value) for name, value in quality._asdict().items()})
+        return measured
+
+
+def labelling(folder: Path, kmeans: str) -> dict[str, Any]:
+    """Read how the labels of a run were made.
+
+    Args:
+        folder: Folder of the run.
+        kmeans: Fingerprint of its K-means.
+
+    Returns:
+        "seconds" of the whole, "hours" of audio that were labelled and "hours_per_hour", their speed; and for each of
+        the "streams" its clusters, part, "inertia" of each K-means round per frame, and "quality". Empty if labels of
+        this K-means were made by an earlier version, or brought along.
+    """
+    if not (folder / LABELLING).is_file():
+        return {}
+    try:
+        content = read_json_object(folder / LABELLING)
+    except UserError:  # corrupt: the run does not depend on it
+        return {}
+    return content if content.get("kmeans") == kmeans else {}
+
+
+def _keep_labelling(folder: Path, kmeans: str, made: dict[str, Any]) -> None:
+    """Write how labels were made; what an interrupted start has found stays, if this one has not made it again."""
+    quality = made.pop("quality", [])
+    content = labelling(folder, kmeans) | {"kmeans": kmeans} | made
+    streams = content.setdefault("streams", [{} for _ in quality])
+    for stream, measures in zip(streams, quality):
+        stream["quality"] = measures
+    write_whole(folder / LABELLING, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _judged(data: PretrainingData) -> list[Cut]:

@@ -119,11 +119,25 @@ class Task(LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        norm = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self.logs_this_step:
+        logging = self.logs_this_step
+        parts = self._parts() if logging else {}  # another pass over the gradients
+        norm, norms = self.global_batch.finish(self, optimizer, gradient_clip_val, gradient_clip_algorithm, parts)
+        if logging:
             self.log("train/gradient_norm", norm)
+            for part, value in norms.items():
+                self.log(f"train/gradient_norm_{part}", value)
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/skipped_steps", self.global_batch.skipped)
+
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of the convolutions, of the Transformer with its positional convolution, and of the heads."""
+        convolutions = [*self.encoder.convolutions.parameters()]
+        own = set(map(id, convolutions))
+        return {
+            "convolutions": convolutions,
+            "transformer": [parameter for parameter in self.encoder.parameters() if id(parameter) not in own],
+            "head": [parameter for head in self.heads for parameter in head.parameters()],
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_finite(self)

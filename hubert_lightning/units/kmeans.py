@@ -5,7 +5,7 @@ time of scikit-learn and reaches a lower inertia (docs/benchmarks.md). `ScikitKM
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ MIN_SEEDING_ROWS, SEEDING_ROWS_PER_CLUSTER = 8192, 16
 """Rows that seeds are chosen from: the larger of the two numbers."""
 GROWTH = 4
 """Each level of a fit uses this many times the rows of the level before."""
+
+Report = Callable[[float], None]
+"""Function that gets the inertia of a round, per row."""
 
 
 class KMeans:
@@ -55,6 +58,7 @@ class KMeans:
         index: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
+        report: Report | None = None,
     ) -> Tensor:
         """Fit centroids to the rows of all ranks.
 
@@ -65,6 +69,8 @@ class KMeans:
             index: (n,) int64, index of each row among those of all ranks; needed with a group.
             group: Ranks that fit together; None if this process is alone.
             device: Device that computes, to which rows move in chunks; that of the rows if not given.
+            report: Function that gets the inertia of each round, per row: first of the best seeding, then of more and
+                more rows.
 
         Returns:
             (clusters, dim) float32, the same on every rank.
@@ -78,39 +84,43 @@ class KMeans:
             seeding = _seeding_rows(sample, num_clusters)
             # Distances are differences of norms, which lose their digits in float32 if a dimension is far from 0
             sample.centre = sample.of_first_rank(_centre(seeding))
-            centroids = self._fit_centred(sample, seeding - sample.centre, num_clusters, seed)
+            centroids = self._fit_centred(sample, seeding - sample.centre, num_clusters, seed, report or _ignored)
             return (centroids + sample.centre).float()
 
-    def _fit_centred(self, sample: "_Sample", seeding: Tensor, num_clusters: int, seed: int) -> Tensor:
+    def _fit_centred(self, sample: "_Sample", seeding: Tensor, num_clusters: int, seed: int, report: Report) -> Tensor:
         """Fit centroids (clusters, dim) float64; they and the seeding rows are relative to the sample's centre."""
         seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
-        centroids = sample.of_first_rank(min(seeded, key=lambda pair: pair[0])[1])
+        _, best, rounds = min(seeded, key=lambda seeding: seeding[0])
+        centroids = sample.of_first_rank(best)
+        for inertia in rounds:
+            report(inertia)
         if self.batch_frames is not None and self.batch_frames < sample.total:
-            return self._mini_batches(sample, seeding, centroids)
+            return self._mini_batches(sample, seeding, centroids, report)
         size = len(seeding)
         while size < sample.total:
             size = min(GROWTH * size, sample.total)
-            centroids = self._lloyd(sample, size, seeding, centroids)
+            centroids = self._lloyd(sample, size, seeding, centroids, report)
         return centroids
 
-    def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor]:
-        """Return inertia and centroids after Lloyd's algorithm on the seeding rows alone."""
-        centroids = _plus_plus(seeding, num_clusters, seed)
+    def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor, list[float]]:
+        """Return inertia, centroids and rounds of Lloyd's algorithm on the seeding rows alone."""
+        centroids, rounds = _plus_plus(seeding, num_clusters, seed), list[float]()
         alone = _Sample(seeding, None, seed, None, None)
-        centroids = self._lloyd(alone, len(seeding), seeding, centroids)
-        return float(alone.round(centroids, len(seeding))[2]), centroids
+        centroids = self._lloyd(alone, len(seeding), seeding, centroids, rounds.append)
+        return float(alone.round(centroids, len(seeding))[2]), centroids, rounds
 
-    def _lloyd(self, sample: "_Sample", size: int, seeding: Tensor, centroids: Tensor) -> Tensor:
+    def _lloyd(self, sample: "_Sample", size: int, seeding: Tensor, centroids: Tensor, report: Report) -> Tensor:
         before = math.inf
         for _ in range(self.max_rounds):
             sums, counts, inertia = sample.round(centroids, size)
             centroids = _filled(sums / counts.clamp(min=1)[:, None], counts, seeding)
+            report(float(inertia) / size)
             if before - inertia < self.tolerance * inertia:
                 break
             before = float(inertia)
         return centroids
 
-    def _mini_batches(self, sample: "_Sample", seeding: Tensor, centroids: Tensor) -> Tensor:
+    def _mini_batches(self, sample: "_Sample", seeding: Tensor, centroids: Tensor, report: Report) -> Tensor:
         """Web-scale K-means (Sculley 2010): a centroid is the mean of all rows that were ever assigned to it."""
         assert self.batch_frames is not None
         seen = torch.zeros(len(centroids), dtype=torch.float64, device=centroids.device)
@@ -125,6 +135,7 @@ class KMeans:
                 centroids = centroids + step
                 inertias.append(float(inertia))
             centroids = _filled(centroids, seen, seeding)
+            report(sum(inertias) / sample.total)
             if best - sum(inertias) < self.tolerance * sum(inertias):
                 break
             best = sum(inertias)
@@ -143,8 +154,12 @@ class ScikitKMeans:
         index: Tensor | None = None,
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
+        report: Report | None = None,
     ) -> Tensor:
-        """Fit centroids, as `KMeans.fit`; each rank gathers the rows of all ranks, which must fit in its memory."""
+        """Fit centroids, as `KMeans.fit`; each rank gathers the rows of all ranks, which must fit in its memory.
+
+        The inertia that is reported is that of the result.
+        """
         sample = _Sample(rows, index, seed, group, device)
         sample.check(num_clusters)
         # float64: scikit-learn converts float32 blocks for every distance, and takes twice as long
@@ -155,6 +170,8 @@ class ScikitKMeans:
         sample.of_first_rank(centroids)
         if (different := len(torch.unique(centroids, dim=0))) < num_clusters:
             raise UserError(_too_few(different, num_clusters, sample.total))
+        if report:
+            report(float(sample.round(centroids, sample.total)[2]) / sample.total)
         return centroids
 
     def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int) -> Tensor:
@@ -258,6 +275,10 @@ class _Sample:
         if self.group is not None:
             dist.all_reduce(values, group=self.group)
         return values
+
+
+def _ignored(inertia: float) -> None:
+    pass
 
 
 def _sums(x: Tensor, cluster: Tensor, clusters: int) -> Tensor:

@@ -26,6 +26,8 @@ VERSION = 1
 MAX_CLUSTERS = 2**16
 """Clusters that a label of 16 bits can name."""
 SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy")
+LAYER_OF_ENCODER = re.compile(r"layer (?P<layer>\d+) of encoder (?P<encoder>\S+)")
+"""Name of the features of a hidden layer (features/extractors.py)."""
 
 
 def check_clusters(clusters: Sequence[int]) -> None:
@@ -68,6 +70,18 @@ class LabelSource:
     def described(self) -> dict[str, Any]:
         """Return the fields and the version of the format, as a store states them in JSON."""
         return {"version": VERSION} | asdict(self) | {"clusters": list(self.clusters)}
+
+    def origin(self) -> dict[str, Any]:
+        """Return features, layer, clusters and fingerprints by the names that a run records them under."""
+        model = LAYER_OF_ENCODER.fullmatch(self.features)
+        return {
+            "features": self.features,
+            "layer": int(model["layer"]) if model else None,
+            "teacher_fingerprint": model["encoder"] if model else None,
+            "clusters": list(self.clusters),
+            "kmeans_fingerprint": self.kmeans,
+            "manifest_fingerprint": self.manifest,
+        }
 
 
 def id_digest(cut_id: str) -> tuple[int, int]:

@@ -85,7 +85,7 @@ class CollapseWatch(Callback):
             yield (
                 "trivial",
                 f"{masked:.0%} of masked frames are predicted right: labels this easy teach nothing; check "
-                "val/label_perplexity and the masked fraction",
+                "units/label_perplexity and the masked fraction",
             )
         if masked > unmasked + 0.02:
             yield (

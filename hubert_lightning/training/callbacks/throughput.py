@@ -1,6 +1,9 @@
 """The speed of training, and how long it waits for data."""
 
+import resource
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +22,13 @@ from hubert_lightning.training.task import Task, logs_step
 class Throughput(Callback):
     """Log the speed of the steps since the last log.
 
-    - train/audio_seconds_per_second: Seconds of audio that all ranks together train on in a second.
-    - train/waste: Fraction of the audio that is cropped away (pre-training) or added as padding (fine-tuning).
-    - train/data_wait: Fraction of the time in which this rank waits for a batch from its workers. A GPU works through
+    - speed/audio_seconds_per_second: Seconds of audio that all ranks together train on in a second.
+    - speed/waste: Fraction of the audio that is cropped away (pre-training) or added as padding (fine-tuning).
+    - speed/data_wait: Fraction of the time in which this rank waits for a batch from its workers. A GPU works through
       a queue, so this is an upper bound of its own waiting time.
-    - train/mfu: Model FLOPs utilisation, the operations of the model in a second as a fraction of what the device can
+    - speed/mfu: Model FLOPs utilisation, the operations of the model in a second as a fraction of what the device can
       compute: the vendor's number, or, if Lightning has none, the measured speed of a matrix product.
+    - speed/memory_gib: Largest memory of tensors on this rank's GPU since the start; on a CPU, that of the process.
 
     The time includes checkpoints, but not validation.
     """
@@ -54,16 +58,27 @@ class Throughput(Callback):
         self._operations += pl_module.operations(batch)
         if trainer.global_step != self._step and logs_step(trainer, trainer.global_step):
             elapsed = time.perf_counter() - self._start
-            pl_module.log("train/audio_seconds_per_second", self._seconds * trainer.world_size / elapsed)
-            pl_module.log("train/waste", self._wasted / self._seconds)
-            pl_module.log("train/data_wait", self._waited / elapsed)
-            pl_module.log("train/mfu", self._operations / elapsed / self._peak)
+            pl_module.log("speed/audio_seconds_per_second", self._seconds * trainer.world_size / elapsed)
+            pl_module.log("speed/waste", self._wasted / self._seconds)
+            pl_module.log("speed/data_wait", self._waited / elapsed)
+            pl_module.log("speed/mfu", self._operations / elapsed / self._peak)
+            pl_module.log("speed/memory_gib", _memory(trainer.strategy.root_device) / 2**30)
             self._restart(trainer)
 
     def _restart(self, trainer: Trainer) -> None:
         self._seconds, self._wasted, self._operations, self._waited = 0.0, 0.0, 0, 0.0
         self._start = self._wait_start = time.perf_counter()
         self._step = trainer.global_step
+
+
+def _memory(device: torch.device) -> int:
+    """Return bytes; neither number waits for the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _peak_speed(trainer: Trainer) -> float:

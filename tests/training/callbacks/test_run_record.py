@@ -17,6 +17,8 @@ from hubert_lightning.cli import main
 from hubert_lightning.console import show_messages
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.pretrained.formats.own import read_checkpoint
+from hubert_lightning.units.kmeans_file import load_kmeans
+from hubert_lightning.units.label_store import LabelStore
 
 PRETRAINING = [
     *("fit", "--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")),
@@ -53,6 +55,7 @@ def finetuning(pretraining: Path, manifests: Path, tmp_path_factory: pytest.Temp
             *FINETUNING,
             f"--model.init_args.pretrained={pretraining / 'last.ckpt'}",
             "--model.init_args.encoder={dim: 768, num_layers: 12}",
+            "--data.init_args.mask_prob=0.4",
             f"--data.init_args.train=[{manifests / 'finetune.jsonl.gz'}]",
             f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
             f"--data.init_args.test=[{manifests / 'test.jsonl.gz'}]",
@@ -67,21 +70,35 @@ def test_the_record_of_a_fit_describes_the_settings_as_built(
     pretraining: Path, finetuning: Path, manifests: Path
 ) -> None:
     kept, built = record(finetuning), read_checkpoint(finetuning / "last.ckpt")
-    sizes = kept["model"]["encoder"]
+    sizes = {name.removeprefix("encoder/"): value for name, value in kept.items() if name.startswith("encoder/")}
     assert sizes == built["hyper_parameters"]["encoder"]
     assert (sizes["dim"], sizes["num_layers"], sizes["conv_channels"]) == (32, 2, 16)
     assert kept["parameters"] == sum(value.numel() for value in built["state_dict"].values())
     assert kept["pretrained"] == str(pretraining / "last.ckpt")
-    assert kept["model"]["vocabulary"]["tokens"] == list(built["hyper_parameters"]["vocabulary"]["tokens"])
+    assert kept["vocabulary/tokens"] == ", ".join(built["hyper_parameters"]["vocabulary"]["tokens"])
     group = built["optimizer_states"][0]["param_groups"][0]
-    settings = kept["optimizer"]
-    assert (settings.pop("class"), settings.pop("lr")) == ("AdamW", group["initial_lr"])
-    assert settings.items() >= {"eps": group["eps"], "weight_decay": group["weight_decay"]}.items()
-    assert kept["data"]["train"]["manifests"] == [str(manifests / "finetune.jsonl.gz")]
-    assert kept["data"]["train"]["fingerprint"] == fingerprint(read_manifest(manifests / "finetune.jsonl.gz"))
-    assert kept["batch"] == {"max_duration": 10.0, "global_max_duration": 10.0}
-    assert (kept["trainer"]["max_steps"], kept["schedule"]["total_steps"]) == (2, 2)
+    assert (kept["optimizer/class"], kept["optimizer/lr"]) == ("AdamW", group["initial_lr"])
+    assert (kept["optimizer/eps"], kept["optimizer/weight_decay"]) == (group["eps"], group["weight_decay"])
+    assert kept["data/train/manifests"] == str(manifests / "finetune.jsonl.gz")
+    assert kept["data/train/fingerprint"] == fingerprint(read_manifest(manifests / "finetune.jsonl.gz"))
+    assert (kept["batch/seconds"], kept["batch/global_seconds"]) == (10.0, 10.0)
+    assert (kept["trainer/max_steps"], kept["schedule/total_steps"]) == (2, 2)
+    assert (kept["seed"], kept["precision"], kept["world_size"]) == (0, "32-true", 1)
+    assert kept["masks/mask_prob"] == 0.4
     assert "Namespace" not in (finetuning / "hparams.yaml").read_text()
+    assert json.loads((finetuning / "record.json").read_text()) == kept
+
+
+def test_the_record_of_pretraining_says_what_its_labels_are(pretraining: Path) -> None:
+    kept = json.loads((pretraining / "record.json").read_text())
+    assert (kept["labels/features"], kept["labels/clusters"], kept["labels/layer"]) == ("mfcc", 20, None)
+    store = LabelStore(pretraining / "labels")
+    assert kept["labels/fingerprint"] == store.fingerprint
+    assert kept["labels/kmeans_fingerprint"] == store.source.kmeans
+    [centroids], _ = load_kmeans(pretraining / "kmeans.safetensors")
+    assert 0 < kept["labels/kmeans_inertia"] < 39 * float(centroids.var(dim=0).sum())
+    assert kept["data/train/hours"] > 0
+    assert all(value is None or isinstance(value, (bool, int, float, str)) for value in kept.values())
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,15 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
     )
     trainer.fit(model, DataLoader(SlowBatches(batches, clock), batch_size=None, collate_fn=lambda batch: batch))
     with (tmp_path / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["train/data_wait"]]
+        rows = [row for row in csv.DictReader(file) if row["speed/data_wait"]]
     assert len(rows) == 2
     for row, since in zip(rows, (batches[:4], batches[4:]), strict=True):
         seconds = sum(batch.waveform.numel() for batch in since) / SAMPLE_RATE
-        assert float(row["train/audio_seconds_per_second"]) == pytest.approx(seconds / 16)
-        assert float(row["train/mfu"]) == pytest.approx(sum(map(model.operations, since)) / 16 / 1e9)
-        assert float(row["train/data_wait"]) == 0.75
+        assert float(row["speed/audio_seconds_per_second"]) == pytest.approx(seconds / 16)
+        assert float(row["speed/mfu"]) == pytest.approx(sum(map(model.operations, since)) / 16 / 1e9)
+        assert float(row["speed/data_wait"]) == 0.75
         wasted = sum(batch.waveform.numel() * batch.waste for batch in since) / SAMPLE_RATE
-        assert float(row["train/waste"]) == pytest.approx(wasted / seconds)
+        assert float(row["speed/waste"]) == pytest.approx(wasted / seconds)
 
 
 def test_a_device_without_vendor_numbers_is_measured() -> None:
