@@ -132,6 +132,6 @@ def _curve(name: str, run: Path, results: list[LayersOfStep], measure: str, clus
     if not known:
         return None
     counts = read_phone_clusters(run) if measure == "PNMI" else None
-    labels = None if counts is None else np.array(counts.counts)  # (phones, clusters)
-    comparable = labels is not None and labels.shape[1] == clusters  # PNMI rises with the number of clusters
-    return LayerCurve(name, known[-1], known[:-1], pnmi(labels) if comparable else None)
+    if counts is None or len(counts.counts[0]) != clusters:  # PNMI rises with the number of clusters
+        return LayerCurve(name, known[-1], known[:-1])
+    return LayerCurve(name, known[-1], known[:-1], pnmi(np.array(counts.counts)))
