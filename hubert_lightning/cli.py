@@ -35,6 +35,7 @@ VERBS: Verbs = {
         "predict": "training.commands:predict",
         "average": "training.averaging:average",
         "report": "report.commands:report",
+        "dashboard": "training.dashboard:dashboard",
     },
     "units": {
         "quality": "units.layer_quality:quality",
