@@ -207,11 +207,16 @@ def place_of(cut: Cut) -> dict[str, str | int | float | None]:
         "source", the path of the audio file, None for audio in an archive or in several files; "channel", None for the
         mean of several channels; "start" in the file and "duration", in seconds.
     """
-    sources = cut.recording.sources if isinstance(cut, (MonoCut, MultiCut)) and cut.has_recording else []
-    is_file = len(sources) == 1 and sources[0].type == "file"
-    channel = cut.channel if sources and isinstance(cut.channel, int) else None
-    source = str(sources[0].source) if is_file else None
-    return {"source": source, "channel": channel, "start": float(cut.start), "duration": float(cut.duration)}
+    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    recorded = cut.recording.sources if cut.has_recording else []
+    sources = [source for source in recorded if set(source.channels) & set(channels)]
+    in_file = len(sources) == 1 and sources[0].type == "file"
+    return {
+        "source": str(sources[0].source) if in_file else None,
+        "channel": channels[0] if len(channels) == 1 else None,
+        "start": float(cut.start),
+        "duration": float(cut.duration),
+    }
 
 
 def speaker_of(cut: Cut) -> str:

@@ -142,7 +142,7 @@ def line_chart(
         )
     last = max([last, *(step for line in lines for step, _ in line.points)])
     axis: dict[str, Any] = {"tickformat": ".0%" if percent else ".3~g"}
-    axis |= {"type": "log"} if log else {"rangemode": "tozero"} if percent else {}
+    axis |= {"type": "log", "dtick": "D2"} if log else {"rangemode": "tozero"} if percent else {}
     if unit:
         axis["title"] = {"text": unit}
     return _chart(

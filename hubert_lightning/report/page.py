@@ -41,7 +41,17 @@ from hubert_lightning.report.charts import (
     units_chart,
 )
 from hubert_lightning.report.clips import Clips, Place, data_uri, spectrogram
-from hubert_lightning.report.run_files import Results, Run, Tuning, find_runs, is_number, json_object
+from hubert_lightning.report.run_files import (
+    BEHIND_LABELS,
+    MEASURED,
+    OF_RUN,
+    Results,
+    Run,
+    Tuning,
+    find_runs,
+    is_number,
+    json_object,
+)
 from hubert_lightning.report.summary import BestLayer, Scored, Summary, speed_of, summarise, training_seconds
 from hubert_lightning.training.watched import (
     PHONE_CLUSTERS,
@@ -152,6 +162,7 @@ class Page:
         summary: Numbers and sentences.
         legend: Name and colour of each run.
         legend_of_layers: Name and colour of each run whose layers were judged.
+        lines_of_layers: Meaning of dotted and dashed lines over layers.
         facts: What was trained on what.
         differences: Settings that differ between runs of a task, by the task.
         settings: All settings of each run.
@@ -171,6 +182,7 @@ class Page:
     summary: Summary
     legend: list[tuple[str, str]] = field(default_factory=list)
     legend_of_layers: list[tuple[str, str]] = field(default_factory=list)
+    lines_of_layers: str = ""
     facts: Table | None = None
     differences: list[tuple[str, Table]] = field(default_factory=list)
     settings: list[tuple[str, Table]] = field(default_factory=list)
@@ -286,9 +298,10 @@ def _page_of(
     page = Page(title, _subtitle(runs, scored), summarise(runs, scored, pnmi, best_layers))
     page.legend = [*colours.items()] if len(runs) > 1 else []
     page.layers = layers
-    page.legend_of_layers = [
-        item for item in colours.items() if any(run.name == item[0] and run.layers for run in runs)
-    ]
+    kinds = {kind for run in runs for kind in run.layers}
+    page.legend_of_layers = [(run.name, colours[run.name]) for run in runs if run.layers]
+    lines = {BEHIND_LABELS: "dotted: the model behind the labels of the run", MEASURED: "dashed: hubert quality, MFCC"}
+    page.lines_of_layers = " · ".join(text for kind, text in lines.items() if kind in kinds)
     _add_settings(page, runs)
     for task in ("pre-training", "fine-tuning", "run"):
         members = [run for run in runs if run.task == task]
@@ -341,6 +354,7 @@ def _add_settings(page: Page, runs: Sequence[Run]) -> None:
         keys = [*dict.fromkeys(key for run in members for key in run.record if not words.is_place(key))]
         values = {key: [words.setting(run.record.get(key)) for run in members] for key in sorted(keys)}
         different = {key: row for key, row in values.items() if len(set(row)) > 1}
+        different = dict(sorted(different.items(), key=lambda item: "fingerprint" in item[0]))  # those say least
         same = {key: row for key, row in values.items() if key not in different}
         headings = ["", *(run.name for run in members)]
         if different:
@@ -417,9 +431,8 @@ def _add_units(page: Page, runs: Sequence[Run], clips: Clips) -> None:
             page.remarks.append(f"{run.folder / WATCHED / PHONE_CLUSTERS}: {error}.")
             phones = None
         if phones and any(map(any, phones.counts)):
-            page.phones.append(
-                phone_cluster_chart(f"{run.name}, step {words.number(phones.step)}", phones.phones, phones.counts)
-            )
+            state = f"step {words.number(phones.step)}" if phones.step else "labels"
+            page.phones.append(phone_cluster_chart(f"{run.name}, {state}", phones.phones, phones.counts))
 
 
 def _watched(utterance: WatchedUtterance, hop: float, clips: Clips) -> tuple[str, str, Chart]:
@@ -460,19 +473,19 @@ def _layer_charts(
         lines, references = [], []
         for run in runs:
             for kind, rows in run.layers.items():
-                name = run.name if kind == "this model" else f"{run.name}, {kind}"
+                name = run.name if kind == OF_RUN else f"{run.name}, {kind}"
                 points = [(int(row["layer"]), float(row[measure])) for row in rows if is_number(row.get(measure))]
                 mfcc = [value for layer, value in points if layer == 0]
                 points = [point for point in points if point[0] > 0]
                 if not points:
                     continue
-                dash = "solid" if kind == "this model" else "dash" if kind == "hubert quality" else "dot"
+                dash = "solid" if kind == OF_RUN else "dash" if kind == MEASURED else "dot"
                 lines.append(Line(name, points, colours[run.name], dash))
                 if mfcc:
                     references.append(("MFCC", mfcc[0], SERIES[-1]))
                 if measure == "pnmi":
                     layer, value = max(points, key=lambda point: point[1])
-                    if kind != "the model behind its labels":
+                    if kind != BEHIND_LABELS:
                         best.append(BestLayer(run.name, run.folder, layer, value))
         if lines:
             charts.append(layer_chart(title, lines, references[:1], unit))

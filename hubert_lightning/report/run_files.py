@@ -39,6 +39,8 @@ NOT_RUNS = ("labels", "test", "predict", "wandb", "watched", "media", "LibriSpee
 """Names of folders that hold parts of runs, or audio."""
 SIGNS = ("config.yaml", "metrics.json", "record.json", "test.jsonl", "metrics.csv")
 """Files of which a run's folder has at least one."""
+OF_RUN, BEHIND_LABELS, MEASURED = "this model", "the model behind its labels", "hubert quality"
+"""Models whose layers were judged: while the run trained, to choose the layer of its labels, and by hand."""
 EARLIER_NAMES = {
     "train/audio_seconds_per_second": "speed/audio_seconds_per_second",
     "train/data_wait": "speed/data_wait",
@@ -144,7 +146,7 @@ class Run:
     @property
     def step(self) -> int:
         """Optimizer steps so far."""
-        steps = [curve[-1][0] for curve in self.curves.values() if curve]
+        steps = [curve[-1][0] for name, curve in self.curves.items() if curve and not name.startswith("labels/")]
         return int(self.final.get("steps") or max(steps, default=0))
 
     @property
@@ -399,18 +401,18 @@ def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str])
     """Read the quality of layers: of this model in training, of the model behind its labels, of `hubert quality`."""
     found: dict[str, list[dict[str, Json]]] = {}
     if validations := _checked(folder / WATCHED / LAYERS, problems, lambda _: read_layers(folder)):
-        found["this model"] = [asdict(layer) for layer in validations[-1].layers]
+        found[OF_RUN] = [asdict(layer) for layer in validations[-1].layers]
     else:
         logged: dict[int, dict[str, Json]] = {}
         for name, curve in curves.items():
             if match := re.fullmatch(r"val/layer(\d+)_(\w+)", name):
                 logged.setdefault(int(match[1]), {"layer": int(match[1])})[match[2]] = curve[-1][1]
         if logged:
-            found["this model"] = [logged[number] for number in sorted(logged)]
+            found[OF_RUN] = [logged[number] for number in sorted(logged)]
     for title, path in (
-        ("the model behind its labels", folder / "layers.json"),
-        ("hubert quality", folder / "quality.json"),
-        ("hubert quality", folder / "quality" / "quality.json"),
+        (BEHIND_LABELS, folder / "layers.json"),
+        (MEASURED, folder / "quality.json"),
+        (MEASURED, folder / "quality" / "quality.json"),
     ):
         rows = []
         for name, measures in _json_object(path, problems).items():

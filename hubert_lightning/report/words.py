@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hubert_lightning.report.run_files import Json, Run, is_number
 
-NAMES_OF_PLACES = ("folder", "output", "dirpath", "save_dir", "default_root_dir", "version", "checkpoint/dirpath")
+NAMES_OF_PLACES = ("folder", "output", "dirpath", "save_dir", "default_root_dir", "version", "iteration", "title")
 """Settings that name folders: they differ between all runs."""
 MAX_VALUE = 160
 """Characters of a setting."""
@@ -49,13 +49,9 @@ def duration(seconds: float) -> str:
 
 def hours(value: float) -> str:
     """Write an amount of audio."""
-    return (
-        f"{number(round(value, 1) if value >= 10 else value)} h"
-        if value >= 1
-        else f"{60 * value:.0f} min"
-        if value >= 0.1
-        else f"{60 * value:.1f} min"
-    )
+    if value >= 1:
+        return f"{number(round(value, 1 if value >= 10 else 2))} h"
+    return f"{60 * value:.0f} min" if value >= 0.1 else f"{60 * value:.1f} min"
 
 
 def listing(words: Sequence[str]) -> str:

@@ -33,7 +33,15 @@
   const config = { responsive: true, displaylogo: false, displayModeBar: coarse.matches ? false : "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], doubleClick: "reset" };
 
+  // plotly.js is large, so it starts after the text of the page is shown
+  const startPlotly = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  };
   const draw = (element) => {
+    startPlotly();
     const { figure } = charts[Number(element.dataset.chart)];
     drawn.add(element);
     return Plotly.react(element, coloured(structuredClone(figure.data)), themed(structuredClone(figure.layout)), config);
@@ -51,7 +59,10 @@
       else draw(target);
     }
   }, { rootMargin: "600px 0px" });
-  document.querySelectorAll(".plot, audio").forEach((element) => observer.observe(element));
+  document.querySelectorAll("audio").forEach((element) => observer.observe(element));
+  addEventListener("load", () => setTimeout(() => {
+    document.querySelectorAll(".plot").forEach((element) => observer.observe(element));
+  }, 50));
   const redraw = () => drawn.forEach(draw);
   dark.addEventListener("change", redraw);
 
