@@ -34,7 +34,10 @@ KEYS = {
     "model.init_args": [hubert_lightning.HubertPretraining, hubert_lightning.CTCFinetuning],
     "data.init_args": [hubert_lightning.PretrainingData, hubert_lightning.TranscribedData],
 }
-TOP_KEYS = {"config", "output", "iterations", "seed_everything", "ckpt_path", "print_config", "help", "stalls"}
+TOP_KEYS = {"config", "output", "iterations", "seed_everything", "ckpt_path", "print_config", "help"} | {
+    "pictures",
+    "stalls",
+}
 
 
 def name(path: Path) -> str:

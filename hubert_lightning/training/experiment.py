@@ -41,6 +41,7 @@ from hubert_lightning.training.arguments import check_arguments, check_ignored
 from hubert_lightning.training.callbacks import stalls
 from hubert_lightning.training.callbacks.alerts import RunAlerts
 from hubert_lightning.training.callbacks.collapse import CollapseWatch
+from hubert_lightning.training.callbacks.pictures import Pictures
 from hubert_lightning.training.callbacks.preemption import Preemption
 from hubert_lightning.training.callbacks.progress import RunProgress
 from hubert_lightning.training.callbacks.run_record import RunRecord
@@ -206,6 +207,7 @@ class HubertCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StalledRanks, "stalls")
+        parser.add_lightning_class_args(Pictures, "pictures")
         parser.set_defaults(
             {
                 "checkpoint.filename": "last",

@@ -214,13 +214,6 @@ class CTCFinetuning(Task):
     def validation_step(self, batch: TranscribedBatch) -> None:
         self._score("val", batch, greedy)
 
-    def on_validation_epoch_end(self) -> None:
-        names = ["id", "reference", "hypothesis"]
-        table = [[row[name] for name in names] for row in self.rows[:: len(self.rows) // 50 + 1]]  # of all lengths
-        for logger in self.loggers:
-            if hasattr(logger, "log_table") and not self.trainer.sanity_checking:  # W&B
-                logger.log_table("val/transcripts", columns=names, data=table)
-
     def on_test_epoch_start(self) -> None:
         self.rows = []
 

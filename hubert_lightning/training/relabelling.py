@@ -222,7 +222,9 @@ class Relabel(Callback):
         def write() -> None:
             own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
             groups = [shards[shard] for shard in own_shards]
-            labels = assign_clusters(extractor, streams, groups, data.max_frames, data.num_workers)
+            labels = assign_clusters(
+                extractor, streams, groups, data.max_frames, data.num_workers, ranks=trainer.world_size
+            )
             for shard, clusters in zip(own_shards, labels, strict=True):
                 writer.write(shard, clusters)
 

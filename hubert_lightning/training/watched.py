@@ -11,6 +11,7 @@ Each validation replaces the files as a whole. They name audio files, and hold n
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular, write_whole
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.untrusted.json_file import parse_json
+
+log = logging.getLogger(__name__)
 
 WATCHED = "watched"
 """Folder in the folder of a run."""
@@ -261,9 +264,13 @@ def add_layers(run: Path, layers: LayersOfStep) -> None:
         layers: Quality of all layers.
 
     Raises:
-        UserError: The file is corrupt; or the disk is full, or cannot be written to.
+        UserError: The disk is full, or cannot be written to.
     """
-    kept = [entry for entry in read_layers(run) if entry.step < layers.step]
+    try:
+        kept = [entry for entry in read_layers(run) if entry.step < layers.step]
+    except UserError as error:  # a training does not end for that
+        log.warning("%s; earlier validations are left out", error)
+        kept = []
     _write(run, LAYERS, map(asdict, [*kept, layers]))
 
 

@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.transforms import blended_transform_factory
 
 from hubert_lightning.console import BLUE, COLOURS, COLUMN, GREY, ORANGE, PAGE, figure_style
 from hubert_lightning.data.alignments import SILENCE
@@ -300,21 +299,17 @@ def _draw_spectrogram(axes: "Axes", units: UtteranceUnits) -> None:
 
 
 def _draw_phones(axes: "Axes", units: UtteranceUnits, colours: Palette, inches: float) -> None:
-    middle = blended_transform_factory(axes.transData, axes.transAxes)
-    for symbol, start, end in units.phones or ():
-        colour = colours.phones.get(symbol, SILENT)
-        axes.axvspan(start, end, facecolor=colour, edgecolor="white", linewidth=0.6)
+    phones = units.phones or ()
+    axes.broken_barh(
+        [(start, end - start) for _, start, end in phones],
+        (0, 1),
+        facecolors=[colours.phones.get(symbol, SILENT) for symbol, *_ in phones],
+        edgecolor="white",
+        linewidth=0.6,
+    )
+    for symbol, start, end in phones:
         if (end - start) * inches > LETTER * len(symbol) and _has_glyphs(symbol):
-            axes.text(
-                (start + end) / 2,
-                0.45,
-                symbol,
-                transform=middle,
-                ha="center",
-                va="center",
-                fontsize=6,
-                parse_math=False,
-            )
+            _write(axes, (start + end) / 2, symbol)
     _name(axes, "phone")
 
 
@@ -327,17 +322,22 @@ def _draw_frames(axes: "Axes", values: np.ndarray, colours: np.ndarray) -> None:
 
 def _write_ids(axes: "Axes", ids: np.ndarray, colours: np.ndarray, inches: float) -> None:
     """Write the id of a cluster on its frames where they are wide enough, and a line where the cluster changes."""
-    first = 0
+    first, edges = 0, []
     for cluster, group in groupby(ids.tolist()):
         length = len([*group])
         left = CENTRE + (first - 0.5) * HOP_SECONDS
-        if first:
-            axes.axvline(left, color="white", linewidth=0.4)
+        edges.append(left)
         if length * HOP_SECONDS * inches > LETTER * len(str(cluster)):
             dark = colours[cluster] @ (0.3, 0.59, 0.11) < 0.5
-            place = left + length * HOP_SECONDS / 2, 0.46
-            axes.text(*place, str(cluster), ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            _write(axes, left + length * HOP_SECONDS / 2, str(cluster), "white" if dark else "black")
         first += length
+    axes.vlines(edges[1:], 0, 1, colors="white", linewidth=0.4)
+
+
+def _write(axes: "Axes", seconds: float, text: str, colour: str = "black") -> None:
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6, "color": colour, "parse_math": False}
+    # Inside of its strip, so that the layout need not measure it
+    axes.text(seconds, 0.46, text, in_layout=False, **style)
 
 
 def _name(axes: "Axes", name: str) -> None:

@@ -36,6 +36,7 @@ from hubert_lightning.training.arguments import VALIDATION_METRICS, check_argume
 from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
+from hubert_lightning.training.callbacks.pictures import Pictures
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.iterations import Iteration, check_iteration
@@ -86,6 +87,7 @@ def accepted(of: Callable, **needed: Any) -> Iterator[tuple[str, float, Any]]:
         (Relabel, {}),
         (BestCheckpoints, {}),
         (LayerQuality, {}),
+        (Pictures, {}),
         (PeakRateFinder, {}),
         (PretrainingData, {"train": [TRAIN]}),
         (TranscribedData, {}),

@@ -8,6 +8,7 @@ from typing import Any
 
 import fork_server
 import pytest
+import soundfile
 import wandb
 import yaml
 from helpers import ROOT
@@ -153,6 +154,11 @@ def test_each_iteration_is_a_run_of_the_recipes_group(manifests: Path, tmp_path:
         [(title, text)] = alerts(found)
         assert title == "run finished"
         assert "2 steps, val/masked_accuracy" in text
+        shown = ("units/utterances/1", "units/audio/1", "units/phones_by_cluster", "layers/pnmi", "layers/best_pnmi")
+        assert {*shown} <= keys(found)
+        [media] = (tmp_path / f"iteration{number}").glob("wandb/offline-run-*/files/media")
+        for file in ("images/units/utterances/1_*.png", "images/layers/pnmi_*.png", "audio/units/audio/1_*.wav"):
+            assert len([*media.glob(file)]) == 1, file
 
 
 def test_fine_tuning_shows_references_beside_hypotheses(manifests: Path, tmp_path: Path) -> None:
@@ -166,8 +172,17 @@ def test_fine_tuning_shows_references_beside_hypotheses(manifests: Path, tmp_pat
     found = offline_run(tmp_path)
     assert {"train/loss", "val/wer", "val/cer"} <= keys(found)
     assert any(key.startswith("val/transcripts") for key in keys(found))
-    [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/val/transcripts_*.table.json")
-    assert '"columns":["id","reference","hypothesis"]' in table.read_text().replace(" ", "")
+    [media] = tmp_path.glob("wandb/offline-run-*/files/media")
+    [path] = media.glob("table/val/transcripts_*.table.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["id", "audio", "speaker", "seconds", "WER", "reference", "hypothesis", "errors"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    played = [row["audio"] for row in rows if row["audio"]]
+    assert 0 < len(played) <= 4
+    for cell in (played[0], rows[0]["errors"]):
+        assert (media.parent / cell["path"]).is_file()
+    assert soundfile.info(media.parent / played[0]["path"]).samplerate == 16_000
+    assert "<del" in (media.parent / rows[0]["errors"]["path"]).read_text()
 
 
 @pytest.mark.slow
