@@ -34,6 +34,7 @@ VERBS: Verbs = {
         "test": "training.commands:test",
         "predict": "training.commands:predict",
         "average": "training.averaging:average",
+        "dashboard": "training.dashboard:dashboard",
     },
     "units": {
         "quality": "units.layer_quality:quality",

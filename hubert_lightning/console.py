@@ -429,7 +429,7 @@ class Stages:
             name: Name of the stage.
         """
         number = self._names.index(name)
-        self._began[name] = time.monotonic()
+        self._began[name] = clock()
         following = self._names[number:]
         factor = self._factor(number)
         stage, left = factor * self._seconds[name], factor * sum(self._seconds[later] for later in following)
@@ -440,7 +440,7 @@ class Stages:
         expected = sum(self._seconds[name] for name in self._names[:number])
         if expected < 0.05 * sum(self._seconds.values()) or not self._began:
             return 1.0
-        return (time.monotonic() - min(self._began.values())) / expected
+        return (clock() - min(self._began.values())) / expected
 
 
 def stages(seconds: Mapping[str, float]) -> Stages:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
@@ -202,6 +202,20 @@ def replacing_all(*paths: Path) -> Iterator[list[BinaryIO]]:
             output.remove_if_unnamed()
             with suppress(OSError):
                 file.close()
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, as `replacing_all`.
+
+    Args:
+        contents: Content of each file by its path.
+
+    Raises:
+        UserError: The disk is full or cannot be written to.
+    """
+    with replacing_all(*contents) as files:
+        for file, content in zip(files, contents.values(), strict=True):
+            file.write(content)
 
 
 @contextmanager

@@ -1,9 +1,14 @@
 """What several tests need: models, data, trainers, command lines, and files of small models."""
 
 import os
+import pty
+import re
+import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +23,7 @@ import torch.nn.functional as F
 from lhotse import CutSet, MonoCut, Recording
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.image import imread
 from soundfile import write
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -304,6 +310,69 @@ def logging_trainer(folder: Path, steps: int, **options: object) -> Trainer:
 def pretraining_data(manifests: Path, **options: object) -> PretrainingData:
     defaults: dict[str, Any] = {"train": [manifests / "train.jsonl.gz"], "validation": [manifests / "dev.jsonl.gz"]}
     return PretrainingData(**{"max_duration": 12, "max_crop": 3} | defaults | options)
+
+
+def check_figures(path: Path) -> None:
+    """Check that a figure is there as PNG, SVG and PDF, and fits a column of a paper."""
+    image = imread(path.with_suffix(".png"))
+    assert image.shape[1] == 680  # 3.4 inches
+    assert image[:, :, :3].std() > 0.05
+    assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
+
+
+class Screen:
+    """A terminal of a process: what it shows at each moment, by the control sequences that bars use.
+
+    Attributes:
+        shown: Content before each time that something is erased, and at the end.
+    """
+
+    CONTROL = re.compile(
+        r"\x1b\[\??(?P<number>\d*)(?:;\d+)*(?P<control>[A-Za-z])|(?P<move>[\r\n])|(?P<text>[^\x1b\r\n]+)"
+    )
+
+    def __init__(self, output: str) -> None:
+        self.lines, self.row, self.column = [""], 0, 0
+        self.shown: list[str] = []
+        drawn = False
+        for match in self.CONTROL.finditer(output):
+            if match["text"]:
+                self._type(match["text"])
+            elif match["move"] == "\n":
+                self.row += 1
+                self.lines += [""] * (self.row == len(self.lines))
+            elif match["move"]:
+                self.column = 0
+            elif match["control"] == "A":
+                self.row -= int(match["number"] or 1)
+            elif match["control"] == "K":
+                if drawn:
+                    self.shown.append("\n".join(self.lines))
+                self.lines[self.row] = ""
+            drawn = (drawn and match["control"] != "K") or bool(match["text"])
+        self.shown.append("\n".join(self.lines))
+
+    def _type(self, text: str) -> None:
+        line = self.lines[self.row].ljust(self.column)
+        self.lines[self.row] = line[: self.column] + text + line[self.column + len(text) :]
+        self.column += len(text)
+
+
+def in_terminal(*command: str, columns: int = 100, **more: Any) -> Screen:
+    """Run a command with its standard output and standard error on a terminal."""
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (40, columns))
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, **more) as process:
+        os.close(child)
+        output = b""
+        with suppress(OSError):  # Linux has no end of file here
+            while content := os.read(parent, 65536):
+                output += content
+    os.close(parent)
+    screen = Screen(output.decode())
+    assert process.returncode == 0, screen.shown[-1]
+    return screen
 
 
 def save_ctc(path: Path, vocabulary: Vocabulary | None = Vocabulary(), seed: int = 0, spread: float = 1.0) -> CTCModel:

@@ -43,7 +43,8 @@ def assert_runs_alone(kept: Path) -> None:
 
 
 def test_every_file_is_one_of_these() -> None:
-    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *ABLATIONS} == set(
+    sweeps = (ROOT / "configs/sweeps").glob("*.yaml")
+    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *ABLATIONS, *sweeps} == set(
         (ROOT / "configs").rglob("*.yaml")
     )
 

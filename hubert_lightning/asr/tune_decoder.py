@@ -10,6 +10,7 @@ import optuna
 import torch
 from lhotse.cut import Cut
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hubert_lightning.asr.causal_lm import CausalLM
@@ -17,10 +18,19 @@ from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import DecoderSettings, settings_json
 from hubert_lightning.asr.decoding import BeamSearch, greedy
 from hubert_lightning.characters import comparable
-from hubert_lightning.console import BLUE, GREY, ORANGE, png_of, progress
+from hubert_lightning.console import (
+    BLUE,
+    COLUMN,
+    FIGURE_SUFFIXES,
+    GREY,
+    ORANGE,
+    figure_files,
+    figure_style,
+    progress,
+)
 from hubert_lightning.data.manifest import check_audio, read_manifest, transcript
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import replacing_all
+from hubert_lightning.files import write_all
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.vocabulary import Vocabulary
 
@@ -54,7 +64,7 @@ def tune_decoder(
     Args:
         model: Fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer.
         manifests: Manifests of transcribed utterances that are not in the training data; a few minutes are enough.
-        out: Settings to write, a .json file; a figure of the trials is written beside it.
+        out: Settings to write, a .json file; a figure of the trials is written beside it, as .png, .svg and .pdf.
         lm: n-gram language model (`hubert ngram`), in ARPA or KenLM's binary form.
         lexicon: Words that a hypothesis may contain (`hubert ngram` and `hubert lexicon` write lexicons).
         trials: Number of settings to try; with a language model of words, the default and the published settings come
@@ -68,7 +78,7 @@ def tune_decoder(
     """
     if trials < 1:
         raise UserError(f"trials is {trials}; give 1 or more")
-    if Path(out).suffix == ".png":
+    if Path(out).suffix in FIGURE_SUFFIXES:
         raise UserError(f"{out}: this is the name of the figure; give a .json file for the settings")
     if Path(out).is_dir():
         raise UserError(f"{out}: a folder; give a .json file for the settings")
@@ -89,15 +99,13 @@ def tune_decoder(
     settings, best_rate = search.settings, study.best_value
     if neural_lm is not None:
         settings, best_rate = _tune_rescorer(search, neural_lm, log_probs, references, nbest)
-    figure = Path(out).with_suffix(".png")
-    with replacing_all(figure, Path(out)) as (figure_file, settings_file):
-        figure_file.write(png_of(_figure_of(study, greedy_rate)))
-        settings_file.write(settings_json(settings, Path(out)))
+    figures = figure_files(_figure_of(study, greedy_rate), Path(out))
+    write_all(figures | {Path(out): settings_json(settings, Path(out))})
     names = [*study.best_params, *(["rescorer_weight"] if neural_lm else [])]
     weights = ", ".join(f"{name} {getattr(settings, name):.2f}" for name in names)
     print(
         f"WER {100 * greedy_rate:.2f} % with greedy decoding, {100 * study.trials[0].values[0]:.2f} % with the default "
-        f"weights, {100 * best_rate:.2f} % with {weights}: {out}, {figure}"
+        f"weights, {100 * best_rate:.2f} % with {weights}: {out}, {', '.join(map(str, figures))}"
     )
 
 
@@ -185,19 +193,27 @@ def _word_error_rate(references: Sequence[str], texts: Sequence[str]) -> float:
     return jiwer.wer([*map(comparable, references)], [*map(comparable, texts)])
 
 
+@figure_style()
 def _figure_of(study: optuna.Study, greedy_rate: float) -> Figure:
-    """Plot the WER of every trial over time and over each weight."""
+    """Plot the WER of every trial over time and over each weight, two panels in a row."""
     names = list(study.best_params)
-    figure = Figure(figsize=(3.4 * (len(names) + 1), 3.4), layout="constrained")
-    history, *panels = figure.subplots(1, len(names) + 1, sharey=True)
+    rows = len(names) // 2 + 1
+    figure = Figure(figsize=(COLUMN, 0.4 + 1.6 * rows))
+    history, *panels = figure.subplots(rows, 2, sharey=True, squeeze=False).flat
     rates = np.array([100 * trial.values[0] for trial in study.trials])
-    history.plot(rates, ".", color=BLUE, label="trial")
-    history.plot(np.minimum.accumulate(rates), color=ORANGE, label="best so far")
-    history.axhline(100 * greedy_rate, color=GREY, lw=1, ls="--", label="greedy")
-    history.set(xlabel="trial", ylabel="WER, %", title="Trials")
-    history.legend(frameon=False)
-    for axes, name in zip(panels, names, strict=True):
-        axes.plot([trial.params[name] for trial in study.trials], rates, ".", color=BLUE)
-        axes.plot(study.best_params[name], 100 * study.best_value, "o", color=ORANGE)
-        axes.set(xlabel=name.replace("_", " "), title=f"best {study.best_params[name]:.2f}")
+    trials = np.arange(1, len(rates) + 1)
+    history.plot(trials, rates, "o", ms=2, color=BLUE, label="trial")
+    history.plot(trials, np.minimum.accumulate(rates), color=ORANGE, label="best so far")
+    history.axhline(100 * greedy_rate, color=GREY, ls="--", label="greedy")
+    history.set(xlabel="trial", ylabel="WER, %")
+    history.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.legend(loc="outside upper center", ncols=3)
+    for number, (axes, name) in enumerate(zip(panels, names, strict=False), start=1):
+        axes.plot([trial.params[name] for trial in study.trials], rates, "o", ms=2, color=BLUE)
+        axes.plot(study.best_params[name], 100 * study.best_value, "D", color=ORANGE)
+        axes.set(xlabel=f"{name.replace('lm_', 'LM ').replace('_', ' ')} (best {study.best_params[name]:.2f})")
+        if number % 2 == 0:
+            axes.set(ylabel="WER, %")
+    for axes in panels[len(names) :]:
+        axes.remove()
     return figure

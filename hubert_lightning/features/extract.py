@@ -46,6 +46,7 @@ def extract(
     num_workers: int = 0,
     windows_of: Callable[[Cut], list[Window]] | None = None,
     as_whole: bool = False,
+    ranks: int = 1,
 ) -> Iterator[tuple[int, Piece, Tensor]]:
     """Compute features of groups of cuts, group after group; inside a group in order of length.
 
@@ -59,6 +60,7 @@ def extract(
             cut one by one.
         as_whole: Whether windows are normalised by the statistics of their recording, which is then read twice;
             otherwise each window is normalised by its own.
+        ranks: Number of ranks that share the work; the bar shows the hours of all, as if they were equally fast.
 
     Yields:
         Index of the group, piece, and features (frames, …, dim) from the start to the end of its window.
@@ -66,7 +68,7 @@ def extract(
     Raises:
         UserError: Audio cannot be read.
     """
-    hours = sum(int(lengths_of(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
+    hours = ranks * sum(int(lengths_of(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     done, began = 0.0, perf_counter()
     with console.progress(description, hours, "h") as advance:
         for numbers in _planned_together(groups, most=1 if windows_of else 100_000):
@@ -90,7 +92,7 @@ def extract(
                 for piece, rows in zip(pieces, features, strict=True):
                     first, _, start, end = piece.window
                     yield number, piece, rows[start - first : end - first]
-                    duration = (end - start) * HOP / SAMPLE_RATE
+                    duration = ranks * (end - start) * HOP / SAMPLE_RATE
                     done += duration
                     advance(duration / 3600, f"{done / (perf_counter() - began):.0f} × real time")
 

@@ -64,6 +64,7 @@ def sample_frames(
         batch_frames,
         num_workers,
         local_ranks=local_ranks,
+        ranks=world_size,
     )
     return rows, torch.cat([torch.empty(0, dtype=torch.long), *indices])
 
@@ -101,6 +102,7 @@ def chosen_features(
     num_workers: int = 0,
     dtype: torch.dtype = torch.float32,
     local_ranks: int = 1,
+    ranks: int = 1,
 ) -> Tensor:
     """Compute the features of chosen frames of each cut.
 
@@ -112,6 +114,7 @@ def chosen_features(
         num_workers: Number of processes that read audio.
         dtype: Type of the result.
         local_ranks: Number of ranks on this machine, each of which needs as much memory.
+        ranks: Number of ranks that share the work, as of `extract`.
 
     Returns:
         (rows, …, dim), one cut after the other, on the CPU.
@@ -122,7 +125,8 @@ def chosen_features(
     starts = np.cumsum([0, *(len(frames) for frames in chosen)])
     _check_memory(local_ranks * int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
     rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
-    for _, piece, features in extract(extractor, [cuts], batch_frames, "K-means sample", num_workers):
+    work = extract(extractor, [cuts], batch_frames, "features for K-means", num_workers, ranks=ranks)
+    for _, piece, features in work:
         frames = chosen[piece.cut_index]
         start, end = piece.window.start, piece.window.end
         first, last = np.searchsorted(frames, [start, end])

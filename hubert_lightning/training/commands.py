@@ -223,6 +223,8 @@ def _shipped() -> str:
     folder = configs_folder()
     rows = []
     for path in sorted(folder.rglob("*.yaml")):
+        if path.parent.name == "sweeps":  # W&B's, which name a config
+            continue
         name = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
         rows.append((str(name), _first_sentence(path.read_text())))
     width = max((len(name) for name, _ in rows), default=0)

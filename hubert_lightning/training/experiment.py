@@ -21,7 +21,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.console import Console
@@ -39,6 +39,7 @@ from hubert_lightning.parsing import check_typed, given_configs
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.arguments import check_arguments, check_ignored
 from hubert_lightning.training.callbacks import stalls
+from hubert_lightning.training.callbacks.alerts import RunAlerts
 from hubert_lightning.training.callbacks.collapse import CollapseWatch
 from hubert_lightning.training.callbacks.pictures import Pictures
 from hubert_lightning.training.callbacks.preemption import Preemption
@@ -64,6 +65,7 @@ from hubert_lightning.training.run_config import (
     follow_moved_run,
     given_options,
     keep_run_id,
+    kept_run_id,
     listed,
     log_separately,
     write_to_output,
@@ -73,6 +75,7 @@ from hubert_lightning.training.run_identity import early_stop, finished_sentence
 from hubert_lightning.training.run_lock import holder_of, locked, refuse
 from hubert_lightning.training.run_state import check_entries, check_run, check_state
 from hubert_lightning.training.trial import trial_folder
+from hubert_lightning.training.wandb_runs import describe_run, is_wandb, log_once, name_group, own_folder
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +113,14 @@ def fit(args: list[str]) -> None:
     with _process() as resources:
         cli = HubertCLI("fit", args)
         config = cli.config
+        own_folder(config)
+        name_group(config)
         if config.trainer.fast_dev_run:
             config.output = str(resources.enter_context(trial_folder(Path(config.output))))
         check_output(config)
         runs = list(single_iterations(config)) if config.iterations else [config]
-        for run in runs:
+        for number, run in enumerate(runs, start=1):
+            describe_run(run, number if config.iterations else None)
             check_files(Path(run.output))
             write_to_output(run)
             refuse_another_run(run, cli.parser)
@@ -291,7 +297,14 @@ class HubertCLI(LightningCLI):
         self.config = config
         vars(self).pop("config_dump", None)  # LightningCLI's copy of the config of the iteration before
         # The last of them saves what the others have logged
-        self.trainer_defaults["callbacks"] = [WholeSteps(), RunRecord(), Throughput(), CollapseWatch(), Preemption()]
+        self.trainer_defaults["callbacks"] = [
+            WholeSteps(),
+            RunRecord(),
+            Throughput(),
+            CollapseWatch(),
+            RunAlerts(),
+            Preemption(),
+        ]
         with config_errors():
             super().instantiate_classes()
         make = getattr(self.model, "optimizer", None)
@@ -375,9 +388,13 @@ class HubertCLI(LightningCLI):
             check_entries(checkpoint, type(self.datamodule).__qualname__, path)
             if make:
                 check_run(self.model, make, checkpoint, path)
+            repeated: dict[int, set[str]] = {}
             for logger in self.trainer.loggers:
                 if isinstance(logger, CSVLogger):
-                    keep_rows(logger, checkpoint)
+                    repeated |= keep_rows(logger, checkpoint)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbLogger) and logger.version == kept_run_id(path.parent):
+                    log_once(logger, repeated)
 
     def _after_test(self) -> None:
         if not self.trainer.is_global_zero:
@@ -472,7 +489,7 @@ def _quieten_wandb(settings: dict[str, Any]) -> None:
 def _end_tracking(trainer: Trainer) -> None:
     """End the runs of W&B: the next iteration, or a test of the same process, is a run of its own."""
     for logger in trainer.loggers:
-        if hasattr(logger, "log_table") and trainer.is_global_zero:
+        if is_wandb(logger) and trainer.is_global_zero:
             logger.experiment.finish()  # type: ignore[attr-defined]
 
 

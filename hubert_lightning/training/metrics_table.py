@@ -82,7 +82,7 @@ def _number(text: object) -> float | None:
         return None
 
 
-def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
+def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> dict[int, set[str]]:
     """Keep the rows of metrics.csv up to the step of a checkpoint; a CSVLogger removes the table when it starts.
 
     The row of the checkpoint's own step is missing if the run was killed between saving and logging it. The table is
@@ -92,12 +92,15 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
         logger: Logger that has logged nothing yet.
         checkpoint: Content of the checkpoint.
 
+    Returns:
+        Names of the metrics in the other rows, by step, on rank 0.
+
     Raises:
         UserError: The table cannot be read; or the disk is full or read-only.
     """
     table = Path(logger.log_dir) / METRICS_TABLE
     if not is_first_process() or not table.exists():
-        return
+        return {}
     rows = _rows(table)
     last = checkpoint["global_step"] - 1  # the Trainer counts from 0
     repeated = last if checkpoint.get("validation_due") else None
@@ -116,6 +119,11 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> None:
     else:
         table.unlink()
     continue_table(logger, str(table), names)
+    others: dict[int, set[str]] = {}
+    for row in rows:
+        if row not in kept:
+            others.setdefault(int(row["step"]), set()).update(name for name, value in row.items() if name and value)
+    return others
 
 
 def _rows(table: Path) -> list[dict[str, str]]:

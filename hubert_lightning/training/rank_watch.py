@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -90,6 +91,8 @@ class RankWatch:
         self.signs: dict[int, Sign] = {}
         self.lost: str | None = None
         """Error of the connection to the store, None while it works."""
+        self.tell: Callable[[str], None] | None = None
+        """Function that gets the sentence about a stall, on rank 0."""
         self._exchanged = self._judged = time.monotonic()
         self._seen = dict.fromkeys(range(num_ranks), self._judged)  # when each rank gave its last sign
         self._moved: dict[int, float] = {}  # when each rank began its last piece of work
@@ -272,8 +275,10 @@ class RankWatch:
         if self.num_ranks == 1:
             if self._warned != console.now.count:
                 self._warned = console.now.count
+                self._tell(sentence)
                 print(f"hubert: warning: {sentence}", file=sys.stderr, flush=True)
             return
+        self._tell(sentence)
         now = time.monotonic()
         ended = {rank for rank, process in self.launched.items() if process.poll() is not None}
         ended |= {rank for rank, sign in self.signs.items() if sign.end is not None}
@@ -284,6 +289,10 @@ class RankWatch:
             print(f"hubert: {sentence}. This run ends; the same command resumes", file=sys.stderr, flush=True)
         time.sleep(min(2 * self.interval, 3))  # all ranks evaluate the signs before the first one ends
         interrupts.end_process(EXIT_STATUS, list(self.launched.values()))
+
+    def _tell(self, sentence: str) -> None:
+        if self.tell and self.rank == 0:  # in a thread, as the function may wait for what hangs
+            threading.Thread(target=self.tell, args=[sentence], name="stall alert", daemon=True).start()
 
 
 def end_unless_set(started: threading.Event, warn_after: float, end_after: float) -> None:

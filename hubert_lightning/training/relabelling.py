@@ -121,7 +121,11 @@ class Relabel(Callback):
         streams = made.get("streams") or []
         # Four digits, since sums of float32 differ in the last ones from run to run
         inertias = [float(f"{stream['inertia'][-1]:.4g}") for stream in streams if stream.get("inertia")]
-        quality = [stream["quality"] for stream in streams if stream.get("quality")]
+        quality = [
+            {name: float(f"{value:.4g}") for name, value in stream["quality"].items()}
+            for stream in streams
+            if stream.get("quality")
+        ]
         return {
             **recipe,
             **{name: value for name, value in origin.items() if name != "features"},
@@ -218,7 +222,9 @@ class Relabel(Callback):
         def write() -> None:
             own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
             groups = [shards[shard] for shard in own_shards]
-            labels = assign_clusters(extractor, streams, groups, data.max_frames, data.num_workers)
+            labels = assign_clusters(
+                extractor, streams, groups, data.max_frames, data.num_workers, ranks=trainer.world_size
+            )
             for shard, clusters in zip(own_shards, labels, strict=True):
                 writer.write(shard, clusters)
 

@@ -1,6 +1,7 @@
 """The config of one run: where it writes, which checkpoint it takes, and the copy in its folder."""
 
 import logging
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 LOGGER_RUN_KEYS = ("id", "version", "run_id", "experiment_key", "with_id")
 """Arguments by which loggers (W&B, CSV, MLflow, Comet, Neptune) resume an existing run."""
+SWEEP, TRIAL = "WANDB_SWEEP_ID", "WANDB_RUN_ID"
+"""Variables by which `wandb agent` names a sweep and its trial."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -121,7 +124,9 @@ def log_separately(config: Namespace, verb: str) -> Path:
         if "save_dir" in settings:
             settings.save_dir = str(folder)
         if "job_type" in settings or _has_id(logger):  # W&B
+            fits = ("pretrain", "finetune")
             settings.job_type = verb
+            settings.tags = [verb, *(tag for tag in settings.get("tags") or () if tag not in fits)]
             settings.group = settings.get("group") or settings.get("name") or settings.get("id")
             settings.name = f"{settings.get('name') or run.name}-{verb}-{folder.name}"
         for name in LOGGER_RUN_KEYS:
@@ -131,14 +136,26 @@ def log_separately(config: Namespace, verb: str) -> Path:
 
 
 def keep_run_id(config: Namespace) -> None:
-    """Give W&B the id of the run that resumes, from the config in its folder, or a new one."""
-    folder, run_id = Path(config.output), None
-    if any(folder.glob("*.ckpt")) and (folder / CONFIG).exists():
-        loggers = listed(kept_config(folder)["trainer"]["logger"])
-        run_id = next((logger["init_args"]["id"] for logger in loggers if _has_id(logger)), None)
+    """Give W&B the id of the run that resumes, from the config in its folder, or a new one.
+
+    The trial of a sweep has the id that the sweep gives it.
+    """
+    if os.environ.get(SWEEP):
+        return
+    run_id = kept_run_id(Path(config.output))
     for logger in loggers_of(config):
         if _has_id(logger) and not logger.init_args.id:
             logger.init_args.id = run_id or secrets.token_hex(4)
+
+
+def kept_run_id(folder: Path) -> str | None:
+    """Return W&B's id of the run whose checkpoints a folder holds, None if it has none."""
+    if os.environ.get(SWEEP):
+        return os.environ.get(TRIAL)
+    if not any(folder.glob("*.ckpt")) or not (folder / CONFIG).exists():
+        return None
+    loggers = listed(kept_config(folder)["trainer"]["logger"])
+    return next((logger["init_args"]["id"] for logger in loggers if _has_id(logger)), None)
 
 
 def follow_moved_run(config: Namespace, args: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ time of scikit-learn and reaches a lower inertia (docs/benchmarks.md). `ScikitKM
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from hubert_lightning import console
 from hubert_lightning.errors import UserError, within
 
 CHUNK_DISTANCES = 2**22
@@ -89,27 +91,33 @@ class KMeans:
 
     def _fit_centred(self, sample: "_Sample", seeding: Tensor, num_clusters: int, seed: int, report: Report) -> Tensor:
         """Fit centroids (clusters, dim) float64; they and the seeding rows are relative to the sample's centre."""
-        seeded = [self._seeded(seeding, num_clusters, seed + restart) for restart in range(self.restarts)]
-        _, best, rounds = min(seeded, key=lambda seeding: seeding[0])
-        centroids = sample.of_first_rank(best)
-        for inertia in rounds:
-            report(inertia)
-        if self.batch_frames is not None and self.batch_frames < sample.total:
-            return self._mini_batches(sample, seeding, centroids, report)
-        size = len(seeding)
-        while size < sample.total:
-            size = min(GROWTH * size, sample.total)
-            centroids = self._lloyd(sample, size, seeding, centroids, report)
+        in_batches = self.batch_frames is not None and self.batch_frames < sample.total
+        sizes = [sample.total] if in_batches else _sizes(len(seeding), sample.total)
+        work = self.max_rounds * sum(sizes)
+        with console.progress(f"K-means, {num_clusters} clusters", work or None, at_most=True) as bar:
+            seeded = []
+            for restart in range(self.restarts):
+                bar(0, f"choosing seeds, {restart + 1} of {self.restarts}")
+                seeded.append(self._seeded(seeding, num_clusters, seed + restart))
+            _, best, rounds = min(seeded, key=lambda seeding: seeding[0])
+            centroids = sample.of_first_rank(best)
+            for inertia in rounds:
+                report(inertia)
+            for size in sizes:
+                shown = _Rounds(bar, size, sample.total, report)
+                fit = self._mini_batches if in_batches else partial(self._lloyd, size=size)
+                centroids = fit(sample, seeding=seeding, centroids=centroids, report=shown)
+                bar.total = work = work - (self.max_rounds - shown.number) * size  # rounds that were not needed
         return centroids
 
     def _seeded(self, seeding: Tensor, num_clusters: int, seed: int) -> tuple[float, Tensor, list[float]]:
         """Return inertia, centroids and rounds of Lloyd's algorithm on the seeding rows alone."""
         centroids, rounds = _plus_plus(seeding, num_clusters, seed), list[float]()
         alone = _Sample(seeding, None, seed, None, None)
-        centroids = self._lloyd(alone, len(seeding), seeding, centroids, rounds.append)
+        centroids = self._lloyd(alone, seeding, centroids, rounds.append, len(seeding))
         return float(alone.round(centroids, len(seeding))[2]), centroids, rounds
 
-    def _lloyd(self, sample: "_Sample", size: int, seeding: Tensor, centroids: Tensor, report: Report) -> Tensor:
+    def _lloyd(self, sample: "_Sample", seeding: Tensor, centroids: Tensor, report: Report, size: int) -> Tensor:
         before = math.inf
         for _ in range(self.max_rounds):
             sums, counts, inertia = sample.round(centroids, size)
@@ -142,6 +150,23 @@ class KMeans:
         return centroids
 
 
+class _Rounds:
+    """Reports the rounds over a number of rows, and shows them beside a progress bar.
+
+    Attributes:
+        number: Number of rounds so far.
+    """
+
+    def __init__(self, bar: console.Bar, size: int, total: int, report: Report) -> None:
+        self._bar, self._size, self._report, self.number = bar, size, report, 0
+        self._rows = f"{size} frames" if size == total else f"{size} of {total} frames"
+
+    def __call__(self, inertia: float) -> None:
+        self.number += 1
+        self._report(inertia)
+        self._bar(self._size, f"round {self.number} on {self._rows}, inertia {inertia:.4g}")
+
+
 class ScikitKMeans:
     """`MiniBatchKMeans` of scikit-learn with the settings of the reference, on the processor of the first rank."""
 
@@ -166,7 +191,8 @@ class ScikitKMeans:
         gathered = sample.gather(sample.total)
         centroids = gathered.new_zeros(num_clusters, gathered.shape[1])
         if group is None or dist.get_rank(group) == 0:
-            centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
+            with console.progress(f"K-means of scikit-learn, {num_clusters} clusters", None):
+                centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
         sample.of_first_rank(centroids)
         if (different := len(torch.unique(centroids, dim=0))) < num_clusters:
             raise UserError(_too_few(different, num_clusters, sample.total))
@@ -275,6 +301,15 @@ class _Sample:
         if self.group is not None:
             dist.all_reduce(values, group=self.group)
         return values
+
+
+def _sizes(first: int, total: int) -> list[int]:
+    """Numbers of rows of the levels after the first one."""
+    sizes = []
+    while first < total:
+        first = min(GROWTH * first, total)
+        sizes.append(first)
+    return sizes
 
 
 def _ignored(inertia: float) -> None:

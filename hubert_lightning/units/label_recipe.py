@@ -253,6 +253,7 @@ def assign_clusters(
     groups: Sequence[Sequence[Cut]],
     max_frames: int,
     num_workers: int = 0,
+    ranks: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Assign every frame to its nearest centroid, one group of cuts after the other.
 
@@ -262,12 +263,14 @@ def assign_clusters(
         groups: Cuts that are labelled together.
         max_frames: Number of frames of a batch at most, padding included.
         num_workers: Number of processes that read audio.
+        ranks: Number of ranks that share the work, as of `extract`.
 
     Yields:
         (streams, frames) uint16 by cut id, for each group.
     """
     streams = [(columns, centroids.to(extractor.device)) for columns, centroids in streams]
-    for number, pieces in groupby(extract(extractor, groups, max_frames, "labels", num_workers), key=itemgetter(0)):
+    work = extract(extractor, groups, max_frames, "labelling", num_workers, ranks=ranks)
+    for number, pieces in groupby(work, key=itemgetter(0)):
         cuts = groups[number]
         labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
         for _, piece, features in pieces:

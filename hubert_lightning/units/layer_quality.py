@@ -17,17 +17,19 @@ import numpy as np
 import torch
 from lhotse.cut import Cut
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from hubert_lightning.console import png_of
+from hubert_lightning.console import BLUE, COLUMN, GREY, ORANGE, figure_files, figure_style, progress
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import MFCC, Extractor, Precision, all_layers_extractor, mfcc_extractor
 from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
-from hubert_lightning.files import replacing_all, write_whole
+from hubert_lightning.files import write_all, write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
@@ -52,7 +54,7 @@ def quality(
     Args:
         checkpoint: Model in any format.
         manifests: Manifests of utterances. PNMI and purities need phone alignments (`hubert prepare alignments`).
-        output: Folder for quality.json and quality.png.
+        output: Folder for quality.json and the figure: quality.png, quality.svg and quality.pdf.
         clusters: Number of K-means clusters.
         max_frames: Number of frames, half to fit K-means and half to judge it.
         seed: Seed of the sample and of K-means.
@@ -76,10 +78,9 @@ def quality(
         console.print("no utterance has phones to choose the best layer by; add them: `hubert prepare alignments`")
     else:
         console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
-    with replacing_all(output / "quality.png", output / "quality.json") as (figure, file):
-        figure.write(_drawn(results, clusters))
-        file.write(content.encode())
-    console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}")
+    figures = figure_files(_drawn(results, clusters), output / "quality.png")
+    write_all(figures | {output / "quality.json": content.encode()})
+    console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}, .svg and .pdf")
 
 
 def phone_quality(
@@ -140,10 +141,12 @@ def _judged(extractor: Extractor, sample: "QualitySample", clusters: int, seed: 
     rows = rows[:, None] if rows.ndim == 2 else rows  # (rows, layers, dim)
     fitted, judged = torch.from_numpy(sample.fit), torch.from_numpy(~sample.fit)
     results = []
-    for layer in range(rows.shape[1]):
-        centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed, device=extractor.device)
-        assigned = assign(rows[judged, layer].to(centroids.device), centroids).cpu().numpy()
-        results.append(_measured(sample.phone[~sample.fit], assigned, clusters))
+    with progress("quality of layers", rows.shape[1], "layers") as advance:
+        for layer in range(rows.shape[1]):
+            centroids = KMeans().fit(rows[fitted, layer].float(), clusters, seed, device=extractor.device)
+            assigned = assign(rows[judged, layer].to(centroids.device), centroids).cpu().numpy()
+            results.append(_measured(sample.phone[~sample.fit], assigned, clusters))
+            advance()
     return results
 
 
@@ -294,18 +297,32 @@ def _table(results: dict[str, Quality], title: str) -> Table:
     return table
 
 
-def _drawn(results: dict[str, Quality], clusters: int) -> bytes:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    shares, usage = figure.subplots(1, 2)
-    names = [name.removeprefix("layer ") for name in results]
-    for value, label, colour in (
-        ("pnmi", "PNMI", "#2a6f97"),
-        ("phone_purity", "phone purity", "#e07a3f"),
-        ("cluster_purity", "cluster purity", "#9aa5ad"),
-    ):
-        shares.plot(names, [getattr(row, value) for row in results.values()], marker=".", color=colour, label=label)
-    shares.set(title="Agreement of clusters and phones", xlabel="layer", ylim=(0, None))
-    shares.legend(frameon=False)
-    usage.plot(names, [row.perplexity for row in results.values()], marker=".", color="#2a6f97")
-    usage.set(title=f"Perplexity of {clusters} clusters", xlabel="layer", ylim=(0, clusters))
-    return png_of(figure)
+@figure_style()
+def _drawn(results: dict[str, Quality], clusters: int) -> Figure:
+    """Plot the measures of each layer; those of MFCC are lines across, for comparison."""
+    layers = [measures for name, measures in results.items() if name != MFCC]
+    numbers = range(1, len(layers) + 1)
+    if math.isnan(results[MFCC].pnmi):  # no phones are known
+        figure = Figure(figsize=(COLUMN, 1.8))
+        usage = figure.subplots()
+    else:
+        figure = Figure(figsize=(COLUMN, 3.6))
+        shares, usage = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        for value, label, colour in (
+            ("pnmi", "PNMI", BLUE),
+            ("phone_purity", "phone purity", ORANGE),
+            ("cluster_purity", "cluster purity", GREY),
+        ):
+            shares.plot(numbers, [getattr(row, value) for row in layers], "o-", color=colour, label=label)
+            shares.axhline(getattr(results[MFCC], value), color=colour, ls=":", lw=1)
+        shares.set(ylabel="agreement with phones", ylim=(0, 1))
+    figure.legend(
+        handles=[*figure.axes[0].get_legend_handles_labels()[0], Line2D([], [], color="black", ls=":", label="MFCC")],
+        loc="outside upper center",
+        ncols=2,
+    )
+    usage.plot(numbers, [row.perplexity for row in layers], "o-", color=BLUE)
+    usage.axhline(results[MFCC].perplexity, color=BLUE, ls=":", lw=1)
+    usage.set(ylabel=f"perplexity\n(of {clusters} clusters)", xlabel="Transformer layer", ylim=(0, clusters))
+    usage.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

@@ -87,6 +87,24 @@ def test_gradients_are_clipped_by_value_after_they_are_averaged(tmp_path: Path) 
         torch.testing.assert_close(after[name], before[name] - gradient.clamp(-1e-2, 1e-2), msg=name)
 
 
+def test_the_norms_of_the_parts_are_those_of_the_mean_gradient_before_clipping(tmp_path: Path) -> None:
+    batches = [pretraining_batch(0, masked=5), pretraining_batch(1, masked=30)]
+    model = pretraining_model(optimizer=plain_sgd, warmup_steps=0)
+    gradients = mean_gradient(model, batches)
+    trained(model, batches, tmp_path, accumulate_grad_batches=2, gradient_clip_val=1e-2)
+    logged = model.trainer.callback_metrics
+    parts = {
+        "_convolutions": [name for name in gradients if name.startswith("encoder.convolutions.")],
+        "_head": [name for name in gradients if name.startswith("predictors.")],
+        "": list(gradients),
+    }
+    known = {*parts["_convolutions"], *parts["_head"]}
+    parts["_transformer"] = [name for name in gradients if name not in known]
+    for part, names in parts.items():
+        norm = torch.nn.utils.get_total_norm([gradients[name] for name in names])
+        torch.testing.assert_close(logged[f"train/gradient_norm{part}"], norm, msg=part)
+
+
 def broken(batch: PretrainingBatch, name: str) -> PretrainingBatch:
     return batch._replace(waveform=torch.full_like(batch.waveform, torch.nan), id=(name, "whole"))
 

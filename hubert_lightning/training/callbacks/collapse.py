@@ -1,6 +1,5 @@
 """Early warnings of pre-training runs that do not learn, or have stopped learning."""
 
-import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
@@ -9,15 +8,22 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from hubert_lightning.training.task import Task, logs_step
+from hubert_lightning.training.wandb_runs import warn
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.quality import entropy
-
-log = logging.getLogger(__name__)
 
 FIRST_STEP = 500
 """Steps without a warning at the start, at least."""
 AVERAGED = 20
 """Logged values that a warning takes the mean of."""
+TITLES = {
+    "guessing": "predictions at chance level",
+    "trivial": "trivial labels",
+    "upside down": "input ignored",
+    "few": "predictions collapsed",
+    "risen": "loss diverges",
+}
+"""Kind of failure → title of its alert."""
 METRICS = ("masked_loss", "masked_accuracy", "unmasked_accuracy", "label_clusters", "predicted_clusters")
 
 
@@ -69,7 +75,7 @@ class CollapseWatch(Callback):
             for kind, sentence in self._failures(means):
                 if kind not in self._warned:
                     self._warned.add(kind)
-                    _warn(trainer, f"step {step}: {sentence}")
+                    warn(trainer, TITLES[kind], f"step {step}: {sentence}")
 
     def _failures(self, means: dict[str, float]) -> Iterator[tuple[str, str]]:
         """Yield the kind and the description of each failure that the means show."""
@@ -106,10 +112,3 @@ class CollapseWatch(Callback):
                 f"the masked loss has risen from {self._lowest_loss:.2f} to {loss:.2f}; resume from an earlier "
                 "checkpoint with a lower learning rate or a lower gradient_clip_val",
             )
-
-
-def _warn(trainer: Trainer, sentence: str) -> None:
-    log.warning(sentence)
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_table"):  # W&B, which can notify its users
-            logger.experiment.alert(title="HuBERT pre-training", text=sentence)  # type: ignore[attr-defined]  # W&B's

@@ -5,18 +5,23 @@ import json
 import math
 import os
 import platform
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning import __version__
 from hubert_lightning.files import write_whole
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.metrics_table import RECORD
-from hubert_lightning.training.relabelling import Relabel
+from hubert_lightning.training.relabelling import Relabel, labelling
+from hubert_lightning.training.run_config import SaveRunConfig
+from hubert_lightning.training.wandb_runs import log_labelling, start_run
 from hubert_lightning.units.label_store import LabelStore
 
 TRAINER_SETTINGS = (
@@ -56,6 +61,10 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             write_whole(Path(trainer.default_root_dir) / RECORD, (json.dumps(record, indent=2) + "\n").encode())
         _log(trainer, record)
+        start_run(trainer)
+        labels = getattr(trainer.datamodule, "labels", None)  # type: ignore[attr-defined]  # undeclared in Lightning
+        if trainer.ckpt_path is None and isinstance(labels, LabelStore):  # a run that resumes has logged it
+            log_labelling(trainer, labelling(labels.path.parent, labels.source.kmeans))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -81,6 +90,7 @@ def fit_record(trainer: Trainer) -> dict[str, Any]:
     record: dict[str, Any] = {
         "version": __version__,
         "folder": trainer.default_root_dir,
+        "iteration": _iteration(Path(trainer.default_root_dir)),
         "task": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -91,7 +101,7 @@ def fit_record(trainer: Trainer) -> dict[str, Any]:
         "keep_head": getattr(model, "keep_head", False),
         "optimizer": {"class": type(optimizer).__name__, **_own_settings(optimizer)},
         "schedule": {
-            "class": getattr(model, "schedule_name", None),
+            "class": _schedule_name(trainer),
             "warmup_steps": model.warmup_steps,
             "total_steps": trainer.estimated_stepping_batches,
         },
@@ -181,6 +191,8 @@ def _callback_settings(callbacks: list[Callback]) -> dict[str, Any]:
     """Return the numbers and texts that each callback was built with, by its class, without what it has counted."""
     settings = {}
     for callback in callbacks:
+        if type(callback) in (SaveRunConfig, ModelCheckpoint):  # which save, and change nothing
+            continue
         arguments = inspect.signature(type(callback)).parameters
         values = {name: getattr(callback, name) for name in arguments if name != "dirpath" and hasattr(callback, name)}
         settings[type(callback).__name__] = {
@@ -194,6 +206,21 @@ def _own_settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     settings = {name: value for name, value in optimizer.defaults.items() if value is not None}
     settings.pop("differentiable", None)
     return settings | {"lr": optimizer.param_groups[0].get("initial_lr", settings.get("lr"))}
+
+
+def _schedule_name(trainer: Trainer) -> str | None:
+    """Return the name of the function that gives the learning rate its shape."""
+    scheduler = trainer.lr_scheduler_configs[0].scheduler if trainer.lr_scheduler_configs else None
+    if not isinstance(scheduler, LambdaLR):
+        return None if scheduler is None else type(scheduler).__name__
+    shape: Any = scheduler.lr_lambdas[0]
+    return str(getattr(getattr(shape, "func", shape), "__name__", type(shape).__name__)).strip("_")
+
+
+def _iteration(folder: Path) -> int | None:
+    """Return the number of the iteration that a folder is named for."""
+    match = re.fullmatch(r"iteration(\d+)", folder.name)
+    return int(match[1]) if match else None
 
 
 def _seed() -> int | None:

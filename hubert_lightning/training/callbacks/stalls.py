@@ -14,6 +14,7 @@ from hubert_lightning.data.workers import killed_worker
 from hubert_lightning.errors import UserError
 from hubert_lightning.training.lightning_internals import extend_timeout, is_collective_error, take_launched_processes
 from hubert_lightning.training.rank_watch import Limits, RankWatch, end_unless_set
+from hubert_lightning.training.wandb_runs import alert
 
 START_TIMEOUT = default_pg_timeout.total_seconds()
 """Seconds in which all ranks must start: torch's time-out, which the callback extends for what comes after."""
@@ -117,6 +118,7 @@ def _watch(trainer: Trainer, limits: Limits) -> None:
         signals.prints = trainer.is_global_zero
         signals.launched = list(_launched.values())
     _current = RankWatch(limits, trainer.global_rank, trainer.world_size, _launched, f"stalls{_starts}")
+    _current.tell = lambda sentence: alert(trainer, "run stalls", sentence, "ERROR")
 
 
 def end(reason: str) -> None:

@@ -35,7 +35,7 @@ def warnings_of(
     restarts: logged values between two interruptions, each resumed from a checkpoint; 0 for none
     """
     alerts: list[str] = []
-    experiment = SimpleNamespace(alert=lambda title, text: alerts.append(text))
+    experiment = SimpleNamespace(alert=lambda title, text, level: alerts.append(text))
     trainer: Any = SimpleNamespace(
         datamodule=SimpleNamespace(labels=labels),
         is_global_zero=True,
