@@ -117,6 +117,8 @@ def _run(args: list[str]) -> int:
         print(f"hubert_lightning {__version__}")
         return 0
     show_messages(of_ranks=args[0] in VERBS_OF_RANKS)
+    if not console.prints():  # torch reads it when it is imported; the first rank prints the same warnings
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         verb, target, rest = find_verb(VERBS, args)
         if isinstance(target, dict):
