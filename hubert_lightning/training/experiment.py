@@ -6,7 +6,7 @@ Finished iterations are not trained again: the same command resumes where it was
 import logging
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -36,6 +36,7 @@ from hubert_lightning.console import is_first_process, show_messages
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
 from hubert_lightning.interrupts import held
+from hubert_lightning.model.devices import keep_freed_memory
 from hubert_lightning.parsing import check_typed, given_configs
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.arguments import check_arguments, check_ignored
@@ -100,13 +101,14 @@ EXPECTED_WARNINGS = (
 """Warnings of libraries on what is intended here."""
 
 
-def fit(args: list[str]) -> None:
+def fit(args: list[str], begins: Callable[[int], object] | None = None) -> None:
     """Train the run that a command line describes, or its iterations one after another.
 
     A run that is finished is left as it is.
 
     Args:
         args: Command line after `hubert fit`.
+        begins: Called with the number of each iteration that begins, counted from 1.
 
     Raises:
         UserError: The run cannot be trained as described.
@@ -143,8 +145,11 @@ def fit(args: list[str]) -> None:
         resources.enter_context(_alone_in(Path(config.output)))
         # another command may have finished some before it released the folder
         for run in [run for run in unfinished if not is_finished(run)] or unfinished[-1:]:
+            number = runs.index(run) + 1
+            if begins:
+                begins(number)
             with _alone_in(Path(run.output)):
-                cli.train(run, f"iteration {runs.index(run) + 1} of {len(runs)}" if config.iterations else "training")
+                cli.train(run, f"iteration {number} of {len(runs)}" if config.iterations else "training")
 
 
 def judge(verb: Verb, args: list[str]) -> None:
@@ -281,6 +286,8 @@ class HubertCLI(LightningCLI):
     def run(self, config: Namespace) -> None:
         """Build a run, check its checkpoint, and call the Trainer's method of the verb."""
         self.build(config)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         shows = self.config_init["trainer"].get("enable_progress_bar") is not False
         with config_errors(), nullcontext() if shows else console.hidden_bars():
             self.check()
