@@ -1,9 +1,9 @@
 """Errors of a hypothesis marked in its text: for terminals, pages and loggers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jiwer
 
@@ -12,6 +12,7 @@ ERROR_MARKS = {"equal": "", "substitute": "S", "insert": "I", "delete": "D"}
 DELETED = "color:#b3261e;text-decoration:line-through"
 INSERTED = "color:#00629b;font-weight:bold"
 PAGE_STYLE = "font:14px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:4px"
+CELL = "padding:2px 8px;text-align:left;vertical-align:top;border-bottom:1px solid #ddd"
 
 
 class Column(NamedTuple):
@@ -59,6 +60,24 @@ def errors_as_html(reference: str, hypothesis: str) -> str:
         inserted = f'<ins style="{INSERTED};text-decoration:none">{escape(after)}</ins>' if mark in ("S", "I") else ""
         words.append(" ".join(filter(None, (deleted, inserted))) or escape(after))
     return f'<div style="{PAGE_STYLE}">{" ".join(words)}</div>'
+
+
+def errors_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a page with a table of utterances; its last column is the hypothesis with its errors marked.
+
+    Args:
+        rows: Cells by the names of the columns, the same in every row; with "reference" and "hypothesis".
+
+    Returns:
+        HTML that needs no style sheet.
+    """
+    names = [name for name in rows[0] if name not in ("reference", "hypothesis")]
+    head = "".join(f"<th style='{CELL}'>{escape(name)}</th>" for name in (*names, "errors"))
+    lines = []
+    for row in rows:
+        cells = [*(escape(str(row[name])) for name in names), errors_as_html(row["reference"], row["hypothesis"])]
+        lines.append("<tr>" + "".join(f"<td style='{CELL}'>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table style='{PAGE_STYLE};border-collapse:collapse'><tr>{head}</tr>{''.join(lines)}</table>"
 
 
 def errors_as_text(reference: str, hypothesis: str) -> str:

@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from hubert_lightning import console
@@ -284,6 +285,8 @@ class HubertCLI(LightningCLI):
         with config_errors(), nullcontext() if shows else console.hidden_bars():
             self.check()
             options = {name: self.config_init[name] for name in self._verb_options}
+            if "verbose" in options:
+                options["verbose"] = False  # Lightning's table; ours follows
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, **options)
             getattr(self, f"_after_{self.verb}", lambda: _end_tracking(self.trainer))()
         stalls.end("")
@@ -395,6 +398,14 @@ class HubertCLI(LightningCLI):
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and logger.version == kept_run_id(path.parent):
                     log_once(logger, repeated)
+
+    def _after_validate(self) -> None:
+        if self.trainer.is_global_zero and self.config_init.verbose:
+            table = Table("measure", "value")
+            for name, value in sorted(_values(self.trainer.callback_metrics).items()):
+                table.add_row(name, f"{value:.6g}")
+            Console().print(table)
+        _end_tracking(self.trainer)
 
     def _after_test(self) -> None:
         if not self.trainer.is_global_zero:

@@ -101,9 +101,29 @@ def log_table(loggers: Iterable[Logger], name: str, rows: Sequence[Mapping[str, 
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, _markdown(rows), step)
         elif hasattr(logger, "log_table"):
-            media = import_module(type(logger.experiment).__module__.split(".")[0])  # type: ignore[attr-defined]
+            media = _package_of(logger)
             data = [[_cell(value, media) for value in row.values()] for row in rows]
             logger.log_table(key=name, columns=[*rows[0]], data=data, step=step)
+
+
+def log_page(loggers: Iterable[Logger], name: str, html: str, step: int) -> None:
+    """Log HTML to W&B, which keeps it in the run's folder, unlike the cells of a table.
+
+    Args:
+        loggers: Loggers that take pictures.
+        name: Name of the page.
+        html: Content of the page.
+        step: Step of the log.
+    """
+    for logger in loggers:
+        if hasattr(media := _package_of(logger), "Html"):
+            page: Any = {name: media.Html(html, inject=False)}
+            logger.log_metrics(page, step)
+
+
+def _package_of(logger: Logger) -> Any:
+    """Return the package that a logger logs by, such as wandb, which this package does not import."""
+    return import_module(type(logger.experiment).__module__.split(".")[0])  # type: ignore[attr-defined]
 
 
 def _takes_pictures(logger: Logger) -> bool:

@@ -1,6 +1,6 @@
 """Errors marked in a hypothesis."""
 
-from hubert_lightning.asr.marked_errors import aligned_words, errors_as_html, errors_as_text
+from hubert_lightning.asr.marked_errors import aligned_words, errors_as_html, errors_as_text, errors_page
 
 TEXTS = "WHERE DID SHE BRING THE DRUM", "WHERE SHE BROUGHT THE THIN DRUM"
 
@@ -22,3 +22,10 @@ def test_nothing_and_all_right_are_shown_too() -> None:
     assert errors_as_text("ONE TWO", "") == "[-ONE-] [-TWO-]"
     assert errors_as_text("ONE TWO", "ONE TWO") == "ONE TWO"
     assert "<del" not in errors_as_html("ONE", "ONE")
+
+
+def test_a_page_has_a_row_for_each_utterance() -> None:
+    page = errors_page([{"id": "a<b", "WER": 0.5, "reference": "ONE TWO", "hypothesis": "ONE"}])
+    assert page.count("<tr>") == 2
+    assert "a&lt;b" in page
+    assert ">TWO</del>" in page

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from hubert_lightning.asr.marked_errors import errors_as_html, errors_as_text
+from hubert_lightning.asr.marked_errors import errors_as_html, errors_as_text, errors_page
 from hubert_lightning.asr.scoring import Result, score_utterance
 from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.data.audio import read_waveform
@@ -33,6 +33,7 @@ from hubert_lightning.training.media import (
     Sound,
     log_audio,
     log_figures,
+    log_page,
     log_table,
     logged_step,
     pictorial_loggers,
@@ -205,6 +206,7 @@ class Pictures(Callback):
         if not loggers or not self.num_transcripts:
             return
         shown = _spread(transcripts, self.num_transcripts)
+        first = self._excerpts is None
         if self._excerpts is None:
             self._excerpts = self._choose_played([cuts[transcript.id] for transcript in shown])
         played = {excerpt.cut.id: excerpt.waveform.numpy().view(Sound) for excerpt in self._excerpts}
@@ -222,7 +224,14 @@ class Pictures(Callback):
                 "errors": Markup(errors_as_html(*texts), errors_as_text(*texts)),
             }
             table.append({name: value for name, value in row.items() if name != "audio" or played})
-        log_table(loggers, "val/transcripts", table, logged_step(trainer))
+        step = logged_step(trainer)
+        log_table(loggers, "val/transcripts", table, step)
+        shown_on_page = ("id", "speaker", "seconds", "WER", "reference", "hypothesis")
+        page = [{name: row[name] for name in shown_on_page} for row in table]
+        if page:
+            log_page(loggers, "val/errors", errors_page(page), step)
+        if first and played:
+            log_audio(loggers, "val/audio", {name: np.asarray(sound) for name, sound in played.items()}, step)
 
     def _choose_played(self, cuts: Sequence[Cut]) -> list["Excerpt"]:
         if not self.audio:
