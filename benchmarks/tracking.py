@@ -22,7 +22,7 @@ from hubert_lightning.training.callbacks.collapse import CollapseWatch
 from hubert_lightning.training.callbacks.throughput import Throughput
 
 TRACKING = (Throughput, CollapseWatch, RunAlerts)
-BLOCK, WARM_UP = 40, 40
+BLOCK, WARM_UP = 20, 40
 """Steps of a block; steps before the first one."""
 
 

@@ -90,11 +90,15 @@ X_AXES = {"labels/kmeans_inertia": "labels/kmeans_round"}
 """Metrics that are not drawn over optimizer steps."""
 SCALARS = ("labels/hours_per_hour", "labels/seconds")
 """Metrics that a run logs once."""
-MEDIA = {
-    "units": ("units/utterances", "units/audio", "units/phones_by_cluster"),
-    "layers": ("layers/pnmi", "layers/perplexity"),
+MEDIA: dict[str, tuple[tuple[str, Sequence[str]], ...]] = {
+    "units": (
+        *((f"Utterance {number}", (f"units/utterances/{number}",)) for number in range(1, 5)),
+        ("Audio of the utterances", tuple(f"units/audio/{number}" for number in range(1, 5))),
+        ("Phones by cluster", ("units/phones_by_cluster",)),
+    ),
+    "layers": (("Quality by layer", ("layers/pnmi", "layers/perplexity")),),
 }
-"""Section → pictures and audio that runs log at each validation."""
+"""Section → title and names of pictures and audio that runs log at each validation."""
 TRANSCRIPTS = "val/transcripts"
 """Table that fine-tuning logs at each validation."""
 
@@ -134,8 +138,8 @@ def _workspace(entity: str, project: str, title: str) -> Any:
     except ImportError as error:
         raise UserError("wandb-workspaces is not installed; install hubert-lightning[dashboard]") from error
     contents = {section: [_panel(panels, *chart) for chart in charts] for section, charts in SECTIONS.items()}
-    for section, keys in MEDIA.items():
-        contents[section] += [panels.MediaBrowser(title=key, media_keys=[key]) for key in keys]
+    for section, media in MEDIA.items():
+        contents[section] += [panels.MediaBrowser(title=title, media_keys=list(keys)) for title, keys in media]
     contents["val"].append(panels.WeavePanelSummaryTable(table_name=TRANSCRIPTS))
     contents["Overview"].append(panels.RunComparer(diff_only="split"))  # the settings that differ
     sections = [views.Section(name=name, panels=charts, is_open=True) for name, charts in contents.items()]

@@ -116,8 +116,8 @@ def fit(args: list[str], begins: Callable[[int], object] | None = None) -> None:
     with _process() as resources:
         cli = HubertCLI("fit", args)
         config = cli.config
-        own_folder(config)
         name_group(config)
+        own_folder(config)
         if config.trainer.fast_dev_run:
             config.output = str(resources.enter_context(trial_folder(Path(config.output))))
         check_output(config)

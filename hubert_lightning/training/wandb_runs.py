@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from torch import Tensor
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular
@@ -165,9 +166,14 @@ def log_once(logger: WandbLogger, logged: Mapping[int, set[str]]) -> None:
     """
     log_metrics = logger.log_metrics
 
-    def log_new(metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_new(metrics: Mapping[str, Any], step: int | None = None) -> None:
         known = logged.get(step, set()) if step is not None else set()
-        new = {name: value for name, value in metrics.items() if name not in known}
+        validated = any(name.startswith("val/") for name in known)  # and its pictures are there, which no table has
+        new = {
+            name: value
+            for name, value in metrics.items()
+            if name not in known and (isinstance(value, (int, float, Tensor)) or not validated)
+        }
         if not known or new.keys() - {"epoch"}:
             log_metrics(new, step)
 
