@@ -34,6 +34,7 @@ VERBS: Verbs = {
         "test": "training.commands:test",
         "predict": "training.commands:predict",
         "average": "training.averaging:average",
+        "report": "report.commands:report",
         "dashboard": "training.dashboard:dashboard",
     },
     "units": {
@@ -53,7 +54,7 @@ VERBS: Verbs = {
     "recognition": {
         "transcribe": "asr.transcribe:transcribe",
         "align": "asr.transcribe:align",
-        "score": "asr.score_report:score_file",
+        "score": "report.commands:score_file",
         "ngram": "asr.ngram:ngram",
         "lexicon": "asr.lexicon:lexicon",
         "tune-decoder": "asr.tune_decoder:tune_decoder",
@@ -116,6 +117,8 @@ def _run(args: list[str]) -> int:
         print(f"hubert_lightning {__version__}")
         return 0
     show_messages(of_ranks=args[0] in VERBS_OF_RANKS)
+    if not console.prints():  # torch reads it when it is imported; the first rank prints the same warnings
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         verb, target, rest = find_verb(VERBS, args)
         if isinstance(target, dict):

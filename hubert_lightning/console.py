@@ -10,7 +10,7 @@ import select
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -290,22 +290,25 @@ class _Display:
         if len(self.bars) > 1 or self.hidden or not prints():
             return
         from rich.file_proxy import FileProxy  # stands for standard error while another bar of rich is drawn
-        from rich.live import Live
 
         self._line, self._line_done = -math.inf, bar.done
         console = _stderr_console()
         if (console.is_interactive or console.is_jupyter) and not isinstance(sys.stderr, FileProxy):
             self._console = console
+            self._draw()
 
-            self._live = Live(
-                get_renderable=self._drawing,
-                console=console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=sys.stdout.isatty(),
-            )
-            self._live.start(refresh=True)
-            self._drawn = clock()
+    def _draw(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(
+            get_renderable=self._drawing,
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._live.start(refresh=True)
+        self._drawn = clock()
 
     def show(self, bar: Bar) -> None:
         if bar not in self.bars or self.hidden or not prints():
@@ -319,14 +322,18 @@ class _Display:
             self._line, self._line_done = now, self.bars[0].done
             say(self.bars[0].line(*(inner.line() for inner in self.bars[1:])))
 
-    def print(self, sentence: str) -> None:
-        """Print a sentence, above the bar if there is one."""
+    @contextmanager
+    def erased(self) -> Iterator[None]:
+        """Erase the bar while the block runs."""
         if self._live is None:
-            print(sentence, file=sys.stderr, flush=True)
+            yield
             return
-        from rich.text import Text
-
-        self._console.print(Text(sentence), soft_wrap=True)
+        self._live.stop()
+        self._live = None
+        try:
+            yield
+        finally:
+            self._draw()
 
     def close(self, bar: Bar, sentence: str) -> None:
         if bar not in self.bars:  # in a forked process
@@ -465,7 +472,15 @@ def minutes(seconds: float) -> str:
 def say(sentence: str) -> None:
     """Print a message on standard error, on the first rank, above the progress bar if there is one."""
     if prints():
-        _display.print(sentence)
+        with _display.erased():
+            print(sentence, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def above_bar() -> Iterator[None]:
+    """Print results of any length in the block, above the bar if both are on a terminal."""
+    with _display.erased() if sys.stdout.isatty() else nullcontext():
+        yield
 
 
 @contextmanager

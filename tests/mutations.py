@@ -53,7 +53,6 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings, write_setting
 from hubert_lightning.asr.decoding import BeamSearch, search_with
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.asr.score_report import score_file
 from hubert_lightning.data.alignments import prepare_alignments
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import read_corpora
@@ -67,6 +66,7 @@ from hubert_lightning.frames import SAMPLE_RATE, num_frames
 from hubert_lightning.interchange.import_export import export_model
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.report.commands import score_file
 from hubert_lightning.training.data_checks import check_transcripts
 from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
 from hubert_lightning.units.label_shards import LabelSource

@@ -66,21 +66,26 @@ ROOMS = {
         "ground untrusted vocabulary data model pretrained features units asr parsing",
         "jsonargparse lhotse lightning torchmetrics",
     ),
+    "report": Room(
+        "pages that show runs and their results",
+        "ground untrusted data features asr training",
+        "jinja2 jiwer plotly",
+    ),
     "demo": Room(
         "the whole method on synthetic speech",
-        "ground untrusted vocabulary data model pretrained features units asr training",
+        "ground untrusted vocabulary data model pretrained features units asr training report",
         "lhotse torchaudio",
     ),
     "cli": Room(
         "the verbs, imported when they are called",
-        "ground untrusted vocabulary data model pretrained features units asr interchange parsing training demo",
+        "ground untrusted vocabulary data model pretrained features units asr interchange parsing training report demo",
     ),
 }
 """In this order, a room imports rooms above it alone."""
 
 HEAVY = {
-    "huggingface_hub", "jiwer", "jsonargparse", "lhotse", "lightning", "optuna", "safetensors", "sklearn", "torchaudio",
-    "torchmetrics", "transformers", "wandb",
+    "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse", "lightning", "optuna", "plotly", "safetensors",
+    "sklearn", "torchaudio", "torchmetrics", "transformers", "wandb",
 }  # fmt: skip
 
 

@@ -164,7 +164,9 @@ with console.progress("reading", 4, "files") as advance:
         advance(note=f"note {number}")
         print("a message " + "x" * 60, file=sys.stderr) if number == 1 else None
         console.say("a long path " + "y" * 100) if number == 2 else None
-        print("a result") if number == 3 else None
+        if number == 3:
+            with console.above_bar():
+                print("a result " + "z" * 100)
 """
 
 
@@ -174,7 +176,7 @@ def test_on_a_terminal_one_bar_is_drawn_below_the_messages() -> None:
     assert any("2 of 4 files" in shown and "note 1" in shown for shown in screen.shown)
     assert all(shown.count("reading") <= 1 for shown in screen.shown)
     lines = [line[:9] for line in screen.shown[-1].splitlines() if line]
-    assert lines == ["a message", "a long pa", "a result", "reading: "]
+    assert lines == ["a message", "a long pa", "a result ", "reading: "]
 
 
 def test_stages_tell_the_time_left_of_the_whole(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,7 @@
 """Scores of speech recognition on the terminal: tables, and the worst utterances aligned."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import jiwer
 from rich import box
@@ -12,18 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hubert_lightning.asr.marked_errors import Column, columns
-from hubert_lightning.asr.results import origin_columns
-from hubert_lightning.asr.scoring import (
-    Comparison,
-    Result,
-    Scores,
-    Utterance,
-    compare,
-    read_results,
-    score,
-    write_scores,
-)
-from hubert_lightning.errors import UserError
+from hubert_lightning.asr.scoring import Comparison, Result, Scores, Utterance
 
 MARK_STYLES = {"": "", "S": "yellow", "I": "green", "D": "red"}
 SPEAKERS_SHOWN = 20
@@ -90,18 +78,29 @@ def _show(utterance: Utterance, console: Console) -> None:
     console.print()
 
 
+def aligned(result: Result) -> tuple[bool, list[Column]]:
+    """Align the reference and the hypothesis of an utterance.
+
+    Args:
+        result: Reference and hypothesis. A single word, or a sentence of a language that is written without spaces, is
+            aligned by letters.
+
+    Returns:
+        Whether words are aligned, not letters; and the columns of the alignment.
+    """
+    by_words = len(result.reference.split()) != 1
+    align = jiwer.process_words if by_words else jiwer.process_characters
+    return by_words, [*columns(align(result.reference, result.hypothesis))]
+
+
 def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
     """Align reference and hypothesis as sclite shows it: stars for what one lacks, and S, I or D below.
-
-    A single word, or a sentence of a language that is written without spaces, is aligned by letters.
 
     `jiwer.visualize_alignment` counts a wide character (Chinese, Japanese, Korean) as one column, so that its columns
     do not line up in a terminal, and marks no errors with colours.
     """
-    by_words = len(result.reference.split()) != 1
-    align = jiwer.process_words if by_words else jiwer.process_characters
-    aligned = columns(align(result.reference, result.hypothesis))
-    for columns_of_line in _broken(aligned, width - len("REF: "), gap=int(by_words)):
+    by_words, alignment = aligned(result)
+    for columns_of_line in _broken(alignment, width - len("REF: "), gap=int(by_words)):
         for label, row in (("REF: ", 0), ("HYP: ", 1), ("     ", 2)):
             line = Text(label)
             for column in columns_of_line:
@@ -112,11 +111,11 @@ def _aligned_lines(result: Result, width: int) -> Iterator[Text]:
             yield line
 
 
-def _broken(columns: Iterator[Column], width: int, gap: int) -> Iterator[list[Column]]:
+def _broken(aligned: Sequence[Column], width: int, gap: int) -> Iterator[list[Column]]:
     """Break columns into lines of at most `width` cells, with `gap` cells after each column."""
     line: list[Column] = []
     used = 0
-    for column in columns:
+    for column in aligned:
         size = max(map(cell_len, column)) + gap
         if line and used + size > width:
             yield line
@@ -124,28 +123,3 @@ def _broken(columns: Iterator[Column], width: int, gap: int) -> Iterator[list[Co
         line.append(column)
         used += size
     yield line
-
-
-def score_file(results: Path, against: Path | None = None, output: Path | None = None, worst: int = 5) -> None:
-    """Print word and character error rates with 95 % confidence intervals, by speaker, and the worst utterances.
-
-    Args:
-        results: JSON lines with id, reference, hypothesis and, where known, speaker: the test.jsonl of `hubert test`.
-        against: Results of a second system for the same utterances, for a significance test of the difference.
-        output: JSON file for all numbers, including those of every utterance.
-        worst: Number of utterances to show, those with most errors first.
-    """
-    if worst < 0:
-        raise UserError(f"worst {worst}: a number of utterances to show; 0 shows none")
-    if output and output in (results, against):
-        raise UserError(f"{output}: holds results, which the scores would replace; choose another output")
-    scores = score(read_results(results))
-    comparison = compare(scores, score(read_results(against))) if against else None
-    console = Console()
-    report(scores, console, worst)
-    if comparison:
-        console.print(f"first: {results}, second: {against}", markup=False, highlight=False, soft_wrap=True)
-        report_comparison(comparison, console)
-    if output:
-        write_scores(output, scores, comparison, {"results": str(results), **origin_columns(results)})
-        console.print(f"numbers in {output}", markup=False, highlight=False, soft_wrap=True)

@@ -205,9 +205,9 @@ def score(results: Sequence[Result]) -> Scores:
     for utterance in utterances:
         if utterance.result.speaker:
             by_speaker.setdefault(utterance.result.speaker, []).append(utterance)
-    speakers = {speaker: _pooled(rows) for speaker, rows in by_speaker.items()}
+    speakers = {speaker: pooled(rows) for speaker, rows in by_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
-    return replace(_pooled(utterances), speakers=dict(worst_first))
+    return replace(pooled(utterances), speakers=dict(worst_first))
 
 
 def score_utterance(result: Result) -> Utterance:
@@ -234,7 +234,15 @@ def _error_rate(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorRat
     return ErrorRate(alignment.substitutions, alignment.insertions, alignment.deletions, total)
 
 
-def _pooled(utterances: list[Utterance]) -> Scores:
+def pooled(utterances: list[Utterance]) -> Scores:
+    """Compute the error rates of utterances together.
+
+    Args:
+        utterances: At least one utterance with its errors.
+
+    Returns:
+        The scores, without those of speakers.
+    """
     words, letters = (_total([getattr(utterance, unit) for utterance in utterances]) for unit in ("words", "letters"))
     return Scores(words, letters, utterances)
 

@@ -13,6 +13,7 @@ from hubert_lightning.asr.transcript_formats import (
     TranscriptFormat,
     ctm_recording,
 )
+from hubert_lightning.console import above_bar
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
@@ -160,10 +161,10 @@ def write_all(
             if journal is not None:  # before the file is written, so that the file is known to be of this package
                 journal.add(Path(result.file), before=_status(path))
             write_whole(path, content.encode())
-        elif format == "text" and num_files > 1:
-            print(f"{result.file}\t{content}", end="", flush=True)
         else:
-            print(content, end="", flush=True)
+            name = f"{result.file}\t" if format == "text" and num_files > 1 else ""
+            with above_bar():
+                print(f"{name}{content}", end="", flush=True)
     if num_failed:
         print(f"hubert: {num_failed} of {num_files} files failed", file=sys.stderr)
     if journal is not None:

@@ -1,5 +1,6 @@
 """Tuning of a beam search: each utterance is encoded once and decoded with many settings."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from hubert_lightning.vocabulary import Vocabulary
 WEIGHT_RANGES = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "silence_score": (-10.0, 0.0)}
 """Ranges of the reference's sweep for n-grams (fairseq examples/hubert/config/decode/ax_sweep)."""
 RESCORER_WEIGHT_RANGE = (0.0, 4.0)
+TRIALS = ".trials.json"
+"""Suffix of the file with the numbers of all trials, which `hubert report` draws."""
 PUBLISHED_WEIGHTS = [
     *((3.23, -0.26), (2.90, -1.62), (2.46, -0.59), (2.15, -0.52), (1.74, 0.52)),  # 10 min to 960 h, of LibriSpeech
     *((3.86, -1.18), (3.09, -2.33), (2.12, -0.90), (1.57, -0.64)),  # of Libri-light, whose 100 h are as above
@@ -64,7 +67,8 @@ def tune_decoder(
     Args:
         model: Fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer.
         manifests: Manifests of transcribed utterances that are not in the training data; a few minutes are enough.
-        out: Settings to write, a .json file; a figure of the trials is written beside it, as .png, .svg and .pdf.
+        out: Settings to write, a .json file; a figure of the trials is written beside it, as .png, .svg and .pdf, and
+            their numbers as .trials.json.
         lm: n-gram language model (`hubert ngram`), in ARPA or KenLM's binary form.
         lexicon: Words that a hypothesis may contain (`hubert ngram` and `hubert lexicon` write lexicons).
         trials: Number of settings to try; with a language model of words, the default and the published settings come
@@ -100,7 +104,8 @@ def tune_decoder(
     if neural_lm is not None:
         settings, best_rate = _tune_rescorer(search, neural_lm, log_probs, references, nbest)
     figures = figure_files(_figure_of(study, greedy_rate), Path(out))
-    write_all(figures | {Path(out): settings_json(settings, Path(out))})
+    numbers = {Path(out).with_suffix(TRIALS): _numbers_of(study, greedy_rate, best_rate)}
+    write_all(figures | numbers | {Path(out): settings_json(settings, Path(out))})
     names = [*study.best_params, *(["rescorer_weight"] if neural_lm else [])]
     weights = ", ".join(f"{name} {getattr(settings, name):.2f}" for name in names)
     print(
@@ -191,6 +196,17 @@ def _tune_rescorer(
 
 def _word_error_rate(references: Sequence[str], texts: Sequence[str]) -> float:
     return jiwer.wer([*map(comparable, references)], [*map(comparable, texts)])
+
+
+def _numbers_of(study: optuna.Study, greedy_rate: float, best_rate: float) -> bytes:
+    """Serialise the word error rate and the weights of every trial as JSON."""
+    content = {
+        "greedy_wer": greedy_rate,
+        "default_wer": study.trials[0].values[0],
+        "best_wer": best_rate,
+        "trials": [{"wer": trial.values[0], **trial.params} for trial in study.trials],
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 @figure_style()

@@ -197,6 +197,28 @@ def transcript(cut: Cut, vocabulary: Vocabulary) -> str:
     return vocabulary.normalise(" ".join(segment.text or "" for segment in cut.supervisions))
 
 
+def place_of(cut: Cut) -> dict[str, str | int | float | None]:
+    """State where the audio of a cut lies, so that it can be found without its manifest.
+
+    Args:
+        cut: Cut of a recording.
+
+    Returns:
+        "source", the path of the audio file, None for audio in an archive or in several files; "channel", None for the
+        mean of several channels; "start" in the file and "duration", in seconds.
+    """
+    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
+    recorded = cut.recording.sources if cut.has_recording else []
+    sources = [source for source in recorded if set(source.channels) & set(channels)]
+    in_file = len(sources) == 1 and sources[0].type == "file"
+    return {
+        "source": str(sources[0].source) if in_file else None,
+        "channel": channels[0] if len(channels) == 1 else None,
+        "start": float(cut.start),
+        "duration": float(cut.duration),
+    }
+
+
 def speaker_of(cut: Cut) -> str:
     """The first speaker of a cut; empty if the manifest has none."""
     return next((segment.speaker for segment in cut.supervisions if segment.speaker), "")

@@ -1,5 +1,7 @@
 """The device to compute on."""
 
+import ctypes
+
 import torch
 
 from hubert_lightning.errors import UserError
@@ -23,3 +25,19 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise UserError(f"device {device}: not available ({reason}); choose auto, cpu or cuda") from error
     return chosen
+
+
+MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2
+"""Parameters of glibc's mallopt (malloc.h)."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step of a training on a CPU.
+
+    By default, glibc returns large blocks to the system, and every step faults all pages of its activations in again:
+    15 % of the time of a small model's step (docs/benchmarks.md). Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, size in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**30), (TOP_PAD, 2**26)):
+            mallopt(parameter, size)

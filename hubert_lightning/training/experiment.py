@@ -6,7 +6,7 @@ Finished iterations are not trained again: the same command resumes where it was
 import logging
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from hubert_lightning import console
@@ -35,6 +36,7 @@ from hubert_lightning.console import is_first_process, show_messages
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
 from hubert_lightning.interrupts import held
+from hubert_lightning.model.devices import keep_freed_memory
 from hubert_lightning.parsing import check_typed, given_configs
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.arguments import check_arguments, check_ignored
@@ -99,13 +101,14 @@ EXPECTED_WARNINGS = (
 """Warnings of libraries on what is intended here."""
 
 
-def fit(args: list[str]) -> None:
+def fit(args: list[str], begins: Callable[[int], object] | None = None) -> None:
     """Train the run that a command line describes, or its iterations one after another.
 
     A run that is finished is left as it is.
 
     Args:
         args: Command line after `hubert fit`.
+        begins: Called with the number of each iteration that begins, counted from 1.
 
     Raises:
         UserError: The run cannot be trained as described.
@@ -142,8 +145,11 @@ def fit(args: list[str]) -> None:
         resources.enter_context(_alone_in(Path(config.output)))
         # another command may have finished some before it released the folder
         for run in [run for run in unfinished if not is_finished(run)] or unfinished[-1:]:
+            number = runs.index(run) + 1
+            if begins:
+                begins(number)
             with _alone_in(Path(run.output)):
-                cli.train(run, f"iteration {runs.index(run) + 1} of {len(runs)}" if config.iterations else "training")
+                cli.train(run, f"iteration {number} of {len(runs)}" if config.iterations else "training")
 
 
 def judge(verb: Verb, args: list[str]) -> None:
@@ -280,10 +286,14 @@ class HubertCLI(LightningCLI):
     def run(self, config: Namespace) -> None:
         """Build a run, check its checkpoint, and call the Trainer's method of the verb."""
         self.build(config)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         shows = self.config_init["trainer"].get("enable_progress_bar") is not False
         with config_errors(), nullcontext() if shows else console.hidden_bars():
             self.check()
             options = {name: self.config_init[name] for name in self._verb_options}
+            if "verbose" in options:
+                options["verbose"] = False  # Lightning's table; ours follows
             getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, **options)
             getattr(self, f"_after_{self.verb}", lambda: _end_tracking(self.trainer))()
         stalls.end("")
@@ -395,6 +405,14 @@ class HubertCLI(LightningCLI):
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and logger.version == kept_run_id(path.parent):
                     log_once(logger, repeated)
+
+    def _after_validate(self) -> None:
+        if self.trainer.is_global_zero and self.config_init.verbose:
+            table = Table("measure", "value")
+            for name, value in sorted(_values(self.trainer.callback_metrics).items()):
+                table.add_row(name, f"{value:.6g}")
+            Console().print(table)
+        _end_tracking(self.trainer)
 
     def _after_test(self) -> None:
         if not self.trainer.is_global_zero:

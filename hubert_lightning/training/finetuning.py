@@ -20,7 +20,7 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
 from hubert_lightning.characters import comparable
-from hubert_lightning.data.manifest import fingerprint
+from hubert_lightning.data.manifest import fingerprint, place_of
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
@@ -277,9 +277,9 @@ class CTCFinetuning(Task):
 
     def _write(self, kind: str) -> None:
         """Write the rows of all ranks and what made them to the run folder, or to the set's own folder in it."""
-        rows = self.rows
+        rows: list[dict[str, Any]] = [*self.rows]
         if self.trainer.world_size > 1:
-            rows_of_ranks: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
+            rows_of_ranks: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(rows_of_ranks, rows)
             # The last step repeats some utterances
             rows = list({row["id"]: row for rows in rows_of_ranks for row in rows}.values())
@@ -299,6 +299,9 @@ class CTCFinetuning(Task):
             decoder=self._search_settings(),
         )
         whole = not manifests or len(tested) == len(data.cuts["test"])
+        if kind == "test" and manifests:  # so that a report finds the recordings
+            places = {cut.id: place_of(cut) for cut in data.cuts["test"] if cut.id in tested}
+            rows = [{**row, **places.get(row["id"], {})} for row in rows]
         folder = results_folder(run, kind, manifests, self.decoder, checkpoint, whole) if manifests else run
         write_rows(folder / f"{kind}.jsonl", rows, origin)
         if folder != run and whole:

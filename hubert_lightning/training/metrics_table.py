@@ -119,9 +119,9 @@ def keep_rows(logger: CSVLogger, checkpoint: dict[str, Any]) -> dict[int, set[st
     else:
         table.unlink()
     continue_table(logger, str(table), names)
-    others: dict[int, set[str]] = {}
+    others, kept_ids = dict[int, set[str]](), set(map(id, kept))
     for row in rows:
-        if row not in kept:
+        if id(row) not in kept_ids:
             others.setdefault(int(row["step"]), set()).update(name for name, value in row.items() if name and value)
     return others
 

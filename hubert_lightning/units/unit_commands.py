@@ -18,6 +18,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
+from hubert_lightning.console import above_bar
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
@@ -257,7 +258,13 @@ def _writer(
 ) -> Iterator[Callable[[FileUnits], None]]:
     """Yield a function that writes one file's units; the output appears at the end."""
     if output is None:
-        yield _lines_to(format, ids, sys.stdout.buffer)
+        write = _lines_to(format, ids, sys.stdout.buffer)
+
+        def print_result(result: FileUnits) -> None:
+            with above_bar():
+                write(result)
+
+        yield print_result
     elif format == "npz":
         with replacing(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             yield lambda result: _put_arrays(archive, ids[result.file], result)

@@ -48,7 +48,7 @@ def test_sentences_are_distinct_words_of_a_small_vocabulary_and_the_same_for_a_s
     assert said != list(itertools.islice(sentences(seed=4), 2000))
     assert len(set(said)) == 2000
     words = {word for text in said for word in librispeech_transcript(text).split()}
-    assert 400 < len(words) < 1000
+    assert 95 < len(words) < 110
     assert all(re.fullmatch(r"[A-Z]+('[A-Z]+)?", word) for word in words)
     assert not any(re.search(r"\ba [aeiou]|\ban [^aeiou]", text) for text in said)
 

@@ -12,8 +12,8 @@ from hubert_lightning.cli import main
 from hubert_lightning.training.metrics_table import read_metrics
 
 LOGGERS = (
-    "--trainer.logger=[{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: ., name: ''}},"
-    f"{WANDB.partition('=')[2]}]"
+    "--trainer.logger=[{class_path: lightning.pytorch.loggers.TensorBoardLogger,"
+    f" init_args: {{save_dir: ., name: '', version: tensorboard}}}},{WANDB.partition('=')[2]}]"
 )
 
 
@@ -42,7 +42,7 @@ def test_tensorboard_wandb_and_the_table_get_the_same_metrics(
         ]
     )
     run = tmp_path / "iteration1"
-    table, (scalars, _), found = read_metrics(run), events_of(run / "version_0"), offline_run(run)
+    table, (scalars, _), found = read_metrics(run), events_of(run / "tensorboard"), offline_run(run)
     assert settings_of(found) == json.loads((run / "record.json").read_text())
     for name in ("train/loss", "train/gradient_norm_transformer", "val/masked_accuracy", "units/label_coverage"):
         steps = [step - 1 for step, _ in table[name]]
@@ -51,7 +51,7 @@ def test_tensorboard_wandb_and_the_table_get_the_same_metrics(
         assert [value for _, value in scalars[name]] == values
         assert [value for _, value in history(found, name)] == values
     assert len(table["labels/kmeans_inertia"]) == len(scalars["labels/kmeans_inertia"]) > 2
-    assert (run / "version_0/hparams.yaml").exists()
+    assert (run / "tensorboard/hparams.yaml").exists()
 
 
 @pytest.mark.parametrize("logger", ["null", "true", "false"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 import yaml
 from helpers import ROOT, write_store
 from test_wandb import WANDB, records, run_of, settings_of
@@ -66,6 +67,7 @@ def test_each_trial_has_a_folder_and_the_run_of_the_sweep(
         "WANDB_RUN_ID": "trial1",
     }.items():
         monkeypatch.setenv(name, value)
+    wandb.teardown()  # it remembers the variables of other tests
     smoke = [
         *("--config", "tests/smoke.yaml", "--iterations=[]", "--trainer.max_steps=2", WANDB),
         f"--data.init_args.labels={tmp_path / 'labels'}",
@@ -73,7 +75,8 @@ def test_each_trial_has_a_folder_and_the_run_of_the_sweep(
         "--data.init_args.validation=null",
         f"--output={tmp_path / 'sweep'}",
     ]
-    main([*command[2:], *smoke])
+    main(["fit", *command[3:], *smoke])
+    wandb.teardown()
     [path] = (tmp_path / "sweep/trial1").glob("wandb/offline-run-*/run-*.wandb")
     found = records(path)
     assert (run_of(found).run_id, run_of(found).sweep_id) == ("trial1", "sweep1")

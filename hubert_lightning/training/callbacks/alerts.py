@@ -31,6 +31,11 @@ class RunAlerts(Callback):
     def __init__(self) -> None:
         self._waits: deque[float] = deque(maxlen=AVERAGED)
         self._lowest_wer, self._warned_skipped, self._warned = math.inf, 0.0, set[str]()
+        self._loggers_work = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note that the loggers have started, as the Trainer starts them before; one that cannot ends the run."""
+        self._loggers_work = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"lowest_wer": self._lowest_wer, "skipped": self._warned_skipped, "warned": sorted(self._warned)}
@@ -99,7 +104,7 @@ class RunAlerts(Callback):
             alert(trainer, "run finished", f"{trainer.default_root_dir}: {text}", "INFO")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self._loggers_work:
             return
         place = f"{trainer.default_root_dir}, step {trainer.global_step}"
         if isinstance(exception, Interrupted):

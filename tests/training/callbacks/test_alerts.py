@@ -91,8 +91,11 @@ def test_a_validation_that_is_not_finite_is_told() -> None:
     ],
 )
 def test_the_end_of_a_run_is_told(error: BaseException, title: str, level: str, preempted: bool) -> None:
-    run = Run()
-    RunAlerts().on_exception(trainer_of(run), None, error)  # type: ignore[arg-type]
+    run, watch = Run(), RunAlerts()
+    watch.on_exception(trainer_of(run), None, error)  # type: ignore[arg-type]
+    assert not run.alerts  # the logger itself may have failed
+    watch.setup(trainer_of(run), None, "fit")  # type: ignore[arg-type]
+    watch.on_exception(trainer_of(run), None, error)  # type: ignore[arg-type]
     [(told, text, importance)] = run.alerts
     assert (told, importance, run.preempted) == (title, level, preempted)
     assert ("the same command resumes" in text) == preempted
