@@ -36,7 +36,7 @@ KEYS = {
         "hubert_lightning.PeakRateFinder",
     ),
     "trainer.strategy": "hubert_lightning.LayerwiseFSDP",
-    "pictures": "hubert_lightning.training.callbacks.pictures.Pictures",
+    "pictures": "hubert_lightning.Pictures",
     "stalls": "hubert_lightning.training.callbacks.stalls.StalledRanks",
 }
 """Where a YAML file names the arguments of which classes."""

@@ -4,6 +4,7 @@ from .pretrained.load import load_encoder as load_encoder
 from .training.callbacks.best_checkpoints import BestCheckpoints as BestCheckpoints
 from .training.callbacks.layer_quality import LayerQuality as LayerQuality
 from .training.callbacks.peak_rate import PeakRateFinder as PeakRateFinder
+from .training.callbacks.pictures import Pictures as Pictures
 from .training.datamodules import PretrainingData as PretrainingData
 from .training.datamodules import TranscribedData as TranscribedData
 from .training.distributed import LayerwiseFSDP as LayerwiseFSDP

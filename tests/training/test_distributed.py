@@ -23,6 +23,7 @@ from hubert_lightning.data.manifest import read_manifest, transcript, write_mani
 from hubert_lightning.features.extractors import layer_extractor, mfcc_extractor
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
 from hubert_lightning.training.sampler import PlannedBatches
+from hubert_lightning.training.watched import read_units
 from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.units.label_recipe import assign_clusters
 from hubert_lightning.units.label_store import LabelStore
@@ -187,6 +188,9 @@ def test_sharding_the_model_changes_no_weight(
     sharded = train(pretraining, manifests, "sharded", *on_two("{class_path: hubert_lightning.LayerwiseFSDP}"), *more)
     for name, value in accumulated.items():
         torch.testing.assert_close(sharded[name], value, msg=name)
+    shown, expected = (read_units(pretraining.parent / name) for name in ("sharded", "accumulated"))
+    assert shown is not None
+    assert shown == expected  # all ranks predict together, rank 0 writes
 
 
 @pytest.mark.slow
