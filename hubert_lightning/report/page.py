@@ -54,9 +54,7 @@ from hubert_lightning.report.run_files import (
 )
 from hubert_lightning.report.summary import BestLayer, Scored, Summary, speed_of, summarise, training_seconds
 from hubert_lightning.training.watched import (
-    PHONE_CLUSTERS,
     TRANSCRIPTS,
-    UNITS,
     WATCHED,
     WatchedUtterance,
     read_phone_clusters,
@@ -312,7 +310,8 @@ def _page_of(
     _add_rates(page, scored, colours)
     page.details = [_detail(item, number, clips, worst) for number, item in enumerate(scored)]
     page.tunings = [_tuning(run.name, tuning) for run in runs for tuning in run.tunings]
-    page.remarks = [*remarks, *(f"{problem}." for run in runs for problem in run.problems)]
+    problems = [*page.remarks, *remarks, *(f"{problem}." for run in runs for problem in run.problems)]
+    page.remarks = [words.short_paths(text, {run.folder.parent for run in runs}) for text in problems]
     if clips.missing:
         page.remarks.append(
             f"{words.counted(len(clips.missing), 'recording')} could not be read, among them "
@@ -420,7 +419,7 @@ def _add_units(page: Page, runs: Sequence[Run], clips: Clips) -> None:
         try:
             units = read_units(run.folder)
         except (UserError, OSError) as error:
-            page.remarks.append(f"{run.folder / WATCHED / UNITS}: {error}.")
+            page.remarks.append(f"{error}.")
             units = None
         if units and units.utterances:
             drawn = [_watched(utterance, units.hop, clips) for utterance in units.utterances]
@@ -428,7 +427,7 @@ def _add_units(page: Page, runs: Sequence[Run], clips: Clips) -> None:
         try:
             phones = read_phone_clusters(run.folder)
         except (UserError, OSError) as error:
-            page.remarks.append(f"{run.folder / WATCHED / PHONE_CLUSTERS}: {error}.")
+            page.remarks.append(f"{error}.")
             phones = None
         if phones and any(map(any, phones.counts)):
             state = f"step {words.number(phones.step)}" if phones.step else "labels"
