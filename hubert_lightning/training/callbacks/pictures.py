@@ -122,11 +122,12 @@ class Pictures(Callback):
     def _count_phones(self, trainer: Trainer, data: PretrainingData, labels: LabelStore) -> None:
         cuts = [cut for cut in _spread(data.validation_cuts, COUNTED_UTTERANCES) if phones_of(cut)]
         clusters = labels.source.clusters
-        if not cuts:
+        phones = [frame_phones(phones_of(cut), num_frames(cut.num_samples)) for cut in cuts]
+        phone = np.concatenate([np.empty(0, str), *phones])
+        known = phone != ""
+        if not known.any():
             self._palettes = [palette(number) for number in clusters]
             return
-        phone = np.concatenate([frame_phones(phones_of(cut), num_frames(cut.num_samples)) for cut in cuts])
-        known = phone != ""
         cluster = np.concatenate([labels[cut.id] for cut in cuts], axis=1)[:, known]  # (streams, frames)
         symbols = np.unique(phone[known]).tolist()
         counts = [joint_counts(phone[known], ids, number) for ids, number in zip(cluster, clusters, strict=True)]
