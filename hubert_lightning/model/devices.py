@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the next step of a training on a CPU.
 
     By default, glibc returns large blocks to the system, and every step faults all pages of its activations in again: a
-    step of a small model takes 62 ms instead of 51 ms (docs/dev/measurements.md). Other C libraries are left as they are.
+    step of a small model takes 62 ms instead of 51 ms (docs/dev/measurements.md). Other C libraries stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
