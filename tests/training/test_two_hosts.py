@@ -131,6 +131,7 @@ def arguments(manifests: Path, output: Path) -> list[str]:
         f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
         f"--iterations=[{{features: mfcc, clusters: 20, max_frames: 2000, max_steps: {STEPS}}}]",
         "--trainer.strategy=ddp",
+        "--trainer.enable_progress_bar=true",
         f"--output={output}",
     ]
 
