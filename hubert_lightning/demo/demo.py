@@ -46,12 +46,12 @@ CLUSTERS = 100
 """Clusters whose PNMI is reported, of every model alike."""
 STAGES = {
     "speech": 15.0,
-    "iteration 1": 120.0,
-    "iteration 2": 150.0,
-    "fine-tuning": 80.0,
-    "training from scratch": 100.0,
-    "language model": 20.0,
-    "quality of the clusters": 30.0,
+    "iteration 1": 110.0,
+    "iteration 2": 230.0,
+    "fine-tuning": 40.0,
+    "training from scratch": 60.0,
+    "language model": 45.0,
+    "quality of the clusters": 20.0,
     "report": 10.0,
 }
 """Stages of the demo, with their durations in seconds on two cores (docs/results.md)."""
