@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from hubert_lightning import console
-from hubert_lightning.console import COLUMN, figure_files, figure_style, is_first_process, progress, short
+from hubert_lightning.console import is_first_process, progress, short
+from hubert_lightning.figure_style import COLUMN, figure_files, figure_style
 from hubert_lightning.files import write_all
 
 
