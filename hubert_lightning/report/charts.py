@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from hubert_lightning.features.spectrogram import MELS, mel_band
 from hubert_lightning.report.run_files import Curve
 
 SERIES = ("#3a7ebf", "#e0753b", "#3d9a6a", "#8d66cc", "#cf4f63", "#2a9da6", "#b38a24", "#7b8794")
@@ -99,9 +98,17 @@ def _distinct(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _chart(
+def chart(
     title: str, traces: Sequence[go.Scatter | go.Heatmap | go.Bar], layout: Mapping[str, Any], **options: Any
 ) -> Chart:
+    """Make a chart from plotly's traces and layout.
+
+    Args:
+        title: Heading.
+        traces: Traces.
+        layout: Layout, to which the page adds its colours.
+        **options: Other fields of the chart.
+    """
     figure = go.Figure(data=list(traces), layout={"template": None, **layout})
     return Chart(title, figure.to_plotly_json(), **options)
 
@@ -153,7 +160,7 @@ def line_chart(
     axis |= {"type": "log", "dtick": "D2"} if log else {"rangemode": "tozero"} if percent else {}
     if unit:
         axis["title"] = {"text": unit}
-    return _chart(
+    return chart(
         title,
         traces,
         {
@@ -200,7 +207,7 @@ def layer_chart(
             )
         )
     ticks = {"dtick": 1} if max(layers) <= 24 else {}
-    return _chart(
+    return chart(
         title,
         traces,
         {
@@ -240,7 +247,7 @@ def interval_chart(title: str, rows: Sequence[Interval], axis: str, note: str = 
         customdata=[[plain(row.name, 80), plain(row.note, 160), _range_text(row)] for row in rows],
         hovertemplate="%{customdata[0]}: %{x:.1%}%{customdata[2]}<br>%{customdata[1]}<extra></extra>",
     )
-    return _chart(
+    return chart(
         title,
         [trace],
         {
@@ -277,198 +284,8 @@ def bar_chart(title: str, values: Mapping[str, float], axis: str, colours: Seque
         hovertemplate="%{x}: %{y:.4f}<extra></extra>",
         width=0.55,
     )
-    return _chart(
+    return chart(
         title, [trace], {"yaxis": {"title": {"text": axis}, "rangemode": "tozero"}, "hovermode": "closest"}, height=300
-    )
-
-
-def phone_cluster_chart(title: str, phones: Sequence[str], counts: Sequence[Sequence[int]], note: str = "") -> Chart:
-    """Draw the share of each phone in each cluster, clusters in the order of their most common phone.
-
-    Args:
-        title: Heading.
-        phones: (phones,), symbols.
-        counts: (phones, clusters), frames.
-        note: Sentence below the chart.
-    """
-    table = np.asarray(counts, dtype=float)
-    rows = np.argsort(-table.sum(axis=1), kind="stable")
-    rows = rows[table[rows].sum(axis=1) > 0]
-    table = table[rows]
-    used = np.flatnonzero(table.sum(axis=0) > 0)
-    share = table[:, used] / table[:, used].sum(axis=0)
-    order = sorted(range(len(used)), key=lambda column: (int(share[:, column].argmax()), -share[:, column].max()))
-    names = [plain(phones[row]) for row in rows]
-    trace = go.Heatmap(
-        z=np.round(share[:, order], 3).tolist(),
-        x=[*range(len(order))],
-        y=names,
-        customdata=[[int(used[column]) for column in order]] * len(names),
-        meta="sequential",
-        zmin=0,
-        zmax=1,
-        hovertemplate="cluster %{customdata}: %{z:.0%} of its frames are %{y}<extra></extra>",
-        colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
-    )
-    layout = {
-        "xaxis": {
-            "title": {"text": f"{len(order)} clusters, ordered by their phone"},
-            "showticklabels": False,
-            "showgrid": False,
-        },
-        "yaxis": {"autorange": "reversed", "showgrid": False, "dtick": 1, "tickfont": {"size": 10}},
-        "hovermode": "closest",
-    }
-    return _chart(title, [trace], layout, height=110 + 14 * len(names), min_width=560, note=note)
-
-
-@dataclass(frozen=True)
-class Units:
-    """Units of an utterance over its spectrogram.
-
-    Args:
-        hop: Seconds between frames.
-        duration: Seconds.
-        image: Data URI of the spectrogram; None without recordings.
-        phones: Symbol, start and end in seconds of each phone.
-        rows: Clusters of each frame by the name of their row: labels and predictions of each stream.
-        mask: First frame and number of frames of each masked span.
-        clip: Key of the recording.
-    """
-
-    hop: float
-    duration: float
-    image: str | None
-    phones: Sequence[tuple[str, float, float]]
-    rows: Mapping[str, Sequence[int]]
-    mask: Sequence[tuple[int, int]]
-    clip: str | None = None
-
-
-MASK_FILL = "rgba(224, 117, 59, 0.24)"
-MASK_EDGE = {"color": SERIES[1], "width": 1.4}
-TICKS = (0.5, 1, 2, 4)
-"""Frequencies beside a spectrogram, in kHz."""
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-HUES = [[number / 12, f"hsl({30 * number}, 42%, {66 if number % 2 else 50}%)"] for number in range(13)]
-"""A circle of hues: neighbouring cluster ids are far apart on it."""
-
-
-def units_chart(title: str, units: Units) -> Chart:
-    """Draw phones, labels and predictions below a spectrogram, with the masked spans."""
-    num_rows = len(units.rows)
-    band = 0.42 if units.image else 0.0
-    bottom_top = 1 - band - (0.03 if band else 0)
-    phones_height = 0.12 if units.phones else 0.0
-    traces: list[Any] = []
-    layout: dict[str, Any] = {"hovermode": "closest", "showlegend": False}
-    layout["xaxis"] = {
-        "title": {"text": "seconds"},
-        "range": [0, units.duration],
-        "showgrid": False,
-        "zeroline": False,
-        "anchor": "y",
-    }
-    heat = [[(cluster * GOLDEN_RATIO) % 1 for cluster in row] for row in units.rows.values()]
-    traces.append(
-        go.Heatmap(
-            z=[[round(value, 3) for value in row] for row in heat],
-            x0=units.hop / 2,
-            dx=units.hop,
-            y=[*units.rows],
-            customdata=[list(row) for row in units.rows.values()],
-            colorscale=HUES,
-            zmin=0,
-            zmax=1,
-            showscale=False,
-            ygap=3,
-            hovertemplate="%{y}: cluster %{customdata} at %{x:.2f} s<extra></extra>",
-        )
-    )
-    layout["yaxis"] = {
-        "domain": [0, bottom_top - phones_height],
-        "autorange": "reversed",
-        "showgrid": False,
-        "fixedrange": True,
-        "automargin": False,
-    }
-    if units.phones:
-        shown = [phone for phone in units.phones if phone[2] > phone[1]]
-        traces.append(
-            go.Scatter(
-                x=[(start + end) / 2 for _, start, end in shown],
-                y=[0.5] * len(shown),
-                text=[plain(symbol, 6) for symbol, _, _ in shown],
-                customdata=[f"{start:.2f} to {end:.2f} s" for _, start, end in shown],
-                mode="text",
-                textfont={"size": 10},
-                yaxis="y2",
-                hovertemplate="%{text}, %{customdata}<extra></extra>",
-            )
-        )
-        layout["yaxis2"] = {
-            "domain": [bottom_top - phones_height, bottom_top],
-            "range": [0, 1],
-            "tickmode": "array",
-            "tickvals": [0.5],
-            "ticktext": ["phones"],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-        }
-    shapes: list[dict[str, Any]] = [
-        {
-            "type": "line",
-            "xref": "x",
-            "yref": "y2 domain",
-            "x0": end,
-            "x1": end,
-            "y0": 0.1,
-            "y1": 0.9,
-            "line": {"width": 0.6, "color": SERIES[-1]},
-        }
-        for _, _, end in units.phones
-    ]
-    for first, length in units.mask:
-        span = {
-            "type": "rect",
-            "xref": "x",
-            "yref": "paper",
-            "x0": first * units.hop,
-            "x1": (first + length) * units.hop,
-        }
-        shapes.append({**span, "y0": bottom_top - phones_height, "y1": 1, "fillcolor": MASK_FILL, "line": {"width": 0}})
-        shapes.append({**span, "y0": 0, "y1": 1, "line": MASK_EDGE})
-    if units.image:
-        traces.append(go.Scatter(x=[0], y=[0], mode="markers", marker={"opacity": 0}, yaxis="y3", hoverinfo="skip"))
-        layout["yaxis3"] = {
-            "domain": [1 - band, 1],
-            "range": [0, MELS],
-            "title": {"text": "kHz"},
-            "tickvals": [mel_band(1000 * kilohertz) for kilohertz in TICKS],
-            "ticktext": [*map(str, TICKS)],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-        }
-        layout["images"] = [
-            {
-                "source": units.image,
-                "xref": "x",
-                "yref": "y3",
-                "x": 0,
-                "y": MELS,
-                "sizex": units.duration,
-                "sizey": MELS,
-                "sizing": "stretch",
-                "layer": "below",
-            }
-        ]
-    layout["shapes"] = shapes
-    layout["margin"] = {"l": 92, "r": 12, "t": 8, "b": 40}
-    height = 70 + (150 if units.image else 0) + (30 if units.phones else 0) + 34 * num_rows
-    return _chart(
-        title, traces, layout, height=height, min_width=min(1600, int(180 + 130 * units.duration)), clip=units.clip
     )
 
 
@@ -503,7 +320,7 @@ def confusion_chart(title: str, rows: Sequence[str], columns: Sequence[str], cou
         },
         "hovermode": "closest",
     }
-    return _chart(title, [trace], layout, height=170 + 22 * len(rows), min_width=200 + 26 * len(columns))
+    return chart(title, [trace], layout, height=170 + 22 * len(rows), min_width=200 + 26 * len(columns))
 
 
 def scatter_chart(
@@ -560,4 +377,4 @@ def scatter_chart(
         "yaxis": {"title": {"text": "WER"}, "tickformat": ".1%"},
         "hovermode": "closest",
     }
-    return _chart(title, traces, layout)
+    return chart(title, traces, layout)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,10 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.report import words
 from hubert_lightning.report.breakdown import read_evaluation
-from hubert_lightning.report.charts import (
-    SERIES,
-    Chart,
-)
+from hubert_lightning.report.charts import SERIES, Chart
 from hubert_lightning.report.clips import Clips
-from hubert_lightning.report.content import Page
-from hubert_lightning.report.recognition_sections import add_rates, detail_of, tuning_charts
+from hubert_lightning.report.parts import Page, Table
+from hubert_lightning.report.recognition import add_rates, detail_of, tuning_charts
 from hubert_lightning.report.run_files import (
     BEHIND_LABELS,
     MEASURED,
@@ -39,11 +37,8 @@ from hubert_lightning.report.run_files import (
     json_object,
 )
 from hubert_lightning.report.summary import Scored, summarise
-from hubert_lightning.report.training_sections import add_settings, add_speed, add_units, curve_charts, layer_charts
-from hubert_lightning.training.watched import (
-    TRANSCRIPTS,
-    WATCHED,
-)
+from hubert_lightning.report.training_parts import add_speed, add_units, curve_charts, layer_charts
+from hubert_lightning.training.watched import TRANSCRIPTS, WATCHED
 
 WORST = 20
 """Worst utterances of each test that a page shows."""
@@ -151,7 +146,7 @@ def _page_of(
     page.legend_of_layers = [(run.name, colours[run.name]) for run in runs if run.layers]
     lines = {BEHIND_LABELS: "dotted: the model behind the labels of the run", MEASURED: "dashed: hubert quality, MFCC"}
     page.lines_of_layers = " · ".join(text for kind, text in lines.items() if kind in kinds)
-    add_settings(page, runs)
+    _add_settings(page, runs)
     for task in ("pre-training", "fine-tuning", "run"):
         members = [run for run in runs if run.task == task]
         if charts := curve_charts(members, colours):
@@ -188,6 +183,37 @@ def _subtitle(runs: Sequence[Run], scored: Sequence[Scored]) -> str:
     if scored:
         counts.append(words.counted(len(scored), "set of results", "sets of results"))
     return words.listing(counts) if counts else words.counted(len(runs), "run")
+
+
+def _add_settings(page: Page, runs: Sequence[Run]) -> None:
+    if not runs:
+        return
+    facts = [words.facts(run) for run in runs]
+    names = [*dict.fromkeys(name for row in facts for name in row)]
+    order = [name for name in _FACTS_ORDER if name in names] + [name for name in names if name not in _FACTS_ORDER]
+    page.facts = Table(
+        ["", *(run.name for run in runs)], [[name, *(row.get(name, "–") for row in facts)] for name in order]
+    )
+    for task, group in groupby(runs, key=lambda run: run.task):
+        members = [*group]
+        keys = [*dict.fromkeys(key for run in members for key in run.record if not words.is_place(key))]
+        values = {key: [words.setting(run.record.get(key)) for run in members] for key in sorted(keys)}
+        different = {key: row for key, row in values.items() if len(set(row)) > 1}
+        different = dict(sorted(different.items(), key=lambda item: "fingerprint" in item[0]))  # those say least
+        same = {key: row for key, row in values.items() if key not in different}
+        headings = ["", *(run.name for run in members)]
+        if different:
+            page.differences.append((task, Table(headings, [[key, *row] for key, row in different.items()])))
+        if same:
+            label = members[0].name if len(members) == 1 else f"equal in all {task} runs"
+            page.settings.append((label, Table(["", "value"], [[key, row[0]] for key, row in same.items()])))
+
+
+_FACTS_ORDER = (
+    "task", "state", "training data", "manifests", "validation data", "targets", "PNMI of the targets",
+    "K-means inertia", "initial weights", "encoder", "parameters", "optimizer", "warm-up", "batch", "masks",
+    "precision", "devices", "seed", "version",
+)  # fmt: skip
 
 
 def _write(output: Path, page: Page, clips: Clips) -> None:

@@ -1,12 +1,11 @@
-"""The sections of a page on recognition: error rates, each test, and decoder tuning."""
+"""Parts of a page on recognition errors, and on the tuning of a decoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from hubert_lightning.asr.scoring import Comparison, Scores, compare
 from hubert_lightning.errors import UserError
 from hubert_lightning.report import words
-from hubert_lightning.report.breakdown import by_length, confusions, worst_utterances
+from hubert_lightning.report.breakdown import Confusions, by_length, confusions, worst_utterances
 from hubert_lightning.report.charts import (
     MAX_WORDS,
     SERIES,
@@ -17,7 +16,7 @@ from hubert_lightning.report.charts import (
     scatter_chart,
 )
 from hubert_lightning.report.clips import Clips
-from hubert_lightning.report.content import Detail, Page, Table, Worst
+from hubert_lightning.report.parts import Detail, Page, Table, Worst
 from hubert_lightning.report.run_files import (
     Tuning,
     is_number,
@@ -25,12 +24,19 @@ from hubert_lightning.report.run_files import (
 from hubert_lightning.report.summary import Scored
 
 SPEAKERS_DRAWN = 40
-
+"""Speakers of a chart; the table has all."""
 PAIRS_SHOWN = 12
+"""Most frequent errors of each kind that are listed."""
 
 
 def add_rates(page: Page, scored: Sequence[Scored], colours: Mapping[str, str]) -> None:
-    """Add the error rates of all tests with their intervals, and the comparisons of systems."""
+    """Add the error rates of all tests, and the differences between tests of the same utterances, to a page.
+
+    Args:
+        page: Page.
+        scored: Scored results of each test.
+        colours: Colour of each run by its name.
+    """
     if not scored:
         return
     rows, intervals = [], []
@@ -96,7 +102,14 @@ def _comparisons(scored: Sequence[Scored]) -> Table | None:
 
 
 def detail_of(item: Scored, number: int, clips: Clips, most: int) -> Detail:
-    """Describe one test: speakers, lengths, confusions, and the `most` worst utterances with players."""
+    """Break the errors of one test down.
+
+    Args:
+        item: Scored results.
+        number: Number of the test on the page.
+        clips: Recordings of the page.
+        most: Number of utterances to show, those with most errors first.
+    """
     scores = item.evaluation.scores
     counted = confusions(scores.utterances)
     speakers = [*scores.speakers.items()]
@@ -173,7 +186,7 @@ def _kinds(scores: Scores) -> Table:
     return Table(["", "error rate", "95 % interval", "substituted", "inserted", "deleted", "of"], rows, numeric=1)
 
 
-def _pairs(counted: Any) -> list[tuple[str, Table]]:
+def _pairs(counted: Confusions) -> list[tuple[str, Table]]:
     tables = []
     substitutions = [
         [said, heard, words.number(count), words.percent(count / max(counted.totals[said], 1), 0)]
@@ -189,7 +202,15 @@ def _pairs(counted: Any) -> list[tuple[str, Table]]:
 
 
 def tuning_charts(run: str, tuning: Tuning) -> tuple[str, str, list[Chart]]:
-    """Draw the trials of a decoder: WER over time and over each weight."""
+    """Draw the trials of a decoder: WER over time and over each weight.
+
+    Args:
+        run: Name of the run.
+        tuning: Trials.
+
+    Returns:
+        Heading, rates to compare, and charts.
+    """
     content = tuning.content
     trials = [trial for trial in content["trials"] if isinstance(trial, dict) and is_number(trial.get("wer"))]
     references = {

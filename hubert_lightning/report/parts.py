@@ -1,4 +1,4 @@
-"""The content of a page: its tables, and its sections with their charts."""
+"""Parts of a page: what the template shows."""
 
 from dataclasses import dataclass, field
 

@@ -1,7 +1,6 @@
-"""The sections of a page on training: settings, curves, units, layers, and speed."""
+"""Parts of a page on training: curves, units, layers, and speed."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from hubert_lightning.errors import UserError
@@ -10,15 +9,12 @@ from hubert_lightning.report.charts import (
     SERIES,
     Chart,
     Line,
-    Units,
     bar_chart,
     layer_chart,
     line_chart,
-    phone_cluster_chart,
-    units_chart,
 )
 from hubert_lightning.report.clips import Clips, Place, data_uri, spectrogram
-from hubert_lightning.report.content import Page, Table, WatchedUnits
+from hubert_lightning.report.parts import Page, Table, WatchedUnits
 from hubert_lightning.report.run_files import (
     BEHIND_LABELS,
     MEASURED,
@@ -28,6 +24,7 @@ from hubert_lightning.report.run_files import (
     json_object,
 )
 from hubert_lightning.report.summary import BestLayer, speed_of, training_seconds
+from hubert_lightning.report.unit_charts import Units, phone_cluster_chart, units_chart
 from hubert_lightning.training.watched import (
     WatchedUtterance,
     read_phone_clusters,
@@ -39,43 +36,17 @@ PRETRAINING_CURVES = (
     ("Masked accuracy", "masked_accuracy", "", True),
     ("Unmasked accuracy", "unmasked_accuracy", "", True),
 )
-
 FINETUNING_CURVES = (("Loss (CTC)", "loss", "nats per utterance", False),)
-
-_FACTS_ORDER = (
-    "task", "state", "training data", "manifests", "validation data", "targets", "PNMI of the targets",
-    "K-means inertia", "initial weights", "encoder", "parameters", "optimizer", "warm-up", "batch", "masks",
-    "precision", "devices", "seed", "version",
-)  # fmt: skip
-
-
-def add_settings(page: Page, runs: Sequence[Run]) -> None:
-    """Add the settings of the runs, those that differ first."""
-    if not runs:
-        return
-    facts = [words.facts(run) for run in runs]
-    names = [*dict.fromkeys(name for row in facts for name in row)]
-    order = [name for name in _FACTS_ORDER if name in names] + [name for name in names if name not in _FACTS_ORDER]
-    page.facts = Table(
-        ["", *(run.name for run in runs)], [[name, *(row.get(name, "–") for row in facts)] for name in order]
-    )
-    for task, group in groupby(runs, key=lambda run: run.task):
-        members = [*group]
-        keys = [*dict.fromkeys(key for run in members for key in run.record if not words.is_place(key))]
-        values = {key: [words.setting(run.record.get(key)) for run in members] for key in sorted(keys)}
-        different = {key: row for key, row in values.items() if len(set(row)) > 1}
-        different = dict(sorted(different.items(), key=lambda item: "fingerprint" in item[0]))  # those say least
-        same = {key: row for key, row in values.items() if key not in different}
-        headings = ["", *(run.name for run in members)]
-        if different:
-            page.differences.append((task, Table(headings, [[key, *row] for key, row in different.items()])))
-        if same:
-            label = members[0].name if len(members) == 1 else f"equal in all {task} runs"
-            page.settings.append((label, Table(["", "value"], [[key, row[0]] for key, row in same.items()])))
+"""Title, metric, unit, and whether the metric is a fraction, of the curves of each task."""
 
 
 def curve_charts(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Chart]:
-    """Draw the curves of runs of one task."""
+    """Draw the curves of runs of one task.
+
+    Args:
+        runs: Runs of the task.
+        colours: Colour of each run by its name.
+    """
     if not runs:
         return []
     charts, last = [], max(run.step for run in runs)
@@ -119,7 +90,13 @@ def curve_charts(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Chart]
 
 
 def add_units(page: Page, runs: Sequence[Run], clips: Clips) -> None:
-    """Add the watched utterances and the phones of the clusters."""
+    """Add the watched utterances, and the phones in each cluster, to a page.
+
+    Args:
+        page: Page.
+        runs: Runs.
+        clips: Recordings of the page.
+    """
     for run in runs:
         try:
             units = read_units(run.folder)
@@ -162,6 +139,11 @@ def layer_charts(
 ) -> tuple[list[Chart], list[BestLayer]]:
     """Draw the quality of layers of all runs together.
 
+    Args:
+        runs: Runs.
+        colours: Colour of each run by its name.
+        pnmi: PNMI of clusters by their name.
+
     Returns:
         The charts, and the best layer of each run whose layers were judged by phones.
     """
@@ -197,7 +179,13 @@ def layer_charts(
 
 
 def add_speed(page: Page, runs: Sequence[Run], colours: Mapping[str, str]) -> None:
-    """Add speed, training time, memory, and the time of labelling."""
+    """Add the speed and the cost of runs to a page.
+
+    Args:
+        page: Page.
+        runs: Runs.
+        colours: Colour of each run by its name.
+    """
     charts = []
     for title, metric, unit, percent in (
         ("Audio per second", "speed/audio_seconds_per_second", "s of audio per second", False),
