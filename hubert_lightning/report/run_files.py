@@ -357,10 +357,14 @@ def _config_record(config: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _read_curves(folder: Path, problems: list[str]) -> dict[str, Curve]:
-    """Read the tables of all starts of a run; a later start replaces what an earlier one logged after its start."""
-    tables = [*folder.glob("metrics.csv"), *folder.glob("version_*/metrics.csv")]
-    curves: dict[str, Curve] = {}
-    for path in sorted(tables, key=lambda path: (path.parent != folder, natural(str(path)))):
+    """Read the table of a run; of one without, those of its starts, of which a later one replaces an earlier one.
+
+    The run's own table is complete, also while the run trains. A CSVLogger of the config may write more rarely.
+    """
+    if curves := _checked(folder / "metrics.csv", problems, _read_table):
+        return curves
+    curves = {}
+    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda path: natural(str(path))):
         for name, curve in (_checked(path, problems, _read_table) or {}).items():
             kept = [point for point in curves.get(name, []) if point[0] < curve[0][0]]
             curves[name] = kept + curve
