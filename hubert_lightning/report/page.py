@@ -713,7 +713,7 @@ def _tuning(run: str, tuning: Tuning) -> tuple[str, str, list[Chart]]:
     if best_index is not None:
         points = [(number + 1, float(trial["wer"])) for number, trial in enumerate(trials)]
         charts.append(scatter_chart("Trials", points, "trial", points[best_index], references))
-        for name in [key for key in trials[best_index] if key != "wer"]:
+        for name in [key for key, value in trials[best_index].items() if key != "wer" and is_number(value)]:
             weights = [(float(trial[name]), float(trial["wer"])) for trial in trials if is_number(trial.get(name))]
             best = (float(trials[best_index][name]), float(trials[best_index]["wer"]))
             charts.append(scatter_chart(name.replace("_", " "), weights, name, best, references))
@@ -751,7 +751,7 @@ def _write(output: Path, page: Page, clips: Clips) -> None:
         clips=lambda: embedded(clips.uris),
         charts=lambda: embedded(charts),
     )
-    write_whole(output, body.encode())
+    write_whole(output, body.encode(errors="replace"))  # names of files may have bytes that are no UTF-8
 
 
 def embedded(content: Any) -> Markup:
