@@ -21,13 +21,14 @@ from torch import Tensor
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.transcribe import transcribe
 from hubert_lightning.asr.tune_decoder import tune_decoder
-from hubert_lightning.console import BLUE, GREY, ORANGE, figure_files, figure_style, stages
+from hubert_lightning.console import stages
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.demo.synthesis import synthesise_corpus
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.sample import sample_frames
+from hubert_lightning.figure_style import BLUE, GREY, ORANGE, figure_files, figure_style
 from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.report.page import write_report
@@ -46,12 +47,12 @@ CLUSTERS = 100
 """Clusters whose PNMI is reported, of every model alike."""
 STAGES = {
     "speech": 15.0,
-    "iteration 1": 120.0,
-    "iteration 2": 150.0,
-    "fine-tuning": 80.0,
-    "training from scratch": 100.0,
-    "language model": 20.0,
-    "quality of the clusters": 30.0,
+    "iteration 1": 110.0,
+    "iteration 2": 230.0,
+    "fine-tuning": 40.0,
+    "training from scratch": 60.0,
+    "language model": 45.0,
+    "quality of the clusters": 20.0,
     "report": 10.0,
 }
 """Stages of the demo, with their durations in seconds on two cores (docs/results.md)."""

@@ -91,6 +91,14 @@ def plain(text: str, longest: int = 60) -> str:
     return html.escape(text if len(text) <= longest else f"{text[: longest - 1]}…", quote=False)
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number names that are equal when they are shortened: plotly.js draws equal names in one place."""
+    return [
+        f"{name} ({names[:place].count(name) + 1})" if name in names[:place] else name
+        for place, name in enumerate(names)
+    ]
+
+
 def _chart(
     title: str, traces: Sequence[go.Scatter | go.Heatmap | go.Bar], layout: Mapping[str, Any], **options: Any
 ) -> Chart:
@@ -260,7 +268,7 @@ def _range_text(row: Interval) -> str:
 def bar_chart(title: str, values: Mapping[str, float], axis: str, colours: Sequence[str] = SERIES) -> Chart:
     """Draw a few named values as bars with the numbers on them."""
     trace = go.Bar(
-        x=[plain(name) for name in values],
+        x=_distinct([plain(name) for name in values]),
         y=[*values.values()],
         marker={"color": [colours[number % len(colours)] for number in range(len(values))]},
         text=[f"{value:.3f}" for value in values.values()],
@@ -468,8 +476,8 @@ def confusion_chart(title: str, rows: Sequence[str], columns: Sequence[str], cou
     """Draw how often each word of the references became each word of the hypotheses."""
     trace = go.Heatmap(
         z=[list(row) for row in counts],
-        x=[plain(name, 18) for name in columns],
-        y=[plain(name, 18) for name in rows],
+        x=_distinct([plain(name, 18) for name in columns]),
+        y=_distinct([plain(name, 18) for name in rows]),
         meta="sequential",
         xgap=1,
         ygap=1,
@@ -548,7 +556,7 @@ def scatter_chart(
             )
         )
     layout = {
-        "xaxis": {"title": {"text": axis}},
+        "xaxis": {"title": {"text": plain(axis)}},
         "yaxis": {"title": {"text": "WER"}, "tickformat": ".1%"},
         "hovermode": "closest",
     }

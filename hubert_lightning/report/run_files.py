@@ -234,7 +234,7 @@ def read_run(folder: Path, name: str) -> Run:
     problems: list[str] = []
     record, config = _read_record(folder, problems), _read_config(folder, problems)
     settings = {**_config_record(config), **record}
-    final = {key: value for key, value in _json_object(folder / "metrics.json", problems).items() if is_number(value)}
+    final = {key: value for key, value in json_object(folder / "metrics.json", problems).items() if is_number(value)}
     curves = _renamed(_read_curves(folder, problems))
     curves = _with_coverage(curves, settings.get("labels/clusters"))
     final = {name: curve[0][1] for name, curve in _renamed({name: [(0, v)] for name, v in final.items()}).items()}
@@ -291,7 +291,7 @@ def flat(content: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
 
 def _read_record(folder: Path, problems: list[str]) -> dict[str, Json]:
     """Read record.json; of a run that has none, the newest hparams.yaml under today's names."""
-    if record := _json_object(folder / "record.json", problems):
+    if record := json_object(folder / "record.json", problems):
         return flat(record)
     older = [*folder.glob("hparams.yaml"), *folder.glob("version_*/hparams.yaml")]
     for path in sorted(older, key=lambda path: natural(str(path)), reverse=True):
@@ -357,14 +357,13 @@ def _config_record(config: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _read_curves(folder: Path, problems: list[str]) -> dict[str, Curve]:
-    """Read the table of a run; of one without, those of its starts, of which a later one replaces an earlier one.
+    """Read the tables of all starts of a run; a later start replaces what an earlier one logged after its start.
 
-    The run's own table is complete, also while the run trains. A CSVLogger of the config may write more rarely.
+    The table in the folder itself comes last: it has all starts, those of `version_0` and the like one start each.
     """
-    if curves := _checked(folder / "metrics.csv", problems, _read_table):
-        return curves
-    curves = {}
-    for path in sorted(folder.glob("version_*/metrics.csv"), key=lambda path: natural(str(path))):
+    tables = [*folder.glob("metrics.csv"), *folder.glob("version_*/metrics.csv")]
+    curves: dict[str, Curve] = {}
+    for path in sorted(tables, key=lambda path: (path.parent == folder, natural(str(path)))):
         for name, curve in (_checked(path, problems, _read_table) or {}).items():
             kept = [point for point in curves.get(name, []) if point[0] < curve[0][0]]
             curves[name] = kept + curve
@@ -419,7 +418,7 @@ def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str])
         (MEASURED, folder / "quality" / "quality.json"),
     ):
         rows = []
-        for name, measures in _json_object(path, problems).items():
+        for name, measures in json_object(path, problems).items():
             if isinstance(measures, dict) and (match := re.fullmatch(r"layer (\d+)|mfcc", name)):
                 rows.append({**measures, "layer": int(match[1] or 0)})
         if rows:
@@ -448,7 +447,7 @@ def find_tunings(folder: Path, results: Sequence[Results]) -> list[Tuning]:
             paths.add(Path(decoder).with_suffix(".trials.json"))
     tunings = {}
     for path in sorted(paths):
-        content = _json_object(path, [])
+        content = json_object(path, [])
         if isinstance(content.get("trials"), list):
             tunings[path.resolve()] = Tuning(path, content)
     return [*tunings.values()]
@@ -465,10 +464,6 @@ def json_lines(path: Path) -> Iterator[dict[str, Json]]:
 
 def json_object(path: Path, problems: list[str]) -> dict[str, Json]:
     """Read a JSON file of a run; an empty object if it is missing, or corrupt, which `problems` then names."""
-    return _json_object(path, problems)
-
-
-def _json_object(path: Path, problems: list[str]) -> dict[str, Json]:
     content = _checked(path, problems, lambda path: json.loads(read_regular(path, LARGEST_FILE)))
     return content if isinstance(content, dict) else {}
 

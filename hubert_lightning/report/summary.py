@@ -278,8 +278,8 @@ def _of_units(run: Run) -> Iterator[str]:
     if accuracy is not None and is_number(clusters) and accuracy < CHANCE / clusters:
         chance = percent(1 / clusters)
         yield (
-            f"{percent(accuracy)} of the masked frames is hardly more than a uniform guess ({chance}); train for more "
-            "steps, or raise the learning rate."
+            f"{percent(accuracy)} of the masked frames are predicted right, hardly more than by a uniform guess "
+            f"({chance}); train for more steps, or raise the learning rate."
         )
         return
     predicted, labels = run.last("units/predicted_perplexity"), run.last("units/label_perplexity")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hubert_lightning.report.run_files import Json, Run, is_number
@@ -67,7 +67,7 @@ def counted(count: float, one: str, several: str | None = None) -> str:
 
 
 def setting(value: Json) -> str:
-    """Write the value of a setting; of a path, the last two parts, which name nobody's home folder."""
+    """Write the value of a setting; of each path, the last two parts, which name nobody's home folder."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -78,7 +78,7 @@ def setting(value: Json) -> str:
         return ", ".join(map(setting, value)) or "–"
     if isinstance(value, dict):
         return ", ".join(f"{name} {setting(inner)}" for name, inner in value.items()) or "–"
-    text = short_path(str(value))
+    text = ", ".join(map(short_path, str(value).split(", ")))  # the record joins lists so
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
 
 
@@ -87,6 +87,18 @@ def short_path(text: str) -> str:
     parts = re.split(r"[\\/]+", text.rstrip("\\/"))
     absolute = text.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", text)
     return "/".join(parts[-2:]) if absolute and len(parts) > 2 else text
+
+
+def short_paths(text: str, folders: Iterable[Path]) -> str:
+    """Shorten the paths in a sentence as `short_path` does, so that a page names nobody's home folder.
+
+    Args:
+        text: Sentence.
+        folders: Folders whose paths are removed whatever characters they have.
+    """
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        text = text.replace(f"{folder}/", "") if folder != "/" else text
+    return re.sub(r"(?<![\w.~/-])[~/][^\s:;,'\"()]+", lambda path: short_path(path[0]), text)
 
 
 def is_place(name: str) -> bool:

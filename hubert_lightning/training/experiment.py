@@ -4,6 +4,7 @@ Finished iterations are not trained again: the same command resumes where it was
 """
 
 import logging
+import os
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
@@ -336,7 +337,7 @@ class HubertCLI(LightningCLI):
         _keep_table(trainer, self.verb)
         for logger in trainer.loggers:
             if (settings := wandb_arguments(logger)) is not None:
-                _quieten_wandb(settings)
+                _prepare_wandb(settings)
         _print_awaited_nodes(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # notes first which batch begins
@@ -496,8 +497,13 @@ def _keep_table(trainer: Trainer, verb: Verb) -> None:
         trainer.loggers = [*trainer.loggers, table_logger(folder)]
 
 
-def _quieten_wandb(settings: dict[str, Any]) -> None:
-    """Keep W&B from warning about Lightning's arguments: a removed option, and a folder that does not exist yet."""
+def _prepare_wandb(settings: dict[str, Any]) -> None:
+    """Keep W&B from warning about Lightning's arguments, and from failing on a busy machine.
+
+    The warnings are about a removed option, and a folder that does not exist yet. The variable is W&B's setting of the
+    seconds within which its own process must start, 30 by default.
+    """
+    os.environ.setdefault("WANDB__SERVICE_WAIT", "300")
     if settings.get("anonymous") is None:
         settings.pop("anonymous", None)
     if is_first_process():

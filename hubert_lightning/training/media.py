@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hubert_lightning.console import png_of
+from hubert_lightning.figure_style import png_of
 from hubert_lightning.frames import SAMPLE_RATE
 
 Drawn = Mapping[str, Figure]

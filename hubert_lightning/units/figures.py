@@ -14,9 +14,9 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hubert_lightning.console import BLUE, COLOURS, COLUMN, GREY, ORANGE, PAGE, figure_style
 from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.features.spectrogram import MELS, SPECTROGRAM_HOP, mel_band
+from hubert_lightning.figure_style import BLUE, COLOURS, COLUMN, GREY, ORANGE, PAGE, figure_style
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW
 from hubert_lightning.units.quality import phone_purity, pnmi
 

@@ -22,13 +22,14 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from hubert_lightning.console import BLUE, COLUMN, GREY, ORANGE, figure_files, figure_style, progress
+from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.manifest import check_audio, read_manifest
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import MFCC, Extractor, Precision, all_layers_extractor, mfcc_extractor
 from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
+from hubert_lightning.figure_style import BLUE, COLUMN, GREY, ORANGE, figure_files, figure_style
 from hubert_lightning.files import write_all, write_whole
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.devices import choose_device

@@ -21,7 +21,8 @@ from run_folders import (
 )
 
 from hubert_lightning.cli import main
-from hubert_lightning.report.charts import plain, thinned
+from hubert_lightning.report import words
+from hubert_lightning.report.charts import confusion_chart, plain, thinned
 from hubert_lightning.report.page import embedded, write_report
 from hubert_lightning.training.watched import WatchedTranscript, write_transcripts
 
@@ -114,6 +115,29 @@ def test_folders_of_somebodys_home_are_left_out(page_file: Path) -> None:
     page = page_file.read_text("utf-8")
     assert "manifests/train.jsonl.gz" in page
     assert "somebody" not in page
+
+
+def test_corrupt_files_are_named_without_the_folders_around_them(tmp_path: Path) -> None:
+    run = pretraining_run(tmp_path / "some body" / "run")
+    (run / "watched").mkdir(exist_ok=True)
+    (run / "watched" / "units.json").write_text("{")
+    (run / "layers.json").write_text("{")
+    write_report([run], tmp_path / "report.html", audio=False)
+    page = unescape((tmp_path / "report.html").read_text())
+    assert "<bdi>run/watched/units.json: line 1 is corrupt" in page
+    assert "<bdi>run/layers.json cannot be read" in page
+    assert "some body" not in page
+
+
+def test_of_several_paths_each_is_shortened() -> None:
+    assert words.setting("/home/jane/one/a.jsonl.gz, /home/jane/two/b.jsonl.gz") == "one/a.jsonl.gz, two/b.jsonl.gz"
+    assert words.short_paths("/home/jane/run/test.jsonl: empty; run again", []) == "run/test.jsonl: empty; run again"
+
+
+def test_words_that_begin_alike_have_rows_of_their_own() -> None:
+    long = "Donaudampfschifffahrtsgesellschaft"
+    [heatmap] = confusion_chart("", [long, long + "en"], ["a"], [[1], [2]]).figure["data"]
+    assert len(set(heatmap["y"])) == 2
 
 
 def test_nothing_is_heard_or_seen_without_audio(demo_folder: Path, tmp_path: Path) -> None:

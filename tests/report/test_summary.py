@@ -95,7 +95,7 @@ def test_guessing_is_named(tmp_path: Path) -> None:
     folder = pretraining_run(tmp_path / "run", finished=False)
     write_table(folder, {"val/masked_accuracy": {100: 0.06}})
     assert any(
-        "6.0 % of the masked frames is hardly more than a uniform guess (5.0 %)" in one
+        "6.0 % of the masked frames are predicted right, hardly more than by a uniform guess (5.0 %)" in one
         for one in advice([read_run(folder, "run")], [], [])
     )
 

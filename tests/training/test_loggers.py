@@ -26,6 +26,7 @@ def events_of(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], list[st
     return scalars, events.Tags()["tensors"]
 
 
+@pytest.mark.slow
 def test_tensorboard_wandb_and_the_table_get_the_same_metrics(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

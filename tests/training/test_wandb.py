@@ -39,6 +39,8 @@ def parsed(path: Path) -> list[wandb_internal_pb2.Record]:  # type: ignore[name-
             place += left
             continue
         length, kind = struct.unpack("<HB", content[place + 4 : place + 7])  # after a checksum of four bytes
+        if place + 7 + length > len(content):  # W&B's service has not written all of it yet
+            break
         parts += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last fragment

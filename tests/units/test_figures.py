@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hubert_lightning.console import png_of
+from hubert_lightning.figure_style import png_of
 from hubert_lightning.frames import frame_centres
 from hubert_lightning.units.figures import (
     LayerCurve,

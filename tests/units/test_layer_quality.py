@@ -132,7 +132,16 @@ def test_validation_judges_every_layer(manifests: Path, dev_cuts: CutSet, tmp_pa
         callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=10)],
         enable_progress_bar=False,
     )
-    trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0, validation=[validation]))
+    model, data = pretraining_model(), pretraining_data(manifests, num_workers=0, validation=[validation])
+    trainer.fit(model, datamodule=data)
+    judge = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Relabel(clusters=20, max_frames=2000), LayerQuality(clusters=10)],
+        enable_progress_bar=False,
+    )
+    judge.validate(model, datamodule=data, verbose=False)  # as `hubert validate`, which leaves what the fit has found
     entries = read_layers(tmp_path)
     assert [entry.step for entry in entries] == [1, 2]
     for entry in entries:

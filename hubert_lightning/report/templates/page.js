@@ -66,7 +66,7 @@
   const redraw = () => drawn.forEach(draw);
   dark.addEventListener("change", redraw);
 
-  // A line moves over the spectrogram while its recording plays; a click into the chart plays from there
+  // A line moves over the spectrogram while its recording plays
   document.querySelectorAll(".watched").forEach((part) => {
     const audio = part.querySelector("audio"), plot = part.querySelector(".plot");
     if (!audio || !plot) return;

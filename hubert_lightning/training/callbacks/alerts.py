@@ -16,7 +16,7 @@ WAITING = 0.5
 """Fraction of the time in which training waits for data, above which a warning comes."""
 RISEN = 0.1
 """Rise of the word error rate above its lowest value, from which a warning comes."""
-SHOWN = ("val/wer", "val/cer", "val/masked_accuracy", "val/loss", "layers/best_pnmi", "train/loss")
+SHOWN = ("val/wer", "val/cer", "val/masked_accuracy", "val/loss", "train/loss")
 """Metrics in the alert of a finished run, as far as it has them."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import all_layers_extractor
@@ -15,7 +16,14 @@ from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.distributed import together
 from hubert_lightning.training.media import Drawn, log_figures, logged_step, pictorial_loggers
-from hubert_lightning.training.watched import LayerRow, LayersOfStep, add_layers, read_layers, read_phone_clusters
+from hubert_lightning.training.watched import (
+    LayerRow,
+    LayersOfStep,
+    PhoneClusters,
+    add_layers,
+    read_layers,
+    read_phone_clusters,
+)
 from hubert_lightning.units.figures import LayerCurve, layer_figure
 from hubert_lightning.units.label_shards import check_clusters
 from hubert_lightning.units.layer_quality import draw_sample, layer_quality
@@ -29,7 +37,7 @@ class LayerQuality(Callback):
 
     With phones in the validation manifest: PNMI, purities, perplexity, dead clusters; without, the last two. The
     numbers of all layers are in `watched/layers.jsonl` of the run. Loggers get the best layer and its PNMI, and one
-    chart with a line for each iteration of the fit, if they take pictures.
+    chart with a line for each iteration of the fit, if they take pictures. `hubert validate` only logs the best layer.
 
     Args:
         clusters: Number of K-means clusters.
@@ -84,11 +92,13 @@ class LayerQuality(Callback):
         ]
         run, step = Path(trainer.default_root_dir), logged_step(trainer)
         result = LayersOfStep(trainer.global_step, self.clusters, rows)
-        add_layers(run, result)
         if result.best is not None and result.best.pnmi is not None:
             for logger in trainer.loggers:
                 best = {"layers/best_pnmi": result.best.pnmi, "layers/best_layer": float(result.best.layer)}
                 logger.log_metrics(best, step=step)
+        if trainer.state.fn != TrainerFn.FITTING:  # its step is 0, and would replace what the fit has found
+            return
+        add_layers(run, result)
         measure = "perplexity" if result.best is None else "PNMI"
         log_figures(pictorial_loggers(trainer), f"layers/{measure.lower()}", lambda: _chart(run, measure), step)
 
@@ -121,6 +131,14 @@ def _read(run: Path) -> list[LayersOfStep]:
         return []
 
 
+def _read_counts(run: Path) -> PhoneClusters | None:
+    try:
+        return read_phone_clusters(run)
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+
+
 def _curve(name: str, run: Path, results: list[LayersOfStep], measure: str, clusters: int) -> LayerCurve | None:
     """Return the measure of each layer at each validation; None if no validation has it with so many clusters."""
     by_step = [
@@ -131,7 +149,7 @@ def _curve(name: str, run: Path, results: list[LayersOfStep], measure: str, clus
     known = [[value for value in values if value is not None] for values in by_step if None not in values]
     if not known:
         return None
-    counts = read_phone_clusters(run) if measure == "PNMI" else None
+    counts = _read_counts(run) if measure == "PNMI" else None
     if counts is None or len(counts.counts[0]) != clusters:  # PNMI rises with the number of clusters
         return LayerCurve(name, known[-1], known[:-1])
     return LayerCurve(name, known[-1], known[:-1], pnmi(np.array(counts.counts)))

@@ -19,7 +19,7 @@ from hubert_lightning.asr.marked_errors import errors_as_html, errors_as_text, e
 from hubert_lightning.asr.scoring import Result, score_utterance
 from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.data.manifest import speaker_of
+from hubert_lightning.data.manifest import place_of, speaker_of
 from hubert_lightning.errors import within
 from hubert_lightning.features.spectrogram import log_mel
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
@@ -122,11 +122,12 @@ class Pictures(Callback):
     def _count_phones(self, trainer: Trainer, data: PretrainingData, labels: LabelStore) -> None:
         cuts = [cut for cut in _spread(data.validation_cuts, COUNTED_UTTERANCES) if phones_of(cut)]
         clusters = labels.source.clusters
-        if not cuts:
+        phones = [frame_phones(phones_of(cut), num_frames(cut.num_samples)) for cut in cuts]
+        phone = np.concatenate([np.empty(0, str), *phones])
+        known = phone != ""
+        if not known.any():
             self._palettes = [palette(number) for number in clusters]
             return
-        phone = np.concatenate([frame_phones(phones_of(cut), num_frames(cut.num_samples)) for cut in cuts])
-        known = phone != ""
         cluster = np.concatenate([labels[cut.id] for cut in cuts], axis=1)[:, known]  # (streams, frames)
         symbols = np.unique(phone[known]).tolist()
         counts = [joint_counts(phone[known], ids, number) for ids, number in zip(cluster, clusters, strict=True)]
@@ -317,8 +318,7 @@ def _watched(excerpt: Excerpt, predictions: np.ndarray) -> WatchedUtterance:
     text = " ".join(segment.text for segment in cut.supervisions if segment.text)
     whole = num_frames(cut.num_samples) == len(excerpt.mask)
     return WatchedUtterance(
-        **_place(cut),
-        duration=duration,
+        **{**_place(cut), "duration": duration},
         text=text if text and whole else None,
         phones=[phone for phone in phones if phone[1] < phone[2]] or None,
         labels=excerpt.labels.tolist(),
@@ -331,23 +331,12 @@ def _transcript(step: int, row: dict[str, str], cut: Cut) -> WatchedTranscript:
     reference, hypothesis = row["reference"], row["hypothesis"]
     rate = score_utterance(Result(row["id"], reference, hypothesis)).words.rate
     place = _place(cut) | {"speaker": row["speaker"]}
-    return WatchedTranscript(
-        step=step, **place, duration=cut.duration, reference=reference, hypothesis=hypothesis, wer=rate
-    )
+    return WatchedTranscript(step=step, **place, reference=reference, hypothesis=hypothesis, wer=rate)
 
 
 def _place(cut: Cut) -> dict[str, Any]:
     """The fields of `watched` that name an utterance and its audio."""
-    channels = [cut.channel] if isinstance(cut.channel, int) else cut.channel
-    sources = [source for source in cut.recording.sources if set(source.channels) & set(channels)]
-    in_file = len(sources) == 1 and sources[0].type == "file"
-    return {
-        "id": cut.id,
-        "source": str(sources[0].source) if in_file else None,
-        "channel": channels[0] if len(channels) == 1 else None,
-        "start": cut.start,
-        "speaker": speaker_of(cut),
-    }
+    return {**place_of(cut), "id": cut.id, "speaker": speaker_of(cut)}
 
 
 def _rows_of_ranks(trainer: Trainer, model: CTCFinetuning) -> list[dict[str, str]]:

@@ -36,6 +36,7 @@ def two_iterations(steps: int = 3) -> str:
     return f"--iterations=[{{features: mfcc, {each}}}, {{features: previous, layer: 1, {each}}}]"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_line")
 def test_a_pre_training_in_a_pipe_prints_its_numbers_and_no_noise(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -53,6 +54,7 @@ def test_a_pre_training_in_a_pipe_prints_its_numbers_and_no_noise(
     assert any(re.fullmatch(r"features for K-means: .* × real time", line) for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_line")
 def test_a_fine_tuning_its_test_and_its_resumption_print_their_numbers_and_no_noise(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
