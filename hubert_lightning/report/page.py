@@ -243,7 +243,7 @@ def _write(output: Path, page: Page, clips: Clips) -> None:
         clips=lambda: embedded(clips.uris),
         charts=lambda: embedded(charts),
     )
-    write_whole(output, body.encode())
+    write_whole(output, body.encode(errors="replace"))  # names of files may have bytes that are no UTF-8
 
 
 def embedded(content: Any) -> Markup:

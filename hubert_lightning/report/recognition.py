@@ -223,7 +223,7 @@ def tuning_charts(run: str, tuning: Tuning) -> tuple[str, str, list[Chart]]:
     if best_index is not None:
         points = [(number + 1, float(trial["wer"])) for number, trial in enumerate(trials)]
         charts.append(scatter_chart("Trials", points, "trial", points[best_index], references))
-        for name in [key for key in trials[best_index] if key != "wer"]:
+        for name in [key for key, value in trials[best_index].items() if key != "wer" and is_number(value)]:
             weights = [(float(trial[name]), float(trial["wer"])) for trial in trials if is_number(trial.get(name))]
             best = (float(trials[best_index][name]), float(trials[best_index]["wer"]))
             charts.append(scatter_chart(name.replace("_", " "), weights, name, best, references))

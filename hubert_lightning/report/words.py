@@ -31,7 +31,9 @@ def percent(rate: float, digits: int = 1) -> str:
 
 def interval(low: float, high: float, digits: int = 1) -> str:
     """Write a confidence interval in per cent; a dash where it is unknown."""
-    return "–" if math.isnan(low) else f"{100 * low:.{digits}f} to {100 * high:.{digits}f} %"
+    if math.isnan(low):
+        return "–"
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} %".replace("-", "−")  # a difference may be negative
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The page as a file: what it holds for each kind of run, and what it escapes."""
 
 import json
+import os
 import re
 from html import unescape
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_no_text_ends_a_script_or_becomes_a_tag(page_file: Path) -> None:
     assert "<img" not in page
     assert page.count("</script>") == 4
     assert '"' not in re.findall(r'aria-label="recording of ([^>]*)"', page)[0]
+
+
+def test_a_name_that_is_no_utf8_is_written_with_a_question_mark(tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        run.mkdir()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    write_json(run / "metrics.json", {"steps": 3})
+    write_report([run], tmp_path / "page.html")
+    assert "run?" in (tmp_path / "page.html").read_text()
+
+
+def test_a_setting_of_a_decoder_that_is_no_number_has_no_chart(tmp_path: Path) -> None:
+    run = finetuning_run(tmp_path / "run")
+    write_json(run / "lm.trials.json", {"trials": [{"wer": 0.1, "kind": "fast", "lm_weight": 1.0}]})
+    write_report([run], tmp_path / "page.html")
 
 
 def test_embedded_json_is_read_back_as_it_was() -> None:

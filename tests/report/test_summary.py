@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from run_folders import finetuning_run, pretraining_run, result_rows, write_results, write_table
 
+from hubert_lightning.report import words
 from hubert_lightning.report.breakdown import read_evaluation
 from hubert_lightning.report.run_files import Results, read_run
 from hubert_lightning.report.summary import BestLayer, Scored, advice, speed_of, summarise, training_seconds
@@ -51,8 +52,8 @@ def test_the_first_cards_are_the_lowest_rate_and_its_interval(tmp_path: Path) ->
     bad = scored(tmp_path / "bad", [("A B", "X"), ("C D", "X"), ("E F", "E F"), ("G H", "Y Z")])
     cards = summarise([], [bad, good], {}, []).cards
     assert (cards[0].value, cards[0].note) == ("12.5 %", "test")
-    words = good.evaluation.scores.words
-    assert cards[1].value == f"{100 * words.low:.1f} to {100 * words.high:.1f} %"
+    rate = good.evaluation.scores.words
+    assert cards[1].value == f"{100 * rate.low:.1f} to {100 * rate.high:.1f} %"
     assert cards[1].note == "1 error in 8 words"
 
 
@@ -106,6 +107,10 @@ def test_spelling_errors_suggest_a_language_model_unless_there_is_one(tmp_path: 
     assert any("decode with a language model" in one for one in advice([], [scored(tmp_path / "a", SPELT)], []))
     with_model = scored(tmp_path / "b", SPELT, decoder="lm.json")
     assert not any("language model" in one for one in advice([], [with_model], []))
+
+
+def test_an_interval_of_a_difference_has_minus_signs() -> None:
+    assert words.interval(-0.095, -0.011) == "−9.5 to −1.1 %"
 
 
 def test_a_frequent_confusion_and_missing_words_are_named(tmp_path: Path) -> None:

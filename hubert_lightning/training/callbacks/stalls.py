@@ -66,6 +66,9 @@ class StalledRanks(Callback):
 
         strategy.setup_environment = meet
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        console.note("starting the training")
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         console.note(f"training (step {trainer.global_step + 1})", in_steps=True)
 
