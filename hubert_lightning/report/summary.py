@@ -19,6 +19,7 @@ FEW_CLUSTERS = 0.25
 """Perplexity of predictions, as a fraction of that of the labels, that shows a collapse."""
 LONG_WAIT = 0.15
 """Fraction of the time waiting for data that is worth a remedy."""
+GREEDY = "greedy"
 FEWEST_ERRORS = 20
 """Errors below which their kinds say little."""
 
@@ -242,8 +243,10 @@ def advice(runs: Sequence[Run], scored: Sequence[Scored], layers: Sequence[BestL
     for run in runs:
         found += [f"{run.name}: {sentence}" for sentence in (*_of_curves(run), *_of_units(run), *_of_speed(run))]
     found += _of_layers(runs, layers)
+    searched = [item.run.folder for item in scored if item.run and item.results.decoder != GREEDY]
     for item in scored:
-        found += [f"{item.title}: {sentence}" for sentence in _of_errors(item)]
+        tried = item.run is not None and item.run.folder in searched
+        found += [f"{item.title}: {sentence}" for sentence in _of_errors(item, tried)]
     return [*dict.fromkeys(found)]
 
 
@@ -307,10 +310,11 @@ def _of_layers(runs: Sequence[Run], layers: Sequence[BestLayer]) -> Iterator[str
                 )
 
 
-def _of_errors(item: Scored) -> Iterator[str]:
-    scores = item.evaluation.scores
+def _of_errors(item: Scored, tried_search: bool) -> Iterator[str]:
+    """What the errors of a test suggest; `tried_search`: whether the run was also tested with a beam search."""
+    scores, greedy = item.evaluation.scores, item.results.decoder == GREEDY
     words, letters = scores.words, scores.letters
-    if item.results.decoder == "greedy" and words.rate > 0.03 and letters.rate < min(0.5 * words.rate, 0.3):
+    if greedy and not tried_search and words.rate > 0.03 and letters.rate < min(0.5 * words.rate, 0.3):
         yield (
             f"only {percent(letters.rate)} of the characters are wrong, but {percent(words.rate)} of the words; decode "
             "with a language model (hubert ngram, hubert tune-decoder)."
@@ -318,12 +322,12 @@ def _of_errors(item: Scored) -> Iterator[str]:
     if words.errors >= FEWEST_ERRORS and words.deletions > 0.6 * words.errors:
         yield (
             f"{percent(words.deletions / words.errors, 0)} of the errors are missing words; train for longer or on "
-            "more transcripts, and raise word_score if a decoder is used."
+            f"more transcripts{'' if greedy else ', and raise word_score'}."
         )
     if words.errors >= FEWEST_ERRORS and words.insertions > 0.4 * words.errors:
         yield (
-            f"{percent(words.insertions / words.errors, 0)} of the errors are added words; lower word_score if a "
-            "decoder is used, and check for speech that is not transcribed."
+            f"{percent(words.insertions / words.errors, 0)} of the errors are added words; check for speech that is "
+            f"not transcribed{'' if greedy else ', and lower word_score'}."
         )
     if len(scores.speakers) > 2:
         name, worst = next(iter(scores.speakers.items()))

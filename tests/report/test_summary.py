@@ -1,5 +1,6 @@
 """Sentences of the summary, and what the numbers suggest to try."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,16 @@ def test_spelling_errors_suggest_a_language_model_unless_there_is_one(tmp_path: 
     assert any("decode with a language model" in one for one in advice([], [scored(tmp_path / "a", SPELT)], []))
     with_model = scored(tmp_path / "b", SPELT, decoder="lm.json")
     assert not any("language model" in one for one in advice([], [with_model], []))
+    run = read_run(finetuning_run(tmp_path / "run"), "run")
+    both = [replace(item, run=run) for item in (scored(tmp_path / "c", SPELT), with_model)]
+    assert not any("language model" in one for one in advice([], both, []))
+
+
+def test_word_score_is_named_where_a_beam_search_used_it(tmp_path: Path) -> None:
+    missing = [("A B C D", "A")] * 10
+    for decoder, named in (("greedy", False), ("lm.json", True)):
+        found = advice([], [scored(tmp_path / decoder, missing, decoder)], [])
+        assert any("raise word_score" in one for one in found) == named
 
 
 def test_an_interval_of_a_difference_has_minus_signs() -> None:
