@@ -36,7 +36,14 @@ class Opened:
                 }
             }"""
         )
-        self.wait_until("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))")
+        self.wait_until(  # a busy machine may scroll past a chart before it is seen
+            """(() => {
+                const plots = [...document.querySelectorAll('.plot')];
+                const undrawn = plots.filter((plot) => !plot.querySelector('.main-svg'));
+                undrawn.slice(0, 1).forEach((plot) => plot.scrollIntoView());
+                return undrawn.length === 0;
+            })()"""
+        )
 
     def wait_until(self, condition: str, seconds: float = 60) -> None:
         """Wait until a JavaScript expression is true; the page's policy forbids playwright's own waiting."""
