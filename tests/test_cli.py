@@ -720,23 +720,6 @@ def test_a_mistake_in_a_verb_is_one_sentence(typed: str, sentence: str, capsys: 
     assert len(said.splitlines()) == 1, said
 
 
-@pytest.mark.slow
-def test_a_fit_says_its_seed_once(manifests: Path, tmp_path: Path) -> None:
-    command = [
-        "fit",
-        *SMOKE,
-        *pretraining_options(manifests),
-        TWO_ITERATIONS,
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-    ]
-    output = tmp_path / "output.txt"
-    typed = [*command, "--trainer.fast_dev_run=1", f"--output={tmp_path / 'run'}"]
-    ranks = [fork_server.start(typed, output, environment=rank) for rank in fork_server.of_ranks(2)]
-    assert [fork_server.ended(rank) for rank in ranks] == [0, 0], output.read_text()
-    assert output.read_text().count("Seed set to 0") == 1
-
-
 def test_a_fit_of_several_nodes_says_whom_it_waits_for(manifests: Path, tmp_path: Path) -> None:
     command = ["fit", *SMOKE_FINETUNE, *transcribed_options(manifests), "--model.init_args.pretrained=null"]
     several = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]

@@ -261,8 +261,8 @@ class HubertCLI(LightningCLI):
         return judged
 
     def _set_seed(self) -> None:
-        """Print the seed once for all processes and iterations of a command."""
-        seed_everything(self.config.seed_everything, workers=True, verbose=is_first_process())
+        """Set the seed without a message: the config and record.json state it."""
+        seed_everything(self.config.seed_everything, workers=True, verbose=False)
 
     def instantiate_classes(self) -> None:
         """Build nothing yet: `build` builds each run of the command."""

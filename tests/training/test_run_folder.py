@@ -358,7 +358,7 @@ def be_nobody_special() -> None:
 def test_a_read_only_folder_is_one_sentence_and_loses_nothing(
     manifests: Path, unfinished: Path, finished: Path, tmp_path: Path
 ) -> None:
-    before = {path.name: path.read_bytes() for path in unfinished.iterdir()}
+    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
     unfinished.chmod(0o555)
     code = fork_server.run(short_finetuning(manifests, unfinished), tmp_path / "output.txt", before=be_nobody_special)
     unfinished.chmod(0o755)
@@ -366,7 +366,7 @@ def test_a_read_only_folder_is_one_sentence_and_loses_nothing(
     assert code == 2, message
     assert f"{unfinished}: cannot be created or written to (Permission denied)" in message
     assert "Traceback" not in message
-    assert {path.name: path.read_bytes() for path in unfinished.iterdir()} == before
+    assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
     main(short_finetuning(manifests, unfinished))
     torch.testing.assert_close(weights(unfinished), weights(finished), rtol=0, atol=0)
 
