@@ -46,16 +46,20 @@ DATA_OF_TASK = {
 """Data module of each task."""
 VALIDATION_METRICS = {
     "HubertPretraining": (
-        "loss",
-        "masked_loss",
-        "masked_accuracy",
-        "unmasked_loss",
-        "unmasked_accuracy",
-        "feature_penalty",
+        "val/loss",
+        "val/masked_loss",
+        "val/masked_accuracy",
+        "val/unmasked_loss",
+        "val/unmasked_accuracy",
+        "val/feature_penalty",
+        "units/label_perplexity",
+        "units/label_coverage",
+        "units/predicted_perplexity",
+        "units/predicted_coverage",
     ),
-    "CTCFinetuning": ("loss", "wer", "cer"),
+    "CTCFinetuning": ("val/loss", "val/wer", "val/cer"),
 }
-"""Metrics that the validation of each task logs, without `val/`."""
+"""Metrics that the validation of each task logs."""
 SPAWNING_STRATEGIES = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 REFUSED_CALLBACKS = {
     "StochasticWeightAveraging": (
@@ -222,7 +226,7 @@ def _check_callbacks(config: Namespace) -> None:
                 "checkpoint that a run resumes from; give it another filename"
             )
         task, monitor = config.model.class_path.rsplit(".", 1)[-1], settings.get("monitor")
-        known = [f"val/{metric}" for metric in VALIDATION_METRICS.get(task, ())]
+        known = list(VALIDATION_METRICS.get(task, ()))
         if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
             raise UserError(
                 f"trainer.callbacks: {name} monitors {monitor}, which validation of {task} does not log; use one of "
