@@ -32,7 +32,7 @@ from hubert_lightning.vocabulary import Vocabulary
 pytestmark = pytest.mark.distributed
 
 SHARD = 4
-TESTED = ("test.jsonl.gz", "dev.jsonl.gz", "finetune.jsonl.gz")  # an odd number of cuts
+TESTED = ("test.jsonl.gz", "dev.jsonl.gz", "finetune.jsonl.gz")
 HUBERT = ("-m", "hubert_lightning")
 # `hubert`, with shards so small that a corpus of two minutes has several, and a note of who wrote each
 SMALL_SHARDS = f"""
