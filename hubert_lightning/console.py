@@ -27,7 +27,7 @@ NOISE = (
     "GPU available:",  # a GPU that is not used has a warning
     "TPU available:",
     "LOCAL_RANK:",
-    "Initializing distributed:",  # a rank that does not start has a message of ours
+    "Initializing distributed:",  # our own message names ranks that do not start
     "-" * 100 + "\ndistributed_backend",
     "Restoring states from the checkpoint",  # the run's first line says where it resumes
     "Restored all states from the checkpoint",

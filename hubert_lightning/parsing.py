@@ -91,6 +91,13 @@ class VerbParser(ArgumentParser):
 
 
 def unknown_option(verb: str, option: str, known: list[str]) -> UserError:
+    """The refusal of an option that the verb does not have.
+
+    Args:
+        verb: The verb as it is typed.
+        option: Option as it is typed.
+        known: Options of the verb, without dashes, of which the most similar one is suggested.
+    """
     name = option.lstrip("-")
     similar = get_close_matches(name.replace("-", "_"), known, n=1)
     guess = f"did you mean --{similar[0]}? " if similar else ""

@@ -56,12 +56,12 @@ def write_report(runs: Sequence[Path], output: Path, *, audio: bool = True, titl
     Raises:
         UserError: A folder does not exist or holds no run, or the page cannot be written.
     """
-    found = find_runs(runs)
+    listed = find_runs(runs)
     clips = Clips(audio)
     names = words.listing([Path(folder).resolve().name for folder in runs])
-    with progress("reading results", len(found) + 1, "runs") as advance:
-        scored, remarks = _scored_runs(found, advance)
-        page = _page_of(found, scored, _demo_pnmi(runs) or _pnmi_of(found), clips, title or names, remarks)
+    with progress("reading results", len(listed) + 1, "runs") as advance:
+        scored, remarks = _scored_runs(listed, advance)
+        page = _page_of(listed, scored, _demo_pnmi(runs) or _pnmi_of(listed), clips, title or names, remarks)
         advance()
     _write(output, page, clips)
 

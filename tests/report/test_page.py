@@ -173,6 +173,9 @@ def test_a_setting_of_a_decoder_that_is_no_number_has_no_chart(tmp_path: Path) -
     run = finetuning_run(tmp_path / "run")
     write_json(run / "lm.trials.json", {"trials": [{"wer": 0.1, "kind": "fast", "lm_weight": 1.0}]})
     write_report([run], tmp_path / "page.html")
+    section = (tmp_path / "page.html").read_text().split('<section id="decoder">')[1].split("</section>")[0]
+    assert "lm weight" in section
+    assert "kind" not in section
 
 
 def test_embedded_json_is_read_back_as_it_was() -> None:

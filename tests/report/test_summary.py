@@ -85,10 +85,11 @@ def test_a_curve_at_rest_suggests_nothing(tmp_path: Path) -> None:
 def test_waiting_for_data_and_another_best_layer_are_named(tmp_path: Path) -> None:
     runs = [read_run(pretraining_run(tmp_path / f"iteration{n}", number=n), f"iteration{n}") for n in (1, 2)]
     best = BestLayer("iteration1", runs[0].folder, 3, 0.5)
-    found = advice(runs, [], [best])
-    assert "iteration1: 40 % of the time is spent waiting for data; raise data.init_args.num_workers." in found
+    sentences = advice(runs, [], [best])
+    assert "iteration1: 40 % of the time is spent waiting for data; raise data.init_args.num_workers." in sentences
     assert (
-        "iteration1: layer 3 agrees best with phones (PNMI 0.500), and iteration2 used layer 1; try layer 3." in found
+        "iteration1: layer 3 agrees best with phones (PNMI 0.500), and iteration2 used layer 1; try layer 3."
+        in sentences
     )
 
 
@@ -116,8 +117,8 @@ def test_spelling_errors_suggest_a_language_model_unless_there_is_one(tmp_path: 
 def test_word_score_is_named_where_a_beam_search_used_it(tmp_path: Path) -> None:
     missing = [("A B C D", "A")] * 10
     for decoder, named in (("greedy", False), ("lm.json", True)):
-        found = advice([], [scored(tmp_path / decoder, missing, decoder)], [])
-        assert any("raise word_score" in one for one in found) == named
+        sentences = advice([], [scored(tmp_path / decoder, missing, decoder)], [])
+        assert any("raise word_score" in one for one in sentences) == named
 
 
 def test_an_interval_of_a_difference_has_minus_signs() -> None:
@@ -125,8 +126,8 @@ def test_an_interval_of_a_difference_has_minus_signs() -> None:
 
 
 def test_a_frequent_confusion_and_missing_words_are_named(tmp_path: Path) -> None:
-    found = advice([], [scored(tmp_path / "a", SPELT)], [])
-    assert any("“KITCHEN” became “KITCHEM” 5 times" in one for one in found)
+    sentences = advice([], [scored(tmp_path / "a", SPELT)], [])
+    assert any("“KITCHEN” became “KITCHEM” 5 times" in one for one in sentences)
     missing = advice([], [scored(tmp_path / "b", [("A B C D", "A")] * 10)], [])
     assert any("100 % of the errors are missing words" in one for one in missing)
 

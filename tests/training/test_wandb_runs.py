@@ -1,4 +1,4 @@
-"""What W&B is told of a run, without a run of W&B."""
+"""Settings, names and metrics that a run sends to W&B, without a run of W&B."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -9,7 +9,7 @@ from hubert_lightning.training.callbacks.alerts import AVERAGED, RunAlerts
 
 
 class Run:
-    """What W&B is told."""
+    """Alerts that a run sends to W&B."""
 
     def __init__(self) -> None:
         self.alerts: list[tuple[str, str, str]] = []
