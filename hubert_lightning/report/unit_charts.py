@@ -85,58 +85,34 @@ def phone_cluster_chart(title: str, phones: Sequence[str], counts: Sequence[Sequ
 
 def units_chart(title: str, units: Units) -> Chart:
     """Draw phones, labels and predictions below a spectrogram, with the masked spans."""
-    num_rows = len(units.rows)
     band = 0.42 if units.image else 0.0
-    bottom_top = 1 - band - (0.03 if band else 0)
-    phones_height = 0.12 if units.phones else 0.0
-    traces: list[Any] = []
-    layout: dict[str, Any] = {"hovermode": "closest", "showlegend": False}
-    layout["xaxis"] = {
-        "title": {"text": "seconds"},
-        "range": [0, units.duration],
-        "showgrid": False,
-        "zeroline": False,
-        "anchor": "y",
-    }
-    heat = [[(cluster * GOLDEN_RATIO) % 1 for cluster in row] for row in units.rows.values()]
-    traces.append(
-        go.Heatmap(
-            z=[[round(value, 3) for value in row] for row in heat],
-            x0=units.hop / 2,
-            dx=units.hop,
-            y=[*units.rows],
-            customdata=[list(row) for row in units.rows.values()],
-            colorscale=HUES,
-            zmin=0,
-            zmax=1,
-            showscale=False,
-            ygap=3,
-            hovertemplate="%{y}: cluster %{customdata} at %{x:.2f} s<extra></extra>",
-        )
-    )
-    layout["yaxis"] = {
-        "domain": [0, bottom_top - phones_height],
-        "autorange": "reversed",
-        "showgrid": False,
-        "fixedrange": True,
-        "automargin": False,
+    top = 1 - band - (0.03 if band else 0)  # of what is below the spectrogram
+    middle = top - (0.12 if units.phones else 0.0)  # of the strips of clusters
+    traces = [_strips(units)]
+    layout: dict[str, Any] = {
+        "hovermode": "closest",
+        "showlegend": False,
+        "xaxis": {
+            "title": {"text": "seconds"},
+            "range": [0, units.duration],
+            "showgrid": False,
+            "zeroline": False,
+            "anchor": "y",
+        },
+        "yaxis": {
+            "domain": [0, middle],
+            "autorange": "reversed",
+            "showgrid": False,
+            "fixedrange": True,
+            "automargin": False,
+        },
+        "shapes": [*_phone_ends(units), *_masked_spans(units, middle)],
+        "margin": {"l": 92, "r": 12, "t": 8, "b": 40},
     }
     if units.phones:
-        shown = [phone for phone in units.phones if phone[2] > phone[1]]
-        traces.append(
-            go.Scatter(
-                x=[(start + end) / 2 for _, start, end in shown],
-                y=[0.5] * len(shown),
-                text=[plain(symbol, 6) for symbol, _, _ in shown],
-                customdata=[f"{start:.2f} to {end:.2f} s" for _, start, end in shown],
-                mode="text",
-                textfont={"size": 10},
-                yaxis="y2",
-                hovertemplate="%{text}, %{customdata}<extra></extra>",
-            )
-        )
+        traces.append(_phone_names(units))
         layout["yaxis2"] = {
-            "domain": [bottom_top - phones_height, bottom_top],
+            "domain": [middle, top],
             "range": [0, 1],
             "tickmode": "array",
             "tickvals": [0.5],
@@ -145,30 +121,7 @@ def units_chart(title: str, units: Units) -> Chart:
             "zeroline": False,
             "fixedrange": True,
         }
-    shapes: list[dict[str, Any]] = [
-        {
-            "type": "line",
-            "xref": "x",
-            "yref": "y2 domain",
-            "x0": end,
-            "x1": end,
-            "y0": 0.1,
-            "y1": 0.9,
-            "line": {"width": 0.6, "color": SERIES[-1]},
-        }
-        for _, _, end in units.phones
-    ]
-    for first, length in units.mask:
-        span = {
-            "type": "rect",
-            "xref": "x",
-            "yref": "paper",
-            "x0": first * units.hop,
-            "x1": (first + length) * units.hop,
-        }
-        shapes.append({**span, "y0": bottom_top - phones_height, "y1": 1, "fillcolor": MASK_FILL, "line": {"width": 0}})
-        shapes.append({**span, "y0": 0, "y1": 1, "line": MASK_EDGE})
-    if units.image:
+    if units.image:  # a trace without a mark, since plotly leaves out axes that no trace has
         traces.append(go.Scatter(x=[0], y=[0], mode="markers", marker={"opacity": 0}, yaxis="y3", hoverinfo="skip"))
         layout["yaxis3"] = {
             "domain": [1 - band, 1],
@@ -180,22 +133,75 @@ def units_chart(title: str, units: Units) -> Chart:
             "zeroline": False,
             "fixedrange": True,
         }
-        layout["images"] = [
-            {
-                "source": units.image,
-                "xref": "x",
-                "yref": "y3",
-                "x": 0,
-                "y": MELS,
-                "sizex": units.duration,
-                "sizey": MELS,
-                "sizing": "stretch",
-                "layer": "below",
-            }
-        ]
-    layout["shapes"] = shapes
-    layout["margin"] = {"l": 92, "r": 12, "t": 8, "b": 40}
-    height = 70 + (150 if units.image else 0) + (30 if units.phones else 0) + 34 * num_rows
+        layout["images"] = [_spectrogram(units)]
+    height = 70 + (150 if units.image else 0) + (30 if units.phones else 0) + 34 * len(units.rows)
     return chart(
         title, traces, layout, height=height, min_width=min(1600, int(180 + 130 * units.duration)), clip=units.clip
     )
+
+
+def _strips(units: Units) -> Any:
+    """One row of coloured cells for each stream of clusters."""
+    hues = [[(cluster * GOLDEN_RATIO) % 1 for cluster in row] for row in units.rows.values()]
+    return go.Heatmap(
+        z=[[round(hue, 3) for hue in row] for row in hues],
+        x0=units.hop / 2,
+        dx=units.hop,
+        y=[*units.rows],
+        customdata=[list(row) for row in units.rows.values()],
+        colorscale=HUES,
+        zmin=0,
+        zmax=1,
+        showscale=False,
+        ygap=3,
+        hovertemplate="%{y}: cluster %{customdata} at %{x:.2f} s<extra></extra>",
+    )
+
+
+def _phone_names(units: Units) -> Any:
+    phones = [phone for phone in units.phones if phone[2] > phone[1]]
+    return go.Scatter(
+        x=[(start + end) / 2 for _, start, end in phones],
+        y=[0.5] * len(phones),
+        text=[plain(symbol, 6) for symbol, _, _ in phones],
+        customdata=[f"{start:.2f} to {end:.2f} s" for _, start, end in phones],
+        mode="text",
+        textfont={"size": 10},
+        yaxis="y2",
+        hovertemplate="%{text}, %{customdata}<extra></extra>",
+    )
+
+
+def _phone_ends(units: Units) -> list[dict[str, Any]]:
+    line = {"type": "line", "xref": "x", "yref": "y2 domain", "y0": 0.1, "y1": 0.9}
+    return [{**line, "x0": end, "x1": end, "line": {"width": 0.6, "color": SERIES[-1]}} for _, _, end in units.phones]
+
+
+def _masked_spans(units: Units, middle: float) -> list[dict[str, Any]]:
+    """Fill masked spans above the strips of clusters, and outline them on the strips."""
+    shapes: list[dict[str, Any]] = []
+    for first, length in units.mask:
+        span = {
+            "type": "rect",
+            "xref": "x",
+            "yref": "paper",
+            "x0": first * units.hop,
+            "x1": (first + length) * units.hop,
+        }
+        shapes.append({**span, "y0": middle, "y1": 1, "fillcolor": MASK_FILL, "line": {"width": 0}})
+        shapes.append({**span, "y0": 0, "y1": 1, "line": MASK_EDGE})
+    return shapes
+
+
+def _spectrogram(units: Units) -> dict[str, Any]:
+    return {
+        "source": units.image,
+        "xref": "x",
+        "yref": "y3",
+        "x": 0,
+        "y": MELS,
+        "sizex": units.duration,
+        "sizey": MELS,
+        "sizing": "stretch",
+        "layer": "below",
+    }
