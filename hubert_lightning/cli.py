@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from hubert_lightning import __version__, console
 from hubert_lightning.console import output_is_closed, print_refusal, show_messages
 from hubert_lightning.errors import answer_to
-from hubert_lightning.interrupts import SIGNALS, listening
+from hubert_lightning.interrupts import SIGNALS, listening, no_workers_left
 from hubert_lightning.verbs import Verbs, call_verb, find_verb, usage
 
 VERBS: Verbs = {
@@ -124,7 +124,7 @@ def _run(args: list[str]) -> int:
         if isinstance(target, dict):
             print(usage(VERBS, verb))
             return 0
-        with _signals_of(verb):
+        with _signals_of(verb), no_workers_left():
             result = call_verb(verb, target, rest)
     except KeyboardInterrupt:
         print("hubert: interrupted; finished files are complete, and the same command does the rest", file=sys.stderr)

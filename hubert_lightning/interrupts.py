@@ -255,6 +255,23 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
+@contextmanager
+def no_workers_left() -> Iterator[None]:
+    """Kill the workers of a command that fails; Python would wait for them at its exit, and they ignore one SIGTERM."""
+    try:
+        yield
+    except BaseException:
+        workers = [child for child in multiprocessing.active_children() if child.daemon]
+        if workers and threading.current_thread() is threading.main_thread():
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises at the end of each worker
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+            signal.signal(signal.SIGCHLD, handler)
+        raise
+
+
 def end_process(code: int, launched: Sequence[subprocess.Popen[bytes]] = ()) -> NoReturn:
     """End this process from any thread, with its workers and the processes that it launched.
 

@@ -36,6 +36,7 @@ from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.metrics_table import read_metrics
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.label_shards import LabelSource
@@ -236,9 +237,8 @@ def prints_text(output: Path, text: str) -> Callable[[], bool]:
 
 
 def has_steps(run: Path, rows: int = 2) -> Callable[[], bool]:
-    """Whether some steps are logged."""
-    metrics = run / "iteration1" / "metrics.csv"
-    return lambda: metrics.exists() and metrics.read_text().count("\n") > rows
+    """Whether some steps are logged; the rounds of K-means are rows of the same table."""
+    return lambda: len(read_metrics(run / "iteration1").get("train/loss", [])) >= rows
 
 
 def with_folder() -> None:

@@ -3,7 +3,9 @@
 import gc
 import os
 import re
+import signal as signals
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,7 +106,7 @@ def killed_worker(error: BaseException) -> str | None:
         _killed[pid] = next((ids for reads in list(_all) if (ids := reads.of_process(pid))), [])
     cuts = _killed[pid]
     activity = f"while it read {', '.join(cuts)}" if cuts else "before it read its first batch"
-    signal = match.groupdict().get("signal")
+    signal = match.groupdict().get("signal") or _ending_signal(error, pid)
     if signal and signal.startswith("Bus error"):
         return (
             f"a process that reads audio (pid {pid}) found no room in shared memory {activity}; enlarge /dev/shm "
@@ -119,3 +121,12 @@ def killed_worker(error: BaseException) -> str | None:
         f"a process that reads audio (pid {pid}) ended ({signal or 'see its output'}) {activity}; look at "
         "these recordings, and run with --data.init_args.num_workers=0 to see the error itself"
     )
+
+
+def _ending_signal(error: BaseException, pid: int) -> str | None:
+    """The signal that ended a worker, where torch saw that it is gone before it was told of the signal."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for worker in frame.f_locals.get("failed_workers", ()):  # a variable of torch's DataLoader
+            if worker.pid == pid and worker.exitcode < 0:
+                return signals.strsignal(-worker.exitcode)
+    return None
