@@ -19,6 +19,9 @@ ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 UNUSABLE_ERRNOS = (*ACCESS_ERRNOS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 """Error numbers that no bug of this package causes: permissions, a folder in place of a file, a failing disk."""
 
+BROKEN_CONNECTIONS = (ConnectionError, EOFError, FileNotFoundError)
+"""Errors of a connection to a process that ended."""
+
 
 class UserError(ValueError):
     """A mistake that the user can correct: one sentence that names the thing, the fact and the way out.
@@ -59,7 +62,7 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
     """
     if mistake := user_error(error) if isinstance(error, ValueError) else None:
         return str(mistake), 2
-    if isinstance(error, RuntimeError) and (sentence := _end_of_another_process(error)):
+    if isinstance(error, (RuntimeError, *BROKEN_CONNECTIONS)) and (sentence := _end_of_another_process(error)):
         return sentence, 1
     if isinstance(error, OSError) and error.errno in WRITE_ERRNOS:
         return (
@@ -78,7 +81,7 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
     return None
 
 
-def _end_of_another_process(error: RuntimeError) -> str | None:
+def _end_of_another_process(error: Exception) -> str | None:
     """The sentence for an error that the end of a loader worker or of another rank caused, if it did.
 
     The modules that recognise such errors need torch and Lightning, so they are used only if they are imported already.

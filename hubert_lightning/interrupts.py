@@ -261,14 +261,9 @@ def no_workers_left() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        workers = [child for child in multiprocessing.active_children() if child.daemon]
-        if workers and threading.current_thread() is threading.main_thread():
-            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises at the end of each worker
-            for worker in workers:
-                worker.kill()
-            for worker in workers:
-                worker.join()
-            signal.signal(signal.SIGCHLD, handler)
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
         raise
 
 

@@ -3,7 +3,7 @@
 import gc
 import os
 import re
-import signal as signals
+import signal
 import sys
 import traceback
 import weakref
@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
+from hubert_lightning.errors import BROKEN_CONNECTIONS
 from hubert_lightning.interrupts import ignore_interrupts
 
-KILLED = re.compile(r"DataLoader worker \(pid (?P<pid>\d+)\) is killed by signal: (?P<signal>[\w ]+)")
 GONE = re.compile(r"DataLoader worker \(pid\(s\) (?P<pid>\d+)[\d, ]*\) exited unexpectedly")
-"""Messages of torch when a worker ends, in errors that may occur anywhere in the main thread."""
+"""Message of torch when it waits for a batch, at most 5 s after a worker's end."""
+# Torch would also raise from a signal handler, anywhere in the main thread: while that holds a lock, it would then wait
+# for ever, and in a finalizer the error would be lost
+signal_handling._SIGCHLD_handler_set = True
 
 _all: "weakref.WeakSet[WatchedReads]" = weakref.WeakSet()
 _killed: dict[int, list[str]] = {}
@@ -98,35 +102,46 @@ def quiet_worker(worker: int) -> None:
 
 def killed_worker(error: BaseException) -> str | None:
     """Explain an error that a killed worker caused; None for another error."""
-    match = KILLED.search(str(error)) or GONE.search(str(error))
-    if not match:
+    match = GONE.search(str(error))
+    worker = _worker_of(error, int(match["pid"]) if match else None)
+    if worker is None:
         return None
-    pid = int(match["pid"])
+    pid, ended_by = worker
     if pid not in _killed:
         _killed[pid] = next((ids for reads in list(_all) if (ids := reads.of_process(pid))), [])
     cuts = _killed[pid]
     activity = f"while it read {', '.join(cuts)}" if cuts else "before it read its first batch"
-    signal = match.groupdict().get("signal") or _ending_signal(error, pid)
-    if signal and signal.startswith("Bus error"):
+    if ended_by == -signal.SIGBUS:
         return (
             f"a process that reads audio (pid {pid}) found no room in shared memory {activity}; enlarge /dev/shm "
             "(docker: --shm-size), or lower data.num_workers or data.max_duration"
         )
-    if signal and signal.startswith("Killed"):
+    if ended_by == -signal.SIGKILL:
         return (
             f"a process that reads audio (pid {pid}) was killed {activity}, as the system does when memory runs out; "
             "lower data.num_workers, data.max_duration or data.max_crop, or give the job more memory"
         )
+    reason = signal.strsignal(-ended_by) if ended_by < 0 else "see its output"
     return (
-        f"a process that reads audio (pid {pid}) ended ({signal or 'see its output'}) {activity}; look at "
+        f"a process that reads audio (pid {pid}) ended ({reason}) {activity}; look at "
         "these recordings, and run with --data.init_args.num_workers=0 to see the error itself"
     )
 
 
-def _ending_signal(error: BaseException, pid: int) -> str | None:
-    """The signal that ended a worker, where torch saw that it is gone before it was told of the signal."""
+def _worker_of(error: BaseException, pid: int | None) -> tuple[int, int] | None:
+    """The worker whose end caused an error: its process and exit status; None for another error.
+
+    Args:
+        error: Error that passed through a DataLoader.
+        pid: Process that torch's message names. Without one, the error is a connection that broke while it handed over
+            a batch, before torch could see that it ended.
+    """
+    if pid is None and not isinstance(error, BROKEN_CONNECTIONS):
+        return None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        for worker in frame.f_locals.get("failed_workers", ()):  # a variable of torch's DataLoader
-            if worker.pid == pid and worker.exitcode < 0:
-                return signals.strsignal(-worker.exitcode)
-    return None
+        for worker in getattr(frame.f_locals.get("self"), "_workers", ()):  # of torch's iterator
+            if pid is None:
+                worker.join(0.2)
+            if worker.pid == pid or (pid is None and worker.exitcode):
+                return worker.pid, worker.exitcode or 0
+    return None if pid is None else (pid, 0)
