@@ -1,9 +1,13 @@
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchaudio.compliance import kaldi
+from torchaudio.functional import compute_deltas
 
 from hubert_lightning.features.mfcc import MFCC_PARTS, mfcc, spliced
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames
@@ -17,6 +21,41 @@ def noise(length: int) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 def test_every_other_mfcc_frame_has_a_hubert_frame(length):
     assert len(mfcc(noise(length))[::2]) == num_frames(length)
+
+
+@contextmanager
+def in_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.4])
+@given(length=st.one_of(st.integers(WINDOW, 3000), st.integers(WINDOW, 35 * SAMPLE_RATE)))
+@settings(max_examples=30, deadline=None)
+def test_every_bit_is_that_of_torchaudio(length, offset):
+    waveform = noise(length) + offset
+    waveform[: length // 3] = 0  # digital silence, whose logarithm is bounded
+    with in_threads(1):
+        cepstra = kaldi.mfcc(waveform[None], sample_frequency=SAMPLE_RATE, use_energy=False).T
+        deltas = compute_deltas(cepstra)
+        expected = torch.cat([cepstra, deltas, compute_deltas(deltas)]).T
+    assert torch.equal(mfcc(waveform), expected)
+
+
+@given(length=st.integers(WINDOW, 20 * SAMPLE_RATE))
+@settings(max_examples=20, deadline=None)
+def test_features_do_not_depend_on_the_number_of_threads(length):
+    found = []
+    for number in (1, 2, 7):
+        with in_threads(number):
+            found.append(mfcc(noise(length)))
+            assert torch.get_num_threads() == number
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_there_are_39_finite_features_a_frame():
