@@ -61,9 +61,10 @@ ROOMS = {
         "huggingface_hub",
     ),
     "parsing": Room("command lines: a function's signature is its options", "ground untrusted", "jsonargparse"),
+    "planning": Room("memory, time and disk of a run before it starts", "ground untrusted model parsing"),
     "training": Room(
         "everything that imports Lightning: tasks, data modules, callbacks, runs",
-        "ground untrusted vocabulary data model pretrained features units asr parsing",
+        "ground untrusted vocabulary data model pretrained features units asr parsing planning",
         "jsonargparse lhotse lightning torchmetrics",
     ),
     "report": Room(
@@ -78,7 +79,8 @@ ROOMS = {
     ),
     "cli": Room(
         "the verbs, imported when they are called",
-        "ground untrusted vocabulary data model pretrained features units asr interchange parsing training report demo",
+        "ground untrusted vocabulary data model pretrained features units asr interchange parsing planning training "
+        "report demo",
     ),
 }
 """In this order, a room imports rooms above it alone."""

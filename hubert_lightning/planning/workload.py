@@ -1,0 +1,69 @@
+"""What a run trains: the model, its heads, and how many frames it predicts."""
+
+import math
+from dataclasses import dataclass
+
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model in training.
+
+    Args:
+        encoder: Size and regularisation of the encoder.
+        clusters: Clusters of each head of pre-training; empty for fine-tuning.
+        final_dim: Width in which frames and codewords are compared.
+        tokens: Letters of a CTC head, with the blank; 0 for pre-training.
+        predicted: Fraction of the frames that the loss is computed on; 0.55 are masked in pre-training (§II-B).
+        activation_checkpointing: Whether the backward pass computes each layer again.
+    """
+
+    encoder: EncoderConfig
+    clusters: tuple[int, ...] = (500,)
+    final_dim: int = 256
+    tokens: int = 0
+    predicted: float = 0.55
+    activation_checkpointing: bool = False
+
+    @property
+    def frozen_convolutions(self) -> bool:
+        """Whether the convolutions are not trained, so that the backward pass needs nothing of them."""
+        return self.encoder.feature_grad_mult == 0
+
+
+def masked_fraction(mask_prob: float) -> float:
+    """Fraction of frames that spans cover.
+
+    Args:
+        mask_prob: Number of spans times their length, as a fraction of the frames; spans overlap.
+    """
+    return 1 - math.exp(-mask_prob)
+
+
+def layer_parameters(config: EncoderConfig) -> int:
+    """Count the parameters of a Transformer layer: attention, feed-forward, and a norm for each."""
+    dim, ffn = config.dim, config.ffn_dim
+    return 4 * (dim**2 + dim) + 2 * dim * ffn + ffn + dim + 4 * dim
+
+
+def matrix_parameters(config: EncoderConfig) -> int:
+    """Count the weights that autocast casts to the precision of the products: matrices and convolutions."""
+    dim, channels = config.dim, config.conv_channels
+    convolutions = (KERNELS[0] + sum(KERNELS[1:]) * channels) * channels
+    positions = dim * dim // config.pos_groups * config.pos_kernel
+    return convolutions + channels * dim + positions + config.num_layers * (4 * dim**2 + 2 * dim * config.ffn_dim)
+
+
+def num_parameters(workload: Workload) -> int:
+    """Count the parameters of the encoder and its heads."""
+    config = workload.encoder
+    dim, channels = config.dim, config.conv_channels
+    convolutions = (KERNELS[0] + sum(KERNELS[1:]) * channels) * channels + config.conv_bias * len(KERNELS) * channels
+    norms = 2 * channels * (len(KERNELS) if config.conv_norm == "layer" else 1)
+    front = 2 * channels + channels * dim + dim + dim  # norm, projection, mask embedding
+    positions = dim * dim // config.pos_groups * config.pos_kernel + config.pos_kernel + dim
+    heads = sum(dim * workload.final_dim + workload.final_dim + n * workload.final_dim for n in workload.clusters)
+    heads += workload.tokens * (dim + 1)
+    return convolutions + norms + front + positions + 2 * dim + config.num_layers * layer_parameters(config) + heads
