@@ -1,0 +1,105 @@
+"""Training steps of the product with a real Trainer, recorded on the phantom in processes of their own."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from helpers import TINY
+from lightning import Callback, LightningModule, Trainer
+from phantom.record import Record
+from phantom.recorder import Recorder
+from torch.utils.data import DataLoader
+
+from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.masking import span_mask
+from hubert_lightning.training.pretraining import HubertPretraining
+
+CLUSTERS = 500
+
+
+class RecordStep(Callback):
+    """Record the last batch of a fit, from the end of the one before to its own end.
+
+    Args:
+        recorder: What records.
+        steps: Batches of the fit.
+    """
+
+    def __init__(self, recorder: Recorder, steps: int) -> None:
+        self.recorder, self.steps = recorder, steps
+        self.recording: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.recorder.modules.name(pl_module)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.recorder.begin("forward")
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.recorder.begin("finish")
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        if index == self.steps - 2:
+            self.recording = self.recorder.recording("transfer")
+            self.recording.__enter__()
+        elif self.recording is not None:
+            self.recording.__exit__(None, None, None)
+
+
+def fit(module: LightningModule, batches: Sequence[Any], recorder: Recorder, **trainer: Any) -> Record:
+    """Train a task on batches, and record the last one."""
+    settings: dict[str, Any] = {
+        "accelerator": "gpu",
+        "devices": 1,
+        "precision": "bf16-mixed",
+        "max_steps": len(batches),
+    }
+    settings |= {"gradient_clip_val": 10.0, "log_every_n_steps": 100, "logger": False} | trainer
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    module.cpu = lambda: module  # type: ignore[method-assign]  # at the end: tensors without values stay where they are
+    with tempfile.TemporaryDirectory() as folder, recorder:
+        steps = RecordStep(recorder, len(batches))
+        made = Trainer(default_root_dir=folder, callbacks=[steps], **settings, **quiet)
+        made.fit(module, DataLoader(batches, batch_size=None, pin_memory=True))
+    return recorder.record()
+
+
+def pretraining_batch(rows: int, seconds: float, clusters: int = CLUSTERS) -> PretrainingBatch:
+    """A batch of noise-free audio with one mask for each row."""
+    samples = seconds_to_samples(seconds)
+    frames = num_frames(samples)
+    mask = span_mask([frames] * rows, 0.8, 10, torch.Generator().manual_seed(0), same_count=True)
+    cluster = torch.zeros(rows, 1, frames, dtype=torch.int64)
+    names = tuple(f"row{row}" for row in range(rows))
+    return PretrainingBatch(torch.zeros(rows, samples), cluster, mask, int(mask[0].sum()), names)
+
+
+def encoder(size: str, **changes: Any) -> EncoderConfig:
+    """Configuration of a size: "tiny" or "base"."""
+    return replace(TINY if size == "tiny" else EncoderConfig(), **changes)
+
+
+def pretraining(
+    size: str = "tiny",
+    rows: int = 3,
+    seconds: float = 2.0,
+    checkpointing: bool = False,
+    trainer: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Record:
+    """A step of pre-training.
+
+    Args:
+        size: "tiny" or "base".
+        rows: Rows of the batch.
+        seconds: Duration of each row.
+        checkpointing: Whether the backward pass recomputes the layers.
+        trainer: Arguments of the Trainer.
+        **changes: Fields of the encoder's configuration.
+    """
+    model = HubertPretraining(encoder(size, **changes), CLUSTERS, activation_checkpointing=checkpointing)
+    return fit(model, [pretraining_batch(rows, seconds)] * 3, Recorder(), **(trainer or {}))
