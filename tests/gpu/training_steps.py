@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.batches import PretrainingBatch, TranscribedBatch
+from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.pretraining import HubertPretraining
 
@@ -91,7 +92,7 @@ def pretraining(
     trainer: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Record:
-    """A step of pre-training.
+    """A step of pre-training; its result is the number of operations that the task counts.
 
     Args:
         size: "tiny" or "base".
@@ -102,4 +103,54 @@ def pretraining(
         **changes: Fields of the encoder's configuration.
     """
     model = HubertPretraining(encoder(size, **changes), CLUSTERS, activation_checkpointing=checkpointing)
-    return fit(model, [pretraining_batch(rows, seconds)] * 3, Recorder(), **(trainer or {}))
+    batch = pretraining_batch(rows, seconds)
+    return replace(fit(model, [batch] * 2, Recorder(), **(trainer or {})), result=model.operations(batch))
+
+
+def transcribed_batch(seconds: Sequence[float], dim: int, masked: bool = True) -> TranscribedBatch:
+    """A padded batch of silence with twelve letters a row."""
+    length = torch.tensor([seconds_to_samples(duration) for duration in seconds])
+    rows, samples = len(length), int(length.max())
+    rng = torch.Generator().manual_seed(0)
+    mask = channel_mask = None
+    if masked:
+        mask = span_mask(num_frames(length).tolist(), 0.65, 10, rng)
+        channel_mask = span_mask([dim] * rows, 0.5, 8, rng, min_spans=0)
+    token, num_tokens = torch.randint(2, 28, (rows, 12), generator=rng), torch.full((rows,), 12)
+    names = tuple(f"row{row}" for row in range(rows))
+    texts = ("TEN LETTERS",) * rows
+    return TranscribedBatch(
+        torch.zeros(rows, samples), length, token, num_tokens, mask, channel_mask, texts, names, ("",) * rows
+    )
+
+
+def finetuning(
+    size: str = "tiny",
+    seconds: Sequence[float] = (2.0, 1.5, 1.0),
+    freeze_steps: int = 0,
+    freeze_convolutions: bool = True,
+    checkpointing: bool = False,
+    trainer: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Record:
+    """A step of fine-tuning; its result is the number of operations that the task counts.
+
+    Args:
+        size: "tiny" or "base".
+        seconds: Duration of each row.
+        freeze_steps: Steps in which only the head learns.
+        freeze_convolutions: Whether the convolutions keep their weights.
+        checkpointing: Whether the backward pass recomputes the layers.
+        trainer: Arguments of the Trainer.
+        **changes: Fields of the encoder's configuration.
+    """
+    config = encoder(size, **changes)
+    model = CTCFinetuning(
+        encoder=config,
+        freeze_steps=freeze_steps,
+        freeze_convolutions=freeze_convolutions,
+        activation_checkpointing=checkpointing,
+        layer_drop=config.layer_drop,
+    )
+    batch = transcribed_batch(seconds, config.dim)
+    return replace(fit(model, [batch] * 2, Recorder(), **(trainer or {})), result=model.operations(batch))

@@ -27,6 +27,7 @@ def main() -> None:
             os._exit(_run(job))
         _, status = os.waitpid(child, 0)
         print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), file=answers)
+    os._exit(0)  # taking libraries apart would take seconds
 
 
 def _run(job: dict[str, Any]) -> int:
