@@ -11,7 +11,7 @@ from filelock import FileLock
 from phantom.device import Phantom, Run, missing
 from phantom.record import Record
 
-PRELOAD = ("training_steps",)
+PRELOAD = ("training_steps", "inference_runs")
 """Modules of the functions that are run; each run is a fork of a process that has imported them."""
 
 
