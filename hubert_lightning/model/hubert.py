@@ -28,6 +28,7 @@ from hubert_lightning.model.convolutions import (
     pieces_of,
 )
 from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
+from hubert_lightning.model.products import Linear
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -55,7 +56,7 @@ class HubertEncoder(nn.Module):
         self.config = config
         self.convolutions = Convolutions(Convolution(config, index) for index in range(len(KERNELS)))
         self.local_norm = nn.LayerNorm(config.conv_channels)
-        self.projection = nn.Linear(config.conv_channels, config.dim)
+        self.projection = Linear(config.conv_channels, config.dim)
         self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.empty(config.dim))
         self.positions = PositionalConvolution(config)
@@ -371,11 +372,11 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
-        self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
-        self.attention_output = nn.Linear(config.dim, config.dim)
+        self.query_key_value = Linear(config.dim, 3 * config.dim)
+        self.attention_output = Linear(config.dim, config.dim)
         self.attention_norm = nn.LayerNorm(config.dim)
-        self.ffn_input = nn.Linear(config.dim, config.ffn_dim)
-        self.ffn_output = nn.Linear(config.ffn_dim, config.dim)
+        self.ffn_input = Linear(config.dim, config.ffn_dim)
+        self.ffn_output = Linear(config.ffn_dim, config.dim)
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.attention_dropout = config.attention_dropout
         self.activation_dropout = Dropout(config.activation_dropout)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_lightning.model.products import Linear
+
 
 class ClusterPredictor(nn.Module):
     """Logits of the clusters: cosine similarity of a projected frame and each cluster's codeword.
@@ -30,7 +32,7 @@ class ClusterPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.num_clusters, self.temperature = num_clusters, temperature
-        self.projection = nn.Linear(dim, final_dim)
+        self.projection = Linear(dim, final_dim)
         self.codewords = nn.Parameter(torch.empty(num_clusters, final_dim))
         if normal_codewords:
             nn.init.normal_(self.codewords, std=final_dim**-0.5)  # Adam turns longer vectors more slowly
