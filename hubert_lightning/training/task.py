@@ -1,13 +1,14 @@
 """The base of both training tasks: seeds, gradients, logging, optimizer, checkpoints, compilation and sharding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -98,6 +99,16 @@ class Task(LightningModule, ABC):
         optimizer = build_optimizer(self, self.optimizer)
         rate = self.schedule(total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # Lightning would keep the gradients in memory during the next forward pass
 
     def seed_step(self, batch: PretrainingBatch | TranscribedBatch) -> list[bool]:
         """Seed the dropout of a training step by its batch, so that it is the same on any rank and after a resume.

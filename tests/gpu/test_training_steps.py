@@ -108,7 +108,6 @@ def test_attention_is_that_of_the_flash_kernels(recorded: Run) -> None:
     assert padded <= {"_scaled_dot_product_cudnn_attention", "_scaled_dot_product_efficient_attention"}
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning keeps the gradients of a step during the next forward pass")
 def test_base_holds_less_than_four_gib(recorded: Run) -> None:
     record = base(recorded)
     assert record.peak < 4 * 1024 * MIB, record.held_at_peak()
