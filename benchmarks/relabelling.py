@@ -5,10 +5,12 @@
     uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz --memory 1 20
     uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz --times 20 \\
         --base_layer 6 --device cuda --precision bf16 --num_workers 8
+    uv run python benchmarks/relabelling.py --manifest demo/manifests/train.jsonl.gz --times 1 --mfcc --num_workers 4
 
 Prints seconds of each part, the ratio of the wholes, and the bytes of features that came to lie on disk. With
 `--memory`, relabels the manifest so many times over, each in a process of its own, and prints the peak memory. The
-encoder is a small one, or with `--base_layer` HuBERT Base, of random weights.
+encoder is a small one, or with `--base_layer` HuBERT Base, of random weights; `--mfcc` relabels as iteration 1 does.
+With `--times`, the processor seconds of labelling are printed too: of this process, and of those that read audio.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from torch import Tensor
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.features.extract import extract
-from hubert_lightning.features.extractors import Extractor, all_layers_extractor
+from hubert_lightning.features.extractors import Extractor, all_layers_extractor, mfcc_extractor
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.config import EncoderConfig
@@ -75,12 +77,14 @@ def ours(
     folder: Path,
     batch_frames: int = BATCH_FRAMES,
     num_workers: int = 0,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], tuple[float, float]]:
+    """Relabel; returns the seconds of each part, and the processor seconds of labelling, here and in workers."""
     seconds: dict[str, float] = {}
     with timed("sample", seconds):
         rows, _ = sample_frames(extractor, cuts, max_frames, 0, batch_frames=batch_frames, num_workers=num_workers)
     with timed("fit", seconds):
         centroids = KMeans().fit(rows.to(extractor.device), clusters, 0)
+    before = processor_seconds()
     with timed("encode, assign, write", seconds):
         source = LabelSource("layer 2", "k", "m", (clusters,))
         shards = shards_of(cuts)
@@ -88,7 +92,15 @@ def ours(
         with LabelWriter(folder, source, len(shards)) as writer:
             for shard, clusters_of_cuts in enumerate(labels):
                 writer.write(shard, clusters_of_cuts)
-    return seconds
+    here, workers = (after - first for after, first in zip(processor_seconds(), before, strict=True))
+    return seconds, (here, workers)
+
+
+def processor_seconds() -> tuple[float, float]:
+    """Seconds that this process has computed, and those that its finished children have."""
+    usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    here, children = (usage.ru_utime + usage.ru_stime for usage in usages)
+    return here, children
 
 
 @torch.no_grad()
@@ -140,14 +152,17 @@ def only_ours(extractor: Extractor, cuts: list[Cut], args: argparse.Namespace, f
         pass
     cuts = repeated(cuts, args.times)
     hours = sum(cut.duration for cut in cuts) / 3600
-    seconds = ours(extractor, cuts, args.clusters, args.max_frames, folder, batch_frames, args.num_workers)
+    seconds, (here, workers) = ours(
+        extractor, cuts, args.clusters, args.max_frames, folder, batch_frames, args.num_workers
+    )
     words = ", ".join(f"{what} {took:.1f} s" for what, took in seconds.items())
     labelled = hours * 3600 / seconds["encode, assign, write"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{extractor.name} on {extractor.device}: {hours:.1f} h, {len(cuts)} utterances: {sum(seconds.values()):.0f} s"
     )
-    print(f"({words}), labelled {labelled:.0f} times as fast as it was said; peak memory {peak:.0f} MiB", flush=True)
+    print(f"({words}), labelled {labelled:.0f} times as fast as it was said; peak memory {peak:.0f} MiB")
+    print(f"processor seconds of labelling, for each hour: {here / hours:.2f} here, {workers / hours:.2f} in workers")
 
 
 def repeated(cuts: list[Cut], times: int) -> list[Cut]:
@@ -161,6 +176,7 @@ def main() -> None:
     parser.add_argument("--max_frames", type=int, default=100_000)
     parser.add_argument("--memory", type=int, nargs="*", default=[])
     parser.add_argument("--times", type=int, default=0, help="only ours, the manifest so many times over")
+    parser.add_argument("--mfcc", action="store_true", help="with --times: of MFCCs")
     parser.add_argument("--base_layer", type=int, help="with --times: of HuBERT Base, not of a small encoder")
     parser.add_argument("--device", default="cpu", help="with --base_layer")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="with --base_layer")
@@ -180,13 +196,15 @@ def main() -> None:
         folder = Path(temporary)
         if args.times:
             extractor = second_layer(encoder)
-            if args.base_layer:
+            if args.mfcc:
+                extractor = mfcc_extractor()
+            elif args.base_layer:
                 extractor = layer_of_base(args.base_layer, args.device, args.precision)
             only_ours(extractor, cuts, args, folder)
             return
         hours = sum(cut.duration for cut in cuts) / 3600
         print(f"{hours:.2f} h, {args.clusters} clusters of {args.max_frames} frames, {torch.get_num_threads()} threads")
-        mine = ours(second_layer(encoder), cuts, *settings, folder / "labels")
+        mine, _ = ours(second_layer(encoder), cuts, *settings, folder / "labels")
         theirs, size = dump_fit_apply(encoder, cuts, *settings, folder)
         for name, parts, on_disk in (("ours", mine, 0), ("dump, fit, apply", theirs, size)):
             words = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in parts.items())

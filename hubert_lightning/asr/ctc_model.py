@@ -127,7 +127,7 @@ def log_probabilities(
         padded = length_if_padded(length, device)
         with precision():
             log_probs: Tensor = model(waveform.to(device), padded, ignore_padding=True)
-        return log_probs.cpu()
+        return log_probs
 
     return extract_cuts(
         Extractor(encode, "letters", (len(model.vocabulary),), device),

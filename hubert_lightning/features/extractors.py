@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -50,6 +51,8 @@ class Extractor(NamedTuple):
         shape: Shape of one frame's features.
         device: Device that computes.
         uses_statistics: Whether the features have norms over time, so that parts of a recording need its statistics.
+        in_workers: Function of one waveform on the CPU, (samples,) to (frames, …), which the processes that read audio
+            compute. If it is given, `features` gets its results, padded, in place of waveforms.
     """
 
     features: Features
@@ -57,9 +60,13 @@ class Extractor(NamedTuple):
     shape: tuple[int, ...]
     device: torch.device = torch.device("cpu")
     uses_statistics: bool = False
+    in_workers: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
-        """Compute features of a batch, as `Features`."""
+        """Compute features of a batch in this process, as `Features`."""
+        if self.in_workers is not None:
+            rows = [self.in_workers(row[:samples]) for row, samples in zip(waveform, length.tolist(), strict=True)]
+            waveform = pad_sequence(rows, batch_first=True)
         return self.features(waveform, length, statistics if self.uses_statistics else None)
 
 
@@ -70,14 +77,18 @@ def mfcc_extractor(in_parts: bool = False) -> Extractor:
         in_parts: Whether they are spliced over three frames, for product K-means of their parts.
     """
 
-    def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
-        rows = (mfcc(row[:samples]) for row, samples in zip(waveform, length.tolist(), strict=True))
-        # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
-        return pad_sequence([(spliced(row) if in_parts else row)[::2] for row in rows], batch_first=True)
+    name, dim = (MFCC_SPLICED, max(part.stop for part in MFCC_PARTS.values())) if in_parts else (MFCC, MFCC_DIM)
+    return Extractor(_unchanged, name, (dim,), in_workers=partial(_mfcc_at_20_ms, in_parts=in_parts))
 
-    if in_parts:
-        return Extractor(features, MFCC_SPLICED, (max(part.stop for part in MFCC_PARTS.values()),))
-    return Extractor(features, MFCC, (MFCC_DIM,))
+
+def _mfcc_at_20_ms(waveform: Tensor, in_parts: bool) -> Tensor:
+    rows = mfcc(waveform)
+    # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
+    return (spliced(rows) if in_parts else rows)[::2]
+
+
+def _unchanged(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
+    return waveform  # what the workers have computed of it
 
 
 def layer_extractor(

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from zlib import crc32
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from hubert_lightning.data.corpora import Corpora, lengths_of
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.extract import extract
+from hubert_lightning.features.extract import extract_batches
 from hubert_lightning.features.extractors import Extractor
+from hubert_lightning.features.loading import Loading, Piece
 from hubert_lightning.frames import num_frames
 
 
@@ -47,8 +49,8 @@ def sample_frames(
         local_ranks: Number of ranks that share this machine's memory.
 
     Returns:
-        (rows, dim) float32, about max_frames / world_size rows, and (rows,), the index of each in the sample of all
-        ranks.
+        (rows, dim) float32, about max_frames / world_size rows, where `chosen_features` puts them, and (rows,), the
+        index of each in the sample of all ranks, on the CPU.
 
     Raises:
         UserError: The sample does not fit in this machine's memory; or audio cannot be read.
@@ -117,23 +119,56 @@ def chosen_features(
         ranks: Number of ranks that share the work, as of `extract`.
 
     Returns:
-        (rows, …, dim), one cut after the other, on the CPU.
+        (rows, …, dim), one cut after the other: on the GPU that computes them if they fit there, or on the CPU.
 
     Raises:
         UserError: The rows do not fit in this machine's memory; or audio cannot be read.
     """
     starts = np.cumsum([0, *(len(frames) for frames in chosen)])
-    _check_memory(local_ranks * int(starts[-1]), math.prod(extractor.shape) * dtype.itemsize)
-    rows = torch.empty(int(starts[-1]), *extractor.shape, dtype=dtype)
-    work = extract(extractor, [cuts], batch_frames, "features for K-means", num_workers, ranks=ranks)
-    for _, piece, features in work:
-        frames = chosen[piece.cut_index]
-        start, end = piece.window.start, piece.window.end
-        first, last = np.searchsorted(frames, [start, end])
-        kept = torch.from_numpy(frames[first:last] - start).to(features.device)
-        offset = starts[piece.cut_index]
-        rows[offset + first : offset + last] = features[kept].to("cpu", dtype)
+    rows = _empty((int(starts[-1]), *extractor.shape), dtype, extractor.device, local_ranks)
+    loading = Loading(num_workers, frames_of=partial(_of_piece, chosen))
+    batches = extract_batches(
+        extractor,
+        [cuts],
+        batch_frames,
+        "features for K-means",
+        loading,
+        ranks,
+        then=partial(Tensor.to, dtype=dtype),
+        to_host=rows.device.type == "cpu",
+    )
+    for _, pieces, counts, features in batches:
+        firsts = [
+            starts[piece.cut_index] + np.searchsorted(chosen[piece.cut_index], piece.window.start) for piece in pieces
+        ]
+        places = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)])
+        rows.index_copy_(0, _on(rows.device, torch.from_numpy(places)), features)
     return rows
+
+
+def _of_piece(chosen: Sequence[np.ndarray], piece: Piece) -> np.ndarray:
+    """Chosen frames of a piece."""
+    frames = chosen[piece.cut_index]
+    first, last = np.searchsorted(frames, [piece.window.start, piece.window.end])
+    return frames[first:last]
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    """Copy to a device without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, local_ranks: int) -> Tensor:
+    """Allocate rows on the GPU that computes them if they take less than 40 % of its free memory, or on the host.
+
+    Raises:
+        UserError: They do not fit in the host's memory.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:  # K-means needs them twice
+        return torch.empty(shape, dtype=dtype, device=device)
+    _check_memory(local_ranks * shape[0], math.prod(shape[1:]) * dtype.itemsize)
+    return torch.empty(shape, dtype=dtype)
 
 
 def _check_memory(rows: int, bytes_of_row: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
@@ -269,12 +270,14 @@ def assign_clusters(
         (streams, frames) uint16 by cut id, for each group.
     """
     streams = [(columns, centroids.to(extractor.device)) for columns, centroids in streams]
-    work = extract(extractor, groups, max_frames, "labelling", num_workers, ranks=ranks)
+
+    def clusters_of(rows: Tensor) -> Tensor:  # (rows, streams)
+        return torch.stack([assign(rows[:, columns], centroids) for columns, centroids in streams], dim=1)
+
+    work = extract(extractor, groups, max_frames, "labelling", num_workers, ranks=ranks, then=clusters_of)
     for number, pieces in groupby(work, key=itemgetter(0)):
         cuts = groups[number]
         labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
-        for _, piece, features in pieces:
-            for stream, (columns, centroids) in enumerate(streams):
-                clusters = assign(features[:, columns], centroids)
-                labels[cuts[piece.cut_index].id][stream, piece.window.start : piece.window.end] = clusters.cpu().numpy()
+        for _, piece, clusters in pieces:
+            labels[cuts[piece.cut_index].id][:, piece.window.start : piece.window.end] = clusters.numpy().T
         yield labels

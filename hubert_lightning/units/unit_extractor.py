@@ -85,7 +85,7 @@ class Units:
         centroids = centroids.to(extractor.device)
 
         def units(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
-            features = extractor(waveform, length, statistics)  # (batch, frames, dim)
+            features = extractor.features(waveform, length, statistics)  # (batch, frames, dim)
             return assign(features.flatten(0, 1), centroids).view(features.shape[:2])
 
         self.source = {"features": extractor.name, "kmeans": kmeans_fingerprint([centroids]), "window": window}
