@@ -7,7 +7,7 @@ import pytest
 from phantom.device import Run
 from phantom.record import Record
 
-LENGTHS = pytest.mark.xfail(strict=True, reason="lengths are read from the GPU, and each utterance is copied alone")
+LENGTHS = pytest.mark.xfail(strict=True, reason="lengths are read from the GPU")
 EACH_ROUND = pytest.mark.xfail(strict=True, reason="a round waits for counts, empty clusters and its inertia")
 CORPUS_RUNS = ["labelling", "sampling", "units", "transcription"]
 
@@ -31,7 +31,6 @@ def test_a_corpus_waits_for_the_gpu_once_a_batch(recorded: Run, manifests: Path,
     assert len(record.waits) <= record.result + 1, waits(record)  # the centroids are copied once
 
 
-@pytest.mark.xfail(strict=True, reason="audio is copied from pageable memory, which waits")
 @pytest.mark.parametrize("run", CORPUS_RUNS)
 def test_audio_is_copied_while_the_gpu_computes(recorded: Run, manifests: Path, run: str) -> None:
     record = recorded(f"inference_runs:{run}", manifests=str(manifests))
