@@ -52,10 +52,13 @@ class PretrainingBatch(NamedTuple):
 class TranscribedBatch(NamedTuple):
     """Padded audio and its transcripts.
 
+    The numbers of frames and tokens stay on the host, where the CTC loss reads them without waiting for a GPU.
+
     Args:
         waveform: (batch, samples), zeros after the end of an utterance.
         length: (batch,), samples before padding.
         token: (batch, tokens), each row ended by a word boundary, blanks after it.
+        num_frames: (batch,), frames before padding.
         num_tokens: (batch,), tokens before padding.
         mask: (batch, frames) bool, True where a frame is masked; None to mask no frame.
         channel_mask: (batch, dim) bool, True where a channel is masked; None to mask no channel.
@@ -70,7 +73,8 @@ class TranscribedBatch(NamedTuple):
     waveform: Tensor
     length: Tensor
     token: Tensor
-    num_tokens: Tensor
+    num_frames: tuple[int, ...]
+    num_tokens: tuple[int, ...]
     mask: Tensor | None
     channel_mask: Tensor | None
     text: tuple[str, ...]
@@ -182,7 +186,8 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             waveform=waveform,
             length=length,
             token=pad_sequence(tokens, batch_first=True),
-            num_tokens=torch.tensor([len(token) for token in tokens]),
+            num_frames=tuple(frames),
+            num_tokens=tuple(len(token) for token in tokens),
             mask=mask,
             channel_mask=channel_mask,
             text=texts,

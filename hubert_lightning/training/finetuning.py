@@ -228,7 +228,7 @@ class CTCFinetuning(Task):
 
     def predict_step(self, batch: TranscribedBatch) -> list[str]:
         """Decode a batch; the hypotheses are also written to predict.jsonl in the run folder."""
-        hypotheses = self.search(self(batch.waveform, batch.length), num_frames(batch.length), self.vocabulary)
+        hypotheses = self.search(self(batch.waveform, batch.length), torch.tensor(batch.num_frames), self.vocabulary)
         self.rows += [
             {"id": cut_id, "hypothesis": hypothesis} for cut_id, hypothesis in zip(batch.id, hypotheses, strict=True)
         ]
@@ -242,20 +242,20 @@ class CTCFinetuning(Task):
         return logits.float().log_softmax(dim=-1)
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
-        # The mean over utterances, not over tokens: fairseq criterion ctc with sentence_avg
-        return F.ctc_loss(
+        loss = F.ctc_loss(
             log_probs.transpose(0, 1),  # (frames, batch, tokens)
             batch.token,
-            num_frames(batch.length),
-            batch.num_tokens,
+            batch.num_frames,  # type: ignore[arg-type]  # tensors on a GPU would be copied back, which waits for it
+            batch.num_tokens,  # type: ignore[arg-type]
             blank=BLANK,
             reduction="sum",
             zero_infinity=True,
-        ) / len(batch.waveform)
+        )
+        return loss / len(batch.waveform)  # over utterances, not tokens: fairseq criterion ctc with sentence_avg
 
     def _score(self, part: str, batch: TranscribedBatch, search: Search) -> None:
         log_probs = self(batch.waveform, batch.length)
-        hypotheses = search(log_probs, num_frames(batch.length), self.vocabulary)
+        hypotheses = search(log_probs, torch.tensor(batch.num_frames), self.vocabulary)
         self.log(f"{part}/loss", self._loss(log_probs, batch), batch_size=len(batch.waveform), sync_dist=True)
         references = [self.vocabulary.printed(text) for text in batch.text]
         for error in (self.wer, self.cer):

@@ -137,7 +137,8 @@ class Task(LightningModule, ABC):
             self.log("train/gradient_norm", norm)
             for part, value in norms.items():
                 self.log(f"train/gradient_norm_{part}", value)
-            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            # Lightning would copy a number to the GPU, and wait for it
+            self.log("train/learning_rate", torch.as_tensor(optimizer.param_groups[0]["lr"]))
             self.log("train/skipped_steps", self.global_batch.skipped)
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:

@@ -43,8 +43,14 @@ def test_the_loss_is_the_mean_of_the_utterances_ctc(train_cuts: CutSet) -> None:
     batch = TranscribedBatches(train_cuts, model.vocabulary)[BatchPlan((0, 1, 2), 0)]
     log_probs = model(batch.waveform, batch.length)
     each = [
-        F.ctc_loss(log_probs[i, :frames], batch.token[i, :tokens], frames[None], tokens[None], reduction="sum")
-        for i, (frames, tokens) in enumerate(zip(num_frames(batch.length), batch.num_tokens, strict=True))
+        F.ctc_loss(
+            log_probs[i, :frames],
+            batch.token[i, :tokens],
+            torch.tensor([frames]),
+            torch.tensor([tokens]),
+            reduction="sum",
+        )
+        for i, (frames, tokens) in enumerate(zip(num_frames(batch.length).tolist(), batch.num_tokens, strict=True))
     ]
     torch.testing.assert_close(model._loss(log_probs, batch), torch.stack(each).mean())
 

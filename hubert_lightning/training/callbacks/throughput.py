@@ -58,11 +58,15 @@ class Throughput(Callback):
         self._operations += pl_module.operations(batch)
         if trainer.global_step != self._step and logs_step(trainer, trainer.global_step):
             elapsed = time.perf_counter() - self._start
-            pl_module.log("speed/audio_seconds_per_second", self._seconds * trainer.world_size / elapsed)
-            pl_module.log("speed/waste", self._wasted / self._seconds)
-            pl_module.log("speed/data_wait", self._waited / elapsed)
-            pl_module.log("speed/mfu", self._operations / elapsed / self._peak)
-            pl_module.log("speed/memory_gib", _memory(trainer.strategy.root_device) / 2**30)
+            speed = {
+                "audio_seconds_per_second": self._seconds * trainer.world_size / elapsed,
+                "waste": self._wasted / self._seconds,
+                "data_wait": self._waited / elapsed,
+                "mfu": self._operations / elapsed / self._peak,
+                "memory_gib": _memory(trainer.strategy.root_device) / 2**30,
+            }
+            for name, value in speed.items():  # Lightning would copy numbers to the GPU, and wait for each
+                pl_module.log(f"speed/{name}", torch.tensor(value))
             self._restart(trainer)
 
     def _restart(self, trainer: Trainer) -> None:
