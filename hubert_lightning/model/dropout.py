@@ -35,25 +35,42 @@ def _dropout(x: Tensor, p: float) -> Tensor:
     return x * kept.to(x.dtype).mul_(1 / (1 - dropped / 2**16))
 
 
-def attend_to(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, dropout: float) -> Tensor:
+def attention_bias(padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what all layers add to their attention scores, so that no frame attends to padding.
+
+    Args:
+        padding: (batch, frames) bool, true for padding.
+        dtype: Precision of the queries; torch would convert another one in every layer.
+
+    Returns:
+        (batch, 1, 1, frames), 0 and, for padding, -inf.
+    """
+    rows, frames = padding.shape
+    # Rows of whole 16 bytes, as the kernels of GPUs require; torch would copy others in every layer
+    width = frames if padding.device.type == "cpu" else -(-frames // 8) * 8
+    bias = torch.zeros(rows, 1, 1, width, dtype=dtype, device=padding.device)[..., :frames]
+    return bias.masked_fill_(padding[:, None, None], -torch.inf)
+
+
+def attend_to(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """Scaled dot-product attention with dropout of its weights.
 
     Args:
         query: (batch, heads, frames, head dim).
         key: (batch, heads, frames, head dim).
         value: (batch, heads, frames, head dim).
-        attend: (batch, 1, 1, frames) bool, frames to attend to; None for all.
+        bias: (batch, 1, 1, frames), added to the scores; None to attend to all frames.
         dropout: Probability that an attention weight is dropped.
 
     Returns:
         (batch, heads, frames, head dim).
     """
     if dropout == 0 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attend, dropout)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     # On a CPU, torch has no fused kernel for attention with dropout, and its fallback draws slowly
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if attend is not None:
-        scores = scores.masked_fill(~attend, -torch.inf)
+    if bias is not None:
+        scores = scores + bias
     return _dropout(scores.softmax(dim=-1).type_as(value), dropout) @ value
 
 

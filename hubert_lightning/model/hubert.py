@@ -27,7 +27,7 @@ from hubert_lightning.model.convolutions import (
     normalize_by,
     pieces_of,
 )
-from hubert_lightning.model.dropout import Dropout, attend_to, without_effect
+from hubert_lightning.model.dropout import Dropout, attend_to, attention_bias, without_effect
 from hubert_lightning.model.products import Linear
 
 Arguments = ParamSpec("Arguments")
@@ -149,9 +149,9 @@ class HubertEncoder(nn.Module):
             UserError: The encoder has no such layer, or an utterance is shorter than a frame.
         """
         self.check_layer(layer)
-        x, attend = self._embed(waveform, length, ignore_padding, statistics)
+        x, bias = self._embed(waveform, length, ignore_padding, statistics)
         for block in self.layers[:layer]:
-            x = block(x, attend)
+            x = block(x, bias)
         return x
 
     def check_layer(self, layer: int) -> None:
@@ -177,10 +177,10 @@ class HubertEncoder(nn.Module):
         Returns:
             (batch, frames, dim) for each layer, as `features` returns it.
         """
-        x, attend = self._embed(waveform, length, ignore_padding)
+        x, bias = self._embed(waveform, length, ignore_padding)
         outputs = []
         for block in self.layers:
-            x = block(x, attend)
+            x = block(x, bias)
             outputs.append(x)
         return outputs
 
@@ -241,14 +241,14 @@ class HubertEncoder(nn.Module):
         Returns:
             (batch, frames, dim).
         """
-        x, attend = self._transformer_input(local, num_frames, mask, channel_mask)
+        x, bias = self._transformer_input(local, num_frames, mask, channel_mask)
         for layer, keep in zip(self.layers, self.draw_kept() if kept is None else kept, strict=True):
             if not keep:
                 x = without_effect(x, layer)
             elif self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, attend, use_reentrant=False)
+                x = checkpoint(layer, x, bias, use_reentrant=False)
             else:
-                x = layer(x, attend)
+                x = layer(x, bias)
         return self.norm(x) if self.config.pre_norm else x
 
     def compile_parts(self) -> None:
@@ -295,19 +295,19 @@ class HubertEncoder(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the input of layer 1, (batch, frames, dim), and the frames to attend to, (batch, 1, 1, frames)."""
+        """Compute the input of layer 1, (batch, frames, dim), and the bias of attention, (batch, 1, 1, frames)."""
         x = self.input_dropout(self.projection(self.local_norm(local)))
+        bias, precision = None, x.dtype
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
         if channel_mask is not None:
             x = x.masked_fill(channel_mask[:, None], 0)
-        attend = None
         if num_frames is not None:
             padding = padding_mask(num_frames, local.shape[1])
             x = x.masked_fill(padding[..., None], 0)
-            attend = ~padding[:, None, None]
+            bias = attention_bias(padding, precision)
         x = x + self.positions(x)
-        return self.dropout(x if self.config.pre_norm else self.norm(x)), attend
+        return self.dropout(x if self.config.pre_norm else self.norm(x)), bias
 
 
 class PositionalConvolution(nn.Module):
@@ -382,28 +382,28 @@ class TransformerLayer(nn.Module):
         self.activation_dropout = Dropout(config.activation_dropout)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the layer.
 
         Args:
             x: (batch, frames, dim).
-            attend: (batch, 1, 1, frames) bool, frames to attend to; None for all.
+            bias: (batch, 1, 1, frames) of `attention_bias`; None to attend to all frames.
 
         Returns:
             (batch, frames, dim).
         """
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), attend)
+            x = x + self.attention(self.attention_norm(x), bias)
             return x + self.feed_forward(self.ffn_norm(x))
-        x = self.attention_norm(x + self.attention(x, attend))
+        x = self.attention_norm(x + self.attention(x, bias))
         output: Tensor = self.ffn_norm(x + self.feed_forward(x))
         return output
 
-    def attention(self, x: Tensor, attend: Tensor | None) -> Tensor:
+    def attention(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compute attention without norm and residual; shapes as in `forward`."""
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (batch, frames, 3, heads, head dim)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, frames, head dim)
-        x = attend_to(query, key, value, attend, self.attention_dropout if self.training else 0.0)
+        x = attend_to(query, key, value, bias, self.attention_dropout if self.training else 0.0)
         output: Tensor = self.dropout(self.attention_output(x.transpose(1, 2).flatten(2)))
         return output
 

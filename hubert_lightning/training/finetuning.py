@@ -242,15 +242,16 @@ class CTCFinetuning(Task):
         return logits.float().log_softmax(dim=-1)
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
-        loss = F.ctc_loss(
-            log_probs.transpose(0, 1),  # (frames, batch, tokens)
-            batch.token,
-            batch.num_frames,  # type: ignore[arg-type]  # tensors on a GPU would be copied back, which waits for it
-            batch.num_tokens,  # type: ignore[arg-type]
-            blank=BLANK,
-            reduction="sum",
-            zero_infinity=True,
-        )
+        with torch.backends.cudnn.flags(enabled=False):  # torch reads the tokens back to ask whether cuDNN takes them
+            loss = F.ctc_loss(
+                log_probs.transpose(0, 1),  # (frames, batch, tokens)
+                batch.token,
+                batch.num_frames,  # type: ignore[arg-type]  # tensors on a GPU would be read back as well
+                batch.num_tokens,  # type: ignore[arg-type]
+                blank=BLANK,
+                reduction="sum",
+                zero_infinity=True,
+            )
         return loss / len(batch.waveform)  # over utterances, not tokens: fairseq criterion ctc with sentence_avg
 
     def _score(self, part: str, batch: TranscribedBatch, search: Search) -> None:

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from hubert_lightning.frames import HOP, WINDOW, num_frames
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
-from hubert_lightning.model.dropout import Dropout, attend_to
+from hubert_lightning.model.dropout import Dropout, attend_to, attention_bias
 from hubert_lightning.model.hubert import HubertEncoder, PositionalConvolution
 from hubert_lightning.pretrained.dialect import to_ours
 from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
@@ -555,11 +555,12 @@ def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(p: float, dtype: tor
 @pytest.mark.slow
 def test_attention_with_dropout_differs_from_torch_in_the_dropped_weights_alone() -> None:
     query, key, value = torch.randn(3, 2, 4, 50, 16)
-    attend = torch.arange(50) < torch.tensor([50, 30])[:, None, None, None]
-    for mask in (None, attend):
-        exact = F.scaled_dot_product_attention(query, key, value, mask)
-        assert_close(attend_to(query, key, value, mask, 1e-9), exact)  # too seldom to be drawn
-        many = torch.stack([attend_to(query, key, value, mask, 0.2) for _ in range(2000)])
+    padding = torch.arange(50) >= torch.tensor([50, 30])[:, None]
+    biases = (None, None), (~padding[:, None, None], attention_bias(padding, torch.float32))
+    for attended, bias in biases:
+        exact = F.scaled_dot_product_attention(query, key, value, attended)
+        assert_close(attend_to(query, key, value, bias, 1e-9), exact)  # too seldom to be drawn
+        many = torch.stack([attend_to(query, key, value, bias, 0.2) for _ in range(2000)])
         assert_close(many.mean(dim=0), exact, rtol=0, atol=0.1)
 
 
