@@ -1,6 +1,7 @@
-"""The device to compute on."""
+"""The device to compute on, and what float32 means there."""
 
 import ctypes
+import os
 
 import torch
 
@@ -8,7 +9,7 @@ from hubert_lightning.errors import UserError
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the requested device, or by default the GPU if the machine has one.
+    """Return the requested device, or by default the GPU if the machine has one, after `set_float32_precision`.
 
     Args:
         device: "cpu", "cuda", "cuda:1", …; "auto" or None for the GPU if there is one, else the CPU.
@@ -16,6 +17,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     Raises:
         UserError: The machine has no such device.
     """
+    set_float32_precision()
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,6 +27,24 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise UserError(f"device {device}: not available ({reason}); choose auto, cpu or cuda") from error
     return chosen
+
+
+TF32 = "HUBERT_TF32"
+"""Environment variable that allows GPUs to round the factors of float32 products to 10 bits."""
+
+
+def set_float32_precision() -> None:
+    """Let this process compute products and convolutions in float32 on a GPU, in TF32 only where `HUBERT_TF32` is 1.
+
+    By default, torch rounds the factors of convolutions to the 10 bits of TF32, and those of products not at all.
+
+    Raises:
+        UserError: `HUBERT_TF32` is neither 0 nor 1.
+    """
+    value = os.environ.get(TF32, "0")
+    if value not in ("0", "1"):
+        raise UserError(f"{TF32} is {value!r}; set it to 1 to allow TF32, or to 0 for float32")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = value == "1"
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2

@@ -37,7 +37,7 @@ from hubert_lightning.console import is_first_process, show_messages
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
 from hubert_lightning.interrupts import held
-from hubert_lightning.model.devices import keep_freed_memory
+from hubert_lightning.model.devices import keep_freed_memory, set_float32_precision
 from hubert_lightning.parsing import check_typed, given_configs
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.arguments import check_arguments, check_ignored
@@ -286,6 +286,7 @@ class HubertCLI(LightningCLI):
 
     def run(self, config: Namespace) -> None:
         """Build a run, check its checkpoint, and call the Trainer's method of the verb."""
+        set_float32_precision()
         self.build(config)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()

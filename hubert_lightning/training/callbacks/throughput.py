@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.throughput import get_available_flops
 
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.training.lightning_internals import time_fetches
@@ -26,8 +25,9 @@ class Throughput(Callback):
     - speed/waste: Fraction of the audio that is cropped away (pre-training) or added as padding (fine-tuning).
     - speed/data_wait: Fraction of the time in which this rank waits for a batch from its workers. A GPU works through
       a queue, so this is an upper bound of its own waiting time.
-    - speed/mfu: Model FLOPs utilisation, the operations of the model in a second as a fraction of what the device can
-      compute: the vendor's number, or, if Lightning has none, the measured speed of a matrix product.
+    - speed/mfu: Model FLOPs utilisation, the operations of the model in a second as a fraction of `product_tflops`.
+    - speed/product_tflops: 10¹² operations a second of a dense matrix product on this rank's device in the precision of
+      the run, measured at the start. Vendors state rates that no product reaches, some with sparsity.
     - speed/memory_gib: Largest memory of tensors on this rank's GPU since the start; on a CPU, that of the process.
 
     The time includes checkpoints, but not validation.
@@ -63,6 +63,7 @@ class Throughput(Callback):
                 "waste": self._wasted / self._seconds,
                 "data_wait": self._waited / elapsed,
                 "mfu": self._operations / elapsed / self._peak,
+                "product_tflops": self._peak / 1e12,
                 "memory_gib": _memory(trainer.strategy.root_device) / 2**30,
             }
             for name, value in speed.items():  # Lightning would copy numbers to the GPU, and wait for each
@@ -89,9 +90,7 @@ def _peak_speed(trainer: Trainer) -> float:
     """Return the operations in a second of one rank's device at the trainer's precision."""
     device, precision = trainer.strategy.root_device, str(trainer.precision)
     reduced = torch.float16 if "16" in precision and "bf" not in precision else torch.bfloat16
-    dtype = reduced if "16" in precision else torch.float32
-    known = get_available_flops(device, dtype) if device.type == "cuda" else None
-    return float(known) if known else measured_speed(device, dtype)
+    return measured_speed(device, reduced if "16" in precision else torch.float32)
 
 
 def measured_speed(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
@@ -101,13 +100,16 @@ def measured_speed(device: torch.device, dtype: torch.dtype, size: int = 1024, r
         device: Device to measure.
         dtype: Precision of the matrices.
         size: Rows and columns of the matrices on a CPU; a GPU gets eight times as many.
-        repeats: Number of products, of which the fastest counts.
+        repeats: Number of measurements, of which the fastest counts; each is of one product, on a GPU of four.
     """
-    size = 8 * size if device.type == "cuda" else size
-    matrix = torch.randn(size, size).to(device, dtype)
-    seconds = []
+    size, products = (8 * size, 4) if device.type == "cuda" else (size, 1)
+    # On the device: a CPU takes most of a second to draw so many numbers
+    matrix = torch.randn(size, size, device=device, dtype=dtype, generator=torch.Generator(device))
+    result, seconds = torch.empty_like(matrix), []
     for _ in range(repeats):
         start = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # waits for the product
+        for _ in range(products):
+            torch.mm(matrix, matrix, out=result)
+        result[0, 0].item()  # waits for the products
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 * products / min(seconds)

@@ -62,10 +62,13 @@ def test_speed_and_waiting_are_those_of_the_steps_since_the_last_log(
         seconds = sum(batch.waveform.numel() for batch in since) / SAMPLE_RATE
         assert float(row["speed/audio_seconds_per_second"]) == pytest.approx(seconds / 16)
         assert float(row["speed/mfu"]) == pytest.approx(sum(map(model.operations, since)) / 16 / 1e9)
+        assert float(row["speed/product_tflops"]) == pytest.approx(1e-3)
         assert float(row["speed/data_wait"]) == 0.75
         wasted = sum(batch.waveform.numel() * batch.waste for batch in since) / SAMPLE_RATE
         assert float(row["speed/waste"]) == pytest.approx(wasted / seconds)
 
 
-def test_a_device_without_vendor_numbers_is_measured() -> None:
+def test_the_speed_of_a_product_is_measured_and_leaves_the_random_numbers_of_a_run_alone() -> None:
+    state = torch.random.get_rng_state()
     assert 1e8 < measured_speed(torch.device("cpu"), torch.float32, size=256) < 1e14
+    assert torch.equal(torch.random.get_rng_state(), state)
