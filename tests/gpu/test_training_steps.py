@@ -22,7 +22,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "fine-tuning of the head": (FINETUNING, {"freeze_steps": 100}),
     "fine-tuning with checkpointing": (FINETUNING, {"checkpointing": True}),
 }
-CTC_WAITS = pytest.mark.xfail(strict=True, reason="ctc_loss of torch reads targets and lengths, and copies them back")
+CTC_WAITS = pytest.mark.xfail(strict=True, reason="ctc_loss of torch copies lengths to the GPU, blocking")
 each_step = pytest.mark.parametrize("step", STEPS)
 MIB = 2**20
 

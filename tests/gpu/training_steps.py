@@ -116,11 +116,20 @@ def transcribed_batch(seconds: Sequence[float], dim: int, masked: bool = True) -
     if masked:
         mask = span_mask(num_frames(length).tolist(), 0.65, 10, rng)
         channel_mask = span_mask([dim] * rows, 0.5, 8, rng, min_spans=0)
-    token, num_tokens = torch.randint(2, 28, (rows, 12), generator=rng), torch.full((rows,), 12)
+    token, num_tokens = torch.randint(2, 28, (rows, 12), generator=rng), (12,) * rows
     names = tuple(f"row{row}" for row in range(rows))
     texts = ("TEN LETTERS",) * rows
     return TranscribedBatch(
-        torch.zeros(rows, samples), length, token, num_tokens, mask, channel_mask, texts, names, ("",) * rows
+        waveform=torch.zeros(rows, samples),
+        length=length,
+        token=token,
+        num_frames=tuple(num_frames(length).tolist()),
+        num_tokens=num_tokens,
+        mask=mask,
+        channel_mask=channel_mask,
+        text=texts,
+        id=names,
+        speaker=("",) * rows,
     )
 
 
