@@ -141,17 +141,6 @@ class Task(LightningModule, ABC):
             self.log("train/learning_rate", torch.as_tensor(optimizer.param_groups[0]["lr"]))
             self.log("train/skipped_steps", self.global_batch.skipped)
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # Lightning would keep them until the next backward pass, beside its activations
-        optimizer.zero_grad(set_to_none=True)
-
     def _parts(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of the convolutions, of the Transformer with its positional convolution, and of the heads."""
         convolutions = [*self.encoder.convolutions.parameters()]
