@@ -17,6 +17,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "pre-training": (PRETRAINING, DROPOUT),
     "pre-training of Large's kind": (PRETRAINING, DROPOUT | LARGE),
     "pre-training with checkpointing": (PRETRAINING, DROPOUT | {"checkpointing": True}),
+    "pre-training with accumulation": (PRETRAINING, DROPOUT | {"trainer": {"accumulate_grad_batches": 2}}),
     "fine-tuning": (FINETUNING, {}),
     "fine-tuning of all": (FINETUNING, {"freeze_convolutions": False}),
     "fine-tuning of the head": (FINETUNING, {"freeze_steps": 100}),
@@ -51,6 +52,24 @@ def test_a_step_does_not_wait_for_the_gpu(recorded: Run, step: str) -> None:
     record = recorded(function, **options)
     assert waits(record) == {}
     assert all(copy.to_gpu and copy.pinned and copy.phase == "transfer" for copy in record.copies)
+
+
+def test_a_step_that_logs_waits_for_no_number_of_the_host(recorded: Run) -> None:
+    for function in (PRETRAINING, FINETUNING):
+        record = recorded(function, trainer={"log_every_n_steps": 1})
+        assert not [wait.stack for wait in record.waits if "ctc" not in wait.what and "copy of ()" in wait.what]
+
+
+@pytest.mark.parametrize(
+    ("task", "most"),
+    [("pre-training", 0), pytest.param("fine-tuning", 1, marks=[CTC_WAITS])],
+)
+def test_validation_waits_at_most_once_a_batch(recorded: Run, task: str, most: int) -> None:
+    few, many = (recorded("training_steps:validation", task=task, batches=batches) for batches in (2, 4))
+    assert not many.mixtures
+    more = Counter(waits(many))
+    more.subtract(waits(few))
+    assert more.total() <= 2 * most, +more
 
 
 @pytest.mark.parametrize(

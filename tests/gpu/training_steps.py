@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,21 +19,21 @@ from hubert_lightning.training.batches import PretrainingBatch, TranscribedBatch
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.task import Task
 
 CLUSTERS = 500
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
 
 
 class RecordStep(Callback):
-    """Record the last batch of a fit, from the end of the one before to its own end.
+    """Record the second optimizer step of a fit, from the end of the first to its own end.
 
     Args:
         recorder: What records.
-        steps: Batches of the fit.
     """
 
-    def __init__(self, recorder: Recorder, steps: int) -> None:
-        self.recorder, self.steps = recorder, steps
-        self.recording: Any = None
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder, self.recording = recorder, ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.recorder.modules.name(pl_module)
@@ -44,29 +45,28 @@ class RecordStep(Callback):
         self.recorder.begin("finish")
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
-        if index == self.steps - 2:
-            self.recording = self.recorder.recording("transfer")
-            self.recording.__enter__()
-        elif self.recording is not None:
-            self.recording.__exit__(None, None, None)
+        self.recorder.begin("transfer")
+        accumulated = trainer.accumulate_grad_batches
+        if index == accumulated - 1:
+            self.recording.enter_context(self.recorder.recording("transfer"))
+        elif index == 2 * accumulated - 1:
+            self.recording.close()
 
 
-def fit(module: LightningModule, batches: Sequence[Any], recorder: Recorder, **trainer: Any) -> Record:
-    """Train a task on batches, and record the last one."""
-    settings: dict[str, Any] = {
-        "accelerator": "gpu",
-        "devices": 1,
-        "precision": "bf16-mixed",
-        "max_steps": len(batches),
-    }
-    settings |= {"gradient_clip_val": 10.0, "log_every_n_steps": 100, "logger": False} | trainer
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+def fit(module: Task, batch: Any, recorder: Recorder, **trainer: Any) -> Record:
+    """Train a task for two steps on one batch, and record the second.
+
+    Returns:
+        The record, with the number of operations that the task counts of the batch as its result.
+    """
+    settings = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed", "max_steps": 2}
+    settings |= {"gradient_clip_val": 10.0, "log_every_n_steps": 100} | trainer
     module.cpu = lambda: module  # type: ignore[method-assign]  # at the end: tensors without values stay where they are
+    batches = [batch] * 2 * trainer.get("accumulate_grad_batches", 1)
     with tempfile.TemporaryDirectory() as folder, recorder:
-        steps = RecordStep(recorder, len(batches))
-        made = Trainer(default_root_dir=folder, callbacks=[steps], **settings, **quiet)
+        made = Trainer(default_root_dir=folder, callbacks=[RecordStep(recorder)], **settings, **QUIET)
         made.fit(module, DataLoader(batches, batch_size=None, pin_memory=True))
-    return recorder.record()
+    return recorder.record(module.operations(batch))
 
 
 def pretraining_batch(rows: int, seconds: float, clusters: int = CLUSTERS) -> PretrainingBatch:
@@ -103,8 +103,7 @@ def pretraining(
         **changes: Fields of the encoder's configuration.
     """
     model = HubertPretraining(encoder(size, **changes), CLUSTERS, activation_checkpointing=checkpointing)
-    batch = pretraining_batch(rows, seconds)
-    return replace(fit(model, [batch] * 2, Recorder(), **(trainer or {})), result=model.operations(batch))
+    return fit(model, pretraining_batch(rows, seconds), Recorder(), **(trainer or {}))
 
 
 def transcribed_batch(seconds: Sequence[float], dim: int, masked: bool = True) -> TranscribedBatch:
@@ -161,5 +160,25 @@ def finetuning(
         activation_checkpointing=checkpointing,
         layer_drop=config.layer_drop,
     )
-    batch = transcribed_batch(seconds, config.dim)
-    return replace(fit(model, [batch] * 2, Recorder(), **(trainer or {})), result=model.operations(batch))
+    return fit(model, transcribed_batch(seconds, config.dim), Recorder(), **(trainer or {}))
+
+
+def validation(task: str, batches: int) -> Record:
+    """A validation of a tiny model.
+
+    Args:
+        task: "pre-training" or "fine-tuning".
+        batches: Batches.
+    """
+    model: Task
+    if task == "pre-training":
+        model, batch = HubertPretraining(TINY, CLUSTERS), pretraining_batch(3, 2.0)
+    else:
+        model, batch = CTCFinetuning(encoder=TINY), transcribed_batch((2.0, 1.5, 1.0), TINY.dim, masked=False)
+    model.cpu = lambda: model  # type: ignore[method-assign]
+    loader = DataLoader([batch] * batches, batch_size=None, pin_memory=True)
+    with tempfile.TemporaryDirectory() as folder, Recorder() as recorder:
+        made = Trainer(default_root_dir=folder, accelerator="gpu", precision="bf16-mixed", **QUIET)
+        with recorder.recording("validation"):
+            made.validate(model, loader, verbose=False)
+    return recorder.record()

@@ -23,6 +23,9 @@ DEPENDENT = {
 }  # fmt: skip
 """Operations that read values, which tensors here do not have."""
 
+COMPILED_ON_USE = ("special_", "digamma", "lgamma", "polygamma", "gcd", "lcm", "i0", "sinc")
+"""Beginnings of the names of operations whose kernels torch compiles when they are used, for a real driver."""
+
 
 class NativeLaunches:
     """Counts by operator and arguments; 1 where there is no phantom, or the operation cannot be run on it."""
@@ -43,7 +46,7 @@ class NativeLaunches:
         """
         func, args, kwargs = call
         name = func.overloadpacket.__name__
-        if name in LIBRARIES or name in DEPENDENT or self._count is None:
+        if self._count is None or name in LIBRARIES or name in DEPENDENT or name.startswith(COMPILED_ON_USE):
             return LIBRARIES.get(name, 1), 0
         leaves, structure = tree_flatten((args, kwargs))
         key = func, str(structure), tuple(map(_signature, leaves))

@@ -134,6 +134,12 @@ class Recorder(TorchDispatchMode):
                 with self.fake:
                     return func(*args, **kwargs)
             return func(*args, **kwargs)
+        if _is_composite(func):  # as in inference mode, where autograd does not take it apart
+            TorchDispatchMode.__enter__(self)
+            try:
+                return func.decompose(*args, **kwargs)
+            finally:
+                TorchDispatchMode.__exit__(self, None, None, None)
         call = (func, args, kwargs)
         name = func.overloadpacket.__name__
         if name in ANSWERS:
@@ -252,6 +258,11 @@ class Recorder(TorchDispatchMode):
                 self.answers.forget(tensor)
                 self.memory.allocate(tensor, line, phase)
         return line, phase
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @cache

@@ -6,6 +6,7 @@ Each line of the input is a job as JSON: "function", "arguments" and "output", t
 The answer is a line with the "status" of the fork, 0 if all went well.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -32,6 +33,7 @@ def main() -> None:
 
 def _run(job: dict[str, Any]) -> int:
     output = Path(job["output"])
+    faulthandler.enable(output.open("w"))
     module, _, name = job["function"].partition(":")
     try:
         record = getattr(importlib.import_module(module), name)(**job["arguments"])
