@@ -119,6 +119,9 @@ def _run(args: list[str]) -> int:
     show_messages(of_ranks=args[0] in VERBS_OF_RANKS)
     if not console.prints():  # torch reads it when it is imported; the first rank prints the same warnings
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # OpenMP reads it when torch is imported. Threads that wait by turning in a loop take the processor from those that
+    # they wait for: on a busy machine a step of a small model took five times as long (docs/dev/measurements.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         verb, target, rest = find_verb(VERBS, args)
         if isinstance(target, dict):

@@ -132,7 +132,18 @@ def wrong_value(message: str) -> tuple[str, str] | None:
     """
     value = REFUSED_VALUE.search(message)
     kinds = {found["kind"] for found in EXPECTED.finditer(message)} - {"<class 'NoneType'>", "<class 'list'>"}
-    if value is None or len(kinds) != 1:
+    if value is None or not kinds:
+        return None
+    words = [
+        word
+        for kind in sorted(kinds)
+        if (found := LITERAL.fullmatch(kind))
+        for word in ast.literal_eval(found["choices"])
+    ]
+    numbers = kinds & KINDS.keys()
+    if words and len(numbers) == 1 and len(kinds) == 2:  # such as a number of seconds, or auto
+        return value["value"], f"not {KINDS[numbers.pop()]}, nor {' or '.join(words)}"
+    if len(kinds) != 1:
         return None
     [kind] = kinds
     if literal := LITERAL.fullmatch(kind):

@@ -357,7 +357,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--data.weight=[3]", "data: there is no option weight; did you mean weights?"),
         ("--trainer.barebones=true", "trainer.barebones is true"),
         ("--iterations=[{clustrs: 3}]", "iterations: there is no option clustrs; did you mean clusters?"),
-        ("--data.init_args.max_duration=long", "data.max_duration long: not a number; `hubert fit"),
+        ("--data.init_args.max_duration=long", "data.max_duration long: not a number, nor auto; `hubert fit"),
         ("--model=HubertPretrain", "model: HubertPretrain is not a class; give one, such as hubert_lightning"),
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),

@@ -94,12 +94,21 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         max_crop_frames: Maximum number of frames of a row.
         mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
         mask_length: Frames in a mask span.
+        max_frames: Maximum number of frames of a batch of several rows, which are cropped to it; None if plans keep it
+            by themselves.
     """
 
     def __init__(
-        self, cuts: Sequence[Cut], labels: LabelStore, *, max_crop_frames: int, mask_prob: float, mask_length: int
+        self,
+        cuts: Sequence[Cut],
+        labels: LabelStore,
+        *,
+        max_crop_frames: int,
+        mask_prob: float,
+        mask_length: int,
+        max_frames: int | None = None,
     ) -> None:
-        self.cuts, self.labels = cuts, labels
+        self.cuts, self.labels, self.max_frames = cuts, labels, max_frames
         self.max_crop_frames, self.mask_prob, self.mask_length = max_crop_frames, mask_prob, mask_length
 
     def __getitem__(self, plan: BatchPlan) -> PretrainingBatch:
@@ -111,6 +120,8 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
             size = self.max_crop_frames
         else:
             size = shortest_of_bucket(int(bucket_of(np.array(shortest))))
+        if self.max_frames is not None and len(cuts) > 1:
+            size = min(size, self.max_frames // len(cuts))
         waveforms, clusters = [], []
         for cut, available in zip(cuts, frames, strict=True):
             first = int(torch.randint(available - size + 1, (), generator=rng))

@@ -4,9 +4,10 @@ import logging
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -60,6 +61,31 @@ def check_order(trainer: Trainer, order: Sequence[int], paths: Sequence[Path]) -
             f"data.train names the manifests of {trainer.ckpt_path} in another order, and this strategy has "
             f"planned its batches already; give data.train as [{names}]"
         )
+
+
+def kept_plan(trainer: Trainer, state: Mapping[str, Any], newest: int) -> int:
+    """Return the version of the plan of batches that a checkpoint's data has, by which training resumes.
+
+    Args:
+        trainer: Trainer that resumes.
+        state: State of the data in the checkpoint.
+        newest: Version that a new run has.
+
+    Raises:
+        UserError: The version is unknown, or the Trainer has planned its batches already, as in `check_order`.
+    """
+    plan = state.get("plan", 1)
+    if type(plan) is not int or not 1 <= plan <= newest:
+        raise UserError(
+            f"{trainer.ckpt_path}: its batches are planned by version {plan!r:.40}, and this package knows 1 to "
+            f"{newest}; resume with the version of the package that saved it, or from another checkpoint"
+        )
+    if plan != newest and trainer.train_dataloader is not None:
+        raise UserError(
+            f"{trainer.ckpt_path}: an earlier version planned its batches, and this strategy has planned its batches "
+            "already; give trainer.max_steps instead of max_epochs"
+        )
+    return plan
 
 
 def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = True) -> None:

@@ -7,12 +7,12 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
@@ -20,9 +20,16 @@ from hubert_lightning.data.manifest import check_audio, fingerprint, read_manife
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
-from hubert_lightning.training.batches import PretrainingBatches, TranscribedBatches
-from hubert_lightning.training.data_checks import check_durations, check_masks, check_order, check_transcripts
-from hubert_lightning.training.loaders import Loader, planned_loader
+from hubert_lightning.training.batch_size import MemoryMeter, Trial, find_duration, given_duration, kept_duration
+from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches, TranscribedBatch, TranscribedBatches
+from hubert_lightning.training.data_checks import (
+    check_durations,
+    check_masks,
+    check_order,
+    check_transcripts,
+    kept_plan,
+)
+from hubert_lightning.training.loaders import Loader, planned_loader, resuming_trainer, trainer_and_model
 from hubert_lightning.training.provenance import (
     ManifestRecord,
     audio_counts,
@@ -31,7 +38,7 @@ from hubert_lightning.training.provenance import (
     ordered_fingerprint,
     plain_records,
 )
-from hubert_lightning.training.sampler import padded_frames
+from hubert_lightning.training.sampler import BatchPlan, padded_frames
 from hubert_lightning.units.label_store import LabelStore
 
 log = logging.getLogger(__name__)
@@ -39,6 +46,10 @@ log = logging.getLogger(__name__)
 SHAR_BLOCK = 100_000
 """Cuts that are shuffled together if a corpus stays on disk: some hundred archives."""
 MAX_WORKERS = 1024
+PLAN = 2
+"""Version of the plan of training batches. Version 1 dealt fewer rows into a batch: it counted what is cropped away."""
+MAX_DURATION, MAX_TRANSCRIBED = 87.5, 200.0
+"""Default seconds of a batch in pre-training and in fine-tuning, those of HuBERT Base."""
 DEV_RUN_CUTS = 100
 """Utterances of each manifest that `fast_dev_run` clusters and trains on."""
 
@@ -53,7 +64,8 @@ class PretrainingData(LightningDataModule):
             each epoch. If not given, an epoch has every utterance once.
         validation: Validation manifests; their crops and masks are fixed.
         labels: Folder of a finished label store; leave it out if the Relabel callback makes the labels.
-        max_duration: Seconds of audio in a batch, on each GPU.
+        max_duration: Seconds of audio in a batch, on each GPU; `auto` tries a few training steps and takes the largest
+            that fits, which a resumed run keeps.
         max_crop: Maximum seconds of an utterance; the crop moves from epoch to epoch.
         min_duration: Minimum seconds of a training utterance; shorter ones are left out.
         mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
@@ -62,13 +74,16 @@ class PretrainingData(LightningDataModule):
         seed: Seed of the order, crops and masks of training; those of validation are the same for every seed.
     """
 
+    meter: MemoryMeter | None = None
+    """Measures the steps that `auto` tries; the device's memory if not set."""
+
     def __init__(
         self,
         train: list[Path],
         weights: list[float] | None = None,
         validation: list[Path] | None = None,
         labels: Path | None = None,
-        max_duration: float = 87.5,
+        max_duration: float | Literal["auto"] = MAX_DURATION,
         max_crop: float = 15.625,
         min_duration: float = 2.0,
         mask_prob: float = 0.8,
@@ -81,20 +96,25 @@ class PretrainingData(LightningDataModule):
         within(0, 2**40, min_duration=min_duration)
         within(0, MAX_WORKERS, num_workers=num_workers)
         within(0, 2**32 - 1, seed=seed)
-        check_durations(max_duration=max_duration, max_crop=max_crop)
+        check_durations(max_crop=max_crop)
         check_masks(mask_prob, mask_length)
         if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
             raise UserError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
-        self.max_duration, self.max_crop = max_duration, max_crop
-        self.max_frames = num_frames(seconds_to_samples(max_duration))
+        self.max_duration, self.max_crop = given_duration(max_duration), max_crop
         self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
         self.min_duration = min_duration
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.num_workers, self.seed = num_workers, seed
+        self.plan = PLAN
         self.train_cuts = self.validation_cuts = Corpora()
         self._recorded: dict[str, list[ManifestRecord]] = {}
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of a batch; those of the default until `auto` is found."""
+        return num_frames(seconds_to_samples(self.max_duration or MAX_DURATION))
 
     def record(self, *parts: str) -> dict[str, Any]:
         """Describe the manifests, their audio, the crops and the masks, for the loggers."""
@@ -102,6 +122,7 @@ class PretrainingData(LightningDataModule):
         described = {part: describe_part(self.manifests[part], cuts[part], cuts[part].fingerprint) for part in parts}
         return described | {
             "weights": self.weights,
+            "plan": self.plan,
             "max_crop": self.max_crop,
             "min_duration": self.min_duration,
             "mask_prob": self.mask_prob,
@@ -143,7 +164,8 @@ class PretrainingData(LightningDataModule):
         if self._audio is None:
             self._audio = audio_counts(self.train_cuts)
         labels = self.labels.fingerprint if self.labels is not None else None
-        return plain_records(self._records) | {"labels": labels, "audio": dict(self._audio)}
+        facts = {"labels": labels, "audio": dict(self._audio), "plan": self.plan, "max_duration": self.max_duration}
+        return plain_records(self._records) | facts
 
     def check_same(self, state_dict: object, checkpoint: Path) -> None:
         """Refuse to train on other utterances than the previous iteration.
@@ -160,12 +182,14 @@ class PretrainingData(LightningDataModule):
             match_manifests(recorded, paths, self._records("train"), "train", checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the manifests into the order of the checkpoint that training resumes from.
+        """Put the manifests into the order of the checkpoint that training resumes from, and plan batches as it does.
 
         Raises:
-            UserError: The manifests or the labels differ, or the batches of another order are planned already.
+            UserError: The manifests or the labels differ, or other batches are planned already.
         """
-        if (trainer := _resuming_trainer(self)) is None:
+        if self.max_duration is None:
+            self.max_duration = kept_duration(state_dict)
+        if (trainer := resuming_trainer(self)) is None:
             return
         checkpoint = str(trainer.ckpt_path)
         orders = {
@@ -173,6 +197,7 @@ class PretrainingData(LightningDataModule):
             for part in ("train", "validation")
         }
         check_order(trainer, orders["train"], self.manifests["train"])
+        self.plan = kept_plan(trainer, state_dict, PLAN)
         if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
             raise UserError(
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
@@ -206,30 +231,55 @@ class PretrainingData(LightningDataModule):
             "a pre-trained model has no transcripts to predict; fine-tune it, or use load_encoder().features"
         )
 
-    def _loader(self, cuts: Corpora, shuffle: bool) -> Loader:
-        trainer, model = _trainer_and_model(self)
+    def find_duration(self) -> float:
+        """Return the seconds of a batch; if they are `auto`, find the largest that fits, once."""
+        if self.max_duration is None:
+            self.max_duration = find_duration(self, MAX_DURATION, self._trial, self.meter)
+        return self.max_duration
+
+    def _trial(self) -> Trial:
+        batches, frames = self._batches(self.train_cuts), self._frames(self.train_cuts)
+        longest = int(frames.argmax())
+
+        def row(seed: int) -> PretrainingBatch:
+            return batches[BatchPlan((longest,), seed, seed)]
+
+        return Trial(row, int(frames[longest]), int(frames.sum()))
+
+    def _frames(self, cuts: Corpora) -> np.ndarray:
+        frames: np.ndarray = np.minimum(num_frames(cuts.num_samples), self.max_crop_frames)
+        return frames
+
+    def _batches(self, cuts: Corpora, max_frames: int | None = None) -> PretrainingBatches:
         if self.labels is None:
             raise UserError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
             )
-        self.labels.check(cuts, model.num_clusters)
-        batches = PretrainingBatches(
+        self.labels.check(cuts, trainer_and_model(self)[1].num_clusters)
+        return PretrainingBatches(
             cuts,
             self.labels,
             max_crop_frames=self.max_crop_frames,
             mask_prob=self.mask_prob,
             mask_length=self.mask_length,
+            max_frames=max_frames,
         )
+
+    def _loader(self, cuts: Corpora, shuffle: bool) -> Loader:
+        trainer, _ = trainer_and_model(self)
+        self.find_duration()
+        fills = shuffle and self.plan >= 2
         return planned_loader(
             trainer,
-            batches,
-            np.minimum(num_frames(cuts.num_samples), self.max_crop_frames),
+            self._batches(cuts, self.max_frames if fills else None),
+            self._frames(cuts),
             self.max_frames,
             num_workers=self.num_workers,
             seed=self.seed,
             shuffle=shuffle,
             corpora=cuts.sizes,
             weights=self.weights if shuffle else None,
+            crop=self.max_crop_frames if fills else None,
             **({"block_cuts": SHAR_BLOCK} if cuts.on_disk else {}),
         )
 
@@ -241,7 +291,8 @@ class TranscribedData(LightningDataModule):
         train: Training manifests, with transcripts.
         validation: Validation manifests, always read in one order.
         test: Manifests for `hubert test` and `hubert predict`.
-        max_duration: Seconds of audio in a batch with its padding, on each GPU.
+        max_duration: Seconds of audio in a batch with its padding, on each GPU; `auto` tries a few training steps and
+            takes the largest that fits, which a resumed run keeps.
         mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
         mask_length: Frames in a mask span.
         channel_mask_prob: Fraction of the channels of the projected convolution output that the mask spans would cover
@@ -251,12 +302,15 @@ class TranscribedData(LightningDataModule):
         seed: Seed of the order and masks of training.
     """
 
+    meter: MemoryMeter | None = None
+    """Measures the steps that `auto` tries; the device's memory if not set."""
+
     def __init__(
         self,
         train: list[Path] | None = None,
         validation: list[Path] | None = None,
         test: list[Path] | None = None,
-        max_duration: float = 200.0,
+        max_duration: float | Literal["auto"] = MAX_TRANSCRIBED,
         mask_prob: float = 0.65,
         mask_length: int = 10,
         channel_mask_prob: float = 0.5,
@@ -268,12 +322,10 @@ class TranscribedData(LightningDataModule):
         self._audio: dict[str, float] | None = None
         within(0, MAX_WORKERS, num_workers=num_workers)
         within(0, 2**32 - 1, seed=seed)
-        check_durations(max_duration=max_duration)
+        self.max_duration = given_duration(max_duration)
         check_masks(mask_prob, mask_length)
         check_masks(channel_mask_prob, channel_mask_length, "channel_")
         self.manifests = {"train": train, "validation": validation, "test": test}
-        self.max_duration = max_duration
-        self.max_frames = num_frames(seconds_to_samples(max_duration))
         self.masking: dict[str, Any] = {
             "mask_prob": mask_prob,
             "mask_length": mask_length,
@@ -308,7 +360,7 @@ class TranscribedData(LightningDataModule):
             self.cuts[part] = _joined(self._parts[part])
             check_audio(self.cuts[part])
             if stage != "predict":
-                check_transcripts(self.cuts[part], _trainer_and_model(self)[1].vocabulary, training=part == "train")
+                check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, training=part == "train")
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # transcripts do not matter
 
@@ -316,7 +368,7 @@ class TranscribedData(LightningDataModule):
         """Return the records of the manifests and the amount of audio."""
         if self._audio is None:
             self._audio = audio_counts(self.cuts.get("train", ()))
-        return plain_records(self._records) | {"audio": dict(self._audio)}
+        return plain_records(self._records) | {"audio": dict(self._audio), "max_duration": self.max_duration}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put the manifests into the order of the checkpoint that training resumes from.
@@ -324,7 +376,9 @@ class TranscribedData(LightningDataModule):
         Raises:
             UserError: The manifests differ, or the batches of another order are planned already.
         """
-        if (trainer := _resuming_trainer(self)) is None:
+        if self.max_duration is None:
+            self.max_duration = kept_duration(state_dict)
+        if (trainer := resuming_trainer(self)) is None:
             return
         checkpoint = str(trainer.ckpt_path)
         for part in ("train", "validation"):
@@ -340,7 +394,7 @@ class TranscribedData(LightningDataModule):
 
     def _records(self, part: str) -> list[ManifestRecord]:
         if part not in self._recorded:
-            vocabulary, paths = _trainer_and_model(self)[1].vocabulary, self.manifests[part] or []
+            vocabulary, paths = trainer_and_model(self)[1].vocabulary, self.manifests[part] or []
             prints = [
                 ordered_fingerprint(cuts, lambda cut: transcript(cut, vocabulary)) for cuts in self._parts.get(part, [])
             ]
@@ -360,26 +414,40 @@ class TranscribedData(LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self._loader("test")
 
-    def _loader(self, part: str, training: bool = False) -> Loader:
-        trainer, model = _trainer_and_model(self)
-        masking = {"channels": model.encoder.config.dim, **self.masking} if training else {}
-        batches = TranscribedBatches(self.cuts[part], model.vocabulary, training=training, **masking)
+    def find_duration(self) -> float:
+        """Return the seconds of a batch; if they are `auto`, find the largest that fits, once."""
+        if self.max_duration is None:
+            self.max_duration = find_duration(self, MAX_TRANSCRIBED, self._trial, self.meter)
+        return self.max_duration
+
+    def _trial(self) -> Trial:
+        batches, frames = self._batches("train", training=True), self._frames("train", training=True)
+        longest = frames.index(max(frames))
+
+        def row(seed: int) -> TranscribedBatch:
+            return batches[BatchPlan((longest,), seed, seed)]
+
+        return Trial(row, frames[longest], sum(frames))
+
+    def _frames(self, part: str, training: bool) -> list[int]:
         frames = [num_frames(cut.num_samples) for cut in self.cuts[part]]
+        return [padded_frames(count) for count in frames] if training else frames
+
+    def _batches(self, part: str, training: bool) -> TranscribedBatches:
+        model = trainer_and_model(self)[1]
+        masking = {"channels": model.encoder.config.dim, **self.masking} if training else {}
+        return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, **masking)
+
+    def _loader(self, part: str, training: bool = False) -> Loader:
         return planned_loader(
-            trainer,
-            batches,
-            [padded_frames(count) for count in frames] if training else frames,
-            self.max_frames,
+            trainer_and_model(self)[0],
+            self._batches(part, training),
+            self._frames(part, training),
+            num_frames(seconds_to_samples(self.find_duration())),
             num_workers=self.num_workers,
             seed=self.seed,
             shuffle=training,
         )
-
-
-def _resuming_trainer(data: LightningDataModule) -> Trainer | None:
-    """Return the Trainer if it resumes training; an evaluation does not compare the data of its checkpoint."""
-    assert data.trainer is not None
-    return data.trainer if data.trainer.state.fn == TrainerFn.FITTING else None
 
 
 def _first_cuts(cuts: Corpora) -> Corpora:
@@ -389,18 +457,3 @@ def _first_cuts(cuts: Corpora) -> Corpora:
 
 def _joined(parts: Sequence[Sequence[Cut]]) -> CutSet:
     return CutSet([cut for cuts in parts for cut in cuts])
-
-
-def _trainer_and_model(data: LightningDataModule) -> tuple[Trainer, Any]:  # Any: a task of the kind of the data
-    """Return the Trainer and its model, which knows its clusters, its vocabulary and its width.
-
-    Raises:
-        UserError: The data has no Trainer, or its Trainer has no model.
-    """
-    if data.trainer is None or data.trainer.lightning_module is None:
-        name = type(data).__name__
-        raise UserError(
-            f"{name}: its batches depend on the model, which it takes from its Trainer; call trainer.fit(model, "
-            f"datamodule=data), or set {name}.trainer to a Trainer that has the model"
-        )
-    return data.trainer, data.trainer.lightning_module

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
@@ -32,6 +33,7 @@ def planned_loader(
     corpora: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
     block_cuts: int = 1_000_000,
+    crop: int | None = None,
 ) -> Loader:
     """Build the loader of one rank.
 
@@ -46,6 +48,7 @@ def planned_loader(
         corpora: (corpora,), consecutive cuts that belong to each corpus; all belong to one if not given.
         weights: (corpora,), share of each corpus in an epoch; if not given, every cut comes once.
         block_cuts: Number of cuts that are shuffled together.
+        crop: Maximum number of frames of a row, if batches are cropped to their shortest cut and filled.
 
     Raises:
         UserError: `overfit_batches` of the Trainer would replace the plan.
@@ -69,6 +72,7 @@ def planned_loader(
         accumulate=trainer.accumulate_grad_batches,
         even=isinstance(trainer.strategy, ModelParallelStrategy),  # its ranks compute every layer together
         block_cuts=block_cuts,
+        crop=crop,
     )
     return DataLoader(
         WatchedReads(batches, attrgetter("cuts"), partial(_cut_id, batches), num_workers),
@@ -89,3 +93,24 @@ def _cut_id(batches: PretrainingBatches | TranscribedBatches, index: int) -> str
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def resuming_trainer(data: LightningDataModule) -> Trainer | None:
+    """Return the Trainer if it resumes training; an evaluation does not compare the data of its checkpoint."""
+    assert data.trainer is not None
+    return data.trainer if data.trainer.state.fn == TrainerFn.FITTING else None
+
+
+def trainer_and_model(data: LightningDataModule) -> tuple[Trainer, Any]:  # Any: a task of the kind of the data
+    """Return the Trainer and its model, which knows its clusters, its vocabulary and its width.
+
+    Raises:
+        UserError: The data has no Trainer, or its Trainer has no model.
+    """
+    if data.trainer is None or data.trainer.lightning_module is None:
+        name = type(data).__name__
+        raise UserError(
+            f"{name}: its batches depend on the model, which it takes from its Trainer; call trainer.fit(model, "
+            f"datamodule=data), or set {name}.trainer to a Trainer that has the model"
+        )
+    return data.trainer, data.trainer.lightning_module

@@ -51,6 +51,9 @@ class PlannedBatches(Sampler[BatchPlan]):
     batches of at most `max_frames`, and the batches shuffled. So an epoch has every cut once, and each epoch has the
     same number of batches.
 
+    Where batches are cropped to their shortest cut, as many rows are dealt as then fit. One row more is dealt where it
+    costs less than 4 % of the rows' length, and a batch would otherwise be less than 96 % full.
+
     An optimizer step trains on the next `world_size * accumulate` batches of the epoch, whichever ranks have them.
     So eight ranks take the same steps as one rank that accumulates eight batches. A few batches are repeated to fill
     the last step of the epoch.
@@ -73,6 +76,8 @@ class PlannedBatches(Sampler[BatchPlan]):
         accumulate: Batches on each rank that form an optimizer step.
         even: Whether all ranks need the same number of batches without shuffling as well; the first ones are repeated.
         block_cuts: Approximate number of cuts in a block.
+        crop: Maximum number of frames of a row, if batches are cropped to the bucket of their shortest cut; None if
+            they are padded to their longest one.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class PlannedBatches(Sampler[BatchPlan]):
         accumulate: int = 1,
         even: bool = False,
         block_cuts: int = 1_000_000,
+        crop: int | None = None,
     ) -> None:
         self.seed, self.position, self.shuffle = seed, position, shuffle
         self.rank, self.world_size = rank, world_size
@@ -105,7 +111,7 @@ class PlannedBatches(Sampler[BatchPlan]):
         # Each block has an equal part of every corpus, so that they are mixed all the time
         bounds = [np.linspace(*corpus, num_blocks + 1).astype(int) for corpus in pairwise(starts)]
         self._blocks = [
-            _Block(frames, [slice(bound[block], bound[block + 1]) for bound in bounds], repeats, max_frames)
+            _Block(frames, [slice(bound[block], bound[block + 1]) for bound in bounds], repeats, max_frames, crop)
             for block in range(num_blocks)
         ]
         self._num_batches = sum(len(block.ends) for block in self._blocks)
@@ -161,21 +167,34 @@ class _Block:
         parts: (corpora,), cuts of each corpus that belong to the block.
         repeats: (corpora,), how often a cut of each corpus comes in an epoch.
         max_frames: Maximum number of frames of a batch, with padding.
+        crop: Maximum number of frames of a row, if batches are cropped to the bucket of their shortest cut.
     """
 
-    def __init__(self, frames: np.ndarray, parts: list[slice], repeats: Sequence[float], max_frames: int) -> None:
-        self.frames, self.parts, self.repeats = frames, parts, repeats
-        sizes = np.sort(np.concatenate([frames[part] for part in parts]))
-        buckets, counts = np.unique(bucket_of(frames[self._draw(np.random.default_rng(0))]), return_counts=True)
-        longest = sizes[np.searchsorted(bucket_of(sizes), buckets, side="right") - 1]
-        self.ends = _batch_ends(counts.tolist(), longest.tolist(), max_frames)
+    def __init__(
+        self, frames: np.ndarray, parts: list[slice], repeats: Sequence[float], max_frames: int, crop: int | None
+    ) -> None:
+        self.frames, self.parts, self.repeats, self.crop = frames, parts, repeats, crop
+        drawn = self._buckets(frames[self._draw(np.random.default_rng(0))])
+        buckets, counts = np.unique(drawn, return_counts=True)
+        if crop is None:
+            sizes = np.sort(np.concatenate([frames[part] for part in parts]))
+            longest = sizes[np.searchsorted(bucket_of(sizes), buckets, side="right") - 1]
+            self.ends = _batch_ends(counts.tolist(), longest.tolist(), max_frames)
+        else:
+            cropped = [min(shortest_of_bucket(bucket), crop) for bucket in buckets.tolist()]
+            self.ends = _filled_ends(counts.tolist(), cropped, max_frames)
         """End of each batch among the drawn cuts in the order of their buckets."""
+
+    def _buckets(self, frames: np.ndarray) -> np.ndarray:
+        """Return the bucket of each cut; cuts that are as long as the longest row have one of their own."""
+        buckets = bucket_of(frames)
+        return buckets if self.crop is None else buckets + (frames >= self.crop)
 
     def deal(self, rng: np.random.Generator, shuffle: bool) -> Iterator[tuple[tuple[int, ...], int]]:
         """Yield the cuts and the seed of every batch of an epoch."""
         drawn = self._draw(rng)
         tie = rng.random(len(drawn)) if shuffle else drawn
-        batches = np.split(drawn[np.lexsort([tie, bucket_of(self.frames[drawn])])], self.ends[:-1])
+        batches = np.split(drawn[np.lexsort([tie, self._buckets(self.frames[drawn])])], self.ends[:-1])
         seeds = rng.integers(2**62, size=len(batches)).tolist()
         order = rng.permutation(len(batches)) if shuffle else np.arange(len(batches))
         for number in order.tolist():
@@ -187,7 +206,7 @@ class _Block:
         for part, repeats in zip(self.parts, self.repeats, strict=True):
             cuts = np.arange(part.start, part.stop)
             if repeats != 1 and len(cuts):
-                buckets = bucket_of(self.frames[part])
+                buckets = self._buckets(self.frames[part])
                 cuts = cuts[np.lexsort([rng.random(len(cuts)), buckets])]
                 counts = np.unique(buckets, return_counts=True)[1]
                 wanted = np.diff(np.round(np.cumsum(counts) * repeats).astype(int), prepend=0)
@@ -213,3 +232,27 @@ def _batch_ends(counts: Sequence[int], longest: Sequence[int], max_frames: int) 
             start = max(start + room, first)  # the batch may already have more cuts than this bucket's longest allows
             ends.append(start)
     return [*ends, end]
+
+
+def _filled_ends(counts: Sequence[int], cropped: Sequence[int], max_frames: int) -> list[int]:
+    """Return the end of each batch when sorted cuts are dealt into batches that are cropped to their shortest cut.
+
+    Args:
+        counts: (buckets,), number of cuts.
+        cropped: (buckets,), frames of the rows of a batch whose shortest cut is in the bucket.
+        max_frames: Maximum number of frames of a batch.
+    """
+    rows = [_rows(size, max_frames) for size in cropped]
+    bounds, ends, start = np.cumsum(counts), [], 0
+    while start < bounds[-1]:
+        start = min(start + rows[int(np.searchsorted(bounds, start, side="right"))], int(bounds[-1]))
+        ends.append(start)
+    return ends
+
+
+def _rows(size: int, max_frames: int) -> int:
+    """Return the number of rows of a batch, one more than fit if that crops little and fills much."""
+    rows = max(max_frames // size, 1)
+    fills_much = rows * size * BUCKET_RATIO < max_frames
+    crops_little = max_frames // (rows + 1) * BUCKET_RATIO >= size
+    return rows + 1 if fills_much and crops_little else rows

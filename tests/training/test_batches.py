@@ -143,6 +143,47 @@ def test_batches_waste_less_than_five_percent() -> None:
     assert cropped > 0.95 * frames.sum()
 
 
+def rows_of(frames: np.ndarray, plan: BatchPlan, max_frames: int, crop: int) -> tuple[int, int]:
+    """Rows and frames of the batch that `PretrainingBatches` makes of a plan."""
+    shortest = min(frames[list(plan.cuts)])
+    size = crop if shortest >= crop else shortest_of_bucket(int(bucket_of(np.array(shortest))))
+    return len(plan.cuts), size if len(plan.cuts) == 1 else min(size, max_frames // len(plan.cuts))
+
+
+@given(
+    frames=st.lists(st.integers(50, 900), min_size=1, max_size=200),
+    max_frames=st.integers(900, 5000),
+    epoch=st.integers(0, 2),
+)
+def test_filled_batches_have_every_cut_once_and_keep_their_limit(
+    frames: list[int], max_frames: int, epoch: int
+) -> None:
+    cropped = np.minimum(frames, 780)
+    plans = PlannedBatches(cropped, max_frames, crop=780).plan(epoch)
+    assert sorted(cut for plan in plans for cut in plan.cuts) == [*range(len(frames))]
+    for plan in plans:
+        rows, size = rows_of(cropped, plan, max_frames, 780)
+        assert rows * size <= max_frames
+        assert size <= cropped[list(plan.cuts)].min()
+
+
+@pytest.mark.parametrize(("seconds", "full", "before"), [(87.5, 0.95, 0.90), (350.0, 0.99, 0.96)])
+def test_batches_are_filled_where_rows_are_cropped(seconds: float, full: float, before: float) -> None:
+    """Lengths like those of LibriSpeech: most around 14.4 s, the others shorter; rows of at most 15.625 s."""
+    rng, crop, max_frames = np.random.default_rng(0), num_frames(250_000), num_frames(int(16_000 * seconds))
+    lengths = np.where(rng.random(30_000) < 0.72, rng.normal(14.4, 1.3, 30_000), rng.uniform(2, 13, 30_000))
+    frames = np.minimum(num_frames((lengths.clip(2, 17.5) * 16_000).astype(int)), crop)
+    shapes = {}
+    for way in (None, crop):
+        plans = PlannedBatches(frames, max_frames, crop=way).plan(0)
+        shapes[way] = Counter(rows_of(frames, plan, max_frames, crop) for plan in plans)
+    used = {way: sum(rows * size * count for (rows, size), count in counted.items()) for way, counted in shapes.items()}
+    assert used[crop] / shapes[crop].total() > full * max_frames
+    assert used[None] / shapes[None].total() < before * max_frames
+    assert 1 - used[crop] / frames.sum() < 0.025  # cropped away
+    assert len(shapes[crop]) < 60  # kernels are chosen, or compiled, for each
+
+
 def test_a_resumed_sampler_continues_with_the_very_next_batch() -> None:
     frames = [100] * 60
     whole = PlannedBatches(frames, 500)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hubert_lightning import __version__
 from hubert_lightning.files import write_whole
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.metrics_table import RECORD
 from hubert_lightning.training.relabelling import Relabel, labelling
 from hubert_lightning.training.run_config import SaveRunConfig
@@ -57,6 +58,8 @@ class RunRecord(Callback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(data := _data_and_callbacks(trainer)[0], (PretrainingData, TranscribedData)):
+            data.find_duration()
         record = fit_record(trainer)
         if trainer.is_global_zero:
             write_whole(Path(trainer.default_root_dir) / RECORD, (json.dumps(record, indent=2) + "\n").encode())
