@@ -21,6 +21,7 @@ from hubert_lightning.training import batch_size
 from hubert_lightning.training.batch_size import CpuMemory, largest_rows
 from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.lightning_internals import batches_trained
 from hubert_lightning.training.pretraining import HubertPretraining
 
 DROPPING = EncoderConfig(**TINY.__dict__ | {"dropout": 0.1, "layer_drop": 0.3})
@@ -112,7 +113,7 @@ class Watch(Callback):
             "freeze_steps": getattr(task, "freeze_steps", 0),
             "training": [module.training for module in task.modules()],
             "log_every_n_steps": trainer.log_every_n_steps,  # type: ignore[attr-defined]
-            "done": trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+            "done": batches_trained(trainer),
         }
 
 
