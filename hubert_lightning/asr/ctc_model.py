@@ -109,7 +109,7 @@ def log_probabilities(
         model: Model, on the device that encodes.
         groups: Groups of recordings.
         batch_duration: Seconds that are encoded at once, padding counted. If not given: one recording on a CPU, where
-            larger batches take longer, and four minutes on a GPU.
+            larger batches take longer, and on a GPU as many as `frames_at_once`.
         progress: Label of the progress bar.
         window_frames: Most frames of a window.
         num_workers: Number of processes that read audio.

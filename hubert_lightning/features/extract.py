@@ -22,7 +22,9 @@ from hubert_lightning.features.windows import Window
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, seconds_to_samples
 
 GPU_BATCH_DURATION = 240.0
-"""Seconds that a GPU encodes at once by default."""
+"""Seconds that a GPU encodes at once by default, where they take less than a quarter of its memory."""
+BYTES_OF_SECOND = 25e6
+"""Memory of a second that is encoded; Base needs 21 MB in float32 and 11 MB in bfloat16 (tests/gpu)."""
 
 OfRows = Callable[[Tensor], Tensor]
 """A function of rows of features (rows, …), each of which it treats alone."""
@@ -143,7 +145,7 @@ def extract_cuts(
         groups: Groups of cuts.
         description: Label of the progress bar.
         batch_duration: Seconds that are encoded at once, padding included. If not given: one recording on a CPU, where
-            larger batches take longer, and four minutes on a GPU.
+            larger batches take longer, and on a GPU as many as `frames_at_once`.
         num_workers: Number of processes that read audio.
         windows_of: Function that cuts a recording into windows, as of `extract`.
         as_whole: Whether windows are normalised as their whole recording, as of `extract`.
@@ -157,8 +159,9 @@ def extract_cuts(
     # Each length of audio has its own kernels; oneDNN would cache a thousand of them, gigabytes for Base
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if batch_duration is None:
-        batch_duration = 0.0 if extractor.device.type == "cpu" else GPU_BATCH_DURATION
-    batch_frames = num_frames(seconds_to_samples(batch_duration))
+        batch_frames = frames_at_once(extractor.device)
+    else:
+        batch_frames = num_frames(seconds_to_samples(batch_duration))
     rows_of_cuts: list[Tensor] = []
     missing = 0  # frames
     for number, piece, rows in extract(extractor, groups, batch_frames, description, num_workers, windows_of, as_whole):
@@ -170,6 +173,18 @@ def extract_cuts(
         if not missing:  # before the next group is read, which may fail
             yield rows_of_cuts
             rows_of_cuts = []
+
+
+def frames_at_once(device: torch.device) -> int:
+    """Number of frames that a device encodes at once by default: a batch of one recording on a CPU, four minutes on a
+    GPU, and less on one of less than 24 GB. It does not depend on what else the GPU holds, so labels do not either.
+    """
+    if device.type == "cpu":
+        return 0
+    duration = GPU_BATCH_DURATION
+    if device.type == "cuda":
+        duration = min(duration, 0.25 * torch.cuda.mem_get_info(device)[1] / BYTES_OF_SECOND)
+    return num_frames(seconds_to_samples(duration))
 
 
 def _computed(

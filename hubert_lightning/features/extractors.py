@@ -143,13 +143,13 @@ def all_layers_extractor(encoder: HubertEncoder, precision: Precision = nullcont
 
 
 def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:
-    """Move lengths to a device, unless no row is padded, which is faster to compute.
+    """Copy lengths to a device, without waiting for it, unless no row is padded, which is faster to compute.
 
     Args:
-        length: (batch,), samples before padding.
+        length: (batch,), samples before padding, on the CPU; in page-locked memory if the device is a GPU.
         device: Device that computes.
 
     Returns:
         (batch,), or None if all lengths are the same.
     """
-    return None if bool((length == length[0]).all()) else length.to(device)
+    return None if bool((length == length[0]).all()) else length.to(device, non_blocking=True)

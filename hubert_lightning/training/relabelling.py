@@ -23,6 +23,7 @@ from hubert_lightning import console
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.errors import UserError
+from hubert_lightning.features.extract import frames_at_once
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MfccPart
 from hubert_lightning.features.sample import sample_frames
@@ -153,6 +154,7 @@ class Relabel(Callback):
             device=trainer.strategy.root_device,
             precision=trainer.precision_plugin.forward_context,
             seed=self.recipe.seed,
+            num_workers=data.num_workers,
         )
 
     def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
@@ -180,7 +182,7 @@ class Relabel(Callback):
                 data.train_cuts,
                 self.recipe.max_frames,
                 self.recipe.seed,
-                batch_frames=data.max_frames,
+                batch_frames=max(data.max_frames, frames_at_once(extractor.device)),
                 num_workers=data.num_workers,
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
@@ -190,7 +192,7 @@ class Relabel(Callback):
         device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
         fitted, kmeans = [], self.recipe.kmeans or KMeans()
         self._made["streams"] = []
-        if device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
+        if rows.device != device and device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
             rows = rows.to(device)  # otherwise each round moves them in chunks
         for stream in self.recipe.streams:
             frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
@@ -222,8 +224,9 @@ class Relabel(Callback):
         def write() -> None:
             own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
             groups = [shards[shard] for shard in own_shards]
+            batch_frames = max(data.max_frames, frames_at_once(extractor.device))
             labels = assign_clusters(
-                extractor, streams, groups, data.max_frames, data.num_workers, ranks=trainer.world_size
+                extractor, streams, groups, batch_frames, data.num_workers, ranks=trainer.world_size
             )
             for shard, clusters in zip(own_shards, labels, strict=True):
                 writer.write(shard, clusters)

@@ -25,6 +25,7 @@ from rich.table import Table
 from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.manifest import check_audio, read_manifest
+from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import MFCC, Extractor, Precision, all_layers_extractor, mfcc_extractor
 from hubert_lightning.features.sample import choose_frames, chosen_features
@@ -67,8 +68,9 @@ def quality(
     check_audio(cuts)
     sample = draw_sample(cuts, clusters, max_frames, seed)
     encoder = load_encoder(checkpoint).to(choose_device())
-    layers = _judged(all_layers_extractor(encoder), sample, clusters, seed)
-    [of_mfcc] = _judged(mfcc_extractor(), sample, clusters, seed)
+    num_workers = default_workers()
+    layers = _judged(all_layers_extractor(encoder), sample, clusters, seed, num_workers)
+    [of_mfcc] = _judged(mfcc_extractor(), sample, clusters, seed, num_workers)
     results = {MFCC: of_mfcc} | _by_layer(layers)
     best = _best(layers)
     numbers = {name: as_numbers(measures) for name, measures in results.items()}
@@ -117,6 +119,7 @@ def layer_quality(
     clusters: int,
     max_frames: int = 100_000,
     seed: int = 0,
+    num_workers: int = 0,
 ) -> list[Quality]:
     """Measure the clusters of each layer, encoding every utterance once.
 
@@ -126,6 +129,7 @@ def layer_quality(
         clusters: Number of K-means clusters.
         max_frames: Number of frames, half to fit K-means and half to judge it.
         seed: Seed of the sample and of K-means.
+        num_workers: Number of processes that read audio.
 
     Returns:
         The measures of each layer; those that need phones are NaN if no utterance has any.
@@ -134,11 +138,11 @@ def layer_quality(
         UserError: There are fewer than two utterances, or fewer frames than clusters; or phones extend beyond their
             audio.
     """
-    return _judged(extractor, draw_sample(cuts, clusters, max_frames, seed), clusters, seed)
+    return _judged(extractor, draw_sample(cuts, clusters, max_frames, seed), clusters, seed, num_workers)
 
 
-def _judged(extractor: Extractor, sample: "QualitySample", clusters: int, seed: int) -> list[Quality]:
-    rows = chosen_features(extractor, sample.cuts, sample.frames, WINDOW_FRAMES, dtype=torch.float16)
+def _judged(extractor: Extractor, sample: "QualitySample", clusters: int, seed: int, num_workers: int) -> list[Quality]:
+    rows = chosen_features(extractor, sample.cuts, sample.frames, WINDOW_FRAMES, num_workers, torch.float16)
     rows = rows[:, None] if rows.ndim == 2 else rows  # (rows, layers, dim)
     fitted, judged = torch.from_numpy(sample.fit), torch.from_numpy(~sample.fit)
     results = []
@@ -210,6 +214,7 @@ def best_layer(
     device: torch.device,
     precision: Precision = nullcontext,
     seed: int = 0,
+    num_workers: int = 0,
 ) -> int:
     """Find the layer whose clusters have the highest PNMI.
 
@@ -221,6 +226,7 @@ def best_layer(
         device: Device that computes.
         precision: Context in which the encoder computes.
         seed: Seed of the sample and of K-means.
+        num_workers: Number of processes that read audio.
 
     Returns:
         The layer, counted from 1.
@@ -238,7 +244,7 @@ def best_layer(
             if known["settings"] == settings and known["best_layer"] in range(1, encoder.config.num_layers + 1):
                 return int(known["best_layer"])
         log.warning("%s: has other settings, or is corrupt; layers are measured again", record)
-    layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed)
+    layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed, num_workers=num_workers)
     results = _by_layer(layers)
     Console().print(_table(results, str(path)))
     best = _best(layers)
