@@ -6,7 +6,6 @@ rescores the best hypotheses with a neural language model.
 
 import copy
 import math
-import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.flashlight import FlashlightDecoder, Hypothesis
 from hubert_lightning.asr.language_files import BOUNDARY_NAMES, Lexicon, read_lexicon, unigrams
 from hubert_lightning.asr.pauses import allow_pause_boundaries
+from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.errors import UserError
 from hubert_lightning.interrupts import ignore_interrupts
 from hubert_lightning.vocabulary import BLANK, BOUNDARY, Vocabulary
@@ -75,7 +75,7 @@ class BeamSearch:
         self._decoder = FlashlightDecoder(settings, vocabulary, self._lexicon, self._delimiter)
         self.rescorer = CausalLM(settings.rescorer, device=device) if settings.rescorer else None
         # Elsewhere, forking a process that has threads is not safe
-        cores = len(os.sched_getaffinity(0)) // ranks if sys.platform == "linux" else 0
+        cores = usable_cores() // ranks if sys.platform == "linux" else 0
         self._num_workers = cores if settings.num_workers is None else min(settings.num_workers, max(cores, 2))
         self._pool: ProcessPoolExecutor | None = None
 

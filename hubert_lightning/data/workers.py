@@ -4,7 +4,6 @@ import gc
 import os
 import re
 import signal
-import sys
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
+from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.errors import BROKEN_CONNECTIONS
 from hubert_lightning.interrupts import ignore_interrupts
 
@@ -30,7 +30,7 @@ _killed: dict[int, list[str]] = {}
 
 
 def default_workers(most: int = 4) -> int:
-    """Number of workers where none is given: one for each core of this process, since torch warns of more.
+    """Number of workers where none is given: one for each core that this process may use, since torch warns of more.
 
     Args:
         most: Largest number.
@@ -38,8 +38,24 @@ def default_workers(most: int = 4) -> int:
     Returns:
         Number of workers, at least 1.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(most, cores)
+    return min(most, usable_cores())
+
+
+def share_threads(ranks: int = 1) -> int:
+    """Divide the cores that this process may use among the ranks of its host, unless OMP_NUM_THREADS is set.
+
+    Torch counts the cores of the machine that its affinity allows; it knows neither the limits of a container nor the
+    other ranks. Ranks that start more threads than cores wait for one another.
+
+    Args:
+        ranks: Number of processes on this host that compute at the same time.
+
+    Returns:
+        Number of threads in which torch computes.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // ranks)))
+    return torch.get_num_threads()
 
 
 class WatchedReads(Dataset[Any]):  # batches of either task

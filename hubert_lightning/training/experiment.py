@@ -34,6 +34,7 @@ from hubert_lightning.asr.results import SCORES, copy_to_run
 from hubert_lightning.asr.score_report import report
 from hubert_lightning.asr.scoring import read_results, score, write_scores
 from hubert_lightning.console import is_first_process, show_messages
+from hubert_lightning.data.workers import share_threads
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
 from hubert_lightning.interrupts import held
@@ -288,6 +289,7 @@ class HubertCLI(LightningCLI):
         """Build a run, check its checkpoint, and call the Trainer's method of the verb."""
         set_float32_precision()
         self.build(config)
+        share_threads(self.trainer.num_devices)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         shows = self.config_init["trainer"].get("enable_progress_bar") is not False

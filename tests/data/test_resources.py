@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from hubert_lightning.data import resources
+from hubert_lightning.data import resources, workers
+from hubert_lightning.data.workers import share_threads
 
 
 @pytest.fixture
@@ -51,3 +53,16 @@ def test_no_limit_of_version_1_is_no_limit(groups: Path) -> None:
     (groups / "own").write_text("3:cpu,cpuacct:/\n")
     write(groups, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"})
     assert resources.usable_cores() == 64
+
+
+def test_the_ranks_of_a_host_share_its_cores_unless_the_user_sets_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")
+        assert share_threads(4) == 8
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.setattr(workers, "usable_cores", lambda: 6)
+        assert [share_threads(ranks) for ranks in (1, 2, 4, 16)] == [6, 3, 1, 1]
+    finally:
+        torch.set_num_threads(before)

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning import __version__
+from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.files import write_whole
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
@@ -117,6 +118,8 @@ def fit_record(trainer: Trainer) -> dict[str, Any]:
         "accelerator": type(trainer.accelerator).__name__,
         "device": _device_name(trainer.strategy.root_device),
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": usable_cores(),
         "callbacks": _callback_settings(callbacks),
     }
     if hasattr(data, "record"):
