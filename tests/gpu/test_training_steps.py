@@ -54,6 +54,30 @@ def test_a_step_does_not_wait_for_the_gpu(recorded: Run, step: str) -> None:
     assert all(copy.to_gpu and copy.pinned and copy.phase == "transfer" for copy in record.copies)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("ddp", DROPOUT),
+        pytest.param(
+            "fsdp",
+            DROPOUT,
+            marks=pytest.mark.xfail(strict=True, reason="a sharded step reads whether the gradient is finite"),
+        ),
+        pytest.param(
+            "fsdp",
+            DROPOUT | LARGE | {"checkpointing": True},
+            marks=pytest.mark.xfail(strict=True, reason="a sharded step reads whether the gradient is finite"),
+        ),
+    ],
+    ids=["DDP", "FSDP", "FSDP of Large's kind with checkpointing"],
+)
+def test_a_step_of_several_ranks_does_not_wait(recorded: Run, strategy: str, options: dict[str, Any]) -> None:
+    record = recorded("training_steps:on_ranks", task="pretraining", trainer={"strategy": strategy}, **options)
+    assert record.ops
+    assert not record.mixtures
+    assert waits(record) == {}
+
+
 def test_a_step_that_logs_waits_for_no_number_of_the_host(recorded: Run) -> None:
     for function in (PRETRAINING, FINETUNING):
         record = recorded(function, trainer={"log_every_n_steps": 1})

@@ -5,17 +5,25 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from helpers import TINY
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from phantom.record import Record
 from phantom.recorder import Recorder
+from torch import Tensor
+from torch.distributed import GradBucket
+from torch.futures import Future
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
 
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.training.batches import PretrainingBatch, TranscribedBatch
+from hubert_lightning.training.callbacks.preemption import Preemption
+from hubert_lightning.training.distributed import LayerwiseFSDP
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.pretraining import HubertPretraining
@@ -26,7 +34,9 @@ QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_ch
 
 
 class RecordStep(Callback):
-    """Record the second optimizer step of a fit, from the end of the first to its own end.
+    """Record the third optimizer step of a fit, from the end of the second to its own end.
+
+    The first makes the optimizer's state, and the second the buckets of DistributedDataParallel.
 
     Args:
         recorder: What records.
@@ -47,24 +57,24 @@ class RecordStep(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         self.recorder.begin("transfer")
         accumulated = trainer.accumulate_grad_batches
-        if index == accumulated - 1:
+        if index == 2 * accumulated - 1:
             self.recording.enter_context(self.recorder.recording("transfer"))
-        elif index == 2 * accumulated - 1:
+        elif index == 3 * accumulated - 1:
             self.recording.close()
 
 
 def fit(module: Task, batch: Any, recorder: Recorder, **trainer: Any) -> Record:
-    """Train a task for two steps on one batch, and record the second.
+    """Train a task for three steps on one batch, and record the third.
 
     Returns:
         The record, with the number of operations that the task counts of the batch as its result.
     """
-    settings = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed", "max_steps": 2}
-    settings |= {"gradient_clip_val": 10.0, "log_every_n_steps": 100} | trainer
+    settings = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed", "max_steps": 3}
+    settings |= {"gradient_clip_val": 10.0, "log_every_n_steps": 100, "use_distributed_sampler": False} | trainer
     module.cpu = lambda: module  # type: ignore[method-assign]  # at the end: tensors without values stay where they are
-    batches = [batch] * 2 * trainer.get("accumulate_grad_batches", 1)
+    batches = [batch] * 3 * trainer.get("accumulate_grad_batches", 1)
     with tempfile.TemporaryDirectory() as folder, recorder:
-        made = Trainer(default_root_dir=folder, callbacks=[RecordStep(recorder)], **settings, **QUIET)
+        made = Trainer(default_root_dir=folder, callbacks=[Preemption(), RecordStep(recorder)], **settings, **QUIET)
         made.fit(module, DataLoader(batches, batch_size=None, pin_memory=True))
     return recorder.record(module.operations(batch))
 
@@ -182,3 +192,28 @@ def validation(task: str, batches: int) -> Record:
         with recorder.recording("validation"):
             made.validate(model, loader, verbose=False)
     return recorder.record()
+
+
+def on_ranks(task: str, ranks: int = 4, **options: Any) -> Record:
+    """A step of a rank, whose peers a fake process group stands for.
+
+    Args:
+        task: "pretraining" or "finetuning".
+        ranks: Number of ranks.
+        **options: Arguments of the function of that name; the Trainer's strategy is "ddp" or "fsdp", LayerwiseFSDP.
+    """
+
+    def summed(state: None, bucket: GradBucket) -> Future[Tensor]:
+        """In the place of torch's own reduction, which expects a value from the peers."""
+        future: Future[Tensor] = Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)  # type: ignore[no-untyped-call]
+    trainer = {"num_nodes": ranks} | options.pop("trainer")
+    trainer["strategy"] = LayerwiseFSDP() if trainer["strategy"] == "fsdp" else DDPStrategy(ddp_comm_hook=summed)
+    # Peers have no parameters to compare with; and tensors without values say that they are meta, to be materialised
+    peers = patch("torch.distributed._verify_params_across_processes", lambda *args: None)
+    meta = patch("lightning.pytorch.strategies.model_parallel._materialize_distributed_module", lambda *args: None)
+    with peers, meta:
+        return {"pretraining": pretraining, "finetuning": finetuning}[task](trainer=trainer, **options)

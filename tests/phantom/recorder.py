@@ -180,7 +180,7 @@ class Recorder(TorchDispatchMode):
                 out = func(*args, **kwargs)
             self._allocate([out])
             pinned = source.is_pinned()
-            if not into and source.dtype == out.dtype:
+            if source.dtype == out.dtype:
                 self.answers.remember(out, source)
         else:
             # With non_blocking, torch copies into pinned memory of its own
@@ -213,7 +213,7 @@ class Recorder(TorchDispatchMode):
         """
         func, args, kwargs = call
         outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        line, phase = self._allocate(outs)
+        line, phase = self._allocate(outs, changed=func.namespace != "c10d")  # peers have no values to send
         self.modules.log_forward(line)
         if not self._recording or launches_nothing(func):
             return
@@ -251,11 +251,12 @@ class Recorder(TorchDispatchMode):
             )
         )
 
-    def _allocate(self, outs: list[Tensor]) -> tuple[str, str]:
+    def _allocate(self, outs: list[Tensor], changed: bool = True) -> tuple[str, str]:
         line, phase = self._place()
         for tensor in outs:
             if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
-                self.answers.forget(tensor)
+                if changed:
+                    self.answers.forget(tensor)
                 self.memory.allocate(tensor, line, phase)
         return line, phase
 
