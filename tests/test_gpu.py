@@ -16,10 +16,12 @@ from hubert_lightning.asr.ctc_model import CTCModel, log_probabilities
 from hubert_lightning.cli import main
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.devices import choose_device
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.units.kmeans import KMeans
 from hubert_lightning.vocabulary import Vocabulary
 
 GPU = torch.device("cuda")
@@ -32,8 +34,9 @@ LENGTH = torch.tensor([32_000, 21_003, 26_000])
 
 
 @pytest.fixture(autouse=True)
-def _float32_throughout() -> Iterator[None]:
-    with torch.backends.cudnn.flags(allow_tf32=False):  # torch's convolutions would round to 10 bits
+def _as_the_product_computes() -> Iterator[None]:
+    with torch.backends.cudnn.flags(allow_tf32=True):  # torch's default, which rounds to 10 bits
+        assert choose_device().type == "cuda"
         yield
 
 
@@ -103,6 +106,14 @@ def test_recordings_together_have_the_letters_that_each_has_alone_on_a_processor
     [found] = log_probabilities(model.to(GPU), [cuts], progress="GPU")
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_kmeans_is_as_good_as_on_a_processor() -> None:
+    rows = torch.randn(20_000, 24, generator=torch.Generator().manual_seed(0))
+    inertias: list[list[float]] = [[], []]
+    for device, found in zip((torch.device("cpu"), GPU), inertias, strict=True):
+        KMeans().fit(rows.to(device), 50, 0, report=found.append)
+    assert inertias[1][-1] == pytest.approx(inertias[0][-1], rel=0.01)
 
 
 @pytest.mark.parametrize("options", [[], ["--model.init_args.compile=true"]], ids=["plain", "compiled"])
