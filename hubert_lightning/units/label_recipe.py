@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import groupby, product
-from operator import itemgetter
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -275,9 +274,15 @@ def assign_clusters(
         return torch.stack([assign(rows[:, columns], centroids) for columns, centroids in streams], dim=1)
 
     work = extract(extractor, groups, max_frames, "labelling", num_workers, ranks=ranks, then=clusters_of)
-    for number, pieces in groupby(work, key=itemgetter(0)):
+    labels: dict[str, np.ndarray] = {}
+    missing = 0  # frames
+    for number, piece, clusters in work:
         cuts = groups[number]
-        labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
-        for _, piece, clusters in pieces:
-            labels[cuts[piece.cut_index].id][:, piece.window.start : piece.window.end] = clusters.numpy().T
-        yield labels
+        if not labels:
+            labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
+            missing = sum(num_frames(cut.num_samples) for cut in cuts)
+        labels[cuts[piece.cut_index].id][:, piece.window.start : piece.window.end] = clusters.numpy().T
+        missing -= len(clusters)
+        if not missing:  # before the next group is read, which may fail
+            yield labels
+            labels = {}

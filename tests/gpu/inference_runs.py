@@ -1,5 +1,6 @@
 """Labelling, units, transcripts and K-means of the product, recorded on the phantom in processes of their own."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
 from hubert_lightning.asr.decoding import greedy
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.model.convolutions import WaveformStatistics
@@ -54,6 +56,23 @@ def labelling(manifests: str, clusters: int = 20) -> Record:
         with recorder.recording("labelling"):
             list(assign_clusters(counted.extractor, streams, [cuts(manifests)], BATCH_FRAMES))
     return recorder.record(counted.batches)
+
+
+def labelling_until_a_file_is_missing(manifests: str) -> Record:
+    """Label three utterances, the last of which is missing; the result is the number of those that got labels."""
+    first, second, missing = (cut.drop_features() for cut in cuts(manifests)[:3])
+    missing = deepcopy(missing)
+    missing.recording.sources[0].source = "missing.flac"
+    labelled = 0
+    with Recorder() as recorder:
+        extractor = layer_extractor(PRETRAINED, 1, GPU)
+        streams = [(slice(None), torch.zeros(20, extractor.shape[0]))]
+        try:
+            for _ in assign_clusters(extractor, streams, [[first], [second], [missing]], BATCH_FRAMES):
+                labelled += 1
+        except UserError:
+            pass
+    return recorder.record(labelled)
 
 
 def sampling(manifests: str) -> Record:

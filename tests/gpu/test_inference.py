@@ -39,6 +39,18 @@ def test_audio_is_copied_while_the_gpu_computes(recorded: Run, manifests: Path, 
     assert all(copy.pinned and not copy.blocking for copy in audio)
 
 
+@pytest.mark.parametrize("run", CORPUS_RUNS)
+def test_results_are_copied_back_once_a_batch(recorded: Run, manifests: Path, run: str) -> None:
+    record = recorded(f"inference_runs:{run}", manifests=str(manifests))
+    results = [copy for copy in record.copies if not copy.to_gpu and copy.bytes > 100]
+    assert len(results) == (0 if run == "sampling" else record.result)  # rows for K-means stay on the GPU
+    assert all(copy.pinned and not copy.blocking for copy in results)
+
+
+def test_utterances_before_a_missing_file_get_their_labels(recorded: Run, manifests: Path) -> None:
+    assert recorded("inference_runs:labelling_until_a_file_is_missing", manifests=str(manifests)).result == 2
+
+
 @EACH_ROUND
 @pytest.mark.parametrize("on_gpu", [True, False], ids=["rows on the GPU", "rows in the host's memory"])
 def test_a_round_of_kmeans_waits_once(recorded: Run, on_gpu: bool) -> None:
