@@ -29,6 +29,7 @@ VERBS: Verbs = {
     },
     "training": {
         "demo": "demo.demo:demo",
+        "plan": "planning.plan_commands:plan",
         "fit": "training.commands:fit",
         "validate": "training.commands:validate",
         "test": "training.commands:test",

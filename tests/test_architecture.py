@@ -74,7 +74,7 @@ ROOMS = {
     ),
     "demo": Room(
         "the whole method on synthetic speech",
-        "ground untrusted vocabulary data model pretrained features units asr training report",
+        "ground untrusted vocabulary data model pretrained features units asr parsing training report",
         "lhotse torchaudio",
     ),
     "cli": Room(

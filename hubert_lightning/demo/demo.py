@@ -31,9 +31,9 @@ from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.figure_style import BLUE, GREY, ORANGE, figure_files, figure_style
 from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.parsing import configs_folder
 from hubert_lightning.report.page import write_report
 from hubert_lightning.training import experiment
-from hubert_lightning.training.commands import configs_folder
 from hubert_lightning.training.metrics_table import read_metrics
 from hubert_lightning.units.kmeans import KMeans
 from hubert_lightning.units.kmeans_file import load_kmeans

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.parsing import given_configs, typed_options
+from hubert_lightning.parsing import configs_folder, given_configs, typed_options
 
 HELP = """usage: hubert {verb} --config CONFIG [--config CONFIG ...] [--KEY VALUE ...]
 
@@ -150,12 +150,6 @@ def _judge(verb: Literal["validate", "test", "predict"], args: list[str]) -> Non
     from hubert_lightning.training import experiment
 
     experiment.judge(verb, args)
-
-
-def configs_folder() -> Path:
-    """Return the folder of the YAML files: in a wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).parent.parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def _is_answered(verb: str, args: list[str]) -> bool:

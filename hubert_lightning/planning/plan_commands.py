@@ -1,0 +1,126 @@
+"""The verb `hubert plan`: what a run will take, before it is started."""
+
+import json as as_json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hubert_lightning.errors import UserError
+from hubert_lightning.files import write_whole
+from hubert_lightning.planning.devices import GIB, device_named
+from hubert_lightning.planning.plan import SLOWEST, Machine, Option, TrainingPlan, plan_stage
+from hubert_lightning.planning.settings import audio_hours, packaged, read_config, stages_of
+
+
+def plan(
+    configs: list[str],
+    *,
+    gpu: str = "H100-80GB",
+    gpus: int = 8,
+    gpus_per_node: int = 8,
+    audio: float | None = None,
+    json: Path | None = None,
+) -> None:
+    """Predict memory, time and disk of a run: hubert plan CONFIG --gpu H100-80GB --gpus 8.
+
+    Nothing is measured: the numbers follow from the size of the model and a table of what GPUs can do. Training may
+    take 2.5 times as long as predicted; memory is within a few percent of recorded steps.
+
+    Args:
+        configs: Configs of `hubert fit`; a later one overrides an earlier one. Those of this package can be named as
+            pretrain/base.yaml.
+        gpu: GPU: H200, B200, H100-80GB, H100-PCIe, A100-80GB, A100-40GB, L40S, A6000, A10G, RTX-4090 or RTX-3090.
+        gpus: GPUs that train together. The audio of a step stays that of the config.
+        gpus_per_node: GPUs in a node; more than these exchange gradients over the network.
+        audio: Hours of audio of the training set, for labels; known for LibriSpeech and Libri-light.
+        json: File for all numbers.
+    """
+    if not configs:
+        raise UserError("which config? hubert plan CONFIG, such as pretrain/base.yaml")
+    if not 1 <= gpus <= 2**16 or not 1 <= gpus_per_node <= 2**10:
+        raise UserError(f"{gpus} GPUs, {gpus_per_node} in a node: give numbers from 1 to 65536 and 1024")
+    if audio is not None and not 0 < audio <= 10**8:
+        raise UserError(f"audio is {audio}; it is the number of hours of the training set")
+    machine = Machine(device_named(gpu), gpus, gpus_per_node)
+    config = read_config([packaged(name) for name in configs])
+    hours = audio if audio is not None else audio_hours(config)
+    plans = [plan_stage(stage, machine, hours) for stage in stages_of(config)]
+    if json is not None:
+        facts = {"gpu": machine.device.name, "gpus": gpus, "hours_of_audio": hours, "slowest_factor": SLOWEST}
+        content = facts | {"trainings": [asdict(one) for one in plans]}
+        write_whole(json, (as_json.dumps(content, indent=2) + "\n").encode())
+    _show(plans, machine, hours)
+
+
+def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for training in plans:
+        title = f"{training.name}: {training.parameters / 1e6:.0f} M parameters, {training.steps} steps of "
+        title += f"{training.step_seconds:.0f} s of audio, on {machine.gpus} x {machine.device.name}"
+        headings = ("", "batch", "memory", "step", "audio/s", "MFU", "hours", "GPU-hours")
+        table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for option in training.options:
+            table.add_row(*_cells(option))
+        console.print(table)
+        console.print(_advice(training, machine), soft_wrap=True)
+        console.print(_disk(training, hours), soft_wrap=True)
+        console.print()
+    total = [training.best.hours for training in plans if training.best]
+    labels = sum(training.labelling.hours for training in plans if training.labelling)
+    if len(total) == len(plans):
+        whole = sum(total) + labels
+        console.print(
+            f"In all {whole:.1f} to {SLOWEST * whole:.1f} hours, {whole * machine.gpus:.0f} to "
+            f"{SLOWEST * whole * machine.gpus:.0f} GPU-hours, labels included.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Predictions, not measurements: time may be {SLOWEST:g} times as long. Validation is not included. "
+        "speed/audio_seconds_per_second and speed/memory_gib of the first steps show the truth.",
+        soft_wrap=True,
+    )
+
+
+def _cells(option: Option) -> tuple[str, ...]:
+    name = f"{option.name}, {option.strategy}{', compiled' * option.compiled}"
+    return (
+        name,
+        f"{option.accumulated} x {option.batch_seconds:.1f} s",
+        f"{option.peak_gib:.1f} GiB{'' if option.fits else ', too much'}",
+        f"{option.step_ms:.0f} ms",
+        f"{option.audio_s_per_s:.0f} s",
+        f"{option.share_of_matrix_rate:.0%}",
+        f"{option.hours:.1f}",
+        f"{option.gpu_hours:.0f}",
+    )
+
+
+def _advice(training: TrainingPlan, machine: Machine) -> str:
+    memory = f"{machine.device.memory / GIB:.0f} GiB"
+    if training.best is None:
+        return f"It fits into {memory} neither whole nor sharded: more GPUs, or activation_checkpointing: true."
+    best = training.best
+    sentence = f"Best: {best.strategy}, --data.init_args.max_duration {best.batch_seconds:g}"
+    sentence += f" --trainer.accumulate_grad_batches {best.accumulated}"
+    if machine.gpus > 1:
+        strategy = "hubert_lightning.LayerwiseFSDP" if best.strategy == "sharded" else "ddp"
+        sentence += f" --trainer.strategy {strategy}"
+    largest = training.largest_batch_seconds
+    return f"{sentence}. Data parallel, {memory} hold batches of {largest:.0f} s." if largest else f"{sentence}."
+
+
+def _disk(training: TrainingPlan, hours: float | None) -> str:
+    sentence = f"Checkpoints: {training.checkpoint_gb:.1f} GB, twice that while one replaces another."
+    labels = training.labelling
+    if labels is not None:
+        sentence += (
+            f" Labels: {labels.label_gb:.2f} GB in {labels.hours:.2f} hours (sample {labels.sample_hours:.2f}, "
+            f"K-means {labels.kmeans_hours:.2f}, encode {labels.encode_hours:.2f})."
+        )
+    elif hours is None and training.name.startswith("iteration"):
+        sentence += " Labels: give --audio HOURS."
+    return sentence

@@ -1,0 +1,253 @@
+"""What a plan reads of the configs of `hubert fit`: sizes, batches, steps, labels. No class of theirs is imported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hubert_lightning.errors import UserError
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.parsing import configs_folder
+from hubert_lightning.planning.workload import Workload, masked_fraction
+from hubert_lightning.untrusted.yaml_file import read_yaml
+
+KNOWN_HOURS = {
+    "train-clean-100": 100.6,
+    "train-clean-360": 363.6,
+    "train-other-500": 496.9,
+    "train-10h": 10.0,
+    "train-1h": 1.0,
+    "train-10min": 1 / 6,
+    "librilight": 57_706.4,
+}
+"""Hours of the manifests that `hubert prepare librispeech` and the recipes name."""
+GPUS_OF_RECIPES = 8
+"""GPUs of a config that leaves `trainer.devices` to the machine."""
+CROP, PADDED = 15.625, 13.0
+"""Seconds of a row: the longest crop of pre-training, 250 k samples, and a mean utterance of fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of an iteration.
+
+    Args:
+        encoder: Model whose layer is clustered; None for MFCCs.
+        layer: Its layer.
+        clusters: K-means clusters of each stream.
+        max_frames: Frames that K-means is fitted on.
+    """
+
+    encoder: EncoderConfig | None
+    layer: int
+    clusters: tuple[int, ...]
+    max_frames: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: an iteration, or a fine-tuning.
+
+    Args:
+        name: Its name.
+        workload: Model in training.
+        steps: Optimizer steps.
+        batch_seconds: Audio of a batch of one GPU.
+        accumulated: Batches of a step.
+        gpus: GPUs of the config.
+        row_seconds: Audio of a row of a batch.
+        sharded: Whether the config shards the model.
+        compiled: Whether it compiles the model.
+        labels: How its labels are made; None for transcripts or labels that exist.
+        workers: Loader workers of each GPU.
+    """
+
+    name: str
+    workload: Workload
+    steps: int
+    batch_seconds: float
+    accumulated: int
+    gpus: int
+    row_seconds: float
+    sharded: bool
+    compiled: bool
+    labels: Labels | None
+    workers: int
+
+    @property
+    def step_seconds(self) -> float:
+        """Audio of an optimizer step over all GPUs."""
+        return self.batch_seconds * self.accumulated * self.gpus
+
+
+def read_config(paths: Sequence[Path]) -> dict[str, Any]:
+    """Read configs as `hubert fit` does: a later one overrides an earlier one.
+
+    Args:
+        paths: YAML files.
+
+    Raises:
+        UserError: One is missing, or no config of `hubert fit`.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        if not path.is_file():
+            known = ", ".join(sorted(_known_configs()))
+            raise UserError(f"{path}: there is no such config; give a path, or one of this package: {known}")
+        content = read_yaml(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: not a config of `hubert fit`; give one with model, data and trainer")
+        merged = _merged(merged, content)
+    for key in ("model", "data", "trainer"):
+        if not isinstance(merged.get(key), dict):
+            layers = "; give the config that it is a layer over first" if len(paths) == 1 else ""
+            raise UserError(f"{', '.join(map(str, paths))}: has no {key}, as a config of `hubert fit` has{layers}")
+    return merged
+
+
+def packaged(config: str) -> Path:
+    """Return the path of a config: as given, or below the configs of this package, with or without .yaml."""
+    path = Path(config)
+    if path.is_file():
+        return path
+    for name in (config, f"{config}.yaml"):
+        inside = configs_folder() / name.removeprefix("configs/")
+        if inside.is_file():
+            return inside
+    return path
+
+
+def stages_of(config: Mapping[str, Any]) -> list[Stage]:
+    """Return the trainings that a config describes.
+
+    Args:
+        config: What `read_config` returned.
+
+    Raises:
+        UserError: A value cannot be planned.
+    """
+    if "CTC" in str(config["model"].get("class_path", "")):
+        return [_finetuning(config)]
+    iterations = config.get("iterations") or [None]
+    return [_iteration(config, iterations, number) for number in range(len(iterations))]
+
+
+def audio_hours(config: Mapping[str, Any]) -> float | None:
+    """Hours of the training manifests, if their names are known ones."""
+    names = [Path(str(path)).name.partition(".")[0] for path in config["data"].get("init_args", {}).get("train") or []]
+    known = len(set(names)) == len(names) and set(names) <= set(KNOWN_HOURS)
+    return sum(KNOWN_HOURS[name] for name in names) if names and known else None
+
+
+def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any] | None], number: int) -> Stage:
+    model, data = config["model"].get("init_args") or {}, config["data"].get("init_args") or {}
+    encoder = _encoder(model.get("encoder") or {})
+    iteration = iterations[number]
+    clusters = _listed((iteration or model).get("clusters" if iteration else "num_clusters", 100))
+    labels = None
+    if iteration:
+        source = iteration.get("features", "mfcc")
+        labelled = None if source == "mfcc" else encoder if source == "previous" else encoder_of(Path(source))
+        layer = iteration.get("layer")
+        layer = layer if isinstance(layer, int) else labelled.num_layers if labelled else 0
+        parts = len(iteration.get("parts") or [1])
+        clusters = clusters * parts
+        labels = Labels(labelled, layer, clusters, int(iteration.get("max_frames", 17_280_000)))
+    masked = model.get("masked_weight", 1.0)
+    workload = Workload(
+        encoder, clusters, model.get("final_dim", 256),
+        predicted=masked_fraction(data.get("mask_prob", 0.8)) if masked == 1 else 1.0,
+        activation_checkpointing=bool(model.get("activation_checkpointing", False)),
+    )  # fmt: skip
+    steps = (iteration or config["trainer"]).get("max_steps", 250_000 if iteration else -1)
+    name = f"iteration {number + 1}" if iteration else "pre-training"
+    return _stage(config, name, workload, steps, 87.5, min(CROP, data.get("max_crop", CROP)), labels)
+
+
+def _finetuning(config: Mapping[str, Any]) -> Stage:
+    model = config["model"].get("init_args") or {}
+    pretrained = model.get("pretrained")
+    encoder = encoder_of(Path(pretrained)) if pretrained else _encoder(model.get("encoder") or {})
+    frozen = model.get("freeze_convolutions", True)
+    encoder = replace(
+        encoder,
+        dropout=model.get("dropout", 0.0),
+        attention_dropout=model.get("attention_dropout", 0.0),
+        activation_dropout=model.get("activation_dropout", 0.1),
+        input_dropout=model.get("input_dropout", 0.0),
+        feature_grad_mult=0.0 if frozen else 1.0,
+    )
+    checkpointing = bool(model.get("activation_checkpointing", False))
+    workload = Workload(encoder, (), tokens=29, predicted=1.0, activation_checkpointing=checkpointing)
+    steps = config["trainer"].get("max_steps", -1)
+    return _stage(config, "fine-tuning", workload, steps, 200.0, PADDED, None)
+
+
+def _stage(
+    config: Mapping[str, Any], name: str, workload: Workload, steps: int, default: float, row: float,
+    labels: Labels | None,
+) -> Stage:  # fmt: skip
+    model, data, trainer = (
+        config["model"].get("init_args") or {},
+        config["data"].get("init_args") or {},
+        config["trainer"],
+    )
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"trainer.max_steps is {steps}; a plan needs the number of steps, set it")
+    if str(trainer.get("precision", "bf16-mixed")) not in ("bf16-mixed", "16-mixed"):
+        raise UserError(f"trainer.precision is {trainer['precision']}; only bf16-mixed can be planned, set it")
+    seconds = data.get("max_duration", default)
+    if not isinstance(seconds, (int, float)):  # "auto": as large as fits, which the plan shows
+        seconds = default
+    devices = trainer.get("devices", "auto")
+    gpus = devices * int(trainer.get("num_nodes", 1)) if isinstance(devices, int) and devices > 0 else GPUS_OF_RECIPES
+    strategy = trainer.get("strategy", "auto")
+    strategy = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
+    return Stage(
+        name, workload, steps, float(seconds), int(trainer.get("accumulate_grad_batches") or 1), gpus,
+        min(row, float(seconds)), "FSDP" in strategy, bool(model.get("compile", False)), labels,
+        int(data.get("num_workers", 4)),
+    )  # fmt: skip
+
+
+def encoder_of(checkpoint: Path) -> EncoderConfig:
+    """Return the encoder of a checkpoint that need not exist yet: from its run's config, or the recipe that makes it.
+
+    Raises:
+        UserError: Neither is known.
+    """
+    for folder in checkpoint.parents:
+        config = folder / "config.yaml"
+        if config.is_file():
+            return _encoder((read_yaml(config).get("model", {}).get("init_args") or {}).get("encoder") or {})
+    for path in sorted(configs_folder().glob("pretrain/*.yaml")):
+        content = read_yaml(path)
+        if content.get("output") and Path(content["output"]) in checkpoint.parents:
+            return _encoder((content["model"].get("init_args") or {}).get("encoder") or {})
+    raise UserError(f"{checkpoint}: no config of its run is beside it and no recipe makes it; the size is unknown")
+
+
+def _encoder(values: Mapping[str, Any]) -> EncoderConfig:
+    known = {field.name for field in fields(EncoderConfig)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"model.init_args.encoder has no {unknown[0]}; the keys are {', '.join(sorted(known))}")
+    return EncoderConfig(**values)
+
+
+def _listed(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else (int(value),)
+
+
+def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _known_configs() -> list[str]:
+    folder = configs_folder()
+    return [
+        str(path.relative_to(folder)) for kind in ("pretrain", "finetune") for path in folder.glob(f"{kind}/*.yaml")
+    ]

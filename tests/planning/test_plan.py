@@ -1,0 +1,155 @@
+"""`hubert plan`: what it reads of configs, and what its predictions must obey."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hubert_lightning.cli import main
+from hubert_lightning.errors import UserError
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.flops import encoder_operations
+from hubert_lightning.parsing import configs_folder
+from hubert_lightning.planning.devices import DEVICES, H200
+from hubert_lightning.planning.network import data_parallel_seconds, sharded_seconds
+from hubert_lightning.planning.plan import Machine, TrainingPlan, plan_stage
+from hubert_lightning.planning.settings import audio_hours, encoder_of, packaged, read_config, stages_of
+from hubert_lightning.planning.steps import Batch, encoder_work, step_work
+from hubert_lightning.planning.workload import Workload
+
+FULL = sorted(
+    str(path.relative_to(configs_folder()))
+    for kind in ("pretrain", "finetune")
+    for path in configs_folder().glob(f"{kind}/*.yaml")
+    if {"model", "data", "trainer"} <= set(yaml.safe_load(path.read_text()))
+)
+
+
+def plans(config: str, gpus: int = 8, gpu: str = "H100-80GB") -> list[TrainingPlan]:
+    content = read_config([packaged(config)])
+    return [plan_stage(stage, Machine(DEVICES[gpu], gpus), audio_hours(content)) for stage in stages_of(content)]
+
+
+@pytest.mark.parametrize("config", FULL)
+def test_every_config_that_is_whole_can_be_planned(config: str) -> None:
+    for plan in plans(config):
+        assert plan.best is not None
+        assert plan.best.audio_s_per_s > 0
+        assert plan.best.share_of_matrix_rate < 0.9
+        assert plan.best.gpu_hours == pytest.approx(8 * plan.best.hours, rel=0.02, abs=0.1)
+
+
+def test_a_config_is_read_as_fit_reads_it() -> None:
+    base, sizes = packaged("pretrain/base.yaml"), packaged("pretrain/size/large")
+    first, second = stages_of(read_config([base]))
+    assert (first.name, first.steps, first.workload.clusters) == ("iteration 1", 250_000, (100,))
+    assert (second.steps, second.workload.clusters) == (400_000, (500,))
+    assert (first.batch_seconds, first.accumulated, first.step_seconds) == (87.5, 4, 2800)
+    assert first.labels is not None
+    assert first.labels.encoder is None
+    assert second.labels is not None
+    assert (second.labels.encoder, second.labels.layer) == (EncoderConfig(), 6)
+    assert stages_of(read_config([base, sizes]))[0].workload.encoder.num_layers == 24
+
+
+def test_fine_tuning_has_the_size_of_the_recipe_whose_checkpoint_it_names() -> None:
+    [stage] = stages_of(read_config([packaged("finetune/100h.yaml")]))
+    assert stage.workload.encoder.dim == 768
+    assert stage.workload.frozen_convolutions
+    assert encoder_of(Path("checkpoints/xlarge/iteration1/last.ckpt")).num_layers == 48
+
+
+def test_fine_tuning_has_the_size_that_the_run_of_its_checkpoint_states(tmp_path: Path) -> None:
+    config = {"model": {"init_args": {"encoder": asdict(EncoderConfig(num_layers=5))}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert encoder_of(tmp_path / "last.ckpt").num_layers == 5
+
+
+def test_more_gpus_take_less_time_for_the_same_steps() -> None:
+    one, eight, many = (plans("pretrain/xlarge.yaml", gpus)[0] for gpus in (1, 8, 64))
+    assert one.best is not None
+    assert eight.best is not None
+    assert many.best is not None
+    assert one.best.hours > 6 * eight.best.hours > 18 * many.best.hours
+    assert one.step_seconds == many.step_seconds == 5760
+    for plan, gpus in ((one, 1), (eight, 8), (many, 64)):
+        audio = plan.options[0].batch_seconds * plan.options[0].accumulated
+        assert audio * gpus == pytest.approx(5760, rel=0.03)
+
+
+def test_xlarge_is_sharded_where_a_gpu_is_too_small_for_it() -> None:
+    large, small = plans("pretrain/xlarge.yaml")[0], plans("pretrain/xlarge.yaml", gpu="A10G")[0]
+    assert large.best is not None
+    assert small.best is not None
+    assert large.best.strategy == "data parallel"
+    assert small.best.strategy == "sharded"
+    assert small.largest_batch_seconds == 0
+
+
+def test_sharding_exchanges_more_than_data_parallel_training() -> None:
+    [stage] = stages_of(read_config([packaged("pretrain/xlarge.yaml")]))
+    whole = data_parallel_seconds(stage.workload, 8, H200.link)
+    assert sharded_seconds(stage.workload, 8, H200.link) == pytest.approx(whole, rel=0.05)  # 2 + 2 + 4 for 2 · 4 bytes
+    assert sharded_seconds(stage.workload, 8, H200.network) > 5 * sharded_seconds(stage.workload, 8, H200.link)
+
+
+@pytest.mark.parametrize(
+    "config", [EncoderConfig(), EncoderConfig(conv_norm="layer", pre_norm=True, dim=1024, num_heads=16)]
+)
+def test_the_work_of_a_step_has_the_operations_that_are_counted_for_mfu(config: EncoderConfig) -> None:
+    workload = Workload(config, clusters=())
+    # torch computes attention's scores again in the backward pass
+    again = config.num_layers * 2 * 624**2 * config.dim
+    counted = encoder_operations(config, 200_000) + again
+    total = 0.0
+    for _, _, work in step_work(workload, Batch(1, 624)):
+        total += max(getattr(work, "gradients", 0), 1) * work.operations
+    assert total == pytest.approx(counted, rel=0.02)
+
+
+def test_fewer_layers_are_less_work() -> None:
+    batch = Batch(7, 624)
+    six, nine = (
+        sum(work.seconds(H200) for _, work in encoder_work(EncoderConfig(), batch, layers)) for layers in (6, 9)
+    )
+    assert 1.2 * six < nine < 1.5 * six
+
+
+def test_the_command_writes_all_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "pretrain/base.yaml", "--gpu", "h100", "--gpus", "16", "--json", str(tmp_path / "plan.json")])
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert "iteration 2" in printed
+    assert "--data.init_args.max_duration 175" in printed
+    assert (content["gpu"], content["gpus"]) == ("H100-80GB", 16)
+    assert content["hours_of_audio"] == pytest.approx(961.1)
+    best = content["trainings"][1]["best"]
+    assert (best["batch_seconds"], best["accumulated"]) == (175, 1)
+    assert content["trainings"][0]["labelling"]["label_gb"] == pytest.approx(0.35, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pretrain/base.yaml", "--gpu", "TPU"], "GPU 'TPU' is not known; give one of H200"),
+        (["pretrain/bsae.yaml"], "there is no such config; give a path, or one of this package: .*pretrain/base.yaml"),
+        (["pretrain/size/large.yaml"], "has no data, as a config of `hubert fit` has; give the config that"),
+        (["pretrain/base.yaml", "--gpus", "0"], "0 GPUs"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", *arguments])
+    assert re.search(sentence, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_a_config_without_an_end_cannot_be_planned() -> None:
+    config = read_config([packaged("finetune/100h.yaml")])
+    del config["trainer"]["max_steps"]
+    with pytest.raises(UserError, match="max_steps is -1; a plan needs the number of steps"):
+        stages_of(config)
