@@ -22,7 +22,12 @@ from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.training.distributed import trainer_of
-from hubert_lightning.training.lightning_internals import is_fused, multiply_in_place, tries_learning_rates
+from hubert_lightning.training.lightning_internals import (
+    is_fused,
+    multiply_in_place,
+    scale_in_step,
+    tries_learning_rates,
+)
 
 LOSS_UNIT = 2.0**-10
 """Factor of the sums of losses, so that they fit into float16; a power of two rounds nothing."""
@@ -115,8 +120,12 @@ class GlobalBatch:
         norms = {name: value * scale for name, value in norms.items()}
         if clip and algorithm != "value":
             scale = scale * (clip / (norm + 1e-6)).clamp(max=1)  # torch.nn.utils.clip_grad_norm_
-        multiply_in_place(gradients, scale)
-        if clip and algorithm == "value":
+        by_value = bool(clip) and algorithm == "value"
+        if is_fused(optimizer) and not sharded and not by_value:
+            scale_in_step(optimizer, scale)  # saves a pass over the gradients
+        else:
+            multiply_in_place(gradients, scale)
+        if clip and by_value:
             torch.nn.utils.clip_grad_value_(module.parameters(), clip)
         _skip_if(broken, optimizer, sharded)
         if not tries_learning_rates(trainer):  # the highest rates of a search are meant to be too high

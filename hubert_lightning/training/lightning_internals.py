@@ -266,6 +266,11 @@ def is_fused(optimizer: Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
+def scale_in_step(optimizer: Optimizer, factor: Tensor) -> None:
+    """Let a fused optimizer multiply the gradients of its next step by a factor, in the kernels of the step."""
+    optimizer.grad_scale = factor.reciprocal()  # type: ignore[attr-defined]  # which the kernels divide by
+
+
 def multiply_in_place(tensors: list[Tensor], factor: Tensor) -> None:
     """Multiply tensors by one factor in one kernel; torch's public optimizers and clipping use the same function."""
     torch._foreach_mul_(tensors, factor)

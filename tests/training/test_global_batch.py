@@ -1,6 +1,8 @@
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +105,19 @@ def test_the_norms_of_the_parts_are_those_of_the_mean_gradient_before_clipping(t
     for part, names in parts.items():
         norm = torch.nn.utils.get_total_norm([gradients[name] for name in names])
         torch.testing.assert_close(logged[f"train/gradient_norm{part}"], norm, msg=part)
+
+
+@pytest.mark.parametrize("clip", [{}, {"gradient_clip_val": 1e-3}, {"gradient_clip_val": 1e-5, "by_value": True}])
+def test_a_fused_optimizer_takes_the_steps_of_one_that_is_not(clip: dict[str, Any], tmp_path: Path) -> None:
+    clip = dict(clip)
+    algorithm = "value" if clip.pop("by_value", False) else "norm"
+    batches, weights = [pretraining_batch(seed) for seed in range(6)], []
+    for fused in (True, False):
+        optimizer = partial(SGD, lr=0.1, momentum=0.9, fused=fused)
+        model = pretraining_model(optimizer=optimizer, warmup_steps=0)
+        options = {**clip, "gradient_clip_algorithm": algorithm, "accumulate_grad_batches": 2}
+        weights.append(trained(model, batches, tmp_path, **options))
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 def broken(batch: PretrainingBatch, name: str) -> PretrainingBatch:

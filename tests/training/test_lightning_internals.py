@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import graph
 from torch.distributed import c10d_logger
 from torch.distributed.constants import default_pg_timeout
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, dataloader
 
 from hubert_lightning.training import lightning_internals as internals
@@ -250,6 +250,18 @@ def test_a_fused_optimizer_skips_a_step_by_itself() -> None:
         optimizer.found_inf = torch.tensor(1.0)
         optimizer.step()
         assert weight.eq(1).all()
+
+
+def test_a_fused_optimizer_scales_the_gradients_of_its_step() -> None:
+    with needs("grad_scale", of="torch"):
+        gradient, factor = torch.linspace(-2, 2, 7), torch.tensor(3e-4)
+        weights = [nn.Parameter(torch.ones(7)) for _ in range(2)]
+        optimizers: list[Any] = [SGD([weight], lr=1.0, fused=True) for weight in weights]
+        weights[0].grad, weights[1].grad = gradient.clone(), gradient * factor
+        internals.scale_in_step(optimizers[0], factor)
+        for optimizer in optimizers:
+            optimizer.step()
+        torch.testing.assert_close(weights[0], weights[1])
 
 
 def test_several_tensors_are_multiplied_by_one_factor() -> None:
