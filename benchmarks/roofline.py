@@ -111,7 +111,7 @@ def _our_step(args: argparse.Namespace) -> Record:
     size = train_step.size_of(args)
     checkpointing = args.activation_checkpointing
     model = HubertPretraining(size.config, size.clusters, size.final_dim, activation_checkpointing=checkpointing)
-    return fit(model, [pretraining_batch(args.batch, args.seconds, size.clusters)] * 3, Recorder())
+    return fit(model, pretraining_batch(args.batch, args.seconds, size.clusters), Recorder())
 
 
 def _peer_step(args: argparse.Namespace) -> Record:
