@@ -165,7 +165,7 @@ class CTCFinetuning(Task):
             self.search = search_with(self.decoder, self.vocabulary, self.trainer.num_devices, strategy.root_device)
         if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
             return
-        if self.trainer.world_size > 1 and not finds_unused_parameters(strategy):
+        if not finds_unused_parameters(strategy):  # also of one rank
             raise UserError(
                 f"freeze_steps {self.freeze_steps}: the encoder has no gradients at first, which DDP waits for; "
                 "set trainer.strategy to ddp_find_unused_parameters_true, or freeze_steps to 0"

@@ -172,9 +172,10 @@ def test_repeated_letters_need_a_frame_between_them(manifests: Path) -> None:
         check_transcripts(with_text(cuts, "A" * (frames // 2 + 2)), Vocabulary(LETTERS))
 
 
-def test_a_frozen_encoder_under_ddp_that_waits_for_it_is_refused(manifests: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_frozen_encoder_under_ddp_that_waits_for_it_is_refused(ranks: int, tmp_path: Path) -> None:
     model = CTCFinetuning(encoder=TINY, freeze_steps=2)
-    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", strategy="ddp", devices=2, logger=False)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", strategy="ddp", devices=ranks, logger=False)
     model.trainer = trainer  # type: ignore[assignment]
     with pytest.raises(ValueError, match="freeze_steps 2: the encoder has no gradients at first, which DDP waits for"):
         model.setup("fit")
