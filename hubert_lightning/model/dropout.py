@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
 def _dropout(x: Tensor, p: float) -> Tensor:
     if torch.compiler.is_exporting():  # exported graphs are for inference
         return x
-    if p == 0 or x.device.type != "cpu":
+    if p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     # On a CPU, torch draws one element after the other: a tenth of a step in bfloat16. One 64-bit word gives four
     # draws of 16 bits in a quarter of the time; p is rounded to a multiple of 2⁻¹⁶.
@@ -65,7 +65,7 @@ def attend_to(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dr
     Returns:
         (batch, heads, frames, head dim).
     """
-    if dropout == 0 or query.device.type != "cpu":
+    if dropout == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     # On a CPU, torch has no fused kernel for attention with dropout, and its fallback draws slowly
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)

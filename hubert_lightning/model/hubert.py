@@ -5,7 +5,7 @@ Values, gradients and initialisation are those of the reference code (tests/mode
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import num_frames, padding_mask
+from hubert_lightning.model.compilation import call_compiled, compilable, compile_methods
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import (
     KERNELS,
@@ -252,16 +253,16 @@ class HubertEncoder(nn.Module):
         return self.norm(x) if self.config.pre_norm else x
 
     def compile_parts(self) -> None:
-        """Compile norm and GELU of the convolutions, the positional convolution and the layers, which share code.
+        """Compile all that lies between convolutions, which torch would compile anew for every length.
 
-        Compilation takes about a minute, and another minute when a second length occurs; later lengths need none.
+        The layers share a graph. Compilation takes about a minute, and again at the first validation and the first
+        batch of a single row.
         """
-        compiled = torch.compile(layer_norm_gelu)
+        compiled = partial(call_compiled, layer_norm_gelu, ((0, 1), (), ()))
         for convolution in self.convolutions:
             assert isinstance(convolution, Convolution)
             convolution.layer_norm_gelu = compiled
-        for part in (self.positions, *self.layers):
-            part.compile()
+        compile_methods(self, *self.layers)
 
     def draw_kept(self, generator: torch.Generator | None = None) -> list[bool]:
         """Draw the layers that a step computes.
@@ -296,6 +297,14 @@ class HubertEncoder(nn.Module):
         channel_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the input of layer 1, (batch, frames, dim), and the bias of attention, (batch, 1, 1, frames)."""
+        x, bias = self._projected(local, num_frames, mask, channel_mask)
+        return self._positioned(x, self.positions.convolved(x)), bias
+
+    @compilable((0, 1), (0,), (0, 1), (0,))
+    def _projected(
+        self, local: Tensor, num_frames: Tensor | None, mask: Tensor | None, channel_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Project and mask the output of the convolutions."""
         x = self.input_dropout(self.projection(self.local_norm(local)))
         bias, precision = None, x.dtype
         if mask is not None:
@@ -306,8 +315,14 @@ class HubertEncoder(nn.Module):
             padding = padding_mask(num_frames, local.shape[1])
             x = x.masked_fill(padding[..., None], 0)
             bias = attention_bias(padding, precision)
-        x = x + self.positions(x)
-        return self.dropout(x if self.config.pre_norm else self.norm(x)), bias
+        return x, bias
+
+    @compilable((0, 1), (0, 1))
+    def _positioned(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add the output of the positional convolution, both (batch, frames, dim)."""
+        x = x + F.gelu(positions)
+        output: Tensor = self.dropout(x if self.config.pre_norm else self.norm(x))
+        return output
 
 
 class PositionalConvolution(nn.Module):
@@ -345,9 +360,13 @@ class PositionalConvolution(nn.Module):
         Returns:
             (batch, frames, dim).
         """
+        return F.gelu(self.convolved(x))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """Compute the positions before GELU; shapes as in `forward`."""
         frames = x.shape[1]
         # An even kernel gives one frame too many, the last
-        return F.gelu(self._convolved(x.transpose(1, 2))[..., :frames].transpose(1, 2))
+        return self._convolved(x.transpose(1, 2))[..., :frames].transpose(1, 2)
 
     def _convolved(self, x: Tensor) -> Tensor:
         conv = self.conv
@@ -382,6 +401,7 @@ class TransformerLayer(nn.Module):
         self.activation_dropout = Dropout(config.activation_dropout)
         self.dropout = Dropout(config.dropout)
 
+    @compilable((0, 1), (0, 3))
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the layer.
 

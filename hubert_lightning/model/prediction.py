@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_lightning.model.compilation import compilable
 from hubert_lightning.model.products import Linear
 
 
@@ -39,6 +40,7 @@ class ClusterPredictor(nn.Module):
         else:
             nn.init.uniform_(self.codewords)
 
+    @compilable((0, 1))
     def forward(self, frames: Tensor) -> Tensor:
         """Score the clusters of frames.
 

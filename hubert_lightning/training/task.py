@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.model.compilation import compile_methods
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch, TranscribedBatch
@@ -88,6 +89,7 @@ class Task(LightningModule, ABC):
     def configure_model(self) -> None:
         if self.compiling:
             self.encoder.compile_parts()
+            compile_methods(*self.heads)
         shard(self, self.encoder, self.heads)
 
     @property
