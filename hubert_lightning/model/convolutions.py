@@ -1,7 +1,6 @@
 """The seven convolutions from samples to frames of 20 ms (wav2vec 2.0 §2)."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,32 +9,22 @@ from torch import Tensor, nn
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, WINDOW, num_frames, num_samples, padding_mask
 from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.devices import without_waiting
+from hubert_lightning.model.products import strided_convolution
+from hubert_lightning.model.windows import KERNELS, STRIDES, WaveformStatistics, normed_over_time, windows_convolved
 
-KERNELS = (10, 3, 3, 3, 3, 2, 2)  # together they see WINDOW samples
-STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an option
+__all__ = ["KERNELS", "STRIDES", "WaveformStatistics"]
+
 PIECE_FRAMES = 1_500  # 30 s, convolved at once where the statistics of norms over time are given
 
 
-class WaveformStatistics(NamedTuple):
-    """Statistics of recordings that norms over time need, so that a part is normalised as in the whole recording.
-
-    `model/statistics.py` computes them.
-
-    Args:
-        mean: (batch,), mean of the samples.
-        variance: (batch,), variance of the samples.
-        window_mean: (batch, kernel), mean of the windows of the first convolution, after `mean` is subtracted.
-        window_covariance: (batch, kernel, kernel), covariance of these windows.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    window_mean: Tensor
-    window_covariance: Tensor
-
-
 class Convolutions(nn.ModuleList):
-    """The seven convolutions in sequence."""
+    """The seven convolutions in sequence.
+
+    They are matrix products over activations whose channels lie side by side in memory, so nothing is transposed. Each
+    utterance has a frame more than it needs: then all lengths are halved without a remainder, and the rows of a batch
+    are those of one matrix.
+    """
 
     def forward(
         self, waveform: Tensor, length: Tensor | None = None, statistics: WaveformStatistics | None = None
@@ -50,10 +39,10 @@ class Convolutions(nn.ModuleList):
         Returns:
             (batch, frames, channels).
         """
-        x = waveform[:, None]  # (batch, channels, frames)
+        x = waveform
         for convolution in self:
             x = convolution(x, length, statistics)
-        return x.transpose(1, 2)
+        return x[:, : num_frames(waveform.shape[1])]
 
 
 class Convolution(nn.Module):
@@ -65,10 +54,9 @@ class Convolution(nn.Module):
         self.conv = nn.Conv1d(
             1 if index == 0 else channels, channels, KERNELS[index], STRIDES[index], bias=config.conv_bias
         )
-        self.over_channels = config.conv_norm == "layer"
         self.layer_norm_gelu: Callable[[Tensor, Tensor, Tensor], Tensor] = layer_norm_gelu
         self.norm: nn.Module = nn.Identity()
-        if self.over_channels:
+        if config.conv_norm == "layer":
             self.norm = nn.LayerNorm(channels)
         elif index == 0:
             self.norm = nn.GroupNorm(channels, channels)
@@ -77,64 +65,19 @@ class Convolution(nn.Module):
         """Convolve and normalise.
 
         Args:
-            x: (batch, channels, frames).
+            x: (batch, frames, channels); (batch, samples) for the first convolution.
             length: (batch,), samples of the waveforms; the group norm then ignores frames whose window has padding.
             statistics: Statistics of the whole recordings, for the group norm.
 
         Returns:
-            (batch, channels, fewer frames).
+            (batch, fewer frames, channels). Frames that the convolutions after it do not need have no meaning.
         """
-        if not isinstance(self.norm, nn.GroupNorm) and not self.over_channels:
-            return F.gelu(self.conv(x))
-        if not self.over_channels:
-            if length is None or statistics is not None:
-                return F.gelu(self._normed_over_time(x, statistics))
-            rows = zip(x, length.tolist(), strict=True)
-            unpadded = [self._normed_over_time(row[None, :, :samples])[0] for row, samples in rows]
-            longest = (x.shape[-1] - KERNELS[0]) // STRIDES[0] + 1
-            return F.gelu(torch.stack([F.pad(row, (0, longest - row.shape[-1])) for row in unpadded]))
-        # As an image of height 1, whose channels lie side by side in memory: a norm over channels then moves nothing,
-        # which makes the seven three times as fast on a CPU.
-        weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
-        x = F.conv2d(x[:, :, None], weight, self.conv.bias, stride=(1, *self.conv.stride))
-        x = x[:, :, 0].transpose(1, 2)  # (batch, frames, channels)
-        assert isinstance(self.norm, nn.LayerNorm)
-        return self.layer_norm_gelu(x, self.norm.weight, self.norm.bias).transpose(1, 2)
-
-    def _normed_over_time(self, x: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
-        """Convolve waveforms and normalise over time.
-
-        The mean and variance of each channel follow from those of the windows. So the weights are scaled instead of the
-        outputs, which are 50 times as many: convolution, norm and GELU take half of the time.
-
-        Args:
-            x: (batch, 1, samples).
-            statistics: Statistics of the whole recordings.
-
-        Returns:
-            (batch, channels, frames).
-        """
-        norm, waveform, dtype = self.norm, x[:, 0], x.dtype
-        assert isinstance(norm, nn.GroupNorm)
-        if self.conv.bias is not None and statistics is None:  # given statistics include the bias
-            normed: Tensor = norm(self.conv(x))
-            return normed
-        level = waveform.mean(dim=1, keepdim=True) if statistics is None else statistics.mean[:, None].to(dtype)
-        centred = waveform - level  # as the norm would do with the outputs
-        windows = centred.unfold(1, KERNELS[0], STRIDES[0])  # (batch, frames, kernel)
-        # Variances are differences, here of few numbers; float64 is also what autocast leaves alone
-        exact = torch.float32 if waveform.device.type == "mps" else torch.float64
-        weight = self.conv.weight[:, 0].to(exact)  # (channels, kernel)
-        if statistics is None:
-            rows = windows.to(exact)
-            mean = rows.mean(dim=1)  # (batch, kernel)
-            covariance = rows.transpose(1, 2) @ rows / rows.shape[1] - mean[:, :, None] * mean[:, None]
-        else:
-            mean, covariance = statistics.window_mean.to(exact), statistics.window_covariance.to(exact)
-        variance = torch.einsum("ck,bkl,cl->bc", weight, covariance, weight).clamp(min=0)
-        scale = norm.weight * (variance + norm.eps).rsqrt()  # (batch, channels)
-        weight, shift = weight * scale[:, :, None], norm.bias - scale * (mean @ weight.T)
-        return torch.baddbmm(shift[:, :, None].to(dtype), weight.to(dtype), windows.transpose(1, 2))
+        conv, norm = self.conv, self.norm
+        if isinstance(norm, nn.GroupNorm):
+            return F.gelu(normed_over_time(x, conv.weight, conv.bias, norm, length, statistics))
+        convolve = windows_convolved if x.dim() == 2 else strided_convolution
+        x = convolve(x, conv.weight, conv.bias)
+        return self.layer_norm_gelu(x, norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else F.gelu(x)
 
 
 def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -178,6 +121,7 @@ def normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
     x = waveform.float()
     if length is None:
         return F.layer_norm(x, x.shape[1:]).type_as(waveform)  # fairseq fairseq_dataset: layer_norm of the audio
+    length = without_waiting(length, x.device)
     padding = padding_mask(length, x.shape[1])
     mean = x.masked_fill(padding, 0).sum(dim=1, keepdim=True) / length[:, None]
     centred = (x - mean).masked_fill(padding, 0)

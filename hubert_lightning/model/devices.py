@@ -4,6 +4,7 @@ import ctypes
 import os
 
 import torch
+from torch import Tensor
 
 from hubert_lightning.errors import UserError
 
@@ -45,6 +46,23 @@ def set_float32_precision() -> None:
     if value not in ("0", "1"):
         raise UserError(f"{TF32} is {value!r}; set it to 1 to allow TF32, or to 0 for float32")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = value == "1"
+
+
+def without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor, such as lengths, to a device without waiting for what the device computes.
+
+    Args:
+        tensor: (…).
+        device: Device to copy it to.
+
+    Returns:
+        (…), the tensor itself if it is there.
+    """
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # copies from other memory wait
+    return tensor.to(device, non_blocking=True)
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 class Linear(nn.Linear):
@@ -62,6 +62,45 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return _linear(a, b.T, None) if uses_onednn(a, b) and a.numel() else a @ b
 
 
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a product of matrices to another one in place, without a gradient.
+
+    Args:
+        total: (rows, columns).
+        a: (rows, inner).
+        b: (inner, columns).
+    """
+    if uses_onednn(a, b):
+        total += product(a, b)
+    else:
+        total.addmm_(a, b)
+
+
+def strided_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve with stride 2 by matrix products: two frames side by side, and where the kernel has three, the next one.
+
+    Under autocast, it computes in the lower precision.
+
+    Args:
+        x: (batch, frames, channels), an even number of frames, at least two.
+        weight: (channels out, channels, kernel), kernel 2 or 3.
+        bias: (channels out,).
+
+    Returns:
+        (batch, frames / 2, channels out). With a kernel of 3, the last frame of each utterance has no meaning.
+    """
+    if torch.compiler.is_exporting():
+        return F.conv1d(x.transpose(1, 2), weight, bias, stride=2).transpose(1, 2)
+    dtype = torch.get_autocast_dtype(x.device.type) if in_autocast(x) else x.dtype
+    output: Tensor = _StridedConvolution.apply(x.to(dtype), weight, bias)  # type: ignore[no-untyped-call, unused-ignore]
+    return output
+
+
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor; `meta` has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def uses_onednn(*matrices: Tensor) -> bool:
     """Whether the product of matrices is left to oneDNN: in float32, on AMD's processors with AVX-512."""
     in_float32 = all(matrix.device.type == "cpu" and matrix.dtype == torch.float32 for matrix in matrices)
@@ -85,6 +124,8 @@ def onednn_is_faster() -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):  # oneDNN multiplies parts of rows far more slowly
+        weight = weight.T.contiguous().T if weight.stride(0) == 1 else weight.contiguous()
     output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return output
 
@@ -105,9 +146,53 @@ class _Linear(torch.autograd.Function):
         return of_x, of_weight, of_bias
 
 
-def _operations(x: tuple[int, ...], weight: tuple[int, ...], *rest: object, **named: object) -> int:
+class _StridedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        channels_out, channels, kernel = weight.shape
+        matrix = weight.transpose(1, 2).to(x.dtype, memory_format=torch.contiguous_format).flatten(1)
+        first, third = matrix[:, : 2 * channels], matrix[:, 2 * channels :]
+        pairs = x.reshape(-1, 2 * channels)
+        output = linear(pairs, first, bias if bias is None else bias.to(x.dtype))
+        if kernel == 3:
+            add_product(output[:-1], pairs[1:, :channels], third.T)
+        ctx.save_for_backward(x, matrix)
+        ctx.kernel, ctx.dtype = kernel, weight.dtype
+        return output.view(len(x), -1, channels_out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, matrix = ctx.saved_tensors
+        kernel, channels = ctx.kernel, x.shape[-1]
+        first, third = matrix[:, : 2 * channels], matrix[:, 2 * channels :]
+        pairs, gradient = x.reshape(-1, 2 * channels), gradient.flatten(0, 1)
+        of_x, of_weight, of_bias = None, None, None
+        if ctx.needs_input_grad[0]:
+            of_x = product(gradient, first)
+            if kernel == 3:
+                add_product(of_x[1:, :channels], gradient[:-1], third)
+            of_x = of_x.view(x.shape)
+        if ctx.needs_input_grad[1]:
+            columns = gradient.T.contiguous() if uses_onednn(gradient) else gradient.T  # which oneDNN copies otherwise
+            parts = [product(columns, pairs)]
+            if kernel == 3:
+                parts.append(product(columns[:, :-1], pairs[1:, :channels]))
+            of_matrix = torch.cat(parts, dim=1).view(-1, kernel, channels)
+            of_weight = of_matrix.transpose(1, 2).to(ctx.dtype, memory_format=torch.contiguous_format)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(dim=0).to(ctx.dtype)
+        return of_x, of_weight, of_bias
+
+
+def _operations_of_linear(x: tuple[int, ...], weight: tuple[int, ...], *rest: object, **named: object) -> int:
     return 2 * math.prod(x) * weight[0]
 
 
+def _operations_of_sum(total: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], **named: object) -> int:
+    return 2 * math.prod(a) * b[1]
+
+
 if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_operations)
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_operations_of_linear)
+if torch.ops.aten.addmm_ not in flop_registry:
+    register_flop_formula(torch.ops.aten.addmm_)(_operations_of_sum)

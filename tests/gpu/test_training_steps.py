@@ -105,16 +105,7 @@ def test_a_layer_launches_few_kernels(recorded: Run, step: str, most: int) -> No
     assert three - two <= most
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        pytest.param(
-            "pre-training",
-            marks=pytest.mark.xfail(strict=True, reason="the statistics of the first norm are computed in float64"),
-        ),
-        "pre-training of Large's kind",
-    ],
-)
+@pytest.mark.parametrize("step", ["pre-training", "pre-training of Large's kind"])
 def test_nothing_as_large_as_the_audio_is_computed_in_float64(recorded: Run, step: str) -> None:
     function, options = STEPS[step]
     record = recorded(function, **options)
@@ -172,5 +163,6 @@ def test_the_operations_of_a_step_are_those_that_the_task_counts(
     record = recorded(function, **options)
     # The kernels compute the scores again in the backward pass: one of five products
     again = sum(op.flops for op in record.named("attention_backward")) // 5
-    slack = 0.005 if options.get("size") == "base" else 0  # Base multiplies windows with one another
-    assert record.flops - again == pytest.approx(record.result, rel=slack)
+    # The convolutions compute a frame more of each utterance, which tests/model/test_flops.py counts
+    frames = num_frames(seconds_to_samples(options.get("seconds", 2.0)))
+    assert record.result < record.flops - again < record.result * (1 + 1.5 / frames)
