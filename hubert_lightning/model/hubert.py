@@ -28,6 +28,7 @@ from hubert_lightning.model.convolutions import (
     normalize_by,
     pieces_of,
 )
+from hubert_lightning.model.devices import without_waiting
 from hubert_lightning.model.dropout import Dropout, attend_to, attention_bias, without_effect
 from hubert_lightning.model.products import Linear
 
@@ -312,7 +313,7 @@ class HubertEncoder(nn.Module):
         if channel_mask is not None:
             x = x.masked_fill(channel_mask[:, None], 0)
         if num_frames is not None:
-            padding = padding_mask(num_frames, local.shape[1])
+            padding = padding_mask(without_waiting(num_frames, local.device), local.shape[1])
             x = x.masked_fill(padding[..., None], 0)
             bias = attention_bias(padding, precision)
         return x, bias
