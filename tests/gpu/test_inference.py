@@ -7,7 +7,6 @@ import pytest
 from phantom.device import Run
 from phantom.record import Record
 
-LENGTHS = pytest.mark.xfail(strict=True, reason="lengths are read from the GPU")
 EACH_ROUND = pytest.mark.xfail(strict=True, reason="a round waits for counts, empty clusters and its inertia")
 CORPUS_RUNS = ["labelling", "sampling", "units", "transcription"]
 
@@ -25,7 +24,7 @@ def test_a_corpus_mixes_no_devices(recorded: Run, manifests: Path, run: str) -> 
     assert not record.mixtures
 
 
-@pytest.mark.parametrize("run", [pytest.param(run, marks=LENGTHS) for run in CORPUS_RUNS])
+@pytest.mark.parametrize("run", CORPUS_RUNS)
 def test_a_corpus_waits_for_the_gpu_once_a_batch(recorded: Run, manifests: Path, run: str) -> None:
     record = recorded(f"inference_runs:{run}", manifests=str(manifests))
     assert len(record.waits) <= record.result + 1, waits(record)  # the centroids are copied once
