@@ -66,7 +66,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Host:
-    """Seconds that the host takes [assumed, from steps on a CPU].
+    """Seconds that the host takes [assumed].
 
     Args:
         forward: Each operation of a forward pass.

@@ -15,7 +15,7 @@ from hubert_lightning.planning.steps import Batch, encoder_work, step_cost
 from hubert_lightning.planning.workload import num_parameters
 
 MFCC_SPEED = 900.0
-"""Seconds of audio in a second of one core whose MFCCs are computed [measured on one core of an EPYC]."""
+"""Seconds of audio in a second of one core that computes MFCCs [assumed: 480 were measured, before they took half]."""
 PASSES = 12
 """Passes of K-means over its frames [measured: 8 to 12 on CPUs]."""
 FROM_HOST = 20e9
