@@ -92,7 +92,7 @@ class StepCost:
         return max(self.gpu + self.waits * self.wait, self.host)
 
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "linear")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_addmm_activation", "linear", "_linear_pointwise")
 CONVOLUTIONS = ("convolution", "cudnn_convolution", "mkldnn_convolution", "convolution_backward")
 PARTS = {
     "norms": ("layer_norm", "group_norm", "batch_norm"),
@@ -193,9 +193,10 @@ def work_of(operation: Recorded) -> Work:
     """Return what an operation does, as `pricing` knows it."""
     name, ins, outs = operation.name, operation.ins, operation.outs
     if name in PRODUCTS and len(ins) >= 2:
-        left, right = (ins[0], ins[1]) if name == "linear" else (ins[-2], ins[-1])
+        transposed = name in ("linear", "_linear_pointwise")
+        left, right = (ins[0], ins[1]) if transposed else (ins[-2], ins[-1])
         rows, inner = prod(left.shape[:-1]), left.shape[-1]
-        if name == "linear":
+        if transposed:
             return Product(rows, right.shape[0], inner, dtype=right.dtype)
         batch = left.shape[0] if len(left.shape) == 3 else 1
         return Product(rows // batch if batch else 0, right.shape[-1], inner, batch, right.dtype)
