@@ -166,7 +166,7 @@ def test_fit_is_the_same_for_the_same_seed(kmeans):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_in_half_precision_are_taken_in_chunks(monkeypatch, device):
-    monkeypatch.setattr("hubert_lightning.units.kmeans.CHUNK_DISTANCES", 20 * 300)
+    monkeypatch.setattr("hubert_lightning.units.kmeans_sample.CPU_PIECE", 3000)
     features = torch.from_numpy(rows(20_000, 8))
     half = KMeans().fit(features.half(), 20, seed=0, device=torch.device(device))
     torch.testing.assert_close(half.cpu(), KMeans().fit(features.half().float(), 20, seed=0))
