@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--clusters", type=int, default=500)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
-    parser.add_argument("--settings", help="only trials whose settings contain this")
+    parser.add_argument("--settings", nargs="+", default=[""], help="only trials whose settings contain one of these")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--most", type=float, default=60, help="seconds; slower trials run once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -274,7 +274,7 @@ def main() -> None:
         chosen = [
             trial
             for trial in trials(args.contestants, device, args.threads)
-            if not args.settings or args.settings in trial.settings
+            if any(part in trial.settings for part in args.settings)
         ]
         KMeans(max_rounds=1).fit(rows[:20_000], args.clusters, seed=0, device=device)  # kernels are loaded
         compare(rows, args.clusters, chosen, args.repeats, args.most)

@@ -150,7 +150,7 @@ class _Fit:
             # The only wait of a round
             now, empty = torch.stack([inertia, (counts == 0).sum(dtype=torch.float64)]).tolist()
             if empty:
-                centroids = _filled(centroids, counts, seeding)
+                centroids = _filled(centroids, counts, seeding, int(empty))
             rounds(now / rounds.size)
             if before - now < self.settings.tolerance * now:
                 break
@@ -173,9 +173,9 @@ class _Fit:
                 seen += counts
                 centroids = centroids + (means - centroids) * (counts / seen.clamp(min=1))[:, None]
                 inertias.append(inertia)
-            now, empty = torch.stack([sum(inertias), (seen == 0).sum(dtype=torch.float64)]).tolist()
+            now, empty = torch.stack([torch.stack(inertias).sum(), (seen == 0).sum(dtype=torch.float64)]).tolist()
             if empty:
-                centroids = _filled(centroids, seen, seeding)
+                centroids = _filled(centroids, seen, seeding, int(empty))
             rounds(now / total)
             if best - now < self.settings.tolerance * now:
                 break
@@ -286,10 +286,10 @@ def _ignored(inertia: float) -> None:
     pass
 
 
-def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor) -> Tensor:
-    """Move centroids of empty clusters to the seeding rows that are farthest from every centroid."""
+def _filled(centroids: Tensor, counts: Tensor, seeding: Tensor, number: int) -> Tensor:
+    """Move the centroids of a number of empty clusters to the seeding rows that are farthest from every centroid."""
     empty = counts == 0
-    number = min(int(empty.sum()), len(seeding))
+    number = min(number, len(seeding))
     distances = torch.cdist(seeding, centroids.to(seeding.dtype)).masked_fill_(empty, math.inf)
     farthest = distances.min(dim=1).values.topk(number).indices
     places = empty.to(torch.uint8).argsort(descending=True, stable=True)[:number]

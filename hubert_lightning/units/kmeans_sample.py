@@ -59,6 +59,7 @@ class Sample:
         self.centre: Tensor | None = None
         self.cluster: Tensor | None = None
         self._beyond: Tensor | None = None
+        self._in_order = False  # whether the rows lie in their order
         self.total = len(rows) if group is None else int(self.sum(torch.tensor(len(rows), device=self.device)))
         order = torch.randperm(self.total, generator=torch.Generator().manual_seed(seed))
         if index is None:
@@ -78,10 +79,10 @@ class Sample:
                 f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
             )
         # A sum is finite if all of its terms are, and takes a single pass
-        sums = [part.sum(dtype=torch.float32) for part in self.rows.split(2**20)]
+        sums = [part.sum(dtype=torch.float32) for part in torch.split(self.rows, 2**20)]
         broken = 0
         if sums and not torch.stack(sums).isfinite().all():
-            broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in self.rows.split(2**16))
+            broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in torch.split(self.rows, 2**16))
         if count := int(self.sum(torch.tensor(broken, device=self.device))):
             raise UserError(
                 f"{count} of {self.total} frames have features that are NaN or infinite; "
@@ -116,7 +117,7 @@ class Sample:
         reduced.rows = torch.empty(count, dim, device=kept_on)
         reduced._beyond = torch.empty(count, device=kept_on)
         reduced.cluster = torch.empty(count, dtype=torch.int32, device=kept_on)
-        reduced._positions, reduced._order = self._positions, None
+        reduced._positions, reduced._order, reduced._in_order = self._positions, torch.arange(count), True
         places, start = _inverse(self._order).to(kept_on), 0
         for x in self._pieces(0, self.total, len(axes)):
             y = x @ axes
@@ -163,11 +164,11 @@ class Sample:
         length = CPU_PIECE if self.device.type == "cpu" else max(min(GPU_PIECE, GPU_PRODUCTS // clusters), 1)
         start, end = torch.searchsorted(self._positions, torch.tensor([first, first + size])).tolist()
         if size >= self.total:
-            parts: Iterator[Tensor] = iter(self.rows.split(length))
-        elif self._order is None:
-            parts = iter(self.rows[start:end].split(length))
+            parts: Iterator[Tensor] = iter(torch.split(self.rows, length))
+        elif self._in_order:
+            parts = iter(torch.split(self.rows[start:end], length))
         else:
-            parts = (self.rows[part] for part in self._order[start:end].to(self.rows.device).split(length))
+            parts = (self.rows[part] for part in torch.split(self._order[start:end].to(self.rows.device), length))
         for part in moved(parts, self.device):
             x = part.float()
             yield x if self.centre is None else x - self.centre
@@ -212,7 +213,7 @@ class _Slot:
     def __init__(self, rows: Tensor, device: torch.device) -> None:
         self.pinned = None if rows.is_pinned() else torch.empty_like(rows, pin_memory=True)
         self.copy = torch.empty_like(rows, device=device)
-        self.copied, self.used = torch.cuda.Event(), torch.cuda.Event()
+        self.copied, self.used = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 def moved(parts: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -233,7 +234,8 @@ def moved(parts: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
             yield part.to(device)
             continue
         if number == 0:
-            stream, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            compute = torch.cuda.current_stream(device)
             stream.wait_stream(compute)
         if len(slots) < 2:
             slots.append(_Slot(part, device))

@@ -26,7 +26,7 @@ def float32_products() -> Iterator[None]:
         try:
             allowed = torch.get_float32_matmul_precision()
         except RuntimeError:  # set for a backend alone, by names that torch does not mix with the older ones
-            backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+            backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
             kept = [backend.fp32_precision for backend in backends]
             try:
                 for backend in backends:
@@ -61,7 +61,7 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     if x.device.type == "cpu":
         return _nearest_on_cpu(x, centroids, half_norm)
     if len(x) > 1 and len(x) * len(centroids) > GPU_PRODUCTS:
-        parts = [nearest(part, centroids) for part in x.split(max(GPU_PRODUCTS // len(centroids), 1))]
+        parts = [nearest(part, centroids) for part in torch.split(x, max(GPU_PRODUCTS // len(centroids), 1))]
         return torch.cat([best for best, _ in parts]), torch.cat([cluster for _, cluster in parts])
     best, cluster = torch.addmm(half_norm, x, centroids.T, alpha=-1).min(dim=1)  # ‖x - c‖² - ‖x‖² = ‖c‖² - 2xc
     return best, cluster

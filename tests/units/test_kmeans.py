@@ -175,7 +175,7 @@ def test_rows_in_half_precision_are_taken_in_chunks(monkeypatch, device):
 def test_an_empty_cluster_moves_to_where_no_centroid_is_near():
     features = torch.cat([torch.zeros(50, 2), torch.ones(50, 2) * 9]) + torch.from_numpy(rows(100, 2)) / 1000
     centroids = torch.tensor([[0.0, 0.0], [500.0, 500.0]])
-    filled = _filled(centroids, torch.tensor([100, 0]), features)
+    filled = _filled(centroids, torch.tensor([100, 0]), features, 1)
     assert torch.equal(filled[0], torch.zeros(2))
     assert (filled[1] - 9).abs().max() < 0.1
 
