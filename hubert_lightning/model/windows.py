@@ -19,8 +19,8 @@ STRIDES = (5, 2, 2, 2, 2, 2, 2)  # and move by HOP samples: the clock, not an op
 KERNEL, STRIDE = KERNELS[0], STRIDES[0]
 ALIGNED = 16
 """Columns of a matrix of windows: ten samples, a 1, and zeros, since matrix units multiply multiples of eight."""
-CHUNKS = 64
-"""Parts of an utterance that are multiplied apart, so that sums over time fill a GPU; the other strides' product."""
+FACTOR = 64
+"""Windows of an utterance come in multiples of this number, the product of the other strides."""
 
 
 class WaveformStatistics(NamedTuple):
@@ -111,7 +111,7 @@ def normed_over_time(
 def _windows(waveform: Tensor) -> Tensor:
     """Cut waveforms into windows, (batch, 64 · (frames + 2), 16): all that they have, and some of zeros."""
     batch, samples = waveform.shape
-    count = CHUNKS * (num_frames(samples) + 2)
+    count = FACTOR * (num_frames(samples) + 2)
     windows = F.pad(waveform, (0, STRIDE * (count - 1) + KERNEL - samples)).unfold(1, KERNEL, STRIDE)
     rest = F.pad(waveform.new_ones(1), (0, ALIGNED - KERNEL - 1))
     return torch.cat([windows, rest.expand(batch, count, -1)], dim=-1)
@@ -120,12 +120,12 @@ def _windows(waveform: Tensor) -> Tensor:
 def _multiplied(windows: Tensor, matrix: Tensor) -> Tensor:
     """Multiply windows, (batch, 64 · (frames + 2), 16), with a matrix of each utterance, (batch, 11, channels)."""
     matrix = F.pad(matrix, (0, 0, 0, ALIGNED - KERNEL - 1))
-    convolved: Tensor = _in_chunks(windows[:, :-CHUNKS]) @ matrix[:, None]
+    convolved: Tensor = _in_chunks(windows[:, :-FACTOR]) @ matrix[:, None]
     return convolved.flatten(1, 2)
 
 
 def _in_chunks(windows: Tensor) -> Tensor:
-    return windows.view(len(windows), CHUNKS, -1, ALIGNED)
+    return windows.view(len(windows), FACTOR, -1, ALIGNED)
 
 
 def _moments(windows: Tensor, num_windows: int | Tensor, exact: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,8 @@ def _moments(windows: Tensor, num_windows: int | Tensor, exact: torch.dtype) -> 
     end = num_windows[:, None] if isinstance(num_windows, Tensor) else num_windows
     counted = torch.arange(windows.shape[1], device=windows.device) < end
     wide = torch.promote_types(windows.dtype, torch.float32)
-    chunks = _in_chunks(torch.where(counted[..., None], windows.to(wide), 0))
+    # Chunks of 64 windows, so that sums over time fill a GPU and are the same whatever padding follows
+    chunks = torch.where(counted[..., None], windows.to(wide), 0).view(len(windows), -1, FACTOR, ALIGNED)
     with torch.autocast(windows.device.type, enabled=False) if in_autocast(windows) else nullcontext():
         products = (chunks.transpose(2, 3) @ chunks).sum(dim=1, dtype=exact)  # (batch, 16, 16)
     count = end[..., None] if isinstance(end, Tensor) else end
