@@ -208,12 +208,17 @@ class _Totals:
 
 
 class _Slot:
-    """A pinned buffer and its copy on a GPU."""
+    """A pinned buffer and its copy on a GPU.
+
+    The copy lies in memory of the stream that computes, which may have been given back by work that is still under way:
+    until then, it is in use.
+    """
 
     def __init__(self, rows: Tensor, device: torch.device) -> None:
         self.pinned = None if rows.is_pinned() else torch.empty_like(rows, pin_memory=True)
         self.copy = torch.empty_like(rows, device=device)
         self.copied, self.used = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.used.record(torch.cuda.current_stream(device))
 
 
 def moved(parts: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -236,7 +241,6 @@ def moved(parts: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
         if number == 0:
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             compute = torch.cuda.current_stream(device)
-            stream.wait_stream(compute)
         if len(slots) < 2:
             slots.append(_Slot(part, device))
         slot = slots[number % 2]
