@@ -30,8 +30,9 @@ from torch.optim import AdamW
 
 from hubert_lightning.asr.ctc_model import CTCModel
 from hubert_lightning.cli import main
-from hubert_lightning.frames import SAMPLE_RATE, num_samples
+from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
@@ -448,3 +449,26 @@ def write_store(folder: Path, source: LabelSource, *shards: Mapping[str, np.ndar
         for number, labels in enumerate(shards):
             writer.write(number, labels)
     return LabelStore(folder)
+
+
+def of_more_frames(config: EncoderConfig, batch: int, samples: int) -> int:
+    """Operations of a step's convolutions beyond the formula: a frame more, and rows of 16 samples for windows of ten.
+
+    Base's first norm multiplies these rows with one another, and their moments with the weights.
+    """
+    frozen, channels, length, frames = config.feature_grad_mult == 0, config.conv_channels, samples, num_frames(samples)
+    more = 0
+    if config.conv_norm == "group":
+        kernel = KERNELS[0]
+        more += 2 * batch * 64 * (frames + 2) * 16**2
+        more += 2 * batch * channels * (kernel**2 + 2 * kernel)
+        more += 0 if frozen else 2 * batch * channels * (kernel**2 + 3 * kernel)
+    for index, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True)):
+        length = (length - kernel) // stride + 1
+        rows = batch * (frames + 1) * 2 ** (len(KERNELS) - 1 - index)
+        if index == 0:
+            more += (1 if frozen else 2) * 2 * channels * (16 * rows - kernel * batch * length)
+        else:
+            computed = kernel * rows - (kernel == 3)  # the last row of a batch has no third frame
+            more += (1 if frozen else 3) * 2 * channels**2 * (computed - kernel * batch * length)
+    return more

@@ -5,8 +5,12 @@ from math import prod
 from typing import Any
 
 import pytest
+from helpers import of_more_frames
 from phantom.device import Run
 from phantom.record import Op, Record
+from training_steps import encoder
+
+from hubert_lightning.frames import seconds_to_samples
 
 PRETRAINING, FINETUNING = "training_steps:pretraining", "training_steps:finetuning"
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "input_dropout": 0.1}
@@ -150,12 +154,14 @@ def test_base_holds_less_than_four_gib(recorded: Run) -> None:
 @pytest.mark.parametrize(
     ("function", "options"),
     [
+        (PRETRAINING, DROPOUT),
         (PRETRAINING, DROPOUT | LARGE),
         (PRETRAINING, {"size": "base", "rows": 7, "seconds": 12.5, "layer_drop": 0.0}),
+        (FINETUNING, {}),
         (FINETUNING, LARGE),
         (FINETUNING, LARGE | {"freeze_convolutions": False}),
     ],
-    ids=["Large's kind", "Base", "fine-tuning", "fine-tuning of all"],
+    ids=["tiny", "Large's kind", "Base", "fine-tuning", "fine-tuning of Large's kind", "fine-tuning of all"],
 )
 def test_the_operations_of_a_step_are_those_that_the_task_counts(
     recorded: Run, function: str, options: dict[str, Any]
@@ -163,7 +169,9 @@ def test_the_operations_of_a_step_are_those_that_the_task_counts(
     record = recorded(function, **options)
     # The kernels compute the scores again in the backward pass: one of five products
     again = sum(op.flops for op in record.named("attention_backward")) // 5
-    # The convolutions compute a frame more of each utterance, and the first 16 columns for 10, which weighs more in the
-    # few channels of small models; tests/model/test_flops.py counts both
-    most = 1.0025 if options.get("size") == "base" else 1.1
-    assert record.result < record.flops - again < record.result * most
+    batch = {"size": "tiny", "rows": 3, "seconds": 2.0} | options
+    frozen = function == FINETUNING and batch.pop("freeze_convolutions", True)
+    samples = seconds_to_samples(batch.pop("seconds"))
+    rows = batch.pop("rows")
+    config = encoder(**batch | ({"feature_grad_mult": 0.0} if frozen else {}))
+    assert record.flops - again == record.result + of_more_frames(config, rows, samples)
