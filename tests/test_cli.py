@@ -343,7 +343,9 @@ def test_prepare_folder_takes_what_it_can(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
-    assert "'trian' is not a verb of hubert; the verbs are prepare, vocabulary, demo, plan, fit" in refused(capsys, "trian")
+    assert "'trian' is not a verb of hubert; the verbs are prepare, vocabulary, demo, plan, fit" in refused(
+        capsys, "trian"
+    )
 
 
 @pytest.mark.parametrize(

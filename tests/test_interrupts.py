@@ -250,8 +250,10 @@ def test_handlers_are_as_they_were_after_a_command(finetuned: Path) -> None:
     main(["validate", "--config", str(finetuned / "config.yaml")])
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
     assert signal.set_wakeup_fd(-1) == -1
-    left = {*threading.enumerate()} - {*threads}
-    assert not [thread for thread in left if thread.name in ("interrupts", "stalls")]
+    left = [thread for thread in threading.enumerate() if thread.name in ("interrupts", "stalls")]
+    for thread in {*left} - {*threads}:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 FINALIZER = """
