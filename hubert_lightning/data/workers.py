@@ -1,12 +1,14 @@
 """Loader workers: the training process knows which cuts a worker read when it was killed."""
 
 import gc
+import logging
 import os
 import re
 import signal
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch.utils.data._utils import signal_handling
 from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.errors import BROKEN_CONNECTIONS
 from hubert_lightning.interrupts import ignore_interrupts
+
+log = logging.getLogger(__name__)
 
 GONE = re.compile(r"DataLoader worker \(pid\(s\) (?P<pid>\d+)[\d, ]*\) exited unexpectedly")
 """Message of torch when it waits for a batch, at most 5 s after a worker's end."""
@@ -53,9 +57,18 @@ def share_threads(ranks: int = 1) -> int:
     Returns:
         Number of threads in which torch computes.
     """
+    cores = usable_cores()
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, usable_cores() // ranks)))
-    return torch.get_num_threads()
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // ranks)))
+    return _stated(torch.get_num_threads(), cores)
+
+
+@cache
+def _stated(threads: int, cores: int) -> int:
+    """Log the number of threads, once in a process; returns it."""
+    sentence = "processor: %d threads on the %d cores that this process may use (set OMP_NUM_THREADS to change it)"
+    log.info(sentence, threads, cores)
+    return threads
 
 
 class WatchedReads(Dataset[Any]):  # batches of either task
