@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hubert_lightning.data.resources import available_memory
@@ -155,12 +156,14 @@ def kept_duration(state: object) -> float | None:
 
 def find_duration(
     data: LightningDataModule, default: float, trial: Callable[[], Trial], meter: MemoryMeter | None
-) -> float:
+) -> float | None:
     """Return the seconds of a batch of a data module that is given none: those of the run, or the largest that fit.
+
+    None in an evaluation, after which a run may still find them.
 
     Args:
         data: Data module, whose Trainer has its model on the device.
-        default: Seconds of a batch of an evaluation without a checkpoint, and at most on a CPU.
+        default: Most seconds on a CPU.
         trial: Function that prepares the search.
         meter: Measures memory; that of the Trainer's device if not given.
 
@@ -169,7 +172,7 @@ def find_duration(
     """
     trainer, _ = trainer_and_model(data)
     if trainer.state.fn != TrainerFn.FITTING:
-        return default
+        return None
     if trainer.ckpt_path:  # a strategy that restores late, as LayerwiseFSDP, has not loaded the state yet
         kept = kept_duration(read_checkpoint(Path(trainer.ckpt_path)).get(type(data).__qualname__))
         if kept is not None:
@@ -206,6 +209,8 @@ def largest_duration(trainer: Trainer, trial: Trial, default: float, meter: Memo
         def share(rows: int) -> float:
             batch = trainer.strategy.batch_to_device(_repeated(row, rows))
             peak = meter.peak(lambda: _step(trainer, batch))
+            if math.isinf(peak):
+                _forget_step(task)
             return _largest_of_ranks((peak + standing) / meter.limit, trainer, device)
 
         rows, taken = largest_rows(share, most)
@@ -294,6 +299,15 @@ def _step(trainer: Trainer, batch: PretrainingBatch | TranscribedBatch) -> None:
         loss = strategy.training_step(batch)
         assert isinstance(loss, Tensor)
         strategy.backward(loss, None)
+
+
+def _forget_step(task: Any) -> None:  # Any: one of our tasks
+    """Let a sharded model forget a step that memory ran out in: its next backward pass would reduce no gradients."""
+    task.zero_grad(set_to_none=True)  # also of layers that are gathered now, and would keep them
+    for module in (task.encoder, *task.heads):
+        if isinstance(module, FSDPModule):
+            with suppress(AttributeError):  # before torch 2.13, or of a module that the step did not reach
+                module.reset_iter_state()
 
 
 @contextmanager

@@ -232,10 +232,10 @@ class PretrainingData(LightningDataModule):
         )
 
     def find_duration(self) -> float:
-        """Return the seconds of a batch; if they are `auto`, find the largest that fits, once."""
+        """Return the seconds of a batch; `auto` finds the most that fit, once, and takes the default to evaluate."""
         if self.max_duration is None:
             self.max_duration = find_duration(self, MAX_DURATION, self._trial, self.meter)
-        return self.max_duration
+        return self.max_duration or MAX_DURATION
 
     def _trial(self) -> Trial:
         batches, frames = self._batches(self.train_cuts), self._frames(self.train_cuts)
@@ -415,10 +415,10 @@ class TranscribedData(LightningDataModule):
         return self._loader("test")
 
     def find_duration(self) -> float:
-        """Return the seconds of a batch; if they are `auto`, find the largest that fits, once."""
+        """Return the seconds of a batch; `auto` finds the most that fit, once, and takes the default to evaluate."""
         if self.max_duration is None:
             self.max_duration = find_duration(self, MAX_TRANSCRIBED, self._trial, self.meter)
-        return self.max_duration
+        return self.max_duration or MAX_TRANSCRIBED
 
     def _trial(self) -> Trial:
         batches, frames = self._batches("train", training=True), self._frames("train", training=True)

@@ -2,16 +2,22 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import SMOKE, TINY, bare_trainer, data_of_task, plain_adam, pretraining_options, quick_adam
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hubert_lightning.cli import main
 from hubert_lightning.errors import UserError
@@ -186,6 +192,52 @@ def test_on_a_cpu_with_enough_memory_auto_is_the_default_of_the_recipe(
     assert data.max_duration is not None
     assert data.max_duration <= 200
     assert data.max_duration + trial.frames * 0.02 > min(200, trial.epoch * 0.02)
+
+
+def test_an_evaluation_before_the_run_finds_nothing(run: Path, manifests: Path, tmp_path: Path) -> None:
+    model = CTCFinetuning(encoder=TINY)
+    data = data_of_task(CTCFinetuning, manifests, run)
+    data.max_duration, data.meter = None, Limited(model, 6.5e6)
+    bare_trainer(tmp_path, limit_val_batches=1).validate(model, datamodule=data, verbose=False)
+    assert data.max_duration is None
+    bare_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
+    assert data.max_duration is not None
+    assert data.meter.peaks
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(FSDPModule, "reset_iter_state"), reason="torch before 2.13 cannot forget a step")
+@pytest.mark.parametrize("in_backward", [True, False])
+def test_a_sharded_model_forgets_a_step_that_memory_ran_out_in(alone: None, in_backward: bool) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    layers, head = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), nn.Linear(4, 2)
+    for part in (*layers, layers, head):
+        fully_shard(part, mesh=mesh)
+    task, rows = SimpleNamespace(encoder=layers, heads=[head], zero_grad=layers.zero_grad), torch.randn(3, 4)
+
+    def gradients() -> list[torch.Tensor]:
+        for part in (layers, head):
+            part.zero_grad(set_to_none=True)
+        head(layers(rows)).square().sum().backward()
+        return [parameter.grad.full_tensor() for part in (layers, head) for parameter in part.parameters()]  # type: ignore[union-attr]
+
+    def run_out(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("in a layer")
+
+    middle = layers[1]
+    hook = middle.register_full_backward_hook(run_out) if in_backward else middle.register_forward_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        gradients()
+    hook.remove()
+    batch_size._forget_step(task)
+    after_failure = gradients()
+    assert all(map(torch.equal, after_failure, gradients()))
 
 
 def test_a_row_that_does_not_fit_is_refused_with_what_helps(run: Path, manifests: Path, tmp_path: Path) -> None:
