@@ -43,8 +43,16 @@ def plan(
         raise UserError(f"audio is {audio}; it is the number of hours of the training set")
     machine = Machine(device_named(gpu), gpus, gpus_per_node)
     config = read_config([packaged(name) for name in configs])
-    hours = audio if audio is not None else audio_hours(config)
-    plans = [plan_stage(stage, machine, hours) for stage in stages_of(config)]
+    try:
+        hours = audio if audio is not None else audio_hours(config)
+        plans = [plan_stage(stage, machine, hours) for stage in stages_of(config)]
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{', '.join(configs)}: a value has another form or size than `hubert fit` accepts ({error}); "
+            "`hubert fit` with this config names it"
+        ) from error
     if json is not None:
         facts = {"gpu": machine.device.name, "gpus": gpus, "hours_of_audio": hours, "slowest_factor": SLOWEST}
         content = facts | {"trainings": [asdict(one) for one in plans]}

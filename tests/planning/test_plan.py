@@ -148,6 +148,17 @@ def test_mistakes_are_answered_in_a_sentence(
     assert re.search(sentence, capsys.readouterr().err.replace("\n", " "))
 
 
+@pytest.mark.parametrize("values", ["null", "{max_duration: 0}", "{max_duration: .nan}", "{max_crop: long}"])
+def test_a_config_that_fit_refuses_is_answered_in_a_sentence(
+    values: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text(f"data:\n  init_args: {values}\n")
+    with pytest.raises(SystemExit):
+        main(["plan", "pretrain/base.yaml", str(layer)])
+    assert "than `hubert fit` accepts" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_config_without_an_end_cannot_be_planned() -> None:
     config = read_config([packaged("finetune/100h.yaml")])
     del config["trainer"]["max_steps"]
