@@ -299,7 +299,7 @@ class HubertEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the input of layer 1, (batch, frames, dim), and the bias of attention, (batch, 1, 1, frames)."""
         x, bias = self._projected(local, num_frames, mask, channel_mask)
-        return self._positioned(x, self.positions.convolved(x)), bias
+        return self._positioned(x, self.positions(x)), bias
 
     @compilable((0, 1), (0,), (0, 1), (0,))
     def _projected(
@@ -353,7 +353,7 @@ class PositionalConvolution(nn.Module):
             setattr(self.conv.get_submodule(owner), last, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the positions to add to each frame.
+        """Compute what is added to each frame, before its GELU, which is compiled with the sum.
 
         Args:
             x: (batch, frames, dim).
@@ -361,10 +361,6 @@ class PositionalConvolution(nn.Module):
         Returns:
             (batch, frames, dim).
         """
-        return F.gelu(self.convolved(x))
-
-    def convolved(self, x: Tensor) -> Tensor:
-        """Compute the positions before GELU; shapes as in `forward`."""
         frames = x.shape[1]
         # An even kernel gives one frame too many, the last
         return self._convolved(x.transpose(1, 2))[..., :frames].transpose(1, 2)
