@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
@@ -24,6 +23,7 @@ from hubert_lightning.data.manifest import fingerprint, place_of
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.ctc import ctc_loss
 from hubert_lightning.model.flops import encoder_operations
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
@@ -242,16 +242,7 @@ class CTCFinetuning(Task):
         return logits.float().log_softmax(dim=-1)
 
     def _loss(self, log_probs: Tensor, batch: TranscribedBatch) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=False):  # torch reads the tokens back to ask whether cuDNN takes them
-            loss = F.ctc_loss(
-                log_probs.transpose(0, 1),  # (frames, batch, tokens)
-                batch.token,
-                batch.num_frames,  # type: ignore[arg-type]  # tensors on a GPU would be read back as well
-                batch.num_tokens,  # type: ignore[arg-type]
-                blank=BLANK,
-                reduction="sum",
-                zero_infinity=True,
-            )
+        loss = ctc_loss(log_probs, batch.token, batch.num_frames, batch.num_tokens, BLANK)
         return loss / len(batch.waveform)  # over utterances, not tokens: fairseq criterion ctc with sentence_avg
 
     def _score(self, part: str, batch: TranscribedBatch, search: Search) -> None:

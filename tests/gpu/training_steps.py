@@ -173,6 +173,12 @@ def finetuning(
     return fit(model, transcribed_batch(seconds, config.dim), Recorder(), **(trainer or {}))
 
 
+def finetuning_without_kernels() -> Record:
+    """A step of fine-tuning on a GPU on which the kernels of the CTC loss do not work."""
+    with patch("hubert_lightning.model.ctc.is_right", lambda device, block: False):
+        return finetuning()
+
+
 def validation(task: str, batches: int) -> Record:
     """A validation of a tiny model.
 

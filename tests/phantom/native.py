@@ -13,9 +13,10 @@ LAUNCHES, WAITS = 0, 1
 LIBRARIES = {
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "addmv", "mv", "dot"), 1),
     "convolution": 2, "convolution_backward": 5, "cudnn_convolution": 2, "_cudnn_ctc_loss": 4,
-    "_fft_r2c": 1, "_fft_c2r": 1, "_fft_c2c": 1,
+    "_fft_r2c": 1, "_fft_c2r": 1, "_fft_c2c": 1, "ctc_losses": 1, "ctc_gradient": 1,
 }  # fmt: skip
-"""Kernels of operations that cuBLAS, cuDNN and cuFFT compute: they start on no phantom, so these are estimates."""
+"""Kernels of operations that cuBLAS, cuDNN and cuFFT compute, which start on no phantom, so these are estimates; and
+those of ours in Triton."""
 DEPENDENT = {
     "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim",
     "unique_consecutive", "bincount", "repeat_interleave", "index_put", "index_put_", "_ctc_loss",
