@@ -69,8 +69,11 @@ def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) 
     for training in plans:
         title = f"{training.name}: {training.parameters / 1e6:.0f} M parameters, {training.steps} steps of "
         title += f"{training.step_seconds:.0f} s of audio, on {machine.gpus} x {machine.device.name}"
-        headings = ("", "batch", "memory", "step", "audio/s", "MFU", "hours", "GPU-hours")
-        table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("", min_width=len("as configured,"))
+        for heading in ("batch", "memory", "step", "audio/s", "MFU", "hours", "GPU-hours"):
+            table.add_column(heading, no_wrap=heading != "memory")
+        console.print(title, soft_wrap=True, highlight=False)
         for option in training.options:
             table.add_row(*_cells(option))
         console.print(table)
@@ -81,9 +84,12 @@ def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) 
     labels = sum(training.labelling.hours for training in plans if training.labelling)
     if len(total) == len(plans):
         whole = sum(total) + labels
+        iterations = [training for training in plans if training.name.startswith("iteration")]
+        known = all(training.labelling for training in iterations)
+        included = f", labels {'' if known else 'not '}included" if iterations else ""
         console.print(
-            f"In all {whole:.1f} to {SLOWEST * whole:.1f} hours, {whole * machine.gpus:.0f} to "
-            f"{SLOWEST * whole * machine.gpus:.0f} GPU-hours, labels included.",
+            f"In all {_rounded(whole)} to {_rounded(SLOWEST * whole)} hours, {_rounded(whole * machine.gpus)} to "
+            f"{_rounded(SLOWEST * whole * machine.gpus)} GPU-hours{included}.",
             soft_wrap=True,
         )
     console.print(
@@ -99,12 +105,16 @@ def _cells(option: Option) -> tuple[str, ...]:
         name,
         f"{option.accumulated} x {option.batch_seconds:.1f} s",
         f"{option.peak_gib:.1f} GiB{'' if option.fits else ', too much'}",
-        f"{option.step_ms:.0f} ms",
-        f"{option.audio_s_per_s:.0f} s",
+        f"{option.step_ms:.0f} ms" if option.step_ms < 10_000 else f"{option.step_ms / 1000:.1f} s",
+        f"{option.audio_s_per_s:.0f}",
         f"{option.share_of_matrix_rate:.0%}",
-        f"{option.hours:.1f}",
-        f"{option.gpu_hours:.0f}",
+        _rounded(option.hours),
+        _rounded(option.gpu_hours),
     )
+
+
+def _rounded(hours: float) -> str:
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
 def _advice(training: TrainingPlan, machine: Machine) -> str:

@@ -1,5 +1,6 @@
 """What a plan reads of the configs of `hubert fit`: sizes, batches, steps, labels. No class of theirs is imported."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +26,16 @@ GPUS_OF_RECIPES = 8
 """GPUs of a config that leaves `trainer.devices` to the machine."""
 CROP, PADDED = 15.625, 13.0
 """Seconds of a row: the longest crop of pre-training, 250 k samples, and a mean utterance of fine-tuning."""
+SHORTEST = 0.025
+"""Seconds of a frame."""
+PUBLISHED = {
+    "facebook/hubert-base-ls960": "base",
+    "facebook/hubert-large-ll60k": "large",
+    "facebook/hubert-large-ls960-ft": "large",
+    "facebook/hubert-xlarge-ll60k": "xlarge",
+    "facebook/hubert-xlarge-ls960-ft": "xlarge",
+}
+"""Recipes in `configs/pretrain` that have the size of a published model."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +109,15 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise UserError(f"{path}: not a config of `hubert fit`; give one with model, data and trainer")
         merged = _merged(merged, content)
-    for key in ("model", "data", "trainer"):
-        if not isinstance(merged.get(key), dict):
-            layers = "; give the config that it is a layer over first" if len(paths) == 1 else ""
-            raise UserError(f"{', '.join(map(str, paths))}: has no {key}, as a config of `hubert fit` has{layers}")
+    missing = [key for key in ("model", "data", "trainer") if not isinstance(merged.get(key), dict)]
+    if not missing and not merged["model"].get("class_path"):
+        missing = ["model.class_path"]
+    if missing:
+        layers = "; give the config that it is a layer over first" if len(paths) == 1 else ""
+        raise UserError(f"{', '.join(map(str, paths))}: has no {missing[0]}, as a config of `hubert fit` has{layers}")
+    for key in ("model", "data"):
+        if not isinstance(merged[key].get("init_args") or {}, dict):
+            raise UserError(f"{key}.init_args is {merged[key]['init_args']!r:.40}; give names and values")
     return merged
 
 
@@ -129,12 +145,16 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     if "CTC" in str(config["model"].get("class_path", "")):
         return [_finetuning(config)]
     iterations = config.get("iterations") or [None]
+    if not isinstance(iterations, list) or not all(isinstance(one, dict | None) for one in iterations):
+        raise UserError(f"iterations is {iterations!r:.60}; give a list such as [{{features: mfcc, clusters: 100}}]")
     return [_iteration(config, iterations, number) for number in range(len(iterations))]
 
 
 def audio_hours(config: Mapping[str, Any]) -> float | None:
     """Hours of the training manifests, if their names are known ones."""
-    names = [Path(str(path)).name.partition(".")[0] for path in config["data"].get("init_args", {}).get("train") or []]
+    train = (config["data"].get("init_args") or {}).get("train")
+    paths = train if isinstance(train, list) else [train] if train else []
+    names = [Path(str(path)).name.partition(".")[0] for path in paths]
     known = len(set(names)) == len(names) and set(names) <= set(KNOWN_HOURS)
     return sum(KNOWN_HOURS[name] for name in names) if names and known else None
 
@@ -143,40 +163,41 @@ def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any]
     model, data = config["model"].get("init_args") or {}, config["data"].get("init_args") or {}
     encoder = _encoder(model.get("encoder") or {})
     iteration = iterations[number]
-    clusters = _listed((iteration or model).get("clusters" if iteration else "num_clusters", 100))
+    place, key = (f"iterations[{number}]", "clusters") if iteration else ("model.init_args", "num_clusters")
+    given = (iteration or model).get(key, 100)
+    listed = given if isinstance(given, list) and given else [given]
+    clusters = tuple(int(_number({key: one}, key, 100, place, 1)) for one in listed)
     labels = None
     if iteration:
         source = iteration.get("features", "mfcc")
-        labelled = None if source == "mfcc" else encoder if source == "previous" else encoder_of(Path(source))
+        labelled = None if source == "mfcc" else encoder if source == "previous" else encoder_of(Path(str(source)))
         layer = iteration.get("layer")
+        if labelled and isinstance(layer, int) and not 1 <= layer <= labelled.num_layers:
+            raise UserError(f"{place}.layer is {layer}; the model has layers 1 to {labelled.num_layers}")
         layer = layer if isinstance(layer, int) else labelled.num_layers if labelled else 0
         parts = len(iteration.get("parts") or [1])
         clusters = clusters * parts
-        labels = Labels(labelled, layer, clusters, int(iteration.get("max_frames", 17_280_000)))
-    masked = model.get("masked_weight", 1.0)
+        labels = Labels(labelled, layer, clusters, int(_number(iteration, "max_frames", 17_280_000, place, 1)))
+    masked = _number(model, "masked_weight", 1.0, "model.init_args", 0)
     workload = Workload(
-        encoder, clusters, model.get("final_dim", 256),
-        predicted=masked_fraction(data.get("mask_prob", 0.8)) if masked == 1 else 1.0,
+        encoder, clusters, int(_number(model, "final_dim", 256, "model.init_args", 1)),
+        predicted=masked_fraction(_number(data, "mask_prob", 0.8, "data.init_args", 0)) if masked == 1 else 1.0,
         activation_checkpointing=bool(model.get("activation_checkpointing", False)),
     )  # fmt: skip
     steps = (iteration or config["trainer"]).get("max_steps", 250_000 if iteration else -1)
     name = f"iteration {number + 1}" if iteration else "pre-training"
-    return _stage(config, name, workload, steps, 87.5, min(CROP, data.get("max_crop", CROP)), labels)
+    crop = _number(data, "max_crop", CROP, "data.init_args", SHORTEST)
+    return _stage(config, name, workload, steps, 87.5, min(CROP, crop), labels)
 
 
 def _finetuning(config: Mapping[str, Any]) -> Stage:
     model = config["model"].get("init_args") or {}
     pretrained = model.get("pretrained")
-    encoder = encoder_of(Path(pretrained)) if pretrained else _encoder(model.get("encoder") or {})
+    encoder = encoder_of(Path(str(pretrained))) if pretrained else _encoder(model.get("encoder") or {})
     frozen = model.get("freeze_convolutions", True)
-    encoder = replace(
-        encoder,
-        dropout=model.get("dropout", 0.0),
-        attention_dropout=model.get("attention_dropout", 0.0),
-        activation_dropout=model.get("activation_dropout", 0.1),
-        input_dropout=model.get("input_dropout", 0.0),
-        feature_grad_mult=0.0 if frozen else 1.0,
-    )
+    dropouts = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.1, "input_dropout": 0.0}
+    dropouts = {key: _number(model, key, default, "model.init_args", 0) for key, default in dropouts.items()}
+    encoder = replace(encoder, **dropouts, feature_grad_mult=0.0 if frozen else 1.0)
     checkpointing = bool(model.get("activation_checkpointing", False))
     workload = Workload(encoder, (), tokens=29, predicted=1.0, activation_checkpointing=checkpointing)
     steps = config["trainer"].get("max_steps", -1)
@@ -196,17 +217,18 @@ def _stage(
         raise UserError(f"trainer.max_steps is {steps}; a plan needs the number of steps, set it")
     if str(trainer.get("precision", "bf16-mixed")) not in ("bf16-mixed", "16-mixed"):
         raise UserError(f"trainer.precision is {trainer['precision']}; only bf16-mixed can be planned, set it")
-    seconds = data.get("max_duration", default)
-    if not isinstance(seconds, (int, float)):  # "auto": as large as fits, which the plan shows
-        seconds = default
+    seconds = default  # "auto": as large as fits, which the plan shows
+    if data.get("max_duration") != "auto":
+        seconds = _number(data, "max_duration", default, "data.init_args", SHORTEST)
     devices = trainer.get("devices", "auto")
-    gpus = devices * int(trainer.get("num_nodes", 1)) if isinstance(devices, int) and devices > 0 else GPUS_OF_RECIPES
+    devices = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
+    gpus = devices * int(_number(trainer, "num_nodes", 1, "trainer", 1)) or GPUS_OF_RECIPES
     strategy = trainer.get("strategy", "auto")
     strategy = strategy.get("class_path", "") if isinstance(strategy, dict) else str(strategy)
     return Stage(
-        name, workload, steps, float(seconds), int(trainer.get("accumulate_grad_batches") or 1), gpus,
-        min(row, float(seconds)), "FSDP" in strategy, bool(model.get("compile", False)), labels,
-        int(data.get("num_workers", 4)),
+        name, workload, steps, seconds, int(_number(trainer, "accumulate_grad_batches", 1, "trainer", 1)), gpus,
+        min(row, seconds), "FSDP" in strategy, bool(model.get("compile", False)), labels,
+        int(_number(data, "num_workers", 4, "data.init_args", 0)),
     )  # fmt: skip
 
 
@@ -220,22 +242,40 @@ def encoder_of(checkpoint: Path) -> EncoderConfig:
         config = folder / "config.yaml"
         if config.is_file():
             return _encoder((read_yaml(config).get("model", {}).get("init_args") or {}).get("encoder") or {})
-    for path in sorted(configs_folder().glob("pretrain/*.yaml")):
+    size = PUBLISHED.get(str(checkpoint))
+    for path in [*sorted(configs_folder().glob("pretrain/*.yaml")), configs_folder() / "demo.yaml"]:
         content = read_yaml(path)
-        if content.get("output") and Path(content["output"]) in checkpoint.parents:
+        if path.stem == size or (content.get("output") and Path(content["output"]) in checkpoint.parents):
             return _encoder((content["model"].get("init_args") or {}).get("encoder") or {})
-    raise UserError(f"{checkpoint}: no config of its run is beside it and no recipe makes it; the size is unknown")
+    raise UserError(
+        f"{checkpoint}: no config of its run is beside it and no recipe makes it, so its size is unknown; plan with a "
+        f"model of the same size, such as {' or '.join(list(PUBLISHED)[:2])}"
+    )
 
 
-def _encoder(values: Mapping[str, Any]) -> EncoderConfig:
+def _encoder(values: object) -> EncoderConfig:
+    place = "model.init_args.encoder"
+    if not isinstance(values, dict):
+        raise UserError(f"{place} is {values!r:.40}; give names and values, such as {{dim: 768, num_layers: 12}}")
     known = {field.name for field in fields(EncoderConfig)}
     if unknown := sorted(set(values) - known):
-        raise UserError(f"model.init_args.encoder has no {unknown[0]}; the keys are {', '.join(sorted(known))}")
+        raise UserError(f"{place} has no {unknown[0]}; the keys are {', '.join(sorted(known))}")
+    for field in fields(EncoderConfig):
+        if type(field.default) in (int, float) and field.name in values:
+            _number(values, field.name, 0, place, 0)
     return EncoderConfig(**values)
 
 
-def _listed(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _number(values: Mapping[str, Any], key: str, default: float, place: str, least: float) -> float:
+    """Return a number of a config, or its default where it is not set.
+
+    Raises:
+        UserError: It is no finite number, or below the least one.
+    """
+    value = default if values.get(key) is None else values[key]
+    if type(value) not in (int, float) or not least <= value < math.inf:
+        raise UserError(f"{place}.{key} is {value!r:.40}; a plan needs a number, at least {least:g}")
+    return float(value)
 
 
 def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

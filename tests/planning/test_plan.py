@@ -138,6 +138,7 @@ def test_the_command_writes_all_numbers(tmp_path: Path, capsys: pytest.CaptureFi
         (["pretrain/bsae.yaml"], "there is no such config; give a path, or one of this package: .*pretrain/base.yaml"),
         (["pretrain/size/large.yaml"], "has no data, as a config of `hubert fit` has; give the config that"),
         (["pretrain/base.yaml", "--gpus", "0"], "0 GPUs"),
+        (["finetune/large/1h.yaml"], "has no model.class_path, .*; give the config that it is a layer over first"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(
@@ -164,3 +165,67 @@ def test_a_config_without_an_end_cannot_be_planned() -> None:
     del config["trainer"]["max_steps"]
     with pytest.raises(UserError, match="max_steps is -1; a plan needs the number of steps"):
         stages_of(config)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        ("data: {init_args: {max_duration: 0}}", "data.init_args.max_duration is 0; a plan needs a number"),
+        ("data: {init_args: {max_duration: .inf}}", "data.init_args.max_duration is inf; a plan needs a number"),
+        ("data: {init_args: {max_duration: lots}}", "data.init_args.max_duration is 'lots'; a plan needs a number"),
+        ("data: {init_args: {max_crop: 0.01}}", "data.init_args.max_crop is 0.01; a plan needs a number"),
+        ("data: {init_args: {mask_prob: x}}", "data.init_args.mask_prob is 'x'"),
+        ("data: {init_args: {num_workers: auto}}", "data.init_args.num_workers is 'auto'"),
+        ("data: {init_args: [1]}", "data.init_args is .1.; give names and values"),
+        ("trainer: {accumulate_grad_batches: two}", "trainer.accumulate_grad_batches is 'two'"),
+        ("trainer: {devices: 2, num_nodes: two}", "trainer.num_nodes is 'two'"),
+        ("iterations: 3", "iterations is 3; give a list"),
+        ("iterations: [mfcc]", "iterations is .'mfcc'.; give a list"),
+        ("iterations: [{clusters: 0}]", "iterations.0..clusters is 0; a plan needs a number, at least 1"),
+        ("iterations: [{max_frames: lots}]", "iterations.0..max_frames is 'lots'"),
+        ("iterations: [{features: previous, layer: 99}]", "layer is 99; the model has layers 1 to 12"),
+        ("model: {init_args: {encoder: large}}", "model.init_args.encoder is 'large'; give names and values"),
+        ("model: {init_args: {encoder: {dim: wide}}}", "model.init_args.encoder.dim is 'wide'"),
+    ],
+)
+def test_odd_values_are_answered_in_a_sentence(layer: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(layer)
+    with pytest.raises(UserError, match=sentence):
+        stages_of(read_config([packaged("pretrain/base.yaml"), tmp_path / "odd.yaml"]))
+
+
+def test_listed_devices_are_counted_and_null_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "layer.yaml").write_text(
+        "trainer: {devices: [0, 1]}\ndata: {init_args: {max_duration: null, train: null}}"
+    )
+    config = read_config([packaged("pretrain/base.yaml"), tmp_path / "layer.yaml"])
+    assert stages_of(config)[0].step_seconds == 2 * 4 * 87.5
+    assert audio_hours(config) is None
+    assert audio_hours({"data": {"init_args": None}}) is None
+
+
+@pytest.mark.parametrize(("name", "layers"), [("base-ls960", 12), ("large-ll60k", 24), ("xlarge-ls960-ft", 48)])
+def test_a_published_model_has_the_size_of_its_recipe(name: str, layers: int) -> None:
+    assert encoder_of(Path(f"facebook/hubert-{name}")).num_layers == layers
+    with pytest.raises(UserError, match="so its size is unknown; plan with a model of the same size"):
+        encoder_of(Path("nobody/hubert"))
+
+
+def test_the_total_says_whether_it_includes_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "finetune/own.yaml"])
+    assert "labels" not in capsys.readouterr().out.lower()
+    main(["plan", "pretrain/small.yaml"])
+    assert "GPU-hours, labels not included." in capsys.readouterr().out
+    main(["plan", "pretrain/small.yaml", "--audio", "2"])
+    assert "GPU-hours, labels included." in capsys.readouterr().out
+
+
+def test_no_word_of_the_table_is_cut_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for gpu, gpus in (("H100-80GB", "8"), ("A10G", "1")):
+        main(["plan", "pretrain/xlarge.yaml", "--gpu", gpu, "--gpus", gpus])
+        printed = capsys.readouterr().out
+        assert "…" not in printed
+        assert re.search("GPU-hours *\n", printed)
