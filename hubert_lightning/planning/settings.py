@@ -116,7 +116,7 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
         layers = "; give the config that it is a layer over first" if len(paths) == 1 else ""
         raise UserError(f"{', '.join(map(str, paths))}: has no {missing[0]}, as a config of `hubert fit` has{layers}")
     for key in ("model", "data"):
-        if not isinstance(merged[key].get("init_args") or {}, dict):
+        if not isinstance(merged[key].get("init_args", {}), dict):
             raise UserError(f"{key}.init_args is {merged[key]['init_args']!r:.40}; give names and values")
     return merged
 
