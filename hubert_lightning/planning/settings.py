@@ -196,8 +196,10 @@ def _finetuning(config: Mapping[str, Any]) -> Stage:
     encoder = encoder_of(Path(str(pretrained))) if pretrained else _encoder(model.get("encoder") or {})
     frozen = model.get("freeze_convolutions", True)
     dropouts = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.1, "input_dropout": 0.0}
-    dropouts = {key: _number(model, key, default, "model.init_args", 0) for key, default in dropouts.items()}
-    encoder = replace(encoder, **dropouts, feature_grad_mult=0.0 if frozen else 1.0)
+    changes: dict[str, Any] = {
+        key: _number(model, key, default, "model.init_args", 0) for key, default in dropouts.items()
+    }
+    encoder = replace(encoder, **changes, feature_grad_mult=0.0 if frozen else 1.0)
     checkpointing = bool(model.get("activation_checkpointing", False))
     workload = Workload(encoder, (), tokens=29, predicted=1.0, activation_checkpointing=checkpointing)
     steps = config["trainer"].get("max_steps", -1)

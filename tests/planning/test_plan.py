@@ -155,7 +155,7 @@ def test_mistakes_are_answered_in_a_sentence(
         ("null", "data.init_args is None; give names and values"),
         ("{max_duration: 0}", "max_duration is 0; a plan needs a number"),
         ("{max_duration: .nan}", "max_duration is nan; a plan needs a number"),
-        ("{max_crop: long}", "max_crop is long; a plan needs a number"),
+        ("{max_crop: long}", "max_crop is 'long'; a plan needs a number"),
     ],
 )
 def test_a_config_that_fit_refuses_is_answered_in_a_sentence(
