@@ -1,15 +1,20 @@
 """The models that train_step.py and roofline.py compare: ours, torchaudio's, transformers' and minimal-hubert's."""
 
+import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torchaudio
 import transformers
+from lightning import Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
+from hubert_lightning.model.compilation import compile_methods
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.dialect import to_ours
@@ -17,8 +22,11 @@ from hubert_lightning.pretrained.formats.transformers import DIALECT, SETTINGS
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.pretraining import HubertPretraining
 
-COMPILED = "ours, compiled"
-OURS = ("ours", COMPILED)
+COMPILED = ", compiled"
+"""End of the name of a contestant that takes part compiled, besides as it is."""
+OURS = ("ours", f"ours{COMPILED}")
+MAX_NORM = 10.0
+"""Norm to which whole steps clip gradients, as in fairseq."""
 HEAD = {"logit_generator.label_embeddings": "predictors.0.codewords"}
 HEAD |= {"logit_generator.final_proj.": "predictors.0.projection."}
 
@@ -31,19 +39,51 @@ class Size(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A model, its loss, what its weights are called in transformers or here, and how its authors compile it."""
+    """A model and its training step.
+
+    Args:
+        model: Model with its head.
+        loss: Mean loss of a batch.
+        names: Parts of its parameters' names, and what transformers or we call them.
+        penalty: Weight of the mean square of the convolutions' output; None for the number of masked frames.
+        compile: Compiles it as its authors do; None if they do not.
+        add: In a whole step, turns the loss of a batch into what the backward pass starts from.
+        finish: In a whole step, prepares the gradients for the optimizer; by default, torch clips them.
+    """
 
     model: nn.Module
     loss: Callable[[PretrainingBatch], Tensor]
     names: dict[str, str] = {}  # noqa: RUF012
-    penalty: float | None = 10.0  # none: the number of masked frames
-    compile: dict[str, Any] | None = None
+    penalty: float | None = 10.0
+    compile: Callable[[], None] | None = None
+    add: Callable[[Tensor, PretrainingBatch], Tensor] = lambda loss, batch: loss
+    finish: Callable[[Optimizer], object] | None = None
 
 
 def ours(size: Size) -> Contestant:
+    """The task of `hubert fit` with its GlobalBatch: gradients of sums, scaled, clipped and tested for skipping."""
     model = HubertPretraining(size.config, size.clusters, size.final_dim)
-    # training_step without the Trainer that it logs to
-    return Contestant(model, lambda batch: model._step(batch, every_frame=False)[0])
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    # GlobalBatch reads the number of ranks and of accumulated batches from it
+    model.trainer = trainer = Trainer(
+        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+
+    def add(loss: Tensor, batch: PretrainingBatch) -> Tensor:
+        return model.global_batch.add(loss, model._num_terms(batch), batch.id)
+
+    def finish(optimizer: Optimizer) -> None:
+        assert trainer.world_size == 1
+        model.global_batch.finish(model, optimizer, MAX_NORM, "norm")
+
+    def compile_model() -> None:
+        model.encoder.compile_parts()
+        compile_methods(*model.heads)
+
+    def loss(batch: PretrainingBatch) -> Tensor:
+        return model._step(batch, every_frame=False)[0]  # training_step without what it logs
+
+    return Contestant(model, loss, compile=compile_model, add=add, finish=finish)
 
 
 def of_torchaudio(size: Size) -> Contestant:
@@ -107,12 +147,13 @@ def of_minimal_hubert(size: Size) -> Contestant:
     names = {"feature_projection.0.": "feature_projection.", ".convs.0.": ".conv."}
     names |= {".attention.qkv.": ".query_key_value.", ".attention.proj.": ".attention_output."}
     names |= {"mask_embedding": "masked_spec_embed"} | HEAD
-    return Contestant(model, loss, names, penalty=None, compile={"dynamic": True})
+    return Contestant(model, loss, names, penalty=None, compile=partial(model.compile, dynamic=True))
 
 
 CONTESTANTS = ["ours", "torchaudio", "transformers", "minimal-hubert"]
+COMPILABLE = ("ours", "minimal-hubert")
 BUILD = {"ours": ours, "torchaudio": of_torchaudio, "transformers": of_transformers}
-BUILD |= {"minimal-hubert": of_minimal_hubert, COMPILED: ours}
+BUILD |= {"minimal-hubert": of_minimal_hubert}
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """Steps on a processor as lists of operations, and what the processor can do: for `roofline.py --check_cpu`."""
 
+import math
+import statistics
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import train_step
@@ -12,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hubert_lightning.planning.devices import Attention, Convolutions, Device, Host
+from hubert_lightning.planning.recorded import CONVOLUTIONS, eager_cost
 
 COPIED = 2**24
 """Float32 numbers of the tensor that is copied, 64 MiB: larger than caches, as activations are."""
@@ -63,27 +67,74 @@ def recorded_on_cpu(contestant: Any, batch: Any, precision: str) -> list[Op]:
     return recorder.operations
 
 
-def measured_processor(precisions: list[str]) -> Device:
-    """Measure a plain product in each precision, and a copy into new memory, as operations write their results.
+class Processor(NamedTuple):
+    """A processor, with the rate of each library that torch multiplies by.
 
-    Convolutions are products at the same rate here; there is no fused attention with dropout, and no wave of tiles.
+    In float32, products that `hubert_lightning.model.products` gives to oneDNN and convolutions run at its rate, other
+    products at that of torch's own library.
     """
-    rates = {"float32": 1.0, "bf16": 1.0}
+
+    torch: Device
+    onednn: Device
+
+    def seconds(self, operations: list[Op]) -> float:
+        """Predict the seconds of a step."""
+        return sum(sum(parts.values()) for parts in self.parts(operations))
+
+    def parts(self, operations: list[Op]) -> tuple[dict[str, float], dict[str, float]]:
+        """Predict the seconds of each kind of work, in torch's own library and in oneDNN."""
+        in_onednn = [of.name == "_linear_pointwise" or of.name in CONVOLUTIONS for of in operations]
+        own = [of for of, onednn in zip(operations, in_onednn, strict=True) if not onednn]
+        others = [of for of, onednn in zip(operations, in_onednn, strict=True) if onednn]
+        return eager_cost(own, self.torch).parts, eager_cost(others, self.onednn).parts
+
+
+def measured_processor(precisions: list[str]) -> Processor:
+    """Measure a product in each precision and library, and a copy into new memory, as operations write their results.
+
+    Convolutions are products at oneDNN's rate; there is no fused attention with dropout, and no wave of tiles.
+    """
+    rates = {(library, precision): 1.0 for library in ("torch", "oneDNN") for precision in ("float32", "bf16")}
     for precision in precisions:
-        found = []
-        for shape in train_step.PRODUCTS["cpu"]:
-            run, operations = train_step.product(shape, precision, "cpu")
-            run()
-            found.append(operations / train_step.timed(run, "cpu")[0])
-        rates[precision] = sum(found) / len(found)
+        for library in train_step.libraries_of(precision, "cpu"):
+            rates[library, precision] = statistics.mean(
+                _rate(library, precision, shape) for shape in train_step.PRODUCTS["cpu"]
+            )
+        if len(train_step.libraries_of(precision, "cpu")) == 1:
+            rates["oneDNN", precision] = rates["torch", precision]
     x = torch.ones(COPIED)
     x.clone()
     start = time.perf_counter()
     for _ in range(4):
         x.clone()
     bandwidth = 4 * 2 * x.nbytes / (time.perf_counter() - start)
+    return Processor(
+        *(_device(rates[library, "float32"], rates[library, "bf16"], bandwidth) for library in ("torch", "oneDNN"))
+    )
+
+
+def median_of(processors: Sequence[Processor]) -> Processor:
+    """The medians of what was measured in several rounds."""
+    return Processor(
+        *(
+            _device(
+                *(statistics.median(getattr(of, rate) for of in devices) for rate in ("float32", "matrix", "bandwidth"))
+            )
+            for devices in zip(*processors, strict=True)
+        )
+    )
+
+
+def _rate(library: str, precision: str, shape: tuple[int, int, int]) -> float:
+    run = train_step.multiply(library, shape, precision, "cpu")
+    run()
+    operations = train_step.repeats_on("cpu") * 2 * math.prod(shape)
+    return operations / train_step.timed(run, "cpu")[0]
+
+
+def _device(float32: float, matrix: float, bandwidth: float) -> Device:
     return Device(
-        "this processor", matrix=rates["bf16"], float32=rates["float32"], float64=rates["float32"] / 2,
+        "this processor", matrix=matrix, float32=float32, float64=float32 / 2,
         bandwidth=bandwidth, processors=1, memory=0, link=1, network=1, source="measured",
         convolutions=Convolutions(1, 1, 1, 1, 1, transposes=False), attention=Attention(1, 1, 1, 1, 1),
         host=Host(0, 0, 0, 0, 0, 0), launch=5e-6, product_launch=5e-6, tiles=(),

@@ -10,7 +10,8 @@ hubert_lightning/planning prices them all: as they were launched, and "compiled"
 operations were one kernel. It needs a C compiler, no GPU.
 
 `--check_cpu` tests the same model where there is something to measure: it records the steps of train_step.py on this
-processor, prices them with this processor's own product and copy, and times them in turns.
+processor, prices them with this processor's own products (torch's, and oneDNN's, which ours uses in float32 and all use
+for convolutions) and copy, and times them in turns.
 
 minimal-hubert needs a checkout and the packages `spidr` and `huggingface-hub`; with Python 3.11, a copy without its
 `type` statements is used.
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "gpu"))
 
 import torch
 import train_step
-from cpu_steps import measured_processor, recorded_on_cpu
+from cpu_steps import measured_processor, median_of, recorded_on_cpu
 from phantom.device import Phantom, missing
 from phantom.record import Record
 from phantom.recorder import Recorder
@@ -43,6 +44,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.model.devices import keep_freed_memory
 from hubert_lightning.planning.devices import GIB, Device, device_named
 from hubert_lightning.planning.memory import step_memory
 from hubert_lightning.planning.network import sharded_seconds
@@ -232,6 +234,7 @@ def predict(args: argparse.Namespace) -> None:
 
 def check_cpu(args: argparse.Namespace) -> None:
     """Predict and time the steps of train_step.py on this processor."""
+    keep_freed_memory()
     names = [name for name in args.contestants if name != "minimal-hubert" or args.minimal_hubert]
     wanted = argparse.Namespace(
         size="base", batch=args.cpu_batch, seconds=5.0, clusters=100, device="cpu", contestants=names, compile=False,
@@ -249,23 +252,24 @@ def check_cpu(args: argparse.Namespace) -> None:
             if number:
                 seconds[of].append(taken)
         print(f"round {number} of {args.rounds}", file=sys.stderr, flush=True)
-    rates = ("matrix", "float32", "bandwidth")
-    device = replace(
-        processors[0], **{rate: statistics.median(getattr(of, rate) for of in processors) for rate in rates}
-    )
-    print(f"products {device.float32 / 1e9:.0f} GFLOP/s in float32, {device.matrix / 1e9:.0f} in bf16; ", end="")
+    processor = median_of(processors)
+    for library, device in (("torch's library", processor.torch), ("oneDNN", processor.onednn)):
+        print(
+            f"products by {library}: {device.float32 / 1e9:.0f} GFLOP/s in float32, {device.matrix / 1e9:.0f} in bf16"
+        )
     print(f"copies {device.bandwidth / 1e9:.1f} GB/s read and written")
     table = Table("", "precision", "predicted s", "measured s", "predicted / measured", f"within {ALLOWED:.0%}")
     for of in steps:
-        predicted, measured = eager_cost(recorded[of], device).seconds, statistics.median(seconds[of])
+        predicted, measured = processor.seconds(recorded[of]), statistics.median(seconds[of])
         ratio = predicted / measured
         met = "yes" if abs(ratio - 1) <= ALLOWED else "no"
         table.add_row(of[1], of[0], f"{predicted:.2f}", f"{measured:.2f}", f"{ratio:.2f}", met)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if args.parts:
         for of, operations in recorded.items():
-            parts = sorted(eager_cost(operations, device).parts.items(), key=lambda part: -part[1])
-            print(f"{of[1]}, {of[0]}: " + ", ".join(f"{part} {value:.2f} s" for part, value in parts))
+            for library, parts in zip(("torch", "oneDNN"), processor.parts(operations), strict=True):
+                longest = sorted(parts.items(), key=lambda part: -part[1])
+                print(f"{of[1]}, {of[0]}, {library}: " + ", ".join(f"{part} {value:.2f} s" for part, value in longest))
 
 
 def readable_checkout(path: Path, folder: str) -> str:

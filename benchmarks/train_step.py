@@ -5,16 +5,21 @@
     uv run python benchmarks/train_step.py --precision bf16 --device cuda --batch 16 --seconds 15 --optimizer --compile
     uv run python benchmarks/train_step.py --size large --contestants ours torchaudio
 
-Forward and backward, and with `--optimizer` clipping and a fused AdamW; no layers are dropped, and dropout is that of
-each one's recipe. With `--compile`, ours takes part twice, as it is and compiled. First ours is given the weights of
-each, and must have its loss; a difference is printed. On a CPU, freed memory is kept for all, as in our training. Then
-each takes its turn in every round, and so do plain matrix products of the same precision; medians are compared. On a
-CPU, `--memory` measures nothing but the peak of each, in a process of its own. minimal-hubert needs Python 3.12, what
-it requires, and a checkout: `--minimal_hubert PATH`.
+Forward and backward; with `--optimizer` whole steps with a fused AdamW: ours with the GlobalBatch of `hubert fit`,
+which scales and clips gradients and decides whether to skip the step, the others with torch's clipping, as in their
+training loops. No layers are dropped, and dropout is that of each one's recipe. With `--compile`, ours and
+minimal-hubert take part twice, as they are and compiled, each as its authors do. First ours is given the weights of
+each, and must have its loss; a difference is printed. On a CPU, freed memory is kept for all, as in our training.
+
+Then each takes its turn in every round, and so do matrix products of the same precision; medians are compared. In
+float32 on a CPU, the product is that of the faster of torch's two libraries, MKL and oneDNN, whichever of them a
+contestant uses. On a CPU, `--memory` measures nothing but the peak of each, in a process of its own. minimal-hubert
+needs Python 3.12, what it requires, and a checkout: `--minimal_hubert PATH`.
 """
 
 import argparse
 import json
+import math
 import platform
 import re
 import resource
@@ -29,7 +34,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
-from contestants import BUILD, COMPILED, CONTESTANTS, OURS, Contestant, Size, check_loss
+from contestants import BUILD, COMPILABLE, COMPILED, CONTESTANTS, MAX_NORM, OURS, Contestant, Size, check_loss
 from rich.console import Console
 from rich.table import Table
 
@@ -72,25 +77,50 @@ def step(
 ) -> None:
     with torch.autocast(batch.waveform.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss = contestant.loss(batch)
-    loss.backward()
-    if optimizer is not None:
-        torch.nn.utils.clip_grad_norm_(contestant.model.parameters(), 10.0)  # as in fairseq
+    if optimizer is None:
+        loss.backward()
+    else:
+        contestant.add(loss, batch).backward()
+        if contestant.finish is None:
+            torch.nn.utils.clip_grad_norm_(contestant.model.parameters(), MAX_NORM)
+        else:
+            contestant.finish(optimizer)
         optimizer.step()
     contestant.model.zero_grad()
 
 
-def product(shape: tuple[int, int, int], precision: str, device: str) -> tuple[Callable[[], None], int]:
-    """Something to time, and how many operations it is."""
+def product(shape: tuple[int, int, int], precision: str, device: str) -> tuple[Callable[[], None], int, str]:
+    """The fastest product that torch has: something to time, how many operations it is, and its library."""
+    libraries = {library: multiply(library, shape, precision, device) for library in libraries_of(precision, device)}
+    for run in libraries.values():
+        run()
+    library = min(libraries, key=lambda name: min(timed(libraries[name], device)[0] for _ in range(3)))
+    return libraries[library], repeats_on(device) * 2 * math.prod(shape), library
+
+
+def libraries_of(precision: str, device: str) -> tuple[str, ...]:
+    """Libraries that torch can multiply by; other products than those in float32 on a CPU have one."""
+    has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return ("torch", "oneDNN") if (precision, device) == ("float32", "cpu") and has_onednn else ("torch",)
+
+
+def repeats_on(device: str) -> int:
+    return 20 if device == "cuda" else 2
+
+
+def multiply(library: str, shape: tuple[int, int, int], precision: str, device: str) -> Callable[[], None]:
     rows, inner, columns = shape
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
-    repeats = 20 if device == "cuda" else 2
 
     def run() -> None:
-        for _ in range(repeats):
-            a @ b
+        for _ in range(repeats_on(device)):
+            if library == "oneDNN":
+                torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+            else:
+                a @ b
 
-    return run, repeats * 2 * rows * inner * columns
+    return run
 
 
 def timed(run: Callable[[], None], device: str) -> tuple[float, int]:
@@ -147,9 +177,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=["float32", "bf16"], default=["float32"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--optimizer", action="store_true", help="whole steps, with clipping and a fused AdamW")
-    parser.add_argument(
-        "--compile", action="store_true", help="also ours compiled, and minimal-hubert as its recipe does"
-    )
+    parser.add_argument("--compile", action="store_true", help="also ours and minimal-hubert, compiled")
     parser.add_argument("--profile", type=Path, help="write what a step of ours spends its time on to this file")
     parser.add_argument("--memory", action="store_true", help="on a CPU: the peak of each, and no times")
     parser.add_argument("--minimal_hubert", type=Path, help="a checkout of minimal-hubert")
@@ -169,10 +197,11 @@ def build(args: argparse.Namespace) -> dict[str, Contestant]:
     if args.minimal_hubert is not None:
         sys.path.insert(0, str(args.minimal_hubert / "src"))
     built = {}
-    for name in [*args.contestants, *([COMPILED] if args.compile and "ours" in args.contestants else [])]:
+    compiled = [f"{name}{COMPILED}" for name in args.contestants if args.compile and name in COMPILABLE]
+    for name in [*args.contestants, *compiled]:
         try:
             with torch.device(args.device):
-                built[name] = BUILD[name](size)
+                built[name] = BUILD[name.removesuffix(COMPILED)](size)
         except ImportError as error:
             print(f"{name} is left out ({error}); it needs --minimal_hubert, Python 3.12 and what it requires")
             continue
@@ -182,7 +211,14 @@ def build(args: argparse.Namespace) -> dict[str, Contestant]:
     return built
 
 
-def report(args: argparse.Namespace, seconds: Numbers, operations: int, rates: Numbers, peaks: dict[Of, int]) -> None:
+def report(
+    args: argparse.Namespace,
+    seconds: Numbers,
+    operations: int,
+    rates: Numbers,
+    peaks: dict[Of, int],
+    libraries: dict[Of, str],
+) -> None:
     products = PRODUCTS[args.device]
     shapes = [" x ".join(map(str, shape)) for shape in products]
     headings = ("", "precision", "median s", "fastest s", "audio s/s", "speed / fastest peer", "GFLOP/s")
@@ -199,7 +235,8 @@ def report(args: argparse.Namespace, seconds: Numbers, operations: int, rates: N
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     for (precision, shape), of in rates.items():
-        print(f"matrix product {shape}, {precision}: {statistics.median(of):.0f} GFLOP/s")
+        library = libraries[precision, shape]
+        print(f"matrix product {shape}, {precision}, by {library}: {statistics.median(of):.0f} GFLOP/s")
     a_second = operations / args.batch / args.seconds / 1e9
     print(f"{a_second:.1f} GFLOP for a second of audio, forward and backward, counted once for all")
 
@@ -237,29 +274,27 @@ def main() -> None:
         "python": platform.python_version(),
         "size": args.size,
         "batch": f"{args.batch} x {args.seconds:g} s",
-        "step": "forward, backward" + ", clipping, AdamW" * args.optimizer + ", compiled" * args.compile,
+        "step": "forward, backward" + ", GlobalBatch (ours) or clipping, AdamW" * args.optimizer,
     }
     print("; ".join(f"{name} {value}" for name, value in header.items()), flush=True)
     if "ours" in contestants:
-        for name in [name for name in contestants if name not in OURS]:
+        for name in [name for name in contestants if name not in OURS and not name.endswith(COMPILED)]:
             check_loss(contestants["ours"], name, contestants[name], batch)
     operations = batch_operations(args, batch)
     for name, of in contestants.items():
-        if name == COMPILED:
-            of.model.encoder.compile_parts()
-        elif args.compile and of.compile is not None:
-            of.model.compile(**of.compile)
+        if name.endswith(COMPILED):
+            of.compile()
 
     products = {
         (p, str(shape)): product(shape, p, args.device) for p in args.precision for shape in PRODUCTS[args.device]
     }
-    for run in [*runs.values(), *runs.values(), *(run for run, _ in products.values())]:  # the second may compile too
+    for run in [*runs.values(), *runs.values()]:  # the second may compile too
         timed(run, args.device)
     seconds: Numbers = {of: [] for of in runs}
     rates: Numbers = {of: [] for of in products}
     peaks = dict.fromkeys(runs, 0)
     for number in range(args.rounds):
-        for of, (run, count) in products.items():
+        for of, (run, count, _) in products.items():
             rates[of].append(count / timed(run, args.device)[0] / 1e9)
         order = list(runs)
         turn = number % len(order)
@@ -268,14 +303,18 @@ def main() -> None:
             seconds[of].append(taken)
             if extra:
                 peaks[of] = max(peaks[of], extra + standing_bytes(contestants[of[1]], optimizers[of[1]]))
-    report(args, seconds, operations, rates, peaks)
+    libraries = {of: library for of, (_, _, library) in products.items()}
+    report(args, seconds, operations, rates, peaks, libraries)
     if args.profile:
         args.profile.write_text(
             "\n".join(profiled(name, runs[precision, name]) for precision, name in runs if name in OURS)
         )
     if args.json:
         steps = [{"precision": p, "name": name, "seconds": of} for (p, name), of in seconds.items()]
-        plain = [{"precision": p, "shape": shape, "gflop_per_second": of} for (p, shape), of in rates.items()]
+        plain = [
+            {"precision": p, "shape": shape, "library": libraries[p, shape], "gflop_per_second": of}
+            for (p, shape), of in rates.items()
+        ]
         whole = header | {"operations": operations, "steps": steps, "products": plain}
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
 
