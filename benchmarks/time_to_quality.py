@@ -1,0 +1,230 @@
+"""What a user waits for is quality, not steps: iteration 1 of our recipe for small models against minimal-hubert's.
+
+    uv run python benchmarks/time_to_quality.py --minimal_hubert CHECKOUT --peer_python PYTHON3.12
+
+Both train the model of configs/demo.yaml on the demo's speech and on the same labels, ours with `hubert fit`, the peer
+with its own loop and settings (minimal_hubert_small.py). One of them runs at a time, in turns of a few seconds, and the
+other is paused, so both get the same machine. Prints the PNMI of the best layer and the accuracy at masked frames of
+held-out speakers against the seconds that each was running since its first step.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.demo.synthesis import synthesise_corpus
+from hubert_lightning.features.extractors import all_layers_extractor
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.pretrained.dialect import to_ours
+from hubert_lightning.pretrained.formats.transformers import DIALECT
+from hubert_lightning.training.batches import PretrainingBatches
+from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.sampler import BatchPlan
+from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.layer_quality import layer_quality
+
+BENCHMARKS = Path(__file__).parent
+RECIPE = BENCHMARKS.parent / "configs" / "demo.yaml"
+CLUSTERS = 100
+NAMES = {
+    "feature_projection.0.": "feature_projection.",
+    ".convs.0.": ".conv.",
+    ".attention.qkv.": ".query_key_value.",
+    ".attention.proj.": ".attention_output.",
+    "mask_embedding": "masked_spec_embed",
+    "logit_generator.label_embeddings": "predictors.0.codewords",
+    "logit_generator.final_proj.": "predictors.0.projection.",
+}
+"""Names of minimal-hubert's parameters, as train_step.py has them, and those in transformers or here."""
+
+
+class Contestant(NamedTuple):
+    """A training, its folder of snapshots, and the file that it writes when its first step begins."""
+
+    process: subprocess.Popen[bytes]
+    snapshots: Path
+    start: Path
+
+
+def hubert_fit(work: Path, name: str, manifests: Path, precision: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "hubert_lightning", "fit", "--config", str(RECIPE), f"--output={work / name}"),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--trainer.precision={'bf16-mixed' if precision == 'bf16' else '32-true'}",
+        *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
+        *more,
+    ]
+
+
+def export_labels(store: LabelStore, manifest: Path, out: Path) -> None:
+    """Write the labels as minimal-hubert's loader reads them."""
+    with out.open("w") as file:
+        for cut in read_manifest([manifest]):
+            [source] = cut.recording.sources
+            assert cut.start == 0
+            line = {"fileid": cut.id, "path": source.source, "num_samples": cut.num_samples}
+            file.write(json.dumps(line | {"units": store[cut.id][0].tolist()}) + "\n")
+
+
+def take_turns(
+    contestants: Mapping[str, Contestant], seconds: float, turn: float
+) -> dict[str, list[tuple[float, float]]]:
+    """Let one training run at a time until all have had their seconds; returns the turns of each."""
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for of in contestants.values():
+        os.killpg(of.process.pid, signal.SIGSTOP)
+    try:
+        while True:
+            waiting = [
+                name
+                for name, of in contestants.items()
+                if of.process.poll() is None and active(turns[name], of.start, time.time()) < seconds
+            ]
+            if not waiting:
+                return turns
+            for name in waiting:
+                process = contestants[name].process
+                start = time.time()
+                os.killpg(process.pid, signal.SIGCONT)
+                try:
+                    process.wait(turn)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGSTOP)
+                turns[name].append((start, time.time()))
+    finally:
+        for of in contestants.values():
+            if of.process.poll() is None:
+                os.killpg(of.process.pid, signal.SIGKILL)
+                of.process.wait()
+
+
+def active(turns: list[tuple[float, float]], first: Path, end: float) -> float:
+    """Seconds of the turns from the modification of a file on, 0 while there is none."""
+    if not first.exists():
+        return 0.0
+    since = first.stat().st_mtime
+    return sum(max(0.0, min(stop, end) - max(start, since)) for start, stop in turns)
+
+
+def weights_of(snapshot: Path, ours: bool) -> dict[str, Tensor]:
+    state = torch.load(snapshot, weights_only=True, map_location="cpu")
+    if ours:
+        weights: dict[str, Tensor] = state["state_dict"]
+        return weights
+    renamed = {}
+    for parameter, value in state.items():
+        for theirs, name in NAMES.items():
+            parameter = parameter.replace(theirs, name)
+        renamed[parameter] = value
+    renamed.pop("logit_generator.logit_temp", None)
+    head = {name: value for name, value in renamed.items() if name.startswith("predictors.")}
+    body = {name: value for name, value in renamed.items() if name not in head}
+    return head | {f"encoder.{name}": value for name, value in to_ours(body, DIALECT).items()}
+
+
+def quality_of(
+    snapshot: Path, ours: bool, settings: dict[str, Any], dev: Path, store: LabelStore
+) -> tuple[float, float]:
+    """PNMI of the best layer and accuracy at masked frames, in percent, of held-out speakers."""
+    config = EncoderConfig(**settings["encoder"] | {"normalize_waveform": not ours})
+    model = HubertPretraining(config, CLUSTERS, settings["final_dim"])
+    model.load_state_dict(weights_of(snapshot, ours))
+    model.eval()
+    cuts = list(read_manifest([dev]))
+    layers = layer_quality(all_layers_extractor(model.encoder), cuts, CLUSTERS, 20_000)
+    batches = PretrainingBatches(cuts, store, max_crop_frames=125, mask_prob=0.8, mask_length=10)
+    right = frames = 0.0
+    with torch.no_grad():
+        for number in islice(range(0, len(cuts) - 8, 8), 12):
+            batch = batches[BatchPlan(tuple(range(number, number + 8)), number)]
+            _, metrics = model._step(batch, every_frame=True)
+            right += float(metrics["masked_accuracy"]) * batch.num_masked
+            frames += batch.num_masked
+    return max(layer.pnmi for layer in layers), 100 * right / frames
+
+
+def started(
+    args: argparse.Namespace, work: Path, manifests: Path, store: LabelStore, settings: dict[str, Any]
+) -> dict[str, Contestant]:
+    saving = {"dirpath": str(work / "snapshots"), "filename": "{step}", "every_n_train_steps": args.every}
+    saving |= {"save_top_k": -1, "save_weights_only": True}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saving}
+    ours = hubert_fit(
+        *(work, "ours", manifests, args.precision, "--iterations=[]", f"--data.init_args.labels={store.path}"),
+        *(f"--model.init_args.num_clusters={CLUSTERS}", f"--trainer.max_steps={args.steps}"),
+        f"--trainer.callbacks={json.dumps([callback])}",
+    )
+    export_labels(store, manifests / "train.jsonl.gz", work / "labels.jsonl")
+    names = ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel")
+    sizes = {name: settings["encoder"][name] for name in names} | {"final_dim": settings["final_dim"]}
+    peer = [
+        *(args.peer_python, str(BENCHMARKS / "minimal_hubert_small.py"), str(args.minimal_hubert)),
+        *(str(work / "labels.jsonl"), str(work / "peer"), "--sizes", json.dumps(sizes)),
+        *("--steps", str(args.steps), "--every", str(args.every), "--precision", args.precision),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    of_peer = subprocess.Popen(peer, start_new_session=True, env=environment)
+    of_ours = subprocess.Popen(ours, start_new_session=True, stdout=subprocess.DEVNULL)
+    return {
+        "ours": Contestant(of_ours, work / "snapshots", work / "ours" / "record.json"),
+        "minimal-hubert": Contestant(of_peer, work / "peer", work / "peer" / "start"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minimal_hubert", type=Path, required=True, help="a checkout of minimal-hubert")
+    parser.add_argument("--peer_python", required=True, help="a Python 3.12 that has what it requires")
+    parser.add_argument("--corpus", type=Path, default=Path("demo"), help="the demo's folder, made if it is not there")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training audio")
+    parser.add_argument("--steps", type=int, default=2000, help="over which both schedules run")
+    parser.add_argument("--every", type=int, default=200, help="steps from one snapshot to the next")
+    parser.add_argument("--seconds", type=float, default=240.0, help="that each may train")
+    parser.add_argument("--turn", type=float, default=5.0, help="seconds of a turn")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="bf16")
+    args = parser.parse_args()
+    settings = yaml.safe_load(RECIPE.read_text())["model"]["init_args"]
+    manifests = synthesise_corpus(args.corpus, args.minutes, min(args.minutes, 10.0))
+    print(f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores, {args.precision}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        first = "--iterations=[{features: mfcc, clusters: 100, max_frames: 60000, max_steps: 1}]"
+        subprocess.run(
+            hubert_fit(work, "labels", manifests, args.precision, first, "--trainer.callbacks=null"), check=True
+        )
+        store = LabelStore(work / "labels" / "iteration1" / "labels")
+        contestants = started(args, work, manifests, store, settings)
+        turns = take_turns(contestants, args.seconds, args.turn)
+        print(f"load {os.getloadavg()[0]:.1f} at the end")
+        if failed := [name for name, of in contestants.items() if of.process.returncode not in (0, -signal.SIGKILL)]:
+            raise SystemExit(f"{', '.join(failed)} failed; see its error above")
+        table = Table("", "step", "seconds", "PNMI", "masked accuracy, %")
+        for name, of in contestants.items():
+            for snapshot in sorted(of.snapshots.glob("step=*"), key=lambda path: path.stat().st_mtime):
+                seconds = active(turns[name], of.start, snapshot.stat().st_mtime)
+                dev = manifests / "dev.jsonl.gz"
+                pnmi, accuracy = quality_of(snapshot, name == "ours", settings, dev, store)
+                step = snapshot.stem.removeprefix("step=")
+                table.add_row(name, step, f"{seconds:.0f}", f"{pnmi:.4f}", f"{accuracy:.1f}")
+        Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+if __name__ == "__main__":
+    main()
