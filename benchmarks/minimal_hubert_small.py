@@ -1,9 +1,9 @@
 """minimal-hubert's training loop, loader and settings, on a CPU, for a small model: the peer in time_to_quality.py.
 
-It runs in the peer's own Python, 3.12 with spidr and polars, and imports nothing of this package. Different from
-minimal_hubert/train.py (commit cb15996) are the sizes of the model, one process on a CPU without torch.compile, and the
-numbers of steps and of seconds in a batch; the loss, its divisor, AdamW, schedule, clipping, masks, crops, buckets,
-dropouts and layer drop are its own.
+It runs in the peer's own Python, 3.12 with spidr 0.1 (0.2 gives masks that it cannot read) and what else it requires,
+and imports nothing of this package. Different from minimal_hubert/train.py (commit cb15996) are the sizes of the model,
+one process on a CPU, torch.compile only where asked, and the numbers of steps and of seconds in a batch; the loss, its
+divisor, AdamW, schedule, clipping, masks, crops, buckets, dropouts and layer drop are its own.
 """
 
 import argparse
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100, help="steps from one snapshot to the next")
     parser.add_argument("--seconds", type=float, default=10.0, help="of audio in a batch")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="bf16")
     args = parser.parse_args()
     decoders = ModuleType("torchcodec.decoders")
@@ -79,10 +80,14 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/store", rank=0, world_size=1)
     torch.manual_seed(0)
     data = hubert_data_config(str(args.manifest)).__dict__
-    data |= {"max_batch_length": int(16_000 * args.seconds), "num_workers": 1, "pin_memory": False}
+    most = int(16_000 * args.seconds)
+    data |= {"max_batch_length": most, "max_sample_size": min(data["max_sample_size"], most)}
+    data |= {"num_workers": 1, "pin_memory": False}
     loader = build_dataloader_with_labels(SimpleNamespace(**data), MaskingConfig())
     settings = hubert_optim_config()
     model = small_model(args.sizes, args.clusters).train()
+    if args.compile:
+        model.compile(dynamic=True)
     optimizer = AdamW(
         model.parameters(),
         lr=settings.lr,

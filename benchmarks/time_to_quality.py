@@ -4,8 +4,8 @@
 
 Both train the model of configs/demo.yaml on the demo's speech and on the same labels, ours with `hubert fit`, the peer
 with its own loop and settings (minimal_hubert_small.py). One of them runs at a time, in turns of a few seconds, and the
-other is paused, so both get the same machine. Prints the PNMI of the best layer and the accuracy at masked frames of
-held-out speakers against the seconds that each was running since its first step.
+other is paused, so both get the same machine. Prints the PNMI of each layer's K-means and the accuracy at masked
+frames, of held-out speakers and by the same code, against the seconds that each was running since its training began.
 """
 
 import argparse
@@ -54,8 +54,17 @@ NAMES = {
 """Names of minimal-hubert's parameters, as train_step.py has them, and those in transformers or here."""
 
 
+class Snapshot(NamedTuple):
+    """Weights, the seconds that their training was running until then, and their quality."""
+
+    step: int
+    seconds: float
+    pnmi: list[float]  # of each layer
+    accuracy: float  # at masked frames, percent
+
+
 class Contestant(NamedTuple):
-    """A training, its folder of snapshots, and the file that it writes when its first step begins."""
+    """A training, its folder of snapshots, and the file that it writes when its training begins."""
 
     process: subprocess.Popen[bytes]
     snapshots: Path
@@ -136,13 +145,13 @@ def weights_of(snapshot: Path, ours: bool) -> dict[str, Tensor]:
     renamed.pop("logit_generator.logit_temp", None)
     head = {name: value for name, value in renamed.items() if name.startswith("predictors.")}
     body = {name: value for name, value in renamed.items() if name not in head}
-    return head | {f"encoder.{name}": value for name, value in to_ours(body, DIALECT).items()}
+    return head | {f"encoder.{name.removeprefix('encoder.')}": value for name, value in to_ours(body, DIALECT).items()}
 
 
 def quality_of(
     snapshot: Path, ours: bool, settings: dict[str, Any], dev: Path, store: LabelStore
-) -> tuple[float, float]:
-    """PNMI of the best layer and accuracy at masked frames, in percent, of held-out speakers."""
+) -> tuple[list[float], float]:
+    """PNMI of each layer and accuracy at masked frames, in percent, of held-out speakers."""
     config = EncoderConfig(**settings["encoder"] | {"normalize_waveform": not ours})
     model = HubertPretraining(config, CLUSTERS, settings["final_dim"])
     model.load_state_dict(weights_of(snapshot, ours))
@@ -157,7 +166,7 @@ def quality_of(
             _, metrics = model._step(batch, every_frame=True)
             right += float(metrics["masked_accuracy"]) * batch.num_masked
             frames += batch.num_masked
-    return max(layer.pnmi for layer in layers), 100 * right / frames
+    return [layer.pnmi for layer in layers], 100 * right / frames
 
 
 def started(
@@ -178,6 +187,7 @@ def started(
         *(args.peer_python, str(BENCHMARKS / "minimal_hubert_small.py"), str(args.minimal_hubert)),
         *(str(work / "labels.jsonl"), str(work / "peer"), "--sizes", json.dumps(sizes)),
         *("--steps", str(args.steps), "--every", str(args.every), "--precision", args.precision),
+        *(["--compile"] if args.compile else []),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     of_peer = subprocess.Popen(peer, start_new_session=True, env=environment)
@@ -186,6 +196,21 @@ def started(
         "ours": Contestant(of_ours, work / "snapshots", work / "ours" / "record.json"),
         "minimal-hubert": Contestant(of_peer, work / "peer", work / "peer" / "start"),
     }
+
+
+def report(results: Mapping[str, list[Snapshot]], layer: int) -> None:
+    """Print all snapshots, and when each training first had the PNMI that both reached in one layer."""
+    table = Table("", "step", "seconds", "PNMI of layers", "masked accuracy, %")
+    for name, snapshots in results.items():
+        for step, seconds, pnmi, accuracy in snapshots:
+            layers = " ".join(f"{value:.3f}" for value in pnmi)
+            table.add_row(name, str(step), f"{seconds:.0f}", layers, f"{accuracy:.1f}")
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    best = {name: max(of.pnmi[layer - 1] for of in snapshots) for name, snapshots in results.items()}
+    common = min(best.values())
+    for name, snapshots in results.items():
+        first = next(of.seconds for of in snapshots if of.pnmi[layer - 1] >= common)
+        print(f"{name}: layer {layer} has a PNMI of {common:.3f} after {first:.0f} s, and at best {best[name]:.3f}")
 
 
 def main() -> None:
@@ -198,9 +223,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=200, help="steps from one snapshot to the next")
     parser.add_argument("--seconds", type=float, default=240.0, help="that each may train")
     parser.add_argument("--turn", type=float, default=5.0, help="seconds of a turn")
+    parser.add_argument("--compile", action="store_true", help="the peer, as its recipe does; the clock runs meanwhile")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="bf16")
     args = parser.parse_args()
-    settings = yaml.safe_load(RECIPE.read_text())["model"]["init_args"]
+    recipe = yaml.safe_load(RECIPE.read_text())
+    settings = recipe["model"]["init_args"]
     manifests = synthesise_corpus(args.corpus, args.minutes, min(args.minutes, 10.0))
     print(f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores, {args.precision}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -215,15 +242,15 @@ def main() -> None:
         print(f"load {os.getloadavg()[0]:.1f} at the end")
         if failed := [name for name, of in contestants.items() if of.process.returncode not in (0, -signal.SIGKILL)]:
             raise SystemExit(f"{', '.join(failed)} failed; see its error above")
-        table = Table("", "step", "seconds", "PNMI", "masked accuracy, %")
+        if early := [name for name, of in contestants.items() if not list(of.snapshots.glob("step=*"))]:
+            raise SystemExit(f"{', '.join(early)} has no snapshot yet; give more --seconds, or a smaller --every")
+        results: dict[str, list[Snapshot]] = {name: [] for name in contestants}
         for name, of in contestants.items():
-            for snapshot in sorted(of.snapshots.glob("step=*"), key=lambda path: path.stat().st_mtime):
-                seconds = active(turns[name], of.start, snapshot.stat().st_mtime)
-                dev = manifests / "dev.jsonl.gz"
-                pnmi, accuracy = quality_of(snapshot, name == "ours", settings, dev, store)
-                step = snapshot.stem.removeprefix("step=")
-                table.add_row(name, step, f"{seconds:.0f}", f"{pnmi:.4f}", f"{accuracy:.1f}")
-        Console(width=None if sys.stdout.isatty() else 100).print(table)
+            for path in sorted(of.snapshots.glob("step=*"), key=lambda path: path.stat().st_mtime):
+                seconds = active(turns[name], of.start, path.stat().st_mtime)
+                quality = quality_of(path, name == "ours", settings, manifests / "dev.jsonl.gz", store)
+                results[name].append(Snapshot(int(path.stem.removeprefix("step=")), seconds, *quality))
+    report(results, recipe["iterations"][1]["layer"])
 
 
 if __name__ == "__main__":
