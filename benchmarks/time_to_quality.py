@@ -5,7 +5,8 @@
 Both train the model of configs/demo.yaml on the demo's speech and on the same labels, ours with `hubert fit`, the peer
 with its own loop and settings (minimal_hubert_small.py). One of them runs at a time, in turns of a few seconds, and the
 other is paused, so both get the same machine. Prints the PNMI of each layer's K-means and the accuracy at masked
-frames, of held-out speakers and by the same code, against the seconds that each was running since its training began.
+frames, of held-out speakers and by the same code, against the seconds that each was running since its training began,
+and the seconds of processors that it used, which other work on the machine changes less.
 """
 
 import argparse
@@ -17,10 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
@@ -54,11 +57,20 @@ NAMES = {
 """Names of minimal-hubert's parameters, as train_step.py has them, and those in transformers or here."""
 
 
+class Usage(NamedTuple):
+    """What a training has used at a time, in seconds."""
+
+    time: float
+    running: float
+    processor: float
+
+
 class Snapshot(NamedTuple):
-    """Weights, the seconds that their training was running until then, and their quality."""
+    """Weights, what their training had used until then in seconds, and their quality."""
 
     step: int
     seconds: float
+    processor: float
     pnmi: list[float]  # of each layer
     accuracy: float  # at masked frames, percent
 
@@ -92,11 +104,9 @@ def export_labels(store: LabelStore, manifest: Path, out: Path) -> None:
             file.write(json.dumps(line | {"units": store[cut.id][0].tolist()}) + "\n")
 
 
-def take_turns(
-    contestants: Mapping[str, Contestant], seconds: float, turn: float
-) -> dict[str, list[tuple[float, float]]]:
-    """Let one training run at a time until all have had their seconds; returns the turns of each."""
-    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+def take_turns(contestants: Mapping[str, Contestant], seconds: float, turn: float) -> dict[str, list[Usage]]:
+    """Let one training run at a time until all have had their seconds; returns what each had used, twice a second."""
+    usage: dict[str, list[Usage]] = {name: [Usage(time.time(), 0.0, 0.0)] for name in contestants}
     for of in contestants.values():
         os.killpg(of.process.pid, signal.SIGSTOP)
     try:
@@ -104,19 +114,12 @@ def take_turns(
             waiting = [
                 name
                 for name, of in contestants.items()
-                if of.process.poll() is None and active(turns[name], of.start, time.time()) < seconds
+                if of.process.poll() is None and used(usage[name], of.start, time.time())[0] < seconds
             ]
             if not waiting:
-                return turns
+                return usage
             for name in waiting:
-                process = contestants[name].process
-                start = time.time()
-                os.killpg(process.pid, signal.SIGCONT)
-                try:
-                    process.wait(turn)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGSTOP)
-                turns[name].append((start, time.time()))
+                run_for(contestants[name].process, turn, usage[name])
     finally:
         for of in contestants.values():
             if of.process.poll() is None:
@@ -124,12 +127,36 @@ def take_turns(
                 of.process.wait()
 
 
-def active(turns: list[tuple[float, float]], first: Path, end: float) -> float:
-    """Seconds of the turns from the modification of a file on, 0 while there is none."""
+def run_for(process: subprocess.Popen[bytes], turn: float, usage: list[Usage]) -> None:
+    before, start = usage[-1].running, time.time()
+    usage.append(Usage(start, before, usage[-1].processor))
+    os.killpg(process.pid, signal.SIGCONT)
+    while (now := time.time()) < start + turn:
+        try:
+            process.wait(min(0.5, start + turn - now))
+            return
+        except subprocess.TimeoutExpired:
+            usage.append(Usage(time.time(), before + time.time() - start, processor_seconds(process.pid)))
+    os.killpg(process.pid, signal.SIGSTOP)
+
+
+def processor_seconds(group: int) -> float:
+    """Seconds of user and system that the processes of a group, and those that they waited for, have used (Linux)."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15])) if int(fields[2]) == group else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def used(usage: list[Usage], first: Path, end: float) -> tuple[float, float]:
+    """Running and processor seconds from the modification of a file to a time, 0 while there is no such file."""
     if not first.exists():
-        return 0.0
-    since = first.stat().st_mtime
-    return sum(max(0.0, min(stop, end) - max(start, since)) for start, stop in turns)
+        return 0.0, 0.0
+    times, *amounts = zip(*usage, strict=True)
+    running, processor = (np.diff(np.interp([first.stat().st_mtime, end], times, of))[0] for of in amounts)
+    return float(running), float(processor)
 
 
 def weights_of(snapshot: Path, ours: bool) -> dict[str, Tensor]:
@@ -200,17 +227,18 @@ def started(
 
 def report(results: Mapping[str, list[Snapshot]], layer: int) -> None:
     """Print all snapshots, and when each training first had the PNMI that both reached in one layer."""
-    table = Table("", "step", "seconds", "PNMI of layers", "masked accuracy, %")
+    table = Table("", "step", "seconds", "of processors", "PNMI of layers", "masked accuracy, %")
     for name, snapshots in results.items():
-        for step, seconds, pnmi, accuracy in snapshots:
+        for step, seconds, processor, pnmi, accuracy in snapshots:
             layers = " ".join(f"{value:.3f}" for value in pnmi)
-            table.add_row(name, str(step), f"{seconds:.0f}", layers, f"{accuracy:.1f}")
+            table.add_row(name, str(step), f"{seconds:.0f}", f"{processor:.0f}", layers, f"{accuracy:.1f}")
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     best = {name: max(of.pnmi[layer - 1] for of in snapshots) for name, snapshots in results.items()}
     common = min(best.values())
     for name, snapshots in results.items():
-        first = next(of.seconds for of in snapshots if of.pnmi[layer - 1] >= common)
-        print(f"{name}: layer {layer} has a PNMI of {common:.3f} after {first:.0f} s, and at best {best[name]:.3f}")
+        first = next(of for of in snapshots if of.pnmi[layer - 1] >= common)
+        seconds = f"{first.seconds:.0f} s ({first.processor:.0f} of processors)"
+        print(f"{name}: layer {layer} has a PNMI of {common:.3f} after {seconds}, and at best {best[name]:.3f}")
 
 
 def main() -> None:
@@ -238,7 +266,7 @@ def main() -> None:
         )
         store = LabelStore(work / "labels" / "iteration1" / "labels")
         contestants = started(args, work, manifests, store, settings)
-        turns = take_turns(contestants, args.seconds, args.turn)
+        usage = take_turns(contestants, args.seconds, args.turn)
         print(f"load {os.getloadavg()[0]:.1f} at the end")
         if failed := [name for name, of in contestants.items() if of.process.returncode not in (0, -signal.SIGKILL)]:
             raise SystemExit(f"{', '.join(failed)} failed; see its error above")
@@ -247,9 +275,9 @@ def main() -> None:
         results: dict[str, list[Snapshot]] = {name: [] for name in contestants}
         for name, of in contestants.items():
             for path in sorted(of.snapshots.glob("step=*"), key=lambda path: path.stat().st_mtime):
-                seconds = active(turns[name], of.start, path.stat().st_mtime)
+                seconds = used(usage[name], of.start, path.stat().st_mtime)
                 quality = quality_of(path, name == "ours", settings, manifests / "dev.jsonl.gz", store)
-                results[name].append(Snapshot(int(path.stem.removeprefix("step=")), seconds, *quality))
+                results[name].append(Snapshot(int(path.stem.removeprefix("step=")), *seconds, *quality))
     report(results, recipe["iterations"][1]["layer"])
 
 
