@@ -237,8 +237,8 @@ def report(results: Mapping[str, list[Snapshot]], layer: int) -> None:
     common = min(best.values())
     for name, snapshots in results.items():
         first = next(of for of in snapshots if of.pnmi[layer - 1] >= common)
-        seconds = f"{first.seconds:.0f} s ({first.processor:.0f} of processors)"
-        print(f"{name}: layer {layer} has a PNMI of {common:.3f} after {seconds}, and at best {best[name]:.3f}")
+        when = f"{first.seconds:.0f} s ({first.processor:.0f} of processors)"
+        print(f"{name}: layer {layer} has a PNMI of {common:.3f} after {when}, and at best {best[name]:.3f}")
 
 
 def main() -> None:
