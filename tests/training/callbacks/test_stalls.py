@@ -181,6 +181,7 @@ def test_a_run_of_one_process_without_progress_is_warned_and_continues(manifests
     assert f"pid {process.pid}) waits for data, while training" in output.read_text()
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
+    wait_until(has_steps(tmp_path / "run", 6), process)  # more than were trained and read ahead before
     os.kill(process.pid, signal.SIGINT)
     assert fork_server.ended(process, 60) == 130
     assert output.read_text().count("warning: no work was finished") == 1
