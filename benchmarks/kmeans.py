@@ -5,8 +5,8 @@
     uv run python benchmarks/kmeans.py --rows 8000000 --draw_on cuda --only torch
 
 Every contestant runs with several settings of its own, from quick to thorough, one after the other in each round.
-Printed are the median seconds (of the clock, and of all processors) and the inertia of each, and then, for each inertia
-that somebody reached, who reached it first. Contestants that are not installed are left out: faiss-cpu, superkmeans,
+It prints the median seconds (of the clock, and of all processors) and the inertia of each, and then, for each of these
+inertias, the contestant that reached it first. Contestants that are not installed are left out: faiss-cpu, superkmeans,
 fastkmeans; flash-kmeans runs on GPUs only.
 
 Without --features, rows are those of a hidden layer in shape only: 2000 unlike sounds in 64 dimensions, mixed into 768,
@@ -208,7 +208,7 @@ def compare(rows: Tensor, clusters: int, chosen: list[Trial], repeats: int, most
             print(f"  {trial.contestant:12}{trial.settings:44}{note}", flush=True)
     for unit, taken in (("seconds", seconds), ("seconds of processors", cpu_seconds)):
         print(
-            f"\n{unit} until an inertia is reached (median of {repeats}); the inertia is that of ours with defaults, ×"
+            f"\n{unit} until an inertia is reached (median of {repeats}); the inertia is that of KMeans by default, ×"
         )
         names = list(dict.fromkeys(trial.contestant for trial in chosen))
         print(f"{'':10}" + "".join(f"{name:>13}" for name in names))
@@ -229,7 +229,7 @@ def products(rows: Tensor, centroids: Tensor, device: torch.device) -> float:
 
 
 def only(rows: Tensor, clusters: int, device: torch.device, name: str, where: str) -> None:
-    """Time one fit of ours or of scikit-learn, on its own."""
+    """Time one fit of `KMeans` or of scikit-learn, on its own."""
     if name == "scikit":
         seconds, _, centroids = timed(ScikitKMeans().fit, rows.cpu(), clusters, seed=0)
         print(f"scikit-learn  {seconds:8.2f} s   inertia a row {inertia(rows, centroids):.3f}")
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--draw_on", default="cpu", help="where rows are drawn, which also says which rows")
     parser.add_argument("--keep_on", help="where rows lie, from where they go to the device in chunks; on it at first")
-    parser.add_argument("--only", choices=["torch", "scikit"], help="one fit of ours or of scikit-learn, no comparison")
+    parser.add_argument("--only", choices=["torch", "scikit"], help="one fit of KMeans or scikit-learn, no comparison")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)

@@ -32,7 +32,7 @@ class _SoundFile:
 
 
 def small_model(sizes: dict[str, int], clusters: int) -> torch.nn.Module:
-    """Its model, with the convolutions, the positional convolution and the layers of ours."""
+    """Its model, with the convolutions, the positional convolution and the layers of our small encoder."""
     from minimal_hubert import config, model
     from spidr.config import DEFAULT_CONV_LAYER_CONFIG
 

@@ -155,15 +155,15 @@ def _options(stage: Stage, machine: Machine) -> Iterator[Option]:
     share = max(stage.step_seconds / machine.gpus, stage.row_seconds)
     batch = min(stage.batch_seconds, share)
     yield _option("as configured", stage, machine, batch, round(share / batch), stage.sharded, stage.compiled)
-    found = False
+    one_fits = False  # unsharded
     for sharded in (False, True) if machine.gpus > 1 else (False,):
-        if sharded and found and not stage.sharded:
+        if sharded and one_fits and not stage.sharded:
             continue
         memory = step_memory(stage.workload, gpus=machine.gpus, sharded=sharded, accumulates=True)
         rows = memory.largest_batch(machine.device.memory) // num_frames(seconds_to_samples(stage.row_seconds))
         if rows < 1:
             continue
-        found = True
+        one_fits = True
         accumulated = math.ceil(share / (rows * stage.row_seconds) - 1e-6)
         for compiled in (False, True):
             yield _option("largest batch", stage, machine, share / accumulated, accumulated, sharded, compiled)

@@ -1,4 +1,4 @@
-"""What a plan reads of the configs of `hubert fit`: sizes, batches, steps, labels. No class of theirs is imported."""
+"""Sizes, batches, steps and labels of a config of `hubert fit`, read without importing the classes that it names."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -138,9 +138,9 @@ class Sample:
         for x in self._pieces(0, self.total, clusters):
             totals.add(x, cluster[start : start + len(x)].long())
             start += len(x)
-        found = totals.round(self)
-        between = (found.counts * found.means.square().sum(dim=1)).sum()
-        return found._replace(inertia=found.inertia - between)
+        result = totals.round(self)
+        between = (result.counts * result.means.square().sum(dim=1)).sum()
+        return result._replace(inertia=result.inertia - between)
 
     def round(self, centroids: Tensor, size: int, first: int = 0) -> Round:
         """Assign rows `first` to `first + size` of the order to centroids (clusters, dim)."""
