@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import fork_server  # noqa: E402
 
-SPEEDS = ("speed/audio_seconds_per_second", "speed/data_wait", "speed/mfu", "speed/waste", "speed/memory_gib")
-"""Metrics of the time since they were last logged, or since the start."""
+SPEEDS = "speed/"
+"""How the names of metrics begin that no two runs share: measured speeds, since the last log or since the start."""
 UNCOMPARED = ("previous.ckpt", "metrics.csv", "record.json", "labelling.json")
 """What was saved last before the end; a row may be missing, of the step of a kill; folders, devices and times."""
 WRITES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
@@ -320,8 +320,8 @@ def _rows(table: Path) -> list[tuple[tuple[str, str], ...]]:
     if not table.exists():
         return []
     with table.open(newline="") as file:
-        rows = [{name: value for name, value in row.items() if name not in SPEEDS} for row in csv.DictReader(file)]
-    return [tuple(sorted((name, value) for name, value in row.items() if value)) for row in rows]
+        rows = list(csv.DictReader(file))
+    return [tuple(sorted((name, of) for name, of in row.items() if of and not name.startswith(SPEEDS))) for row in rows]
 
 
 def _content(path: Path, folder: Path) -> Any:
@@ -336,7 +336,9 @@ def _without_folder(value: Any, folder: Path) -> Any:
     """A value whose strings do not name the folder that it is in, and without the speed that it was made with."""
     if isinstance(value, dict):
         return {
-            _without_folder(key, folder): _without_folder(of, folder) for key, of in value.items() if key not in SPEEDS
+            _without_folder(key, folder): _without_folder(of, folder)
+            for key, of in value.items()
+            if not str(key).startswith(SPEEDS)
         }
     if isinstance(value, (list, tuple)):
         return [_without_folder(of, folder) for of in value]

@@ -113,7 +113,7 @@ class _Output(io.FileIO):
         if self.target.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.target.parent)
+        remove_unfinished_once(self.target.parent)
         self.unfinished, descriptor = _open_unfinished(self.target)
         super().__init__(descriptor, "wb")
         if old is not None:
@@ -271,7 +271,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     unfinished, descriptor = path, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(path.parent)
+        remove_unfinished_once(path.parent)
         unfinished = unfinished_name(path)
         unfinished.mkdir()
         descriptor = os.open(unfinished, os.O_RDONLY)
@@ -307,7 +307,7 @@ def also_named(path: Path, name: Path) -> None:
     check_regular(path)
     if name.exists() and name.samefile(path):
         return
-    remove_unfinished(name.parent)
+    remove_unfinished_once(name.parent)
     link = unfinished_name(name)
     with path.open("rb") as source:
         with suppress(OSError):
@@ -361,9 +361,8 @@ def is_unfinished(path: Path) -> bool:
     return UNFINISHED.fullmatch(path.name) is not None
 
 
-@cache  # a folder of many outputs is searched once, not for each
 def remove_unfinished(folder: Path) -> None:
-    """Remove the unfinished files of killed processes from a folder, once in the life of this process.
+    """Remove the unfinished files of killed processes from a folder.
 
     A process locks the files that it writes, so a file that can be locked belongs to a dead process. On a disk that
     several machines share, where locks may not be seen by all, the file must also be an hour old.
@@ -382,6 +381,10 @@ def remove_unfinished(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
+
+
+remove_unfinished_once = cache(remove_unfinished)
+"""The same, once in the life of this process: a folder of many outputs is searched once, not for each."""
 
 
 def _is_local(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints, load_encoder
 from hubert_lightning.cli import main
-from hubert_lightning.files import remove_unfinished
+from hubert_lightning.files import remove_unfinished_once
 from hubert_lightning.training.averaging import averaged
 from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
 from hubert_lightning.training.metrics_table import keep_rows
@@ -319,7 +319,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(
         damage(folder / "last.ckpt")
         code = fork_server.run([str(script), str(folder), str(number), links, known], tmp_path / "output.txt")
         step = step_of(newest_checkpoint(folder))
-        remove_unfinished.cache_clear()  # as in another process
+        remove_unfinished_once.cache_clear()  # as in another process
         saved(folder / "last.ckpt", 4)  # whatever it left does not stand in the way
         assert step_of(newest_checkpoint(folder)) == 4
         assert {path.name for path in folder.iterdir()} - {"last.ckpt.corrupt"} == {"last.ckpt", "previous.ckpt"}
