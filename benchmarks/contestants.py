@@ -163,7 +163,10 @@ def check_loss(mine: Contestant, name: str, peer: Contestant, batch: Pretraining
         for theirs, renamed in peer.names.items():
             parameter = parameter.replace(theirs, renamed)
         state[parameter] = value
-    state = {n if n.startswith("predictors.") else f"encoder.{n}": v for n, v in to_ours(state, DIALECT).items()}
+    state = {
+        name if name.startswith("predictors.") else f"encoder.{name.removeprefix('encoder.')}": value
+        for name, value in to_ours(state, DIALECT).items()
+    }
     mine.model.load_state_dict(state)
     mine.model.feature_penalty = float(batch.mask.sum()) if peer.penalty is None else peer.penalty
     mine.model.eval(), peer.model.eval()
