@@ -19,6 +19,8 @@ from hubert_lightning.planning.recorded import CONVOLUTIONS, eager_cost
 
 COPIED = 2**24
 """Float32 numbers of the tensor that is copied, 64 MiB: larger than caches, as activations are."""
+DRAWS = {"bernoulli_": lambda x: x.bernoulli_(0.9), "random_": lambda x: x.random_()}
+"""Operators that draw random numbers for dropout, the peers' and ours: computed one by one, not limited by bytes."""
 
 
 class OperationsOfCPU(TorchDispatchMode):
@@ -72,21 +74,33 @@ class Processor(NamedTuple):
 
     In float32, products that `hubert_lightning.model.products` gives to oneDNN and convolutions run at its rate, other
     products at that of torch's own library.
+
+    Args:
+        torch: The processor as torch's own library uses it.
+        onednn: The processor as oneDNN uses it.
+        draws: Seconds of a random number, by operator.
     """
 
     torch: Device
     onednn: Device
+    draws: dict[str, float]
 
     def seconds(self, operations: list[Op]) -> float:
         """Predict the seconds of a step."""
-        return sum(sum(parts.values()) for parts in self.parts(operations))
+        return sum(sum(parts.values()) for parts in self.parts(operations).values())
 
-    def parts(self, operations: list[Op]) -> tuple[dict[str, float], dict[str, float]]:
-        """Predict the seconds of each kind of work, in torch's own library and in oneDNN."""
-        in_onednn = [of.name == "_linear_pointwise" or of.name in CONVOLUTIONS for of in operations]
-        own = [of for of, onednn in zip(operations, in_onednn, strict=True) if not onednn]
-        others = [of for of, onednn in zip(operations, in_onednn, strict=True) if onednn]
-        return eager_cost(own, self.torch).parts, eager_cost(others, self.onednn).parts
+    def parts(self, operations: list[Op]) -> dict[str, dict[str, float]]:
+        """Predict the seconds of each kind of work, in torch's own library, in oneDNN and for random numbers."""
+        split: dict[str, list[Op]] = {"torch": [], "oneDNN": [], "draws": []}
+        for operation in operations:
+            in_onednn = operation.name == "_linear_pointwise" or operation.name in CONVOLUTIONS
+            split["draws" if operation.name in self.draws else "oneDNN" if in_onednn else "torch"].append(operation)
+        drawn = sum(math.prod(of.ins[0].shape) * self.draws[of.name] for of in split["draws"])
+        return {
+            "torch": eager_cost(split["torch"], self.torch).parts,
+            "oneDNN": eager_cost(split["oneDNN"], self.onednn).parts,
+            "draws": {"dropout": drawn},
+        }
 
 
 def measured_processor(precisions: list[str]) -> Processor:
@@ -109,7 +123,8 @@ def measured_processor(precisions: list[str]) -> Processor:
         x.clone()
     bandwidth = 4 * 2 * x.nbytes / (time.perf_counter() - start)
     return Processor(
-        *(_device(rates[library, "float32"], rates[library, "bf16"], bandwidth) for library in ("torch", "oneDNN"))
+        *(_device(rates[library, "float32"], rates[library, "bf16"], bandwidth) for library in ("torch", "oneDNN")),
+        draws={name: _seconds_a_draw(name) for name in DRAWS},
     )
 
 
@@ -120,9 +135,21 @@ def median_of(processors: Sequence[Processor]) -> Processor:
             _device(
                 *(statistics.median(getattr(of, rate) for of in devices) for rate in ("float32", "matrix", "bandwidth"))
             )
-            for devices in zip(*processors, strict=True)
-        )
+            for devices in (
+                [processor.torch for processor in processors],
+                [processor.onednn for processor in processors],
+            )
+        ),
+        draws={name: statistics.median(processor.draws[name] for processor in processors) for name in DRAWS},
     )
+
+
+def _seconds_a_draw(name: str) -> float:
+    dtype = torch.bool if name == "bernoulli_" else torch.int32
+    numbers = torch.empty(2**22, dtype=dtype)
+    start = time.perf_counter()
+    DRAWS[name](numbers)
+    return (time.perf_counter() - start) / numbers.numel()
 
 
 def _rate(library: str, precision: str, shape: tuple[int, int, int]) -> float:

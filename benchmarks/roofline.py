@@ -11,7 +11,7 @@ operations were one kernel. It needs a C compiler, no GPU.
 
 `--check_cpu` tests the same model where there is something to measure: it records the steps of train_step.py on this
 processor, prices them with this processor's own products (torch's, and oneDNN's, which ours uses in float32 and all use
-for convolutions) and copy, and times them in turns.
+for convolutions), copy and random numbers, and times them in turns.
 
 minimal-hubert needs a checkout and the packages `spidr` and `huggingface-hub`; with Python 3.11, a copy without its
 `type` statements is used.
@@ -258,6 +258,7 @@ def check_cpu(args: argparse.Namespace) -> None:
             f"products by {library}: {device.float32 / 1e9:.0f} GFLOP/s in float32, {device.matrix / 1e9:.0f} in bf16"
         )
     print(f"copies {device.bandwidth / 1e9:.1f} GB/s read and written")
+    print(", ".join(f"{name} {1e9 * seconds:.2f} ns a number" for name, seconds in processor.draws.items()))
     table = Table("", "precision", "predicted s", "measured s", "predicted / measured", f"within {ALLOWED:.0%}")
     for of in steps:
         predicted, measured = processor.seconds(recorded[of]), statistics.median(seconds[of])
@@ -267,7 +268,7 @@ def check_cpu(args: argparse.Namespace) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if args.parts:
         for of, operations in recorded.items():
-            for library, parts in zip(("torch", "oneDNN"), processor.parts(operations), strict=True):
+            for library, parts in processor.parts(operations).items():
                 longest = sorted(parts.items(), key=lambda part: -part[1])
                 print(f"{of[1]}, {of[0]}, {library}: " + ", ".join(f"{part} {value:.2f} s" for part, value in longest))
 

@@ -95,9 +95,11 @@ def hubert_fit(work: Path, name: str, manifests: Path, precision: str, *more: st
 
 
 def export_labels(store: LabelStore, manifest: Path, out: Path) -> None:
-    """Write the labels as minimal-hubert's loader reads them."""
+    """Write the labels of the utterances that ours trains on, as minimal-hubert's loader reads them."""
     with out.open("w") as file:
         for cut in read_manifest([manifest]):
+            if cut.id not in store:  # shorter than min_duration
+                continue
             [source] = cut.recording.sources
             assert cut.start == 0
             line = {"fileid": cut.id, "path": source.source, "num_samples": cut.num_samples}
