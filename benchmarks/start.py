@@ -29,7 +29,8 @@ from lhotse.audio import AudioSource
 
 from hubert_lightning.data.manifest import fingerprint, write_manifest
 from hubert_lightning.frames import SAMPLE_RATE, num_frames
-from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+from hubert_lightning.training.finetuning_data import TranscribedData
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_writer import LabelWriter, shards_of
 from hubert_lightning.vocabulary import Vocabulary

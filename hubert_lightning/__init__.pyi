@@ -5,11 +5,11 @@ from .training.callbacks.best_checkpoints import BestCheckpoints as BestCheckpoi
 from .training.callbacks.layer_quality import LayerQuality as LayerQuality
 from .training.callbacks.peak_rate import PeakRateFinder as PeakRateFinder
 from .training.callbacks.pictures import Pictures as Pictures
-from .training.datamodules import PretrainingData as PretrainingData
-from .training.datamodules import TranscribedData as TranscribedData
 from .training.distributed import LayerwiseFSDP as LayerwiseFSDP
 from .training.finetuning import CTCFinetuning as CTCFinetuning
+from .training.finetuning_data import TranscribedData as TranscribedData
 from .training.pretraining import HubertPretraining as HubertPretraining
+from .training.pretraining_data import PretrainingData as PretrainingData
 from .training.relabelling import Relabel as Relabel
 from .units.kmeans import KMeans as KMeans
 from .units.kmeans import ScikitKMeans as ScikitKMeans

@@ -35,10 +35,11 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch
-from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
-from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.finetuning_data import TranscribedData
+from hubert_lightning.training.hubert_cli import HubertCLI
 from hubert_lightning.training.metrics_table import read_metrics
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore

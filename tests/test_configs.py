@@ -18,8 +18,8 @@ from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.prediction import ClusterPredictor
-from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining, base_optimizer
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.units.label_store import LabelStore
 
 SCRATCH = {

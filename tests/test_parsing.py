@@ -22,7 +22,7 @@ from hubert_lightning.cli import VERBS, main
 from hubert_lightning.errors import UserError
 from hubert_lightning.parsing import actions_of, option_names
 from hubert_lightning.training.commands import HELP, KEYS
-from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.hubert_cli import HubertCLI
 from hubert_lightning.verbs import RENAMED_OPTIONS, Signature, call_verb, signature_of
 
 UPGRADE = "jsonargparse has changed: correct this part of hubert_lightning/parsing.py, and the sentences made of it"

@@ -31,8 +31,8 @@ from hubert_lightning.files import write_whole
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import is_hub_name, located
-from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.distributed import on_rank_zero, together
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.units.label_recipe import LabelRecipe, assign_clusters, check_features

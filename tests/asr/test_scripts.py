@@ -28,8 +28,8 @@ from hubert_lightning.asr.transcript_formats import FORMATS, SUFFIXES_OF_FORMATS
 from hubert_lightning.asr.tune_decoder import tune_decoder
 from hubert_lightning.asr.word_times import word_times
 from hubert_lightning.data.manifest import write_manifest
-from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 
 SENTENCES = {
     "latin": "où est l'œuvre déjà señor",

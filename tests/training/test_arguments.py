@@ -37,10 +37,11 @@ from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder
 from hubert_lightning.training.callbacks.pictures import Pictures
-from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.iterations import Iteration, check_iteration
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.kmeans import KMeans
 

@@ -25,8 +25,8 @@ from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.training import batch_size
 from hubert_lightning.training.batch_size import CpuMemory, largest_rows
-from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.lightning_internals import batches_trained
 from hubert_lightning.training.pretraining import HubertPretraining
 

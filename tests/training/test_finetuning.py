@@ -23,8 +23,8 @@ from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatches
 from hubert_lightning.training.callbacks.whole_steps import WholeSteps
 from hubert_lightning.training.data_checks import check_transcripts
-from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.sampler import BatchPlan
 from hubert_lightning.vocabulary import LETTERS, Vocabulary, vocabulary_of
 

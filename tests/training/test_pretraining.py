@@ -12,8 +12,8 @@ from torch.optim import AdamW
 
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units.label_store import LabelStore
 

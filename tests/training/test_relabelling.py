@@ -20,8 +20,8 @@ from hubert_lightning.features.mfcc import mfcc, spliced
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import load_encoder
-from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.units import label_writer
 from hubert_lightning.units.kmeans import assign

@@ -17,8 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hubert_lightning.cli import main
-from hubert_lightning.training.experiment import HubertCLI
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.hubert_cli import HubertCLI
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.run_state import check_run
 

@@ -27,8 +27,8 @@ from lightning import Trainer
 from hubert_lightning.cli import main
 from hubert_lightning.training.callbacks.whole_steps import WholeSteps
 from hubert_lightning.training.checkpoints import newest_checkpoint
-from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.untrusted.file_kind import is_whole_zip
 
 # `hubert`, which kills itself at the n-th call of a function, after what it calls if "after" is asked for

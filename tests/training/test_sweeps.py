@@ -14,7 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.frames import num_frames
-from hubert_lightning.training.experiment import HubertCLI
+from hubert_lightning.training.hubert_cli import HubertCLI
 from hubert_lightning.units.label_shards import LabelSource
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))

@@ -13,9 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import all_layers_extractor
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.training.datamodules import PretrainingData
 from hubert_lightning.training.distributed import together
 from hubert_lightning.training.media import Drawn, log_figures, logged_step, pictorial_loggers
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.watched import (
     LayerRow,
     LayersOfStep,

@@ -23,9 +23,9 @@ from hubert_lightning.data.manifest import place_of, speaker_of
 from hubert_lightning.errors import within
 from hubert_lightning.features.spectrogram import log_mel
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
-from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
 from hubert_lightning.training.distributed import together
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.media import (
     Drawn,
@@ -39,6 +39,7 @@ from hubert_lightning.training.media import (
     pictorial_loggers,
 )
 from hubert_lightning.training.pretraining import HubertPretraining
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.watched import (
     HOP_SECONDS,
     PhoneClusters,

@@ -19,8 +19,9 @@ from hubert_lightning import __version__
 from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.files import write_whole
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.training.datamodules import PretrainingData, TranscribedData
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.metrics_table import RECORD
+from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.relabelling import Relabel, labelling
 from hubert_lightning.training.run_config import SaveRunConfig
 from hubert_lightning.training.wandb_runs import log_labelling, start_run

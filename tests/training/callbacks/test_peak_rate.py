@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hubert_lightning.training.batches import TranscribedBatch
 from hubert_lightning.training.callbacks.peak_rate import PeakRateFinder, steepest_rate
-from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 
 
 class Watch(Callback):

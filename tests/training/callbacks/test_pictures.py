@@ -19,8 +19,8 @@ from hubert_lightning.data.manifest import read_manifest, speaker_of, write_mani
 from hubert_lightning.frames import num_frames, num_samples
 from hubert_lightning.training.callbacks.layer_quality import LayerQuality
 from hubert_lightning.training.callbacks.pictures import Pictures, fixed_cuts
-from hubert_lightning.training.datamodules import TranscribedData
 from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.media import Markup, Sound
 from hubert_lightning.training.watched import (
     read_layers,

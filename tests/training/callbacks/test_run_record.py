@@ -202,7 +202,7 @@ def test_good_news_is_logged_once_as_information(
     for noise in ("weights_only", "Tip:", "litlogger"):  # which Lightning prints at each start
         assert noise not in messages
     show_messages(of_ranks=True)  # twice, and still each message comes once
-    log = logging.getLogger("hubert_lightning.training.datamodules")
+    log = logging.getLogger("hubert_lightning.training.pretraining_data")
     log.warning("short utterances")
     monkeypatch.setenv("LOCAL_RANK", "1")
     log.warning("short utterances")

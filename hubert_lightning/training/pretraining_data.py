@@ -1,32 +1,26 @@
-"""The data of pre-training and of fine-tuning: manifests in, batches out.
+"""The data of pre-training: manifests and labels in, batches out.
 
 `setup` and the loaders check the manifests before the first step.
 """
 
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lhotse import CutSet
-from lhotse.cut import Cut
 from lightning import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
-from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests, transcript
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
 from hubert_lightning.training.batch_size import MemoryMeter, Trial, find_duration, given_duration, kept_duration
-from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches, TranscribedBatch, TranscribedBatches
+from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches
 from hubert_lightning.training.data_checks import (
     check_durations,
     check_masks,
     check_order,
-    check_transcripts,
     kept_plan,
 )
 from hubert_lightning.training.loaders import Loader, planned_loader, resuming_trainer, trainer_and_model
@@ -38,7 +32,7 @@ from hubert_lightning.training.provenance import (
     ordered_fingerprint,
     plain_records,
 )
-from hubert_lightning.training.sampler import BatchPlan, padded_frames
+from hubert_lightning.training.sampler import BatchPlan
 from hubert_lightning.units.label_store import LabelStore
 
 log = logging.getLogger(__name__)
@@ -284,176 +278,6 @@ class PretrainingData(LightningDataModule):
         )
 
 
-class TranscribedData(LightningDataModule):
-    """Transcribed audio for fine-tuning with CTC. Defaults: HuBERT Base on 10 hours, as wav2vec 2.0.
-
-    Args:
-        train: Training manifests, with transcripts.
-        validation: Validation manifests, always read in one order.
-        test: Manifests for `hubert test` and `hubert predict`.
-        max_duration: Seconds of audio in a batch with its padding, on each GPU; `auto` tries a few training steps and
-            takes the largest that fits, which a resumed run keeps.
-        mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
-        mask_length: Frames in a mask span.
-        channel_mask_prob: Fraction of the channels of the projected convolution output that the mask spans would cover
-            if they did not overlap.
-        channel_mask_length: Channels in a mask span.
-        num_workers: Number of processes that read audio, for each GPU.
-        seed: Seed of the order and masks of training.
-    """
-
-    meter: MemoryMeter | None = None
-    """Measures the steps that `auto` tries; the device's memory if not set."""
-
-    def __init__(
-        self,
-        train: list[Path] | None = None,
-        validation: list[Path] | None = None,
-        test: list[Path] | None = None,
-        max_duration: float | Literal["auto"] = MAX_TRANSCRIBED,
-        mask_prob: float = 0.65,
-        mask_length: int = 10,
-        channel_mask_prob: float = 0.5,
-        channel_mask_length: int = 64,
-        num_workers: int = 4,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self._audio: dict[str, float] | None = None
-        within(0, MAX_WORKERS, num_workers=num_workers)
-        within(0, 2**32 - 1, seed=seed)
-        self.max_duration = given_duration(max_duration)
-        check_masks(mask_prob, mask_length)
-        check_masks(channel_mask_prob, channel_mask_length, "channel_")
-        self.manifests = {"train": train, "validation": validation, "test": test}
-        self.masking: dict[str, Any] = {
-            "mask_prob": mask_prob,
-            "mask_length": mask_length,
-            "channel_mask_prob": channel_mask_prob,
-            "channel_mask_length": channel_mask_length,
-        }
-        self.num_workers, self.seed = num_workers, seed
-        self.cuts: dict[str, CutSet] = {}
-        self._parts: dict[str, list[list[Cut]]] = {}  # the cuts of each manifest
-        self._recorded: dict[str, list[ManifestRecord]] = {}
-
-    def record(self, *parts: str) -> dict[str, Any]:
-        """Describe the manifests, their audio and the masks, for the loggers."""
-        described = {
-            part: describe_part(self.manifests[part], self.cuts[part], fingerprint(self.cuts[part]))
-            for part in parts
-            if part in self.cuts
-        }
-        return described | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
-
-    def setup(self, stage: str) -> None:
-        parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
-        for part in parts:
-            paths = self.manifests[part]
-            if paths is None and part == "validation" and stage == "fit":
-                continue
-            if paths is None:
-                raise UserError(f"data.{part} names no manifest; `hubert {TrainerFn(stage).value}` needs one")
-            if not paths:
-                raise UserError(f"data.{part} names no manifest; make one with `hubert prepare` and give its path")
-            self._parts[part] = read_manifests(paths)
-            self.cuts[part] = _joined(self._parts[part])
-            check_audio(self.cuts[part])
-            if stage != "predict":
-                check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, training=part == "train")
-            else:
-                self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # transcripts do not matter
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the records of the manifests and the amount of audio."""
-        if self._audio is None:
-            self._audio = audio_counts(self.cuts.get("train", ()))
-        return plain_records(self._records) | {"audio": dict(self._audio), "max_duration": self.max_duration}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the manifests into the order of the checkpoint that training resumes from.
-
-        Raises:
-            UserError: The manifests differ, or the batches of another order are planned already.
-        """
-        if self.max_duration is None:
-            self.max_duration = kept_duration(state_dict)
-        if (trainer := resuming_trainer(self)) is None:
-            return
-        checkpoint = str(trainer.ckpt_path)
-        for part in ("train", "validation"):
-            paths = self.manifests[part] or []
-            order = match_manifests(state_dict.get(part), paths, self._records(part), part, checkpoint)
-            if part == "train":
-                check_order(trainer, order, paths)
-            if order:
-                self._parts[part] = [self._parts[part][number] for number in order]
-                self.cuts[part] = _joined(self._parts[part])
-                self.manifests[part] = [paths[number] for number in order]
-                self._recorded[part] = [self._recorded[part][number] for number in order]
-
-    def _records(self, part: str) -> list[ManifestRecord]:
-        if part not in self._recorded:
-            vocabulary, paths = trainer_and_model(self)[1].vocabulary, self.manifests[part] or []
-            prints = [
-                ordered_fingerprint(cuts, lambda cut: transcript(cut, vocabulary)) for cuts in self._parts.get(part, [])
-            ]
-            names = [Path(path).name for path in paths]
-            self._recorded[part] = [ManifestRecord(name, print_) for name, print_ in zip(names, prints, strict=True)]
-        return self._recorded[part]
-
-    def train_dataloader(self) -> Loader:
-        return self._loader("train", training=True)
-
-    def val_dataloader(self) -> Loader | list[Loader]:
-        return self._loader("validation") if "validation" in self.cuts else []
-
-    def test_dataloader(self) -> Loader:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> Loader:
-        return self._loader("test")
-
-    def find_duration(self) -> float:
-        """Return the seconds of a batch; `auto` finds the most that fit, once, and takes the default to evaluate."""
-        if self.max_duration is None:
-            self.max_duration = find_duration(self, MAX_TRANSCRIBED, self._trial, self.meter)
-        return self.max_duration or MAX_TRANSCRIBED
-
-    def _trial(self) -> Trial:
-        batches, frames = self._batches("train", training=True), self._frames("train", training=True)
-        longest = frames.index(max(frames))
-
-        def row(seed: int) -> TranscribedBatch:
-            return batches[BatchPlan((longest,), seed, seed)]
-
-        return Trial(row, frames[longest], sum(frames))
-
-    def _frames(self, part: str, training: bool) -> list[int]:
-        frames = [num_frames(cut.num_samples) for cut in self.cuts[part]]
-        return [padded_frames(count) for count in frames] if training else frames
-
-    def _batches(self, part: str, training: bool) -> TranscribedBatches:
-        model = trainer_and_model(self)[1]
-        masking = {"channels": model.encoder.config.dim, **self.masking} if training else {}
-        return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, **masking)
-
-    def _loader(self, part: str, training: bool = False) -> Loader:
-        return planned_loader(
-            trainer_and_model(self)[0],
-            self._batches(part, training),
-            self._frames(part, training),
-            num_frames(seconds_to_samples(self.find_duration())),
-            num_workers=self.num_workers,
-            seed=self.seed,
-            shuffle=training,
-        )
-
-
 def _first_cuts(cuts: Corpora) -> Corpora:
     """Keep the first utterances of each corpus."""
     return cuts.chosen(np.concatenate([np.arange(size) < DEV_RUN_CUTS for size in cuts.sizes] or [np.zeros(0, bool)]))
-
-
-def _joined(parts: Sequence[Sequence[Cut]]) -> CutSet:
-    return CutSet([cut for cuts in parts for cut in cuts])
