@@ -107,7 +107,10 @@ def export_labels(store: LabelStore, manifest: Path, out: Path) -> None:
 
 
 def take_turns(contestants: Mapping[str, Contestant], seconds: float, turn: float) -> dict[str, list[Usage]]:
-    """Let one training run at a time until all have had their seconds; returns what each had used, twice a second."""
+    """Let one training run at a time until all have had their seconds; returns what each had used, twice a second.
+
+    Ends when one of them has failed.
+    """
     usage: dict[str, list[Usage]] = {name: [Usage(time.time(), 0.0, 0.0)] for name in contestants}
     for of in contestants.values():
         os.killpg(of.process.pid, signal.SIGSTOP)
@@ -118,7 +121,7 @@ def take_turns(contestants: Mapping[str, Contestant], seconds: float, turn: floa
                 for name, of in contestants.items()
                 if of.process.poll() is None and used(usage[name], of.start, time.time())[0] < seconds
             ]
-            if not waiting:
+            if not waiting or any(of.process.poll() for of in contestants.values()):
                 return usage
             for name in waiting:
                 run_for(contestants[name].process, turn, usage[name])
