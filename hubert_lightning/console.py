@@ -221,7 +221,13 @@ class Bar:
 
 @contextmanager
 def progress(
-    description: str, total: float | None, unit: str = "", done: float = 0, *, at_most: bool = False, keep: bool = False
+    description: str | None,
+    total: float | None,
+    unit: str = "",
+    done: float = 0,
+    *,
+    at_most: bool = False,
+    keep: bool = False,
 ) -> Iterator[Bar]:
     """Show the progress of a block on standard error: a bar on a terminal, else a line at growing intervals.
 
@@ -229,7 +235,7 @@ def progress(
     inside other work is named beside the bar of the outer one. Work that lasts leaves a line with its duration.
 
     Args:
-        description: The work, such as "reading TextGrids".
+        description: The work, such as "reading TextGrids"; nothing is shown if it is None.
         total: Amount of work, None if it is not known; two decimals are shown of a float, none of an integer.
         unit: Unit of the amount, such as "h" or "files"; a percentage is shown if not given.
         done: Amount that an earlier process did.
@@ -239,7 +245,10 @@ def progress(
     Yields:
         Function that advances the bar.
     """
-    bar = Bar(description, total, unit, done)
+    bar = Bar(description or "", total, unit, done)
+    if description is None:
+        yield bar
+        return
     bar.at_most = at_most
     _display.open(bar)
     try:

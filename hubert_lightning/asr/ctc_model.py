@@ -95,7 +95,7 @@ def log_probabilities(
     groups: Sequence[Sequence[Cut]],
     *,
     batch_duration: float | None = None,
-    progress: str,
+    progress: str | None,
     window_frames: int = WINDOW_FRAMES,
     num_workers: int = 0,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -110,7 +110,7 @@ def log_probabilities(
         groups: Groups of recordings.
         batch_duration: Seconds that are encoded at once, padding counted. If not given: one recording on a CPU, where
             larger batches take longer, and on a GPU as many as `frames_at_once`.
-        progress: Label of the progress bar.
+        progress: Label of the progress bar; no bar if None.
         window_frames: Most frames of a window.
         num_workers: Number of processes that read audio.
         precision: Context of the encoder, such as torch.autocast.

@@ -1,42 +1,30 @@
-"""Words with times from recordings of any format and length: transcribed, or aligned with a known text."""
+"""The verbs `transcribe` and `align`: words with times from recordings of any format and length."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.asr.ctc_model import CTCModel, load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import settings_identity
-from hubert_lightning.asr.decoding import BeamSearch, search_with
-from hubert_lightning.asr.flashlight import Hypothesis
-from hubert_lightning.asr.pauses import Segment, allow_skipped_boundaries, insert_pause_boundaries, split_in_pauses
-from hubert_lightning.asr.transcript_files import journal_of, remaining, write_all
+from hubert_lightning.asr.speakers import read_rttm, turns_of
+from hubert_lightning.asr.subtitles import SubtitleStyle
+from hubert_lightning.asr.transcriber import Precision, Transcriber
+from hubert_lightning.asr.transcript_files import check_names, journal_of, remaining, write_all
 from hubert_lightning.asr.transcript_formats import Transcript, TranscriptFormat
-from hubert_lightning.asr.word_times import (
-    TimedToken,
-    Word,
-    align_tokens,
-    best_tokens,
-    word_of,
-    word_times,
-    words_of,
-)
-from hubert_lightning.data.audio_folder import transcribed
+from hubert_lightning.data.audio_folder import skipped_sentence, transcribed
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.recordings import autocast, listed, of_each
+from hubert_lightning.features.recordings import find_recordings
 from hubert_lightning.model.devices import choose_device
-from hubert_lightning.vocabulary import Vocabulary
 
-Precision = Literal["float32", "bfloat16"]
-MAX_LOG_PROBS = 5_000_000
-"""Log-probabilities of short files that are in memory together: an hour of 28 tokens."""
+CONTENT_OF_FORMATS = {"json": 2, "srt": 2}
+"""Number of changes of what a format holds, beginning with 1: files with an earlier content are made again."""
 
 
 def transcribe(
@@ -45,21 +33,27 @@ def transcribe(
     format: TranscriptFormat = "text",
     output: Path | None = None,
     decoder: Path | None = None,
+    speakers: Path | None = None,
+    subtitles: SubtitleStyle = SubtitleStyle(),
+    resume: bool = True,
     batch_duration: float | None = None,
     precision: Precision = "float32",
     num_workers: int = 0,
 ) -> int:
-    """Transcribe recordings to text, JSON, subtitles or CTM.
+    """Transcribe recordings to text, JSON, subtitles, tables or CTM.
 
     Args:
         model: Fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer.
         files: Audio of any format, rate, number of channels and length, or folders of audio.
-        format: Format of the transcripts: text; json with the time and confidence of every word; srt subtitles; ctm,
-            which NIST's tools read.
-        output: Folder for one file per recording; standard output if not given. Finished recordings are skipped. A
-            recording is transcribed again if its audio, the model or the settings have changed (the folder's
-            .made-FORMAT.jsonl records them).
+        format: Format of the transcripts: text; json with the time and confidence of every word; srt and vtt subtitles;
+            tsv, a table with a row for each word; ctm, which NIST's tools read.
+        output: Folder for one file per recording; standard output if not given. Finished recordings are skipped, see
+            resume.
         decoder: Settings of a beam search, a file of `hubert tune-decoder`; greedy decoding if not given.
+        speakers: RTTM file with the speakers' turns of the recordings, from a diarisation tool.
+        subtitles: Limits of srt and vtt subtitles.
+        resume: Whether recordings that are finished in the output folder are skipped. A recording is transcribed again
+            if its audio, the model or the settings have changed (the folder's .made-FORMAT.jsonl records them).
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
         num_workers: Number of processes that read audio, besides this one.
@@ -67,38 +61,37 @@ def transcribe(
     Returns:
         Number of files that failed.
     """
-    recogniser = load_ctc(model)
-    search = search_with(decoder, recogniser.vocabulary) if decoder else None
-    timed = format != "text"
-
-    def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
-        return Transcript(cut.id, cut.duration, *words_in(log_probs, recogniser.vocabulary, search, timed))
-
-    paths = listed(files)
-    decoder_identity = settings_identity(search.settings) if search else None
-    settings = {
-        "verb": "transcribe",
-        "model": recogniser.fingerprint(),
-        "precision": precision,
-        "decoder": decoder_identity,
-    }
-    journal = journal_of(output, format, settings)
-    try:
+    paths, refused = _recordings(files)
+    turns = read_rttm(speakers) if speakers is not None else None
+    with Transcriber.from_pretrained(
+        model, decoder, choose_device(), precision, batch_duration, num_workers
+    ) as transcriber:
+        search = transcriber.search
+        settings: dict[str, Any] = {
+            "verb": "transcribe",
+            "model": transcriber.model.fingerprint(),
+            "precision": precision,
+            "decoder": settings_identity(search.settings) if search else None,
+        }
+        turns_of_files = None if turns is None else {str(path): _digest(turns_of(turns, path)) for path in paths}
+        journal = journal_of(output, format, settings | _of_format(format, subtitles), turns_of_files)
         with nullcontext() if journal is None else journal:
-            missing = remaining(paths, format, output, journal)
-            results = _results(recogniser, missing, transcript_of, batch_duration, precision, num_workers)
-            return write_all(results, format, output, len(paths), journal)
-    finally:
-        if search:
-            search.close()
+            check_names(paths, format, output, journal)
+            missing = remaining(paths, format, output, journal) if resume else paths
+            results = transcriber.each(
+                missing, speakers=speakers, progress=True, on_remark=_print_remark, timed=format != "text"
+            )
+            return write_all([*refused], results, format, output, len(paths) + len(refused), journal, subtitles)
 
 
 def align(
     model: Path,
     files: Sequence[Path],
     text: str | None = None,
-    format: Literal["json", "srt", "ctm"] = "ctm",
+    format: Literal["json", "srt", "vtt", "tsv", "ctm"] = "ctm",
     output: Path | None = None,
+    subtitles: SubtitleStyle = SubtitleStyle(),
+    resume: bool = True,
     batch_duration: float | None = None,
     precision: Precision = "float32",
     num_workers: int = 0,
@@ -109,10 +102,13 @@ def align(
         model: Fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer.
         files: Audio, with the text of each file beside it in `<same name>.txt` or, as in LibriSpeech, a `*.trans.txt`.
         text: Text of the recording, if there is one file only.
-        format: Format of the times: ctm, which NIST's tools read; json with confidences; srt subtitles.
-        output: Folder for one file per recording; standard output if not given. Finished recordings are skipped. A
-            recording is aligned again if its audio, its text, the model or the settings have changed (the folder's
-            .made-FORMAT.jsonl records them).
+        format: Format of the times: ctm, which NIST's tools read; json with confidences; srt and vtt subtitles; tsv, a
+            table with a row for each word.
+        output: Folder for one file per recording; standard output if not given. Finished recordings are skipped, see
+            resume.
+        subtitles: Limits of srt and vtt subtitles.
+        resume: Whether recordings that are finished in the output folder are skipped. A recording is aligned again if
+            its audio, its text, the model or the settings have changed (the folder's .made-FORMAT.jsonl records them).
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
         num_workers: Number of processes that read audio, besides this one.
@@ -120,100 +116,52 @@ def align(
     Returns:
         Number of files that failed.
     """
-    paths = listed(files)
+    paths, refused = _recordings(files)
     if text is not None and len(paths) != 1:
         raise UserError(f"one text for {len(paths)} files; leave text out, and put each file's beside it")
-    recogniser = load_ctc(model)
-    vocabulary = replace(recogniser.vocabulary, punctuation="space")  # punctuation has no sound
+    transcriber = Transcriber.from_pretrained(model, None, choose_device(), precision, batch_duration, num_workers)
     texts = {str(paths[0]): (text, None)} if text is not None else _texts_beside(paths)
 
     def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
         written, reason = texts.get(cut.id, (None, None))
         if reason:
             raise UserError(reason)
-        words = vocabulary.normalise(written or "")
-        if not words:
+        if not written or not written.strip():
             raise UserError("no words: put them, in letters, beside it in a .txt file of the same name, or in --text")
-        if unknown := vocabulary.unknown_characters(words):
-            raise UserError(f"its text has {sorted(unknown)}, which are not tokens of the model: write them in letters")
-        times = word_times(allow_skipped_boundaries(log_probs, vocabulary), words, vocabulary)
-        return Transcript(cut.id, cut.duration, words, times)
+        return transcriber.aligned(cut, log_probs, written)
 
-    settings = {"verb": "align", "precision": precision, "model": recogniser.fingerprint()}
-    digests = {path: hashlib.sha256(repr(content).encode()).hexdigest()[:16] for path, content in texts.items()}
-    journal = journal_of(output, format, settings, digests)
+    settings = {"verb": "align", "precision": precision, "model": transcriber.model.fingerprint()}
+    digests = {path: _digest(content) for path, content in texts.items()}
+    journal = journal_of(output, format, settings | _of_format(format, subtitles), digests)
     with nullcontext() if journal is None else journal:
-        missing = remaining(paths, format, output, journal)
-        results = _results(recogniser, missing, transcript_of, batch_duration, precision, num_workers)
-        return write_all(results, format, output, len(paths), journal)
+        check_names(paths, format, output, journal)
+        missing = remaining(paths, format, output, journal) if resume else paths
+        results = transcriber.of_files(missing, transcript_of, progress=True, on_remark=_print_remark)
+        return write_all([*refused], results, format, output, len(paths) + len(refused), journal, subtitles)
 
 
-def words_in(
-    log_probs: Tensor, vocabulary: Vocabulary, search: BeamSearch | None = None, timed: bool = True
-) -> tuple[str, list[Word]]:
-    """Decode a recording of any length.
-
-    Args:
-        log_probs: (frames, tokens), float32.
-        vocabulary: Vocabulary of the tokens.
-        search: Beam search; greedy decoding if not given.
-        timed: Whether the words with their times are needed.
-
-    Returns:
-        The text, and its words; no words unless `timed`.
-    """
-    if search is None:
-        return _text_and_words(best_tokens(log_probs), vocabulary, timed)
-    # Longer than the windows of the encoder: a language model needs the words before a pause
-    segments = split_in_pauses(log_probs, vocabulary)
-    rows = [log_probs[segment.start : segment.end] for segment in segments]
-    hypotheses = [nbest[0] if nbest else Hypothesis("", 0.0) for nbest in search.nbest(rows)]
-
-    def align_segment(segment: Segment, row: Tensor, hypothesis: Hypothesis) -> list[TimedToken]:
-        return align_tokens(allow_skipped_boundaries(row, vocabulary), hypothesis.tokens, vocabulary, segment.start)
-
-    if search.settings.lexicon is not None:
-        words = list[Word]()
-        for segment, row, hypothesis in zip(segments, rows, hypotheses, strict=True) if timed else ():
-            tokens = align_segment(segment, row, hypothesis)
-            words += [
-                word_of(word, tokens[indices.start : indices.stop], vocabulary)
-                for word, indices in search.word_tokens(hypothesis)
-                if indices
-            ]
-        return vocabulary.printed(" ".join(best.text for best in hypotheses if best.text)), words
-    tokens = []
-    for segment, row, hypothesis in zip(segments, rows, hypotheses, strict=True):
-        if segment.new_word and tokens and vocabulary.boundary is not None:
-            tokens.append(TimedToken(vocabulary.boundary, segment.start, segment.start, 0.0))
-        tokens += align_segment(segment, row, hypothesis)
-    return _text_and_words(tokens, vocabulary, timed)
+def _recordings(files: Sequence[Path]) -> tuple[list[Path], list[RefusedFile]]:
+    """Find the audio files of a verb, and the folders without audio; raises `UserError` if there is no other file."""
+    found = find_recordings(files)
+    if found.refused and not found.paths:
+        raise UserError(f"{found.refused[0].path}: {found.refused[0].reason}")
+    if found.skipped:
+        print(f"hubert: {skipped_sentence(found.skipped)}", file=sys.stderr)
+    return found.paths, found.refused
 
 
-def _text_and_words(tokens: Sequence[TimedToken], vocabulary: Vocabulary, timed: bool) -> tuple[str, list[Word]]:
-    tokens = insert_pause_boundaries(tokens, vocabulary)
-    return vocabulary.text_of([token.token for token in tokens]), words_of(tokens, vocabulary) if timed else []
+def _of_format(format: TranscriptFormat, style: SubtitleStyle) -> dict[str, Any]:  # JSON values
+    """Settings that only some formats depend on."""
+    settings: dict[str, Any] = {"content": CONTENT_OF_FORMATS[format]} if format in CONTENT_OF_FORMATS else {}
+    return settings | {"subtitles": asdict(style)} if format in ("srt", "vtt") else settings
 
 
-def _results(
-    model: CTCModel,
-    paths: Sequence[Path],
-    transcript_of: Callable[[Cut, Tensor], Transcript],
-    batch_duration: float | None,
-    precision: Precision,
-    num_workers: int,
-) -> Iterator[Transcript | RefusedFile]:
-    """Encode recordings; yields each transcript, or why there is none, in the order in which they are ready."""
-    device = choose_device()
-    encode = partial(
-        log_probabilities,
-        model.to(device),
-        batch_duration=batch_duration,
-        progress="encoding",
-        num_workers=num_workers,
-        precision=autocast(device, precision),
-    )
-    return of_each(paths, encode, transcript_of, MAX_LOG_PROBS // len(model.vocabulary))
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _print_remark(path: str, remark: str) -> None:
+    print(f"hubert: {path}: {remark}", file=sys.stderr)
 
 
 def _texts_beside(paths: Sequence[Path]) -> dict[str, tuple[str | None, str | None]]:

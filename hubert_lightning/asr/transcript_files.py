@@ -3,15 +3,17 @@
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hubert_lightning.asr.subtitles import SubtitleStyle
 from hubert_lightning.asr.transcript_formats import (
-    FORMATS,
     SUFFIXES_OF_FORMATS,
     Transcript,
     TranscriptFormat,
     ctm_recording,
+    formatted,
 )
 from hubert_lightning.console import above_bar
 from hubert_lightning.data.refusals import RefusedFile
@@ -49,11 +51,7 @@ def remaining(
         format: Format of the transcripts.
         output: Folder of the transcripts.
         journal: Record of the folder.
-
-    Raises:
-        UserError: Two transcripts would have the same name, or one would replace another file.
     """
-    _check_names(paths, format, output, journal)
     if output is None or journal is None:
         return list(paths)
     missing = [path for path in paths if not _is_made(path, _transcript_path(path, format, output), journal)]
@@ -83,15 +81,26 @@ def _status(path: Path) -> list[int] | None:
     return [status.st_ino, status.st_mtime_ns]
 
 
-def _check_names(paths: Sequence[Path], format: TranscriptFormat, output: Path | None, journal: Journal | None) -> None:
+def check_names(paths: Sequence[Path], format: TranscriptFormat, output: Path | None, journal: Journal | None) -> None:
+    """Check the names of the transcripts before any work.
+
+    Args:
+        paths: Recordings.
+        format: Format of the transcripts.
+        output: Folder of the transcripts.
+        journal: Record of the folder.
+
+    Raises:
+        UserError: Two transcripts would have the same name, or one would replace another file.
+    """
     if format == "ctm" and (twice := _same_name(paths, [ctm_recording(path) for path in paths])):
         raise UserError(
             f"{twice[0]} and {twice[1]}: both are called {ctm_recording(twice[1])} in ctm, which takes them for one "
             "recording; transcribe them one after the other, or rename one"
         )
     if output is None:
-        if format == "srt" and len(paths) > 1:
-            raise UserError(f"srt for {len(paths)} files needs a folder, one file each; name it with --output")
+        if format in ("srt", "vtt", "tsv") and len(paths) > 1:
+            raise UserError(f"{format} for {len(paths)} files needs a folder, one file each; name it with --output")
         return
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -131,31 +140,35 @@ def _same_name(paths: Sequence[Path], names: Sequence[str]) -> tuple[Path, Path]
 
 
 def write_all(
+    refused: Sequence[RefusedFile],
     results: Iterator[Transcript | RefusedFile],
     format: TranscriptFormat,
     output: Path | None,
     num_files: int,
     journal: Journal | None = None,
+    style: SubtitleStyle = SubtitleStyle(),
 ) -> int:
     """Write transcripts, and print which recordings failed.
 
     Args:
+        refused: Files and folders that were refused before.
         results: Transcripts, and refusals of recordings.
         format: Format of the transcripts.
         output: Folder of the transcripts; standard output if not given.
         num_files: Number of recordings, including finished ones.
         journal: Record of the folder.
+        style: Limits of subtitles.
 
     Returns:
         Number of recordings that failed.
     """
     num_failed = 0
-    for result in results:
+    for result in chain(refused, results):
         if isinstance(result, RefusedFile):
             num_failed += 1
             print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
             continue
-        content = FORMATS[format](result)
+        content = formatted(result, format, style)
         if output is not None:
             path = _transcript_path(Path(result.file), format, Path(output))
             if journal is not None:  # before the file is written, so that the file is known to be of this package
@@ -164,7 +177,7 @@ def write_all(
         else:
             name = f"{result.file}\t" if format == "text" and num_files > 1 else ""
             with above_bar():
-                print(f"{name}{content}", end="", flush=True)
+                print("".join(f"{name}{line}" for line in content.splitlines(keepends=True)), end="", flush=True)
     if num_failed:
         print(f"hubert: {num_failed} of {num_files} files failed", file=sys.stderr)
     if journal is not None:

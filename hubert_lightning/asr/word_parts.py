@@ -6,6 +6,8 @@ from itertools import groupby
 
 from hubert_lightning.asr.word_times import Word
 
+LEADING_VOWELS = "เแโใไເແໂໃໄ"
+"""Vowels of Thai and Lao that are written before the consonant after which they are spoken."""
 ZERO_WIDTH_JOINERS = "\u200c\u200d"
 """Characters that belong to the character before and to the one after."""
 
@@ -33,7 +35,7 @@ def characters_of(word: Word) -> list[Word]:
                 before = characters.pop()
                 characters.append(before._replace(text=before.text + text, end=end))
             else:
-                characters.append(Word(text, part.start + index * share, end, part.confidence))
+                characters.append(Word(text, part.start + index * share, end, part.confidence, (), word.speaker))
     return characters
 
 
@@ -51,6 +53,8 @@ def _stays_with(before: str, character: str) -> bool:
     """Whether a line must not begin with a character, after another one."""
     category = unicodedata.category(character)
     if category[0] == "M" or character in ZERO_WIDTH_JOINERS or before in ZERO_WIDTH_JOINERS:
+        return True
+    if before in LEADING_VOWELS or unicodedata.category(before) in ("Ps", "Pi"):  # such as an opening bracket
         return True
     return category in ("Pe", "Pf", "Po") and unicodedata.category(before)[0] != "P"
 

@@ -43,6 +43,7 @@ class Word(NamedTuple):
         end: End in seconds.
         confidence: Mean probability of the word's tokens over their frames.
         tokens: The tokens with their times, each as a `Word`, if the word is exactly these tokens.
+        speaker: Speaker; None if not known.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Word(NamedTuple):
     end: float
     confidence: float
     tokens: tuple["Word", ...] = ()
+    speaker: str | None = None
 
 
 def best_tokens(log_probs: Tensor) -> list[TimedToken]:

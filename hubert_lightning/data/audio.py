@@ -99,6 +99,35 @@ def resampled(waveform: Tensor, rate: int) -> Tensor:
     return waveform if rate == SAMPLE_RATE else _resampler(rate)(waveform.contiguous())
 
 
+def mono_samples(waveform: Tensor | np.ndarray, rate: int) -> Tensor:
+    """Convert audio in memory to 16 kHz with its channels averaged.
+
+    Args:
+        waveform: (samples,) or (channels, samples), floats from -1 to 1.
+        rate: Samples per second.
+
+    Returns:
+        (samples,) float32, on the CPU.
+
+    Raises:
+        UserError: The waveform is not audio.
+    """
+    samples = torch.as_tensor(waveform).detach().cpu()
+    if not samples.is_floating_point():
+        dtype = str(samples.dtype).removeprefix("torch.")
+        raise UserError(f"samples are {dtype}; give floats from -1 to 1, such as int16 divided by 32768")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and len(samples) > samples.shape[1]):
+        raise UserError(
+            f"a waveform of shape {tuple(samples.shape)}, not (samples,) or (channels, samples); transpose it"
+        )
+    if not samples.isfinite().all():
+        raise UserError("samples are NaN or infinite; correct the audio")
+    if reason := unusable(rate):
+        raise UserError(f"audio {reason}")
+    samples = resampled(samples.float(), rate)
+    return samples if samples.ndim == 1 else samples.mean(dim=0)
+
+
 def unusable(rate: int) -> str | None:
     """Return the reason why audio at a sampling rate cannot be used, or None."""
     if rate < LOWEST_RATE:

@@ -3,40 +3,72 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
 
+import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
+from torch import Tensor
 
+from hubert_lightning import console
 from hubert_lightning.characters import has_words
-from hubert_lightning.console import progress
 from hubert_lightning.data.audio_folder import AudioFile
 from hubert_lightning.data.probe import Sound, probe
 from hubert_lightning.data.refusals import RefusedFile
+from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
 
 
-def examine(paths: Sequence[Path]) -> tuple[list[Cut], list[RefusedFile], dict[str, Sound]]:
+def examine(paths: Sequence[Path], progress: bool = True) -> tuple[list[Cut], list[RefusedFile], dict[str, Sound]]:
     """Make a cut of each audio file.
 
     Args:
         paths: Audio files.
+        progress: Whether a progress bar is shown.
 
     Returns:
         Cuts, whose ids are their paths; the files that cannot be used; and the `Sound` of each usable path.
     """
     files = [AudioFile(path, str(path), None, None) for path in paths]
-    sounds = decode_all(sorted(set(paths)))
+    sounds = decode_all(sorted(set(paths)), "checking audio" if progress else None)
     cuts, refusals = cuts_of(files, sounds, None)
     return cuts, refusals, {str(path): sound for path, sound in sounds.items() if isinstance(sound, Sound)}
 
 
-def decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
+def cut_in_memory(name: str, samples: Tensor) -> Cut:
+    """Make a cut of audio in memory.
+
+    Args:
+        name: Id of the cut.
+        samples: (samples,) float32, 16 kHz.
+
+    Raises:
+        UserError: There are too few samples for a frame.
+    """
+    if len(samples) < WINDOW:
+        raise UserError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
+    content = BytesIO()
+    soundfile.write(content, samples.numpy(), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    return Recording(
+        id=name,
+        sources=[AudioSource(type="memory", channels=[0], source=content.getvalue())],
+        sampling_rate=SAMPLE_RATE,
+        num_samples=len(samples),
+        duration=len(samples) / SAMPLE_RATE,
+    ).to_cut()
+
+
+def decode_all(paths: list[Path], description: str | None = "checking audio") -> dict[Path, Sound | str]:
     """Decode each file to its end, several at once.
+
+    Args:
+        paths: Audio files.
+        description: Label of the progress bar; no bar if None.
 
     Returns:
         For each path its `Sound`, or the reason why it cannot be used.
@@ -45,7 +77,7 @@ def decode_all(paths: list[Path]) -> dict[Path, Sound | str]:
     sounds: dict[Path, Sound | str] = {}
     hours = 0.0
     # Threads suffice: the decoders hold no interpreter lock while they read and decode.
-    with progress("checking audio", sum(sizes)) as advance, thread_pool() as pool:
+    with console.progress(description, sum(sizes)) as advance, thread_pool() as pool:
         for path, size, sound in zip(paths, sizes, pool.map(probe, paths), strict=True):
             sounds[path] = sound
             if isinstance(sound, Sound):

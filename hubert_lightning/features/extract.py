@@ -50,7 +50,7 @@ def extract(
     extractor: Extractor,
     groups: Sequence[Sequence[Cut]],
     max_frames: int,
-    description: str,
+    description: str | None,
     num_workers: int = 0,
     windows_of: Callable[[Cut], list[Window]] | None = None,
     as_whole: bool = False,
@@ -63,7 +63,7 @@ def extract(
         extractor: Function that computes the features.
         groups: Groups of cuts.
         max_frames: Largest number of frames of a batch, padding included; a single window may have more.
-        description: Label of the progress bar, which shows hours of audio.
+        description: Label of the progress bar, which shows hours of audio; no bar if None.
         num_workers: Number of processes that read audio.
         windows_of: Function that cuts a recording into windows. If it is given, it may read the audio, so groups are
             cut one by one.
@@ -88,7 +88,7 @@ def extract_batches(
     extractor: Extractor,
     groups: Sequence[Sequence[Cut]],
     max_frames: int,
-    description: str,
+    description: str | None,
     loading: Loading,
     ranks: int = 1,
     then: OfRows | None = None,
@@ -100,7 +100,7 @@ def extract_batches(
         extractor: Function that computes the features.
         groups: Groups of cuts.
         max_frames: Largest number of frames of a batch, as of `extract`.
-        description: Label of the progress bar, which shows hours of audio.
+        description: Label of the progress bar, which shows hours of audio; no bar if None.
         loading: How batches are loaded.
         ranks: Number of ranks that share the work, as of `extract`.
         then: Function of the features, computed on their device: on a CPU for one piece at a time.
@@ -131,7 +131,7 @@ def extract_batches(
 def extract_cuts(
     extractor: Extractor,
     groups: Sequence[Sequence[Cut]],
-    description: str,
+    description: str | None,
     *,
     batch_duration: float | None = None,
     num_workers: int = 0,
@@ -143,7 +143,7 @@ def extract_cuts(
     Args:
         extractor: Function that computes the features.
         groups: Groups of cuts.
-        description: Label of the progress bar.
+        description: Label of the progress bar; no bar if None.
         batch_duration: Seconds that are encoded at once, padding included. If not given: one recording on a CPU, where
             larger batches take longer, and on a GPU as many as `frames_at_once`.
         num_workers: Number of processes that read audio.
@@ -191,7 +191,7 @@ def _computed(
     extractor: Extractor,
     batches: Sequence[tuple[int, list[Piece]]],
     loaded: Iterator[LoadedBatch | UserError],
-    description: str,
+    description: str | None,
     then: OfRows | None,
 ) -> Iterator[tuple[tuple[int, list[Piece], Sequence[int]], Tensor]]:
     """Compute the batches: group, pieces and counts, and rows on the device."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from lhotse.cut import Cut
@@ -39,8 +39,33 @@ def listed(files: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: A folder holds no audio.
     """
+    found = find_recordings(files)
+    if found.refused:
+        raise UserError(f"{found.refused[0].path}: {found.refused[0].reason}")
+    if found.skipped:
+        print(f"hubert: {skipped_sentence(found.skipped)}", file=sys.stderr)
+    return found.paths
+
+
+class Recordings(NamedTuple):
+    """The audio files among files and folders.
+
+    Args:
+        paths: Each audio file once, even if several paths lead to it.
+        skipped: Number of other files in the folders, by suffix.
+        refused: Folders without audio.
+    """
+
+    paths: list[Path]
+    skipped: Counter[str]
+    refused: list[RefusedFile]
+
+
+def find_recordings(files: Sequence[Path | str]) -> Recordings:
+    """Find audio files, also those in folders and their subfolders, without printing."""
     paths: dict[str, Path] = {}
     skipped = Counter[str]()
+    refused: list[RefusedFile] = []
     for file in map(Path, files):
         if not file.is_dir():
             paths.setdefault(os.path.realpath(file), file)
@@ -49,13 +74,11 @@ def listed(files: Sequence[Path]) -> list[Path]:
         inside = [path for path in sorted(file.rglob("*")) if path.is_file() and not path.name.startswith(".")]
         audio = [path for path in inside if path.suffix.lower() in AUDIO_SUFFIXES]
         if not audio:
-            raise UserError(f"{file}: no audio in this folder; name files, or another folder")
+            refused.append(RefusedFile(file, "no audio in this folder; name files, or another folder"))
         for path in audio:
             paths.setdefault(os.path.realpath(path), path)
         count_skipped(skipped, inside)
-    if skipped:
-        print(f"hubert: {skipped_sentence(skipped)}", file=sys.stderr)
-    return list(paths.values())
+    return Recordings(list(paths.values()), skipped, refused)
 
 
 def of_each(
@@ -75,8 +98,22 @@ def of_each(
     """
     cuts, refused, sounds = examine(paths)
     _print_remarks(cuts, sounds)
-    yield from _of_groups(rows_of, _grouped(cuts, frames_together), make)
+    yield from of_cuts(cuts, rows_of, make, frames_together)
     yield from refused
+
+
+def of_cuts(
+    cuts: Sequence[Cut], rows_of: Rows, make: Callable[[Cut, Tensor], Result], frames_together: int
+) -> Iterator[Result | RefusedFile]:
+    """Compute the result of each cut as `of_each` does of each file; the path of a refused file is the id of its cut.
+
+    Args:
+        cuts: Recordings that have been examined, or whose audio is in memory.
+        rows_of: Function that computes the rows of each recording.
+        make: Function from a recording and its rows to its result.
+        frames_together: Largest number of frames of the recordings whose rows are in memory together.
+    """
+    yield from _of_groups(rows_of, _grouped(cuts, frames_together), make)
 
 
 def autocast(device: torch.device, precision: str) -> Precision:

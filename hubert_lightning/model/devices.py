@@ -19,6 +19,11 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         UserError: The machine has no such device.
     """
     set_float32_precision()
+    return find_device(device)
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """Return a device as `choose_device` does, without changing torch's settings."""
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,9 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from hubert_lightning.asr.results import origin_columns
+from hubert_lightning.asr.score import score
 from hubert_lightning.asr.score_report import report as print_scores
 from hubert_lightning.asr.score_report import report_comparison
-from hubert_lightning.asr.scoring import compare, read_results, score, write_scores
+from hubert_lightning.asr.scoring import compare, write_scores
 from hubert_lightning.errors import UserError
 
 PAGES = (".html", ".htm")
@@ -56,8 +57,8 @@ def score_file(
         raise UserError(f"worst {worst}: a number of utterances to show; 0 shows none")
     if output and output in (results, against):
         raise UserError(f"{output}: holds results, which the scores would replace; choose another output")
-    scores = score(read_results(results))
-    comparison = compare(scores, score(read_results(against))) if against else None
+    scores = score(Path(results))
+    comparison = compare(scores, score(Path(against))) if against else None
     console = Console()
     print_scores(scores, console, worst)
     if comparison:

@@ -14,7 +14,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.audio import resampled, unusable
+from hubert_lightning.data.audio import mono_samples
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import MFCC, MFCC_SPLICED, Extractor, layer_extractor, mfcc_extractor
@@ -155,7 +155,7 @@ class Units:
         Raises:
             UserError: The waveform is not audio, or shorter than a frame.
         """
-        samples = _samples(waveform, sample_rate)
+        samples = mono_samples(waveform, sample_rate)
         if len(samples) < WINDOW:
             raise UserError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
         split = self._windows(len(samples))
@@ -278,7 +278,7 @@ class UnitStream:
         """
         if self._finished:
             raise UserError("this stream is finished; start another one for more audio")
-        self._audio = torch.cat([self._audio, _samples(samples, SAMPLE_RATE)])
+        self._audio = torch.cat([self._audio, mono_samples(samples, SAMPLE_RATE)])
         known = [torch.zeros(0, dtype=torch.long)]
         while self._num_frames >= (last := self.given + self.step + self.lookahead):
             known.append(self._give(self.given + self.step, num_samples(last)))
@@ -335,21 +335,3 @@ def _layer(kmeans: Path, features: str, layer: int | None) -> int:
     if layer not in (None, int(match[1])):
         raise UserError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave --layer out")
     return int(match[1])
-
-
-def _samples(waveform: Tensor | np.ndarray, rate: int) -> Tensor:
-    """Convert (samples,) or (channels, samples) at any rate to (samples,) float32 at 16 kHz, channels averaged."""
-    samples = torch.as_tensor(waveform).detach().cpu()
-    if not samples.is_floating_point():
-        dtype = str(samples.dtype).removeprefix("torch.")
-        raise UserError(f"samples are {dtype}; give floats from -1 to 1, such as int16 divided by 32768")
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and len(samples) > samples.shape[1]):
-        raise UserError(
-            f"a waveform of shape {tuple(samples.shape)}, not (samples,) or (channels, samples); transpose it"
-        )
-    if not samples.isfinite().all():
-        raise UserError("samples are NaN or infinite; correct the audio")
-    if reason := unusable(rate):
-        raise UserError(f"audio {reason}")
-    samples = resampled(samples.float(), rate)
-    return samples if samples.ndim == 1 else samples.mean(dim=0)

@@ -24,7 +24,7 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary
 
 letters = Vocabulary()

@@ -14,7 +14,7 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.cli import main
 from hubert_lightning.vocabulary import Vocabulary, vocabulary_of
 

@@ -22,8 +22,9 @@ from lightning import Trainer
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.lexicon import lexicon_of
+from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.asr.scoring import Result, read_results, score
-from hubert_lightning.asr.transcribe import align, transcribe, words_in
+from hubert_lightning.asr.transcribe import align, transcribe
 from hubert_lightning.asr.transcript_formats import FORMATS, SUFFIXES_OF_FORMATS, Transcript, TranscriptFormat
 from hubert_lightning.asr.tune_decoder import tune_decoder
 from hubert_lightning.asr.word_times import word_times

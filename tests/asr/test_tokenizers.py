@@ -15,7 +15,7 @@ from torch import Tensor
 from hubert_lightning.asr.ctc_model import load_ctc
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy
-from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.asr.word_times import word_times
 from hubert_lightning.interchange.import_export import export_model, import_model
 from hubert_lightning.pretrained.foreign_weights import vocabulary_settings

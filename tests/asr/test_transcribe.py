@@ -95,16 +95,16 @@ def test_broken_files_do_not_stop_the_others(
 def test_a_file_that_breaks_after_it_was_examined_fails_alone(
     model: Path, speech: list[Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hubert_lightning.features import recordings
+    from hubert_lightning.asr import transcriber
 
-    examine = recordings.examine
+    examine = transcriber.examine
 
-    def then_remove(paths):  # type: ignore[no-untyped-def]
-        result = examine(paths)
+    def then_remove(paths, progress):  # type: ignore[no-untyped-def]
+        result = examine(paths, progress)
         speech[1].unlink()
         return result
 
-    monkeypatch.setattr(recordings, "examine", then_remove)
+    monkeypatch.setattr(transcriber, "examine", then_remove)
     assert run_verb("transcribe", model, *speech) == 1
     captured = capfd.readouterr()
     assert [line.split("\t")[0] for line in captured.out.splitlines()] == [str(speech[0]), str(speech[2])]
@@ -210,9 +210,8 @@ def test_a_known_text_is_aligned_to_the_words_of_its_recording(
 def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
     words = [Word("WORD", 0.5 * n, 0.5 * n + 0.4, 1.0) for n in range(20)] + [Word("LATE", 3599.9996, 3600.5, 1.0)]
     captions = [block.split("\n") for block in FORMATS["srt"](Transcript("a", 3601, "", words)).strip().split("\n\n")]
-    lines = [" ".join(["WORD"] * 8), " ".join(["WORD"] * 4)]  # of 42 letters at most
-    assert captions[0] == ["1", "00:00:00,000 --> 00:00:05,900", *lines]
-    assert captions[1][1] == "00:00:06,000 --> 00:00:09,900"
+    assert captions[0] == ["1", "00:00:00,000 --> 00:00:04,900", *[" ".join(["WORD"] * 5)] * 2]  # of similar length
+    assert captions[1][1] == "00:00:05,000 --> 00:00:09,900"
     assert captions[2] == ["3", "01:00:00,000 --> 01:00:01,000", "LATE"]  # long enough to be read
 
 

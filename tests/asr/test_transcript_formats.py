@@ -5,13 +5,16 @@ import re
 import unicodedata
 from itertools import pairwise
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
+from hubert_lightning.asr.subtitles import SubtitleStyle
+from hubert_lightning.asr.transcript_formats import FORMATS, SCHEMA, Transcript
 from hubert_lightning.asr.word_times import Word
+from hubert_lightning.errors import UserError
 
 scripts = st.sampled_from(["abcdefgh", "你好世界今天", "สวัสดีครับ", "かなカナ漢字", "हिन्दीमें", "e\u0301u\u0308", "👍🏽"])
 texts = scripts.flatmap(lambda letters: st.text(letters, min_size=1, max_size=90))
@@ -29,9 +32,11 @@ def timed_words(draw: st.DrawFn) -> list[Word]:
     return words
 
 
-def captions_of(words: list[Word], duration: float | None = None) -> list[tuple[int, int, list[str]]]:
+def captions_of(
+    words: list[Word], duration: float | None = None, style: SubtitleStyle = SubtitleStyle()
+) -> list[tuple[int, int, list[str]]]:
     """Start and end in milliseconds, and lines, of each subtitle."""
-    srt = FORMATS["srt"](Transcript("a.wav", words[-1].end if duration is None else duration, "", words))
+    srt = Transcript("a.wav", words[-1].end if duration is None else duration, "", words).to_srt(style)
     captions = []
     for number, block in enumerate(srt.strip("\n").split("\n\n"), start=1):
         index, times, *lines = block.split("\n")
@@ -47,24 +52,53 @@ def captions_of(words: list[Word], duration: float | None = None) -> list[tuple[
     return captions
 
 
-@given(timed_words())
-def test_no_subtitle_has_more_than_two_lines_of_42_columns_or_six_seconds(words: list[Word]) -> None:
-    captions = captions_of(words)
+styles = st.builds(
+    SubtitleStyle,
+    columns=st.integers(8, 60),
+    lines=st.integers(1, 3),
+    reading_speed=st.floats(5, 30),
+    min_duration=st.floats(0.5, 2),
+    max_duration=st.floats(2, 10),
+    gap=st.floats(0, 0.3),
+)
+
+
+@given(timed_words(), styles)
+def test_no_subtitle_breaks_the_limits_of_its_style(words: list[Word], style: SubtitleStyle) -> None:
+    captions = captions_of(words, style=style)
     for start, end, lines in captions:
-        assert 1 <= len(lines) <= 2
-        assert all(line and cell_len(line) <= 42 for line in lines)
-        assert start <= end <= start + 6_000
-    for (_, end, _), (start, _, _) in pairwise(captions):
-        assert end <= start
+        assert 1 <= len(lines) <= style.lines
+        assert all(line and cell_len(line) <= style.columns for line in lines)
+        assert start <= end <= start + round(1000 * style.max_duration)
+    for (start, end, _), (following, _, _) in pairwise(captions):
+        assert (
+            end == following - round(1000 * style.gap) or end < following or following - start <= 1000 * style.gap + 1
+        )
+        assert end <= following
     assert "".join(word.text for word in words) == re.sub(r"\s", "", "".join("".join(lines) for *_, lines in captions))
 
 
-@given(timed_words())
-def test_a_subtitle_lasts_a_second_unless_another_follows(words: list[Word]) -> None:
-    captions = captions_of(words, words[-1].end + 1)
+@given(timed_words(), styles)
+def test_a_subtitle_lasts_until_it_is_read_unless_another_follows(words: list[Word], style: SubtitleStyle) -> None:
+    captions = captions_of(words, words[-1].end + 20, style)
     starts = [start for start, _, _ in captions]
-    for (start, end, _), following in zip(captions, [*starts[1:], 10**9], strict=True):
-        assert end - start >= 1000 or end == following
+    for (start, end, lines), following in zip(captions, [*starts[1:], 10**9], strict=True):
+        readable = 1000 * min(sum(map(cell_len, lines)) / style.reading_speed, style.max_duration)
+        assert end - start >= max(readable, 1000 * style.min_duration) - 1 or following - end <= 1000 * style.gap + 1
+
+
+def test_a_fast_subtitle_is_shown_into_the_silence_after_it() -> None:
+    words = [Word("abcdefghi", 0.1 * place, 0.1 * place + 0.1, 1.0) for place in range(8)]
+    assert [(start, end) for start, end, _ in captions_of(words, 10)] == [(0, 3950)]  # 79 columns, 20 a second
+    followed = captions_of([*words, Word("z", 3, 4, 1.0)], 10)
+    assert [(start, end) for start, end, _ in followed] == [(0, 2920), (3000, 4000)]
+
+
+def test_a_subtitle_ends_in_a_pause_or_a_sentence_rather_than_between_words() -> None:
+    starts = [0.3 * place + 0.4 * (place >= 7) for place in range(23)]
+    assert captions_of([Word("word", start, start + 0.3, 1.0) for start in starts])[0][2] == ["word " * 6 + "word"]
+    words = [Word("end." if place == 6 else "word", 0.3 * place, 0.3 * place + 0.3, 1.0) for place in range(23)]
+    assert captions_of(words)[0][2][-1].endswith("end.")
 
 
 def test_a_sentence_without_spaces_becomes_several_subtitles() -> None:
@@ -75,7 +109,8 @@ def test_a_sentence_without_spaces_becomes_several_subtitles() -> None:
     assert len(captions) == pytest.approx(58 / 6, abs=1)
     for start, end, lines in captions:
         num_characters = len("".join(lines))
-        assert end - start == pytest.approx(1000 * 58 / len(text) * num_characters, abs=2)
+        gap = 80 if end < 59_000 else 0
+        assert end + gap - start == pytest.approx(1000 * 58 / len(text) * num_characters, abs=2)
         assert all(cell_len(line) <= 42 for line in lines)
 
 
@@ -95,6 +130,13 @@ def test_a_sentence_is_split_at_the_times_of_its_tokens() -> None:
     tokens = tuple(Word(text, start, start + 0.1, 1.0) for text, start in (("今", 0.0), ("天", 0.3), ("天气", 8.0)))
     sentence = Word("今天天气", 0.0, 8.1, 1.0, tokens)
     assert captions_of([sentence]) == [(0, 1000, ["今天"]), (8000, 8100, ["天气"])]
+
+
+def test_a_line_begins_neither_with_a_mark_nor_after_a_leading_vowel_or_an_opening_bracket() -> None:
+    for text in ("เด็กไทยแม่โต" * 12, "今天「天气」很好（是的）" * 9):
+        lines = [line for *_, lines in captions_of([Word(text, 0.0, 30.0, 1.0)]) for line in lines]
+        assert len(lines) > 3
+        assert not any(line[-1] in "เแโใไ「（" or line[0] in "」）็่" for line in lines)
 
 
 def test_a_mark_stays_with_its_letter_where_a_word_is_split() -> None:
@@ -131,3 +173,76 @@ def test_a_subtitle_reads_as_the_text_does(text: str, words: list[str]) -> None:
     timed = [Word(word, 0.4 * place, 0.4 * place + 0.3, 1.0) for place, word in enumerate(words)]
     shown = FORMATS["srt"](Transcript("a.wav", 4.0, text, timed)).split("\n")[2]
     assert shown.lower() == text
+
+
+SAID = [("hello", "ann"), ("there", "ann"), ("general", "bob <b>"), ("kenobi", None)]
+
+
+def spoken(pause: float = 0.0) -> Transcript:
+    words = [
+        Word(text, place, place + 0.8 - pause, 0.25 * (place + 1), (), speaker)
+        for place, (text, speaker) in enumerate(SAID)
+    ]
+    return Transcript("talk.wav", 4.0, "hello there general kenobi", words)
+
+
+def test_a_turn_of_a_speaker_is_a_line_of_text_and_begins_a_subtitle_with_the_name() -> None:
+    transcript = spoken()
+    assert [turn.text for turn in transcript.turns] == ["hello there", "general", "kenobi"]
+    assert transcript.to_text() == "ann: hello there\nbob <b>: general\nkenobi\n"
+    shown = [block.split("\n")[2:] for block in transcript.to_srt().strip().split("\n\n")]
+    assert shown == [["ann: hello there"], ["bob <b>: general"], ["kenobi"]]
+    assert transcript.to_vtt().split("\n\n") == [
+        "WEBVTT",
+        "00:00:00.000 --> 00:00:01.800\n<v ann>hello there",
+        "00:00:02.000 --> 00:00:02.920\n<v bob &lt;b&gt;>general",
+        "00:00:03.000 --> 00:00:04.000\nkenobi",
+        "",
+    ]
+
+
+def test_a_name_too_long_for_a_line_stays_with_the_words_that_follow() -> None:
+    words = [Word("well", 0.0, 0.5, 1.0, (), "the first speaker"), Word("yes", 0.5, 1.0, 1.0, (), "the first speaker")]
+    style = SubtitleStyle(columns=20)
+    assert captions_of(words, style=style) == [(0, 1000, ["the first", "speaker: well yes"])]
+
+
+def test_a_table_has_a_row_for_each_word() -> None:
+    assert spoken().to_tsv().splitlines() == [
+        "start\tend\ttext\tconfidence\tspeaker",
+        "0.000\t0.800\thello\t0.2500\tann",
+        "1.000\t1.800\tthere\t0.5000\tann",
+        "2.000\t2.800\tgeneral\t0.7500\tbob <b>",
+        "3.000\t3.800\tkenobi\t1.0000\t",
+    ]
+
+
+def test_the_confidence_of_a_transcript_is_the_mean_of_its_letters() -> None:
+    assert spoken().confidence == pytest.approx((5 * 0.25 + 5 * 0.5 + 7 * 0.75 + 6 * 1.0) / 23)
+    assert Transcript("a.wav", 1.0, "", []).confidence is None
+
+
+@pytest.mark.parametrize(
+    "transcript",
+    [
+        spoken(),
+        Transcript("", 4.0, "", []),
+        Transcript("a", 1.0, "今", [Word("今", 0, 0.1, 0.5)], ("low rate: 8000 Hz",)),
+    ],
+    ids=["speakers", "silence", "remarks"],
+)
+def test_json_is_as_its_schema_states(transcript: Transcript) -> None:
+    schema = json.loads(SCHEMA.read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    content = json.loads(transcript.to_json())
+    jsonschema.validate(content, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content | {"confidence": 1.5}, schema)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"columns": 0}, {"reading_speed": float("nan")}, {"min_duration": 7.0}, {"gap": -1}]
+)
+def test_a_limit_out_of_range_is_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="give"):
+        SubtitleStyle(**limits)  # type: ignore[arg-type]

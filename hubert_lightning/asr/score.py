@@ -1,0 +1,54 @@
+"""Error rates of hypotheses in Python: strings, lists of strings, transcripts, or a file of results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hubert_lightning.asr.scoring import Result, Scores, read_results
+from hubert_lightning.asr.scoring import score as score_results
+from hubert_lightning.asr.transcript_formats import Transcript
+from hubert_lightning.errors import UserError
+
+
+def score(
+    reference: str | Sequence[str] | Path,
+    hypothesis: str | Transcript | Sequence[str | Transcript] | None = None,
+    speakers: Sequence[str] | None = None,
+) -> Scores:
+    """Compute word and character error rates with 95 % confidence intervals.
+
+    Before the comparison, texts get canonical composition (NFC), one kind of apostrophe, single spaces in place of any
+    white space, and lose invisible characters; case and punctuation count.
+
+    Args:
+        reference: What was said: a text, or a list of texts; or the path of a file of results, JSON lines with
+            `reference` and `hypothesis` such as the test.jsonl of `hubert test`.
+        hypothesis: What was recognised: a text or transcript, or a list of them; none for a file of results.
+        speakers: Speaker of each text of a list, for the scores of each.
+
+    Returns:
+        The scores: `scores.words.rate`, `scores.letters.rate`, those of each utterance and of each speaker.
+
+    Raises:
+        UserError: There are more references than hypotheses or fewer, no references, or the file cannot be read.
+    """
+    if isinstance(reference, Path):
+        if hypothesis is not None:
+            raise UserError(f"{reference}: a file of results holds the hypotheses too; leave the second argument out")
+        return score_results(read_results(reference))
+    if hypothesis is None:
+        raise UserError("references without hypotheses; give both, or the pathlib.Path of a file of results")
+    references = [reference] if isinstance(reference, str) else list(reference)
+    hypotheses = [hypothesis] if isinstance(hypothesis, (str, Transcript)) else list(hypothesis)
+    names = [""] * len(references) if speakers is None else list(speakers)
+    if not len(references) == len(hypotheses) == len(names):
+        raise UserError(
+            f"{len(references)} references, {len(hypotheses)} hypotheses and {len(names)} speakers; give one of each "
+            "for every utterance"
+        )
+    rows = zip(references, hypotheses, names, strict=True)
+    return score_results(
+        [
+            Result(str(number), said, recognised.text if isinstance(recognised, Transcript) else recognised, speaker)
+            for number, (said, recognised, speaker) in enumerate(rows)
+        ]
+    )

@@ -1,0 +1,453 @@
+"""Transcripts of recordings in Python. In a notebook:
+
+transcriber = Transcriber.from_pretrained("checkpoints/own/best.ckpt")
+transcript = transcriber("a.m4a")
+transcript.text, transcript.words, transcript.to_srt()
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, overload
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from hubert_lightning.asr.ctc_model import CTCModel, load_ctc, log_probabilities
+from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.decoding import BeamSearch, search_with
+from hubert_lightning.asr.pauses import allow_skipped_boundaries
+from hubert_lightning.asr.recognition import words_in
+from hubert_lightning.asr.speakers import SpeakerTurn, SpeakerTurns, read_rttm, turns_of, with_speakers
+from hubert_lightning.asr.transcript_formats import Transcript
+from hubert_lightning.asr.word_times import word_times
+from hubert_lightning.data.audio import mono_samples
+from hubert_lightning.data.examine import cut_in_memory, examine
+from hubert_lightning.data.refusals import RefusedFile
+from hubert_lightning.errors import UserError
+from hubert_lightning.features.recordings import autocast, find_recordings, of_cuts
+from hubert_lightning.model.devices import find_device
+
+Audio = Path | str | np.ndarray | Tensor
+"""A file, or a waveform: (samples,) or (channels, samples), floats from -1 to 1."""
+Audios = list[Audio] | list[Path] | list[str] | list[np.ndarray] | list[Tensor] | tuple[Audio, ...]
+Precision = Literal["float32", "bfloat16"]
+MAX_LOG_PROBS = 5_000_000
+"""Log-probabilities of short files that are in memory together: an hour of 28 tokens."""
+
+
+class Transcriber:
+    """A function from audio to transcripts.
+
+    It prints nothing, and changes no setting of torch, no logger and no number of threads.
+
+    Args:
+        model: Fine-tuned model, on the device that computes.
+        search: Beam search; greedy decoding if not given.
+        precision: Numeric precision of the encoder.
+        batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
+        num_workers: Number of processes that read audio, besides this one.
+    """
+
+    def __init__(
+        self,
+        model: CTCModel,
+        search: BeamSearch | None = None,
+        precision: Precision = "float32",
+        batch_duration: float | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        self.model, self.search, self.vocabulary = model, search, model.vocabulary
+        self._batch_duration, self._num_workers = batch_duration, num_workers
+        self._precision = autocast(model.head.weight.device, precision)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Path | str,
+        decoder: Path | str | DecoderSettings | None = None,
+        device: torch.device | str = "auto",
+        precision: Precision = "float32",
+        batch_duration: float | None = None,
+        num_workers: int = 0,
+    ) -> Self:
+        """Load a fine-tuned model.
+
+        Args:
+            model: Fine-tuned checkpoint, or a transformers directory or Hub name of a HubertForCTC with its tokenizer.
+            decoder: Settings of a beam search, or their file, of `hubert tune-decoder`; greedy decoding if not given.
+            device: Device that computes: "cpu", "cuda", …; "auto" for the GPU if there is one.
+            precision: Numeric precision of the encoder.
+            batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
+            num_workers: Number of processes that read audio, besides this one.
+
+        Raises:
+            UserError: A file cannot be opened, or holds no fine-tuned model or no settings.
+        """
+        loaded = load_ctc(model)
+        search = None if decoder is None else search_with(decoder, loaded.vocabulary)
+        return cls(loaded.to(find_device(device)), search, precision, batch_duration, num_workers)
+
+    @overload
+    def __call__(
+        self,
+        audio: Audio,
+        sample_rate: int | None = None,
+        *,
+        speakers: Path | str | Sequence[SpeakerTurn] | None = None,
+        progress: bool = False,
+    ) -> Transcript: ...
+
+    @overload
+    def __call__(
+        self,
+        audio: Audios,
+        sample_rate: int | None = None,
+        *,
+        speakers: Path | str | Sequence[SpeakerTurn] | None = None,
+        progress: bool = False,
+    ) -> list[Transcript]: ...
+
+    def __call__(
+        self,
+        audio: Audio | Audios,
+        sample_rate: int | None = None,
+        *,
+        speakers: Path | str | Sequence[SpeakerTurn] | None = None,
+        progress: bool = False,
+    ) -> Transcript | list[Transcript]:
+        """Transcribe one recording, or a list of them.
+
+        Args:
+            audio: File of any format, rate, number of channels and length; or a waveform: (samples,) or
+                (channels, samples), floats from -1 to 1; or a list of files and waveforms.
+            sample_rate: Samples per second of the waveforms.
+            speakers: RTTM file with the speakers' turns of the files, or the turns of the only recording.
+            progress: Whether progress is shown on standard error.
+
+        Returns:
+            The transcript; for a list, the transcripts in its order.
+
+        Raises:
+            UserError: A recording cannot be used, which is found before any is transcribed (`each` transcribes the
+                others), or the speakers are those of other recordings.
+        """
+        recordings = _as_list(audio)
+        transcripts = self._transcripts(recordings, sample_rate, speakers, progress)
+        return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
+
+    def each(
+        self,
+        files: Sequence[Path | str],
+        *,
+        speakers: Path | str | Sequence[SpeakerTurn] | None = None,
+        progress: bool = False,
+        on_remark: Callable[[str, str], None] | None = None,
+        timed: bool = True,
+    ) -> Iterator[Transcript | RefusedFile]:
+        """Transcribe files and folders; a recording that cannot be used does not stop the others.
+
+        Args:
+            files: Files of audio, and folders of them.
+            speakers: RTTM file with the speakers' turns of the recordings, or the turns of the only recording.
+            progress: Whether progress is shown on standard error.
+            on_remark: Function of a path and a remark on its audio, called before the first recording is transcribed.
+            timed: Whether the words with their times are needed; without them, a beam search takes less time.
+
+        Yields:
+            Transcript of a recording, or its path and the reason why there is none, in the order in which they are
+            ready.
+
+        Raises:
+            UserError: The speakers are those of other recordings.
+        """
+        found = find_recordings(files)
+        yield from found.refused
+        turns = _turns_by_id(speakers, {str(path): path for path in found.paths})
+
+        def remark(name: str, sentence: str) -> None:
+            if on_remark is not None:
+                on_remark(name, sentence)
+
+        def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
+            text, words = words_in(log_probs, self.vocabulary, self.search, timed or turns is not None)
+            transcript = Transcript(cut.id, cut.duration, text, tuple(words))
+            return transcript if turns is None else with_speakers(transcript, turns.get(cut.id, ()))
+
+        for name in turns or ():
+            if turns is not None and not turns[name]:
+                remark(name, "no speakers: the file of the speakers has no turns of it")
+        yield from self.of_files(found.paths, transcript_of, progress, remark)
+
+    def of_files(
+        self,
+        paths: Sequence[Path],
+        transcript_of: Callable[[Cut, Tensor], Transcript],
+        progress: bool = False,
+        on_remark: Callable[[str, str], None] | None = None,
+    ) -> Iterator[Transcript | RefusedFile]:
+        """Decode files to their ends, and encode those that can be used.
+
+        Args:
+            paths: Files of audio.
+            transcript_of: Function from a recording and its log-probabilities (frames, tokens) to its transcript.
+            progress: Whether progress is shown on standard error.
+            on_remark: Function of a path and a remark on its audio, called before the first file is encoded.
+
+        Yields:
+            Transcript of a file, with the remarks on it, or the reason why there is none.
+        """
+        cuts, refused, sounds = examine(paths, progress)
+        for cut in cuts:
+            for sentence in sounds[cut.id].remarks:
+                if on_remark is not None:
+                    on_remark(cut.id, sentence)
+        for result in self.of_cuts(cuts, transcript_of, progress):
+            yield replace(result, remarks=sounds[result.file].remarks) if isinstance(result, Transcript) else result
+        yield from refused
+
+    def of_cuts(
+        self, cuts: Sequence[Cut], transcript_of: Callable[[Cut, Tensor], Transcript], progress: bool = False
+    ) -> Iterator[Transcript | RefusedFile]:
+        """Encode recordings that have been examined.
+
+        Args:
+            cuts: Recordings.
+            transcript_of: Function from a recording and its log-probabilities (frames, tokens) to its transcript.
+            progress: Whether progress is shown on standard error.
+
+        Yields:
+            Transcript of a recording, or the reason why there is none, in the order in which they are ready.
+        """
+        encode = partial(
+            log_probabilities,
+            self.model,
+            batch_duration=self._batch_duration,
+            progress="encoding" if progress else None,
+            num_workers=self._num_workers,
+            precision=self._precision,
+        )
+        return of_cuts(cuts, encode, transcript_of, MAX_LOG_PROBS // len(self.vocabulary))
+
+    @overload
+    def align(
+        self, audio: Audio, text: str, sample_rate: int | None = None, *, progress: bool = False
+    ) -> Transcript: ...
+
+    @overload
+    def align(
+        self,
+        audio: Audios,
+        text: Sequence[str],
+        sample_rate: int | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Transcript]: ...
+
+    def align(
+        self,
+        audio: Audio | Audios,
+        text: str | Sequence[str],
+        sample_rate: int | None = None,
+        *,
+        progress: bool = False,
+    ) -> Transcript | list[Transcript]:
+        """Find the time of each word of a known text.
+
+        Args:
+            audio: Recording, or a list of them, as of a call.
+            text: Text of the recording, or a list of texts.
+            sample_rate: Samples per second of the waveforms.
+            progress: Whether progress is shown on standard error.
+
+        Returns:
+            The text, normalised as the model's transcripts, with its words; for a list, in its order.
+
+        Raises:
+            UserError: A recording cannot be used, or a text has no words, characters that are no token, or more of them
+                than its recording has frames.
+        """
+        recordings = _as_list(audio)
+        texts = [text] if isinstance(text, str) else list(text)
+        if len(texts) != len(recordings):
+            raise UserError(f"{len(recordings)} recordings and {len(texts)} texts; give a text for each")
+        transcripts = [
+            self._of_audio([recording], sample_rate, partial(self.aligned, text=words), progress)[0]
+            for recording, words in zip(recordings, texts, strict=True)
+        ]
+        return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
+
+    def aligned(self, cut: Cut, log_probs: Tensor, text: str) -> Transcript:
+        """Find the time of each word of a text in log-probabilities.
+
+        Args:
+            cut: Recording.
+            log_probs: (frames, tokens), float32.
+            text: Text of the recording.
+
+        Raises:
+            UserError: The text has no words, characters that are no token, or more of them than there are frames.
+        """
+        vocabulary = replace(self.vocabulary, punctuation="space")  # punctuation has no sound
+        words = vocabulary.normalise(text)
+        if not words:
+            raise UserError("no words in its text; write them in letters")
+        if unknown := vocabulary.unknown_characters(words):
+            raise UserError(f"its text has {sorted(unknown)}, which are not tokens of the model: write them in letters")
+        times = word_times(allow_skipped_boundaries(log_probs, vocabulary), words, vocabulary)
+        return Transcript(cut.id, cut.duration, words, tuple(times))
+
+    def close(self) -> None:
+        """End the processes of the beam search; `with` does it at the end of its block."""
+        if self.search is not None:
+            self.search.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _transcripts(
+        self,
+        recordings: Sequence[Audio],
+        sample_rate: int | None,
+        speakers: Path | str | Sequence[SpeakerTurn] | None,
+        progress: bool,
+    ) -> list[Transcript]:
+        paths = {_name(index, audio): _path(audio) for index, audio in enumerate(recordings)}
+        turns = _turns_by_id(speakers, paths)
+
+        def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
+            text, words = words_in(log_probs, self.vocabulary, self.search)
+            transcript = Transcript(cut.id, cut.duration, text, tuple(words))
+            return transcript if turns is None else with_speakers(transcript, turns.get(cut.id, ()))
+
+        return self._of_audio(recordings, sample_rate, transcript_of, progress)
+
+    def _of_audio(
+        self,
+        recordings: Sequence[Audio],
+        sample_rate: int | None,
+        transcript_of: Callable[[Cut, Tensor], Transcript],
+        progress: bool,
+    ) -> list[Transcript]:
+        """Encode files and waveforms; raises `UserError` for the first that cannot be used."""
+        names = [_name(index, audio) for index, audio in enumerate(recordings)]
+        in_memory = [
+            cut_in_memory(name, _samples(audio, sample_rate))
+            for name, audio in zip(names, recordings, strict=True)
+            if isinstance(audio, (np.ndarray, Tensor))
+        ]
+        paths = sorted({path for path in map(_path, recordings) if path is not None})
+        cuts, refused, sounds = examine(paths, progress) if paths else ([], [], {})
+        if refused:
+            raise UserError(f"{refused[0].path}: {refused[0].reason}")
+        results: dict[str, Transcript] = {}
+        for result in self.of_cuts([*in_memory, *cuts], transcript_of, progress):
+            if isinstance(result, RefusedFile):
+                raise UserError(f"{result.path}: {result.reason}")
+            sound = sounds.get(result.file)
+            remarks = sound.remarks if sound else ()
+            results[result.file] = replace(result, file=result.file if sound else "", remarks=remarks)
+        return [results[name] for name in names]
+
+
+@overload
+def align(
+    model: Path | str | Transcriber, recording: Audio, text: str, sample_rate: int | None = None
+) -> Transcript: ...
+
+
+@overload
+def align(
+    model: Path | str | Transcriber,
+    recording: Audios,
+    text: Sequence[str],
+    sample_rate: int | None = None,
+) -> list[Transcript]: ...
+
+
+def align(
+    model: Path | str | Transcriber,
+    recording: Audio | Audios,
+    text: str | Sequence[str],
+    sample_rate: int | None = None,
+) -> Transcript | list[Transcript]:
+    """Find the time of each word of a known text, as `Transcriber.align` does.
+
+    Args:
+        model: Fine-tuned checkpoint, a transformers directory or Hub name of a HubertForCTC, or a `Transcriber`.
+        recording: File or waveform, or a list of them.
+        text: Text of the recording, or a list of texts.
+        sample_rate: Samples per second of the waveforms.
+
+    Returns:
+        The text, normalised as the model's transcripts, with its words; for a list, in its order.
+
+    Raises:
+        UserError: The model cannot be opened, or as `Transcriber.align` raises.
+    """
+    transcriber = model if isinstance(model, Transcriber) else Transcriber.from_pretrained(model)
+    return transcriber.align(recording, text, sample_rate)  # type: ignore[arg-type]  # one of each, or a list of each
+
+
+def _as_list(audio: Audio | Audios) -> list[Audio]:
+    return list(audio) if isinstance(audio, (list, tuple)) else [audio]
+
+
+def _name(index: int, audio: Audio) -> str:
+    """Id of the cut of a recording."""
+    return f"waveform {index}" if isinstance(audio, (np.ndarray, Tensor)) else str(audio)
+
+
+def _path(audio: Audio) -> Path | None:
+    if isinstance(audio, (np.ndarray, Tensor)):
+        return None
+    if not isinstance(audio, (str, Path)):
+        raise UserError(f"a recording is a {type(audio).__name__}; give a path, or a waveform of numpy or torch")
+    path = Path(audio)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give its files, or transcribe it with `each`")
+    return path
+
+
+def _samples(waveform: np.ndarray | Tensor, sample_rate: int | None) -> Tensor:
+    if sample_rate is None:
+        raise UserError("a waveform without its sample_rate; give the samples per second")
+    return mono_samples(waveform, sample_rate)
+
+
+def _turns_by_id(
+    speakers: Path | str | Sequence[SpeakerTurn] | None, paths: dict[str, Path] | dict[str, Path | None]
+) -> SpeakerTurns | None:
+    """Find the turns of each recording.
+
+    Args:
+        speakers: RTTM file, or the turns of the only recording.
+        paths: Path of each recording by its id; None for a waveform.
+
+    Raises:
+        UserError: There are turns of other recordings only.
+    """
+    if speakers is None:
+        return None
+    if not isinstance(speakers, (str, Path)):
+        if len(paths) != 1:
+            raise UserError(f"one list of turns for {len(paths)} recordings; give an RTTM file, or one recording")
+        return dict.fromkeys(paths, sorted(speakers))
+    turns = read_rttm(Path(speakers))
+    found = {name: turns_of(turns, path) for name, path in paths.items() if path is not None}
+    if paths and not any(found.values()):
+        names = ", ".join(list(turns)[:3]) + (", …" if len(turns) > 3 else "")
+        raise UserError(
+            f"{speakers}: has turns of {names}, and none of the recordings is called so; give the RTTM file of these "
+            "recordings"
+        )
+    return found
