@@ -22,6 +22,8 @@ VERBS: Verbs = {
             "librilight": "data.prepare:prepare_librilight",
             "folder": "data.prepare:prepare_folder",
             "csv": "data.prepare_csv:prepare_csv",
+            "kaldi": "data.prepare_kaldi:prepare_kaldi",
+            "nemo": "data.prepare_nemo:prepare_nemo",
             "shar": "data.shar:prepare_shar",
             "alignments": "data.alignments:prepare_alignments",
         },

@@ -22,8 +22,24 @@ AUDIO_SUFFIXES = {
 """Suffixes of file names that count as audio when a folder is searched."""
 
 
+class Segment(NamedTuple):
+    """A part of a recording, before the recording is decoded.
+
+    Attributes:
+        recording: Id of the recording.
+        start: Start in seconds.
+        duration: Duration in seconds; None for all that follows.
+        channels: Channels, counted from 0; None for all of them, which are averaged when they are read.
+    """
+
+    recording: str
+    start: float = 0.0
+    duration: float | None = None
+    channels: tuple[int, ...] | None = None
+
+
 class AudioFile(NamedTuple):
-    """An audio file of a corpus, before it is decoded.
+    """An audio file of a corpus, or a segment of one, before it is decoded.
 
     Attributes:
         path: Path of the file.
@@ -31,6 +47,7 @@ class AudioFile(NamedTuple):
         speaker: Speaker, if known.
         text: Transcript, if there is one.
         refused: Reason why the file cannot be used, such as an unreadable transcript.
+        segment: Part of the file; None for all of it.
     """
 
     path: Path
@@ -38,6 +55,7 @@ class AudioFile(NamedTuple):
     speaker: str | None
     text: str | None
     refused: str | None = None
+    segment: Segment | None = None
 
 
 def audio_by_folder(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[Path]]]:

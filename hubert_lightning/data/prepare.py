@@ -4,6 +4,7 @@ Each `prepare_*` scans a corpus, decodes every file once to its end, writes a ma
 the others with the reason. So every file that training reads has been decoded once without an error.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table
 from hubert_lightning.data.audio_folder import (
     AUDIO_SUFFIXES,
     AudioFile,
+    Segment,
     audio_by_folder,
     file_identity,
     skipped_sentence,
@@ -143,6 +145,7 @@ def prepare(
     max_duration: float | None = None,
     skipped: Mapping[str, int] | None = None,
     number_language: str | None = None,
+    transcribed_whole: bool = False,
 ) -> list[Path]:
     """Write a manifest for each list of audio files, and print a report.
 
@@ -152,6 +155,7 @@ def prepare(
         max_duration: Longest cut in seconds; longer recordings are cut into equal pieces.
         skipped: Counts of other files by their suffix, for the report.
         number_language: Language in which numbers in transcripts are written as words; None keeps the numbers.
+        transcribed_whole: Whether utterances with a transcript stay whole, however long they are.
 
     Returns:
         Paths of the manifests.
@@ -168,8 +172,9 @@ def prepare(
     remarks: dict[Path, list[FileRemark]] = {}
     for name, files in files_of.items():
         path, listing = out / f"{name}.jsonl.gz", out / f"{name}.refused.tsv"
-        cuts, refusals[listing] = cuts_of(list(_usable_once(files, sounds)), sounds, max_duration)
-        remarks[out / f"{name}.remarks.tsv"] = _remarks(files, sounds, {file.path for file in refusals[listing]})
+        usable = list(_usable_once(files, sounds))
+        cuts, refusals[listing] = cuts_of(usable, sounds, max_duration, transcribed_whole)
+        remarks[out / f"{name}.remarks.tsv"] = _remarks(cuts, sounds)
         if not cuts:
             write_listing(refusals[listing], listing)
             raise UserError(
@@ -205,24 +210,33 @@ def check_same_audio(path: Path, cuts: Iterable[Cut], way_out: str) -> None:
 
 def _usable_once(files: Sequence[AudioFile], sounds: Mapping[Path, Sound | str]) -> Iterator[AudioFile]:
     """Mark silent files as refused, and all but the first path of a file that has several, such as links."""
-    seen: dict[tuple[int, int], Path] = {}
+    seen: dict[tuple[object, ...], AudioFile] = {}
     for file in sorted(files, key=lambda file: (file.id, file.path)):
         sound = sounds[file.path]
         if file.refused or isinstance(sound, str):
             yield file
         elif sound.silent:
             yield file._replace(refused=sound.remarks[0])
-        elif (same := seen.setdefault(file_identity(file.path), file.path)) != file.path:
-            yield file._replace(refused=f"the same file as {printable(same)}")
+        elif (same := seen.setdefault((file_identity(file.path), _part(file)), file)) != file:
+            thing = "file as" if file.segment is None else f"segment as {printable(Path(same.id))[:200]} in"
+            yield file._replace(refused=f"the same {thing} {printable(same.path)}")
         else:
             yield file
 
 
-def _remarks(files: Iterable[AudioFile], sounds: Mapping[Path, Sound | str], refused: set[Path]) -> list[FileRemark]:
-    """Remarks on files that are used."""
-    used = {file.path: sounds[file.path] for file in files if file.path not in refused}
+def _part(file: AudioFile) -> Segment | None:
+    """The segment of a file, whatever its recording is called."""
+    return file.segment and file.segment._replace(recording="")
+
+
+def _remarks(cuts: Iterable[Cut], sounds: Mapping[Path, Sound | str]) -> list[FileRemark]:
+    """Remarks on the files of the cuts."""
+    used = {str(source.source) for cut in cuts for source in cut.recording.sources}
     return [
-        FileRemark(path, text) for path, sound in used.items() if isinstance(sound, Sound) for text in sound.remarks
+        FileRemark(path, text)
+        for path, sound in sounds.items()
+        if isinstance(sound, Sound) and sound.remarks and os.path.abspath(path) in used
+        for text in sound.remarks
     ]
 
 
