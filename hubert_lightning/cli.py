@@ -24,6 +24,8 @@ VERBS: Verbs = {
             "csv": "data.prepare_csv:prepare_csv",
             "kaldi": "data.prepare_kaldi:prepare_kaldi",
             "nemo": "data.prepare_nemo:prepare_nemo",
+            "huggingface": "data.prepare_huggingface:prepare_huggingface",
+            "lhotse": "data.prepare_lhotse:prepare_lhotse",
             "shar": "data.shar:prepare_shar",
             "alignments": "data.alignments:prepare_alignments",
         },

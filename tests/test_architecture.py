@@ -35,7 +35,7 @@ ROOMS = {
     "ground": Room("frame arithmetic, atomic writes, user errors, messages and progress, style of figures, signals"),
     "untrusted": Room("readers of untrusted files that never run code in them", "ground"),
     "vocabulary": Room("letters of transcripts: normalise, tokenise, encode, decode", "ground untrusted"),
-    "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "lhotse torchaudio"),
+    "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "datasets lhotse torchaudio"),
     "model": Room("the network in plain torch", "ground"),
     "pretrained": Room(
         "weights of any system → our model", "ground untrusted vocabulary model", "safetensors huggingface_hub"
@@ -86,8 +86,8 @@ ROOMS = {
 """In this order, a room imports rooms above it alone."""
 
 HEAVY = {
-    "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse", "lightning", "optuna", "plotly", "safetensors",
-    "sklearn", "torchaudio", "torchmetrics", "transformers", "wandb",
+    "datasets", "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse", "lightning", "optuna", "plotly",
+    "safetensors", "sklearn", "torchaudio", "torchmetrics", "transformers", "wandb",
 }  # fmt: skip
 
 
