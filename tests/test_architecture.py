@@ -35,7 +35,7 @@ ROOMS = {
     "ground": Room("frame arithmetic, atomic writes, user errors, messages and progress, style of figures, signals"),
     "untrusted": Room("readers of untrusted files that never run code in them", "ground"),
     "vocabulary": Room("letters of transcripts: normalise, tokenise, encode, decode", "ground untrusted"),
-    "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "datasets lhotse torchaudio"),
+    "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "datasets lhotse"),
     "model": Room("the network in plain torch", "ground"),
     "pretrained": Room(
         "weights of any system → our model", "ground untrusted vocabulary model", "safetensors huggingface_hub"
@@ -43,7 +43,7 @@ ROOMS = {
     "features": Room(
         "recordings → one row of features per 20 ms, never stored on disk",
         "ground untrusted data model pretrained",
-        "lhotse torchaudio",
+        "lhotse",
     ),
     "units": Room(
         "features → K-means → cluster ids",
@@ -53,7 +53,7 @@ ROOMS = {
     "asr": Room(
         "frames → words",
         "ground untrusted vocabulary data model pretrained features",
-        "jiwer lhotse optuna safetensors torchaudio transformers",
+        "jiwer lhotse optuna safetensors transformers",
     ),
     "interchange": Room(
         "import and export of models, ONNX, model cards",
@@ -75,7 +75,7 @@ ROOMS = {
     "demo": Room(
         "the whole method on synthetic speech",
         "ground untrusted vocabulary data model pretrained features units asr parsing training report",
-        "lhotse torchaudio",
+        "lhotse",
     ),
     "cli": Room(
         "the verbs, imported when they are called",

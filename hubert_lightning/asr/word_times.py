@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchaudio.functional import forced_align, merge_tokens
 
+from hubert_lightning.asr.forced_alignment import forced_path
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.spelling import TokenMatch
@@ -66,9 +66,14 @@ def best_tokens(log_probs: Tensor) -> list[TimedToken]:
     if not len(log_probs):
         return []
     best = log_probs.detach().cpu().max(dim=-1)
-    tokens, lengths = torch.unique_consecutive(best.indices, return_counts=True)
+    return _runs(best.indices, best.values)
+
+
+def _runs(path: Tensor, log_probs: Tensor) -> list[TimedToken]:
+    """The tokens of a path but for blanks; `path` and `log_probs` are (frames,)."""
+    tokens, lengths = torch.unique_consecutive(path, return_counts=True)
     ends = lengths.cumsum(0)
-    sums = np.add.reduceat(best.values.double().exp().numpy(), (ends - lengths).numpy())
+    sums = np.add.reduceat(log_probs.double().exp().numpy(), (ends - lengths).numpy())
     runs = zip(tokens.tolist(), (ends - lengths).tolist(), ends.tolist(), sums.tolist(), strict=True)
     return [TimedToken(token, start, end, total / (end - start)) for token, start, end, total in runs if token != BLANK]
 
@@ -101,10 +106,11 @@ def align_tokens(
             f"{len(log_probs) * HOP / SAMPLE_RATE:.0f} s, too much to be aligned at once; cut the recording and its "
             "text into parts of ten minutes or so"
         )
-    path, scores = forced_align(log_probs[None].contiguous(), torch.tensor([tokens], dtype=torch.int32), blank=BLANK)
+    path = torch.from_numpy(forced_path(log_probs, tokens))
+    log_probs = log_probs.detach().cpu()
     return [
-        TimedToken(span.token, first_frame + span.start, first_frame + span.end, span.score)
-        for span in merge_tokens(path[0], scores[0].exp(), blank=BLANK)
+        token._replace(start=first_frame + token.start, end=first_frame + token.end)
+        for token in _runs(path, log_probs.gather(1, path[:, None])[:, 0])
     ]
 
 

@@ -14,7 +14,6 @@ import av
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut, MonoCut, MultiCut
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from hubert_lightning.data.coded_audio import CodedAudio
 from hubert_lightning.data.cut_rows import SHAR
 from hubert_lightning.data.ffmpeg import File
+from hubert_lightning.data.resampling import Resampler
 from hubert_lightning.data.sound_files import open_audio, reason_of
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of
@@ -207,5 +207,5 @@ def _name_of(source: AudioSource) -> str:
 
 
 @lru_cache
-def _resampler(rate: int) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+def _resampler(rate: int) -> Resampler:
+    return Resampler(rate, SAMPLE_RATE)

@@ -15,13 +15,13 @@ from random import Random
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
 
 from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import SILENCE
+from hubert_lightning.data.audio import resampled
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.demo.espeak import Espeak, Phone, Voice
 from hubert_lightning.demo.grammar import librispeech_transcript, sentences
@@ -30,7 +30,7 @@ from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
 
-VERSION = 6
+VERSION = 7
 """Version of the corpus, which changes when the same parameters make other audio."""
 MARKER = "corpus.json"
 MIN_SPEECH, MAX_SPEECH = 2.0, 8.0
@@ -225,7 +225,7 @@ def _finish(
     """An utterance of espeak-ng in a room: resampled, between silence, at the speaker's level, over faint noise."""
     random = np.random.default_rng([seed, *map(int, path.stem.split("-"))])
     before = seconds_to_samples(silence)
-    speech = torchaudio.functional.resample(torch.from_numpy(audio.astype(np.float32)), rate, SAMPLE_RATE).numpy()
+    speech = resampled(torch.from_numpy(audio.astype(np.float32)), rate).numpy()
     speech = speech[: seconds_to_samples(len(audio) / rate)]
     speech = np.convolve(speech, _room(seed, path.parts[-3]))[: len(speech)]
     level = voice.level + random.uniform(-2, 2)

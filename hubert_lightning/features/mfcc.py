@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchaudio.compliance.kaldi import get_mel_banks
-from torchaudio.functional import compute_deltas, create_dct
 
+from hubert_lightning.features.mel_filters import kaldi_mel_filters
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 MFCC_DIM = 39
@@ -26,6 +25,7 @@ SHIFT = 160  # samples: 10 ms
 FFT = 512  # samples: the next power of two of a window
 MEL_BINS = 23
 CEPSTRA = 13
+DELTA_FRAMES = 2  # on each side
 PREEMPHASIS = 0.97
 LIFTER = 22.0
 LOWEST = 20.0  # Hz
@@ -51,8 +51,8 @@ def mfcc(waveform: Tensor) -> Tensor:
         mel = _power(waveform, tables.window) @ tables.mel
         logarithms = mel.clamp_(min=torch.finfo(torch.float32).eps).log_()  # (frames, bins)
         cepstra = (logarithms @ tables.dct).mul_(tables.lifter).T  # (13, frames)
-        deltas = compute_deltas(cepstra)
-        return torch.cat([cepstra, deltas, compute_deltas(deltas)]).T
+        deltas = _slope(cepstra)
+        return torch.cat([cepstra, deltas, _slope(deltas)]).T
 
 
 def spliced(features: Tensor) -> Tensor:
@@ -78,12 +78,22 @@ class _Tables(NamedTuple):
 
 @cache
 def _tables() -> _Tables:
-    banks, _ = get_mel_banks(MEL_BINS, FFT, SAMPLE_RATE, LOWEST, 0.0, 100.0, -500.0, 1.0)  # up to 8 kHz, not warped
-    dct = create_dct(MEL_BINS, MEL_BINS, "ortho")[:, :CEPSTRA]
-    dct[:, 0] = math.sqrt(1 / MEL_BINS)
+    filters = kaldi_mel_filters(MEL_BINS, FFT, SAMPLE_RATE, LOWEST)
+    coefficient = torch.arange(float(CEPSTRA))[:, None]
+    dct = torch.cos(math.pi / MEL_BINS * (torch.arange(float(MEL_BINS)) + 0.5) * coefficient).mul_(
+        math.sqrt(2 / MEL_BINS)
+    )  # DCT-II, (cepstra, bins)
+    dct[0] = math.sqrt(1 / MEL_BINS)
     lifter = 1 + 0.5 * LIFTER * torch.sin(math.pi * torch.arange(CEPSTRA) / LIFTER)
     window = torch.hann_window(WINDOW, periodic=False).pow(0.85)
-    return _Tables(window, F.pad(banks, (0, 1)).T, dct, lifter)
+    return _Tables(window, F.pad(filters, (0, 1)).T, dct.T, lifter)
+
+
+def _slope(features: Tensor) -> Tensor:
+    """Slope of a line fitted to five frames, the outermost ones repeated at the ends; (dim, frames) in and out."""
+    padded = F.pad(features[None], (DELTA_FRAMES, DELTA_FRAMES), mode="replicate")
+    kernel = torch.arange(-DELTA_FRAMES, DELTA_FRAMES + 1.0).repeat(len(features), 1, 1)
+    return F.conv1d(padded, kernel, groups=len(features))[0] / float(kernel[0].square().sum())
 
 
 @contextmanager

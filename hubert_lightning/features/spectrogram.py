@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
+from hubert_lightning.features.mel_filters import mel_filters
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 SPECTROGRAM_HOP = 160
@@ -50,5 +50,4 @@ def _mel(hertz: float) -> float:
 @cache
 def _filters() -> Tensor:
     """Weights of the mel bands: (frequencies, bands)."""
-    filters: Tensor = melscale_fbanks(FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, MELS, SAMPLE_RATE)
-    return filters
+    return mel_filters(MELS, FFT, SAMPLE_RATE)
