@@ -3,31 +3,53 @@
 torchaudio's `CTCDecoder` wraps the same classes. It is not used here for two reasons. It hides the lexicon's trie, so
 it would build the trie again after each change of a weight. Without a lexicon, its numbers for the letters of a
 language model differ from those of the tokens. flashlight does not document its Python names:
-tests/asr/test_flashlight.py lists those used here.
+tests/asr/test_flashlight.py lists those used here. flashlight-text has wheels for Python 3.11 and 3.12; where it is
+not installed, python_search.py has the same classes.
 """
 
 import copy
+import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashlight.lib.text.decoder import (
-    CriterionType,
-    LexiconDecoder,
-    LexiconDecoderOptions,
-    LexiconFreeDecoder,
-    LexiconFreeDecoderOptions,
-    SmearingMode,
-    Trie,
-    ZeroLM,
-)
-from flashlight.lib.text.decoder.kenlm import KenLM
-from flashlight.lib.text.dictionary import Dictionary
 from torch import Tensor
+
+try:
+    from flashlight.lib.text.decoder import (
+        CriterionType,
+        LexiconDecoder,
+        LexiconDecoderOptions,
+        LexiconFreeDecoder,
+        LexiconFreeDecoderOptions,
+        SmearingMode,
+        Trie,
+        ZeroLM,
+    )
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
+    IN_PYTHON = False
+except ImportError:
+    from hubert_lightning.asr.python_search import (
+        CriterionType,
+        Dictionary,
+        KenLM,
+        LexiconDecoder,
+        LexiconDecoderOptions,
+        LexiconFreeDecoder,
+        LexiconFreeDecoderOptions,
+        SmearingMode,
+        Trie,
+        ZeroLM,
+    )
+
+    IN_PYTHON = True
 
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.language_files import (
@@ -41,6 +63,13 @@ from hubert_lightning.asr.language_files import (
 )
 from hubert_lightning.errors import UserError
 from hubert_lightning.vocabulary import BLANK, Vocabulary
+
+log = logging.getLogger(__name__)
+
+SLOW = (
+    "hubert: beam search in Python, which is slow: flashlight-text is not installed for Python %d.%d; it has wheels "
+    "for Python 3.11 and 3.12"
+)
 
 
 class Hypothesis(NamedTuple):
@@ -75,6 +104,8 @@ class FlashlightDecoder:
     def __init__(
         self, settings: DecoderSettings, vocabulary: Vocabulary, lexicon: Lexicon | None, delimiter: int | None
     ) -> None:
+        if IN_PYTHON:
+            log.warning(SLOW, *sys.version_info[:2])
         self.vocabulary = vocabulary
         self._silence = delimiter or BLANK
         self._tokens = Dictionary(vocabulary.search_names)

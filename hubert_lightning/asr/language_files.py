@@ -85,7 +85,7 @@ def unigrams(path: Path) -> set[str] | None:
         return _words_of_binary(path)
     words: set[str] = set()
     in_unigrams = False
-    for line in _required_arpa_lines(path):
+    for line in required_arpa_lines(path):
         if line.startswith("\\"):
             if in_unigrams:
                 break
@@ -124,7 +124,7 @@ def for_kenlm(path: Path) -> Iterator[Path]:
     if head.startswith(b"\\data\\") and first and b"\t" in first[1] and compression(path) in (None, "gzip"):
         yield path
         return
-    lines = _required_arpa_lines(path)
+    lines = required_arpa_lines(path)
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "model.arpa"
         with _copying(path), copy.open("w", encoding="utf-8", newline="\n") as file:
@@ -172,7 +172,12 @@ def _arpa_lines(path: Path) -> Iterator[str] | None:
         raise
 
 
-def _required_arpa_lines(path: Path) -> Iterator[str]:
+def required_arpa_lines(path: Path) -> Iterator[str]:
+    """Read the lines of an ARPA model below `\\data\\`.
+
+    Raises:
+        UserError: The file cannot be read, or has no such line.
+    """
     lines = _arpa_lines(path)
     if lines is None:
         raise unreadable_model(path, "neither a line \\data\\ nor KenLM's binary form")
