@@ -5,6 +5,7 @@ from .asr.transcriber import Transcriber as Transcriber
 from .asr.transcriber import align as align
 from .asr.transcript_formats import Transcript as Transcript
 from .asr.word_times import Word as Word
+from .hub import CardFacts as CardFacts
 from .model.config import EncoderConfig as EncoderConfig
 from .model.hubert import HubertEncoder as HubertEncoder
 from .pretrained.load import load_encoder as load_encoder

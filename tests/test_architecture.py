@@ -26,13 +26,16 @@ class Room(NamedTuple):
     heavy: str = ""
 
 
-GROUND = ("frames", "files", "errors", "console", "figure_style", "interrupts")
+GROUND = ("frames", "files", "errors", "console", "figure_style", "interrupts", "hub")
 VOCABULARY = ("vocabulary", "spelling", "characters")
 PARSING = ("parsing", "verbs")
 MODULES = {"ground": GROUND, "vocabulary": VOCABULARY, "parsing": PARSING}
 """Rooms of modules beside the folders."""
 ROOMS = {
-    "ground": Room("frame arithmetic, atomic writes, user errors, messages and progress, style of figures, signals"),
+    "ground": Room(
+        "frame arithmetic, atomic writes, user errors, messages and progress, style of figures, signals, "
+        "methods of models"
+    ),
     "untrusted": Room("readers of untrusted files that never run code in them", "ground"),
     "vocabulary": Room("letters of transcripts: normalise, tokenise, encode, decode", "ground untrusted"),
     "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "datasets lhotse"),

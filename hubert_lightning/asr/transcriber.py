@@ -30,6 +30,7 @@ from hubert_lightning.data.examine import cut_in_memory, examine
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import autocast, find_recordings, of_cuts
+from hubert_lightning.hub import HubModel, ModelParts
 from hubert_lightning.model.devices import find_device
 
 Audio = Path | str | np.ndarray | Tensor
@@ -40,7 +41,7 @@ MAX_LOG_PROBS = 5_000_000
 """Log-probabilities of short files that are in memory together: an hour of 28 tokens."""
 
 
-class Transcriber:
+class Transcriber(HubModel):
     """A function from audio to transcripts.
 
     It prints nothing, and changes no setting of torch, no logger and no number of threads.
@@ -91,6 +92,10 @@ class Transcriber:
         loaded = load_ctc(model)
         search = None if decoder is None else search_with(decoder, loaded.vocabulary)
         return cls(loaded.to(find_device(device)), search, precision, batch_duration, num_workers)
+
+    def model_parts(self) -> ModelParts:
+        """Return what the folder of the model holds: encoder, head and tokens, without the beam search."""
+        return ModelParts(self.model.encoder, self.model.head, self.vocabulary)
 
     @overload
     def __call__(

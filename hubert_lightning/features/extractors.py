@@ -53,6 +53,7 @@ class Extractor(NamedTuple):
         uses_statistics: Whether the features have norms over time, so that parts of a recording need its statistics.
         in_workers: Function of one waveform on the CPU, (samples,) to (frames, …), which the processes that read audio
             compute. If it is given, `features` gets its results, padded, in place of waveforms.
+        encoder: Encoder that computes the features; None if there is none.
     """
 
     features: Features
@@ -61,6 +62,7 @@ class Extractor(NamedTuple):
     device: torch.device = torch.device("cpu")
     uses_statistics: bool = False
     in_workers: Callable[[Tensor], Tensor] | None = None
+    encoder: HubertEncoder | None = None
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         """Compute features of a batch in this process, as `Features`."""
@@ -121,7 +123,7 @@ def layer_extractor(
             )
 
     name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
-    return Extractor(features, name, (encoder.config.dim,), device, uses_statistics=True)
+    return Extractor(features, name, (encoder.config.dim,), device, uses_statistics=True, encoder=encoder)
 
 
 def all_layers_extractor(encoder: HubertEncoder, precision: Precision = nullcontext) -> Extractor:

@@ -1,6 +1,7 @@
 """Models from and for other systems: `hubert import` and `hubert export`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -9,7 +10,9 @@ from typing import Any, Literal
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import new_folder, replacing
-from hubert_lightning.interchange.model_card import model_card
+from hubert_lightning.hub import CardFacts
+from hubert_lightning.interchange.hub import check_push, push_folder
+from hubert_lightning.interchange.model_card import check_stated, model_card
 from hubert_lightning.interchange.onnx import write_onnx
 from hubert_lightning.interchange.run_facts import public_provenance, run_facts
 from hubert_lightning.model.hubert import HubertEncoder
@@ -71,6 +74,11 @@ def export_model(
     format: ExportFormat = "transformers",
     kmeans: Path | None = None,
     layer: int | None = None,
+    push: str | None = None,
+    private: bool = False,
+    license: str | None = None,
+    language: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
 ) -> None:
     """Convert a model for another system, with its heads, tokens and a model card.
 
@@ -82,8 +90,17 @@ def export_model(
         kmeans: K-means of a layer of the model, stored in the folder for `hubert units`.
         layer: For onnx, layer whose output the graph computes, counted from 1. If not given, the graph computes the
             log-probabilities of the tokens, or, without a CTC head, the output of the last layer.
+        push: Name on the Hugging Face hub, owner/name, that the folder is uploaded to; nothing is uploaded without it.
+        private: Whether a repository that is created on the hub is private.
+        license: Licence for the model card, such as mit or cc-by-4.0.
+        language: Codes of the languages for the model card, such as en or pt.
+        datasets: Names of data sets on the hub for the model card.
     """
     out = Path(out)
+    stated = CardFacts(license, language or (), datasets or ())
+    check_stated(stated)
+    if push is not None:
+        check_push(push)
     _check_new(out)
     if layer is not None and format != "onnx":
         raise UserError(f"layer {layer} of {format}: only onnx can have the output of one layer; leave it out")
@@ -105,8 +122,10 @@ def export_model(
                 (folder / name).write_bytes(content)
         if kmeans is not None:
             _write_kmeans(folder, kmeans, weights.config.dim, fingerprint)
-        (folder / "README.md").write_text(model_card(out.name, weights, encoder, facts, format), "utf-8")
+        (folder / "README.md").write_text(model_card(out.name, weights, encoder, facts, format, stated), "utf-8")
     print(f"{out}: {_description(weights)}, for {format}")
+    if push is not None:
+        print(f"{push}: uploaded, {push_folder(out, push, private)}")
 
 
 def _check_new(out: Path) -> None:

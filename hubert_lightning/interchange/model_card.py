@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from string import Template
 
+from hubert_lightning.errors import UserError
+from hubert_lightning.hub import CardFacts
 from hubert_lightning.interchange.run_facts import (
     MAX_ROWS,
     MAX_VALUE_LENGTH,
@@ -36,6 +38,9 @@ $rows
 $usage
 """)
 
+METRICS = {"words": "WER", "letters": "CER"}
+"""Error rates by the part of a scores.json that has them."""
+
 ENTITIES = {
     "&": "&amp;",
     "<": "&lt;",
@@ -49,7 +54,14 @@ ENTITIES = {
 """Characters that would begin a tag, a cell, code, an address or a formula."""
 
 
-def model_card(name: str, weights: PretrainedWeights, encoder: HubertEncoder, facts: Facts, format: str) -> str:
+def model_card(
+    name: str,
+    weights: PretrainedWeights,
+    encoder: HubertEncoder,
+    facts: Facts,
+    format: str,
+    stated: CardFacts = CardFacts(),
+) -> str:
     """Write a model card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
@@ -58,15 +70,9 @@ def model_card(name: str, weights: PretrainedWeights, encoder: HubertEncoder, fa
         encoder: Encoder of the model.
         facts: Facts about its run.
         format: Name of the export format.
+        stated: Licence, languages and data sets that the author of the model states.
     """
-    from huggingface_hub import ModelCardData  # takes a second
-
     is_recogniser = weights.head is not None
-    front_matter = ModelCardData(
-        library_name=format if format in ("transformers", "onnx") else "hubert_lightning",
-        pipeline_tag="automatic-speech-recognition" if is_recogniser else "feature-extraction",
-        tags=["hubert", "speech", "hubert_lightning"],
-    )
     usage = USAGE[format].substitute(
         name=f'"{name}"' if re.fullmatch(r"[\w .-]+", name, re.ASCII) else ascii(name),
         model="HubertForCTC" if is_recogniser else "HubertModel",
@@ -74,7 +80,7 @@ def model_card(name: str, weights: PretrainedWeights, encoder: HubertEncoder, fa
     )
     rows = [f"| {escaped(label)} | {value} |" for label, value in _rows(weights, facts)]
     return CARD.substitute(
-        front_matter=front_matter.to_yaml(),
+        front_matter=_front_matter(name, is_recogniser, facts, format, stated),
         title=escaped(name),
         millions=f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f}",
         layers=weights.config.num_layers,
@@ -84,10 +90,61 @@ def model_card(name: str, weights: PretrainedWeights, encoder: HubertEncoder, fa
     )
 
 
+def check_stated(stated: CardFacts) -> None:
+    """Check what an author states, before a model is written.
+
+    Raises:
+        UserError: A licence, a language or a data set cannot be one of the hub.
+    """
+    if stated.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", stated.license):
+        raise UserError(f"license {stated.license!r}: no identifier of the hub; give one such as mit or cc-by-4.0")
+    if wrong := [code for code in stated.language if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", code)]:
+        raise UserError(f"language {wrong[0]!r}: no code of a language; give one such as en, pt or yue")
+    if wrong := [name for name in stated.datasets if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII)]:
+        raise UserError(f"datasets {wrong[0]!r}: no name on the hub; give one such as openslr/librispeech_asr")
+
+
+def _front_matter(name: str, is_recogniser: bool, facts: Facts, format: str, stated: CardFacts) -> str:
+    """The front matter in YAML, with the error rates of the last test of the model's run."""
+    from huggingface_hub import EvalResult, ModelCardData  # takes a second
+
+    check_stated(stated)
+    task = "automatic-speech-recognition" if is_recogniser else "feature-extraction"
+    scores = [(metric, mapping_at(facts.scores, part).get("rate")) for part, metric in METRICS.items()]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type="custom",
+            dataset_name=", ".join(facts.test_data) or "test of the run",
+            metric_type=metric.lower(),
+            metric_name=f"{metric} in percent",
+            metric_value=round(100 * rate, 2),
+        )
+        for metric, rate in scores
+        if is_recogniser and is_number(rate)
+    ]
+    data = ModelCardData(
+        license=stated.license,
+        language=list(stated.language) or None,
+        datasets=list(stated.datasets) or None,
+        metrics=[result.metric_type for result in results] or None,
+        model_name=_plain(name) if results else None,
+        eval_results=results or None,
+        library_name=format if format in ("transformers", "onnx") else "hubert_lightning",
+        pipeline_tag=task,
+        tags=["hubert", "speech", "hubert_lightning"],
+    )
+    return str(data.to_yaml())
+
+
+def _plain(text: object) -> str:
+    """A text on one line, without characters that are not printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
 def escaped(text: object) -> str:
     """Escape a text for a cell or heading in Markdown, which then shows it as it is, without links, tags or code."""
-    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    shown = "".join(ENTITIES.get(character, character) for character in plain)
+    shown = "".join(ENTITIES.get(character, character) for character in _plain(text))
     return re.sub(r"\bwww\.", "www&#46;", re.sub(r"([\\*_\[\]~])", r"\\\1", shown), flags=re.IGNORECASE)
 
 
@@ -108,7 +165,7 @@ def _rows(weights: PretrainedWeights, facts: Facts) -> Iterator[tuple[str, str]]
     for layer, pnmi in numbers[:MAX_ROWS]:
         if pnmi <= 1:
             yield f"PNMI, {public(layer)}", f"{pnmi:.3f}"
-    for part, metric in (("words", "WER"), ("letters", "CER")):
+    for part, metric in METRICS.items():
         score = mapping_at(facts.scores, part)
         if is_number(score.get("rate")):
             low, high = score.get("low"), score.get("high")

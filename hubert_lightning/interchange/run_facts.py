@@ -35,6 +35,7 @@ class Facts:
         scores: Error rates of the last `hubert test` in the run, as `hubert score` writes them.
         units: Features, layer and clusters of the run's labels.
         quality: Quality of the run's units by layer, as `hubert quality` writes it.
+        test_data: Names of the manifests of the test data, without their folders.
     """
 
     steps: int | None = None
@@ -44,6 +45,7 @@ class Facts:
     scores: dict[str, Json] = field(default_factory=dict)
     units: dict[str, Json] = field(default_factory=dict)
     quality: dict[str, Json] = field(default_factory=dict)
+    test_data: tuple[str, ...] = ()
 
     def provenance(self) -> dict[str, Json]:
         """Return the facts that the file with the weights keeps."""
@@ -65,7 +67,7 @@ def run_facts(path: Path) -> Facts:
     # A date or a number in YAML may be none, which raises whatever there is
     with suppress(yaml.YAMLError, OSError, ValueError, TypeError, RecursionError, OverflowError):
         config = read_yaml(folder / "config.yaml")
-    manifests = _as_list(mapping_at(config, "data", "init_args").get("train"))
+    data = mapping_at(config, "data", "init_args")
     callbacks = _as_list(mapping_at(config, "trainer").get("callbacks"))
     labels = next((mapping_at(callback, "init_args") for callback in callbacks if _is_relabel(callback)), {})
     quality = _read(folder / "layers.json") or _read(folder / "quality.json") or _read(folder / "quality/quality.json")
@@ -78,13 +80,19 @@ def run_facts(path: Path) -> Facts:
     validated = {name: value for name, value in metrics.items() if name.startswith("val/") and is_number(value)}
     return Facts(
         steps or None,
-        tuple(public(manifest) for manifest in manifests if isinstance(manifest, str))[:MAX_ROWS],
+        _names(data.get("train")),
         _audio(checkpoint),
         dict([*validated.items()][:MAX_ROWS]),
         _read(folder / "scores.json"),
         {name: public(labels[name]) for name in ("features", "layer", "clusters") if labels.get(name) is not None},
         quality,
+        _names(data.get("test")),
     )
+
+
+def _names(manifests: Json) -> tuple[str, ...]:
+    """Names of manifests, without their folders."""
+    return tuple(public(manifest) for manifest in _as_list(manifests) if isinstance(manifest, str))[:MAX_ROWS]
 
 
 def public_provenance(provenance: Mapping[str, Json]) -> dict[str, Json]:

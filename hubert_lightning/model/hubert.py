@@ -6,6 +6,7 @@ Values, gradients and initialisation are those of the reference code (tests/mode
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import num_frames, padding_mask
+from hubert_lightning.hub import HubModel, ModelParts, implementation
 from hubert_lightning.model.compilation import call_compiled, compilable, compile_methods
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import (
@@ -50,7 +52,7 @@ def accepts_alone(method: Callable[Arguments, Result]) -> Callable[Arguments, Re
     return renamed
 
 
-class HubertEncoder(nn.Module):
+class HubertEncoder(nn.Module, HubModel):
     """Contextual features of 16 kHz audio, one frame per 20 ms."""
 
     def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:
@@ -70,6 +72,23 @@ class HubertEncoder(nn.Module):
         self.initialize()
         if config.feature_grad_mult == 0:
             self.convolutions.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, model: Path | str) -> "HubertEncoder":
+        """Load a pre-trained encoder in eval mode, on the CPU, as `load_encoder`.
+
+        Args:
+            model: Folder of `save_pretrained`, name on the Hugging Face hub, or any other model.
+
+        Raises:
+            UserError: The file is missing, corrupt or unsafe, or holds no HuBERT.
+        """
+        encoder: HubertEncoder = implementation("pretrained.load:load_encoder")(model)
+        return encoder
+
+    def model_parts(self) -> ModelParts:
+        """Return what the folder of the model holds."""
+        return ModelParts(self)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -159,10 +159,11 @@ def located(path: Path | str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    settings, new, old = ["*.json"], ["model*.safetensors"], ["pytorch_model*.bin"]
+    settings = ["*.json", COMPANION_FILE, KMEANS_FILE]
+    new, old = ["model*.safetensors"], ["pytorch_model*.bin"]
     try:
         folder = Path(snapshot_download(str(path), allow_patterns=settings + new))
-        if not [*folder.glob("*.safetensors")]:
+        if not [*folder.glob("model*.safetensors")]:
             folder = Path(snapshot_download(str(path), allow_patterns=settings + old))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -5,7 +5,7 @@ units(waveform, sample_rate)  # (frames,)
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,10 +21,11 @@ from hubert_lightning.features.extractors import MFCC, MFCC_SPLICED, Extractor, 
 from hubert_lightning.features.recordings import autocast
 from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.hub import HubModel, ModelParts, no_encoder
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
-from hubert_lightning.pretrained.load import KMEANS_FILE
+from hubert_lightning.pretrained.load import KMEANS_FILE, is_hub_name, located
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_recipe import LabelRecipe, is_mfcc
@@ -60,7 +61,7 @@ def deduplicated(units: Tensor) -> Runs:
     return Runs(*torch.unique_consecutive(units, return_counts=True))
 
 
-class Units:
+class Units(HubModel):
     """A function from audio to units.
 
     Args:
@@ -68,12 +69,19 @@ class Units:
         centroids: (clusters, dim).
         window: Seconds of a recording that are encoded at once, at least 10. A longer recording is encoded in windows,
             which are normalised as the whole recording; attention does not reach beyond them.
+        kmeans_source: Facts about the K-means for `save_pretrained`, by name.
 
     Raises:
         UserError: The window is too short, or features and centroids have different dimensions.
     """
 
-    def __init__(self, extractor: Extractor, centroids: Tensor, window: float = WINDOW_DURATION) -> None:
+    def __init__(
+        self,
+        extractor: Extractor,
+        centroids: Tensor,
+        window: float = WINDOW_DURATION,
+        kmeans_source: Mapping[str, str] | None = None,
+    ) -> None:
         if window < 10:
             raise UserError(f"window {window} s: give 10 s or more, because windows overlap by 5 s")
         self._longest = seconds_to_samples(window) // HOP
@@ -91,6 +99,7 @@ class Units:
         self.source = {"features": extractor.name, "kmeans": kmeans_fingerprint([centroids]), "window": window}
         """Everything that units depend on besides their recordings."""
         self._extractor = extractor._replace(features=units, shape=())
+        self._centroids, self._kmeans_source = centroids, {**(kmeans_source or {}), "features": extractor.name}
 
     @classmethod
     def from_pretrained(
@@ -140,7 +149,17 @@ class Units:
             raise UserError(
                 f"{kmeans} was fitted on {features}, but {gives}; give the model that it was fitted on, or {wanted}"
             )
-        return cls(extractor, streams[0], window)
+        return cls(extractor, streams[0], window, source)
+
+    def model_parts(self) -> ModelParts:
+        """Return what the folder of the model holds.
+
+        Raises:
+            UserError: The units are those of MFCCs.
+        """
+        if self._extractor.encoder is None:
+            raise no_encoder("units of MFCCs")
+        return ModelParts(self._extractor.encoder, centroids=self._centroids, kmeans_source=self._kmeans_source)
 
     def __call__(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
         """Compute the unit of every frame of a recording; a long one is encoded in windows.
@@ -310,6 +329,8 @@ class UnitStream:
 
 
 def _beside(model: Path) -> Path:
+    if not is_mfcc(model) and is_hub_name(model):
+        model = located(model)
     if model.is_dir() and (model / KMEANS_FILE).is_file():
         return model / KMEANS_FILE
     if is_mfcc(model):
