@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from hubert_lightning import __version__, console
 from hubert_lightning.console import output_is_closed, print_refusal, show_messages
@@ -67,6 +67,7 @@ VERBS: Verbs = {
     "models": {
         "import": "interchange.import_export:import_model",
         "export": "interchange.import_export:export_model",
+        "serve": "serving.serve:serve",
     },
 }
 """Group → verb → "room.module:function", or the verbs of a verb."""
@@ -148,7 +149,12 @@ def _run(args: list[str]) -> int:
 
 
 def _signals_of(verb: str) -> AbstractContextManager[None]:
-    """End verbs that train or evaluate on SIGTERM as on Ctrl-C; in other verbs, raise `KeyboardInterrupt` on Ctrl-C."""
+    """End verbs that train or evaluate on SIGTERM as on Ctrl-C; in other verbs, raise `KeyboardInterrupt` on Ctrl-C.
+
+    A service ends by itself, after the requests that it has accepted.
+    """
+    if verb == "serve":
+        return nullcontext()
     if verb not in KEPT_AFTER_SIGNAL:
         return listening([signal.SIGINT])
     return listening(SIGNALS, lambda name: f"{name} while {console.now.what}: {KEPT_AFTER_SIGNAL[verb]}")

@@ -80,17 +80,23 @@ ROOMS = {
         "ground untrusted vocabulary data model pretrained features units asr parsing training report",
         "lhotse",
     ),
+    "serving": Room(
+        "words and units over HTTP",
+        "ground untrusted vocabulary data model pretrained features units asr",
+        "fastapi fastapi_offline lhotse prometheus_client starlette uvicorn",
+    ),
     "cli": Room(
         "the verbs, imported when they are called",
         "ground untrusted vocabulary data model pretrained features units asr interchange parsing planning training "
-        "report demo",
+        "report demo serving",
     ),
 }
 """In this order, a room imports rooms above it alone."""
 
 HEAVY = {
-    "datasets", "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse", "lightning", "optuna", "plotly",
-    "safetensors", "sklearn", "torchaudio", "torchmetrics", "transformers", "wandb",
+    "datasets", "fastapi", "fastapi_offline", "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse",
+    "lightning", "optuna", "plotly", "prometheus_client", "safetensors", "sklearn", "starlette", "torchaudio",
+    "torchmetrics", "transformers", "uvicorn", "wandb",
 }  # fmt: skip
 
 

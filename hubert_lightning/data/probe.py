@@ -1,5 +1,6 @@
 """Audio files, decoded to their end: whether they are usable, and remarks for the user."""
 
+import math
 import mmap
 import os
 import re
@@ -60,16 +61,34 @@ class Sound(NamedTuple):
     silent: bool = False
 
 
-class _Levels:
-    """Levels of all samples of an audio file."""
+TOO_LONG = "too long"
+"""Beginning of the reason against a recording that lasts longer than its caller allows."""
 
-    def __init__(self, audio: Audio) -> None:
+
+class _TooLong(Exception):
+    """A recording lasts longer than its caller allows."""
+
+
+class _Levels:
+    """Levels of all samples of an audio file.
+
+    Args:
+        audio: Audio file.
+        max_duration: Seconds after which decoding ends.
+
+    Raises:
+        _TooLong: The file is longer.
+    """
+
+    def __init__(self, audio: Audio, max_duration: float) -> None:
         self.num_samples = self.clipped = 0
         self.lowest, self.highest = np.inf, -np.inf
         self.finite = True
         self.energy = self.energy_of_mean = 0.0
         for block in audio.blocks():
             self._add(block)
+            if self.num_samples > max_duration * audio.rate:
+                raise _TooLong
 
     def _add(self, block: np.ndarray) -> None:
         self.num_samples += len(block)
@@ -127,12 +146,16 @@ class _Levels:
         return remarks
 
 
-def probe(path: Path) -> Sound | str:
+def probe(path: Path, max_duration: float = math.inf) -> Sound | str:
     """Decode an audio file to its end.
 
+    Args:
+        path: Audio file.
+        max_duration: Seconds of the longest usable recording; a longer one is not decoded further.
+
     Returns:
-        The file's `Sound`, or the reason why it cannot be used: missing, not audio, cut short, or with samples that are
-        certainly wrong.
+        The file's `Sound`, or the reason why it cannot be used: missing, not audio, cut short, too long, or with
+        samples that are certainly wrong.
     """
     if not _is_utf8(path):
         return "its name is not UTF-8, and no manifest can hold it: rename it"
@@ -144,14 +167,19 @@ def probe(path: Path) -> Sound | str:
         plain = PlainAudio.opened(file)
         if plain is not None:
             with plain:
-                sound = _probe_plain(file, plain)
+                sound = _probe_plain(file, plain, max_duration)
         if isinstance(sound, (Sound, str)):
             return sound
         with closing(decoder_of(file)) as coded:
-            by_ffmpeg = _probe_coded(file, coded) if isinstance(coded, CodedAudio) else _probe_chained(file, coded)
+            if isinstance(coded, CodedAudio):
+                by_ffmpeg = _probe_coded(file, coded, max_duration)
+            else:
+                by_ffmpeg = _probe_chained(file, coded, max_duration)
         if plain and sound and isinstance(by_ffmpeg, Sound) and by_ffmpeg.num_samples == plain.num_samples:
             return f"corrupt: {reason_of(sound)}"  # such as a wrong checksum, which FFmpeg does not check
         return by_ffmpeg
+    except _TooLong:
+        return f"{TOO_LONG}: it lasts more than {max_duration:g} s; cut it into parts"
     except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
         return f"unreadable: {reason_of(error)}"
 
@@ -164,12 +192,12 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundFileError | None:
+def _probe_plain(file: str, plain: PlainAudio, max_duration: float) -> Sound | str | soundfile.SoundFileError | None:
     """Decode a file with soundfile; None if FFmpeg has to decode it since it may be longer."""
     if reason := unusable(plain.rate):
         return reason
     try:
-        levels = _Levels(plain)
+        levels = _Levels(plain, max_duration)
     except soundfile.SoundFileError as error:
         if plain.sequential:
             raise
@@ -179,11 +207,11 @@ def _probe_plain(file: str, plain: PlainAudio) -> Sound | str | soundfile.SoundF
     return _sound_of(file, plain, levels, [])
 
 
-def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
+def _probe_coded(file: str, coded: CodedAudio, max_duration: float) -> Sound | str:
     """Decode a file with FFmpeg's libraries."""
     if coded.rate and (reason := unusable(coded.rate)):
         return reason
-    levels = _Levels(coded)
+    levels = _Levels(coded, max_duration)
     last = coded.num_packets - 1  # the end of the stream counts as a packet
     failed = len(coded.failed - {last - 1})
     if not levels.num_samples:
@@ -212,10 +240,10 @@ def _probe_coded(file: str, coded: CodedAudio) -> Sound | str:
     return _sound_of(file, coded, levels, remarks)
 
 
-def _probe_chained(file: str, chained: ChainedAudio) -> Sound | str:
+def _probe_chained(file: str, chained: ChainedAudio, max_duration: float) -> Sound | str:
     if chained.rate and (reason := unusable(chained.rate)):
         return reason
-    return _sound_of(file, chained, _Levels(chained), [])
+    return _sound_of(file, chained, _Levels(chained, max_duration), [])
 
 
 def _sound_of(file: str, audio: Audio, levels: _Levels, remarks: list[str]) -> Sound | str:

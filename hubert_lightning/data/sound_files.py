@@ -163,6 +163,15 @@ def coded_audio(file: File) -> CodedAudio | ChainedAudio:
     return chosen
 
 
+def close_decoders() -> None:
+    """Close the decoders that are kept for this thread, so that files which are removed do not stay open."""
+    if getattr(_decoders, "process", None) != os.getpid():
+        return
+    while _decoders.audio:
+        _, audio = _decoders.audio.popitem()
+        audio.close()
+
+
 def decoder_of(file: File) -> CodedAudio | ChainedAudio:
     """Open a new decoder."""
     contents = joined_files(file)

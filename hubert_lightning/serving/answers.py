@@ -1,0 +1,157 @@
+"""What a service answers: formats of transcripts, and the content of JSON."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from fastapi import HTTPException
+from lhotse.cut import Cut
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
+from hubert_lightning.serving.models import Recogniser
+from hubert_lightning.units.unit_extractor import deduplicated
+
+AnswerFormat = Literal["json", "text", "srt", "vtt"]
+MEDIA_TYPES: dict[AnswerFormat, str] = {
+    "json": "application/json",
+    "text": "text/plain",
+    "srt": "application/x-subrip",
+    "vtt": "text/vtt",
+}
+"""Media type of each format, by which `Accept` asks for it."""
+
+
+class WordAnswer(BaseModel):
+    """A word with its times."""
+
+    word: str
+    start: float = Field(description="Start in seconds.")
+    end: float = Field(description="End in seconds.")
+    confidence: float = Field(description="Mean probability of the word's letters, from 0 to 1.")
+
+
+class TranscriptAnswer(BaseModel):
+    """The words of a recording."""
+
+    duration: float = Field(description="Duration of the recording in seconds.")
+    text: str = Field(description="Text of the recording.")
+    words: list[WordAnswer] = Field(description="Words with their times, in order.")
+    remarks: list[str] = Field(description="Unusual properties of the recording, such as a low sampling rate.")
+
+
+class UnitsAnswer(BaseModel):
+    """The units of a recording."""
+
+    duration: float = Field(description="Duration of the recording in seconds.")
+    units: list[int] = Field(description="Unit of every 20 ms, or of every run of equal units if `deduplicate`.")
+    durations: list[int] | None = Field(None, description="Frames of 20 ms of each run, if `deduplicate`.")
+    remarks: list[str] = Field(description="Unusual properties of the recording, such as a low sampling rate.")
+
+
+class ErrorAnswer(BaseModel):
+    """Why a request was refused."""
+
+    detail: str = Field(description="One sentence.")
+
+
+class StatusAnswer(BaseModel):
+    """State of the service."""
+
+    status: str
+
+
+class ServiceAnswer(BaseModel):
+    """What the service is."""
+
+    model: str = Field(description="Name of the model.")
+    version: str = Field(description="Version of hubert_lightning.")
+    device: str = Field(description="Device that computes.")
+    endpoints: list[str] = Field(description="What can be computed: transcribe, units, stream.")
+    max_upload: float = Field(description="Megabytes of an upload.")
+    max_duration: float = Field(description="Seconds of a recording.")
+
+
+def transcript_content(
+    recogniser: Recogniser, cut: Cut, remarks: Sequence[str], format: AnswerFormat, log_probs: Tensor
+) -> bytes:
+    """Decode a recording as `hubert transcribe` does, and write the answer.
+
+    Args:
+        recogniser: Model and search.
+        cut: The recording.
+        remarks: Unusual properties of the recording.
+        format: Format of the answer.
+        log_probs: (frames, tokens).
+    """
+    words = words_in(log_probs, recogniser.model.vocabulary, recogniser.search, timed=format != "text")
+    transcript = Transcript(cut.id, cut.duration, *words)
+    if format == "vtt":
+        return _vtt(FORMATS["srt"](transcript)).encode()
+    if format != "json":
+        return FORMATS[format](transcript).encode()
+    content = json.loads(FORMATS["json"](transcript)) | {"remarks": list(remarks)}
+    return TranscriptAnswer.model_validate(content).model_dump_json().encode()
+
+
+def units_content(cut: Cut, remarks: Sequence[str], deduplicate: bool, units: Tensor) -> bytes:
+    """Write the units of a recording.
+
+    Args:
+        cut: The recording.
+        remarks: Unusual properties of the recording.
+        deduplicate: Whether each run of equal units is written once, with its duration.
+        units: (frames,).
+    """
+    runs = deduplicated(units) if deduplicate else None
+    answer = UnitsAnswer(
+        duration=round(cut.duration, 3),
+        units=(units if runs is None else runs.units).tolist(),
+        durations=None if runs is None else runs.durations.tolist(),
+        remarks=list(remarks),
+    )
+    return answer.model_dump_json(exclude_none=True).encode()
+
+
+def chosen_format(asked: AnswerFormat | None, accept: str | None) -> AnswerFormat:
+    """Choose the format of a transcript.
+
+    Args:
+        asked: Format of the query, which decides.
+        accept: Header `Accept`, whose most wanted known media type decides otherwise.
+
+    Raises:
+        HTTPException: Nothing that the client accepts can be given (406).
+    """
+    if asked is not None or not accept:
+        return asked or "json"
+    for media_type in _accepted(accept):
+        main, _, sub = media_type.partition("/")
+        for name, own in MEDIA_TYPES.items():
+            if media_type in (own, "*/*") or (sub == "*" and own.startswith(f"{main}/")):
+                return name
+    raise HTTPException(
+        406, f"the service has no {accept.strip()[:100]!r}; accept one of {', '.join(MEDIA_TYPES.values())}"
+    )
+
+
+def _accepted(accept: str) -> list[str]:
+    """Media types of the header, most wanted first; those of quality 0 are left out."""
+    weighted: list[tuple[float, str]] = []
+    for part in accept.split(","):
+        media_type, *parameters = (word.strip().lower() for word in part.split(";"))
+        quality = next((value[2:] for value in parameters if value.startswith("q=")), "1")
+        try:
+            weighted.append((float(quality), media_type))
+        except ValueError:
+            weighted.append((1.0, media_type))
+    return [media_type for weight, media_type in sorted(weighted, key=lambda pair: -pair[0]) if weight > 0]
+
+
+def _vtt(srt: str) -> str:
+    """Convert subtitles from SubRip to WebVTT."""
+    escaped = srt.replace("&", "&amp;").replace("<", "&lt;")
+    return "WEBVTT\n\n" + re.sub(r"(?m)^([\d:]+),(\d+) --> ([\d:]+),(\d+)$", r"\1.\2 --> \3.\4", escaped)
