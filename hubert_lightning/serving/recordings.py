@@ -74,10 +74,6 @@ async def received(request: Request, limits: Limits, folder: Path) -> AsyncItera
     if announced.isdecimal() and int(announced) > limits.max_bytes:
         raise _too_large(limits)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "application/x-www-form-urlencoded":
-        raise HTTPException(
-            415, "the body is a form without files; send the recording as the body, or as multipart/form-data"
-        )
     path: Path | None = None
     try:
         if content_type == "multipart/form-data":

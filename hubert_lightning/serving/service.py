@@ -45,6 +45,7 @@ class Service:
         self.models, self.limits, self.name = models, limits, name
         self.metrics = Metrics()
         self.num_streams = 0
+        self._threads = torch.get_num_threads()  # of the thread that loaded the models
         self.queue: JobQueue
         self.stream_thread: ThreadPoolExecutor
         self._readers: ThreadPoolExecutor
@@ -54,11 +55,10 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Serve until the block ends; then no thread and no temporary file is left."""
         queue = JobQueue(self.models.encoders, self.models.seconds_at_once, self.limits, self.metrics)
-        threads = torch.get_num_threads()
         with (
             tempfile.TemporaryDirectory(prefix="hubert-serve-", ignore_cleanup_errors=True) as folder,
-            ThreadPoolExecutor(1, "model", _use_threads, (threads,)) as model_thread,
-            ThreadPoolExecutor(1, "streams", _use_threads, (threads,)) as self.stream_thread,
+            ThreadPoolExecutor(1, "model", _use_threads, (self._threads,)) as model_thread,
+            ThreadPoolExecutor(1, "streams", _use_threads, (self._threads,)) as self.stream_thread,
             # Each upload is decoded and resampled in one thread: the model needs the others
             ThreadPoolExecutor(usable_cores(), "uploads", _use_threads, (1,)) as self._readers,
         ):
