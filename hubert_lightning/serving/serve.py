@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("fastapi", "fastapi_offline", "multipart", "prometheus_client", "uvicorn", "websockets")
+PACKAGES = ("fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn", "websockets")
 """Packages of the extra `serve`."""
 MESSAGES_IN_MEMORY = 4
 """Messages of a stream that wait for its turn; then its client has to wait."""
@@ -92,8 +92,8 @@ def serve(
         from hubert_lightning.data.workers import share_threads
         from hubert_lightning.serving.models import load_models
 
-        share_threads()
         models = load_models(model, kmeans, layer, units_model, decoder, batch_duration, precision, window)
+        share_threads()
         address = listener.getsockname()[0]
         names = _names(host, address) if allowed_hosts is None else allowed_hosts
         try:
@@ -102,6 +102,7 @@ def serve(
 
             app = application(Service(models, limits, Path(model).name), names, allowed_origins or ())
             url = f"http://{f'[{address}]' if ':' in address else address}:{listener.getsockname()[1]}"
+            listener.listen()  # whoever connects from now on is answered
             endpoints = ", ".join(f"/{name}" for name in models.encoders)
             say(f"hubert: serving {model} at {url} ({endpoints}, /stream; {url}/docs); Ctrl-C or SIGTERM ends it")
             if not ip_address(address).is_loopback:
