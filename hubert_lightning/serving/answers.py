@@ -1,7 +1,5 @@
 """What a service answers: formats of transcripts, and the content of JSON."""
 
-import json
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +8,7 @@ from lhotse.cut import Cut
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from hubert_lightning.asr.transcribe import words_in
+from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
 from hubert_lightning.serving.models import Recogniser
 from hubert_lightning.units.unit_extractor import deduplicated
@@ -39,8 +37,9 @@ class TranscriptAnswer(BaseModel):
 
     duration: float = Field(description="Duration of the recording in seconds.")
     text: str = Field(description="Text of the recording.")
+    confidence: float | None = Field(description="Mean confidence of the words by their letters; null without words.")
     words: list[WordAnswer] = Field(description="Words with their times, in order.")
-    remarks: list[str] = Field(description="Unusual properties of the recording, such as a low sampling rate.")
+    remarks: list[str] = Field([], description="Unusual properties of the recording, such as a low sampling rate.")
 
 
 class UnitsAnswer(BaseModel):
@@ -87,14 +86,11 @@ def transcript_content(
         format: Format of the answer.
         log_probs: (frames, tokens).
     """
-    words = words_in(log_probs, recogniser.model.vocabulary, recogniser.search, timed=format != "text")
-    transcript = Transcript(cut.id, cut.duration, *words)
-    if format == "vtt":
-        return _vtt(FORMATS["srt"](transcript)).encode()
-    if format != "json":
-        return FORMATS[format](transcript).encode()
-    content = json.loads(FORMATS["json"](transcript)) | {"remarks": list(remarks)}
-    return TranscriptAnswer.model_validate(content).model_dump_json().encode()
+    text, words = words_in(log_probs, recogniser.model.vocabulary, recogniser.search, timed=format != "text")
+    transcript = Transcript(cut.id, cut.duration, text, tuple(words), tuple(remarks))
+    if format == "json":
+        return TranscriptAnswer.model_validate(transcript.to_dict()).model_dump_json().encode()
+    return FORMATS[format](transcript).encode()
 
 
 def units_content(cut: Cut, remarks: Sequence[str], deduplicate: bool, units: Tensor) -> bytes:
@@ -149,9 +145,3 @@ def _accepted(accept: str) -> list[str]:
         except ValueError:
             weighted.append((1.0, media_type))
     return [media_type for weight, media_type in sorted(weighted, key=lambda pair: -pair[0]) if weight > 0]
-
-
-def _vtt(srt: str) -> str:
-    """Convert subtitles from SubRip to WebVTT."""
-    escaped = srt.replace("&", "&amp;").replace("<", "&lt;")
-    return "WEBVTT\n\n" + re.sub(r"(?m)^([\d:]+),(\d+) --> ([\d:]+),(\d+)$", r"\1.\2 --> \3.\4", escaped)

@@ -9,16 +9,14 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from io import BytesIO
 from pathlib import Path
 from shutil import copyfileobj
 from typing import NamedTuple
 
 import av
 import soundfile
+import torch
 from fastapi import HTTPException, Request
-from lhotse import Recording
-from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -26,7 +24,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile
-from hubert_lightning.data.examine import cuts_of
+from hubert_lightning.data.examine import cut_in_memory, cuts_of
 from hubert_lightning.data.probe import TOO_LONG, Sound, probe
 from hubert_lightning.data.sound_files import close_decoders, open_audio
 from hubert_lightning.errors import UserError
@@ -202,20 +200,13 @@ def in_memory(cut: Cut) -> Cut:
     Raises:
         UserError: The file has become unreadable.
     """
-    content = BytesIO()
+    samples = torch.empty(cut.num_samples)
     try:
-        with soundfile.SoundFile(content, "w", SAMPLE_RATE, 1, "FLOAT", format="WAV") as wav:
-            for first in range(0, cut.num_samples, BLOCK_SAMPLES):
-                wav.write(read_waveform(cut, first, min(BLOCK_SAMPLES, cut.num_samples - first)).numpy())
+        for first in range(0, cut.num_samples, BLOCK_SAMPLES):
+            size = min(BLOCK_SAMPLES, cut.num_samples - first)
+            samples[first : first + size] = read_waveform(cut, first, size)
     except UserError as error:
         raise UserError(str(error).replace(cut.recording.sources[0].source, UPLOAD)) from error
     finally:
         close_decoders()
-    source = AudioSource(type="memory", channels=[0], source=content.getvalue())
-    return Recording(
-        id=cut.id,
-        sources=[source],
-        sampling_rate=SAMPLE_RATE,
-        num_samples=cut.num_samples,
-        duration=cut.num_samples / SAMPLE_RATE,
-    ).to_cut()
+    return cut_in_memory(cut.id, samples)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.serving.service import Service
-from hubert_lightning.units.unit_extractor import Units, UnitStream
+from hubert_lightning.units.unit_extractor import Units
 
 Message = dict[str, Any]  # JSON values
 SampleFormat = Literal["s16", "f32"]
@@ -85,7 +85,7 @@ class UnitSession:
     """
 
     def __init__(self, units: Units, options: StreamOptions) -> None:
-        self._stream: UnitStream = units.stream(options.step, options.lookahead, options.history)
+        self._stream = units.stream(options.step, options.lookahead, options.history)
         self.latency = self._stream.latency
         self._given = 0
 

@@ -12,7 +12,7 @@ from served import ServedFiles, served_with
 from hubert_lightning.serving.models import Models, load_models
 
 
-@pytest.mark.parametrize("format", ["json", "text", "srt"])
+@pytest.mark.parametrize("format", ["json", "text", "srt", "vtt"])
 def test_a_transcript_is_that_of_the_verb(
     client: TestClient, served: ServedFiles, format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -23,10 +23,9 @@ def test_a_transcript_is_that_of_the_verb(
             answer = client.post("/transcribe", params={"format": format}, files={"file": file})
         assert answer.status_code == 200
         if format == "json":
-            of_verb, of_service = json.loads(expected), answer.json()
-            assert of_service.pop("remarks") == []
-            assert of_service == {name: value for name, value in of_verb.items() if name in of_service}
-            assert of_service["words"] == of_verb["words"] != []
+            transcript = json.loads(expected)
+            assert len(transcript["words"]) > 1
+            assert {"file": str(path)} | answer.json() == transcript | {"remarks": []}
         else:
             assert answer.text == expected
             assert len(expected) > 20
@@ -86,15 +85,6 @@ def test_what_the_service_cannot_write_is_not_acceptable(client: TestClient, ser
     answer = client.post("/transcribe", params={"format": "docx"}, content=content)
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("format is 'docx': input should be 'json'")
-
-
-def test_subtitles_of_the_web_have_the_times_of_the_others(client: TestClient, served: ServedFiles) -> None:
-    content = served.recordings[3].read_bytes()
-    srt = client.post("/transcribe", params={"format": "srt"}, content=content).text
-    vtt = client.post("/transcribe", params={"format": "vtt"}, content=content).text
-    times = [line.replace(",", ".") for line in srt.splitlines() if "-->" in line]
-    assert vtt.startswith("WEBVTT\n")
-    assert [line for line in vtt.splitlines() if "-->" in line] == times != []
 
 
 def test_the_service_states_what_it_has_and_how_it_is(client: TestClient) -> None:
