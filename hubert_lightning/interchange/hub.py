@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import new_folder
@@ -17,7 +18,7 @@ from hubert_lightning.pretrained.load import COMPANION_FILE, KMEANS_FILE, encode
 from hubert_lightning.pretrained.weights import PretrainedWeights
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, save_kmeans
 
-FORMAT = "transformers"
+FORMAT: Final = "transformers"
 """Format of folders for the hub, which other packages open too."""
 LATER = "the folder is written, so `hf upload {name} {folder} .` sends it later"
 
@@ -82,7 +83,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)
@@ -127,7 +128,7 @@ def push_folder(folder: Path, repo_id: str, private: bool = False, token: str | 
 @contextmanager
 def _sentences(repo_id: str, endpoint: str, later: str) -> Iterator[None]:
     """Raise failures of an upload as sentences."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]  # that of its httpx
 
     end = f"; {later}" if later else ""
     try:
