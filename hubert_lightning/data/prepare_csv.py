@@ -15,7 +15,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed
 from hubert_lightning.untrusted.text_file import open_text
 
-PATH_COLUMNS = ("path", "audio", "file", "wav", "filename", "audio_filepath")
+PATH_COLUMNS = ("path", "audio", "file", "wav", "filename", "audio_filepath", "file_name")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
 SPEAKER_COLUMNS = ("speaker", "client_id", "speaker_id")
 """Usual names of columns, those of Common Voice among them."""
@@ -41,7 +41,8 @@ def prepare_csv(
         table: CSV or TSV file in UTF-8 or UTF-16, compressed or not; its first line has the names of the columns,
             separated by tabs, commas, semicolons or bars.
         out: Folder of the manifests.
-        path_column: Column of the audio paths; default: path, audio, file, wav, filename or audio_filepath.
+        path_column: Column of the audio paths; default: path, audio, file, wav, filename, file_name or
+            audio_filepath.
         text_column: Column of the transcripts; default: text, sentence, transcript or transcription.
         speaker_column: Column of the speakers; default: speaker, client_id or speaker_id, if there is one.
         heldout: Share of the utterances in dev, from 0 to 1; with ten or more speakers, whole speakers are held out.

@@ -13,7 +13,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, count_skipped, skipped_sentence
+from hubert_lightning.data.audio_folder import audio_by_folder, skipped_sentence
 from hubert_lightning.data.examine import examine
 from hubert_lightning.data.probe import Sound
 from hubert_lightning.data.refusals import RefusedFile
@@ -70,14 +70,11 @@ def find_recordings(files: Sequence[Path | str]) -> Recordings:
         if not file.is_dir():
             paths.setdefault(os.path.realpath(file), file)
             continue
-        # a leading dot marks files of the operating system, not audio
-        inside = [path for path in sorted(file.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-        audio = [path for path in inside if path.suffix.lower() in AUDIO_SUFFIXES]
+        audio = sorted(path for _, paths in audio_by_folder(file, skipped) for path in paths)
         if not audio:
             refused.append(RefusedFile(file, "no audio in this folder; name files, or another folder"))
         for path in audio:
             paths.setdefault(os.path.realpath(path), path)
-        count_skipped(skipped, inside)
     return Recordings(list(paths.values()), skipped, refused)
 
 
