@@ -1,6 +1,7 @@
 """Pages of the site that are made from the code and from files of the repository's root; a hook of mkdocs.
 
-They are the home page (README.md), contributing (CONTRIBUTING.md), every verb, every YAML key, and the Python API.
+They are the home page (README.md), contributing (CONTRIBUTING.md), every verb, every YAML key, the Python API, and the
+JSON Schema of transcripts.
 """
 
 import ast
@@ -49,6 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/verbs.md": verbs_page(),
         "reference/yaml.md": keys_page(),
         "reference/python.md": python_page(),
+        "reference/transcript-schema.md": schema_page(),
     }
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
@@ -60,6 +62,13 @@ def root_page(name: str) -> str:
     text = (ROOT / name).read_text("utf-8")
     text = re.sub(r"\]\(docs/", "](", text).replace("](CONTRIBUTING.md)", "](contributing.md)")
     return re.sub(r"\[([^]]+)\]\((?:LICENSE|configs/[^)]*|\.ci/[^)]*|tests/[^)]*)\)", r"`\1`", text)
+
+
+def schema_page() -> str:
+    """The JSON Schema of transcripts."""
+    schema = (ROOT / "hubert_lightning/asr/transcript.schema.json").read_text("utf-8")
+    lead = "What `hubert transcribe --format json` and `Transcript.to_json` write, as a JSON Schema."
+    return f"# Transcripts as JSON\n\n{lead}\n\n```json\n{schema}```\n"
 
 
 def help_of(*verb: str) -> str:

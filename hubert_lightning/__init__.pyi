@@ -1,8 +1,8 @@
+from .asr.align import align as align
 from .asr.score import score as score
 from .asr.speakers import SpeakerTurn as SpeakerTurn
 from .asr.subtitles import SubtitleStyle as SubtitleStyle
 from .asr.transcriber import Transcriber as Transcriber
-from .asr.transcriber import align as align
 from .asr.transcript_formats import Transcript as Transcript
 from .asr.word_times import Word as Word
 from .hub import CardFacts as CardFacts

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from functools import cache, wraps
 from itertools import groupby
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, save_ctc
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -22,7 +23,9 @@ from hubert_lightning.verbs import RENAMED_OPTIONS, find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-GENERATED = {"contributing.md", "index.md", "reference/verbs.md", "reference/yaml.md", "reference/python.md"}
+GENERATED = {"contributing.md", "index.md", "reference/verbs.md", "reference/yaml.md", "reference/python.md"} | {
+    "reference/transcript-schema.md"
+}
 """Pages that docs/generated_pages.py makes."""
 LAUNCHERS = ("slurm.sh", "torchrun.sh")
 """Scripts that pass their arguments to `hubert fit`."""
@@ -34,6 +37,8 @@ KEYS = {
     "model.init_args": [hubert_lightning.HubertPretraining, hubert_lightning.CTCFinetuning],
     "data.init_args": [hubert_lightning.PretrainingData, hubert_lightning.TranscribedData],
 }
+GROUPS = {"subtitles": hubert_lightning.SubtitleStyle}
+"""Options of verbs that are classes, whose arguments are written after a dot."""
 TOP_KEYS = {"config", "output", "iterations", "seed_everything", "ckpt_path", "print_config", "help"} | {
     "pictures",
     "stalls",
@@ -150,12 +155,16 @@ def test_a_verb_or_an_option_in_a_sentence_exists(page: Path) -> None:
         words = code.removeprefix("uv run ").split()
         if words[0] == "hubert" and len(words) > 1 and words[1].islower() and words[1].isidentifier():
             verb, target, rest = find_verb(VERBS, words[1:])
-            options = {word[2:].partition("=")[0] for word in rest if word.startswith("--")} - {"help", "print_config"}
+            options = {re.split("[=.]", word[2:])[0] for word in rest if word.startswith("--")}
+            options -= {"help", "print_config"}
             if verb in LIGHTNING_VERBS:
                 check_options(rest)
             elif isinstance(target, str):
                 unknown = {option.replace("-", "_") for option in options} - set(signature_of(target).optional)
                 assert not unknown, f"hubert {verb} has no {unknown}"
+        elif (match := re.match(r"--(\w+)\.(\w+)", code)) and match[1] in GROUPS:
+            assert match[1] in all_options()
+            assert match[2] in inspect.signature(GROUPS[match[1]]).parameters, code
         elif match := re.match(r"'?--([a-z_]+\.[\w.]+)", code):
             check_key(match[1])
         elif match := re.fullmatch(r"--([a-z][\w-]*)( .*)?", code):
@@ -206,3 +215,22 @@ def test_the_python_of_the_readme_prints_what_it_states(capsys: pytest.CaptureFi
     code = block.replace('load_encoder("facebook/hubert-base-ls960")', "random_encoder")
     exec(code, {"random_encoder": HubertEncoder(config).eval()})
     assert capsys.readouterr().out.splitlines() == stated
+
+
+def test_the_python_of_transcribing_runs(
+    tmp_path: Path, speech: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/transcribing.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "checkpoints/own").mkdir(parents=True)
+    save_ctc(tmp_path / "checkpoints/own/best.ckpt", spread=3.0)
+    (tmp_path / "recordings").mkdir()
+    for name in ("recording.wav", "recordings/a.wav"):
+        shutil.copy(speech[0], tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert names["transcript"].to_srt() in printed
+    assert "Transcript(file='recordings/a.wav'" in printed
+    assert names["words"]

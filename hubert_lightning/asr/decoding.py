@@ -22,6 +22,7 @@ from torch import Tensor
 from hubert_lightning.asr.causal_lm import CausalLM
 from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.flashlight import FlashlightDecoder, Hypothesis
+from hubert_lightning.asr.hot_words import HotWord, with_hot_words
 from hubert_lightning.asr.language_files import BOUNDARY_NAMES, Lexicon, read_lexicon, unigrams
 from hubert_lightning.asr.pauses import allow_pause_boundaries
 from hubert_lightning.data.resources import usable_cores
@@ -56,23 +57,31 @@ class BeamSearch:
         vocabulary: Tokens of the log-probabilities.
         ranks: Number of processes on this machine that search, each with its share of the cores.
         device: Device of the rescorer; the CPU if not given.
+        hot_words: Words and phrases that are preferred, and added to the lexicon if there is one.
 
     Raises:
         UserError: A file is missing, has other content than its setting requires, or does not fit the vocabulary.
     """
 
     def __init__(
-        self, settings: DecoderSettings, vocabulary: Vocabulary, ranks: int = 1, device: torch.device | None = None
+        self,
+        settings: DecoderSettings,
+        vocabulary: Vocabulary,
+        ranks: int = 1,
+        device: torch.device | None = None,
+        hot_words: Sequence[HotWord] = (),
     ) -> None:
-        self.settings, self.vocabulary = settings, vocabulary
+        self.settings, self.vocabulary, self.hot_words = settings, vocabulary, tuple(hot_words)
         tokens = vocabulary.search_names
         for file in (settings.lm, settings.lexicon):
             if file and not Path(file).is_file():
                 raise UserError(f"{file}: no such file; correct the path, or make it with `hubert ngram`")
         lexicon = read_lexicon(Path(settings.lexicon), tokens[1:]) if settings.lexicon else None
         self._delimiter = _delimiter(settings, vocabulary, lexicon)
+        if lexicon is not None:
+            lexicon = with_hot_words(lexicon, hot_words, vocabulary)
         self._lexicon = None if lexicon is None else _with_word_ends(lexicon, tokens[self._delimiter or BLANK])
-        self._decoder = FlashlightDecoder(settings, vocabulary, self._lexicon, self._delimiter)
+        self._decoder = FlashlightDecoder(settings, vocabulary, self._lexicon, self._delimiter, self.hot_words)
         self.rescorer = CausalLM(settings.rescorer, device=device) if settings.rescorer else None
         # Elsewhere, forking a process that has threads is not safe
         cores = usable_cores() // ranks if sys.platform == "linux" else 0
@@ -230,7 +239,11 @@ def _with_word_ends(lexicon: Lexicon, end: str) -> Lexicon:
 
 
 def search_with(
-    settings: DecoderSettings | Path | str, vocabulary: Vocabulary, ranks: int = 1, device: torch.device | None = None
+    settings: DecoderSettings | Path | str,
+    vocabulary: Vocabulary,
+    ranks: int = 1,
+    device: torch.device | None = None,
+    hot_words: Sequence[HotWord] = (),
 ) -> BeamSearch:
     """Build a beam search.
 
@@ -239,10 +252,11 @@ def search_with(
         vocabulary: Tokens of the log-probabilities.
         ranks: Number of processes on this machine that search.
         device: Device of the rescorer; the CPU if not given.
+        hot_words: Words and phrases that are preferred.
 
     Raises:
         UserError: As `read_settings` and `BeamSearch` raise.
     """
     if not isinstance(settings, DecoderSettings):
         settings = read_settings(Path(settings))
-    return BeamSearch(settings, vocabulary, ranks, device)
+    return BeamSearch(settings, vocabulary, ranks, device, hot_words)

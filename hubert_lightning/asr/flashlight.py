@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -22,11 +22,13 @@ from torch import Tensor
 
 try:
     from flashlight.lib.text.decoder import (
+        LM,
         CriterionType,
         LexiconDecoder,
         LexiconDecoderOptions,
         LexiconFreeDecoder,
         LexiconFreeDecoderOptions,
+        LMState,
         SmearingMode,
         Trie,
         ZeroLM,
@@ -37,6 +39,7 @@ try:
     IN_PYTHON = False
 except ImportError:
     from hubert_lightning.asr.python_search import (
+        LM,
         CriterionType,
         Dictionary,
         KenLM,
@@ -44,6 +47,7 @@ except ImportError:
         LexiconDecoderOptions,
         LexiconFreeDecoder,
         LexiconFreeDecoderOptions,
+        LMState,
         SmearingMode,
         Trie,
         ZeroLM,
@@ -52,6 +56,7 @@ except ImportError:
     IN_PYTHON = True
 
 from hubert_lightning.asr.decoder_settings import DecoderSettings
+from hubert_lightning.asr.hot_words import HotWord, PhraseMatcher, PhraseNode
 from hubert_lightning.asr.language_files import (
     BOUNDARY_NAMES,
     SENTENCE_MARKS,
@@ -96,13 +101,19 @@ class FlashlightDecoder:
         vocabulary: Tokens of the log-probabilities.
         lexicon: Spellings of each word, by the names of their tokens; None to search without a lexicon.
         delimiter: Token between words; None if the search uses the blank instead.
+        hot_words: Words and phrases that are preferred; those of a search with a lexicon are in it.
 
     Raises:
         UserError: The language model cannot be read, or does not fit the vocabulary or the lexicon.
     """
 
     def __init__(
-        self, settings: DecoderSettings, vocabulary: Vocabulary, lexicon: Lexicon | None, delimiter: int | None
+        self,
+        settings: DecoderSettings,
+        vocabulary: Vocabulary,
+        lexicon: Lexicon | None,
+        delimiter: int | None,
+        hot_words: Sequence[HotWord] = (),
     ) -> None:
         if IN_PYTHON:
             log.warning(SLOW, *sys.version_info[:2])
@@ -110,17 +121,53 @@ class FlashlightDecoder:
         self._silence = delimiter or BLANK
         self._tokens = Dictionary(vocabulary.search_names)
         self._trie: Trie | None = None
+        self._unknown: dict[int, float] = {}  # hot words that the language model does not know, with their scores
         if lexicon is None:
-            self._words, self._lm = _token_model(settings.lm, vocabulary, delimiter)
+            self._words, self._plain_lm = _token_model(settings.lm, vocabulary, delimiter)
+            phrases = [(word.tokens, word.weight) for word in hot_words]
+            self._matcher = PhraseMatcher(phrases, delimiter) if hot_words else None
         else:
             self._words = Dictionary([*lexicon, UNKNOWN])
-            self._lm = _word_model(settings, self._words, list(lexicon))
+            self._plain_lm = _word_model(settings, self._words, list(lexicon))
+            self._matcher = PhraseMatcher([self._phrase(word) for word in hot_words], None) if hot_words else None
+            if hot_words and settings.lm is not None:
+                self._unknown = self._floors_of_unknown(lexicon, hot_words)
+        self._set_model(settings)
+        if lexicon is not None:
             self._trie = self._trie_of(lexicon)
         self._set(settings)
+
+    def _phrase(self, hot_word: HotWord) -> tuple[list[int], float]:
+        words = [hot_word.text] if hot_word.spelled else hot_word.text.split()
+        return [self._words.get_index(word) for word in words], hot_word.weight
+
+    def _floors_of_unknown(self, lexicon: Lexicon, hot_words: Sequence[HotWord]) -> dict[int, float]:
+        """Least score of each hot word that the language model does not know: that of its rarest known word.
+
+        A model without an entry for unknown words gives them a probability of 1e-100, which no weight makes up for.
+        """
+        start = self._plain_lm.start(False)
+        _, of_unknown = self._plain_lm.score(start, self._words.get_index(UNKNOWN))
+        scores = {index: self._plain_lm.score(start, index)[1] for index in map(self._words.get_index, lexicon)}
+        rarest = min((score for score in scores.values() if score != of_unknown), default=of_unknown)
+        units = {unit for word in hot_words for unit in self._phrase(word)[0]}
+        return {unit: rarest for unit in units if scores[unit] == of_unknown}
+
+    def _set_model(self, settings: DecoderSettings) -> None:
+        """Choose the language model and its weight; with hot words, they add their weights to its score."""
+        self._lm, self._lm_weight = self._plain_lm, settings.lm_weight
+        if self._matcher is None:
+            return
+        if settings.lm is None:
+            self._lm_weight = 1.0
+        elif settings.lm_weight <= 0:
+            raise UserError(f"hot words with lm_weight {settings.lm_weight}; give settings with a weight above 0")
+        self._lm = _HotWordModel(self._plain_lm, self._matcher, self._lm_weight, self._unknown)
 
     def with_settings(self, settings: DecoderSettings) -> "FlashlightDecoder":
         """Copy the decoder with other weights, beam or n-best; the copies share language model and lexicon."""
         other = copy.copy(self)
+        other._set_model(settings)
         other._set(settings)
         return other
 
@@ -145,7 +192,7 @@ class FlashlightDecoder:
             "beam_size": settings.beam_size,
             "beam_size_token": self._tokens.index_size(),
             "beam_threshold": settings.beam_threshold,
-            "lm_weight": settings.lm_weight,
+            "lm_weight": self._lm_weight,
             "sil_score": settings.silence_score,
             "log_add": False,
             "criterion_type": CriterionType.CTC,
@@ -182,6 +229,52 @@ class FlashlightDecoder:
         else:  # from words: the tokens of a narrow beam may end in the middle of one
             text = self.vocabulary.printed(" ".join(" ".join(words).split()))
         return Hypothesis(text, float(result.score), tuple(tokens), words)
+
+
+class _HotWordModel(LM):  # type: ignore[misc]  # flashlight is not typed
+    """A language model that adds the weights of hot words to the scores of another one.
+
+    Args:
+        model: The other model.
+        matcher: Hot words.
+        weight: Weight of the language model in the search, by which those of hot words are divided.
+        floors: Least score of words that the other model does not know.
+    """
+
+    def __init__(self, model: Any, matcher: PhraseMatcher, weight: float, floors: Mapping[int, float]) -> None:
+        LM.__init__(self)
+        self._model, self._matcher, self._weight, self._floors = model, matcher, weight, floors
+        # flashlight compares states by their identity, so each history has one
+        self._states: dict[LMState, tuple[Any, tuple[PhraseNode, ...]]] = {}
+        self._steps: dict[tuple[LMState, int], tuple[LMState, float]] = {}
+
+    def start(self, start_with_nothing: bool) -> LMState:
+        """Begin an utterance, and forget the one before."""
+        self._states.clear()
+        self._steps.clear()
+        state = LMState()
+        self._states[state] = self._model.start(start_with_nothing), self._matcher.start
+        return state
+
+    def score(self, state: LMState, unit: int) -> tuple[LMState, float]:
+        """Score a word or token after a history."""
+        known = self._steps.get((state, unit))
+        if known is not None:
+            return known
+        inner, places = self._states[state]
+        inner, score = self._model.score(inner, unit)
+        score = max(score, self._floors.get(unit, -math.inf))
+        places, bonus = self._matcher.step(places, unit)
+        following = state.child(unit)
+        self._states[following] = inner, places
+        self._steps[state, unit] = following, score + bonus / self._weight
+        return self._steps[state, unit]
+
+    def finish(self, state: LMState) -> tuple[LMState, float]:
+        """Score the end after a history."""
+        inner, places = self._states[state]
+        _, score = self._model.finish(inner)
+        return state, score + self._matcher.end(places) / self._weight
 
 
 @contextmanager

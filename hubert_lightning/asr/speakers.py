@@ -75,6 +75,38 @@ def turns_of(turns: SpeakerTurns, recording: Path) -> Sequence[SpeakerTurn]:
     return next((turns[name] for name in names if name in turns), ())
 
 
+def turns_by_id(
+    speakers: Path | str | Sequence[SpeakerTurn] | None, paths: Mapping[str, Path | None]
+) -> SpeakerTurns | None:
+    """Find the turns of each recording.
+
+    Args:
+        speakers: RTTM file, or the turns of the only recording.
+        paths: Path of each recording by its id; None for a waveform.
+
+    Returns:
+        Turns by the id of the recording; None without speakers.
+
+    Raises:
+        UserError: There are turns of other recordings only.
+    """
+    if speakers is None:
+        return None
+    if not isinstance(speakers, (str, Path)):
+        if len(paths) != 1:
+            raise UserError(f"one list of turns for {len(paths)} recordings; give an RTTM file, or one recording")
+        return dict.fromkeys(paths, sorted(speakers))
+    turns = read_rttm(Path(speakers))
+    found = {name: turns_of(turns, path) for name, path in paths.items() if path is not None}
+    if paths and not any(found.values()):
+        names = ", ".join(list(turns)[:3]) + (", …" if len(turns) > 3 else "")
+        raise UserError(
+            f"{speakers}: has turns of {names}, and none of the recordings is called so; give the RTTM file of these "
+            "recordings"
+        )
+    return found
+
+
 def with_speakers(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:
     """Give each word the speaker whose turns cover most of it.
 

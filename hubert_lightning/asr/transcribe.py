@@ -12,6 +12,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.asr.decoder_settings import settings_identity
+from hubert_lightning.asr.listen import check_listening, listen
 from hubert_lightning.asr.speakers import read_rttm, turns_of
 from hubert_lightning.asr.subtitles import SubtitleStyle
 from hubert_lightning.asr.transcriber import Precision, Transcriber
@@ -34,38 +35,68 @@ def transcribe(
     output: Path | None = None,
     decoder: Path | None = None,
     speakers: Path | None = None,
+    hot_words: str | None = None,
+    hot_words_weight: float = 10.0,
     subtitles: SubtitleStyle = SubtitleStyle(),
     resume: bool = True,
     batch_duration: float | None = None,
     precision: Precision = "float32",
     num_workers: int = 0,
+    step: float | None = None,
+    lookahead: float | None = None,
+    history: float | None = None,
 ) -> int:
-    """Transcribe recordings to text, JSON, subtitles, tables or CTM.
+    """Transcribe recordings, or live audio on standard input, to text, JSON, subtitles, tables or CTM.
 
     Args:
         model: Fine-tuned checkpoint, or a transformers directory of a HubertForCTC with its tokenizer.
-        files: Audio of any format, rate, number of channels and length, or folders of audio.
+        files: Audio of any format, rate, number of channels and length, or folders of audio; - for raw 16 kHz mono
+            samples of 16 bits, little-endian, from standard input, whose words are printed as they become stable.
         format: Format of the transcripts: text; json with the time and confidence of every word; srt and vtt subtitles;
             tsv, a table with a row for each word; ctm, which NIST's tools read.
         output: Folder for one file per recording; standard output if not given. Finished recordings are skipped, see
-            resume.
+            resume. For standard input, the final transcript is written there.
         decoder: Settings of a beam search, a file of `hubert tune-decoder`; greedy decoding if not given.
         speakers: RTTM file with the speakers' turns of the recordings, from a diarisation tool.
+        hot_words: Names and terms that the beam search prefers and adds to its lexicon: words or phrases with commas
+            between them, or a file with one on each line. In a file, a number after a tab is the weight of the word,
+            and other text after a tab is its spelling in tokens, as in a lexicon.
+        hot_words_weight: Score that is added for each time that a hot word occurs, in natural logarithms.
         subtitles: Limits of srt and vtt subtitles.
         resume: Whether recordings that are finished in the output folder are skipped. A recording is transcribed again
             if its audio, the model or the settings have changed (the folder's .made-FORMAT.jsonl records them).
         batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
         precision: Numeric precision of the encoder.
         num_workers: Number of processes that read audio, besides this one.
+        step: Seconds from one output of words to the next, for standard input; 1 if not given.
+        lookahead: Seconds after a letter that the encoder sees before it is decided, for standard input; 1 if not
+            given.
+        history: Seconds before a step that the encoder sees, for standard input; 5 if not given.
 
     Returns:
         Number of files that failed.
     """
-    paths, refused = _recordings(files)
+    stream_values = {"step": step, "lookahead": lookahead, "history": history}
+    stream_options = {name: seconds for name, seconds in stream_values.items() if seconds is not None}
+    is_live = _is_live(files, stream_options)
+    if is_live:
+        check_listening(format, output, decoder, speakers)
+    paths, refused = ([], []) if is_live else _recordings(files)
     turns = read_rttm(speakers) if speakers is not None else None
     with Transcriber.from_pretrained(
-        model, decoder, choose_device(), precision, batch_duration, num_workers
+        model,
+        decoder,
+        choose_device(),
+        precision,
+        batch_duration,
+        num_workers,
+        hot_words,
+        hot_words_weight,
+        on_refused_word=lambda sentence: print(f"hubert: {sentence}", file=sys.stderr),
     ) as transcriber:
+        if is_live:
+            listen(transcriber, transcriber.live(**stream_options), format, output, subtitles)
+            return 0
         search = transcriber.search
         settings: dict[str, Any] = {
             "verb": "transcribe",
@@ -73,6 +104,8 @@ def transcribe(
             "precision": precision,
             "decoder": settings_identity(search.settings) if search else None,
         }
+        if search and search.hot_words:
+            settings["hot_words"] = search.hot_words
         turns_of_files = None if turns is None else {str(path): _digest(turns_of(turns, path)) for path in paths}
         journal = journal_of(output, format, settings | _of_format(format, subtitles), turns_of_files)
         with nullcontext() if journal is None else journal:
@@ -138,6 +171,17 @@ def align(
         missing = remaining(paths, format, output, journal) if resume else paths
         results = transcriber.of_files(missing, transcript_of, progress=True, on_remark=_print_remark)
         return write_all([*refused], results, format, output, len(paths) + len(refused), journal, subtitles)
+
+
+def _is_live(files: Sequence[Path], stream_options: dict[str, float]) -> bool:
+    """Whether standard input is transcribed."""
+    if Path("-") not in map(Path, files):
+        if stream_options:
+            raise UserError("step, lookahead and history are options for standard input, not for files; leave them out")
+        return False
+    if len(files) > 1:
+        raise UserError("standard input and files: give - alone, or files alone")
+    return True
 
 
 def _recordings(files: Sequence[Path]) -> tuple[list[Path], list[RefusedFile]]:

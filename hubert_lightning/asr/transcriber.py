@@ -20,9 +20,11 @@ from torch import Tensor
 from hubert_lightning.asr.ctc_model import CTCModel, load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, search_with
+from hubert_lightning.asr.hot_words import DEFAULT_WEIGHT, HotWord, read_hot_words
+from hubert_lightning.asr.live import LiveWords
 from hubert_lightning.asr.pauses import allow_skipped_boundaries
 from hubert_lightning.asr.recognition import words_in
-from hubert_lightning.asr.speakers import SpeakerTurn, SpeakerTurns, read_rttm, turns_of, with_speakers
+from hubert_lightning.asr.speakers import SpeakerTurn, turns_by_id, with_speakers
 from hubert_lightning.asr.transcript_formats import Transcript
 from hubert_lightning.asr.word_times import word_times
 from hubert_lightning.data.audio import mono_samples
@@ -75,6 +77,9 @@ class Transcriber(HubModel):
         precision: Precision = "float32",
         batch_duration: float | None = None,
         num_workers: int = 0,
+        hot_words: Path | str | Sequence[str] | None = None,
+        hot_words_weight: float = DEFAULT_WEIGHT,
+        on_refused_word: Callable[[str], None] | None = None,
     ) -> Self:
         """Load a fine-tuned model.
 
@@ -85,12 +90,32 @@ class Transcriber(HubModel):
             precision: Numeric precision of the encoder.
             batch_duration: Seconds of audio that are encoded at once; chosen for the device if not given.
             num_workers: Number of processes that read audio, besides this one.
+            hot_words: Names and terms that the beam search prefers and adds to its lexicon: a list of words or phrases,
+                or a file as of `hubert transcribe --hot_words`.
+            hot_words_weight: Score that is added for each time that a hot word occurs, in natural logarithms.
+            on_refused_word: Function of a sentence on each hot word that is left out since it has characters that are
+                no tokens; if not given, the first one raises `UserError`.
 
         Raises:
-            UserError: A file cannot be opened, or holds no fine-tuned model or no settings.
+            UserError: A file cannot be opened, or holds no fine-tuned model or no settings; or hot words cannot be
+                used, or lack a beam search.
         """
+        if hot_words is not None and decoder is None:
+            raise UserError(
+                "hot words need a beam search: greedy decoding takes the best letter of every frame, whatever word "
+                "they make; give the settings of a decoder, a file of `hubert tune-decoder`"
+            )
         loaded = load_ctc(model)
-        search = None if decoder is None else search_with(decoder, loaded.vocabulary)
+        search = None
+        if decoder is not None:
+            words: list[HotWord] = []
+            if hot_words is not None:
+                words, refused = read_hot_words(hot_words, loaded.vocabulary, hot_words_weight)
+                for sentence in refused:
+                    if on_refused_word is None:
+                        raise UserError(sentence)
+                    on_refused_word(sentence)
+            search = search_with(decoder, loaded.vocabulary, hot_words=words)
         return cls(loaded.to(find_device(device)), search, precision, batch_duration, num_workers)
 
     def model_parts(self) -> ModelParts:
@@ -172,7 +197,7 @@ class Transcriber(HubModel):
         """
         found = find_recordings(files)
         yield from found.refused
-        turns = _turns_by_id(speakers, {str(path): path for path in found.paths})
+        turns = turns_by_id(speakers, {str(path): path for path in found.paths})
 
         def remark(name: str, sentence: str) -> None:
             if on_remark is not None:
@@ -306,6 +331,22 @@ class Transcriber(HubModel):
         times = word_times(allow_skipped_boundaries(log_probs, vocabulary), words, vocabulary)
         return Transcript(cut.id, cut.duration, words, tuple(times))
 
+    def live(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> LiveWords:
+        """Start to transcribe live audio: words by greedy decoding, each as soon as it is stable.
+
+        A call with the whole recording gives its final transcript, in which words may differ: there, the encoder sees
+        more audio around each word, and a beam search may decode it.
+
+        Args:
+            step: Seconds from one output of words to the next; each argument is rounded to frames.
+            lookahead: Seconds after a frame that the encoder sees before its letters are decided.
+            history: Seconds before a step that the encoder sees.
+
+        Raises:
+            UserError: A duration is out of range.
+        """
+        return LiveWords(self.model, self._precision, step, lookahead, history)
+
     def close(self) -> None:
         """End the processes of the beam search; `with` does it at the end of its block."""
         if self.search is not None:
@@ -327,7 +368,7 @@ class Transcriber(HubModel):
         progress: bool,
     ) -> list[Transcript]:
         paths = {_name(index, audio): _path(audio) for index, audio in enumerate(recordings)}
-        turns = _turns_by_id(speakers, paths)
+        turns = turns_by_id(speakers, paths)
 
         def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
             text, words = words_in(log_probs, self.vocabulary, self.search)
@@ -364,45 +405,6 @@ class Transcriber(HubModel):
         return [results[name] for name in names]
 
 
-@overload
-def align(
-    model: Path | str | Transcriber, recording: Audio, text: str, sample_rate: int | None = None
-) -> Transcript: ...
-
-
-@overload
-def align(
-    model: Path | str | Transcriber,
-    recording: Audios,
-    text: Sequence[str],
-    sample_rate: int | None = None,
-) -> list[Transcript]: ...
-
-
-def align(
-    model: Path | str | Transcriber,
-    recording: Audio | Audios,
-    text: str | Sequence[str],
-    sample_rate: int | None = None,
-) -> Transcript | list[Transcript]:
-    """Find the time of each word of a known text, as `Transcriber.align` does.
-
-    Args:
-        model: Fine-tuned checkpoint, a transformers directory or Hub name of a HubertForCTC, or a `Transcriber`.
-        recording: File or waveform, or a list of them.
-        text: Text of the recording, or a list of texts.
-        sample_rate: Samples per second of the waveforms.
-
-    Returns:
-        The text, normalised as the model's transcripts, with its words; for a list, in its order.
-
-    Raises:
-        UserError: The model cannot be opened, or as `Transcriber.align` raises.
-    """
-    transcriber = model if isinstance(model, Transcriber) else Transcriber.from_pretrained(model)
-    return transcriber.align(recording, text, sample_rate)  # type: ignore[arg-type]  # one of each, or a list of each
-
-
 def _as_list(audio: Audio | Audios) -> list[Audio]:
     return list(audio) if isinstance(audio, (list, tuple)) else [audio]
 
@@ -427,32 +429,3 @@ def _samples(waveform: np.ndarray | Tensor, sample_rate: int | None) -> Tensor:
     if sample_rate is None:
         raise UserError("a waveform without its sample_rate; give the samples per second")
     return mono_samples(waveform, sample_rate)
-
-
-def _turns_by_id(
-    speakers: Path | str | Sequence[SpeakerTurn] | None, paths: dict[str, Path] | dict[str, Path | None]
-) -> SpeakerTurns | None:
-    """Find the turns of each recording.
-
-    Args:
-        speakers: RTTM file, or the turns of the only recording.
-        paths: Path of each recording by its id; None for a waveform.
-
-    Raises:
-        UserError: There are turns of other recordings only.
-    """
-    if speakers is None:
-        return None
-    if not isinstance(speakers, (str, Path)):
-        if len(paths) != 1:
-            raise UserError(f"one list of turns for {len(paths)} recordings; give an RTTM file, or one recording")
-        return dict.fromkeys(paths, sorted(speakers))
-    turns = read_rttm(Path(speakers))
-    found = {name: turns_of(turns, path) for name, path in paths.items() if path is not None}
-    if paths and not any(found.values()):
-        names = ", ".join(list(turns)[:3]) + (", …" if len(turns) > 3 else "")
-        raise UserError(
-            f"{speakers}: has turns of {names}, and none of the recordings is called so; give the RTTM file of these "
-            "recordings"
-        )
-    return found

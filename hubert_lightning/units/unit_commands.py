@@ -23,14 +23,12 @@ from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.journal import Journal
 from hubert_lightning.features.recordings import listed, of_each
+from hubert_lightning.features.stream import FrameStream, print_latency, seconds_for_a_step, seconds_of, standard_input
 from hubert_lightning.files import replacing, replacing_all
-from hubert_lightning.frames import HOP, SAMPLE_RATE
-from hubert_lightning.units.unit_extractor import WINDOW_DURATION, Units, UnitStream, deduplicated
+from hubert_lightning.units.unit_extractor import WINDOW_DURATION, Units, deduplicated
 
 FRAMES_TOGETHER = 180_000
 """Frames, an hour, of the recordings that are encoded together, whose units are written together."""
-MAX_READ = 2 * SAMPLE_RATE // 10
-"""Bytes, 100 ms of 16-bit samples, that are read from standard input at once."""
 
 UnitFormat = Literal["jsonl", "kaldi", "npz"]
 
@@ -358,61 +356,30 @@ def _kaldi(name: str, numbers: Tensor) -> str:
     return " ".join([name, *map(str, numbers.tolist())])
 
 
-def _listen(stream: UnitStream) -> None:
+def _listen(stream: FrameStream) -> None:
     """Print a JSON line for every step of standard input as soon as its units are known, and the latency."""
-    durations = [_seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
-    _print_latency("units come", stream, durations)
+    durations = [seconds_for_a_step(stream) for _ in range(3)][1:]  # the first one warms up
+    print_latency("units come", stream, durations)
     durations.clear()
-    num_units, rest, num_samples = 0, b"", 0
+    num_units, num_samples = 0, 0
 
     def print_units(units: Tensor) -> None:
         nonlocal num_units
         for step in torch.split(units, stream.step):
             if len(step):
                 start, end = num_units, num_units + len(step)
-                times = {"start": _seconds(start), "end": _seconds(end)}
+                times = {"start": seconds_of(start), "end": seconds_of(end)}
                 print(json.dumps(times | {"units": step.tolist()}), flush=True)
                 num_units = end
 
-    try:
-        while chunk := sys.stdin.buffer.read1(MAX_READ):  # type: ignore[union-attr]  # typed as BinaryIO
-            rest += chunk
-            whole = len(rest) // 2 * 2
-            samples = np.frombuffer(rest[:whole], dtype="<i2").astype(np.float32) / 2**15
-            rest, num_samples = rest[whole:], num_samples + len(samples)
-            began = perf_counter()
-            known = stream.push(samples)
-            if len(known):
-                durations.append((perf_counter() - began) / -(-len(known) // stream.step))
-            print_units(known)
-    except KeyboardInterrupt:  # ends a recording from a microphone
-        pass
+    for samples in standard_input():
+        num_samples += len(samples)
+        began = perf_counter()
+        known = stream.push(samples)
+        if len(known):
+            durations.append((perf_counter() - began) / -(-len(known) // stream.step))
+        print_units(known)
     print_units(stream.finish())
     if not num_units:
         raise UserError(f"{num_samples} samples on standard input are too short for a unit; pipe in 16 kHz mono s16le")
-    _print_latency("units came", stream, durations)
-
-
-def _print_latency(what: str, stream: UnitStream, durations: Sequence[float]) -> None:
-    if not durations:
-        return
-    middle, most, step = float(np.median(durations)), max(durations), _seconds(stream.step)
-    lookahead = _seconds(stream.lookahead)
-    line = (
-        f"hubert: {what} {stream.latency + middle:.2f} s late: step {step:g} s, lookahead {lookahead:g} s, computation "
-        f"{middle:.2f} s (at most {most:.2f} s), {step / middle:.1f} × real time"
-    )
-    if middle > step:
-        line += ", too slow: make step longer, or history shorter"
-    print(line, file=sys.stderr, flush=True)
-
-
-def _seconds_for_a_step(stream: UnitStream) -> float:
-    samples = torch.randn(stream.longest, generator=torch.Generator().manual_seed(0)) / 10
-    began = perf_counter()
-    stream.units.of_part(samples)
-    return perf_counter() - began
-
-
-def _seconds(frames: int) -> float:
-    return round(frames * HOP / SAMPLE_RATE, 2)
+    print_latency("units came", stream, durations)

@@ -19,12 +19,13 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import MFCC, MFCC_SPLICED, Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.recordings import autocast
+from hubert_lightning.features.stream import FrameStream
 from hubert_lightning.features.windows import Window, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.hub import HubModel, ModelParts, no_encoder
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import choose_device
-from hubert_lightning.model.statistics import RunningStatistics, statistics_of
+from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import KMEANS_FILE, is_hub_name, located
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
@@ -34,8 +35,6 @@ OVERLAP_FRAMES = 250
 """Frames, 5 s, that neighbouring windows of a long recording share: more agree hardly better (docs/benchmarks.md)."""
 WINDOW_DURATION = 300.0
 """Seconds that are encoded at once: Base needs 1.8 GiB for them."""
-MAX_STREAM_WINDOW = 600
-"""Seconds of a stream that are encoded at once at most."""
 BLOCK_SAMPLES = 60 * SAMPLE_RATE
 """Samples, a minute, whose statistics are computed at once."""
 
@@ -226,106 +225,15 @@ class Units(HubModel):
     def _windows(self, samples: int) -> list[Window]:
         return windows(num_frames(samples), self._longest, OVERLAP_FRAMES)
 
-    def stream(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> "UnitStream":
-        """Start a stream of units for live audio.
+    def stream(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> FrameStream:
+        """Start a stream of units for live audio: (frames,) int64.
 
         Args:
             step: Seconds from one output of units to the next; each argument is rounded to frames.
             lookahead: Seconds after a frame that the encoder sees before its unit is given.
             history: Seconds before a step that the encoder sees.
         """
-        return UnitStream(self, step, lookahead, history)
-
-
-class UnitStream:
-    """Units of audio that arrives in chunks of any size, each as soon as its lookahead has arrived.
-
-    A step's units come from the last seconds, encoded at once and normalised by all audio so far.
-
-    Args:
-        units: Function from audio to units.
-        step: Seconds from one output of units to the next.
-        lookahead: Seconds after a frame that the encoder sees before its unit is given.
-        history: Seconds before a step that the encoder sees.
-
-    Raises:
-        UserError: A duration is out of range.
-    """
-
-    def __init__(self, units: Units, step: float, lookahead: float, history: float) -> None:
-        self.units = units
-        self.step, self.lookahead, self.history = (
-            seconds_to_samples(seconds) // HOP for seconds in (step, lookahead, history)
-        )
-        if self.step < 1 or self.lookahead < 0 or self.history < 0:
-            raise UserError(
-                f"step {step}, lookahead {lookahead}, history {history}: choose a step of at least one frame, 0.02 s, "
-                "and others that are not negative"
-            )
-        if step + lookahead + history > MAX_STREAM_WINDOW:
-            raise UserError(
-                f"step {step}, lookahead {lookahead}, history {history}: their sum is encoded at once; keep it to "
-                f"{MAX_STREAM_WINDOW} s"
-            )
-        self.given = 0  # frames whose units were given
-        self._statistics = RunningStatistics()
-        self._audio = torch.zeros(0)  # from frame `_first` on
-        self._first = 0
-        self._finished = False
-
-    @property
-    def latency(self) -> float:
-        """Largest number of seconds from a frame to its unit, without computing time."""
-        return (self.step + self.lookahead) * HOP / SAMPLE_RATE
-
-    @property
-    def longest(self) -> int:
-        """Number of samples that are encoded at once for a step."""
-        return num_samples(self.history + self.step + self.lookahead)
-
-    def push(self, samples: Tensor | np.ndarray) -> Tensor:
-        """Add samples, and return the units that they complete.
-
-        Args:
-            samples: (samples,), floats, 16 kHz, any number.
-
-        Returns:
-            (frames,) int64; often none, or those of several steps.
-
-        Raises:
-            UserError: The stream is finished, or the samples are not audio.
-        """
-        if self._finished:
-            raise UserError("this stream is finished; start another one for more audio")
-        self._audio = torch.cat([self._audio, mono_samples(samples, SAMPLE_RATE)])
-        known = [torch.zeros(0, dtype=torch.long)]
-        while self._num_frames >= (last := self.given + self.step + self.lookahead):
-            known.append(self._give(self.given + self.step, num_samples(last)))
-        return torch.cat(known)
-
-    def finish(self) -> Tensor:
-        """End the stream, and return the units of the frames whose lookahead is incomplete: (frames,)."""
-        self._finished = True
-        if self._num_frames == self.given:
-            return torch.zeros(0, dtype=torch.long)
-        return self._give(self._num_frames, self._first * HOP + len(self._audio))
-
-    @property
-    def _num_frames(self) -> int:
-        return self._first + num_frames(len(self._audio))
-
-    def _give(self, end: int, num_heard: int) -> Tensor:
-        """Compute the units up to frame `end` from the first `num_heard` samples of the stream."""
-        first = max(self.given - self.history, 0)
-        self._audio = self._audio[(first - self._first) * HOP :]
-        self._first = first
-        samples = self._audio[: num_heard - first * HOP]
-        self._statistics.add(samples[self._statistics.num_samples - first * HOP :])
-        # At the beginning, all audio so far is encoded
-        units = self.units.of_part(samples, self._statistics.statistics() if first else None)
-        units = units[self.given - first : end - first]
-        self.given = end
-        return units
+        return FrameStream(self.of_part, torch.zeros(0, dtype=torch.long), step, lookahead, history)
 
 
 def _beside(model: Path) -> Path:

@@ -24,13 +24,15 @@ NAMES: list[tuple[Any, list[str]]] = [
     (decoder.CriterionType, ["CTC"]),
     (decoder.SmearingMode, ["MAX"]),
     (decoder.Trie, ["insert", "smear"]),
-    (decoder.ZeroLM, ["start", "score"]),
+    (decoder.ZeroLM, ["start", "score", "finish"]),
+    (decoder.LM, ["start", "score", "finish"]),
+    (decoder.LMState, ["child"]),
     (decoder.LexiconDecoder, ["decode"]),
     (decoder.LexiconFreeDecoder, ["decode"]),
     (decoder.LexiconDecoderOptions, [*OPTIONS, "word_score", "unk_score"]),
     (decoder.LexiconFreeDecoderOptions, OPTIONS),
     (decoder.DecodeResult, ["tokens", "words", "score"]),
-    (KenLM, ["start", "score"]),
+    (KenLM, ["start", "score", "finish"]),
     (Dictionary, ["get_index", "get_entry", "index_size"]),
 ]
 
