@@ -13,6 +13,7 @@ from hubert_lightning.console import progress
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile
 from hubert_lightning.data.prepare import make_folder, prepare
 from hubert_lightning.data.prepare_csv import SPEAKER_COLUMNS, TEXT_COLUMNS
+from hubert_lightning.data.sources import check_max_duration
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import shown
@@ -62,6 +63,7 @@ def prepare_huggingface(
     Returns:
         Paths of the manifests.
     """
+    check_max_duration(max_duration)
     folder = Path(dataset)
     tables = _splits(folder)
     if missing := sorted(set(splits or ()) - tables.keys()):

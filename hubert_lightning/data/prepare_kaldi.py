@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.prepare import prepare
-from hubert_lightning.data.sources import named_once
+from hubert_lightning.data.sources import check_max_duration, named_once
 from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.text_file import lines_of
 
@@ -45,6 +45,7 @@ def prepare_kaldi(
     Returns:
         Paths of the manifests.
     """
+    check_max_duration(max_duration)
     files_of = {name: _files(folder, audio) for name, folder in named_once(folders).items()}
     return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True)
 

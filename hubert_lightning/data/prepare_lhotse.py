@@ -12,6 +12,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment
 
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.prepare import make_folder, prepare
+from hubert_lightning.data.sources import check_max_duration
 from hubert_lightning.errors import UserError
 
 PREFIX = "prepare_"
@@ -53,6 +54,7 @@ def prepare_lhotse(
     Returns:
         Paths of the manifests.
     """
+    check_max_duration(max_duration)
     name = recipe.replace("-", "_")
     function = _function(name)
     folders = [Path(folder) for folder in corpus]

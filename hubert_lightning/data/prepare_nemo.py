@@ -9,7 +9,7 @@ from hubert_lightning.characters import has_words
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.cut_rows import MAX_SECONDS, rows_of
 from hubert_lightning.data.prepare import prepare
-from hubert_lightning.data.sources import named_once
+from hubert_lightning.data.sources import check_max_duration, named_once
 from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.json_file import shown
 
@@ -42,6 +42,7 @@ def prepare_nemo(
     Returns:
         Paths of the manifests.
     """
+    check_max_duration(max_duration)
     files_of = {name: _files(table, audio or table.parent) for name, table in named_once(tables).items()}
     return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True)
 

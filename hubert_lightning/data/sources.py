@@ -1,9 +1,21 @@
-"""Names of the manifests that several data sets of one command become."""
+"""Arguments of the verbs that make manifests of other systems' lists of recordings."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, within
+
+SHORTEST_PIECE, LONGEST_PIECE = 1.0, 1e6
+"""Seconds that the longest cut may have."""
+
+
+def check_max_duration(max_duration: float) -> None:
+    """Refuse a longest cut that leaves pieces shorter than a frame.
+
+    Raises:
+        UserError: It is shorter than a second.
+    """
+    within(SHORTEST_PIECE, LONGEST_PIECE, max_duration=max_duration)
 
 
 def named_once(sources: Sequence[Path]) -> dict[str, Path]:

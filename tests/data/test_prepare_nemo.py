@@ -106,3 +106,12 @@ def test_another_file_is_refused_in_a_sentence(tmp_path: Path, content: str, rea
 
 def test_a_missing_manifest_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such file or folder" in refused(capsys, "prepare", "nemo", str(tmp_path / "x.json"), str(tmp_path / "o"))
+
+
+@pytest.mark.parametrize("longest", ["0", "-1", "0.00001"])
+def test_a_longest_cut_that_cuts_nothing_is_refused(
+    tmp_path: Path, longest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = manifest_of(tmp_path / "ssl.json", {"audio_filepath": "a.wav"})
+    command = ["prepare", "nemo", str(table), str(tmp_path / "out"), f"--max_duration={longest}"]
+    assert "max_duration is" in refused(capsys, *command)
