@@ -33,6 +33,10 @@ VERBS: Verbs = {
     },
     "training": {
         "demo": "demo.demo:demo",
+        "configs": {
+            "": "packaged_configs:list_configs",
+            "copy": "packaged_configs:copy_config",
+        },
         "plan": "planning.plan_commands:plan",
         "fit": "training.commands:fit",
         "validate": "training.commands:validate",

@@ -60,12 +60,6 @@ def load_value(text: str) -> Any:
 set_loader("yaml", load_value, (yaml.YAMLError,))
 
 
-def configs_folder() -> Path:
-    """Return the folder of the YAML files: in a wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-
-
 class VerbParser(ArgumentParser):
     """Parses options and configs, and reads no other file that an argument names.
 

@@ -23,7 +23,7 @@ from hubert_lightning.parsing import VerbParser, actions_of, missing_arguments, 
 log = logging.getLogger(__name__)
 
 Verbs = dict[str, dict[str, str | dict[str, str]]]
-"""Group → verb → "room.module:function", or the verbs of a verb."""
+"""Group → verb → "room.module:function", or the verbs of a verb; an empty name is the verb without another."""
 
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {
     "vocabulary": {"kept": "keep_punctuation"},
@@ -132,10 +132,10 @@ def usage(verbs_of: Verbs, verb: str = "") -> str:
         rows: list[tuple[str, str]] = []
         for name, target in verbs.items():
             if isinstance(target, dict):
-                rows += [(f"{name} {inner}", function) for inner, function in target.items()]
+                rows += [(f"{name} {inner}".rstrip(), function) for inner, function in target.items()]
             else:
                 rows.append((name, target))
-        rows = [row for row in rows if not verb or row[0].startswith(f"{verb} ")]
+        rows = [row for row in rows if not verb or f"{row[0]} ".startswith(f"{verb} ")]
         lines += [group] * bool(rows and not verb)
         for name, function in rows:
             summary = signature_of(function).summary.rstrip(".")
@@ -163,10 +163,12 @@ def find_verb(verbs_of: Verbs, args: list[str]) -> tuple[str, str | dict[str, st
     target = known.get(args[0])
     if target is None:
         raise _unknown_verb(args[0], "hubert", known)
+    if isinstance(target, dict) and "" in target and not args[1:]:
+        return args[0], target[""], []
     if isinstance(target, str) or not args[1:] or args[1] in ("-h", "--help"):
         return args[0], target, args[1:]
-    if args[1] not in target:
-        raise _unknown_verb(args[1], f"hubert {args[0]}", target)
+    if args[1] not in target or not args[1]:
+        raise _unknown_verb(args[1], f"hubert {args[0]}", {name: target[name] for name in target if name})
     return f"{args[0]} {args[1]}", target[args[1]], args[2:]
 
 

@@ -364,7 +364,7 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
         ("--trainer.gradient_clip_algorithm=bogus", "trainer.gradient_clip_algorithm is bogus; choose norm or value"),
         ("--data.init_args.weights=[.inf]", "data.init_args.weights[0] is inf; give a finite number"),
-        ("--config=/no/such.yaml", "/no/such.yaml: there is no such config; correct the path; `hubert fit` lists"),
+        ("--config=/no/such.yaml", "/no/such.yaml: there is no such config; correct the path; `hubert configs` lists"),
     ],
 )
 def test_a_mistake_in_a_config_is_one_sentence(
@@ -551,12 +551,6 @@ def test_audio_that_is_gone(manifests: Path, tmp_path: Path, capsys: pytest.Capt
     )  # fmt: skip
     assert "a.wav" in error
     assert "restore" in error
-
-
-def test_one_manifest_where_a_list_is_wanted(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    bare = f"--data.init_args.train={manifests / 'train.jsonl.gz'}"
-    error = refused(capsys, "fit", *SMOKE, *pretraining_options(manifests), bare, f"--output={tmp_path}")
-    assert "data.train: expects a list of manifests, not one path; put it in brackets" in error
 
 
 def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

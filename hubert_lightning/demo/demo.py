@@ -31,7 +31,7 @@ from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.figure_style import BLUE, GREY, ORANGE, figure_files, figure_style
 from hubert_lightning.files import replacing_all, write_whole
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.parsing import configs_folder
+from hubert_lightning.packaged_configs import configs_folder
 from hubert_lightning.report.page import write_report
 from hubert_lightning.training import experiment
 from hubert_lightning.training.metrics_table import read_metrics

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
+from hubert_lightning.packaged_configs import packaged
 from hubert_lightning.planning.devices import GIB, device_named
 from hubert_lightning.planning.plan import SLOWEST, Machine, Option, TrainingPlan, plan_stage
-from hubert_lightning.planning.settings import audio_hours, packaged, read_config, stages_of
+from hubert_lightning.planning.settings import audio_hours, read_config, stages_of
 
 
 def plan(

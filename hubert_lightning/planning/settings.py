@@ -8,7 +8,7 @@ from typing import Any
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.parsing import configs_folder
+from hubert_lightning.packaged_configs import configs_folder
 from hubert_lightning.planning.workload import Workload, masked_fraction
 from hubert_lightning.untrusted.yaml_file import read_yaml
 
@@ -119,18 +119,6 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
         if not isinstance(merged[key].get("init_args", {}), dict):
             raise UserError(f"{key}.init_args is {merged[key]['init_args']!r:.40}; give names and values")
     return merged
-
-
-def packaged(config: str) -> Path:
-    """Return the path of a config: as given, or below the configs of this package, with or without .yaml."""
-    path = Path(config)
-    if path.is_file():
-        return path
-    for name in (config, f"{config}.yaml"):
-        inside = configs_folder() / name.removeprefix("configs/")
-        if inside.is_file():
-            return inside
-    return path
 
 
 def stages_of(config: Mapping[str, Any]) -> list[Stage]:

@@ -1,33 +1,33 @@
 """The verbs of Lightning's command line. Help and simple mistakes are answered before Lightning is imported."""
 
 import os
-import re
-from itertools import takewhile
-from pathlib import Path
 from typing import Literal
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.parsing import configs_folder, given_configs, typed_options
+from hubert_lightning.packaged_configs import listing
+from hubert_lightning.parsing import given_configs, typed_options
+from hubert_lightning.training.short_options import ALIASES, long_options, named_configs
 
 HELP = """usage: hubert {verb} --config CONFIG [--config CONFIG ...] [--KEY VALUE ...]
 
 {summary}
 
-Configs are YAML files (`hubert fit` lists those of this package). A later config overrides an earlier
-one, and a key on the command line overrides both.
+Configs are YAML files, or names of those of this package, such as pretrain/base (`hubert configs` lists
+them). A later config overrides an earlier one, and a key on the command line overrides both.
 
 Keys that matter
   --output FOLDER             folder of the run: checkpoints, config, metrics, labels
   --iterations LIST           rounds of pre-training, such as
                               [{{features: mfcc, clusters: 100, max_steps: 250000}},
                               {{features: previous, layer: 6, clusters: 500, max_steps: 400000}}]
+  --iterations.1.KEY VALUE    one key of one of them; they count from 1
   --model CLASS               hubert_lightning.HubertPretraining or hubert_lightning.CTCFinetuning
   --model.init_args.pretrained PATH                   checkpoint of any system to start from
   --model.init_args.optimizer.init_args.lr RATE       peak learning rate
   --data CLASS                hubert_lightning.PretrainingData or hubert_lightning.TranscribedData
-  --data.init_args.train [MANIFEST,...]               manifests to train on, made by `hubert prepare`
-  --data.init_args.validation [MANIFEST,...]          manifests to validate on
-  --data.init_args.test [MANIFEST,...]                manifests that `hubert test` and `hubert predict` read
+  --data.init_args.train MANIFEST ...                 manifests to train on, made by `hubert prepare`
+  --data.init_args.validation MANIFEST ...            manifests to validate on
+  --data.init_args.test MANIFEST ...                  manifests that `hubert test` and `hubert predict` read
   --data.init_args.max_duration SECONDS               seconds of audio in a batch, on each GPU
   --trainer.max_steps STEPS   steps of the run, if there are no iterations
   --trainer.accumulate_grad_batches NUMBER            batches of a step
@@ -36,6 +36,11 @@ Keys that matter
   --checkpoint.every_n_train_steps STEPS              steps from one last.ckpt to the next
   --ckpt_path PATH            checkpoint to resume from or to evaluate; by default the run's own
   --seed_everything SEED
+
+Short forms, for `hubert fit` and verbs that call it
+  --lr RATE                   model.init_args.optimizer.init_args.lr
+  --batch_seconds SECONDS     data.init_args.max_duration
+  --steps STEPS, --max_steps  trainer.max_steps; with iterations, max_steps of each of them
 
 All keys
   hubert {verb} --model.help hubert_lightning.HubertPretraining   arguments of a class (--data.help CLASS)
@@ -110,8 +115,10 @@ def fit(args: list[str]) -> None:
     Args:
         args: Command line after the verb.
     """
+    args = named_configs(args)
     if _is_answered("fit", args):
         return
+    args = long_options(args)
     from hubert_lightning.training import experiment
 
     experiment.fit(args)
@@ -145,8 +152,10 @@ def predict(args: list[str]) -> None:
 
 
 def _judge(verb: Literal["validate", "test", "predict"], args: list[str]) -> None:
+    args = named_configs(args)
     if _is_answered(verb, args):
         return
+    args = long_options(args, of_fit=False)
     from hubert_lightning.training import experiment
 
     experiment.judge(verb, args)
@@ -177,14 +186,14 @@ def _is_answered(verb: str, args: list[str]) -> bool:
     for name, value in typed_options(args):
         if name in ("model.help", "data.help"):
             _check_class(name, value)
-        if key := KEYS.get(name.replace("-", "_")):
+        if (key := KEYS.get(name.replace("-", "_"))) and not (verb == "fit" and name.replace("-", "_") in ALIASES):
             raise UserError(f"there is no option {name}; the key is {key}; `hubert {verb} --help` lists the keys")
     for path in given_configs(args):
         if not set(str(path)) & set("{:\n"):  # not the text of a config
             _check_exists(verb, str(path))
     if not args:
         run = "" if verb == "fit" else "; give the config.yaml of a run"
-        raise UserError(f"which config? `hubert {verb} --config CONFIG`{run}\n{_shipped()}".rstrip())
+        raise UserError(f"which config? `hubert {verb} --config CONFIG`{run}\n{listing()}".rstrip())
     return False
 
 
@@ -196,7 +205,7 @@ def _check_exists(verb: str, config: str) -> None:
         start, found, end = f"{config}/".partition(f"{former}/")
         if found:
             raise UserError(f"{config}: moved; write {start}{present}/{end}".rstrip("/"))
-    way = "; `hubert fit` lists the configs of this package" if verb == "fit" else ", or give the config.yaml of a run"
+    way = "; `hubert configs` lists those of this package" if verb == "fit" else ", or give the config.yaml of a run"
     raise UserError(f"{config}: there is no such config; correct the path{way}")
 
 
@@ -210,24 +219,3 @@ def _check_class(option: str, typed: str) -> None:
         and typed not in known
     ):
         raise UserError(f"--{option} {typed}: not the full name of a class; write {' or '.join(known)}")
-
-
-def _shipped() -> str:
-    """The configs of this package, each with the first sentence of its header."""
-    folder = configs_folder()
-    rows = []
-    for path in sorted(folder.rglob("*.yaml")):
-        if path.parent.name == "sweeps":  # W&B's, which name a config
-            continue
-        name = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path
-        rows.append((str(name), _first_sentence(path.read_text())))
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"  {name:{width}}  {header}" for name, header in rows)
-
-
-def _first_sentence(config: str) -> str:
-    """Return the first sentence of a config's header, which may span several lines."""
-    lines = takewhile(lambda line: line.startswith("#"), config.split("\n"))
-    header = " ".join(line.removeprefix("#").strip() for line in lines)
-    sentence = re.match(r".+?\.(?= [A-Z]|$)", header)
-    return sentence[0] if sentence else header

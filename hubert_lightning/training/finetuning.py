@@ -27,6 +27,7 @@ from hubert_lightning.model.ctc import ctc_loss
 from hubert_lightning.model.flops import encoder_operations
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
+from hubert_lightning.training.default_optimizers import TEN_HOURS_ADAM
 from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.schedules import Schedule, tri_stage
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
@@ -325,5 +326,5 @@ def _load_head(pretrained: Path | None, vocabulary: Vocabulary | None) -> tuple[
 
 
 def ten_hour_optimizer(parameters: ParamsT) -> AdamW:
-    """Build the optimizer for 10 hours of transcripts: fairseq wav2vec/config/finetuning/base_10h.yaml."""
-    return AdamW(parameters, lr=5e-5, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=True)
+    """Build the optimizer for 10 hours of transcripts."""
+    return AdamW(parameters, **TEN_HOURS_ADAM)

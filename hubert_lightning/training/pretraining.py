@@ -18,6 +18,7 @@ from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.load import read_weights
 from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder, build_predictors
 from hubert_lightning.training.batches import PretrainingBatch
+from hubert_lightning.training.default_optimizers import BASE_ADAM
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
 from hubert_lightning.units.label_shards import MAX_CLUSTERS
@@ -252,11 +253,8 @@ class HubertPretraining(Task):
 
 
 def base_optimizer(parameters: ParamsT) -> AdamW:
-    """Build the optimizer of HuBERT Base.
-
-    fairseq config/pretrain/hubert_base_librispeech.yaml, whose Adam decouples weight decay.
-    """
-    return AdamW(parameters, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True)
+    """Build the optimizer of HuBERT Base."""
+    return AdamW(parameters, **BASE_ADAM)
 
 
 def _select(cluster: Tensor, index: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from hubert_lightning.cli import main
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
-from hubert_lightning.parsing import configs_folder
+from hubert_lightning.packaged_configs import configs_folder, packaged
 from hubert_lightning.planning.devices import DEVICES, H200
 from hubert_lightning.planning.network import data_parallel_seconds, sharded_seconds
 from hubert_lightning.planning.plan import Machine, TrainingPlan, plan_stage
-from hubert_lightning.planning.settings import audio_hours, encoder_of, packaged, read_config, stages_of
+from hubert_lightning.planning.settings import audio_hours, encoder_of, read_config, stages_of
 from hubert_lightning.planning.steps import Batch, encoder_work, step_work
 from hubert_lightning.planning.workload import Workload
 
