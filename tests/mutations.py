@@ -131,7 +131,7 @@ def manifest(folder: Path, name: str) -> list[Any]:
     for path in speech(folder / "audio"):
         path.with_suffix(".txt").write_text("ONE TWO")
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        [made] = prepare_folder(folder / "audio", folder / "made")
+        [made] = prepare_folder(folder / "audio", folder / "made", heldout=0)
     cuts = list(read_manifest(made))
     write_manifest(cuts, folder / name)
     shutil.rmtree(folder / "made")
@@ -208,7 +208,7 @@ def make_textgrid(format: Callable[..., str]) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         (folder / "audio").mkdir()
         soundfile.write(folder / "audio" / "a.wav", np.random.default_rng(0).normal(0, 0.1, 19_200), SAMPLE_RATE)
-        prepare_folder(folder / "audio", folder / "made")
+        prepare_folder(folder / "audio", folder / "made", heldout=0)
         (folder / "grids").mkdir()
         (folder / "grids" / "a.TextGrid").write_text(format({"words": HELLO_WORD, "phones": HELLO}, 1.2))
 
@@ -326,7 +326,7 @@ def make_transcripts(folder: Path) -> None:
 
 
 def read_transcripts(folder: Path) -> None:
-    [made] = prepare_folder(folder / "audio", folder / "new")
+    [made] = prepare_folder(folder / "audio", folder / "new", heldout=0)
     read_manifest(made)
 
 
@@ -381,7 +381,7 @@ def read_audio(folder: Path) -> None:
         if isinstance(reason, str) and ("\n" in reason or len(reason) > LONGEST):
             raise AssertionError(reason)
     if not all(isinstance(reason, str) for reason in reasons.values()):
-        for cut in read_manifest(prepare_folder(folder, folder.parent / "new")):
+        for cut in read_manifest(prepare_folder(folder, folder.parent / "new", heldout=0)):
             read_waveform(cut)
             read_waveform(cut, max(cut.num_samples - 3000, 0))
 

@@ -25,6 +25,7 @@ from hubert_lightning.data.audio_folder import (
     transcribed,
 )
 from hubert_lightning.data.examine import cuts_of, decode_all
+from hubert_lightning.data.heldout import split
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifests
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import Sound
@@ -32,6 +33,9 @@ from hubert_lightning.data.refusals import FileRemark, RefusedFile, print_refusa
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import printable
 from hubert_lightning.frames import WINDOW, seconds_to_samples
+
+UNTRANSCRIBED = "no transcript beside it: write one, or leave transcribed_only out"
+"""Reason why a recording is left out where transcripts are needed."""
 
 
 def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None = None) -> list[Path]:
@@ -86,16 +90,27 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     return prepare(files_of, out, skipped=skipped)
 
 
-def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_numbers: str | None = None) -> list[Path]:
-    """Make a manifest of all audio files in a folder and its subfolders: `OUT/<name of the folder>.jsonl.gz`.
+def prepare_folder(
+    audio: Path,
+    out: Path,
+    max_duration: float = 30.0,
+    heldout: float = 0.05,
+    transcribed_only: bool = False,
+    spell_numbers: str | None = None,
+) -> list[Path]:
+    """Make manifests of the audio files in a folder and its subfolders: `OUT/<name of the folder>.jsonl.gz`.
 
-    The id of an utterance is its path in the tree, and its speaker is its folder. Its transcript, if there is one, lies
-    beside it as `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech.
+    A share of the recordings is held out for validation: `OUT/<name of the folder>-dev.jsonl.gz`. The id of an
+    utterance is its path in the tree, and its speaker is its folder. Its transcript, if there is one, lies beside it as
+    `<same name>.txt` or in a `*.trans.txt` as in LibriSpeech.
 
     Args:
         audio: Folder with wav, flac, mp3, m4a, ogg, webm or other files that FFmpeg decodes, of any rate and channels.
         out: Folder of the manifest.
         max_duration: Longest cut in seconds; longer recordings are cut into equal pieces, without their transcript.
+        heldout: Share of the audio in the -dev manifest, from 0 to below 1; at least one recording if there are two,
+            none if 0. With ten or more speakers, whole speakers are held out. The choice depends on names alone.
+        transcribed_only: Leave out recordings without a transcript, and cut none of the others.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
 
@@ -104,6 +119,8 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
     """
     if seconds_to_samples(max_duration) < 2 * WINDOW:
         raise UserError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
+    if not 0 <= heldout < 1:
+        raise UserError(f"heldout is {heldout}; it is a share of the audio, from 0 to below 1")
     root = _inner_folder(audio, "").resolve()
     skipped = Counter[str]()
     files = [
@@ -118,7 +135,10 @@ def prepare_folder(audio: Path, out: Path, max_duration: float = 30.0, spell_num
             f"{audio}: no audio in it; give a folder with .wav, .flac, .mp3 or another of {len(AUDIO_SUFFIXES)} "
             "suffixes of audio, or convert its files"
         )
-    return prepare({root.name: files}, out, max_duration, skipped, spell_numbers)
+    if transcribed_only:
+        files = [file if file.text or file.refused else file._replace(refused=UNTRANSCRIBED) for file in files]
+    longest = None if transcribed_only else max_duration
+    return prepare({root.name: files}, out, longest, skipped, spell_numbers, heldout=heldout)
 
 
 def _inner_folder(folder: Path, name: str) -> Path:
@@ -146,6 +166,7 @@ def prepare(
     skipped: Mapping[str, int] | None = None,
     number_language: str | None = None,
     transcribed_whole: bool = False,
+    heldout: float = 0.0,
 ) -> list[Path]:
     """Write a manifest for each list of audio files, and print a report.
 
@@ -156,6 +177,7 @@ def prepare(
         skipped: Counts of other files by their suffix, for the report.
         number_language: Language in which numbers in transcripts are written as words; None keeps the numbers.
         transcribed_whole: Whether utterances with a transcript stay whole, however long they are.
+        heldout: Share of the audio of each manifest that goes into another one, `<name>-dev`.
 
     Returns:
         Paths of the manifests.
@@ -170,6 +192,7 @@ def prepare(
     manifests: dict[Path, CutSet] = {}
     refusals: dict[Path, list[RefusedFile]] = {}
     remarks: dict[Path, list[FileRemark]] = {}
+    choices: list[str] = []
     for name, files in files_of.items():
         path, listing = out / f"{name}.jsonl.gz", out / f"{name}.refused.tsv"
         usable = list(_usable_once(files, sounds))
@@ -181,14 +204,18 @@ def prepare(
                 f"{name}: all {len(files)} audio files are refused, for reasons listed in {listing}, the first, "
                 f"{printable(refusals[listing][0].path)[-300:]}: {refusals[listing][0].reason}"
             )
-        check_same_audio(path, cuts, "choose another folder for the manifests")
-        manifests[path] = CutSet(cuts)
+        train, dev, choice = split(cuts, heldout)
+        choices += [f"{name}: {choice}"] * bool(heldout)
+        for part, manifest in ((train, path), (dev, out / f"{name}-dev.jsonl.gz")):
+            if part:
+                check_same_audio(manifest, part, "choose another folder for the manifests")
+                manifests[manifest] = CutSet(part)
     for path, rows in (refusals | remarks).items():
         write_listing(rows, path)
     write_manifests(manifests)
     all_refusals = list(dict.fromkeys(file for files in refusals.values() for file in files))
     all_remarks = list(dict.fromkeys(remark for rows in remarks.values() for remark in rows))
-    _report(manifests, all_refusals, all_remarks, skipped or {})
+    _report(manifests, all_refusals, all_remarks, skipped or {}, choices)
     if numbers:
         print(numbers)
     return list(manifests)
@@ -261,6 +288,7 @@ def _report(
     refusals: Sequence[RefusedFile],
     remarks: Sequence[FileRemark],
     skipped: Mapping[str, int],
+    choices: Sequence[str],
 ) -> None:
     table = Table(title=f"in {next(iter(manifests)).parent}", title_justify="left")
     table.add_column("manifest", no_wrap=True)
@@ -280,6 +308,8 @@ def _report(
         )
     console = Console()
     console.print(table)
+    for choice in choices:
+        console.print(escape(choice), soft_wrap=True, highlight=False)
     if refusals:
         console.print(f"{len(refusals)} audio files refused (all of them in *.refused.tsv beside the manifests):")
         print_refusals(refusals, console)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Literal
-from zlib import crc32
 
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile, file_identity
+from hubert_lightning.data.heldout import MANY_SPEAKERS, chosen_groups
 from hubert_lightning.data.prepare import prepare
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed
@@ -19,8 +19,6 @@ PATH_COLUMNS = ("path", "audio", "file", "wav", "filename", "audio_filepath", "f
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
 SPEAKER_COLUMNS = ("speaker", "client_id", "speaker_id")
 """Usual names of columns, those of Common Voice among them."""
-MANY_SPEAKERS = 10
-"""Number of speakers from which on whole speakers are held out."""
 MAX_CHARACTERS = 2**28
 """Characters of a table, which two million rows have."""
 
@@ -233,11 +231,6 @@ def _heldout(files: Sequence[AudioFile], share: float) -> set[AudioFile]:
     groups: dict[str, list[AudioFile]] = {}
     for file in files:
         groups.setdefault((file.speaker if whole_speakers else None) or file.id, []).append(file)
-    heldout: set[AudioFile] = set()
-    max_files = round(share * len(files))
-    for name in sorted(groups, key=lambda name: (crc32(name.encode()), name)):
-        if len(heldout) + len(groups[name]) <= max_files:  # a speaker with many utterances stays in train
-            heldout.update(groups[name])
-    if share and not heldout and len(groups) > 1:
-        heldout.update(groups[min(groups, key=lambda name: len(groups[name]))])
-    return heldout
+    limit = round(share * len(files)) or float(share > 0)  # a speaker with many utterances stays in train
+    names = chosen_groups({name: len(group) for name, group in groups.items()}, limit)
+    return {file for name in names for file in groups[name]}

@@ -175,7 +175,7 @@ def test_recordings_of_a_folder_are_found_by_their_path_with_or_without_suffix(t
         seconds = 2.4 if "long" in name else 1.2
         noise = np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE))
         soundfile.write(tmp_path / "talks" / name, noise, SAMPLE_RATE)
-    [manifest] = prepare_folder(tmp_path / "talks", tmp_path, max_duration=1.5)
+    [manifest] = prepare_folder(tmp_path / "talks", tmp_path, max_duration=1.5, heldout=0)
     textgrid(tmp_path / "textgrids" / "b.TextGrid", [(0.0, 1.2, "AA")])
     textgrid(tmp_path / "textgrids" / "sub" / "b.TextGrid", [(0.0, 1.2, "B")])
     textgrid(tmp_path / "textgrids" / "sub" / "long.TextGrid", [(0.0, 1.2, "D"), (1.2, 2.4, "IY")])

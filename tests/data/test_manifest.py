@@ -112,7 +112,7 @@ def test_a_folder_of_every_kind_of_audio_is_read_at_16_khz(tmp_path: Path) -> No
                 speak(root / "ann" / f"{rate}x{num_channels}.{suffix}", 0.5, rate, num_channels, **kind)
     speak(root / "UPPER.WAV")
     (root / "ann" / "._8000x1.wav").write_bytes(b"what macOS leaves")
-    prepare_folder(root, tmp_path / "out")
+    prepare_folder(root, tmp_path / "out", heldout=0)
     cuts = read_manifest(tmp_path / "out" / "mixed.jsonl.gz")
     assert {cut.id for cut in cuts} == {
         path.relative_to(root).as_posix() for path in root.rglob("*.*") if not path.name.startswith("._")
@@ -133,7 +133,7 @@ def test_transcripts_lie_beside_the_audio_or_in_a_list_of_the_folder(tmp_path: P
     (root / "a.txt").write_text("good  morning\nall\n")
     (root / "talk.trans.txt").write_text("b SECOND ONE\nelsewhere NOT HERE\n")
     (root / "sub" / "d.txt").write_text("\ufeffnaïve", "utf-8")
-    prepare_folder(root, tmp_path / "out")
+    prepare_folder(root, tmp_path / "out", heldout=0)
     texts = {
         cut.id: [supervision.text for supervision in cut.supervisions]
         for cut in read_manifest(tmp_path / "out" / "talk.jsonl.gz")
@@ -142,7 +142,7 @@ def test_transcripts_lie_beside_the_audio_or_in_a_list_of_the_folder(tmp_path: P
     (root / "a.txt").write_bytes("café".encode("latin-1"))
     (root / "sub" / "sub.trans.txt").write_bytes("e café".encode("latin-1"))
     speak(root / "sub" / "e.wav")
-    prepare_folder(root, tmp_path / "again")
+    prepare_folder(root, tmp_path / "again", heldout=0)
     assert set(read_manifest(tmp_path / "again" / "talk.jsonl.gz").ids) == {"b.flac", "c.wav", "sub/d.wav"}
     reasons = (tmp_path / "again" / "talk.refused.tsv").read_text().splitlines()
     assert [reason.split("\t")[1].split(" is not UTF-8")[0] for reason in reasons] == [
@@ -157,7 +157,7 @@ def test_a_link_to_a_folder_around_it_is_not_followed_for_ever(tmp_path: Path) -
     (tmp_path / "elsewhere").mkdir()
     speak(tmp_path / "elsewhere" / "b.wav")
     (tmp_path / "talk" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    prepare_folder(tmp_path / "talk", tmp_path / "out")
+    prepare_folder(tmp_path / "talk", tmp_path / "out", heldout=0)
     assert set(read_manifest(tmp_path / "out" / "talk.jsonl.gz").ids) == {"linked/b.wav", "sub/a.wav"}
 
 
@@ -173,7 +173,7 @@ def test_pieces_of_a_long_recording_are_equal_and_cover_it(
     path.parent.mkdir()
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, num_samples), rate)
     (folder / "in" / "long.txt").write_text("hello")
-    prepare_folder(folder / "in", folder / "out", max_duration)
+    prepare_folder(folder / "in", folder / "out", max_duration, heldout=0)
     pieces = list(read_manifest(folder / "out" / "in.jsonl.gz"))
     sizes = [piece.num_samples for piece in pieces]
     assert max(sizes) - min(sizes) <= 1
@@ -209,7 +209,7 @@ def test_unusable_files_are_refused_with_the_reason_and_the_others_are_used(
     speak(root / "slow.wav", rate=2000)
     speak(root / "odd.wav", rate=44_099)
     soundfile.write(root / "nan.wav", np.full(8000, np.nan), SAMPLE_RATE, subtype="FLOAT")
-    prepare_folder(root, tmp_path / "out")
+    prepare_folder(root, tmp_path / "out", heldout=0)
     assert {cut.id for cut in read_manifest(tmp_path / "out" / "wild.jsonl.gz")} == {"good.wav", "one_frame.wav"}
     reasons = refusals(tmp_path / "out" / "wild.refused.tsv")
     expected = {
@@ -246,26 +246,26 @@ def test_a_corpus_without_usable_audio_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no audio in it; give a folder with \.wav, \.flac, \.mp3 or another of \d+ suf"
     ):
-        prepare_folder(root, tmp_path / "out")
+        prepare_folder(root, tmp_path / "out", heldout=0)
     (root / "a.wav").write_text("nonsense")
     with pytest.raises(ValueError, match=r"all 1 audio files are refused, .*a\.wav: unreadable"):
-        prepare_folder(root, tmp_path / "out")
+        prepare_folder(root, tmp_path / "out", heldout=0)
     assert "a.wav" in refusals(tmp_path / "out" / "in.refused.tsv")
     with pytest.raises(ValueError, match="max_duration"):
-        prepare_folder(root, tmp_path / "out", max_duration=0.01)
+        prepare_folder(root, tmp_path / "out", max_duration=0.01, heldout=0)
 
 
 def test_a_manifest_is_only_replaced_by_one_of_the_same_audio(tmp_path: Path) -> None:
     root = tmp_path / "in"
     speak(root / "a.wav")
-    [path] = prepare_folder(root, tmp_path / "out")
+    [path] = prepare_folder(root, tmp_path / "out", heldout=0)
     (root / "a.txt").write_text("now transcribed")
-    prepare_folder(root, tmp_path / "out")
+    prepare_folder(root, tmp_path / "out", heldout=0)
     assert read_manifest(path)[0].supervisions[0].text == "now transcribed"
     before = path.read_bytes()
     speak(root / "b.wav")
     with pytest.raises(ValueError, match="lists other audio; remove it, or choose another folder"):
-        prepare_folder(root, tmp_path / "out")
+        prepare_folder(root, tmp_path / "out", heldout=0)
     assert path.read_bytes() == before
 
 
@@ -322,7 +322,7 @@ def test_an_error_names_a_file_that_is_no_manifest_and_the_verb_that_makes_one(t
 def test_missing_audio_is_refused_before_training(tmp_path: Path) -> None:
     for name in ("a.wav", "b.wav", "c.wav"):
         speak(tmp_path / "in" / name)
-    [path] = prepare_folder(tmp_path / "in", tmp_path / "out")
+    [path] = prepare_folder(tmp_path / "in", tmp_path / "out", heldout=0)
     cuts = read_manifest(path)
     check_audio(cuts)
     (tmp_path / "in" / "b.wav").unlink()

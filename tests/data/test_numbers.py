@@ -187,7 +187,7 @@ def test_prepare_counts_numbers_and_writes_them_as_words_if_asked(
 def test_numbers_in_the_transcripts_of_a_folder_become_words_too(tmp_path: Path) -> None:
     clip(tmp_path / "audio" / "a.wav")
     (tmp_path / "audio" / "a.txt").write_text("Es sind 12.")
-    [manifest] = prepare_folder(tmp_path / "audio", tmp_path / "out", spell_numbers="de")
+    [manifest] = prepare_folder(tmp_path / "audio", tmp_path / "out", spell_numbers="de", heldout=0)
     assert texts_of(manifest) == ["Es sind zwölf."]
 
 
@@ -204,7 +204,7 @@ def test_a_transcript_without_words_is_refused_where_it_is_prepared(tmp_path: Pa
         clip(folder / f"{name}.wav")
     (folder / "a.txt").write_text(text)
     (folder / "b.txt").write_text("words")
-    [manifest] = prepare_folder(folder, tmp_path / "out")
+    [manifest] = prepare_folder(folder, tmp_path / "out", heldout=0)
     check(tmp_path / "out" / "audio.refused.tsv", manifest)
     (folder / "table.csv").write_text(f'path,text\na.wav,"{text}"\nb.wav,words\n')
     [manifest] = prepare_csv(folder / "table.csv", tmp_path / "csv", heldout=0)
@@ -260,5 +260,5 @@ def test_transcripts_beside_audio_may_be_utf_16(tmp_path: Path, encoding: str) -
         clip(tmp_path / "audio" / f"{name}.wav")
     (tmp_path / "audio" / "a.txt").write_bytes("Größe\r\nund mehr".encode(encoding))
     (tmp_path / "audio" / "of.trans.txt").write_bytes("b ein Satz\u2028in zwei Zeilen\r\n".encode(encoding))
-    [manifest] = prepare_folder(tmp_path / "audio", tmp_path / "out")
+    [manifest] = prepare_folder(tmp_path / "audio", tmp_path / "out", heldout=0)
     assert texts_of(manifest) == ["Größe und mehr", "ein Satz in zwei Zeilen"]

@@ -298,6 +298,6 @@ def test_a_transcript_of_a_folder_is_found_in_any_normal_form_of_its_name(tmp_pa
     noise = 0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     soundfile.write(tmp_path / f"{unicodedata.normalize('NFD', name)}.flac", noise.numpy(), SAMPLE_RATE)
     (tmp_path / "één-1.trans.txt").write_text(f"{unicodedata.normalize('NFC', name)} A SENTENCE\n")
-    [manifest] = prepare_folder(tmp_path, tmp_path / "out")
+    [manifest] = prepare_folder(tmp_path, tmp_path / "out", heldout=0)
     [cut] = read_manifest(manifest)
     assert [supervision.text for supervision in cut.supervisions] == ["A SENTENCE"]

@@ -194,7 +194,7 @@ def test_files_joined_end_to_end_are_as_long_as_they_are_one_by_one(battery: Pat
 def test_a_folder_of_all_of_them_is_prepared_whole_and_every_segment_is_the_slice_of_the_whole(
     battery: Path, tmp_path: Path
 ) -> None:
-    prepare_folder(battery, tmp_path, max_duration=100.0)
+    prepare_folder(battery, tmp_path, max_duration=100.0, heldout=0)
     cuts = {cut.id: cut for cut in read_manifest(tmp_path / f"{battery.name}.jsonl.gz")}
     assert sorted(cuts) == sorted(EVERY)
     assert not (tmp_path / f"{battery.name}.refused.tsv").exists()
@@ -234,7 +234,7 @@ def test_recordings_of_telephones_in_amr_are_read(tmp_path: Path) -> None:
             frame.sample_rate, frame.pts = 8_000, start
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    prepare_folder(path.parent, tmp_path)
+    prepare_folder(path.parent, tmp_path, heldout=0)
     [cut] = read_manifest(tmp_path / "calls.jsonl.gz")
     whole = read_waveform(cut)
     assert abs(len(whole) - 160_000) <= 640
@@ -276,7 +276,7 @@ def test_codecs_of_telephony_are_prepared_and_read_in_segments(tmp_path: Path, s
     path = tmp_path / "phone" / f"call.{suffix}"
     path.parent.mkdir()
     soundfile.write(path, tone, 8_000, subtype=subtype, format="RAW" if suffix == "vox" else None)
-    prepare_folder(path.parent, tmp_path, max_duration=60.0)
+    prepare_folder(path.parent, tmp_path, max_duration=60.0, heldout=0)
     [cut] = read_manifest(tmp_path / "phone.jsonl.gz")
     whole = read_waveform(cut)
     assert abs(len(whole) - 16_000 * 20) < 0.020 * 16_000
@@ -362,7 +362,7 @@ def test_a_part_that_was_copied_out_has_ffmpegs_samples_in_every_segment(
     part = tmp_path / "part" / name
     part.parent.mkdir()
     ffmpeg("-ss", 10.37, "-i", battery / name, "-t", 15, "-c", "copy", part)
-    prepare_folder(part.parent, tmp_path)
+    prepare_folder(part.parent, tmp_path, heldout=0)
     [cut] = read_manifest(tmp_path / "part.jsonl.gz")
     sound = probe(part)
     assert isinstance(sound, Sound)
@@ -465,7 +465,7 @@ def test_remarks_are_counted_and_listed_and_silence_is_refused(
     soundfile.write(root / "empty room.wav", 0 * SPEECH, SAMPLE_RATE)
     for name in ("notes.pdf", "more.pdf", "README"):
         (root / name).write_text("no audio")
-    prepare_folder(root, tmp_path)
+    prepare_folder(root, tmp_path, heldout=0)
     assert set(read_manifest(tmp_path / "wild.jsonl.gz").ids) == {"a.wav", "b.wav", "c.wav"}
     told = capsys.readouterr().out
     assert "2 clipped, such as" in told
@@ -481,7 +481,7 @@ def test_a_name_that_is_not_utf8_is_refused_alone(tmp_path: Path, capsys: pytest
     soundfile.write(root / "plain.wav", SPEECH, SAMPLE_RATE)
     for name in (b"caf\xe9.wav", b"tab\tand\nline.wav"):
         shutil.copy(root / "plain.wav", bytes(root) + b"/" + name)
-    prepare_folder(root, tmp_path)
+    prepare_folder(root, tmp_path, heldout=0)
     assert set(read_manifest(tmp_path / "names.jsonl.gz").ids) == {"plain.wav", "tab\tand\nline.wav"}
     assert "caf\\xe9.wav: its name is not UTF-8" in capsys.readouterr().out
     assert len((tmp_path / "names.refused.tsv").read_text().splitlines()) == 1
@@ -493,7 +493,7 @@ def test_a_file_under_several_names_counts_once(tmp_path: Path) -> None:
     soundfile.write(root / "a.wav", SPEECH, SAMPLE_RATE)
     (root / "b.wav").symlink_to("a.wav")
     (root / "c.wav").hardlink_to(root / "a.wav")
-    prepare_folder(root, tmp_path)
+    prepare_folder(root, tmp_path, heldout=0)
     assert list(read_manifest(tmp_path / "links.jsonl.gz").ids) == ["a.wav"]
     assert (tmp_path / "links.refused.tsv").read_text().count("the same file as") == 2
     assert listed([root / "a.wav", root / ".." / "links" / "a.wav", root]) == [root / "a.wav", root / "c.wav"]

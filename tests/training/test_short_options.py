@@ -81,13 +81,8 @@ def test_steps_are_those_of_each_iteration() -> None:
 
 
 def test_a_key_of_one_iteration_leaves_the_others() -> None:
-    config = parsed(
-        *BASE,
-        "--iterations.1.clusters",
-        "[50, 100]",
-        "--iterations.2.kmeans.class_path",
-        "hubert_lightning.ScikitKMeans",
-    )
+    kmeans = "hubert_lightning.ScikitKMeans"
+    config = parsed(*BASE, "--iterations.1.clusters", "[50, 100]", "--iterations.2.kmeans.class_path", kmeans)
     first, second = config.iterations
     assert (first.clusters, second.clusters) == ([50, 100], 500)
     assert (second.features, second.layer) == ("previous", 6)
