@@ -86,7 +86,11 @@ def verbs() -> Iterator[tuple[str, str]]:
 
     for group, targets in VERBS.items():
         for verb, target in targets.items():
-            yield from ((group, f"{verb} {inner}") for inner in target) if isinstance(target, dict) else [(group, verb)]
+            yield from (
+                ((group, f"{verb} {inner}".rstrip()) for inner in target)
+                if isinstance(target, dict)
+                else [(group, verb)]
+            )
 
 
 def verbs_page() -> str:

@@ -9,6 +9,10 @@ from .hub import CardFacts as CardFacts
 from .model.config import EncoderConfig as EncoderConfig
 from .model.hubert import HubertEncoder as HubertEncoder
 from .pretrained.load import load_encoder as load_encoder
+from .recipes.finetune import FinetuningRun as FinetuningRun
+from .recipes.finetune import finetune as finetune
+from .recipes.pretrain import PretrainingRun as PretrainingRun
+from .recipes.pretrain import pretrain as pretrain
 from .training.callbacks.best_checkpoints import BestCheckpoints as BestCheckpoints
 from .training.callbacks.layer_quality import LayerQuality as LayerQuality
 from .training.callbacks.peak_rate import PeakRateFinder as PeakRateFinder

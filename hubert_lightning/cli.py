@@ -37,6 +37,8 @@ VERBS: Verbs = {
             "": "packaged_configs:list_configs",
             "copy": "packaged_configs:copy_config",
         },
+        "pretrain": "recipes.commands:pretrain",
+        "finetune": "recipes.commands:finetune",
         "plan": "planning.plan_commands:plan",
         "fit": "training.commands:fit",
         "validate": "training.commands:validate",
@@ -78,6 +80,8 @@ VERBS: Verbs = {
 
 KEPT_AFTER_SIGNAL = {
     "fit": "finished work is kept; the same command resumes",
+    "pretrain": "finished work is kept; the same command resumes",
+    "finetune": "finished work is kept; the same command resumes",
     "demo": "finished work is kept; the same command resumes",
     "test": "its results are not written; the same command starts it again",
     "predict": "its results are not written; the same command starts it again",
@@ -85,7 +89,7 @@ KEPT_AFTER_SIGNAL = {
 }
 """Verbs that train or evaluate a model, and the message when a signal ends them."""
 
-VERBS_OF_RANKS = ("fit", "validate", "test", "predict")
+VERBS_OF_RANKS = ("fit", "pretrain", "finetune", "validate", "test", "predict")
 """Verbs that a launcher may start as several ranks of one run."""
 
 CLOSED_PIPE = 128 + signal.SIGPIPE

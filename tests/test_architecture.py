@@ -75,6 +75,10 @@ ROOMS = {
         "ground untrusted data features asr training",
         "jinja2 jiwer plotly",
     ),
+    "recipes": Room(
+        "from recordings or a table to a trained model, in one command",
+        "ground untrusted vocabulary data model pretrained asr parsing training report",
+    ),
     "demo": Room(
         "the whole method on synthetic speech",
         "ground untrusted vocabulary data model pretrained features units asr parsing training report",
@@ -88,7 +92,7 @@ ROOMS = {
     "cli": Room(
         "the verbs, imported when they are called",
         "ground untrusted vocabulary data model pretrained features units asr interchange parsing planning training "
-        "report demo serving",
+        "report recipes demo serving",
     ),
 }
 """In this order, a room imports rooms above it alone."""

@@ -19,6 +19,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
 from hubert_lightning.cli import VERBS, main
+from hubert_lightning.recipes.commands import OF_FINETUNE, OF_PRETRAIN
+from hubert_lightning.training.short_options import ALIASES
 from hubert_lightning.verbs import RENAMED_OPTIONS, find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,7 +31,7 @@ GENERATED = {"contributing.md", "index.md", "reference/verbs.md", "reference/yam
 """Pages that docs/generated_pages.py makes."""
 LAUNCHERS = ("slurm.sh", "torchrun.sh")
 """Scripts that pass their arguments to `hubert fit`."""
-LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+LIGHTNING_VERBS = ("fit", "pretrain", "finetune", "validate", "test", "predict")
 SEPARATORS = ";|&<>\n"
 KEYS = {
     "trainer": [Trainer],
@@ -42,6 +44,9 @@ GROUPS = {"subtitles": hubert_lightning.SubtitleStyle}
 TOP_KEYS = {"config", "output", "iterations", "seed_everything", "ckpt_path", "print_config", "help"} | {
     "pictures",
     "stalls",
+    *ALIASES,
+    *OF_PRETRAIN,
+    *OF_FINETUNE,
 }
 
 

@@ -3,6 +3,7 @@
 Finished iterations are not trained again: the same command resumes where it was interrupted.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from hubert_lightning import console
-from hubert_lightning.console import is_first_process, show_messages
+from hubert_lightning.console import hidden_bars, is_first_process, show_messages
 from hubert_lightning.errors import UserError
 from hubert_lightning.training.hubert_cli import HubertCLI, Verb
 from hubert_lightning.training.iterations import single_iterations
@@ -29,6 +30,9 @@ from hubert_lightning.training.wandb_runs import describe_run, name_group, own_f
 RESULTS_LOCK = "results.lock"
 """Lock of the folder that a test or prediction writes to, also while training goes on."""
 
+LOGGERS = ("hubert_lightning", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")
+"""Names of the loggers that print information on a run."""
+
 EXPECTED_WARNINGS = (
     "LightningCLI's args parameter",  # `main(args)` passes on the command line
     "Checkpoint directory .* exists and is not empty",  # the run's labels are in it
@@ -44,7 +48,20 @@ EXPECTED_WARNINGS = (
 """Warnings of libraries on what is intended here."""
 
 
-def fit(args: list[str], begins: Callable[[int], object] | None = None) -> None:
+def check(args: list[str]) -> None:
+    """Parse a command line and check its output, without building anything.
+
+    Args:
+        args: Command line after `hubert fit`.
+
+    Raises:
+        UserError: A value cannot be used.
+    """
+    with _process(quiet=True):
+        check_output(HubertCLI("fit", args).config)
+
+
+def fit(args: list[str], begins: Callable[[int], object] | None = None, quiet: bool = False) -> None:
     """Train the run that a command line describes, or its iterations one after another.
 
     A run that is finished is left as it is.
@@ -52,11 +69,12 @@ def fit(args: list[str], begins: Callable[[int], object] | None = None) -> None:
     Args:
         args: Command line after `hubert fit`.
         begins: Called with the number of each iteration that begins, counted from 1.
+        quiet: Whether only warnings are shown.
 
     Raises:
         UserError: The run cannot be trained as described.
     """
-    with _process() as resources:
+    with _process(quiet) as resources:
         cli = HubertCLI("fit", args)
         config = cli.config
         name_group(config)
@@ -82,7 +100,7 @@ def fit(args: list[str], begins: Callable[[int], object] | None = None) -> None:
             for folder in dict.fromkeys([config.output, *(run.output for run in runs)]):
                 with suppress(UserError), locked(Path(folder)):
                     pass  # removes the lock of a fit that was killed when all was done
-            if is_first_process():
+            if is_first_process() and not quiet:
                 print(finished_sentence(runs[-1], Path(config.output)))
             return
         resources.enter_context(_alone_in(Path(config.output)))
@@ -119,16 +137,34 @@ def judge(verb: Verb, args: list[str]) -> None:
 
 
 @contextmanager
-def _process() -> Iterator[ExitStack]:
+def _process(quiet: bool = False) -> Iterator[ExitStack]:
     """Set up this process for a run; the stack holds what the command gives back at its end."""
-    show_messages(of_ranks=True)
+    if not quiet:
+        show_messages(of_ranks=True)
     console.note("setting up")
     with ExitStack() as resources, warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
         if not console.prints():
             warnings.simplefilter("ignore")  # the first rank prints the same ones
+        if quiet:
+            resources.enter_context(hidden_bars())
+            resources.enter_context(_warnings_alone())
         yield resources
+
+
+@contextmanager
+def _warnings_alone() -> Iterator[None]:
+    """Hide information that is logged, of this package and of Lightning."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

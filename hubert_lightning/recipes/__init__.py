@@ -1,0 +1,1 @@
+"""From recordings, or a table of sentences, to a trained model in one command."""

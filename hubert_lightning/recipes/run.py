@@ -1,0 +1,58 @@
+"""A recipe, executed: checked, prepared and trained; and the results of its run."""
+
+from pathlib import Path
+from typing import Any
+
+from hubert_lightning.console import is_first_process
+from hubert_lightning.recipes import preparation
+from hubert_lightning.recipes.recipe import Recipe
+from hubert_lightning.training import experiment
+from hubert_lightning.training.run_folder import kept_metrics
+
+
+def execute(recipe: Recipe, progress: bool) -> None:
+    """Do what a recipe says; what was done already stays.
+
+    Args:
+        recipe: Recipe of `pretrain` or `finetune`.
+        progress: Whether to print what is done.
+
+    Raises:
+        UserError: The recipe cannot be executed.
+    """
+    preparation.check_output(recipe)
+    experiment.check(recipe.fit_options)
+    if progress and is_first_process():
+        print("In the long form:")
+        for command in recipe.long_form():
+            print(f"  {command}")
+        print(flush=True)
+    preparation.prepare(recipe, quiet=not progress)
+    words = recipe.fit_options
+    if recipe.without_validation:
+        words += ["--data.init_args.validation=null"]
+    experiment.fit(words, quiet=not progress)
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """The last metrics of a finished run."""
+    return kept_metrics(folder)
+
+
+def write_page(folder: Path, progress: bool) -> Path | None:
+    """Write the page that shows a run, on its first process.
+
+    Args:
+        folder: Folder of the run.
+        progress: Whether to print where the page is.
+    """
+    if not is_first_process():
+        return None
+    from hubert_lightning.report.page import write_report
+
+    page = folder / "report.html"
+    with preparation.silence():
+        write_report([folder], page)
+    if progress:
+        print(f"{page}: what was trained, in a page for a browser")
+    return page
