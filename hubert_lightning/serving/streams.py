@@ -1,7 +1,7 @@
 """The websocket of live audio: samples in, words or units out as they become final."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -10,12 +10,17 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from hubert_lightning.asr.live import LiveWords
+from hubert_lightning.asr.word_times import Word
 from hubert_lightning.errors import UserError
+from hubert_lightning.features.recordings import autocast
 from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.serving.models import Recogniser
 from hubert_lightning.serving.service import Service
 from hubert_lightning.units.unit_extractor import Units
 
 Message = dict[str, Any]  # JSON values
+Output = Literal["units", "words"]
 SampleFormat = Literal["s16", "f32"]
 DTYPES: dict[SampleFormat, str] = {"s16": "<i2", "f32": "<f4"}
 MAX_MESSAGE = 2**20
@@ -40,7 +45,7 @@ class StreamOptions(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    output: Literal["units"] | None = None
+    output: Output | None = None
     samples: SampleFormat = "s16"
     step: float = 1.0
     lookahead: float = 1.0
@@ -107,6 +112,40 @@ class UnitSession:
         return messages
 
 
+class WordSession:
+    """Words of live audio, by greedy decoding, each as soon as it is stable.
+
+    Args:
+        recogniser: Fine-tuned model.
+        options: Options of the stream.
+    """
+
+    def __init__(self, recogniser: Recogniser, options: StreamOptions) -> None:
+        precision = autocast(recogniser.model.head.weight.device, recogniser.precision)
+        self._words = LiveWords(recogniser.model, precision, options.step, options.lookahead, options.history)
+        self.latency = self._words.latency
+
+    def push(self, samples: np.ndarray) -> list[Message]:
+        """Add samples (samples,) at 16 kHz, and return the messages that they complete."""
+        return self._messages(self._words.push(samples))
+
+    def finish(self) -> list[Message]:
+        """End the audio, and return the last messages."""
+        return self._messages(self._words.finish())
+
+    def _messages(self, words: Sequence[Word]) -> list[Message]:
+        rows = [
+            {
+                "word": word.text,
+                "start": round(word.start, 2),
+                "end": round(word.end, 2),
+                "confidence": round(word.confidence, 4),
+            }
+            for word in words
+        ]
+        return [{"type": "words", "words": rows}] if rows else []
+
+
 def _seconds(frames: int) -> float:
     return round(frames * HOP / SAMPLE_RATE, 2)
 
@@ -135,11 +174,12 @@ async def serve_stream(socket: WebSocket, service: Service) -> None:
 
 
 async def _converse(socket: WebSocket, service: Service, options: StreamOptions) -> None:
-    session = _session(service, options)
+    output = options.output or ("units" if service.models.units is not None else "words")
+    session = _session(service, output, options)
     loop = asyncio.get_running_loop()
-    seconds = service.metrics.stream_seconds.labels(options.output or "units")
+    seconds = service.metrics.stream_seconds.labels(output)
     facts = {"rate": SAMPLE_RATE, "samples": options.samples, "latency": round(session.latency, 3)}
-    await socket.send_json({"type": "ready", "output": options.output or "units"} | facts)
+    await socket.send_json({"type": "ready", "output": output} | facts)
     dtype = np.dtype(DTYPES[options.samples])
     rest, num_samples = b"", 0
     while (chunk := await _chunk(socket, service.limits.patience)) is not None:
@@ -191,10 +231,15 @@ def _options(query: Mapping[str, str]) -> StreamOptions:
     return options
 
 
-def _session(service: Service, options: StreamOptions) -> Session:
-    if service.models.units is None:
-        raise UserError("this service has no units: start it with --kmeans")
-    return UnitSession(service.models.units, options)
+def _session(service: Service, output: Output, options: StreamOptions) -> Session:
+    models = service.models
+    if output == "units":
+        if models.units is None:
+            raise UserError("this service has no units: start it with --kmeans")
+        return UnitSession(models.units, options)
+    if models.recogniser is None:
+        raise UserError("this service has no words: start it with a fine-tuned model")
+    return WordSession(models.recogniser, options)
 
 
 async def _close(socket: WebSocket, sentence: str, code: int) -> None:

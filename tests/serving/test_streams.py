@@ -10,8 +10,9 @@ from helpers import read_samples
 from served import ServedFiles, served_with
 from starlette.websockets import WebSocketDisconnect
 
+from hubert_lightning.asr.transcriber import Transcriber
 from hubert_lightning.serving.limits import Limits
-from hubert_lightning.serving.models import Models
+from hubert_lightning.serving.models import Models, load_models
 from hubert_lightning.units.unit_extractor import Units
 
 OPTIONS = "step=0.5&lookahead=0.5&history=2"
@@ -54,6 +55,32 @@ def test_units_of_a_stream_are_those_of_the_same_stream_without_a_service(
     assert [step["start"] for step in steps] == [0.0, *(step["end"] for step in steps[:-1])]
     assert steps[-1]["end"] == pytest.approx(0.02 * len(expected))
     assert end == {"type": "end", "duration": 4.0}
+
+
+def test_words_of_a_stream_are_those_of_the_same_audio_without_a_service(
+    client: TestClient, served: ServedFiles
+) -> None:
+    waveform = read_samples(served.recordings[3])
+    live = Transcriber.from_pretrained(served.model, device="cpu").live(0.5, 0.5, 2)
+    expected = [(word.text, round(word.end, 2)) for word in [*live.push(waveform), *live.finish()]]
+    content = (waveform.numpy() * 2**15).astype("<i2").tobytes()
+    with client.websocket_connect(f"/stream?output=words&{OPTIONS}") as socket:
+        for first in range(0, len(content), 10_001):
+            socket.send_bytes(content[first : first + 10_001])
+        socket.send_text("end")
+        ready, *messages, end = until_end(socket)
+    assert ready["output"] == "words"
+    words = [(word["word"], word["end"]) for message in messages for word in message["words"]]
+    assert words == expected
+    assert len(words) > 3
+    assert end["duration"] == 4.0
+
+
+def test_a_stream_gives_what_the_service_has(served: ServedFiles) -> None:
+    with served_with(load_models(served.model)) as client:
+        assert refusal(client, "output=units") == "this service has no units: start it with --kmeans"
+        with client.websocket_connect("/stream") as socket:
+            assert socket.receive_json()["output"] == "words"
 
 
 def test_units_come_while_the_stream_goes_on(client: TestClient, served: ServedFiles) -> None:
