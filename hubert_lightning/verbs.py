@@ -12,6 +12,7 @@ import re
 import shutil
 import textwrap
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.parsing import VerbParser, actions_of, missing_arguments, unknown_option
+from hubert_lightning.verb_stub import stub_of
 
 log = logging.getLogger(__name__)
 
@@ -103,18 +105,26 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
         if not any(option.startswith(("--help", "--config=")) for option in options):
             positional = _packed(verb, signature, positional, took_several)
         args = [*options, *positional]
+    if not signature.parses_itself and (stub := stub_of(target)) is not None:
+        _parsed(verb, signature, stub, args)  # help and mistakes are answered before the heavy imports
     function = getattr(importlib.import_module(f"hubert_lightning.{module}"), name)
     if signature.parses_itself:
         return function(args)
+    values = _parsed(verb, signature, function, args)
+    values.pop("config")
+    return function(**values)
+
+
+def _parsed(verb: str, signature: Signature, function: Callable[..., Any], args: list[str]) -> dict[str, Any]:
+    """Values of the arguments of a verb's function."""
     parser = VerbParser(prog=f"hubert {verb}", usage=_usage(verb, signature), description=signature.summary)
     parser.add_argument("--config", action="config", help="YAML file of options.")
     parser.add_function_arguments(function, as_group=False, as_positional=True, sub_configs=False)
     for action in actions_of(parser):
         if action.dest in signature.required:
             action.metavar = _shown(action.dest, signature.required[action.dest])
-    values = parser.instantiate_classes(parser.parse_args(args)).as_dict()
-    values.pop("config")
-    return function(**values)
+    values: dict[str, Any] = parser.instantiate_classes(parser.parse_args(args)).as_dict()
+    return values
 
 
 def usage(verbs_of: Verbs, verb: str = "") -> str:

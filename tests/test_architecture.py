@@ -28,7 +28,7 @@ class Room(NamedTuple):
 
 GROUND = ("frames", "files", "errors", "console", "figure_style", "interrupts", "hub")
 VOCABULARY = ("vocabulary", "spelling", "characters")
-PARSING = ("parsing", "verbs", "packaged_configs")
+PARSING = ("parsing", "verbs", "verb_stub", "packaged_configs")
 MODULES = {"ground": GROUND, "vocabulary": VOCABULARY, "parsing": PARSING}
 """Rooms of modules beside the folders."""
 ROOMS = {

@@ -310,7 +310,7 @@ class _Search:
             Results, best first.
         """
         array = (ctypes.c_float * (num_frames * num_tokens)).from_address(address)
-        log_probs = np.frombuffer(array, np.float32).reshape(num_frames, num_tokens).astype(np.float64)
+        log_probs = np.ctypeslib.as_array(array).reshape(num_frames, num_tokens).astype(np.float64)
         emissions = np.column_stack([log_probs, log_probs[:, self._blank]])  # the last column has no silence_score
         emissions[:, self._silence] += self._silence_score
         states = [State(0.0, self._lm.start(False), self._root, self._silence, False, -1, None)]
