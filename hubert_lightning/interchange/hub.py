@@ -23,13 +23,14 @@ FORMAT: Final = "transformers"
 LATER = "the folder is written, so `hf upload {name} {folder} .` sends it later"
 
 
-def save_model(parts: ModelParts, folder: Path, card: CardFacts = CardFacts()) -> Path:
+def save_model(parts: ModelParts, folder: Path, card: CardFacts = CardFacts(), name: str | None = None) -> Path:
     """Write a model to a new folder in the format of transformers, with its K-means and a card.
 
     Args:
         parts: Encoder, and head and tokens or centroids.
         folder: Folder to create.
         card: Licence, languages and data sets for the model card.
+        name: Name of the model in its card; that of the folder if not given.
 
     Returns:
         The folder.
@@ -40,7 +41,7 @@ def save_model(parts: ModelParts, folder: Path, card: CardFacts = CardFacts()) -
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it or choose another folder")
     with new_folder(folder) as new:
-        _write(parts, new, folder.name, card)
+        _write(parts, new, name or folder.name, card)
     return folder
 
 
@@ -52,7 +53,7 @@ def push_model(parts: ModelParts, repo_id: str, private: bool, token: str | None
     """
     check_push(repo_id, token)
     with TemporaryDirectory() as temporary:
-        folder = save_model(parts, Path(temporary) / repo_id.rpartition("/")[2], card)
+        folder = save_model(parts, Path(temporary) / "model", card, repo_id)
         return push_folder(folder, repo_id, private, token, "")
 
 

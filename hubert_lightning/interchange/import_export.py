@@ -122,7 +122,9 @@ def export_model(
                 (folder / name).write_bytes(content)
         if kmeans is not None:
             _write_kmeans(folder, kmeans, weights.config.dim, fingerprint)
-        (folder / "README.md").write_text(model_card(out.name, weights, encoder, facts, format, stated), "utf-8")
+        (folder / "README.md").write_text(
+            model_card(push or out.name, weights, encoder, facts, format, stated), "utf-8"
+        )
     print(f"{out}: {_description(weights)}, for {format}")
     if push is not None:
         print(f"{push}: uploaded, {push_folder(out, push, private)}")

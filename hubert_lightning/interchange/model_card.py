@@ -65,7 +65,7 @@ def model_card(
     """Write a model card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
-        name: Name of the folder.
+        name: Name of the folder, or of the repository on the hub.
         weights: Weights of the model, their provenance fit to be published.
         encoder: Encoder of the model.
         facts: Facts about its run.
@@ -74,7 +74,7 @@ def model_card(
     """
     is_recogniser = weights.head is not None
     usage = USAGE[format].substitute(
-        name=f'"{name}"' if re.fullmatch(r"[\w .-]+", name, re.ASCII) else ascii(name),
+        name=f'"{name}"' if re.fullmatch(r"[\w ./-]+", name, re.ASCII) else ascii(name),
         model="HubertForCTC" if is_recogniser else "HubertModel",
         processor="AutoProcessor" if is_recogniser else "AutoFeatureExtractor",
     )

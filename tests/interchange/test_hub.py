@@ -138,6 +138,7 @@ def test_export_uploads_only_when_it_is_asked_to(
         assert str(tmp_path).encode() not in file.read_bytes()
     front = yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])
     assert (front["license"], front["language"]) == ("mit", ["en", "de"])
+    assert 'from_pretrained("me/exported")' in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_card_has_the_error_rates_of_its_run_in_its_front_matter(tmp_path: Path) -> None:
