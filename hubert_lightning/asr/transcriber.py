@@ -185,7 +185,8 @@ class Transcriber(HubModel):
             files: Files of audio, and folders of them.
             speakers: RTTM file with the speakers' turns of the recordings, or the turns of the only recording.
             progress: Whether progress is shown on standard error.
-            on_remark: Function of a path and a remark on its audio, called before the first recording is transcribed.
+            on_remark: Function of a path and a remark on its audio or its speakers, called before the transcript is
+                given.
             timed: Whether the words with their times are needed; without them, a beam search takes less time.
 
         Yields:
@@ -206,11 +207,12 @@ class Transcriber(HubModel):
         def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
             text, words = words_in(log_probs, self.vocabulary, self.search, timed or turns is not None)
             transcript = Transcript(cut.id, cut.duration, text, tuple(words))
-            return transcript if turns is None else with_speakers(transcript, turns.get(cut.id, ()))
+            if turns is None:
+                return transcript
+            if not turns.get(cut.id):
+                remark(cut.id, "no speakers: the file of the speakers has no turns of it")
+            return with_speakers(transcript, turns.get(cut.id, ()))
 
-        for name in turns or ():
-            if turns is not None and not turns[name]:
-                remark(name, "no speakers: the file of the speakers has no turns of it")
         yield from self.of_files(found.paths, transcript_of, progress, remark)
 
     def of_files(
