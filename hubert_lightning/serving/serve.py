@@ -176,6 +176,7 @@ def _run(app: "FastAPI", listener: socket.socket, access_log: bool) -> None:
     for name in ("uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers = log.parent.handlers if log.parent else []
+        logger.setLevel(logging.INFO if name == "uvicorn.access" else logging.WARNING)
     # uvicorn raises the signal again after it has stopped, which would end this process with an error
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -53,12 +53,13 @@ def test_a_signal_ends_a_service_after_the_requests_that_it_has_accepted(served:
             process.terminate()
             return [answer.status_code for answer in await asyncio.gather(*posts)]
 
-    with service(served, output) as (process, address):
+    with service(served, output, "--access-log", "true") as (process, address):
         assert address.startswith("http://127.0.0.1:")
         assert asyncio.run(ask(process, address)) == [200] * 12
         assert fork_server.ended(process, 60) == 0
     assert output.read_text().endswith("hubert: stopped; all accepted requests were answered\n")
     assert "Traceback" not in output.read_text()
+    assert output.read_text().count('"POST /units HTTP/1.1" 200') == 12
     assert "neither passwords nor encryption" not in output.read_text()
 
 
