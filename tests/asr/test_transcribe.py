@@ -62,6 +62,26 @@ def test_a_folder_is_the_audio_in_it(model: Path, speech: list[Path], capsys: py
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [str(path) for path in speech]
 
 
+def test_finished_recordings_are_skipped_unless_resume_is_false(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("transcribe", model, speech[0], "--format", "vtt", "--output", tmp_path / "out")
+    written = tmp_path / "out" / "a.vtt"
+    assert run_verb(*command) == 0
+    content, before = written.read_text(), written.stat().st_ino
+    assert content.startswith("WEBVTT\n\n00:00:0")
+    assert run_verb(*command) == 0
+    assert "hubert: skipped 1 of 1 files, finished before" in capsys.readouterr().err
+    assert written.stat().st_ino == before
+    assert run_verb(*command, "--resume", "false") == 0
+    assert "skipped" not in capsys.readouterr().err
+    assert written.stat().st_ino != before
+    assert written.read_text() == content
+    assert run_verb(*command, "--subtitles.columns", "20") == 0  # other settings
+    assert "skipped" not in capsys.readouterr().err
+    assert all(len(line) <= 20 for line in written.read_text().splitlines() if "-->" not in line)
+
+
 def test_broken_files_do_not_stop_the_others(
     model: Path, speech: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
