@@ -4,6 +4,7 @@ Annotations and defaults are found in the sources of this package, through the m
 """
 
 import ast
+import copy
 import importlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,10 +32,9 @@ def stub_of(target: str) -> Callable[..., Any] | None:
     """
     module, _, name = target.partition(":")
     try:
-        function = _Source(module).value(name)
+        function: Callable[..., Any] = _Source(module).value(name)
     except NeedsImport:
         return None
-    assert callable(function)
     return function
 
 
@@ -127,10 +127,10 @@ def _definitions(path: Path) -> dict[str, ast.stmt]:
 
 
 def _without_body(function: ast.FunctionDef) -> ast.FunctionDef:
-    body = function.body[:1] if ast.get_docstring(function) is not None else [ast.Pass()]
-    stub = ast.FunctionDef(function.name, function.args, body, [], function.returns, None, type_params=[])
-    stub.returns = None
-    return ast.fix_missing_locations(ast.copy_location(stub, function))
+    stub = copy.copy(function)
+    stub.body = function.body[:1] if ast.get_docstring(function) is not None else [ast.Pass()]
+    stub.decorator_list, stub.returns = [], None
+    return ast.fix_missing_locations(stub)
 
 
 def _names_read(node: ast.AST) -> set[str]:
