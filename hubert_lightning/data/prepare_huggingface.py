@@ -13,7 +13,7 @@ from hubert_lightning.console import progress
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile
 from hubert_lightning.data.prepare import make_folder, prepare
 from hubert_lightning.data.prepare_csv import SPEAKER_COLUMNS, TEXT_COLUMNS
-from hubert_lightning.data.sources import check_max_duration
+from hubert_lightning.data.sources import check_pieces
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import shown
@@ -42,6 +42,7 @@ def prepare_huggingface(
     speaker_column: str | None = None,
     splits: Sequence[str] | None = None,
     max_duration: float = 30.0,
+    heldout: float = 0.0,
     spell_numbers: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each split of a Hugging Face data set: `OUT/train.jsonl.gz` and so on.
@@ -57,13 +58,15 @@ def prepare_huggingface(
         splits: Names of the splits; default: all.
         max_duration: Longest cut in seconds of a recording without transcript, which is cut into equal pieces;
             transcribed utterances stay whole.
+        heldout: Share of the audio of each manifest that goes into another one, <name>-dev, by whole recordings, or by
+            whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
 
     Returns:
         Paths of the manifests.
     """
-    check_max_duration(max_duration)
+    check_pieces(max_duration, heldout)
     folder = Path(dataset)
     tables = _splits(folder)
     if missing := sorted(set(splits or ()) - tables.keys()):
@@ -85,7 +88,7 @@ def prepare_huggingface(
     files_of = {name: list(_files(folder, table, name, columns[name], out)) for name, table in chosen.items()}
     if empty := [name for name, files in files_of.items() if not files]:
         raise UserError(f"{dataset}: split {empty[0]} has no rows; name the others with --splits")
-    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True)
+    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout)
 
 
 def _splits(folder: Path) -> dict[str, "Dataset | IterableDataset"]:

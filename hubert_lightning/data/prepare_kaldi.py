@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.prepare import prepare
-from hubert_lightning.data.sources import check_max_duration, named_once
+from hubert_lightning.data.sources import check_pieces, named_once
 from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.text_file import lines_of
 
@@ -25,6 +25,7 @@ def prepare_kaldi(
     out: Path,
     audio: Path | None = None,
     max_duration: float = 30.0,
+    heldout: float = 0.0,
     spell_numbers: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each Kaldi data directory: `OUT/<name of the directory>.jsonl.gz`.
@@ -39,15 +40,17 @@ def prepare_kaldi(
             two above it, whichever has the file.
         max_duration: Longest cut in seconds of a recording without transcript, which is cut into equal pieces;
             transcribed utterances stay whole.
+        heldout: Share of the audio of each manifest that goes into another one, <name>-dev, by whole recordings, or by
+            whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
 
     Returns:
         Paths of the manifests.
     """
-    check_max_duration(max_duration)
+    check_pieces(max_duration, heldout)
     files_of = {name: _files(folder, audio) for name, folder in named_once(folders).items()}
-    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True)
+    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout)
 
 
 def _files(folder: Path, audio: Path | None) -> list[AudioFile]:

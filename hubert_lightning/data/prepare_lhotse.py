@@ -12,7 +12,7 @@ from lhotse import Recording, RecordingSet, SupervisionSegment
 
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.prepare import make_folder, prepare
-from hubert_lightning.data.sources import check_max_duration
+from hubert_lightning.data.sources import check_pieces
 from hubert_lightning.errors import UserError
 
 PREFIX = "prepare_"
@@ -35,6 +35,7 @@ def prepare_lhotse(
     out: Path,
     options: dict[str, Option] | None = None,
     max_duration: float = 30.0,
+    heldout: float = 0.0,
     spell_numbers: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each part of a corpus that lhotse has a recipe for, such as ami, commonvoice, tedlium or vctk.
@@ -48,13 +49,15 @@ def prepare_lhotse(
         options: Other arguments of the recipe by their names, such as '{mic: sdm}'.
         max_duration: Longest cut in seconds of a recording without transcript, which is cut into equal pieces;
             transcribed utterances stay whole.
+        heldout: Share of the audio of each manifest that goes into another one, <name>-dev, by whole recordings, or by
+            whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
 
     Returns:
         Paths of the manifests.
     """
-    check_max_duration(max_duration)
+    check_pieces(max_duration, heldout)
     name = recipe.replace("-", "_")
     function = _function(name)
     folders = [Path(folder) for folder in corpus]
@@ -76,7 +79,9 @@ def prepare_lhotse(
             f"{folders[0]}: lhotse's recipe {name} finds no recordings in it; give what the recipe expects, "
             f"{_expected(function)}"
         )
-    return prepare(files_of, Path(out), max_duration, number_language=spell_numbers, transcribed_whole=True)
+    return prepare(
+        files_of, Path(out), max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout
+    )
 
 
 def recipe_names() -> list[str]:

@@ -9,7 +9,7 @@ from hubert_lightning.characters import has_words
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.cut_rows import MAX_SECONDS, rows_of
 from hubert_lightning.data.prepare import prepare
-from hubert_lightning.data.sources import check_max_duration, named_once
+from hubert_lightning.data.sources import check_pieces, named_once
 from hubert_lightning.errors import UserError
 from hubert_lightning.untrusted.json_file import shown
 
@@ -23,6 +23,7 @@ def prepare_nemo(
     out: Path,
     audio: Path | None = None,
     max_duration: float = 30.0,
+    heldout: float = 0.0,
     spell_numbers: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each manifest of NeMo: `OUT/<name of the file>.jsonl.gz`.
@@ -36,15 +37,17 @@ def prepare_nemo(
         audio: Folder that relative paths start from; default: the folder of the manifest.
         max_duration: Longest cut in seconds of a recording without transcript, which is cut into equal pieces;
             transcribed utterances stay whole.
+        heldout: Share of the audio of each manifest that goes into another one, <name>-dev, by whole recordings, or by
+            whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
 
     Returns:
         Paths of the manifests.
     """
-    check_max_duration(max_duration)
+    check_pieces(max_duration, heldout)
     files_of = {name: _files(table, audio or table.parent) for name, table in named_once(tables).items()}
-    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True)
+    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout)
 
 
 def _files(table: Path, root: Path) -> list[AudioFile]:

@@ -7,15 +7,17 @@ from hubert_lightning.errors import UserError, within
 
 SHORTEST_PIECE, LONGEST_PIECE = 1.0, 1e6
 """Seconds that the longest cut may have."""
+LARGEST_SHARE = 0.99
 
 
-def check_max_duration(max_duration: float) -> None:
-    """Refuse a longest cut that leaves pieces shorter than a frame.
+def check_pieces(max_duration: float, heldout: float) -> None:
+    """Check the longest cut and the share of the audio that is held out.
 
     Raises:
-        UserError: It is shorter than a second.
+        UserError: The cuts would be shorter than a second, or nothing would be left to train on.
     """
     within(SHORTEST_PIECE, LONGEST_PIECE, max_duration=max_duration)
+    within(0, LARGEST_SHARE, heldout=heldout)
 
 
 def named_once(sources: Sequence[Path]) -> dict[str, Path]:

@@ -115,3 +115,20 @@ def test_a_longest_cut_that_cuts_nothing_is_refused(
     table = manifest_of(tmp_path / "ssl.json", {"audio_filepath": "a.wav"})
     command = ["prepare", "nemo", str(table), str(tmp_path / "out"), f"--max_duration={longest}"]
     assert "max_duration is" in refused(capsys, *command)
+
+
+def test_whole_recordings_are_held_out_if_asked(tmp_path: Path) -> None:
+    for number in range(8):
+        write_noise(tmp_path / f"{number}.wav", 2.0, number)
+    segments = [
+        {"audio_filepath": f"{number}.wav", "offset": float(half), "duration": 1.0, "text": "word"}
+        for number in range(8)
+        for half in range(2)
+    ]
+    train, dev = prepare_nemo([manifest_of(tmp_path / "all.json", *segments)], tmp_path / "out", heldout=0.25)
+    assert [path.name for path in (train, dev)] == ["all.jsonl.gz", "all-dev.jsonl.gz"]
+    recordings = [{name.partition(".wav")[0] for name in rows(manifest)} for manifest in (train, dev)]
+    assert not recordings[0] & recordings[1]
+    assert (len(rows(train)), len(rows(dev))) == (12, 4)
+    with pytest.raises(UserError, match=r"heldout is 1\.0; it is a number from 0 to 0\.99"):
+        prepare_nemo([tmp_path / "all.json"], tmp_path / "out", heldout=1.0)
