@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,10 @@ from hubert_lightning.model.convolutions import (
 )
 from hubert_lightning.model.devices import without_waiting
 from hubert_lightning.model.dropout import Dropout, attend_to, attention_bias, without_effect
+from hubert_lightning.model.positions import PositionalConvolution
 from hubert_lightning.model.products import Linear
+
+__all__ = ["HubertEncoder", "PositionalConvolution", "TransformerLayer", "accepts_alone"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -282,7 +285,7 @@ class HubertEncoder(nn.Module, HubModel):
         for convolution in self.convolutions:
             assert isinstance(convolution, Convolution)
             convolution.layer_norm_gelu = compiled
-        compile_methods(self, *self.layers)
+        compile_methods(self, self.positions, *self.layers)
 
     def draw_kept(self, generator: torch.Generator | None = None) -> list[bool]:
         """Draw the layers that a step computes.
@@ -343,62 +346,6 @@ class HubertEncoder(nn.Module, HubModel):
         x = x + F.gelu(positions)
         output: Tensor = self.dropout(x if self.config.pre_norm else self.norm(x))
         return output
-
-
-class PositionalConvolution(nn.Module):
-    """Relative positions as a grouped convolution over the frames around each frame (wav2vec 2.0 §2)."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        conv = nn.Conv1d(
-            config.dim, config.dim, config.pos_kernel, padding=config.pos_kernel // 2, groups=config.pos_groups
-        )
-        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)  # one gain for each position
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the class that torch makes for a weight norm, which cannot be pickled."""
-        conv, parameters = self.conv, dict(self.conv.named_parameters())
-        sizes = {name: getattr(conv, name) for name in ("in_channels", "kernel_size", "padding", "groups")}
-        attributes = {name: value for name, value in self.__dict__.items() if name != "_modules"}
-        return {"attributes": attributes, "sizes": sizes, "parameters": parameters, "training": conv.training}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state["attributes"], _modules={})
-        channels = state["sizes"].pop("in_channels")
-        conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["sizes"])  # type: ignore[no-untyped-call, unused-ignore]
-        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2).train(state["training"])
-        for name, value in state["parameters"].items():
-            owner, _, last = name.rpartition(".")
-            setattr(self.conv.get_submodule(owner), last, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute what is added to each frame, before its GELU, which is compiled with the sum.
-
-        Args:
-            x: (batch, frames, dim).
-
-        Returns:
-            (batch, frames, dim).
-        """
-        frames = x.shape[1]
-        # An even kernel gives one frame too many, the last
-        return self._convolved(x.transpose(1, 2))[..., :frames].transpose(1, 2)
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        if x.device.type != "cpu":
-            convolved: Tensor = conv(x)
-            return convolved
-        reduced = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
-        if not reduced or conv.in_channels // conv.groups >= 16:
-            # As an image of height 1, with channels side by side in memory, the convolution takes half of the time
-            weight = conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
-            padding = (0, *conv.padding)
-            return F.conv2d(x[:, :, None], weight, conv.bias, padding=padding, groups=conv.groups)[:, :, 0]
-        # torch 2.13 on processors with AMX computes narrower groups wrongly in bfloat16
-        with torch.autocast("cpu", enabled=False):
-            weight, bias = conv.weight.float(), conv.bias.float()
-            return F.conv1d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups).type_as(x)
 
 
 class TransformerLayer(nn.Module):

@@ -5,6 +5,7 @@ for each frame and dimension: `LAYER` and `OUTSIDE`. tests/gpu/test_planning.py 
 where the code of a step changes by more than a tenth, the test fails and the table needs its new bytes.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from hubert_lightning.frames import HOP
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.model.positions import BLOCK, is_multiplied
 from hubert_lightning.planning.devices import Device
 from hubert_lightning.planning.pricing import Convolution, FusedAttention, Moved, Product, Work
 from hubert_lightning.planning.recorded import StepCost
@@ -143,7 +145,7 @@ def encoder_work(
     outside = OUTSIDE[config.conv_norm, compiled]
     yield from (("products", product) for product in _convolution_products(config, frames))
     yield "products", Product(frames, config.dim, config.conv_channels)
-    yield "convolutions", _positions(config, batch, gradients=0)
+    yield from _positions(config, batch, gradients=0, compiled=compiled)
     weights = _weights_outside(config)
     moved = outside.forward * config.conv_channels * frames + OUTSIDE_WEIGHTS * weights
     yield "pointwise", Moved(moved, outside.forward_launches)
@@ -171,7 +173,7 @@ def _gradients(workload: Workload, batch: Batch, compiled: bool) -> Iterator[tup
         yield "attention", _attention(config, batch, backward=True)
         moved = (traffic.backward * config.dim + FFN.backward * config.ffn_dim) * frames + CAST * _layer_weights(config)
         yield "pointwise", Moved(moved, traffic.backward_launches)
-    yield "convolutions", _positions(config, batch, gradients=2)
+    yield from _positions(config, batch, gradients=2, compiled=compiled)
     yield from _product_gradients(frames, config.dim, config.conv_channels)
     outside = OUTSIDE[config.conv_norm, compiled]
     if workload.frozen_convolutions:
@@ -229,11 +231,26 @@ def _attention(config: EncoderConfig, batch: Batch, backward: bool) -> FusedAtte
     return FusedAttention(operations, moved, backward, not batch.padded, config.attention_dropout > 0)
 
 
-def _positions(config: EncoderConfig, batch: Batch, gradients: int) -> Convolution:
-    frames = batch.rows * batch.frames
-    size = 2 * frames * config.dim
-    operations = 2.0 * frames * config.pos_kernel * config.dim * config.dim / config.pos_groups
-    return Convolution(operations, 2 * size, gradients, grouped=True, transposed=2 * 2 * size)
+def _positions(config: EncoderConfig, batch: Batch, gradients: int, compiled: bool) -> Iterator[tuple[str, Work]]:
+    """The positional convolution, or its gradients: products of blocks, or what cuDNN computes."""
+    channels, kernel, groups = config.dim // config.pos_groups, config.pos_kernel, config.pos_groups
+    size = 2 * batch.rows * batch.frames * config.dim
+    if not is_multiplied(channels, kernel):
+        operations = 2.0 * batch.rows * batch.frames * kernel * config.dim * channels
+        yield "convolutions", Convolution(operations, 2 * size, gradients, grouped=True, transposed=2 * 2 * size)
+        return
+    rows, columns, inner = (
+        batch.rows * math.ceil(batch.frames / BLOCK),
+        channels * BLOCK,
+        channels * (kernel + BLOCK - 1),
+    )
+    yield "products", Product(rows, columns, inner, groups)
+    windows, matrix = 2 * groups * rows * inner, 2 * groups * columns * inner
+    moved = (1 if compiled else 2) * max(gradients, 1) * (windows + matrix + 2 * size)
+    if gradients:
+        yield "products", Product(columns, inner, rows, groups)
+        moved += matrix
+    yield "pointwise", Moved(moved, (2 if compiled else 9) * max(gradients, 1))
 
 
 def _layer_weights(config: EncoderConfig) -> int:

@@ -10,7 +10,9 @@ from phantom.device import Run
 from phantom.record import Op, Record
 from training_steps import encoder
 
-from hubert_lightning.frames import seconds_to_samples
+from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.positions import BLOCK, is_multiplied
 
 PRETRAINING, FINETUNING = "training_steps:pretraining", "training_steps:finetuning"
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "input_dropout": 0.1}
@@ -181,4 +183,23 @@ def test_the_operations_of_a_step_are_those_that_the_task_counts(
     samples = seconds_to_samples(batch.pop("seconds"))
     rows = batch.pop("rows")
     config = encoder(**batch | ({"feature_grad_mult": 0.0} if frozen else {}))
-    assert record.flops - again == record.result + of_more_frames(config, rows, samples)
+    more = of_more_frames(config, rows, samples) + of_blocks(config, rows, num_frames(samples))
+    assert record.flops - again == record.result + more
+
+
+def of_blocks(config: EncoderConfig, rows: int, frames: int) -> int:
+    """Operations of the positional convolution beyond the formula: zeros around its kernels, but no frame too many."""
+    channels, kernel = config.dim // config.pos_groups, config.pos_kernel
+    if not is_multiplied(channels, kernel):
+        return 0
+    multiplied = -(-frames // BLOCK) * BLOCK * (kernel + BLOCK - 1)
+    return 3 * 2 * rows * config.dim * channels * (multiplied - (frames + 1 - kernel % 2) * kernel)
+
+
+def test_the_positions_of_base_are_products_of_blocks(recorded: Run) -> None:
+    record = base(recorded)
+    inner = 48 * (128 + BLOCK - 1)
+    products = [op for op in record.named("bmm") if any(inner in operand.shape for operand in (*op.ins, *op.outs))]
+    assert [op.phase for op in products] == ["forward", "backward", "backward"]
+    assert all(op.dtype == "bfloat16" for op in products)
+    assert not record.named("convolution")

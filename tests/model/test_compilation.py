@@ -8,6 +8,7 @@ from hubert_lightning.frames import num_frames
 from hubert_lightning.model import compilation
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.positions import convolved_blocks, in_blocks
 from hubert_lightning.model.prediction import ClusterPredictor
 
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "input_dropout": 0.1, "layer_drop": 0.5}
@@ -52,3 +53,21 @@ def test_each_method_has_one_graph_whatever_the_rows_frames_and_skipped_layers(
         step(1, 5000)
         step(4, 3000)
         evaluate(2, 5000)
+
+
+@pytest.mark.slow
+def test_the_products_of_the_positional_convolution_have_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    weight, bias = torch.randn(16, 8, 32, requires_grad=True), torch.randn(16, requires_grad=True)
+
+    def step(rows: int, frames: int) -> None:
+        blocks = in_blocks(torch.randn(rows, frames, 16, requires_grad=True))
+        compilation.call_compiled(convolved_blocks, ((0, 1), (), ()), blocks, weight, bias).sum().backward()
+
+    torch._dynamo.reset()
+    counters.clear()
+    step(2, 50)
+    assert counters["stats"]["unique_graphs"] == 1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        step(3, 64)
+        step(5, 33)
