@@ -105,11 +105,10 @@ class _Fit:
         """Run Lloyd's algorithm on more and more rows, projected if that is worth it, then on all rows as they are."""
         sample, total = self.sample, self.sample.total
         sizes = _sizes(len(seeding), total)
-        axes = principal_axes(seeding) if sizes else None
+        axes = self._axes(seeding) if sizes else None
         if axes is None:
             self.bar.total = self.settings.max_rounds * sum(sizes) or None
             return self._levels(sample, seeding, seeding[:0], sizes)
-        axes = sample.of_first_rank(axes)
         share = axes.shape[1] / len(axes)
         self.bar.total = self.settings.max_rounds * (total + sum(int(share * size) for size in sizes))
         self.bar(0, f"finding the {axes.shape[1]} main directions of {total} frames")
@@ -118,6 +117,16 @@ class _Fit:
         means, _, inertia = sample.means(projected, self.num_clusters)
         del projected
         return self._lloyd(sample, seeding, means, _Rounds(self, total), float(inertia))
+
+    def _axes(self, seeding: Tensor) -> Tensor | None:
+        """Find the principal axes on the first rank: on other hardware, their number might be another."""
+        if self.sample.group is None:
+            return principal_axes(seeding)
+        axes = principal_axes(seeding) if dist.get_rank(self.sample.group) == 0 else None
+        number = int(self.sample.of_first_rank(seeding.new_tensor(0 if axes is None else axes.shape[1])))
+        if not number:
+            return None
+        return self.sample.of_first_rank(seeding.new_empty(seeding.shape[1], number) if axes is None else axes)
 
     def _levels(self, sample: Sample, seeding: Tensor, beyond: Tensor, sizes: list[int], share: float = 1.0) -> Tensor:
         """Choose seeds among the seeding rows, and move them by rounds on numbers of rows; `beyond` as in `Sample`."""

@@ -184,12 +184,15 @@ FIT_ON_TWO = """
 import sys
 import torch
 import torch.distributed as dist
+from hubert_lightning.units import kmeans
 from hubert_lightning.units.kmeans import KMeans
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 rows = torch.load(f"{folder}/rows.pt")
 index = torch.arange(len(rows))
 index = index[index % 3 % 2 == rank] if sys.argv[4:] != ["one"] else index[: len(index) * (rank == 0)]
+if sys.argv[4:] == ["axes"] and rank:
+    kmeans.principal_axes = None  # only the first rank may find them
 try:
     centroids = KMeans(**eval(sys.argv[3])).fit(rows[index], 50, 0, index=index, group=dist.group.WORLD)
     torch.save(centroids, f"{folder}/{rank}.pt")
@@ -225,6 +228,14 @@ def test_two_ranks_find_the_centroids_that_one_finds(tmp_path, options, dealt):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, KMeans(**ast.literal_eval(options)).fit(features, 50, 0))
+
+
+@pytest.mark.slow
+def test_the_first_rank_finds_the_principal_axes_of_both(tmp_path):
+    features = torch.randn(20_000, 6) @ torch.randn(6, 64) + 0.1 * torch.randn(20_000, 64)
+    fitted_on_two(tmp_path, features, dealt="axes")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.slow
