@@ -14,6 +14,8 @@ BLOCK = 8
 """Frames that one row of a product of `convolved_blocks` has: more take more operations, fewer take more copies."""
 LEAST_KERNEL = 4 * BLOCK
 """Smallest kernel that is computed in blocks: its products take at most a quarter more operations."""
+LEAST_FRAMES = 2048
+"""Fewest frames of a batch that are computed in blocks: below, the matrix of kernels takes longer than it saves."""
 
 
 class PositionalConvolution(nn.Module):
@@ -65,7 +67,9 @@ class PositionalConvolution(nn.Module):
             return False
         dtype = torch.get_autocast_dtype("cuda") if in_autocast(x) else x.dtype
         conv = self.conv
-        return dtype.itemsize == 2 and is_multiplied(conv.in_channels // conv.groups, conv.kernel_size[0])
+        return dtype.itemsize == 2 and is_multiplied(
+            conv.in_channels // conv.groups, conv.kernel_size[0], x.shape[0] * x.shape[1]
+        )
 
     @compilable((0, 1), (), ())
     def _multiplied(self, blocks: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -88,14 +92,15 @@ class PositionalConvolution(nn.Module):
             return F.conv1d(x.float(), weight, bias, padding=conv.padding, groups=conv.groups).type_as(x)
 
 
-def is_multiplied(channels: int, kernel: int) -> bool:
+def is_multiplied(channels: int, kernel: int, frames: int) -> bool:
     """Whether a grouped convolution is computed in blocks on a GPU, in reduced precision.
 
     Args:
         channels: Channels of a group; matrix units multiply multiples of eight.
         kernel: Frames under the kernel.
+        frames: Frames of the batch.
     """
-    return channels % 8 == 0 and kernel >= LEAST_KERNEL
+    return channels % 8 == 0 and kernel >= LEAST_KERNEL and frames >= LEAST_FRAMES
 
 
 def in_blocks(x: Tensor) -> Tensor:

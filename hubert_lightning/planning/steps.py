@@ -235,7 +235,7 @@ def _positions(config: EncoderConfig, batch: Batch, gradients: int, compiled: bo
     """The positional convolution, or its gradients: products of blocks, or what cuDNN computes."""
     channels, kernel, groups = config.dim // config.pos_groups, config.pos_kernel, config.pos_groups
     size = 2 * batch.rows * batch.frames * config.dim
-    if not is_multiplied(channels, kernel):
+    if not is_multiplied(channels, kernel, batch.rows * batch.frames):
         operations = 2.0 * batch.rows * batch.frames * kernel * config.dim * channels
         yield "convolutions", Convolution(operations, 2 * size, gradients, grouped=True, transposed=2 * 2 * size)
         return

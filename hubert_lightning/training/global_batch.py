@@ -106,7 +106,6 @@ class GlobalBatch:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         norms = _norms(parts or {})
         norm = torch.nn.utils.get_total_norm(gradients).float()
-        sharded = isinstance(norm, DTensor)
         if isinstance(norm, DTensor):  # each rank has a part of every gradient
             norm = norm.full_tensor()
             gradients = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
@@ -121,13 +120,13 @@ class GlobalBatch:
         if clip and algorithm != "value":
             scale = scale * (clip / (norm + 1e-6)).clamp(max=1)  # torch.nn.utils.clip_grad_norm_
         by_value = bool(clip) and algorithm == "value"
-        if is_fused(optimizer) and not sharded and not by_value:
+        if is_fused(optimizer) and not by_value:
             scale_in_step(optimizer, scale)  # saves a pass over the gradients
         else:
             multiply_in_place(gradients, scale)
         if clip and by_value:
             torch.nn.utils.clip_grad_value_(module.parameters(), clip)
-        _skip_if(broken, optimizer, sharded)
+        _skip_if(broken, optimizer)
         if not tries_learning_rates(trainer):  # the highest rates of a search are meant to be too high
             self._last_steps.append(self._batches)
             self._count(broken)
@@ -237,8 +236,8 @@ def _norms(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
     return norms
 
 
-def _skip_if(broken: Tensor, optimizer: Optimizer, sharded: bool) -> None:
-    if is_fused(optimizer) and not sharded:
+def _skip_if(broken: Tensor, optimizer: Optimizer) -> None:
+    if is_fused(optimizer):
         optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused kernels read it without waiting for a GPU
     elif broken:
         optimizer.zero_grad(set_to_none=True)  # the optimizer steps over parameters without a gradient
