@@ -26,6 +26,7 @@ from hubert_lightning.frames import HOP, SAMPLE_RATE, num_samples
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.batches import PretrainingBatch, TranscribedBatch
 from hubert_lightning.training.data_checks import check_durations
+from hubert_lightning.training.distributed import LayerwiseFSDP
 from hubert_lightning.training.global_batch import GlobalBatch
 from hubert_lightning.training.loaders import trainer_and_model
 from hubert_lightning.training.optimizer_state import UNUSABLE
@@ -38,6 +39,11 @@ CPU_SHARE = 0.5
 """Share of the available memory of a host that its ranks may take: not all that a step on a CPU takes is counted."""
 TRIALS = 8
 """Batches that are tried at most."""
+CERTAIN = 1.1
+"""Largest share of the limit that a batch of a sharded model may take at most, if it is to be tried: below
+1 / GPU_SHARE, so that no rank runs out of memory while others wait for it."""
+RAN_OUT = ("out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory")
+"""Parts of the messages of errors of CUDA, its libraries and NCCL, and of the CPU's allocator, when memory runs out."""
 CLOSE = 0.97
 """Share of the predicted number of rows at which no larger batch is tried."""
 ADAM_BYTES = 8
@@ -74,7 +80,9 @@ class GpuMemory:
             step()  # makes the gradients, and what kernels keep
             torch.cuda.reset_peak_memory_stats(self.device)
             step()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
             return math.inf
         finally:
             gc.collect()
@@ -82,6 +90,11 @@ class GpuMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         return peak
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out: libraries of CUDA allocate some themselves."""
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in RAN_OUT)
 
 
 class CpuMemory:
@@ -213,7 +226,9 @@ def largest_duration(trainer: Trainer, trial: Trial, default: float, meter: Memo
                 _forget_step(task)
             return _largest_of_ranks((peak + standing) / meter.limit, trainer, device)
 
-        rows, taken = largest_rows(share, most)
+        fixed = (standing + _weights_and_gradients(task)) / meter.limit
+        sharded = isinstance(trainer.strategy, LayerwiseFSDP)
+        rows, taken = largest_rows(share, most, _smallest_of_ranks(fixed, trainer, device) if sharded else None)
     limit = meter.limit / 2**30
     if not rows:
         raise UserError(
@@ -232,27 +247,44 @@ def largest_duration(trainer: Trainer, trial: Trial, default: float, meter: Memo
     return seconds
 
 
-def largest_rows(share: Callable[[int], float], most: int) -> tuple[int, float]:
+def largest_rows(share: Callable[[int], float], most: int, fixed: float | None = None) -> tuple[int, float]:
     """Return the largest number of rows whose share of memory is 1 or less, and that share.
+
+    Where ranks exchange parameters in a step, none may run out of memory alone: the others would wait for it. So only
+    batches are tried then that take no more than `CERTAIN` if all but the fixed part grows in proportion to the rows;
+    memory never grows faster.
 
     Args:
         share: Function from a number of rows to their share of the memory, nearly linear; infinity if it runs out.
         most: Largest number of rows.
+        fixed: Share of what does not grow, if nothing but one row may run out of memory; None if anything may.
 
     Returns:
         Number of rows, 0 if one row does not fit, and its share, or that of one row.
     """
-    measured = {rows: share(rows) for rows in sorted({1, min(3, most)})}
+    measured = {1: share(1)}
+    if most > 1 and math.isfinite(measured[1]) and (more := min(3, most, _bound(measured, fixed))) > 1:
+        measured[more] = share(more)
     while len(measured) < TRIALS:
         fits = max((rows for rows in measured if measured[rows] <= 1), default=0)
         too_many = min((rows for rows in measured if measured[rows] > 1), default=most + 1)
         predicted = _predicted(measured, most)
         if not fits or fits >= min(predicted * CLOSE, too_many - 1):
             break
-        rows = min(max(predicted, fits + 1), too_many - 1)
+        rows = min(max(predicted, fits + 1), too_many - 1, _bound(measured, fixed))
+        if rows <= fits:
+            break
         measured[rows] = share(rows)
     fits = max((rows for rows in measured if measured[rows] <= 1), default=0)
     return fits, measured[fits or 1]
+
+
+def _bound(measured: dict[int, float], fixed: float | None) -> int:
+    """Return the number of rows that take `CERTAIN` at most, by the most rows that fit and `largest_rows`'s `fixed`."""
+    fits = max((rows for rows in measured if measured[rows] <= 1), default=0)
+    if fixed is None or not fits or measured[fits] <= fixed:
+        return 2**30 if fixed is None or fits else 1
+    return math.floor(fits * (CERTAIN - fixed) / (measured[fits] - fixed))
 
 
 def _predicted(measured: dict[int, float], most: int) -> int:
@@ -341,6 +373,15 @@ def _repeated(row: Any, rows: int) -> Any:  # Any: a batch of either task
         elif isinstance(value, tuple):
             values[name] = value * rows
     return row._replace(**values)
+
+
+def _weights_and_gradients(task: nn.Module) -> int:
+    """Bytes of the parameters on this rank, and of their gradients."""
+    return sum(_local(value).nbytes * (1 + value.requires_grad) for value in task.parameters())
+
+
+def _smallest_of_ranks(share: float, trainer: Trainer, device: torch.device) -> float:
+    return -_largest_of_ranks(-share, trainer, device)
 
 
 def _largest_of_ranks(share: float, trainer: Trainer, device: torch.device) -> float:

@@ -46,12 +46,15 @@ class Limited(CpuMemory):
         return self.peaks[-1]
 
 
-@given(
+costs = given(
     standing=st.floats(0, 0.9),
     each=st.floats(1e-4, 2),
     bend=st.floats(0, 1.5),
     most=st.integers(1, 3000),
 )
+
+
+@costs
 def test_the_largest_number_of_rows_fits_and_a_few_more_would_not(
     standing: float, each: float, bend: float, most: int
 ) -> None:
@@ -70,6 +73,42 @@ def test_the_largest_number_of_rows_fits_and_a_few_more_would_not(
         return
     assert taken == share(rows) <= 1
     assert rows == most or share(int(rows * 1.05) + 1) > 1
+
+
+@costs
+def test_a_sharded_model_never_tries_a_batch_that_may_not_fit(
+    standing: float, each: float, bend: float, most: int
+) -> None:
+    def share(rows: int) -> float:
+        taken = max(standing + each * rows, standing / 2 + each * bend * rows)
+        tried.append(rows)
+        return taken
+
+    tried: list[int] = []
+    fixed = standing / 2
+    rows, taken = largest_rows(share, most, fixed)
+    assert len(tried) <= 8
+    assert all(share(number) <= 1.1 for number in set(tried) if number > 1)
+    if rows == 0:
+        assert share(1) > 1
+        return
+    assert taken == share(rows) <= 1
+    allows_no_more = fixed + (taken - fixed) * (rows + 1) / rows > 1.1
+    assert rows == most or allows_no_more or share(int(rows / 0.9) + 1) > 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("NCCL error: Cuda failure 2 'out of memory'"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_an_error_of_a_library_that_has_no_memory_is_known(error: RuntimeError, expected: bool) -> None:
+    assert batch_size.ran_out(error) == expected
 
 
 def test_two_small_batches_predict_the_largest_and_one_confirms_it() -> None:

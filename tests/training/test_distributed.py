@@ -74,6 +74,9 @@ def two_processes(folder: Path, *command: str) -> None:
     assert code == 0, log.read_text()[-4000:]
 
 
+FUSED = "--model.init_args.optimizer={class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3, fused: true}}"
+
+
 def on_two(strategy: str) -> list[str]:
     return ["--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
 
@@ -202,8 +205,22 @@ def test_sharding_the_model_changes_no_weight(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "{class_path: hubert_lightning.LayerwiseFSDP}"])
+def test_both_ranks_find_the_same_largest_batch(pretraining: Path, manifests: Path, strategy: str) -> None:
+    name = f"auto-{len(strategy)}"
+    few = ["--data.init_args.max_duration=auto", "--trainer.max_steps=2", FUSED]
+    weights = train(pretraining, manifests, name, *on_two(strategy), *few)
+    assert all(value.isfinite().all() for value in weights.values())
+    checkpoint = torch.load(pretraining.parent / name / "last.ckpt", weights_only=True)
+    record = json.loads((pretraining.parent / name / "record.json").read_text())
+    kept = checkpoint["PretrainingData"]["max_duration"]
+    assert 6 < kept == record["batch/seconds"] <= 87.5  # on a CPU, no more than the recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [on_two("ddp"), [*on_two("{class_path: hubert_lightning.LayerwiseFSDP}"), FUSED]])
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(
-    pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path
+    pretraining: Path, manifests: Path, train_cuts: CutSet, tmp_path: Path, way: list[str]
 ) -> None:
     cuts = copy.deepcopy(list(train_cuts))
     broken = max(cuts, key=lambda cut: cut.num_samples)
@@ -213,14 +230,15 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_both(
     broken.custom = None  # how many bytes its file has
     write_manifest(cuts, tmp_path / "train.jsonl.gz")
     manifest = f"--data.init_args.train=[{tmp_path / 'train.jsonl.gz'}]"
-    weights = train(pretraining, manifests, "broken", *on_two("ddp"), manifest)
+    output = f"broken{len(way)}"
+    weights = train(pretraining, manifests, output, *way, manifest)
     assert all(value.isfinite().all() for value in weights.values())
-    skipped = json.loads((pretraining.parent / "broken" / "metrics.json").read_text())["train/skipped_steps"]
+    skipped = json.loads((pretraining.parent / output / "metrics.json").read_text())["train/skipped_steps"]
     assert 1 <= skipped < 20
     with pytest.raises(
         AssertionError, match=rf"skipped 1 steps in a row because the loss was not finite \(last on rank .*{broken.id}"
     ) as ended:
-        train(pretraining, manifests, "refused", *on_two("ddp"), manifest, "--model.init_args.max_skipped=1")
+        train(pretraining, manifests, f"refused{len(way)}", *way, manifest, "--model.init_args.max_skipped=1")
     assert "Traceback" not in str(ended.value)
 
 
