@@ -2,7 +2,8 @@
 # What docs/benchmarks.md measures on a GPU, in eight minutes, most worth knowing first:
 #     benchmarks/gpu.sh AUDIO OUT          AUDIO: a folder of some hundred flac files; OUT: where results.txt goes
 #     benchmarks/gpu.sh AUDIO OUT --tiny   the same on a processor, with sizes that measure nothing, to see it run
-#     benchmarks/gpu.sh --missing          what this machine lacks for it, one a line, as `pip download -r` takes it
+#     benchmarks/gpu.sh --missing          what this machine lacks for it, one a line, as `pip download -r` takes it;
+#                                          of .venv, or of python3 where there is none
 # Each part has a time limit and writes its results as soon as it has them; the limits of the first parts add up to eight
 # minutes, the later ones run in what is left. scikit-learn's K-means runs beside all of it on half of the cores, and
 # nothing else does. PYTHON says which python, if not uv's; BUDGET, how many seconds; MINIMAL_HUBERT, where a checkout of
@@ -11,9 +12,15 @@ set -u
 cd "$(dirname "$0")/.."
 read -ra python <<<"${PYTHON:-uv run python}"
 if [ "${1:-}" = --missing ]; then
+    if [ -z "${PYTHON:-}" ]; then  # `uv run` would make a virtual environment where there is none
+        python=(python3) && [ -x .venv/bin/python ] && python=(.venv/bin/python)
+    fi
     for tool in taskset timeout nvidia-smi; do command -v "$tool" >/dev/null || echo "# the command $tool"; done
     "${python[@]}" - <<'PYTHON'
-import re, sys, tomllib
+import re, sys
+if sys.version_info < (3, 11):
+    sys.exit(f"# Python {sys.version.split()[0]} is too old; name another one with PYTHON, at least 3.11")
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
