@@ -32,6 +32,11 @@ RENAMED_OPTIONS: dict[str, dict[str, str]] = {
 }
 """Verb → former option → option. The former names work in this version, with a warning, and go in the next."""
 
+PASSED_ON = "settings"
+"""Option of a verb that gets the keys of a config that are typed as options, such as --trainer.devices 2, as a list of
+"key=value"; --config adds a config to its arguments."""
+KEYS_OF_CONFIGS = ("checkpoint", "ckpt_path", "data", "iterations", "model", "output", "seed_everything", "trainer")
+
 BOOLEANS = ("true", "false", "yes", "no")
 """Values that may follow an option that is true or false."""
 
@@ -227,6 +232,9 @@ def _split(verb: str, signature: Signature, args: list[str]) -> tuple[list[str],
     positional: list[str] = []
     took_several = ""
     remaining = deque(args)
+    if PASSED_ON in signature.optional:
+        remaining, passed, positional = _without_keys(verb, remaining)
+        options += [f"--{PASSED_ON}={json.dumps(passed, ensure_ascii=False)}"] * bool(passed)
     while remaining:
         arg = remaining.popleft()
         if arg == "--":
@@ -251,6 +259,28 @@ def _split(verb: str, signature: Signature, args: list[str]) -> tuple[list[str],
             raise UserError(f"{name}: expects a value; `hubert {verb} --help` lists the options")
         options.append(f"--{name}{inner}{value}")
     return options, positional, took_several
+
+
+def _without_keys(verb: str, args: deque[str]) -> tuple[deque[str], list[str], list[str]]:
+    """The other arguments, the keys of configs as "key=value", and the configs that --config names."""
+    others: deque[str] = deque()
+    keys, configs = [], []
+    while args:
+        arg = args.popleft()
+        key, equals, value = arg.removeprefix("--").partition("=")
+        root = key.partition(".")[0]
+        if not arg.startswith("--") or (root not in KEYS_OF_CONFIGS and key != "config"):
+            others.append(arg)
+            continue
+        if not equals:
+            if not args:
+                raise UserError(f"{key}: expects a value; `hubert {verb} --help` lists the options")
+            value = args.popleft()
+        if key == "config":
+            configs.append(value)
+        else:
+            keys.append(f"{key}={value}")
+    return others, keys, configs
 
 
 def _current_name(verb: str, signature: Signature, typed: str) -> tuple[str, str]:

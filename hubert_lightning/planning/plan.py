@@ -1,8 +1,8 @@
 """Time, memory and disk of a run: its trainings as configured and as this many GPUs would best do them."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from hubert_lightning.frames import num_frames, seconds_to_samples
 from hubert_lightning.model.flops import encoder_operations, head_operations
@@ -23,6 +23,8 @@ FROM_HOST = 20e9
 SAMPLED = 4
 """Frames that are encoded for each frame that K-means is fitted on."""
 UTTERANCE, BYTES_OF_UTTERANCE, BYTES_OF_LABEL = 12.3, 32, 2
+WORTHWHILE = 1.1
+"""Factor of the shortest time up to which fewer GPUs are advised."""
 SLOWEST = 2.5
 """Factor by which a run may be slower than predicted: minimal-hubert's published speed on H100s is 0.37 of the
 prediction for its step, without its loader, its waits and its network."""
@@ -89,6 +91,7 @@ class TrainingPlan:
         parameters: Parameters of the model.
         steps: Optimizer steps.
         step_seconds: Audio of a step over all GPUs.
+        gpus: GPUs that it is planned for: fewer than there are where more would save less than a tenth of the time.
         largest_batch_seconds: Audio of the largest batch that fits, data parallel; 0 if the model does not fit.
         options: Ways to do it.
         best: The fastest of those that fit and are not compiled; None if none fits.
@@ -100,6 +103,7 @@ class TrainingPlan:
     parameters: int
     steps: int
     step_seconds: float
+    gpus: int
     largest_batch_seconds: float
     options: tuple[Option, ...]
     best: Option | None
@@ -130,8 +134,8 @@ def plan_stage(stage: Stage, machine: Machine, hours: float | None) -> TrainingP
         machine: The GPUs.
         hours: Hours of audio of the corpus; None if they are not known.
     """
+    machine = replace(machine, gpus=_worthwhile(stage, machine))
     options = tuple(_options(stage, machine))
-    fitting = [option for option in options if option.fits and not option.compiled]
     memory = step_memory(stage.workload, gpus=machine.gpus, accumulates=True)
     frames_of_second = num_frames(seconds_to_samples(stage.row_seconds)) / stage.row_seconds
     labelling = None
@@ -143,12 +147,34 @@ def plan_stage(stage: Stage, machine: Machine, hours: float | None) -> TrainingP
         parameters=parameters,
         steps=stage.steps,
         step_seconds=stage.step_seconds,
+        gpus=machine.gpus,
         largest_batch_seconds=round(memory.largest_batch(machine.device.memory) / frames_of_second, 1),
         options=options,
-        best=min(fitting, key=lambda option: option.hours, default=None),
+        best=_fastest(options),
         checkpoint_gb=round(12 * parameters / 1e9, 2),
         labelling=labelling,
     )
+
+
+def _fastest(options: Iterable[Option]) -> Option | None:
+    fitting = [option for option in options if option.fits and not option.compiled]
+    return min(fitting, key=lambda option: option.step_ms, default=None)
+
+
+def _worthwhile(stage: Stage, machine: Machine) -> int:
+    """Return the least number of GPUs that take at most `WORTHWHILE` times the time of any number that there is.
+
+    A step that has few rows, or whose operations are launched more slowly than they are computed, is no faster on more.
+    """
+    most = min(machine.gpus, max(int(stage.step_seconds / stage.row_seconds + 1e-6), 1))
+    numbers = sorted({*(2**power for power in range(most.bit_length())), most})
+    times = {}
+    for gpus in numbers:
+        if best := _fastest(_options(stage, replace(machine, gpus=gpus))):
+            times[gpus] = best.step_ms
+    if not times:
+        return machine.gpus
+    return next(gpus for gpus in numbers if times.get(gpus, math.inf) <= WORTHWHILE * min(times.values()))
 
 
 def _options(stage: Stage, machine: Machine) -> Iterator[Option]:

@@ -21,6 +21,7 @@ def plan(
     gpus_per_node: int = 8,
     audio: float | None = None,
     json: Path | None = None,
+    settings: list[str] | None = None,
 ) -> None:
     """Predict memory, time and disk of a run: hubert plan CONFIG --gpu H100-80GB --gpus 8.
 
@@ -35,6 +36,8 @@ def plan(
         gpus_per_node: GPUs in a node; more than these exchange gradients over the network.
         audio: Hours of audio of the training set, for labels; known for LibriSpeech and Libri-light.
         json: File for all numbers.
+        settings: Keys of `hubert fit`, as KEY=VALUE. They may also be given as there: --config CONFIG,
+            --data.init_args.max_duration 175, --iterations [...].
     """
     if not configs:
         raise UserError("which config? hubert plan CONFIG, such as pretrain/base.yaml")
@@ -43,7 +46,7 @@ def plan(
     if audio is not None and not 0 < audio <= 10**8:
         raise UserError(f"audio is {audio}; it is the number of hours of the training set")
     machine = Machine(device_named(gpu), gpus, gpus_per_node)
-    config = read_config([packaged(name) for name in configs])
+    config = read_config([packaged(name) for name in configs], settings or ())
     try:
         hours = audio if audio is not None else audio_hours(config)
         plans = [plan_stage(stage, machine, hours) for stage in stages_of(config)]
@@ -69,7 +72,7 @@ def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) 
     console = Console()
     for training in plans:
         title = f"{training.name}: {training.parameters / 1e6:.0f} M parameters, {training.steps} steps of "
-        title += f"{training.step_seconds:.0f} s of audio, on {machine.gpus} x {machine.device.name}"
+        title += f"{training.step_seconds:.0f} s of audio, on {training.gpus} x {machine.device.name}"
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", min_width=len("as configured,"))
         for heading in ("batch", "memory", "step", "audio/s", "MFU", "hours", "GPU-hours"):
@@ -85,12 +88,17 @@ def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) 
     labels = sum(training.labelling.hours for training in plans if training.labelling)
     if len(total) == len(plans):
         whole = sum(total) + labels
+        gpu_hours = sum(
+            (training.best.hours + (training.labelling.hours if training.labelling else 0)) * training.gpus
+            for training in plans
+            if training.best
+        )
         iterations = [training for training in plans if training.name.startswith("iteration")]
         known = all(training.labelling for training in iterations)
         included = f", labels {'' if known else 'not '}included" if iterations else ""
         console.print(
-            f"In all {_rounded(whole)} to {_rounded(SLOWEST * whole)} hours, {_rounded(whole * machine.gpus)} to "
-            f"{_rounded(SLOWEST * whole * machine.gpus)} GPU-hours{included}.",
+            f"In all {_rounded(whole)} to {_rounded(SLOWEST * whole)} hours, {_rounded(gpu_hours)} to "
+            f"{_rounded(SLOWEST * gpu_hours)} GPU-hours{included}.",
             soft_wrap=True,
         )
     console.print(
@@ -125,11 +133,18 @@ def _advice(training: TrainingPlan, machine: Machine) -> str:
     best = training.best
     sentence = f"Best: {best.strategy}, --data.init_args.max_duration {best.batch_seconds:g}"
     sentence += f" --trainer.accumulate_grad_batches {best.accumulated}"
-    if machine.gpus > 1:
+    if training.gpus < machine.gpus:
+        sentence += f" --trainer.devices {training.gpus}"
+    if training.gpus > 1:
         strategy = "hubert_lightning.LayerwiseFSDP" if best.strategy == "sharded" else "ddp"
         sentence += f" --trainer.strategy {strategy}"
+    sentence += "."
+    if training.gpus < machine.gpus:
+        sentence += (
+            f" {machine.gpus} GPUs are hardly faster, as a step has only {training.step_seconds:.0f} s of audio."
+        )
     largest = training.largest_batch_seconds
-    return f"{sentence}. Data parallel, {memory} hold batches of {largest:.0f} s." if largest else f"{sentence}."
+    return f"{sentence} Data parallel, {memory} hold batches of {largest:.0f} s." if largest else sentence
 
 
 def _disk(training: TrainingPlan, hours: float | None) -> str:

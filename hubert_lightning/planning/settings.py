@@ -9,6 +9,7 @@ from typing import Any
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.packaged_configs import configs_folder
+from hubert_lightning.planning.keys import check_keys, with_settings
 from hubert_lightning.planning.workload import Workload, masked_fraction
 from hubert_lightning.untrusted.yaml_file import read_yaml
 
@@ -91,14 +92,15 @@ class Stage:
         return self.batch_seconds * self.accumulated * self.gpus
 
 
-def read_config(paths: Sequence[Path]) -> dict[str, Any]:
+def read_config(paths: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, Any]:
     """Read configs as `hubert fit` does: a later one overrides an earlier one.
 
     Args:
         paths: YAML files.
+        settings: Keys of a command line, which override them, such as "trainer.devices=2".
 
     Raises:
-        UserError: One is missing, or no config of `hubert fit`.
+        UserError: One is missing, or no config of `hubert fit`, or has a key that `hubert fit` does not know.
     """
     merged: dict[str, Any] = {}
     for path in paths:
@@ -109,6 +111,7 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise UserError(f"{path}: not a config of `hubert fit`; give one with model, data and trainer")
         merged = _merged(merged, content)
+    merged = with_settings(merged, settings)
     missing = [key for key in ("model", "data", "trainer") if not isinstance(merged.get(key), dict)]
     if not missing and not merged["model"].get("class_path"):
         missing = ["model.class_path"]
@@ -118,6 +121,7 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
     for key in ("model", "data"):
         if not isinstance(merged[key].get("init_args", {}), dict):
             raise UserError(f"{key}.init_args is {merged[key]['init_args']!r:.40}; give names and values")
+    check_keys(merged)
     return merged
 
 

@@ -39,7 +39,7 @@ def test_every_config_that_is_whole_can_be_planned(config: str) -> None:
         assert plan.best is not None
         assert plan.best.audio_s_per_s > 0
         assert plan.best.share_of_matrix_rate < 0.9
-        assert plan.best.gpu_hours == pytest.approx(8 * plan.best.hours, rel=0.02, abs=0.1)
+        assert plan.best.gpu_hours == pytest.approx(plan.gpus * plan.best.hours, rel=0.02, abs=0.1)
 
 
 def test_a_config_is_read_as_fit_reads_it() -> None:
@@ -53,6 +53,33 @@ def test_a_config_is_read_as_fit_reads_it() -> None:
     assert second.labels is not None
     assert (second.labels.encoder, second.labels.layer) == (EncoderConfig(), 6)
     assert stages_of(read_config([base, sizes]))[0].workload.encoder.num_layers == 24
+
+
+def test_keys_of_fit_and_several_configs_are_given_as_to_fit(tmp_path: Path) -> None:
+    main(
+        [
+            *("plan", "--config", "pretrain/base.yaml", "--gpus", "4", "--config=pretrain/size/large.yaml"),
+            *("--iterations", "[{features: mfcc, clusters: 50, max_steps: 7}]", "--data.init_args.max_duration=60"),
+            *("--trainer.accumulate_grad_batches", "2", "--json", str(tmp_path / "plan.json")),
+        ]
+    )
+    content = json.loads((tmp_path / "plan.json").read_text())
+    [training] = content["trainings"]
+    assert (content["gpus"], training["steps"], training["step_seconds"]) == (4, 7, 60 * 2 * 8)
+    assert training["parameters"] > 3e8
+    assert training["options"][0]["batch_seconds"] == 60
+
+
+def test_a_step_that_is_too_small_for_many_gpus_is_planned_for_few(capsys: pytest.CaptureFixture[str]) -> None:
+    [first, _] = plans("pretrain/small.yaml")
+    assert first.gpus == 1
+    assert first.best is not None
+    assert (first.best.batch_seconds, first.best.accumulated, first.step_seconds) == (10, 1, 10)
+    main(["plan", "pretrain/small.yaml", "--audio", "2"])
+    printed = capsys.readouterr().out
+    assert "--trainer.devices 1" in printed
+    assert "8 GPUs are hardly faster" in printed
+    assert [plan.gpus for plan in plans("pretrain/base.yaml")] == [8, 8]
 
 
 def test_fine_tuning_has_the_size_of_the_recipe_whose_checkpoint_it_names() -> None:
@@ -75,9 +102,10 @@ def test_more_gpus_take_less_time_for_the_same_steps() -> None:
     assert many.best is not None
     assert one.best.hours > 6 * eight.best.hours > 18 * many.best.hours
     assert one.step_seconds == many.step_seconds == 5760
-    for plan, gpus in ((one, 1), (eight, 8), (many, 64)):
+    assert (one.gpus, eight.gpus, many.gpus) == (1, 8, 32)  # 64 wait for the network
+    for plan in (one, eight, many):
         audio = plan.options[0].batch_seconds * plan.options[0].accumulated
-        assert audio * gpus == pytest.approx(5760, rel=0.03)
+        assert audio * plan.gpus == pytest.approx(5760, rel=0.03)
 
 
 def test_xlarge_is_sharded_where_a_gpu_is_too_small_for_it() -> None:
@@ -138,6 +166,13 @@ def test_the_command_writes_all_numbers(tmp_path: Path, capsys: pytest.CaptureFi
         (["pretrain/bsae.yaml"], "there is no such config; give a path, or one of this package: .*pretrain/base.yaml"),
         (["pretrain/size/large.yaml"], "has no data, as a config of `hubert fit` has; give the config that"),
         (["pretrain/base.yaml", "--gpus", "0"], "0 GPUs"),
+        (["pretrain/base.yaml", "--trainer.device=2"], "no option trainer.device; did you mean trainer.devices?"),
+        (["pretrain/base.yaml", "--data.max_duratoin", "3"], "did you mean data.init_args.max_duration?"),
+        (["pretrain/base.yaml", "--model.init_args.lern=3"], "there is no option model.init_args.lern; .*--model.help"),
+        (["pretrain/base.yaml", "--iterations", "[{feature: mfcc}]"], r"did you mean iterations\[0\].features?"),
+        (["pretrain/base.yaml", "--iterations"], "iterations: expects a value"),
+        (["pretrain/base.yaml", "--data.init_args.max_duration.x=3"], "max_duration has a value, not keys below it"),
+        (["pretrain/base.yaml", "--trainer.devices", "[2"], "is no YAML"),
         (["finetune/large/1h.yaml"], "has no model.class_path, .*; give the config that it is a layer over first"),
     ],
 )
