@@ -1,5 +1,6 @@
 """The largest batch that fits is found by real training steps with a given limit, which leave no trace."""
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from hubert_lightning.training import batch_size
 from hubert_lightning.training.batch_size import CpuMemory, largest_rows
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.finetuning_data import TranscribedData
-from hubert_lightning.training.lightning_internals import batches_trained
+from hubert_lightning.training.lightning_internals import batches_trained, scale_in_step
 from hubert_lightning.training.pretraining import HubertPretraining
 
 DROPPING = EncoderConfig(**TINY.__dict__ | {"dropout": 0.1, "layer_drop": 0.3})
@@ -277,6 +278,28 @@ def test_a_sharded_model_forgets_a_step_that_memory_ran_out_in(alone: None, in_b
     batch_size._forget_step(task)
     after_failure = gradients()
     assert all(map(torch.equal, after_failure, gradients()))
+
+
+@pytest.mark.parametrize("broken", [0.0, 1.0])
+def test_a_fused_optimizer_scales_and_skips_the_step_of_a_sharded_model(alone: None, broken: float) -> None:
+    torch.manual_seed(0)
+    whole = nn.Linear(4, 3)
+    sharded = copy.deepcopy(whole)
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    for model in (whole, sharded):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        model(torch.ones(2, 4)).square().sum().backward()
+        if model is whole and not broken:
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                parameter.grad *= 0.5
+        if model is sharded:
+            scale_in_step(optimizer, torch.tensor(0.5))
+            optimizer.found_inf = torch.tensor(broken)  # type: ignore[attr-defined]
+        if model is sharded or not broken:
+            optimizer.step()
+    for expected, found in zip(whole.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(found.full_tensor(), expected)  # type: ignore[attr-defined]
 
 
 def test_a_row_that_does_not_fit_is_refused_with_what_helps(run: Path, manifests: Path, tmp_path: Path) -> None:
