@@ -168,13 +168,13 @@ def _worthwhile(stage: Stage, machine: Machine) -> int:
     """
     most = min(machine.gpus, max(int(stage.step_seconds / stage.row_seconds + 1e-6), 1))
     numbers = sorted({*(2**power for power in range(most.bit_length())), most})
-    times = {}
+    times: dict[int, float] = {}
     for gpus in numbers:
         if best := _fastest(_options(stage, replace(machine, gpus=gpus))):
             times[gpus] = best.step_ms
     if not times:
         return machine.gpus
-    return next(gpus for gpus in numbers if times.get(gpus, math.inf) <= WORTHWHILE * min(times.values()))
+    return min(gpus for gpus in times if times[gpus] <= WORTHWHILE * min(times.values()))
 
 
 def _options(stage: Stage, machine: Machine) -> Iterator[Option]:
