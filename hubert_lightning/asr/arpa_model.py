@@ -30,7 +30,7 @@ class ArpaModel:
             if file.read(len(KENLM_START)) == KENLM_START:
                 raise UserError(
                     f"{path}: KenLM's binary form, which only flashlight-text reads; give the ARPA file that it was "
-                    "made from, or use Python 3.11 or 3.12 with the package's extra `decode`"
+                    "made from, or use Python 3.11 or 3.12, which flashlight-text has wheels for"
                 )
         self.entries: dict[Words, tuple[float, float]] = {}
         self.order = 0
