@@ -7,11 +7,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-import flashlight.lib.text.decoder as fl
-import flashlight.lib.text.dictionary as fl_dictionary
 import pytest
 import torch
-from flashlight.lib.text.decoder.kenlm import KenLM
 from helpers import DIGITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +23,8 @@ from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary
+
+NO_FLASHLIGHT = "flashlight-text has no wheel for this version of Python"
 
 letters = Vocabulary()
 normalise = letters.normalise
@@ -100,9 +99,12 @@ def flashlights_own(
     digit_models: Path, log_probs: Tensor, nbest: int, **weights: float
 ) -> list[tuple[list[str], float]]:
     """Search with flashlight's classes alone."""
+    fl = pytest.importorskip("flashlight.lib.text.decoder", reason=NO_FLASHLIGHT)
+    fl_dictionary = pytest.importorskip("flashlight.lib.text.dictionary", reason=NO_FLASHLIGHT)
+    kenlm = pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason=NO_FLASHLIGHT)
     spellings = fl_dictionary.load_words(str(digit_models / "digits.lexicon"))
     words, tokens = fl_dictionary.create_word_dict(spellings), fl_dictionary.Dictionary(list(LETTERS))
-    lm = KenLM(str(digit_models / "digits.arpa"), words)
+    lm = kenlm.KenLM(str(digit_models / "digits.arpa"), words)
     trie, start = fl.Trie(len(LETTERS), tokens.get_index("|")), lm.start(False)
     for word, ways in spellings.items():
         for letters_of_word in ways:

@@ -5,19 +5,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import flashlight.lib.text.decoder as decoder
 import numpy as np
 import pytest
 import torch
-from flashlight.lib.text.decoder.kenlm import KenLM
-from flashlight.lib.text.dictionary import Dictionary
-from torchaudio.models.decoder import ctc_decoder
 
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.flashlight import FlashlightDecoder
 from hubert_lightning.asr.language_files import read_lexicon
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.vocabulary import BLANK, LETTERS, Vocabulary
+
+pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text has no wheel for this version of Python")
+import flashlight.lib.text.decoder as decoder
+from flashlight.lib.text.decoder.kenlm import KenLM
+from flashlight.lib.text.dictionary import Dictionary
+from torchaudio.models.decoder import ctc_decoder
 
 OPTIONS = ["beam_size", "beam_size_token", "beam_threshold", "lm_weight", "sil_score", "log_add", "criterion_type"]
 NAMES: list[tuple[Any, list[str]]] = [

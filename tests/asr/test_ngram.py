@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from flashlight.lib.text.decoder.kenlm import KenLM
-from flashlight.lib.text.dictionary import Dictionary
 from torch.nn.functional import one_hot
 
 from hubert_lightning.asr.decoder_settings import DecoderSettings
@@ -18,6 +16,7 @@ from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.cli import main
 from hubert_lightning.vocabulary import Vocabulary, vocabulary_of
 
+NO_FLASHLIGHT = "flashlight-text has no wheel for this version of Python"
 TEXT = """The cat sat on the mat.
 The dog sat on the log, the cat on the dog.
 On the mat sat a cat; on the log sat a dog!
@@ -43,11 +42,14 @@ def words_of(lexicon: Path) -> dict[str, list[str]]:
 
 def kenlm_log10(arpa: Path, words: Sequence[str], context: str, word: str) -> float:
     """KenLM's log-probability of a word after a context that begins a sentence."""
-    lm = KenLM(str(arpa), known := Dictionary([*words, "</s>", "<unk>"]))
+    kenlm = pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason=NO_FLASHLIGHT)
+    dictionary = pytest.importorskip("flashlight.lib.text.dictionary", reason=NO_FLASHLIGHT)
+    lm = kenlm.KenLM(str(arpa), known := dictionary.Dictionary([*words, "</s>", "<unk>"]))
     state = lm.start(False)
     for before in context.split():
         state, _ = lm.score(state, known.get_index(before))
-    return lm.score(state, known.get_index(word))[1] if word != "</s>" else lm.finish(state)[1]
+    log10: float = lm.score(state, known.get_index(word))[1] if word != "</s>" else lm.finish(state)[1]
+    return log10
 
 
 @pytest.mark.parametrize("order", [2, 3, 5])
