@@ -1,9 +1,11 @@
 """A service of small models, in this process."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import soundfile
 import torch
@@ -17,6 +19,8 @@ from hubert_lightning.serving.limits import Limits
 from hubert_lightning.serving.models import Models
 from hubert_lightning.serving.service import Service
 from hubert_lightning.units.kmeans_file import save_kmeans
+
+Answer = TypeVar("Answer")
 
 
 class ServedFiles(NamedTuple):
@@ -54,3 +58,9 @@ def served_with(
     torch.set_num_threads(2)  # as in tests, since the last bits of a product depend on it
     with TestClient(application(Service(models, limits, "best.ckpt"), hosts, origins)) as client:
         yield client
+
+
+def finished(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run a coroutine in a thread of its own, since a browser of earlier tests leaves its loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubert_lightning.asr.scoring import Result, Scores, read_results
 from hubert_lightning.asr.scoring import score as score_results
-from hubert_lightning.asr.transcript_formats import Transcript
 from hubert_lightning.errors import UserError
+
+if TYPE_CHECKING:  # the verb `score` needs no torch
+    from hubert_lightning.asr.transcript_formats import Transcript
 
 
 def score(
     reference: str | Sequence[str] | Path,
-    hypothesis: str | Transcript | Sequence[str | Transcript] | None = None,
+    hypothesis: "str | Transcript | Sequence[str | Transcript] | None" = None,
     speakers: Sequence[str] | None = None,
 ) -> Scores:
     """Compute word and character error rates with 95 % confidence intervals.
@@ -38,7 +41,7 @@ def score(
     if hypothesis is None:
         raise UserError("references without hypotheses; give both, or the pathlib.Path of a file of results")
     references = [reference] if isinstance(reference, str) else list(reference)
-    hypotheses = [hypothesis] if isinstance(hypothesis, (str, Transcript)) else list(hypothesis)
+    hypotheses = [hypothesis] if isinstance(hypothesis, str) or hasattr(hypothesis, "text") else list(hypothesis)
     names = [""] * len(references) if speakers is None else list(speakers)
     if not len(references) == len(hypotheses) == len(names):
         raise UserError(
@@ -48,7 +51,7 @@ def score(
     rows = zip(references, hypotheses, names, strict=True)
     return score_results(
         [
-            Result(str(number), said, recognised.text if isinstance(recognised, Transcript) else recognised, speaker)
+            Result(str(number), said, recognised if isinstance(recognised, str) else recognised.text, speaker)
             for number, (said, recognised, speaker) in enumerate(rows)
         ]
     )

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from helpers import cut_of, noise_with_pauses
 from lhotse.cut import Cut
-from served import ServedFiles
+from served import ServedFiles, finished
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
@@ -57,7 +57,7 @@ def with_queue(encoders: dict[str, Encode], batch_duration: float, use: Callable
             async with queue.running(thread):
                 await use(queue)
 
-    asyncio.run(run())
+    finished(run())
 
 
 async def begun(encoder: Encoder) -> None:
@@ -174,7 +174,7 @@ def all_at_once(
             return await asyncio.gather(*posts)
 
     torch.set_num_threads(2)
-    return asyncio.run(run())
+    return finished(run())
 
 
 def test_recordings_of_padded_batches_have_the_words_and_units_that_they_have_alone(
@@ -237,4 +237,4 @@ def test_a_client_that_goes_away_takes_its_recording_with_it(served: ServedFiles
             assert "hubert_open_requests 0.0" in metrics
             assert "hubert_waiting_audio_seconds 0.0" in metrics
 
-    asyncio.run(run())
+    finished(run())

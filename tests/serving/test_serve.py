@@ -16,7 +16,7 @@ import fork_server
 import httpx
 import pytest
 from helpers import prints_text, refused, wait_until
-from served import ServedFiles
+from served import ServedFiles, finished
 from websockets.asyncio.client import connect
 
 from hubert_lightning.serving.serve import PACKAGES
@@ -55,7 +55,7 @@ def test_a_signal_ends_a_service_after_the_requests_that_it_has_accepted(served:
 
     with service(served, output, "--access-log", "true") as (process, address):
         assert address.startswith("http://127.0.0.1:")
-        assert asyncio.run(ask(process, address)) == [200] * 12
+        assert finished(ask(process, address)) == [200] * 12
         assert fork_server.ended(process, 60) == 0
     assert output.read_text().endswith("hubert: stopped; all accepted requests were answered\n")
     assert "Traceback" not in output.read_text()
@@ -74,7 +74,7 @@ def test_a_service_of_other_machines_warns_and_streams(served: ServedFiles, tmp_
             return [json.loads(message)["type"] async for message in stream]
 
     with service(served, output, "--host", "0.0.0.0") as (process, address):
-        types = asyncio.run(listen(address.replace("0.0.0.0", "127.0.0.1")))
+        types = finished(listen(address.replace("0.0.0.0", "127.0.0.1")))
         os.kill(process.pid, signal.SIGINT)
         assert fork_server.ended(process, 60) == 0
     assert types == ["ready", "units", "units", "units", "end"]
