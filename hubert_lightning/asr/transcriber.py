@@ -412,8 +412,8 @@ def _as_list(audio: Audio | Audios) -> list[Audio]:
 
 
 def _name(index: int, audio: Audio) -> str:
-    """Id of the cut of a recording."""
-    return f"waveform {index}" if isinstance(audio, (np.ndarray, Tensor)) else str(audio)
+    """Id of the cut of a recording: for a file its path, as pathlib writes it, which `examine` takes."""
+    return f"waveform {index}" if isinstance(audio, (np.ndarray, Tensor)) else str(Path(str(audio)))
 
 
 def _path(audio: Audio) -> Path | None:

@@ -56,6 +56,16 @@ def test_a_list_has_its_transcripts_in_order(transcriber: Transcriber, speech: l
     assert transcriber([]) == []
 
 
+def test_a_path_may_be_written_in_any_way(
+    transcriber: Transcriber, speech: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(speech[0].parent)
+    name = speech[0].name
+    expected = transcriber(name)
+    assert transcriber([f"./{name}", f".//{name}", name]) == [expected] * 3
+    assert transcriber.align(f"./{name}", expected.text).file == name
+
+
 def test_a_waveform_of_another_rate_is_resampled_as_its_file(
     transcriber: Transcriber, speech: list[Path], tmp_path: Path
 ) -> None:
