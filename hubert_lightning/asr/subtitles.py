@@ -232,7 +232,7 @@ def _lines(parts: Sequence[SubtitlePart], style: SubtitleStyle) -> list[Sequence
     num_lines = len(_filled(parts, style.columns))
     narrow = next(
         width
-        for width in range(max(map(_columns, ([part] for part in parts))), style.columns + 1)
+        for width in range(min(max(map(_columns, ([part] for part in parts))), style.columns), style.columns + 1)
         if width == style.columns or len(_filled(parts, width)) <= num_lines
     )
     return _filled(parts, narrow)

@@ -139,6 +139,12 @@ def test_a_line_begins_neither_with_a_mark_nor_after_a_leading_vowel_or_an_openi
         assert not any(line[-1] in "เแโใไ「（" or line[0] in "」）็่" for line in lines)
 
 
+def test_a_word_and_a_mark_that_together_are_wider_than_a_line_are_shown() -> None:
+    words = [Word("abcd", 0.0, 0.5, 1.0), Word("efgh", 0.5, 1.0, 1.0)]
+    content = Transcript("a.wav", 2.0, "abcd_efgh", tuple(words)).to_srt(SubtitleStyle(columns=4))
+    assert content == "1\n00:00:00,000 --> 00:00:01,000\nabcd\n_efgh\n\n"
+
+
 def test_a_mark_stays_with_its_letter_where_a_word_is_split() -> None:
     for text in ("ก็ที่นี่" * 20, "हिन्दी" * 20, "今天。" * 30):
         for *_, lines in captions_of([Word(text, 0.0, 5.0, 1.0)]):
