@@ -53,7 +53,7 @@ class Guard:
                 f"the service is not known as {host_of(host)[:100]!r}; ask it as {min(self._hosts)}, or start it with "
                 "--allowed-hosts"
             )
-        if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+        if origin is None or origin in self._origins or origin.partition("://")[2] == host:
             return None
         return "pages of other sites may not use this service; start it with --allowed-origins to let them"
 

@@ -150,6 +150,7 @@ def test_requests_under_other_names_and_from_pages_of_other_sites_are_refused(
             ({"Origin": "https://friend.example"}, 200),
             ({"Origin": "https://evil.example"}, 403),
             ({"Origin": "null"}, 403),
+            ({"Origin": "http://[::1"}, 403),
         ):
             answer = client.post("/transcribe", content=content, headers=headers)
             assert answer.status_code == status, headers
