@@ -29,7 +29,7 @@ SHORTEST_STEP = 0.1
 """Seconds: each step encodes its history again."""
 LONGEST_WINDOW = 30.0
 """Seconds that are encoded at once for a step."""
-REFUSED, FAILED, BUSY = 1008, 1011, 1013
+REFUSED, FAILED = 1008, 1011
 """Codes of a closed websocket (RFC 6455)."""
 
 
