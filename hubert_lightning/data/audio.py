@@ -29,6 +29,8 @@ from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 
 LOWEST_RATE = 4_000
 """Lowest usable sampling rate in Hz."""
+MAX_WEIGHTS = 12_000_000
+"""Weights of a resampling filter, 48 MB: enough for 44056 Hz, which shares a divisor of 8 with 16 kHz."""
 END_TOLERANCE = 320
 """Samples at 16 kHz (20 ms) by which decoders of lossy formats disagree on the end of a file."""
 FILTER_REACH = 64
@@ -132,7 +134,8 @@ def unusable(rate: int) -> str | None:
     """Return the reason why audio at a sampling rate cannot be used, or None."""
     if rate < LOWEST_RATE:
         return f"sampled at {rate} Hz, too low for speech"
-    if gcd(rate, SAMPLE_RATE) < 8:
+    divisor = gcd(rate, SAMPLE_RATE)
+    if divisor < 8 or (SAMPLE_RATE // divisor) * (rate // divisor) > MAX_WEIGHTS:
         # the polyphase filter has one phase for every sample of the common period: gigabytes at worst
         return f"sampled at {rate} Hz, no simple ratio to 16 kHz: convert it to a usual rate"
     return None
@@ -206,6 +209,6 @@ def _name_of(source: AudioSource) -> str:
     return "audio in memory" if source.type == "memory" else str(source.source)
 
 
-@lru_cache
+@lru_cache(maxsize=8)
 def _resampler(rate: int) -> Resampler:
     return Resampler(rate, SAMPLE_RATE)

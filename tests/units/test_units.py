@@ -116,6 +116,7 @@ def test_runs_repeated_as_long_as_they_last_are_the_units(values: list[int]) -> 
         (np.zeros((2, 1, 1000)), 16_000, r"shape \(2, 1, 1000\)"),
         (np.zeros(1000, np.int16), 16_000, "int16; give floats"),
         (np.zeros(1000), 16_001, "16001 Hz, no simple ratio"),
+        (np.zeros(1000), 191_992, "191992 Hz, no simple ratio"),
         (np.zeros(1000), 2_000, "2000 Hz, too low"),
     ],
 )
