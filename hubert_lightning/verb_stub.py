@@ -6,11 +6,12 @@ Annotations and defaults are found in the sources of this package, through the m
 import ast
 import copy
 import importlib
+import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 PACKAGE = Path(__file__).parent
 LIGHT = {"collections", "dataclasses", "enum", "pathlib", "typing", "math", "re", "os"}
@@ -28,7 +29,8 @@ def stub_of(target: str) -> Callable[..., Any] | None:
         target: "room.module:function".
 
     Returns:
-        The function; None if the module must be imported to know its signature.
+        The function, with `Any` for each class that needs a heavy import; None if the module must be imported to know
+        the rest of its signature.
     """
     module, _, name = target.partition(":")
     try:
@@ -36,6 +38,12 @@ def stub_of(target: str) -> Callable[..., Any] | None:
     except NeedsImport:
         return None
     return function
+
+
+def unchecked_options(stub: Callable[..., Any]) -> set[str]:
+    """Names of the options of a stub whose values are classes that need a heavy import."""
+    parameters = inspect.signature(stub).parameters.values()
+    return {one.name for one in parameters if Any in (one.annotation, *get_args(one.annotation))}
 
 
 class _Source:
@@ -69,7 +77,10 @@ class _Source:
         if isinstance(node, ast.FunctionDef):
             return self._executed(_without_body(node), name)
         if isinstance(node, ast.ClassDef):
-            return self._executed(node, name)
+            try:
+                return self._executed(node, name)
+            except NeedsImport:
+                return Any
         raise NeedsImport(name)
 
     def _imported(self, node: ast.ImportFrom, name: str) -> Any:

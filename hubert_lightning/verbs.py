@@ -20,7 +20,7 @@ from typing import Any
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.parsing import VerbParser, actions_of, missing_arguments, unknown_option
-from hubert_lightning.verb_stub import stub_of
+from hubert_lightning.verb_stub import stub_of, unchecked_options
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,9 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
             positional = _packed(verb, signature, positional, took_several)
         args = [*options, *positional]
     if not signature.parses_itself and (stub := stub_of(target)) is not None:
-        _parsed(verb, signature, stub, args)  # help and mistakes are answered before the heavy imports
+        unchecked = tuple(f"--{name}" for name in unchecked_options(stub))
+        if not unchecked or not any(arg.startswith((*unchecked, "--print_config")) for arg in args):
+            _parsed(verb, signature, stub, args)  # help and mistakes are answered before the heavy imports
     function = getattr(importlib.import_module(f"hubert_lightning.{module}"), name)
     if signature.parses_itself:
         return function(args)

@@ -47,7 +47,7 @@ def fit_kmeans(
         parts: Parts of MFCCs spliced over three frames, each with its own K-means (product codes): cepstra, delta,
             delta_delta.
         max_frames: Frames that K-means is fitted on, a uniform sample of all utterances.
-        kmeans: K-means algorithm; hubert_lightning.KMeans if not given.
+        kmeans: K-means algorithm, hubert_lightning.KMeans or hubert_lightning.ScikitKMeans; the first if not given.
         seed: Seed of the sample and of K-means.
         min_duration: Minimum duration in seconds; shorter utterances are left out, as in `hubert fit`.
         num_workers: Number of processes that read audio; one for each core, but 4 at most, if not given.
