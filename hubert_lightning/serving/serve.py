@@ -102,7 +102,7 @@ def serve(
 
             app = application(Service(models, limits, Path(model).name), names, allowed_origins or ())
             url = f"http://{f'[{address}]' if ':' in address else address}:{listener.getsockname()[1]}"
-            listener.listen()  # whoever connects from now on is answered
+            listener.listen()  # connections are answered from here on
             endpoints = ", ".join(f"/{name}" for name in models.encoders)
             say(f"hubert: serving {model} at {url} ({endpoints}, /stream; {url}/docs); Ctrl-C or SIGTERM ends it")
             if not ip_address(address).is_loopback:
