@@ -297,6 +297,8 @@ def _kenlm(path: str, words: Dictionary) -> KenLM:
             return KenLM(str(file), words)
         except UnicodeDecodeError as error:  # KenLM quotes bytes of the file in its message
             raise unreadable_model(path, "it is cut short or corrupt") from error
+        except UserError as error:  # the search in Python names the copy that it reads
+            raise UserError(str(error).replace(str(file), path, 1)) from error
         except RuntimeError as error:
             raise unreadable_model(path, str(error)) from error
 
