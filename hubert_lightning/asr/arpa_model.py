@@ -65,20 +65,23 @@ class ArpaModel:
 
 def _entries(path: Path) -> Iterator[tuple[Words, float, float]]:
     """Words, log10 probability and log10 back-off of each n-gram."""
-    order, announced, found = 0, 0, 0
+    order, announced, num_entries = 0, 0, 0
     for line in required_arpa_lines(path):
         line = line.strip()
         if line.startswith("ngram "):
             announced += int(line.rpartition("=")[2]) if line.rpartition("=")[2].strip().isdigit() else 0
         elif line == "\\end\\":
-            if found != announced:
-                raise unreadable_model(path, f"it has {found} n-grams, and announces {announced}")
+            if num_entries != announced:
+                raise unreadable_model(path, f"it has {num_entries} n-grams, and announces {announced}")
             return
         elif line.startswith("\\") and line.endswith("-grams:"):
-            order = int(line[1 : -len("-grams:")])
+            stated = line[1 : -len("-grams:")]
+            if not (stated.isascii() and stated.isdigit()):
+                raise unreadable_model(path, f"{line[:40]!r} states no order of n-grams")
+            order = int(stated)
         elif line and order:
             yield _entry(path, line, order)
-            found += 1
+            num_entries += 1
     raise unreadable_model(path, "it is cut short or corrupt")
 
 

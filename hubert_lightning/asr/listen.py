@@ -14,7 +14,7 @@ from hubert_lightning.asr.transcript_formats import SUFFIXES_OF_FORMATS, Transcr
 from hubert_lightning.asr.word_times import Word
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.stream import print_latency, seconds_for_a_step, standard_input
-from hubert_lightning.files import write_whole
+from hubert_lightning.files import unfinished_file, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 
 LINE_PAUSE = 1.0
@@ -31,7 +31,8 @@ def check_listening(format: TranscriptFormat, output: Path | None, decoder: Path
         speakers: RTTM file.
 
     Raises:
-        UserError: They cannot be met while audio arrives, or the transcript would replace a file.
+        UserError: They cannot be met while audio arrives, the transcript would replace a file, or its
+            folder cannot be written to.
     """
     if speakers is not None:
         raise UserError("speakers: the turns of audio that is still to come are not known; transcribe its file instead")
@@ -44,6 +45,20 @@ def check_listening(format: TranscriptFormat, output: Path | None, decoder: Path
         )
     if output is not None and live_path(output, format).exists():
         raise UserError(f"{live_path(output, format)}: exists, and would be replaced; choose another --output")
+    if output is not None:
+        _check_writable(output)
+
+
+def _check_writable(folder: Path) -> None:
+    """Create the folder of the final transcript, which is written when the audio cannot be heard again."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with unfinished_file(Path(folder) / "live"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be created or written to ({error.strerror}); correct that, or choose another --output"
+        ) from error
 
 
 def live_path(output: Path, format: TranscriptFormat) -> Path:

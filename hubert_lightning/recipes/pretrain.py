@@ -107,10 +107,17 @@ def pretrain(
     )  # fmt: skip
     execute(recipe, progress)
     folder = recipe.output
-    iterations = tuple(sorted(folder.glob("iteration*"), key=lambda path: int(path.name.removeprefix("iteration"))))
+    iterations = iterations_in(folder)
     last = iterations[-1] if iterations else folder
     page = write_page(folder, progress) if report else None
     return PretrainingRun(folder, last / "last.ckpt", iterations, metrics_of(last), page)
+
+
+def iterations_in(folder: Path) -> tuple[Path, ...]:
+    """List the folders `iteration1`, `iteration2`, … of a run in their order."""
+    numbers = {path: path.name.removeprefix("iteration") for path in folder.glob("iteration*")}
+    named = [path for path, number in numbers.items() if number.isdecimal()]
+    return tuple(sorted(named, key=lambda path: int(numbers[path])))
 
 
 def pretraining_recipe(

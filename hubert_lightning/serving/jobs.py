@@ -178,7 +178,8 @@ class JobQueue:
 
     def _answers(self, jobs: Sequence[Job]) -> list[bytes | Exception]:
         try:
-            rows = self._encoders[jobs[0].kind]([job.cut for job in jobs])
+            rows = list(self._encoders[jobs[0].kind]([job.cut for job in jobs]))
+            assert len(rows) == len(jobs), f"{len(rows)} results of {len(jobs)} recordings"
         except Exception as error:
             if len(jobs) > 1:  # one recording must not fail the others
                 return [answer for job in jobs for answer in self._answers([job])]

@@ -140,6 +140,7 @@ def test_the_verb_prints_words_of_standard_input_and_writes_the_transcript_of_th
         (["-", "--decoder", "d.json"], "a decoder works on whole sentences"),
         (["-", "--speakers", "d.rttm"], "the turns of audio that is still to come are not known"),
         (["-", "--output", "done"], "live.txt: exists, and would be replaced"),
+        (["-", "--output", "done/live.txt/out"], "out: cannot be created or written to"),
         (["a.wav", "--step", "1"], "options for standard input, not for files"),
         (["-", "--step", "0"], "choose a step of at least one frame"),
     ],

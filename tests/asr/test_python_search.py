@@ -139,6 +139,7 @@ def test_the_blank_can_be_the_token_between_words() -> None:
         ("\\data\\\nngram 1=1\n\n\\1-grams:\n-1\tA\n\n\\end\\\n", "no <s>"),
         ("\\data\\\nngram 1=1\n\n\\1-grams:\n-x\tA\n\n\\end\\\n", "no n-gram of 1 words"),
         ("\\data\\\nngram 1=1\n\n\\1-grams:\n0.5\tA\n\n\\end\\\n", "no n-gram of 1 words"),
+        ("\\data\\\nngram 1=1\n\n\\x-grams:\n-1\tA\n\n\\end\\\n", "states no order"),
         ("mmap lm http://kheafield.com/code format version 5\n", "only flashlight-text reads"),
     ],
 )

@@ -17,7 +17,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.pretrained.load import encoder_config
-from hubert_lightning.recipes.pretrain import pretraining_recipe
+from hubert_lightning.recipes.pretrain import iterations_in, pretraining_recipe
 from hubert_lightning.recipes.recipe import adapted_to_steps, names_option, paths_of
 from hubert_lightning.training.run_folder import kept_config
 from hubert_lightning.training.short_options import settings_of
@@ -223,3 +223,9 @@ def test_sentences_become_a_model_that_transcribes(kind: str, tmp_path: Path, ca
     assert again.checkpoint == output / "best.ckpt"
     assert again.metrics["steps"] == 2
     assert load_encoder(again.checkpoint).config.dim == EncoderConfig(**SIZES).dim
+
+
+def test_the_iterations_of_a_run_are_in_their_order_without_other_folders(tmp_path: Path) -> None:
+    for name in ("iteration10", "iteration2", "iteration1", "iteration1-old", "iterations"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in iterations_in(tmp_path)] == ["iteration1", "iteration2", "iteration10"]
