@@ -97,14 +97,14 @@ def turns_by_id(
             raise UserError(f"one list of turns for {len(paths)} recordings; give an RTTM file, or one recording")
         return dict.fromkeys(paths, sorted(speakers))
     turns = read_rttm(Path(speakers))
-    found = {name: turns_of(turns, path) for name, path in paths.items() if path is not None}
-    if paths and not any(found.values()):
+    turns_of_recordings = {name: turns_of(turns, path) for name, path in paths.items() if path is not None}
+    if paths and not any(turns_of_recordings.values()):
         names = ", ".join(list(turns)[:3]) + (", …" if len(turns) > 3 else "")
         raise UserError(
             f"{speakers}: has turns of {names}, and none of the recordings is called so; give the RTTM file of these "
             "recordings"
         )
-    return found
+    return turns_of_recordings
 
 
 def with_speakers(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:

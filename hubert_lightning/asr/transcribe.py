@@ -186,12 +186,12 @@ def _is_live(files: Sequence[Path], stream_options: dict[str, float]) -> bool:
 
 def _recordings(files: Sequence[Path]) -> tuple[list[Path], list[RefusedFile]]:
     """Find the audio files of a verb, and the folders without audio; raises `UserError` if there is no other file."""
-    found = find_recordings(files)
-    if found.refused and not found.paths:
-        raise UserError(f"{found.refused[0].path}: {found.refused[0].reason}")
-    if found.skipped:
-        print(f"hubert: {skipped_sentence(found.skipped)}", file=sys.stderr)
-    return found.paths, found.refused
+    recordings = find_recordings(files)
+    if recordings.refused and not recordings.paths:
+        raise UserError(f"{recordings.refused[0].path}: {recordings.refused[0].reason}")
+    if recordings.skipped:
+        print(f"hubert: {skipped_sentence(recordings.skipped)}", file=sys.stderr)
+    return recordings.paths, recordings.refused
 
 
 def _of_format(format: TranscriptFormat, style: SubtitleStyle) -> dict[str, Any]:  # JSON values

@@ -196,9 +196,9 @@ class Transcriber(HubModel):
         Raises:
             UserError: The speakers are those of other recordings.
         """
-        found = find_recordings(files)
-        yield from found.refused
-        turns = turns_by_id(speakers, {str(path): path for path in found.paths})
+        recordings = find_recordings(files)
+        yield from recordings.refused
+        turns = turns_by_id(speakers, {str(path): path for path in recordings.paths})
 
         def remark(name: str, sentence: str) -> None:
             if on_remark is not None:
@@ -213,7 +213,7 @@ class Transcriber(HubModel):
                 remark(cut.id, "no speakers: the file of the speakers has no turns of it")
             return with_speakers(transcript, turns.get(cut.id, ()))
 
-        yield from self.of_files(found.paths, transcript_of, progress, remark)
+        yield from self.of_files(recordings.paths, transcript_of, progress, remark)
 
     def of_files(
         self,

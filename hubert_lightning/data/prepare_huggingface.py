@@ -159,10 +159,10 @@ def _column(folder: Path, features: "Features", given: str | None, usual: Sequen
     """The column that is given, or that has a usual name."""
     if given is not None and given not in features:
         raise UserError(f"{folder}: no column {given}, only {', '.join(features)}; correct --{kind}_column")
-    found: list[str] = [given] if given is not None else [name for name in features if name.lower() in usual]
-    if kind == "text" and len(found) > 1:
-        raise UserError(f"{folder}: {' and '.join(found)} may both be the transcript; name one with --text_column")
-    return found[0] if found else None
+    columns: list[str] = [given] if given is not None else [name for name in features if name.lower() in usual]
+    if kind == "text" and len(columns) > 1:
+        raise UserError(f"{folder}: {' and '.join(columns)} may both be the transcript; name one with --text_column")
+    return columns[0] if columns else None
 
 
 def _files(

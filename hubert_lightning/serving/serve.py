@@ -46,7 +46,7 @@ def serve(
     allowed_origins: list[str] | None = None,
     access_log: bool = False,
 ) -> None:
-    """Serve words and units over HTTP and a websocket, on this machine alone unless told otherwise.
+    """Serve words and units over HTTP and a websocket, on this machine alone unless another --host is given.
 
     POST /transcribe and /units take a recording; /stream is a websocket for live audio; /docs describes them, and
     /health, /ready and /metrics are for machines. SIGTERM and Ctrl-C end the service after the requests that it has
