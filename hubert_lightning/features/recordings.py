@@ -39,12 +39,12 @@ def listed(files: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: A folder holds no audio.
     """
-    found = find_recordings(files)
-    if found.refused:
-        raise UserError(f"{found.refused[0].path}: {found.refused[0].reason}")
-    if found.skipped:
-        print(f"hubert: {skipped_sentence(found.skipped)}", file=sys.stderr)
-    return found.paths
+    recordings = find_recordings(files)
+    if recordings.refused:
+        raise UserError(f"{recordings.refused[0].path}: {recordings.refused[0].reason}")
+    if recordings.skipped:
+        print(f"hubert: {skipped_sentence(recordings.skipped)}", file=sys.stderr)
+    return recordings.paths
 
 
 class Recordings(NamedTuple):

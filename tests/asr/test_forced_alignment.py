@@ -49,8 +49,8 @@ def test_no_other_path_through_the_tokens_is_more_likely(tokens: list[int], fram
         return [token for before, token in pairwise((BLANK, *path)) if token not in (BLANK, before)]
 
     paths = [path for path in product(range(TOKENS), repeat=frames) if collapsed(path) == tokens]
-    found = tuple(forced_path(log_probs, tokens).tolist())
-    assert found == max(paths, key=probability)
+    path = tuple(forced_path(log_probs, tokens).tolist())
+    assert path == max(paths, key=probability)
 
 
 def test_frames_where_a_token_is_impossible_are_left_to_others() -> None:
@@ -65,6 +65,6 @@ def test_times_and_confidences_of_tokens_are_those_of_torchaudio(tokens: list[in
     log_probs = random_log_probs(frames_needed(tokens) + 20, seed)
     path, scores = forced_align(log_probs[None], torch.tensor([tokens], dtype=torch.int32), blank=BLANK)
     expected = merge_tokens(path[0], scores[0].exp(), blank=BLANK)
-    found = align_tokens(log_probs, tokens, Vocabulary(tuple("-abcd|")), first_frame=7)
-    assert [token[:3] for token in found] == [(span.token, 7 + span.start, 7 + span.end) for span in expected]
-    assert [token.confidence for token in found] == pytest.approx([span.score for span in expected], rel=1e-5)
+    path = align_tokens(log_probs, tokens, Vocabulary(tuple("-abcd|")), first_frame=7)
+    assert [token[:3] for token in path] == [(span.token, 7 + span.start, 7 + span.end) for span in expected]
+    assert [token.confidence for token in path] == pytest.approx([span.score for span in expected], rel=1e-5)

@@ -38,8 +38,8 @@ def test_a_directory_that_lhotse_exports_becomes_the_utterances_that_lhotse_load
     assert expected is not None
     [manifest] = prepare_kaldi([folder], tmp_path / "out")
     assert manifest.name == "train.jsonl.gz"
-    found = rows(manifest)
-    assert found == {s.id: (s.start, s.duration, s.text, s.speaker) for s in expected}
+    listed = rows(manifest)
+    assert listed == {s.id: (s.start, s.duration, s.text, s.speaker) for s in expected}
     for supervision in expected:
         cut = samples_of(manifest, supervision.id)
         whole = RecordingSet.from_recordings(recordings)[supervision.recording_id].load_audio()[0]
@@ -128,8 +128,8 @@ def test_what_is_passed_over_is_listed_with_its_reason(tmp_path: Path) -> None:
         text=text,
     )
     [manifest] = prepare_kaldi([folder], tmp_path / "out", audio=tmp_path)
-    found = {name: row[:2] for name, row in rows(manifest).items()}
-    assert found == {"again": (0.0, 0.5), "over": (0.5, 0.5), "tel": (0.0, 1.0)}
+    listed = {name: row[:2] for name, row in rows(manifest).items()}
+    assert listed == {"again": (0.0, 0.5), "over": (0.5, 0.5), "tel": (0.0, 1.0)}
     listing = (tmp_path / "out/data.refused.tsv").read_text()
     for name, reason in {
         "late": "it ends at 2.00 s, and its recording has 1.00 s",

@@ -30,9 +30,9 @@ def ljspeech(folder: Path) -> Path:
 def test_a_corpus_without_parts_becomes_a_manifest(tmp_path: Path) -> None:
     [manifest] = prepare_lhotse("ljspeech", [ljspeech(tmp_path / "LJSpeech-1.1")], tmp_path / "out")
     assert manifest.name == "ljspeech.jsonl.gz"
-    found = rows(manifest)
-    assert found.keys() == {"LJ001-0001", "LJ001-0002"}
-    assert found["LJ001-0002"][:3] == (0.0, 2.0, "the art")
+    listed = rows(manifest)
+    assert listed.keys() == {"LJ001-0001", "LJ001-0002"}
+    assert listed["LJ001-0002"][:3] == (0.0, 2.0, "the art")
 
 
 def test_parts_of_a_corpus_become_manifests(tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ def test_parts_of_a_corpus_become_manifests(tmp_path: Path) -> None:
         write_noise(tmp_path / f"waves_yesno/{'_'.join(bits)}.wav", 0.25, number, rate=8000)
     manifests = prepare_lhotse("yesno", [tmp_path / "waves_yesno"], tmp_path / "out")
     assert [path.name for path in manifests] == ["train.jsonl.gz", "test.jsonl.gz"]
-    found = rows(manifests[0]) | rows(manifests[1])
-    assert len(found) == 60
-    assert found["0_0_0_0_0_0_0_1"][2] == "NO NO NO NO NO NO NO YES"
+    listed = rows(manifests[0]) | rows(manifests[1])
+    assert len(listed) == 60
+    assert listed["0_0_0_0_0_0_0_1"][2] == "NO NO NO NO NO NO NO YES"
 
 
 def test_supervisions_become_segments_of_their_channel(tmp_path: Path) -> None:

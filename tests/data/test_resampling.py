@@ -15,11 +15,11 @@ RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 
 @settings(max_examples=25, deadline=None)
 def test_samples_are_those_of_torchaudio(rate: int, length: int, channels: int) -> None:
     waveform = torch.randn(channels, length, generator=torch.Generator().manual_seed(length))
-    found = Resampler(rate, 16_000)(waveform)
+    resampled = Resampler(rate, 16_000)(waveform)
     if length:
-        torch.testing.assert_close(found, Resample(rate, 16_000)(waveform))
+        torch.testing.assert_close(resampled, Resample(rate, 16_000)(waveform))
     else:
-        assert found.shape == (channels, 0)
+        assert resampled.shape == (channels, 0)
 
 
 @pytest.mark.parametrize("shape", [(2_000,), (2, 3, 2_000)])

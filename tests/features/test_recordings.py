@@ -1,4 +1,4 @@
-"""Audio in folders is found alike by all verbs."""
+"""All verbs find the same audio in folders."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,8 +19,8 @@ def test_transcribe_and_units_find_the_files_that_prepare_finds(tmp_path: Path) 
     (tmp_path / "in/a/up").symlink_to(tmp_path / "in")
     skipped = Counter[str]()
     prepared = [path for _, paths in audio_by_folder(tmp_path / "in", skipped) for path in paths]
-    found = find_recordings([tmp_path / "in"])
-    assert found.paths == sorted(prepared)
-    assert len(found.paths) == len(AUDIO_SUFFIXES)
-    assert found.skipped == skipped == {".docx": 1}
-    assert found.refused == []
+    recordings = find_recordings([tmp_path / "in"])
+    assert recordings.paths == sorted(prepared)
+    assert len(recordings.paths) == len(AUDIO_SUFFIXES)
+    assert recordings.skipped == skipped == {".docx": 1}
+    assert recordings.refused == []

@@ -60,10 +60,10 @@ def test_transformers_opens_the_folder_of_an_encoder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     encoder = encoder_of()
     encoder.save_pretrained(tmp_path / "mine")
-    theirs = transformers.HubertModel.from_pretrained(tmp_path / "mine").eval()
+    reference = transformers.HubertModel.from_pretrained(tmp_path / "mine").eval()
     waveform = torch.randn(1, 16_000)
     with torch.no_grad():
-        assert_close(encoder(waveform), theirs(waveform).last_hidden_state, rtol=1e-4, atol=1e-5)
+        assert_close(encoder(waveform), reference(waveform).last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
 def test_units_come_back_from_their_folder_equal_to_the_bit(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_card_has_the_error_rates_of_its_run_in_its_front_matter(tmp_path: Pat
         encoder.config, encoder.state_dict(), head=head.state_dict(), vocabulary=Vocabulary(), provenance={}
     )
     torch.save(checkpoint_of(weights), tmp_path / "run.ckpt")
-    config = {"data": {"init_args": {"test": ["/home/somebody/manifests/test-other.jsonl.gz"]}}}
+    config = {"data": {"init_args": {"test": ["/home/a-user/manifests/test-other.jsonl.gz"]}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     scores = {"words": {"rate": 0.0421}, "letters": {"rate": 0.0123}}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
@@ -161,7 +161,7 @@ def test_a_card_has_the_error_rates_of_its_run_in_its_front_matter(tmp_path: Pat
     assert result["dataset"]["name"] == "test-other.jsonl.gz"
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"wer": 4.21, "cer": 1.23}
     assert front["metrics"] == ["wer", "cer"]
-    assert "somebody" not in text
+    assert "a-user" not in text
 
 
 def test_an_upload_that_fails_is_told_in_a_sentence(
