@@ -273,8 +273,9 @@ class RankWatch:
     def _leave(self, sentence: str) -> None:
         """Print a sentence, once for all ranks, and end the process; a run of one process is only warned."""
         if self.num_ranks == 1:
-            if self._warned != console.now.count:
-                self._warned = console.now.count
+            work = self.signs[self.rank].count  # not the current count: the sign that was evaluated may be older
+            if self._warned != work:
+                self._warned = work
                 self._tell(sentence)
                 print(f"hubert: warning: {sentence}", file=sys.stderr, flush=True)
             return

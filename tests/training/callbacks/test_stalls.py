@@ -19,6 +19,7 @@ from helpers import LABELLING, has_steps, long_pretraining, prints_text, wait_un
 from lightning import Trainer
 from torch.distributed.constants import default_pg_timeout
 
+from hubert_lightning import console
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.training import rank_watch
 from hubert_lightning.training.callbacks import stalls
@@ -184,7 +185,30 @@ def test_a_run_of_one_process_without_progress_is_warned_and_continues(manifests
     wait_until(has_steps(tmp_path / "run", 6), process)  # more than were trained and read ahead before
     os.kill(process.pid, signal.SIGINT)
     assert fork_server.ended(process, 60) == 130
-    assert output.read_text().count("warning: no work was finished") == 1
+    began = re.findall(r"warning: no work was finished since (\S+)", output.read_text())
+    assert len(began) == len(set(began))  # a loaded machine may stall a second time
+
+
+def test_a_stall_is_warned_once_though_work_goes_on_before_the_next_sign_of_life(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rank_watch.RankWatch, "_exchange", lambda watch: None)
+    watch = rank_watch.RankWatch(rank_watch.Limits(silence=0.1, step=0.05, labelling=9, start=9), 0, 1, {}, "one")
+    warnings = ""
+    try:
+        for count in (1, 2):
+            watch.signs = {0: rank_watch.Sign("host", 1, count, "training", count, in_steps=True, activity="computes")}
+            while warnings.count("no work was finished") < count:
+                time.sleep(0.01)
+                warnings += capsys.readouterr().err
+            console.note("training", in_steps=True)
+            judged = watch._judged
+            while watch._judged < judged + 0.2:  # ten judgements of the old sign
+                time.sleep(0.01)
+            warnings += capsys.readouterr().err
+            assert warnings.count("no work was finished") == count
+    finally:
+        watch.end("")
 
 
 @pytest.mark.campaign
