@@ -131,20 +131,20 @@ def valid(output: Tensor, length: Tensor | None) -> Tensor:
 
 
 def assert_layers_equal(encoder: HubertEncoder, theirs: Any, waveform: Tensor) -> None:
-    """Every layer, and the last after its norm, padded and not."""
+    """Every layer, the input of the first where it is known, and the last after its norm, padded and not."""
     for length in (None, LENGTHS):
         given = normalized_input(waveform, length, encoder.config)
         if isinstance(theirs, transformers.PreTrainedModel):
             attend = None if length is None else (torch.arange(waveform.shape[1]) < length[:, None]).long()
             output = theirs.base_model(given, attention_mask=attend, output_hidden_states=True)
-            layers, last = [*output.hidden_states[1:]], output.last_hidden_state
+            layers, last = [*output.hidden_states], output.last_hidden_state
             if encoder.config.pre_norm:
                 layers[-1] = None  # theirs is after the norm, which `last` compares
         else:
-            layers, _ = theirs.extract_features(given, length)
+            layers = [None, *theirs.extract_features(given, length)[0]]
             last = theirs(given, length)[0] if theirs.aux is None else None
-        mine = encoder.all_layers(waveform, length)
-        assert len(layers) == len(mine) == encoder.config.num_layers
+        mine = encoder.all_layers(waveform, length, with_input=True)
+        assert len(layers) == len(mine) == encoder.config.num_layers + 1
         for our, their in zip(mine, layers, strict=True):
             if their is not None:
                 assert_close(valid(our, length), valid(their, length), rtol=0, atol=ATOL)

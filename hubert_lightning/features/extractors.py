@@ -126,21 +126,25 @@ def layer_extractor(
     return Extractor(features, name, (encoder.config.dim,), device, uses_statistics=True, encoder=encoder)
 
 
-def all_layers_extractor(encoder: HubertEncoder, precision: Precision = nullcontext) -> Extractor:
+def all_layers_extractor(
+    encoder: HubertEncoder, precision: Precision = nullcontext, with_input: bool = False
+) -> Extractor:
     """Create an extractor of every layer of an encoder: (batch, frames, layers, dim).
 
     Args:
         encoder: Encoder, on the device that computes.
         precision: Context in which the encoder computes.
+        with_input: Whether the input of the first layer, "layer 0", comes before the layers.
     """
     device = encoder.mask_embedding.device
 
     def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
-            return torch.stack(encoder.all_layers(waveform.to(device), padded, ignore_padding=True), dim=2)
+            layers = encoder.all_layers(waveform.to(device), padded, ignore_padding=True, with_input=with_input)
+            return torch.stack(layers, dim=2)
 
-    shape = (len(encoder.layers), encoder.config.dim)
+    shape = (len(encoder.layers) + with_input, encoder.config.dim)
     return Extractor(features, "all layers of an encoder", shape, device)
 
 

@@ -189,7 +189,12 @@ class HubertEncoder(nn.Module, HubModel):
 
     @accepts_alone
     def all_layers(
-        self, waveform: Tensor, length: Tensor | None = None, *, ignore_padding: bool = False
+        self,
+        waveform: Tensor,
+        length: Tensor | None = None,
+        *,
+        ignore_padding: bool = False,
+        with_input: bool = False,
     ) -> list[Tensor]:
         """Compute the features of every layer in one pass.
 
@@ -197,12 +202,13 @@ class HubertEncoder(nn.Module, HubModel):
             waveform: (batch, samples).
             length: (batch,), samples before padding.
             ignore_padding: Whether the features of an utterance are the same as in a batch of one.
+            with_input: Whether the input of the first layer, "layer 0", comes before the layers (HuBERT fig. 2).
 
         Returns:
             (batch, frames, dim) for each layer, as `features` returns it.
         """
         x, bias = self._embed(waveform, length, ignore_padding)
-        outputs = []
+        outputs = [x] if with_input else []
         for block in self.layers:
             x = block(x, bias)
             outputs.append(x)

@@ -385,6 +385,7 @@ def test_features_of_a_layer_are_those_of_all_layers_and_no_later_layer_runs(pre
     encoder = HubertEncoder(replace(SMALL, pre_norm=pre_norm)).eval()
     waveform = audio(3, 8000, LENGTH)
     outputs = encoder.all_layers(waveform, LENGTH)
+    assert_close(encoder.all_layers(waveform, LENGTH, with_input=True)[1:], outputs, rtol=0, atol=0)
     ran: list[int] = []
 
     def note(number: int, module: nn.Module, arguments: object, output: object) -> None:
