@@ -1,7 +1,7 @@
 """Batches of cuts: read, crop on the frame grid, pad, mask.
 
-The seed of the plan draws everything random in a batch (crops, masks, and the dropout of its step). So a batch is a
-function of its plan: the same from any worker, and again after a restart.
+The seed of the plan draws everything random in a batch (crops, mixing, masks, and the dropout of its step). So a batch
+is a function of its plan: the same from any worker, and again after a restart.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import speaker_of, transcript
 from hubert_lightning.frames import HOP, num_frames, num_samples
 from hubert_lightning.training.masking import span_mask
+from hubert_lightning.training.mixing import Mixer
 from hubert_lightning.training.sampler import BatchPlan, bucket_of, padded_frames, shortest_of_bucket
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.vocabulary import Vocabulary
@@ -96,6 +97,7 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         mask_length: Frames in a mask span.
         max_frames: Maximum number of frames of a batch of several rows, which are cropped to it; None if plans keep it
             by themselves.
+        mixer: Adds speech, noise and rooms to the audio; None to leave it clean.
     """
 
     def __init__(
@@ -107,8 +109,9 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         mask_prob: float,
         mask_length: int,
         max_frames: int | None = None,
+        mixer: Mixer | None = None,
     ) -> None:
-        self.cuts, self.labels, self.max_frames = cuts, labels, max_frames
+        self.cuts, self.labels, self.max_frames, self.mixer = cuts, labels, max_frames, mixer
         self.max_crop_frames, self.mask_prob, self.mask_length = max_crop_frames, mask_prob, mask_length
 
     def __getitem__(self, plan: BatchPlan) -> PretrainingBatch:
@@ -127,6 +130,8 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
             first = int(torch.randint(available - size + 1, (), generator=rng))
             waveforms.append(read_waveform(cut, first * HOP, num_samples(size)))
             clusters.append(torch.from_numpy(self.labels[cut.id][:, first : first + size].astype(np.int64)))
+        if self.mixer is not None:
+            waveforms = self.mixer.mixed(waveforms, plan.cuts, plan.seed)
         mask = span_mask([size] * len(cuts), self.mask_prob, self.mask_length, rng, same_count=True)
         return PretrainingBatch(
             waveform=torch.stack(waveforms),

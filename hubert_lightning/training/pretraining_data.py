@@ -5,6 +5,7 @@
 
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from hubert_lightning.training.data_checks import (
     kept_plan,
 )
 from hubert_lightning.training.loaders import Loader, planned_loader, resuming_trainer, trainer_and_model
+from hubert_lightning.training.mixing import Mixer, Mixing, read_recordings
 from hubert_lightning.training.provenance import (
     ManifestRecord,
     audio_counts,
@@ -66,6 +68,7 @@ class PretrainingData(LightningDataModule):
         mask_length: Frames in a mask span.
         num_workers: Number of processes that read audio, for each GPU.
         seed: Seed of the order, crops and masks of training; those of validation are the same for every seed.
+        mixing: Other speech, noise and rooms in the training audio, as in WavLM; validation stays clean.
     """
 
     meter: MemoryMeter | None = None
@@ -84,6 +87,7 @@ class PretrainingData(LightningDataModule):
         mask_length: int = 10,
         num_workers: int = 4,
         seed: int = 0,
+        mixing: Mixing = Mixing(),
     ) -> None:
         super().__init__()
         self._audio: dict[str, float] | None = None
@@ -100,9 +104,10 @@ class PretrainingData(LightningDataModule):
         self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
         self.min_duration = min_duration
         self.mask_prob, self.mask_length = mask_prob, mask_length
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.mixing = num_workers, seed, mixing
         self.plan = PLAN
         self.train_cuts = self.validation_cuts = Corpora()
+        self.noises = self.rooms = Corpora()
         self._recorded: dict[str, list[ManifestRecord]] = {}
 
     @property
@@ -123,11 +128,17 @@ class PretrainingData(LightningDataModule):
             "mask_length": self.mask_length,
             "num_workers": self.num_workers,
             "seed": self.seed,
+            "mixing": asdict(self.mixing) if self.mixing.is_active and "train" in parts else None,
         }
 
     def setup(self, stage: str) -> None:
-        if len(self.train_cuts):
-            return
+        if stage == "fit" and not len(self.noises) and not len(self.rooms):
+            self.noises = read_recordings(self.mixing.noise, "data.mixing.noise")
+            self.rooms = read_recordings(self.mixing.rooms, "data.mixing.rooms")
+        if not len(self.train_cuts):
+            self._read(stage)
+
+    def _read(self, stage: str) -> None:
         if self.labels is not None:
             self.labels.verify()
         train = read_corpora(self.manifests["train"])
@@ -152,13 +163,24 @@ class PretrainingData(LightningDataModule):
             )
         if num_short := int((~long_enough).sum()):
             log.warning("left out %d of %d utterances shorter than %s s", num_short, len(train), self.min_duration)
+        if stage == "fit":
+            self._mixer()  # refuses a corpus that has nothing to mix
+
+    def _mixer(self) -> Mixer | None:
+        return Mixer(self.mixing, self.train_cuts, self.noises, self.rooms) if self.mixing.is_active else None
+
+    @property
+    def _mixed(self) -> dict[str, str]:
+        """Fingerprints of the recordings that are mixed into the training audio."""
+        return {"noise": ordered_fingerprint(self.noises), "rooms": ordered_fingerprint(self.rooms)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the records of the manifests, the fingerprint of the labels and the amount of audio."""
         if self._audio is None:
             self._audio = audio_counts(self.train_cuts)
         labels = self.labels.fingerprint if self.labels is not None else None
-        facts = {"labels": labels, "audio": dict(self._audio), "plan": self.plan, "max_duration": self.max_duration}
+        facts: dict[str, Any] = {"labels": labels, "audio": dict(self._audio), "plan": self.plan}
+        facts |= {"max_duration": self.max_duration} | ({"mixed": self._mixed} if self.mixing.is_active else {})
         return plain_records(self._records) | facts
 
     def check_same(self, state_dict: object, checkpoint: Path) -> None:
@@ -196,6 +218,11 @@ class PretrainingData(LightningDataModule):
             raise UserError(
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
                 "a backup, or start another run with another --output"
+            )
+        if self.mixing.is_active and state_dict.get("mixed", self._mixed) != self._mixed:
+            raise UserError(
+                f"the noises or rooms of data.mixing are not those that {checkpoint} was trained with; restore their "
+                "manifests, or start another run with another --output"
             )
         for part, order in orders.items():
             self.manifests[part] = [self.manifests[part][number] for number in order]
@@ -244,7 +271,7 @@ class PretrainingData(LightningDataModule):
         frames: np.ndarray = np.minimum(num_frames(cuts.num_samples), self.max_crop_frames)
         return frames
 
-    def _batches(self, cuts: Corpora, max_frames: int | None = None) -> PretrainingBatches:
+    def _batches(self, cuts: Corpora, max_frames: int | None = None, mixer: Mixer | None = None) -> PretrainingBatches:
         if self.labels is None:
             raise UserError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
@@ -257,6 +284,7 @@ class PretrainingData(LightningDataModule):
             mask_prob=self.mask_prob,
             mask_length=self.mask_length,
             max_frames=max_frames,
+            mixer=mixer,
         )
 
     def _loader(self, cuts: Corpora, shuffle: bool) -> Loader:
@@ -265,7 +293,7 @@ class PretrainingData(LightningDataModule):
         fills = shuffle and self.plan >= 2
         return planned_loader(
             trainer,
-            self._batches(cuts, self.max_frames if fills else None),
+            self._batches(cuts, self.max_frames if fills else None, self._mixer() if shuffle else None),
             self._frames(cuts),
             self.max_frames,
             num_workers=self.num_workers,
