@@ -97,6 +97,25 @@ def of_transformers(config: EncoderConfig, kind: str = "HubertModel", **settings
     return disturbed(getattr(transformers, kind)(theirs))
 
 
+def wavlm_config(norm: str) -> EncoderConfig:
+    """Distances beyond the exact buckets and beyond the largest one occur within a second."""
+    return replace(small_config(norm), position_buckets=32, position_distance=20)
+
+
+def of_wavlm(config: EncoderConfig, kind: str = "WavLMModel", **settings: Any) -> Any:
+    names = transformers_format.SETTINGS | transformers_format.WAVLM_SETTINGS
+    settings |= {theirs: getattr(config, name) for name, theirs in names.items()}
+    theirs = transformers.WavLMConfig(
+        conv_dim=[config.conv_channels] * 7, feat_extract_norm=config.conv_norm, apply_spec_augment=False, **settings
+    )
+    model = disturbed(getattr(transformers, kind)(theirs))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gru_rel_pos" in name or "rel_attn_embed" in name:  # so that the gates differ, and matter
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
+
+
 def of_torchaudio(config: EncoderConfig, **settings: Any) -> Any:
     arguments = {theirs: getattr(config, name) for theirs, name in torchaudio_format.ARGUMENTS.items()}
     layers = [(config.conv_channels, kernel, stride) for kernel, stride in zip(KERNELS, STRIDES, strict=True)]

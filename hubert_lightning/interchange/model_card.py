@@ -75,7 +75,7 @@ def model_card(
     is_recogniser = weights.head is not None
     usage = USAGE[format].substitute(
         name=f'"{name}"' if re.fullmatch(r"[\w ./-]+", name, re.ASCII) else ascii(name),
-        model="HubertForCTC" if is_recogniser else "HubertModel",
+        model=("WavLM" if encoder.config.position_buckets else "Hubert") + ("ForCTC" if is_recogniser else "Model"),
         processor="AutoProcessor" if is_recogniser else "AutoFeatureExtractor",
     )
     rows = [f"| {escaped(label)} | {value} |" for label, value in _rows(weights, facts)]

@@ -31,6 +31,9 @@ class EncoderConfig:
         input_dropout: Dropout of the projected convolution output.
         layer_drop: Probability that a training step skips a layer.
         feature_grad_mult: Factor of the gradient that reaches the convolutions; 0 freezes them.
+        position_buckets: Buckets of distances between frames, whose gated scores are added to those of attention, 320
+            in WavLM; 0 for none, as in HuBERT.
+        position_distance: Frames from which on all distances share a bucket.
     """
 
     conv_channels: int = 512
@@ -50,6 +53,8 @@ class EncoderConfig:
     input_dropout: float = 0.1
     layer_drop: float = 0.05
     feature_grad_mult: float = 0.1
+    position_buckets: int = 0
+    position_distance: int = 800
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
@@ -65,6 +70,14 @@ class EncoderConfig:
             raise UserError(f"conv_norm is {self.conv_norm!r}; choose 'group' or 'layer'")
         if not 0 <= self.feature_grad_mult < float("inf"):
             raise UserError(f"feature_grad_mult is {self.feature_grad_mult}; it is 0 (frozen convolutions) or more")
+        buckets, distance = self.position_buckets, self.position_distance
+        if buckets and (not 4 <= buckets <= MAX_SIZE or buckets % 4):
+            raise UserError(f"position_buckets is {buckets}; give a multiple of 4, 320 in WavLM, or 0 for none")
+        if buckets and not buckets // 4 < distance <= MAX_SIZE:
+            raise UserError(
+                f"position_distance is {distance} for {buckets} position_buckets; give more than {buckets // 4} "
+                "frames, 800 in WavLM"
+            )
         parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
         if parameters > MAX_PARAMETERS:
             raise UserError(

@@ -59,7 +59,7 @@ def attend_to(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dr
         query: (batch, heads, frames, head dim).
         key: (batch, heads, frames, head dim).
         value: (batch, heads, frames, head dim).
-        bias: (batch, 1, 1, frames), added to the scores; None to attend to all frames.
+        bias: (batch, 1 or heads, 1 or frames, frames), added to the scores; None to attend to all frames.
         dropout: Probability that an attention weight is dropped.
 
     Returns:

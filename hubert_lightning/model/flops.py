@@ -7,6 +7,7 @@ and dropout do not. With frames T and the lengths L_i after each convolution, on
     projection               2 · T · channels · dim
     positional convolution   2 · (T + 1) · kernel · dim · dim / groups
     each layer               2 · T · (4 · dim² + 2 · dim · ffn) + 4 · T² · dim
+    its gates, in WavLM      2 · T · dim · 8
     each head                2 · predicted frames · (dim · final dim + final dim · clusters)
 
 A backward pass takes twice as much (gradients of inputs and of weights), without the gradient of the audio. Layers that
@@ -19,6 +20,7 @@ formulas: they run the model, once for each length of a batch, and ignore groups
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.model.relative_positions import GATES, PARTS
 
 
 def encoder_operations(config: EncoderConfig, samples: int) -> int:
@@ -36,6 +38,8 @@ def encoder_operations(config: EncoderConfig, samples: int) -> int:
     projection = 2 * frames * config.conv_channels * dim
     positions = 2 * (frames + 1 - config.pos_kernel % 2) * config.pos_kernel * dim * dim // config.pos_groups
     layer = 2 * frames * (4 * dim**2 + 2 * dim * config.ffn_dim) + 4 * frames**2 * dim
+    if config.position_buckets:
+        layer += 2 * frames * dim * GATES * PARTS
     convolutions = first + others if config.feature_grad_mult == 0 else 2 * first + 3 * others  # frozen: forward alone
     return convolutions + 3 * (projection + positions + config.num_layers * layer)
 

@@ -34,6 +34,7 @@ from hubert_lightning.model.devices import without_waiting
 from hubert_lightning.model.dropout import Dropout, attend_to, attention_bias, without_effect
 from hubert_lightning.model.positions import PositionalConvolution
 from hubert_lightning.model.products import Linear
+from hubert_lightning.model.relative_positions import PositionGate, RelativePositions
 
 __all__ = ["HubertEncoder", "PositionalConvolution", "TransformerLayer", "accepts_alone"]
 
@@ -70,6 +71,7 @@ class HubertEncoder(nn.Module, HubModel):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.relative_positions = RelativePositions(config) if config.position_buckets else None
         self.checkpointing = False
         """Whether the backward pass computes each layer again, which saves memory."""
         self.initialize()
@@ -100,6 +102,7 @@ class HubertEncoder(nn.Module, HubModel):
         convolutions            Kaiming normal
         positional convolution  N(0, sqrt(4 / (kernel · dim))), bias 0
         Transformer linears     N(0, 0.02), bias 0
+        relative positions      N(0, 0.02)
         mask embedding          U(0, 1)
         everything else         torch's own: projection U(±1 / sqrt(conv_channels)), norms 1 and 0
         """
@@ -114,6 +117,8 @@ class HubertEncoder(nn.Module, HubModel):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        if self.relative_positions is not None:
+            nn.init.normal_(self.relative_positions.embedding.weight, std=0.02)
         nn.init.uniform_(self.mask_embedding)
 
     @accepts_alone
@@ -173,9 +178,9 @@ class HubertEncoder(nn.Module, HubModel):
             UserError: The encoder has no such layer, or an utterance is shorter than a frame.
         """
         self.check_layer(layer)
-        x, bias = self._embed(waveform, length, ignore_padding, statistics)
+        x, bias, positions = self._embed(waveform, length, ignore_padding, statistics)
         for block in self.layers[:layer]:
-            x = block(x, bias)
+            x = block(x, bias, positions)
         return x
 
     def check_layer(self, layer: int) -> None:
@@ -207,10 +212,10 @@ class HubertEncoder(nn.Module, HubModel):
         Returns:
             (batch, frames, dim) for each layer, as `features` returns it.
         """
-        x, bias = self._embed(waveform, length, ignore_padding)
+        x, bias, positions = self._embed(waveform, length, ignore_padding)
         outputs = [x] if with_input else []
         for block in self.layers:
-            x = block(x, bias)
+            x = block(x, bias, positions)
             outputs.append(x)
         return outputs
 
@@ -271,14 +276,17 @@ class HubertEncoder(nn.Module, HubModel):
         Returns:
             (batch, frames, dim).
         """
-        x, bias = self._transformer_input(local, num_frames, mask, channel_mask)
-        for layer, keep in zip(self.layers, self.draw_kept() if kept is None else kept, strict=True):
+        x, bias, positions = self._transformer_input(local, num_frames, mask, channel_mask)
+        kept = self.draw_kept() if kept is None else kept
+        if self.relative_positions is not None and not any(kept):
+            x = without_effect(x, self.relative_positions)
+        for layer, keep in zip(self.layers, kept, strict=True):
             if not keep:
                 x = without_effect(x, layer)
             elif self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, bias, use_reentrant=False)
+                x = checkpoint(layer, x, bias, positions, use_reentrant=False)
             else:
-                x = layer(x, bias)
+                x = layer(x, bias, positions)
         return self.norm(x) if self.config.pre_norm else x
 
     def compile_parts(self) -> None:
@@ -314,7 +322,7 @@ class HubertEncoder(nn.Module, HubModel):
         length: Tensor | None,
         ignore_padding: bool,
         statistics: WaveformStatistics | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         local = self.local_features(waveform, length, ignore_padding=ignore_padding, statistics=statistics)
         return self._transformer_input(local, None if length is None else num_frames(length))
 
@@ -324,10 +332,11 @@ class HubertEncoder(nn.Module, HubModel):
         num_frames: Tensor | None,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute the input of layer 1, (batch, frames, dim), and the bias of attention, (batch, 1, 1, frames)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Compute the input of layer 1, (batch, frames, dim), and the other arguments of all layers."""
         x, bias = self._projected(local, num_frames, mask, channel_mask)
-        return self._positioned(x, self.positions(x)), bias
+        positions = None if self.relative_positions is None else self.relative_positions(x.shape[1])
+        return self._positioned(x, self.positions(x)), bias, positions
 
     @compilable((0, 1), (0,), (0, 1), (0,))
     def _projected(
@@ -369,29 +378,34 @@ class TransformerLayer(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.activation_dropout = Dropout(config.activation_dropout)
         self.dropout = Dropout(config.dropout)
+        self.position_gate = PositionGate(config) if config.position_buckets else None
 
-    @compilable((0, 1), (0, 3))
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    @compilable((0, 1), (0, 3), (1, 2))
+    def forward(self, x: Tensor, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Compute the layer.
 
         Args:
             x: (batch, frames, dim).
             bias: (batch, 1, 1, frames) of `attention_bias`; None to attend to all frames.
+            positions: (heads, frames, frames or more) of `RelativePositions`; None for an encoder without them.
 
         Returns:
             (batch, frames, dim).
         """
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), bias)
+            x = x + self.attention(self.attention_norm(x), bias, positions)
             return x + self.feed_forward(self.ffn_norm(x))
-        x = self.attention_norm(x + self.attention(x, bias))
+        x = self.attention_norm(x + self.attention(x, bias, positions))
         output: Tensor = self.ffn_norm(x + self.feed_forward(x))
         return output
 
-    def attention(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def attention(self, x: Tensor, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Compute attention without norm and residual; shapes as in `forward`."""
         heads = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1))  # (batch, frames, 3, heads, head dim)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, frames, head dim)
+        if self.position_gate is not None and positions is not None:
+            gated = self.position_gate(x, positions)
+            bias = (gated if bias is None else gated + bias).type_as(query)
         x = attend_to(query, key, value, bias, self.attention_dropout if self.training else 0.0)
         output: Tensor = self.dropout(self.attention_output(x.transpose(1, 2).flatten(2)))
         return output

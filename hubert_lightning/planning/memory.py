@@ -66,21 +66,27 @@ class Memory(NamedTuple):
         return max(int(min(early, late)), 0)
 
 
-def step_memory(workload: Workload, *, gpus: int = 1, sharded: bool = False, accumulates: bool = False) -> Memory:
+def step_memory(
+    workload: Workload, *, row_frames: int = 780, gpus: int = 1, sharded: bool = False, accumulates: bool = False
+) -> Memory:
     """Predict the memory of a training step in bf16-mixed.
 
     Args:
         workload: Model in training.
+        row_frames: Frames of an utterance, on which relative positions depend.
         gpus: GPUs that train together.
         sharded: Whether they share weights, gradients and optimizer states (LayerwiseFSDP).
         accumulates: Whether a step has several batches, so that gradients stand while the next batch is computed.
     """
     parameters, config = num_parameters(workload), workload.encoder
     outside = convolution_bytes(workload) + front_bytes(config) + head_bytes(workload)
-    late = outside + layer_bytes(config)
-    layers = config.num_layers * layer_bytes(config)
+    positions = position_bytes(config, row_frames)
+    outside += 2 * positions  # of one layer, in float32
+    layer_activations = layer_bytes(config) + positions
+    late = outside + layer_activations
+    layers = config.num_layers * layer_activations
     if workload.activation_checkpointing:  # the float32 input of each layer, and the layer that is computed again
-        layers = config.num_layers * 4 * config.dim + layer_bytes(config)
+        layers = config.num_layers * 4 * config.dim + layer_activations
     if sharded and gpus > 1:
         layer = layer_parameters(config)
         rest = parameters - config.num_layers * layer
@@ -101,6 +107,11 @@ def layer_bytes(config: EncoderConfig) -> float:
     dropout = 2 * config.dim if config.dropout else 0
     statistics = 4 * (config.num_heads + 4)
     return 20 * config.dim + 4 * config.ffn_dim + dropout + statistics
+
+
+def position_bytes(config: EncoderConfig, row_frames: int) -> float:
+    """Of the gated relative positions of a layer, which are added to its scores: a bfloat16 for each pair of frames."""
+    return 2 * config.num_heads * row_frames if config.position_buckets else 0
 
 
 def convolution_bytes(workload: Workload) -> float:

@@ -136,8 +136,9 @@ def plan_stage(stage: Stage, machine: Machine, hours: float | None) -> TrainingP
     """
     machine = replace(machine, gpus=_worthwhile(stage, machine))
     options = tuple(_options(stage, machine))
-    memory = step_memory(stage.workload, gpus=machine.gpus, accumulates=True)
-    frames_of_second = num_frames(seconds_to_samples(stage.row_seconds)) / stage.row_seconds
+    row_frames = num_frames(seconds_to_samples(stage.row_seconds))
+    memory = step_memory(stage.workload, row_frames=row_frames, gpus=machine.gpus, accumulates=True)
+    frames_of_second = row_frames / stage.row_seconds
     labelling = None
     if stage.labels is not None and hours is not None:
         labelling = plan_labels(stage.labels, stage.workers, machine, hours)
@@ -185,8 +186,11 @@ def _options(stage: Stage, machine: Machine) -> Iterator[Option]:
     for sharded in (False, True) if machine.gpus > 1 else (False,):
         if sharded and one_fits and not stage.sharded:
             continue
-        memory = step_memory(stage.workload, gpus=machine.gpus, sharded=sharded, accumulates=True)
-        rows = memory.largest_batch(machine.device.memory) // num_frames(seconds_to_samples(stage.row_seconds))
+        row_frames = num_frames(seconds_to_samples(stage.row_seconds))
+        memory = step_memory(
+            stage.workload, row_frames=row_frames, gpus=machine.gpus, sharded=sharded, accumulates=True
+        )
+        rows = memory.largest_batch(machine.device.memory) // row_frames
         if rows < 1:
             continue
         one_fits = True
@@ -211,7 +215,7 @@ def _option(
             step = max(step, accumulated * sharded_seconds(workload, machine.gpus, speed))
         else:
             step += max(data_parallel_seconds(workload, machine.gpus, speed) - HIDDEN * step / accumulated, 0)
-    memory = step_memory(workload, gpus=machine.gpus, sharded=sharded, accumulates=accumulated > 1)
+    memory = step_memory(workload, row_frames=per_row, gpus=machine.gpus, sharded=sharded, accumulates=accumulated > 1)
     hours = step * stage.steps / 3600
     audio = whole * per_row * stage.row_seconds / frames * accumulated
     return Option(

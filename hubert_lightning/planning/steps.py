@@ -17,7 +17,7 @@ from hubert_lightning.model.positions import BLOCK, is_multiplied
 from hubert_lightning.planning.devices import Device
 from hubert_lightning.planning.pricing import Convolution, FusedAttention, Moved, Product, Work
 from hubert_lightning.planning.recorded import StepCost
-from hubert_lightning.planning.workload import Workload, matrix_parameters, num_parameters
+from hubert_lightning.planning.workload import Workload, gate_weights, matrix_parameters, num_parameters
 
 Part = tuple[str, str, Work]
 """Kind of work, "forward", "backward" or "optimizer", and the work."""
@@ -71,6 +71,9 @@ OUTSIDE = {
     ("layer", True): Traffic(1836, 1954, 19, 34),
 }
 """Of everything but the layers, for each frame and channel of the convolutions."""
+POSITIONS, POSITIONS_COMPILED = Traffic(10, 16, 0, 0), Traffic(2, 6, 0, 0)
+"""Bytes for each score of relative positions: their product with the gate in float32, its copy in bfloat16, and the
+sums of the gradients. Counted from the tensors, not recorded."""
 CAST = 6
 """Bytes for each weight of a cast to bfloat16, and of its gradient's back to float32."""
 OUTSIDE_WEIGHTS = 13
@@ -159,6 +162,7 @@ def _layer(config: EncoderConfig, batch: Batch, compiled: bool) -> Iterator[tupl
         yield "products", Product(frames, columns, inner)
     yield "attention", _attention(config, batch, backward=False)
     moved = (traffic.forward * config.dim + FFN.forward * config.ffn_dim) * frames + CAST * _layer_weights(config)
+    moved += (POSITIONS_COMPILED if compiled else POSITIONS).forward * _pairs(config, batch)
     yield "pointwise", Moved(moved, traffic.forward_launches)
 
 
@@ -172,6 +176,7 @@ def _gradients(workload: Workload, batch: Batch, compiled: bool) -> Iterator[tup
             yield from _product_gradients(frames, columns, inner)
         yield "attention", _attention(config, batch, backward=True)
         moved = (traffic.backward * config.dim + FFN.backward * config.ffn_dim) * frames + CAST * _layer_weights(config)
+        moved += (POSITIONS_COMPILED if compiled else POSITIONS).backward * _pairs(config, batch)
         yield "pointwise", Moved(moved, traffic.backward_launches)
     yield from _positions(config, batch, gradients=2, compiled=compiled)
     yield from _product_gradients(frames, config.dim, config.conv_channels)
@@ -225,10 +230,17 @@ def _head_products(workload: Workload) -> Iterator[tuple[int, int, str]]:
 
 def _attention(config: EncoderConfig, batch: Batch, backward: bool) -> FusedAttention:
     operations = 4.0 * batch.rows * batch.frames**2 * config.dim
-    moved = 4 * 2 * batch.rows * batch.frames * config.dim
+    positions = 2 * _pairs(config, batch)  # in bfloat16, read; and their gradient, written
+    moved = 4 * 2 * batch.rows * batch.frames * config.dim + positions
     if backward:
         operations, moved = 2.5 * operations, 2 * moved
-    return FusedAttention(operations, moved, backward, not batch.padded, config.attention_dropout > 0)
+    masked = batch.padded or config.position_buckets > 0
+    return FusedAttention(operations, moved, backward, not masked, config.attention_dropout > 0)
+
+
+def _pairs(config: EncoderConfig, batch: Batch) -> int:
+    """Scores of attention that relative positions are added to; 0 without them."""
+    return batch.rows * config.num_heads * batch.frames**2 if config.position_buckets else 0
 
 
 def _positions(config: EncoderConfig, batch: Batch, gradients: int, compiled: bool) -> Iterator[tuple[str, Work]]:
@@ -254,7 +266,7 @@ def _positions(config: EncoderConfig, batch: Batch, gradients: int, compiled: bo
 
 
 def _layer_weights(config: EncoderConfig) -> int:
-    return 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
+    return 4 * config.dim**2 + 2 * config.dim * config.ffn_dim + gate_weights(config)
 
 
 def _weights_outside(config: EncoderConfig) -> int:

@@ -45,7 +45,13 @@ def masked_fraction(mask_prob: float) -> float:
 def layer_parameters(config: EncoderConfig) -> int:
     """Count the parameters of a Transformer layer: attention, feed-forward, and a norm for each."""
     dim, ffn = config.dim, config.ffn_dim
-    return 4 * (dim**2 + dim) + 2 * dim * ffn + ffn + dim + 4 * dim
+    gate = (gate_weights(config) + 8 + config.num_heads) if config.position_buckets else 0
+    return 4 * (dim**2 + dim) + 2 * dim * ffn + ffn + dim + 4 * dim + gate
+
+
+def gate_weights(config: EncoderConfig) -> int:
+    """Count the weights of the matrix that gates the relative positions of a layer."""
+    return 8 * (config.dim // config.num_heads) if config.position_buckets else 0
 
 
 def matrix_parameters(config: EncoderConfig) -> int:
@@ -53,7 +59,8 @@ def matrix_parameters(config: EncoderConfig) -> int:
     dim, channels = config.dim, config.conv_channels
     convolutions = (KERNELS[0] + sum(KERNELS[1:]) * channels) * channels
     positions = dim * dim // config.pos_groups * config.pos_kernel
-    return convolutions + channels * dim + positions + config.num_layers * (4 * dim**2 + 2 * dim * config.ffn_dim)
+    layer = 4 * dim**2 + 2 * dim * config.ffn_dim + gate_weights(config)
+    return convolutions + channels * dim + positions + config.num_layers * layer
 
 
 def num_parameters(workload: Workload) -> int:
@@ -64,6 +71,7 @@ def num_parameters(workload: Workload) -> int:
     norms = 2 * channels * (len(KERNELS) if config.conv_norm == "layer" else 1)
     front = 2 * channels + channels * dim + dim + dim  # norm, projection, mask embedding
     positions = dim * dim // config.pos_groups * config.pos_kernel + config.pos_kernel + dim
+    positions += config.position_buckets * config.num_heads
     heads = sum(dim * workload.final_dim + workload.final_dim + n * workload.final_dim for n in workload.clusters)
     heads += workload.tokens * (dim + 1)
     return convolutions + norms + front + positions + 2 * dim + config.num_layers * layer_parameters(config) + heads

@@ -12,7 +12,10 @@ from hubert_lightning.model.convolutions import KERNELS
 
 
 class Dialect(NamedTuple):
-    """Another system's names of the parts of an encoder; `{}` is a number that counts from 0."""
+    """Another system's names of the parts of an encoder; `{}` is a number that counts from 0.
+
+    The last three are WavLM's, empty for a system that has no such encoder.
+    """
 
     conv: str
     conv_norm: str
@@ -27,6 +30,9 @@ class Dialect(NamedTuple):
     ffn_output: str
     ffn_norm: str
     mask_embedding: str
+    position_gate: str = ""
+    position_scale: str = ""
+    relative_positions: str = ""
 
 
 class OurTensor(NamedTuple):
@@ -42,6 +48,8 @@ class OurTensor(NamedTuple):
 
 
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
+SCALE = ".position_gate.scale"
+"""End of the names of tensors, (heads,), that other systems store as (1, heads, 1, 1)."""
 OLD_WEIGHT_NORM_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # before torch 2.0
 
 
@@ -65,7 +73,7 @@ def to_ours(theirs: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]
         if known is None:
             ours[name] = value
         elif known.third is None:
-            ours[known.name] = value
+            ours[known.name] = value.flatten() if known.name.endswith(SCALE) else value
         else:
             thirds.setdefault(known.name, {})[known.third] = value
     for name, parts in thirds.items():
@@ -88,7 +96,7 @@ def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = Fa
     for name, (our_name, third) in tensor_names(dialect, len(KERNELS), num_layers).items():
         if our_name in ours:
             value = ours[our_name] if third is None else ours[our_name].chunk(3)[third]
-            renamed[name] = value.clone()
+            renamed[name] = (value[:, None, None][None] if our_name.endswith(SCALE) else value).clone()
     if old_names:
         for old, new in OLD_WEIGHT_NORM_NAMES.items():
             renamed[f"{dialect.positions}.{old}"] = renamed.pop(f"{dialect.positions}.{new}")
@@ -128,6 +136,11 @@ def tensor_names(dialect: Dialect, num_convolutions: int, num_layers: int) -> di
             add_linear(dialect.attention.format(index, letter), f"layers.{index}.query_key_value", third)
         for part in ("attention_output", "attention_norm", "ffn_input", "ffn_output", "ffn_norm"):
             add_linear(getattr(dialect, part).format(index), f"layers.{index}.{part}")
+        if dialect.position_gate:
+            add_linear(dialect.position_gate.format(index), f"layers.{index}.position_gate.linear")
+            names[dialect.position_scale.format(index)] = OurTensor(f"layers.{index}{SCALE}")
+    if dialect.relative_positions:
+        names[f"{dialect.relative_positions}.weight"] = OurTensor("relative_positions.embedding.weight")
     return names
 
 

@@ -55,7 +55,7 @@ def encoder_state(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     names = tensor_names(dialect, count_layers(inside, dialect.conv), count_layers(inside, dialect.ffn_input))
     known = {name: value for name, value in inside.items() if name in names or new_name(name) in names}
     unknown = [name for name in inside if name not in known]
-    roots = {pattern.split(".")[0] for pattern in dialect}
+    roots = {pattern.split(".")[0] for pattern in dialect if pattern}
     if unsupported := [name for name in unknown if name.split(".")[0] in roots]:
         raise UserError(
             f"{path} has weights that this encoder cannot use ({abbreviated(unsupported)}); give a plain HuBERT"

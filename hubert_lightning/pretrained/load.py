@@ -183,6 +183,8 @@ def encoder_fingerprint(encoder: HubertEncoder) -> str:
     """Compute a short name that encoders share only if they compute the same features."""
     training_only = {"dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"}
     training_only.add("feature_grad_mult")
+    if not encoder.config.position_buckets:  # encoders from before there was a choice keep their fingerprints
+        training_only |= {"position_buckets", "position_distance"}
     shape = {name: value for name, value in asdict(encoder.config).items() if name not in training_only}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):

@@ -282,6 +282,8 @@ ARCHITECTURE = (
     "pos_kernel",
     "pos_groups",
     "normalize_waveform",
+    "position_buckets",
+    "position_distance",
 )
 """Settings of an encoder that its weights depend on."""
 

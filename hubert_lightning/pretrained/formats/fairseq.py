@@ -1,4 +1,8 @@
-"""Checkpoints of fairseq, pre-trained or fine-tuned, and of s3prl, which has the same content under other keys."""
+"""Checkpoints of fairseq, pre-trained or fine-tuned, and of s3prl, which has the same content under other keys.
+
+The checkpoints of WavLM that Microsoft released are read as well; all their settings are in one mapping (unilm
+wavlm/WavLM.py: WavLMConfig).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +70,9 @@ DIALECT = Dialect(
     ffn_output="encoder.layers.{}.fc2",
     ffn_norm="encoder.layers.{}.final_layer_norm",
     mask_embedding="mask_emb",
+    position_gate="encoder.layers.{}.self_attn.grep_linear",
+    position_scale="encoder.layers.{}.self_attn.grep_a",
+    relative_positions="encoder.layers.0.self_attn.relative_attention_bias",
 )
 
 
@@ -115,7 +122,7 @@ def read(source: CheckpointSource, num_heads: int | None = None) -> PretrainedWe
 
 def _read_fairseq(source: CheckpointSource, num_heads: int | None) -> PretrainedWeights:
     path, content = source.path, source.content
-    settings = plain(content.get("cfg")) or by_part(plain(content.get("args")) or {})
+    settings = by_part(plain(content.get("cfg")) or plain(content.get("args")) or {})
     model, task = settings.get("model") or {}, settings.get("task") or {}
     state = _without_outer_prefix(content["model"])
     task_state = plain(content.get("task_state") or {})
@@ -152,7 +159,7 @@ def _with_unused_settings(path: Path, weights: PretrainedWeights, content: Mappi
 
     A fine-tuned model gets the dropouts of its fine-tuning, as in fairseq (models/hubert/hubert_asr.py: arg_overrides).
     """
-    settings = plain(content.get("cfg")) or by_part(plain(content.get("args")) or {})
+    settings = by_part(plain(content.get("cfg")) or plain(content.get("args")) or {})
     model = settings.get("model") or plain(content.get("model_cfg")) or {}
     task = settings.get("task") or plain(content.get("task_cfg")) or {}
     parts = {"model": model, "task": task}
@@ -286,9 +293,12 @@ def write(weights: PretrainedWeights) -> Export:
     letters, which fairseq looks for in `task.data`.
 
     Raises:
-        UserError: The convolutions are as wide as the Transformer: fairseq then has no projection between them.
+        UserError: The convolutions are as wide as the Transformer: fairseq then has no projection between them. Or it
+            is a WavLM, which fairseq lacks.
     """
     config = weights.config
+    if config.position_buckets:
+        raise UserError("this encoder has WavLM's relative positions, which fairseq lacks; export it to transformers")
     if config.conv_channels == config.dim:
         raise UserError(
             f"convolutions and Transformer both have {config.dim} channels, for which fairseq has no projection; "

@@ -38,6 +38,7 @@ SETTINGS = {
     "feature_grad_mult": "feature_grad_mult",
 }
 """Argument of `EncoderConfig` → fairseq's name."""
+RELATIVE_POSITIONS = "relative_positions.embedding.weight"
 FIXED = {
     "activation_fn": "gelu",
     "layer_type": "transformer",
@@ -161,6 +162,8 @@ def encoder_config(path: Path, encoder: Mapping[str, Tensor], model: Settings, t
     sizes = config_from_shapes(encoder, path)
     settings = {name: model.get(theirs, DEFAULTS[theirs]) for name, theirs in SETTINGS.items()}
     settings |= {"conv_channels": sizes["conv_channels"], "conv_norm": sizes["conv_norm"]}
+    if (positions := encoder.get(RELATIVE_POSITIONS)) is not None:
+        settings |= {"position_buckets": len(positions), "position_distance": model.get("max_distance", 1280)}
     return encoder_config_from(settings | {"normalize_waveform": task.get("normalize", False)}, path)
 
 

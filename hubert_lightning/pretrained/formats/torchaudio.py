@@ -196,9 +196,11 @@ def write(weights: PretrainedWeights) -> Export:
     """Write a folder with a state dict, and with the function of torchaudio.models and the arguments that it fits.
 
     Raises:
-        UserError: There are several streams of labels, for which torchaudio has no model.
+        UserError: There are several streams of labels, for which torchaudio has no model, or it is a WavLM.
     """
     config = weights.config
+    if config.position_buckets:
+        raise UserError("this encoder has WavLM's relative positions; export it to transformers, not to torchaudio")
     state = from_ours(weights.encoder, DIALECT)
     mask_embedding = state.pop(DIALECT.mask_embedding)
     arguments: dict[str, Any] = {

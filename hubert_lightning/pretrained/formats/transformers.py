@@ -1,4 +1,4 @@
-"""Directories of transformers: HubertModel and HubertForCTC, with processor and tokenizer, whole or in shards."""
+"""Directories of transformers: a HuBERT or a WavLM, also with a CTC head, a processor and a tokenizer, or in shards."""
 
 import json
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from hubert_lightning.untrusted.torch_file import read_torch
 WEIGHTS_FILE, OLD_WEIGHTS_FILE = "model.safetensors", "pytorch_model.bin"
 OTHER_LIBRARIES = ("flax_model.msgpack", "tf_model.h5")  # weights that only JAX or TensorFlow reads
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-ENCODER_PREFIX = "hubert."  # in a model with a head
+ENCODER_PREFIXES = ("hubert.", "wavlm.")  # in a model with a head
 SAVE_AGAIN = "open the model in transformers and save_pretrained() it"
 
 DIALECT = Dialect(
@@ -54,6 +54,9 @@ DIALECT = Dialect(
     ffn_output="encoder.layers.{}.feed_forward.output_dense",
     ffn_norm="encoder.layers.{}.final_layer_norm",
     mask_embedding="masked_spec_embed",
+    position_gate="encoder.layers.{}.attention.gru_rel_pos_linear",
+    position_scale="encoder.layers.{}.attention.gru_rel_pos_const",
+    relative_positions="encoder.layers.0.attention.rel_attn_embed",
 )
 SETTINGS = {
     "conv_bias": "conv_bias",
@@ -70,7 +73,9 @@ SETTINGS = {
     "input_dropout": "feat_proj_dropout",
     "layer_drop": "layerdrop",
 }
-"""Argument of `EncoderConfig` → setting of HubertConfig."""
+"""Argument of `EncoderConfig` → setting of HubertConfig and WavLMConfig."""
+WAVLM_SETTINGS = {"position_buckets": "num_buckets", "position_distance": "max_bucket_distance"}
+"""Argument of `EncoderConfig` → setting of WavLMConfig alone."""
 UNUSED_SETTINGS = (
     *("apply_spec_augment", "mask_time_prob", "mask_time_length", "mask_time_min_masks"),
     *("mask_feature_prob", "mask_feature_length", "mask_feature_min_masks"),
@@ -78,15 +83,10 @@ UNUSED_SETTINGS = (
     *("use_weighted_layer_sum", "classifier_proj_size"),
 )
 """Settings that this package has elsewhere (masks belong to the data) or not at all."""
-FIXED = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
-    "layer_norm_eps": 1e-5,
-    "conv_pos_batch_norm": False,
-    "adapter_attn_dim": None,
-}
-"""Settings that have one value in every HuBERT."""
+FIXED: dict[str, Any] = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
+HUBERT_FIXED = FIXED | {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False, "adapter_attn_dim": None}
+WAVLM_FIXED = FIXED | {"add_adapter": False}
+"""Settings that have one value in every HuBERT or WavLM."""
 
 
 def has_names(state: Mapping[str, object]) -> bool:
@@ -114,7 +114,10 @@ def read(source: CheckpointSource, num_heads: int | None = None) -> PretrainedWe
     if not folder.is_dir():
         raise UserError(f"{folder} holds weights of transformers without settings; give the directory of config.json")
     config, state = _read_encoder_config(folder), _read_state(folder)
-    prefix = f"{prefix_of(state, DIALECT).removesuffix(ENCODER_PREFIX)}lm_head."
+    prefix = prefix_of(state, DIALECT)
+    for inside in ENCODER_PREFIXES:
+        prefix = prefix.removesuffix(inside)
+    prefix = f"{prefix}lm_head."
     head = {part: state.pop(prefix + part) for part in ("weight", "bias") if prefix + part in state}
     if len(head) == 1:
         raise UserError(f"{folder} has half a CTC head, {prefix}{abbreviated(head)} alone; save the model again")
@@ -150,16 +153,19 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
     """
     file = folder / CONFIG_FILE
     content = read_json_object(file)
-    if content.get("model_type") != "hubert":
+    if content.get("model_type") not in ("hubert", "wavlm"):
         raise UserError(
-            f"{file} describes a model of type {shown(content.get('model_type'))}, not 'hubert'; give a HuBERT"
+            f"{file} describes a model of type {shown(content.get('model_type'))}, not 'hubert' or 'wavlm'; give a "
+            "HuBERT or a WavLM"
         )
-    required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *SETTINGS.values()]
+    is_wavlm = content["model_type"] == "wavlm"
+    names, fixed = (SETTINGS | WAVLM_SETTINGS, WAVLM_FIXED) if is_wavlm else (SETTINGS, HUBERT_FIXED)
+    required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *names.values()]
     if missing := [name for name in required if name not in content]:
         raise UserError(f"{file} lacks {abbreviated(missing)}; {SAVE_AGAIN}")
     channels = content["conv_dim"][0] if isinstance(content["conv_dim"], list) and content["conv_dim"] else None
     supported = {"conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "conv_dim": [channels] * len(KERNELS)}
-    for name, value in (supported | FIXED).items():
+    for name, value in (supported | fixed).items():
         if content.get(name, value) != value:
             raise UserError(f"{file} sets {name} to {shown(content[name])}; this encoder only supports {value}")
     norm = content["feat_extract_norm"]
@@ -168,7 +174,7 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
             f"{file} sets feat_extract_norm to {shown(norm)}; this encoder only supports 'group' and 'layer'"
         )
     normalize = _do_normalize(folder)
-    settings = {ours: content[name] for ours, name in SETTINGS.items()}
+    settings = {ours: content[name] for ours, name in names.items()}
     settings |= {"conv_channels": channels or 0, "conv_norm": norm}
     settings |= {"normalize_waveform": norm == "layer" if normalize is None else normalize}
     # transformers has no such setting; fairseq trained Base and Large with these
@@ -243,7 +249,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def write(weights: PretrainedWeights) -> Export:
-    """Write a directory that `from_pretrained` opens: a HubertForCTC if there is a CTC head, or a HubertModel."""
+    """Write a directory that `from_pretrained` opens: a HubertForCTC if there is a CTC head, or a HubertModel.
+
+    An encoder with relative positions becomes a WavLMForCTC or a WavLMModel.
+    """
     state = from_ours(weights.encoder, DIALECT)
     objects = {CONFIG_FILE: _config(weights) | foreign_settings(weights, "transformers")}
     extractor: dict[str, Any] = {
@@ -257,7 +266,8 @@ def write(weights: PretrainedWeights) -> Export:
         "sampling_rate": SAMPLE_RATE,
     }
     if weights.head is not None and weights.vocabulary is not None:
-        state = {ENCODER_PREFIX + name: value for name, value in state.items()}
+        prefix = ENCODER_PREFIXES[bool(weights.config.position_buckets)]
+        state = {prefix + name: value for name, value in state.items()}
         blank = weights.vocabulary.blank_id
         for name, value in weights.head.items():
             state[f"lm_head.{name}"] = torch.cat([value[1 : blank + 1], value[:1], value[blank + 1 :]])
@@ -273,9 +283,12 @@ def write(weights: PretrainedWeights) -> Export:
 
 def _config(weights: PretrainedWeights) -> dict[str, Any]:
     config, vocabulary = weights.config, weights.vocabulary
+    is_wavlm = config.position_buckets > 0
+    names, fixed = (SETTINGS | WAVLM_SETTINGS, WAVLM_FIXED) if is_wavlm else (SETTINGS, HUBERT_FIXED)
+    family = "WavLM" if is_wavlm else "Hubert"
     content = {
-        "architectures": ["HubertModel"],
-        "model_type": "hubert",
+        "architectures": [f"{family}Model"],
+        "model_type": family.lower(),
         "conv_dim": [config.conv_channels] * len(KERNELS),
         "conv_kernel": list(KERNELS),
         "conv_stride": list(STRIDES),
@@ -286,12 +299,12 @@ def _config(weights: PretrainedWeights) -> dict[str, Any]:
         # Masking during fine-tuning there: the released models' config.json, a tenth of fairseq's or less
         "mask_time_prob": 0.05,
         "mask_time_length": 10,
-        **{name: value for name, value in FIXED.items() if value is not None},
-        **{theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()},
+        **{name: value for name, value in fixed.items() if value is not None},
+        **{theirs: getattr(config, ours) for ours, theirs in names.items()},
     }
     if weights.head is not None and vocabulary is not None:
         # The loss of an utterance that is too short for its text is 0, as here and in fairseq
-        content |= {"architectures": ["HubertForCTC"], "vocab_size": len(weights.head["weight"])}
+        content |= {"architectures": [f"{family}ForCTC"], "vocab_size": len(weights.head["weight"])}
         content |= {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
         ids: dict[str | None, int] = {token: row for row, token in enumerate(tokens_by_id(vocabulary))}
         content |= {"pad_token_id": vocabulary.blank_id}
