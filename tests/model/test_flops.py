@@ -26,8 +26,14 @@ def counted(module: nn.Module, x: torch.Tensor) -> int:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"conv_norm": "layer", "pre_norm": True}, {"pos_kernel": 15}, {"feature_grad_mult": 0.0}],
-    ids=["base", "large", "odd kernel", "frozen"],
+    [
+        {},
+        {"conv_norm": "layer", "pre_norm": True},
+        {"pos_kernel": 15},
+        {"feature_grad_mult": 0.0},
+        {"position_buckets": 32},
+    ],
+    ids=["base", "large", "odd kernel", "frozen", "relative positions"],
 )
 def test_the_operations_of_a_step_are_those_that_torch_counts(change: dict) -> None:
     config = replace(SMALL, **change)

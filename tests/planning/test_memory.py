@@ -14,9 +14,10 @@ LARGE |= dict.fromkeys(("dropout", "attention_dropout", "input_dropout", "layer_
 SIZES = {
     "base": Workload(EncoderConfig()),
     "large": Workload(EncoderConfig(**LARGE | {"dim": 1024, "num_layers": 24, "ffn_dim": 4096}), final_dim=768),
+    "wavlm": Workload(EncoderConfig(position_buckets=320)),
     "xlarge": Workload(EncoderConfig(**LARGE | {"dim": 1280, "num_layers": 48, "ffn_dim": 5120}), final_dim=1024),
 }
-"""The three sizes of the paper."""
+"""The three sizes of the paper, and WavLM Base."""
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -14,10 +14,11 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
 from hubert_lightning.packaged_configs import configs_folder, packaged
 from hubert_lightning.planning.devices import DEVICES, H200
+from hubert_lightning.planning.memory import GIB, step_memory
 from hubert_lightning.planning.network import data_parallel_seconds, sharded_seconds
 from hubert_lightning.planning.plan import Machine, TrainingPlan, plan_stage
 from hubert_lightning.planning.settings import audio_hours, encoder_of, read_config, stages_of
-from hubert_lightning.planning.steps import Batch, encoder_work, step_work
+from hubert_lightning.planning.steps import Batch, encoder_work, step_cost, step_work
 from hubert_lightning.planning.workload import Workload
 
 FULL = sorted(
@@ -125,7 +126,12 @@ def test_sharding_exchanges_more_than_data_parallel_training() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [EncoderConfig(), EncoderConfig(conv_norm="layer", pre_norm=True, dim=1024, num_heads=16)]
+    "config",
+    [
+        EncoderConfig(),
+        EncoderConfig(conv_norm="layer", pre_norm=True, dim=1024, num_heads=16),
+        EncoderConfig(position_buckets=320),
+    ],
 )
 def test_the_work_of_a_step_has_the_operations_that_are_counted_for_mfu(config: EncoderConfig) -> None:
     workload = Workload(config, clusters=())
@@ -136,6 +142,17 @@ def test_the_work_of_a_step_has_the_operations_that_are_counted_for_mfu(config: 
     for _, _, work in step_work(workload, Batch(1, 624)):
         total += max(getattr(work, "gradients", 0), 1) * work.operations
     assert total == pytest.approx(counted, rel=0.02)
+
+
+def test_relative_positions_take_more_time_and_memory_the_longer_the_utterances() -> None:
+    plain, gated = Workload(EncoderConfig()), Workload(EncoderConfig(position_buckets=320))
+    extra = [
+        step_cost(gated, batch, H200).seconds / step_cost(plain, batch, H200).seconds
+        for batch in (Batch(20, 200), Batch(5, 800))
+    ]
+    assert 1 < extra[0] < extra[1]
+    memory = [step_memory(gated, row_frames=frames).largest_batch(80 * GIB) for frames in (200, 800)]
+    assert step_memory(plain).largest_batch(80 * GIB) > memory[0] > memory[1]
 
 
 def test_fewer_layers_are_less_work() -> None:

@@ -1,6 +1,7 @@
 """WavLM: the same numbers and gradients as in transformers, and checkpoints in both directions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,12 @@ def test_a_wavlm_survives_the_way_through_transformers_to_the_bit(tmp_path: Path
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "again", "transformers")
     again, report = transformers.AutoModel.from_pretrained(tmp_path / "again", output_loading_info=True)
     assert type(again) is transformers.WavLMModel
-    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     for name, value in theirs.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
-    assert again.config.num_buckets == 32 and again.config.max_bucket_distance == 20
+    assert again.config.num_buckets == 32
+    assert again.config.max_bucket_distance == 20
     fingerprints = {encoder_fingerprint(load_encoder(tmp_path / name)) for name in ("theirs", "ours.ckpt", "again")}
     assert len(fingerprints) == 1
     assert "WavLMModel" in (tmp_path / "again/README.md").read_text()
@@ -156,7 +159,7 @@ def test_a_checkpoint_that_microsoft_released_opens(tmp_path: Path, norm: str) -
 def test_a_wavlm_is_refused_by_systems_without_its_positions(tmp_path: Path, format: Any) -> None:
     config = wavlm_config("group")
     ours = save_ours(PretrainedWeights(config, HubertEncoder(config).state_dict()), tmp_path / "ours.ckpt")
-    with pytest.raises(ValueError, match="WavLM's relative positions.*export it .*to transformers"):
+    with pytest.raises(ValueError, match=r"WavLM's relative positions.*export it .*to transformers"):
         export_model(str(ours), tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
 
@@ -167,3 +170,51 @@ def test_a_hubert_keeps_the_fingerprint_that_it_had_before_there_were_relative_p
         for parameter in encoder.parameters():
             parameter.fill_(0.5)
     assert encoder_fingerprint(encoder) == "ba36cdc4f64f6c4d"
+
+
+@torch.no_grad()
+def test_a_wavlm_of_any_length_is_the_same_in_a_batch_and_alone() -> None:
+    """With the norm of Large, so that nothing else depends on padding; a last layer that is dropped changes nothing."""
+    torch.manual_seed(0)
+    encoder = HubertEncoder(wavlm_config("layer")).eval()
+    waveform = torch.randn(2, int(LENGTHS.max()))
+    batch = encoder(waveform, LENGTHS)
+    for row, samples in enumerate(LENGTHS.tolist()):
+        alone = encoder(waveform[row : row + 1, :samples])[0]
+        assert_close(batch[row, : len(alone)], alone, rtol=0, atol=ATOL)
+
+
+def test_relative_positions_have_a_gradient_in_a_step_that_drops_all_layers() -> None:
+    """Other ranks wait for it."""
+    encoder = HubertEncoder(wavlm_config("group"))
+    encoder(torch.randn(1, 4000), kept=[False] * 3).sum().backward()
+    gradients = {name: value.grad for name, value in encoder.named_parameters() if "position" in name}
+    assert len(gradients) == 1 + 3 * 3 + 3  # the embedding, three of each layer's gate, and the positional convolution
+    assert all(value is not None for value in gradients.values())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnxruntime_computes_a_wavlm(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saved(tmp_path / "theirs", "layer")
+    export_model(str(tmp_path / "theirs"), tmp_path / "graph", "onnx")  # compares batches of several lengths
+    assert (tmp_path / "graph/model.onnx").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_a_compiled_wavlm_computes_the_same_for_every_length() -> None:
+    torch.manual_seed(0)
+    config = replace(wavlm_config("group"), dropout=0.0, attention_dropout=0.0, input_dropout=0.0)
+    encoder, compiled = HubertEncoder(config), HubertEncoder(config)
+    compiled.load_state_dict(encoder.state_dict())
+    compiled.compile_parts()
+    for samples in (4000, 5200):
+        waveform, mask = torch.randn(2, samples), torch.rand(2, num_frames(samples)) < 0.5
+        results = []
+        for which in (encoder, compiled):
+            which.zero_grad()
+            output = which(waveform, mask=mask, kept=[True, True, False])
+            output.square().mean().backward()
+            results.append((output, {name: value.grad for name, value in which.named_parameters()}))
+        assert_close(results[1], results[0])
