@@ -1,17 +1,18 @@
 """Other speech, noise and rooms in the audio of a batch, as in WavLM; labels stay those of the clean utterance.
 
 A generator of its own, seeded by the plan of the batch, draws everything. So crops and masks are the same with mixing
-and without, and a batch is the same on any rank, from any worker and after a restart.
+and without, and a batch is the same on any rank, from any worker and after a restart. Sums and Fourier transforms are
+numpy's: torch rounds them differently with another number of threads, and a worker has one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lhotse.cut import Cut
 from torch import Tensor
-from torch.fft import irfft, rfft
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import Corpora, read_corpora
@@ -197,14 +198,15 @@ def reverberated(waveform: Tensor, response: Tensor) -> Tensor:
     """
     size = 1 << (len(waveform) + len(response) - 2).bit_length()
     direct = int(response.abs().argmax())
-    convolved = irfft(rfft(waveform, size) * rfft(response, size), size)[direct : direct + len(waveform)]
+    spectrum = np.fft.rfft(waveform.double().numpy(), size) * np.fft.rfft(response.double().numpy(), size)
+    convolved = torch.from_numpy(np.fft.irfft(spectrum, size)[direct : direct + len(waveform)])
     energy = power(convolved)
-    return convolved * (power(waveform) / energy) ** 0.5 if energy > 0 else waveform
+    return (convolved * (power(waveform) / energy) ** 0.5).type_as(waveform) if energy > 0 else waveform
 
 
 def power(waveform: Tensor) -> float:
     """Mean square of a signal, (samples,)."""
-    return float(waveform.double().square().mean())
+    return float(np.square(waveform.double().numpy()).mean())
 
 
 def read_recordings(paths: Sequence[Path] | None, option: str) -> Corpora:

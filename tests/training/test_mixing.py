@@ -40,7 +40,7 @@ from hubert_lightning.training.relabelling import Relabel
 from hubert_lightning.training.sampler import PlannedBatches
 
 SAMPLES = 800
-EVERY = {"probability": 1.0, "speech_ratio": (0.0, 0.0)}
+EVERY: dict[str, Any] = {"probability": 1.0, "speech_ratio": (0.0, 0.0)}
 
 
 def noise(samples: int, seed: int = 0, level: float = 0.1) -> Tensor:
