@@ -39,12 +39,14 @@ class RelativePositions(nn.Module):
         weight = self.embedding.weight
         width = frames if weight.device.type == "cpu" else -(-frames // 8) * 8
         distance = torch.arange(1 - frames, width, device=weight.device)
-        scores = self.embedding(self.bucket(distance)).T  # (heads, distances)
+        scores: Tensor = self.embedding(self.bucket(distance)).T  # (heads, distances)
         if torch.compiler.is_exporting():
             index = torch.arange(width, device=weight.device) - torch.arange(frames, device=weight.device)[:, None]
-            return scores[:, index + frames - 1]
+            gathered: Tensor = scores[:, index + frames - 1]
+            return gathered
         # The gradient of an unfolded view is a sum in a fixed order, also on a GPU
-        return scores.contiguous().unfold(1, width, 1).flip(1)
+        pairs: Tensor = scores.contiguous().unfold(1, width, 1).flip(1)
+        return pairs
 
     def bucket(self, distance: Tensor) -> Tensor:
         """Find the bucket of each distance.
@@ -80,8 +82,9 @@ class PositionGate(nn.Module):
         Returns:
             (batch, heads, frames, frames) in the precision of `x` or higher.
         """
-        heads = x.unflatten(-1, (len(self.scale), -1)).transpose(1, 2)  # (batch, heads, frames, head dim)
-        update, reset = self.linear(heads).unflatten(-1, (GATES, PARTS)).sum(-1).sigmoid().split(1, dim=-1)
+        heads = torch.unflatten(x, -1, (len(self.scale), -1)).transpose(1, 2)  # (batch, heads, frames, head dim)
+        parts = torch.unflatten(self.linear(heads), -1, (GATES, PARTS))
+        update, reset = parts.sum(-1).sigmoid().split(1, dim=-1)  # each (batch, heads, frames, 1)
         gate = update * (reset * self.scale[:, None, None] - 1) + 2
         bias: Tensor = gate * positions
         return bias[..., : x.shape[1]]
