@@ -84,7 +84,7 @@ class PositionGate(nn.Module):
         """
         heads = torch.unflatten(x, -1, (len(self.scale), -1)).transpose(1, 2)  # (batch, heads, frames, head dim)
         parts = torch.unflatten(self.linear(heads), -1, (GATES, PARTS))
-        update, reset = parts.sum(-1).sigmoid().split(1, dim=-1)  # each (batch, heads, frames, 1)
+        update, reset = parts.sum(-1, keepdim=True).sigmoid().unbind(-2)  # each (batch, heads, frames, 1)
         gate = update * (reset * self.scale[:, None, None] - 1) + 2
         bias: Tensor = gate * positions
         return bias[..., : x.shape[1]]
