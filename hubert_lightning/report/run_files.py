@@ -342,6 +342,8 @@ def _config_record(config: Mapping[str, Json]) -> dict[str, Json]:
     record |= {
         f"data/{key}": data[key] for key in ("mask_prob", "mask_length", "max_crop", "min_duration") if key in data
     }
+    if isinstance(mixing := data.get("mixing"), dict):
+        record |= flat(mixing, "data/mixing/")
     if is_number(data.get("max_duration")):
         record["batch/max_duration"] = data["max_duration"]
     for key in ("precision", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "devices", "num_nodes"):

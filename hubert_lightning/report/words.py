@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hubert_lightning.report.run_files import Json, Run, is_number
@@ -159,6 +159,8 @@ def facts(run: Run) -> dict[str, str]:
         rows["masks"] = (
             f"spans of {number(length)} frames over {percent(probability, 0)} of the frames, if they did not overlap"
         )
+    if mixed := _mixing(record):
+        rows["mixing"] = mixed
     rows["precision"] = setting(first("precision"))
     if is_number(size := first("world_size")):
         device = first("device") or str(first("accelerator") or "").removesuffix("Accelerator")
@@ -166,6 +168,19 @@ def facts(run: Run) -> dict[str, str]:
     rows["seed"] = setting(first("seed", "data/seed"))
     rows["version"] = setting(first("version"))
     return {name: value for name, value in rows.items() if value not in ("", "–")}
+
+
+def _mixing(record: Mapping[str, Json]) -> str:
+    """Write what is mixed into the training audio; empty if nothing is."""
+    probability, share = record.get("data/mixing/probability"), record.get("data/mixing/noise_share")
+    parts = []
+    if is_number(probability) and probability > 0:
+        noise = record.get("data/mixing/noise")
+        what = f"other speech or, in {percent(share, 0)}, noise" if noise and is_number(share) else "other speech"
+        parts.append(f"{what} in {percent(probability, 0)} of the utterances")
+    if (rooms := record.get("data/mixing/room_probability")) and is_number(rooms) and record.get("data/mixing/rooms"):
+        parts.append(f"rooms in {percent(rooms, 0)}")
+    return "; ".join(parts)
 
 
 def state(run: Run) -> str:
