@@ -49,7 +49,7 @@ VERBS: Verbs = {
         "dashboard": "training.dashboard:dashboard",
     },
     "units": {
-        "quality": "units.layer_quality:quality",
+        "quality": "units.quality_command:quality",
         "kmeans": {
             "fit": "units.kmeans_commands:fit_kmeans",
             "import": "units.kmeans_commands:import_kmeans",

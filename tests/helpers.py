@@ -314,10 +314,10 @@ def pretraining_data(manifests: Path, **options: object) -> PretrainingData:
     return PretrainingData(**{"max_duration": 12, "max_crop": 3} | defaults | options)
 
 
-def check_figures(path: Path) -> None:
-    """Check that a figure is there as PNG, SVG and PDF, and fits a column of a paper."""
+def check_figures(path: Path, inches: float = 3.4) -> None:
+    """Check that a figure is there as PNG, SVG and PDF, and fits a column of a paper, or another width."""
     image = imread(path.with_suffix(".png"))
-    assert image.shape[1] == 680  # 3.4 inches
+    assert image.shape[1] == 200 * inches
     assert image[:, :, :3].std() > 0.05
     assert path.with_suffix(".svg").read_text().startswith("<?xml")
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")

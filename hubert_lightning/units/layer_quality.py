@@ -1,7 +1,8 @@
 """Quality of every layer's clusters, measured against phones (HuBERT §IV-E).
 
 One pass over the audio judges all layers: each K-means is fitted on every other sampled utterance and judged on the
-rest. `hubert quality` prints the measures, `layer: best` chooses by them, and the `LayerQuality` callback logs them.
+rest. `layer: best` chooses by the measures, and the `LayerQuality` callback logs them. `hubert quality` has more
+(units/survey.py).
 """
 
 import hashlib
@@ -16,24 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from lhotse.cut import Cut
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
 from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import check_alignment, phones_of
-from hubert_lightning.data.manifest import check_audio, read_manifest
-from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.features.extractors import MFCC, Extractor, Precision, all_layers_extractor, mfcc_extractor
+from hubert_lightning.features.extractors import Extractor, Precision, all_layers_extractor
 from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
-from hubert_lightning.figure_style import BLUE, COLUMN, GREY, ORANGE, figure_files, figure_style
-from hubert_lightning.files import write_all, write_whole
+from hubert_lightning.files import write_whole
 from hubert_lightning.frames import num_frames
-from hubert_lightning.model.devices import choose_device
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.units.kmeans import KMeans, assign
 from hubert_lightning.units.label_shards import check_clusters
@@ -41,49 +35,6 @@ from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.quality import Quality, frame_phones, joint_counts
 
 log = logging.getLogger(__name__)
-
-
-def quality(
-    checkpoint: Path,
-    manifests: list[Path],
-    output: Path = Path("quality"),
-    clusters: int = 100,
-    max_frames: int = 100_000,
-    seed: int = 0,
-) -> None:
-    """Measure how well the clusters of every layer of an encoder, and of MFCCs, match phones.
-
-    Args:
-        checkpoint: Model in any format.
-        manifests: Manifests of utterances. PNMI and purities need phone alignments (`hubert prepare alignments`).
-        output: Folder for quality.json and the figure: quality.png, quality.svg and quality.pdf.
-        clusters: Number of K-means clusters.
-        max_frames: Number of frames, half to fit K-means and half to judge it.
-        seed: Seed of the sample and of K-means.
-
-    Raises:
-        UserError: A file cannot be read, or there are too few utterances or frames.
-    """
-    cuts = list(read_manifest(manifests))
-    check_audio(cuts)
-    sample = draw_sample(cuts, clusters, max_frames, seed)
-    encoder = load_encoder(checkpoint).to(choose_device())
-    num_workers = default_workers()
-    layers = _judged(all_layers_extractor(encoder), sample, clusters, seed, num_workers)
-    [of_mfcc] = _judged(mfcc_extractor(), sample, clusters, seed, num_workers)
-    results = {MFCC: of_mfcc} | _by_layer(layers)
-    best = _best(layers)
-    numbers = {name: as_numbers(measures) for name, measures in results.items()}
-    content = json.dumps(numbers | {"clusters": clusters, "best_layer": best}, indent=2)
-    console = Console()
-    console.print(_table(results, f"{clusters} clusters of {checkpoint}"))
-    if best is None:
-        console.print("no utterance has phones to choose the best layer by; add them: `hubert prepare alignments`")
-    else:
-        console.print(f"best: layer {best}; in YAML: layer: {best}, or layer: best")
-    figures = figure_files(_drawn(results, clusters), output / "quality.png")
-    write_all(figures | {output / "quality.json": content.encode()})
-    console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}, .svg and .pdf")
 
 
 def phone_quality(
@@ -302,34 +253,3 @@ def _table(results: dict[str, Quality], title: str) -> Table:
         shares = ["–" if math.isnan(measures.pnmi) else f"{value:.3f}" for value in measures[:3]]
         table.add_row(name, *shares, f"{measures.perplexity:.1f}", str(measures.dead_clusters))
     return table
-
-
-@figure_style()
-def _drawn(results: dict[str, Quality], clusters: int) -> Figure:
-    """Plot the measures of each layer; those of MFCC are lines across, for comparison."""
-    layers = [measures for name, measures in results.items() if name != MFCC]
-    numbers = range(1, len(layers) + 1)
-    if math.isnan(results[MFCC].pnmi):  # no phones are known
-        figure = Figure(figsize=(COLUMN, 1.8))
-        usage = figure.subplots()
-    else:
-        figure = Figure(figsize=(COLUMN, 3.6))
-        shares, usage = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-        for value, label, colour in (
-            ("pnmi", "PNMI", BLUE),
-            ("phone_purity", "phone purity", ORANGE),
-            ("cluster_purity", "cluster purity", GREY),
-        ):
-            shares.plot(numbers, [getattr(row, value) for row in layers], "o-", color=colour, label=label)
-            shares.axhline(getattr(results[MFCC], value), color=colour, ls=":", lw=1)
-        shares.set(ylabel="agreement with phones", ylim=(0, 1))
-    figure.legend(
-        handles=[*figure.axes[0].get_legend_handles_labels()[0], Line2D([], [], color="black", ls=":", label="MFCC")],
-        loc="outside upper center",
-        ncols=2,
-    )
-    usage.plot(numbers, [row.perplexity for row in layers], "o-", color=BLUE)
-    usage.axhline(results[MFCC].perplexity, color=BLUE, ls=":", lw=1)
-    usage.set(ylabel=f"perplexity\n(of {clusters} clusters)", xlabel="Transformer layer", ylim=(0, clusters))
-    usage.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure

@@ -1,17 +1,15 @@
 import copy
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, check_figures, pretraining_data, pretraining_model
+from helpers import TINY, pretraining_data, pretraining_model
 from lhotse import CutSet
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from hubert_lightning.cli import main
 from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import write_manifest
@@ -87,36 +85,6 @@ def stretched(segment):
     return [phone._replace(start=phone.start * 2) for phone in segment.alignment["phone"]]
 
 
-def a_checkpoint(encoder: HubertEncoder, path: Path) -> Path:
-    state = {f"encoder.{name}": weight for name, weight in encoder.state_dict().items()}
-    torch.save({"state_dict": state, "hyper_parameters": {"encoder": TINY.__dict__}}, path)
-    return path
-
-
-def test_the_command_tells_the_best_layer(
-    encoder: HubertEncoder, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    checkpoint, output = a_checkpoint(encoder, tmp_path / "a.ckpt"), tmp_path / "quality"
-    manifest = f"[{manifests / 'dev.jsonl.gz'}]"
-    main(["quality", str(checkpoint), manifest, "--output", str(output), "--clusters", "10"])
-    said, kept = capsys.readouterr().out, json.loads((output / "quality.json").read_text())
-    assert kept["best_layer"] == max((1, 2), key=lambda layer: kept[f"layer {layer}"]["pnmi"])
-    assert f"best: layer {kept['best_layer']}" in said
-    assert kept.keys() >= {"mfcc", "layer 1", "layer 2"}
-    assert kept["mfcc"].keys() == {"pnmi", "phone_purity", "cluster_purity", "perplexity", "dead_clusters"}
-    check_figures(output / "quality.png")
-
-
-def test_the_command_without_phones_says_what_is_missing(
-    encoder: HubertEncoder, manifests: Path, dev_cuts: CutSet, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    write_manifest([cut.drop_alignments() for cut in dev_cuts], tmp_path / "dev.jsonl.gz")
-    checkpoint = a_checkpoint(encoder, tmp_path / "a.ckpt")
-    main(["quality", str(checkpoint), f"[{tmp_path / 'dev.jsonl.gz'}]", "--output", str(tmp_path), "--clusters", "10"])
-    assert "no utterance has phones" in capsys.readouterr().out
-    assert json.loads((tmp_path / "quality.json").read_text())["layer 1"]["pnmi"] is None
-
-
 @pytest.mark.parametrize("aligned", [True, False])
 def test_validation_judges_every_layer(manifests: Path, dev_cuts: CutSet, tmp_path: Path, aligned: bool) -> None:
     validation = manifests / "dev.jsonl.gz"
@@ -172,13 +140,3 @@ def test_what_validation_could_not_judge_is_refused_before_the_first_step(manife
     with pytest.raises(ValueError, match="frames to fit 5000 clusters"):
         trainer.fit(pretraining_model(), datamodule=pretraining_data(manifests, num_workers=0))
     assert trainer.global_step == 0
-
-
-@pytest.mark.parametrize("option", ["--clusters=1", "--clusters=0", "--max_frames=0"])
-def test_clusters_that_tell_nothing_apart_are_refused(
-    encoder: HubertEncoder, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture, option: str
-) -> None:
-    checkpoint = a_checkpoint(encoder, tmp_path / "a.ckpt")
-    with pytest.raises(SystemExit):
-        main(["quality", str(checkpoint), f"[{manifests / 'dev.jsonl.gz'}]", option, f"--output={tmp_path / 'out'}"])
-    assert ("max_frames is 0" if "max" in option else "each K-means has from 2 to 65536") in capsys.readouterr().err

@@ -1,0 +1,263 @@
+"""`hubert quality`: the table, the figure and the numbers of every layer and several numbers of clusters."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lhotse.cut import Cut
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hubert_lightning.data.alignments import phones_of
+from hubert_lightning.data.examine import examine
+from hubert_lightning.data.manifest import check_audio, read_manifests
+from hubert_lightning.data.refusals import print_refusals
+from hubert_lightning.data.workers import default_workers
+from hubert_lightning.errors import UserError
+from hubert_lightning.features.extractors import all_layers_extractor, mfcc_extractor
+from hubert_lightning.features.recordings import listed
+from hubert_lightning.figure_style import COLOURS, GREY, PAGE, figure_files, figure_style
+from hubert_lightning.files import write_all
+from hubert_lightning.model.devices import choose_device
+from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.units.abx import check_abx
+from hubert_lightning.units.proposal import Proposal, grid_for, propose
+from hubert_lightning.units.stretches import SpeechSample, draw_speech
+from hubert_lightning.units.survey import Measures, survey
+
+COLUMNS = {
+    "PNMI": ("pnmi", ".3f"),
+    "adj.": ("adjusted_pnmi", ".3f"),
+    "content": ("content", ".2f"),
+    "speaker": ("speaker_information", ".2f"),
+    "halves": ("half_agreement", ".2f"),
+    "seeds": ("seed_agreement", ".2f"),
+    "inertia": ("inertia", ".2f"),
+    "DB": ("davies_bouldin", ".1f"),
+    "rank": ("effective_rank", ".0f"),
+    "perpl.": ("perplexity", ".0f"),
+    "dead": ("dead_clusters", "d"),
+    "run": ("run_length", ".1f"),
+    "bit/s": ("bit_rate", ".0f"),
+}
+"""Heading of each column of the table → measure and format."""
+ABX_COLUMNS = {"within": ("abx_within", ".3f"), "across": ("abx_across", ".3f")}
+"""The same, of the table of ABX error rates."""
+CURVES = {
+    "pnmi": "PNMI",
+    "adjusted_pnmi": "PNMI beyond chance",
+    "content": "content (bits)",
+    "half_agreement": "NMI with other speakers'",
+    "inertia": "relative inertia",
+    "speaker_information": "speaker information",
+}
+"""Measures of the figure, with their labels."""
+SAME_PHONES = 0.8
+"""Share of the phones of the smaller set that the larger one has, if both are one phone set."""
+
+
+def quality(
+    checkpoint: Path,
+    recordings: list[Path],
+    output: Path = Path("quality"),
+    clusters: list[int] | None = None,
+    max_frames: int = 100_000,
+    seed: int = 0,
+    abx: bool = False,
+) -> None:
+    """Judge the clusters of every layer of a model, and of MFCCs, with or without phones.
+
+    No transcripts are needed. One pass over the audio judges all layers and numbers of clusters. With phones
+    (`hubert prepare alignments`), PNMI and purities are measured as well.
+
+    Args:
+        checkpoint: Model in any format.
+        recordings: Manifests, folders of recordings, or audio files.
+        output: Folder for quality.json and the figure: quality.png, quality.svg and quality.pdf.
+        clusters: Numbers of K-means clusters; 50, 100, 200 and 500, as far as there are frames for them, if not given.
+        max_frames: Number of frames, half to fit K-means and half to judge it.
+        seed: Seed of the sample and of K-means.
+        abx: Whether to compute ABX error rates within and across speakers; needs phones, speakers and fastabx.
+
+    Raises:
+        UserError: A file cannot be read, manifests have phones of different sets, or there are too few frames.
+    """
+    cuts = read_speech(recordings)
+    numbers = sorted(set(clusters)) if clusters is not None else None
+    if numbers is None:
+        numbers = grid_for(draw_speech(cuts, [2], max_frames, seed).least)
+    sample = draw_speech(cuts, numbers, max_frames, seed)
+    tokens = check_abx(sample) if abx else None
+    encoder = load_encoder(checkpoint).to(choose_device())
+    num_workers = default_workers()
+    layers = survey(all_layers_extractor(encoder, with_input=True), sample, numbers, seed, num_workers, tokens)
+    of_mfcc = survey(mfcc_extractor(), sample, numbers, seed, num_workers, tokens)
+    proposal = propose(layers)
+    _report(checkpoint, sample, [*of_mfcc, *layers], proposal, Path(output))
+
+
+def read_speech(paths: Sequence[Path]) -> list[Cut]:
+    """Read the cuts of manifests, and those of audio files and folders of them.
+
+    Args:
+        paths: Manifests (.jsonl, .jsonl.gz), audio files, and folders in which all audio files are used.
+
+    Raises:
+        UserError: A path cannot be used, or two manifests have phones of different sets.
+    """
+    manifests = [path for path in map(Path, paths) if path.name.endswith((".jsonl", ".jsonl.gz", ".shar"))]
+    others = [path for path in map(Path, paths) if path not in manifests]
+    for path in others:
+        if not path.exists():
+            raise UserError(f"{path}: no such manifest, folder or recording; name one that exists")
+    parts = read_manifests(manifests)
+    check_audio(cut for part in parts for cut in part)
+    _check_phone_sets(manifests, parts)
+    cuts = [cut for part in parts for cut in part]
+    if others:
+        examined, refused, _ = examine(listed(others))
+        if refused:
+            print_refusals(refused, Console(stderr=True))
+        cuts += examined
+    if not cuts:
+        raise UserError("no recording can be used; name manifests, folders of recordings, or audio files")
+    return cuts
+
+
+def _check_phone_sets(paths: Sequence[Path], parts: Sequence[Sequence[Cut]]) -> None:
+    sets = [{symbol for cut in part for _, _, symbol in phones_of(cut)} - {"sil", "spn"} for part in parts]
+    named = [(path, phones) for path, phones in zip(paths, sets, strict=True) if phones]
+    for number, (path, phones) in enumerate(named):
+        for other, others in named[:number]:
+            smaller, larger = sorted((phones, others), key=len)
+            if len(smaller & larger) < SAME_PHONES * len(smaller):
+                strange = ", ".join(sorted(smaller - larger)[:3])
+                raise UserError(
+                    f"{other} and {path}: phones of different sets ({strange} are in one of them only), which PNMI "
+                    "would count as different sounds; judge them one at a time"
+                )
+
+
+def _report(
+    checkpoint: Path, sample: SpeechSample, measures: Sequence[Measures], proposal: Proposal, output: Path
+) -> None:
+    """Print the tables, and write the numbers and the figure."""
+    console = Console()
+    numbers = sorted({row.clusters for row in measures})
+    of_number = [row for row in measures if row.clusters == proposal.clusters]
+    console.print(_table(of_number, "clusters of", f"{proposal.clusters} clusters of each layer of {checkpoint}"))
+    if len(numbers) > 1:
+        of_layer = [row for row in measures if row.layer == proposal.layer]
+        console.print(_table(of_layer, "clusters", f"layer {proposal.layer}, by the number of clusters"))
+    if not math.isnan(max(row.abx_across for row in measures)):
+        console.print(_table(of_number, "ABX errors of", "A, B and X of one speaker, and X of another", ABX_COLUMNS))
+    for sentence in _remarks(sample, of_number):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    console.print(
+        f"proposed: layer {proposal.layer}, {proposal.clusters} clusters: {proposal.reason}; in YAML: "
+        f"layer: {proposal.layer}, clusters: {proposal.clusters}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    content = json.dumps(as_json(measures, proposal, sample), indent=2) + "\n"
+    figures = figure_files(_drawn(measures, proposal), output / "quality.png")
+    write_all(figures | {output / "quality.json": content.encode()})
+    console.print(f"numbers in {output / 'quality.json'}, figure in {output / 'quality.png'}, .svg and .pdf")
+
+
+def as_json(measures: Sequence[Measures], proposal: Proposal, sample: SpeechSample) -> dict[str, Any]:
+    """Collect the numbers of a survey.
+
+    Args:
+        measures: Measures of all layers and numbers of clusters.
+        proposal: Proposed layer and number of clusters.
+        sample: Speech that was judged.
+
+    Returns:
+        JSON: the layers with the proposed number of clusters by name, as `hubert report` reads them; "proposal";
+        "surveys", all layers by the number of clusters; and "sample".
+    """
+    surveys: dict[str, dict[str, Any]] = {}
+    for row in measures:
+        surveys.setdefault(str(row.clusters), {})[row.name] = row.as_numbers()
+    proposed = [row for row in measures if row.clusters == proposal.clusters]
+    layers = [row for row in proposed if row.layer and not math.isnan(row.pnmi)]
+    return {
+        **{row.name: row.as_numbers() for row in proposed if row.layer != 0},
+        "clusters": proposal.clusters,
+        "best_layer": max(layers, key=lambda row: row.pnmi).layer if layers else None,
+        "proposal": proposal._asdict(),
+        "surveys": surveys,
+        "sample": {"frames": len(sample.fit), "speakers": sample.num_speakers or None, "halves_of": sample.split},
+    }
+
+
+def _remarks(sample: SpeechSample, measures: Sequence[Measures]) -> list[str]:
+    sentences = []
+    if sample.num_speakers == 1:
+        sentences.append("all recordings are of one speaker: speaker information is left out")
+    elif not sample.num_speakers:
+        sentences.append("speakers are not known: speaker information is left out")
+    if sample.split != "speakers":
+        sentences.append(f"the halves are of different {sample.split}, since there are no two speakers to tell apart")
+    layers = [row for row in measures if row.layer]
+    if any(math.isnan(row.pnmi) for row in layers):
+        sentences.append("no utterance has phones, so PNMI is not measured; add them with `hubert prepare alignments`")
+    else:
+        best = max(layers, key=lambda row: row.pnmi)
+        sentences.append(f"best by PNMI: layer {best.layer}, which layer: best takes")
+    return sentences
+
+
+def _table(
+    measures: Sequence[Measures], first: str, title: str, columns: Mapping[str, tuple[str, str]] = COLUMNS
+) -> Table:
+    known = {
+        heading: (name, style)
+        for heading, (name, style) in columns.items()
+        if any(not math.isnan(getattr(row, name)) for row in measures)
+    }
+    table = Table(first, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in known:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in measures:
+        values = [getattr(row, name) for name, _ in known.values()]
+        cells = ["–" if math.isnan(value) else f"{value:{style}}" for value, (_, style) in zip(values, known.values())]
+        table.add_row(str(row.clusters) if first == "clusters" else row.name, *cells)
+    return table
+
+
+@figure_style()
+def _drawn(measures: Sequence[Measures], proposal: Proposal) -> Figure:
+    """Plot measures by layer, a line for each number of clusters; those of MFCCs are dotted, the proposal is marked."""
+    numbers = sorted({row.clusters for row in measures})
+    shown = {
+        name: label for name, label in CURVES.items() if any(not math.isnan(getattr(row, name)) for row in measures)
+    }
+    figure = Figure(figsize=(PAGE, 2.0 * math.ceil(len(shown) / 3)))
+    panels = figure.subplots(math.ceil(len(shown) / 3), 3, sharex=True, squeeze=False).ravel()
+    colours = dict(zip(numbers, COLOURS * (1 + len(numbers) // len(COLOURS)), strict=False))
+    for axes, (name, label) in zip(panels, shown.items(), strict=False):
+        for number in numbers:
+            rows = [row for row in measures if row.clusters == number]
+            layers = [row for row in rows if row.layer is not None]
+            axes.plot(
+                [row.layer for row in layers], [getattr(row, name) for row in layers], "o-", color=colours[number]
+            )
+            axes.axhline(getattr(rows[0], name), color=colours[number], ls=":", lw=1)
+        axes.axvline(proposal.layer or 0, color=GREY, lw=0.6, zorder=0)
+        axes.set(ylabel=label, xlabel="layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    handles = [Line2D([], [], color=colours[number], marker="o", label=f"{number} clusters") for number in numbers]
+    handles.append(Line2D([], [], color="black", ls=":", label="MFCC"))
+    handles.append(Line2D([], [], color=GREY, lw=0.6, label="proposed layer"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
