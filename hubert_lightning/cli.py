@@ -29,6 +29,7 @@ VERBS: Verbs = {
             "shar": "data.shar:prepare_shar",
             "alignments": "data.alignments:prepare_alignments",
         },
+        "phones": "data.phones:phones",
         "vocabulary": "asr.lexicon:vocabulary",
     },
     "training": {

@@ -16,9 +16,9 @@ from hubert_lightning.asr.transcript_formats import (
     formatted,
 )
 from hubert_lightning.console import above_bar
+from hubert_lightning.data.journal import Journal
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.journal import Journal
 from hubert_lightning.files import write_whole
 
 

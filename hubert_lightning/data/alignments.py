@@ -1,4 +1,4 @@
-"""Manifests with the times of phones, from TextGrids of the Montreal Forced Aligner.
+"""Manifests with the times of phones, from TextGrids of the Montreal Forced Aligner or of `hubert phones`.
 
 A cut holds the phones as in lhotse, in `supervision.alignment["phone"]`, in seconds from the start of the cut. They
 serve to measure the quality of clusters (HuBERT §IV-E); no model is trained on them.
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from hubert_lightning.console import progress
 from hubert_lightning.data.manifest import read_manifest, write_manifest
+from hubert_lightning.data.phone_sets import check_one_phone_set
 from hubert_lightning.data.prepare import check_same_audio, make_folder
 from hubert_lightning.data.refusals import RefusedFile, print_refusals, write_listing
 from hubert_lightning.data.textgrids import END_TOLERANCE, Interval, TextGrid, find_textgrids, read_textgrid, tier_of
@@ -78,10 +79,30 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     """
     manifest, textgrids, out = Path(manifest), Path(textgrids), Path(out)
     cuts = list(read_manifest(manifest))
-    path = _destination(manifest, out, cuts)
-    textgrid_of, refused = find_textgrids(cuts, textgrids, manifest)
+    path = destination(manifest, out, cuts)
+    write_aligned(cuts, manifest, textgrids, path, drop_stress)
+    return path
+
+
+def write_aligned(
+    cuts: Sequence[Cut], source: Path, textgrids: Path, path: Path, drop_stress: bool, report: bool = True
+) -> None:
+    """Write a manifest of cuts with the phones and words of their TextGrids.
+
+    Args:
+        cuts: Cuts.
+        source: File or folder of the cuts, which errors name.
+        textgrids: Folder of TextGrids.
+        path: Manifest to write, with the listing of refused TextGrids beside it.
+        drop_stress: Whether ARPAbet's marks of stress are dropped.
+        report: Whether a table is printed.
+
+    Raises:
+        UserError: No TextGrid can be used, or their phones are of different sets.
+    """
+    textgrid_of, refused = find_textgrids(cuts, textgrids, source)
     read = lru_cache(maxsize=1)(read_textgrid)  # the pieces of a recording follow each other
-    aligned = []
+    aligned: list[Cut] = []
     errors: list[UserError] = []
     with progress("reading TextGrids", len(cuts), "utterances") as advance:
         for cut in cuts:
@@ -98,16 +119,30 @@ def prepare_alignments(manifest: Path, textgrids: Path, out: Path, drop_stress: 
     if not textgrid_of.keys() - refused.keys():
         first, *_ = next(iter(refused.values()))
         raise errors[0] if errors else UserError(f"{first.path}: {first.reason}")
+    check_one_phone_set(
+        {cut.id: {symbol for _, _, symbol in phones_of(cut)} for cut in aligned},
+        f"{'leave drop_stress on, or ' if not drop_stress else ''}align all utterances with one aligner and dictionary",
+    )
     # The first reason of each file
     reasons = {file: reason for refusals in reversed(refused.values()) for file, reason in refusals}
     refusals = [RefusedFile(file, reason) for file, reason in sorted(reasons.items())]
     write_listing(refusals, _listing_beside(path))
     write_manifest(aligned, path)
-    _report(aligned, path, refused.keys(), refusals)
-    return path
+    if report:
+        _report(aligned, path, refused.keys(), refusals)
 
 
-def _destination(manifest: Path, out: Path, cuts: Sequence[Cut]) -> Path:
+def destination(manifest: Path, out: Path, cuts: Sequence[Cut]) -> Path:
+    """Choose the file of the new manifest, and make its folder.
+
+    Args:
+        manifest: Manifest of the cuts, which is never overwritten, or another source of them.
+        out: Folder or file name of the new manifest.
+        cuts: Cuts of the new manifest.
+
+    Raises:
+        UserError: The file lists other audio, or is the source; or its folder cannot be made.
+    """
     is_file = out.name.endswith((".jsonl", ".jsonl.gz")) and not out.is_dir()
     path = out if is_file else out / manifest.name
     make_folder(path.parent, out)

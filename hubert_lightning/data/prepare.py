@@ -121,8 +121,25 @@ def prepare_folder(
         raise UserError(f"max_duration {max_duration} s would leave pieces shorter than a frame; take 1 s or more")
     if not 0 <= heldout < 1:
         raise UserError(f"heldout is {heldout}; it is a share of the audio, from 0 to below 1")
+    root, skipped = _inner_folder(audio, "").resolve(), Counter[str]()
+    files = files_of_folder(audio, skipped)
+    if transcribed_only:
+        files = [file if file.text or file.refused else file._replace(refused=UNTRANSCRIBED) for file in files]
+    longest = None if transcribed_only else max_duration
+    return prepare({root.name: files}, out, longest, skipped, spell_numbers, heldout=heldout)
+
+
+def files_of_folder(audio: Path, skipped: Counter[str]) -> list[AudioFile]:
+    """List the audio files in a folder and its subfolders, with the transcripts beside them.
+
+    Args:
+        audio: Folder of the audio.
+        skipped: Counts by suffix, to which other files are added.
+
+    Raises:
+        UserError: There is no such folder, or no audio in it.
+    """
     root = _inner_folder(audio, "").resolve()
-    skipped = Counter[str]()
     files = [
         AudioFile(
             path, path.relative_to(root).as_posix(), path.parent.name if path.parent != root else None, *transcript
@@ -135,10 +152,7 @@ def prepare_folder(
             f"{audio}: no audio in it; give a folder with .wav, .flac, .mp3 or another of {len(AUDIO_SUFFIXES)} "
             "suffixes of audio, or convert its files"
         )
-    if transcribed_only:
-        files = [file if file.text or file.refused else file._replace(refused=UNTRANSCRIBED) for file in files]
-    longest = None if transcribed_only else max_duration
-    return prepare({root.name: files}, out, longest, skipped, spell_numbers, heldout=heldout)
+    return files
 
 
 def _inner_folder(folder: Path, name: str) -> Path:
@@ -195,7 +209,7 @@ def prepare(
     choices: list[str] = []
     for name, files in files_of.items():
         path, listing = out / f"{name}.jsonl.gz", out / f"{name}.refused.tsv"
-        usable = list(_usable_once(files, sounds))
+        usable = list(usable_once(files, sounds))
         cuts, refusals[listing] = cuts_of(usable, sounds, max_duration, transcribed_whole)
         remarks[out / f"{name}.remarks.tsv"] = _remarks(cuts, sounds)
         if not cuts:
@@ -235,7 +249,7 @@ def check_same_audio(path: Path, cuts: Iterable[Cut], way_out: str) -> None:
         raise UserError(f"{path}: exists already and lists other audio; remove it, or {way_out}")
 
 
-def _usable_once(files: Sequence[AudioFile], sounds: Mapping[Path, Sound | str]) -> Iterator[AudioFile]:
+def usable_once(files: Sequence[AudioFile], sounds: Mapping[Path, Sound | str]) -> Iterator[AudioFile]:
     """Mark silent files as refused, and all but the first path of a file that has several, such as links."""
     seen: dict[tuple[object, ...], AudioFile] = {}
     for file in sorted(files, key=lambda file: (file.id, file.path)):

@@ -54,13 +54,31 @@ def prepare_csv(
     """
     if not 0 <= heldout < 1:
         raise UserError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
-    names, rows = _read(Path(table))
+    files = files_of_table(Path(table), path_column, text_column, speaker_column, audio)
+    dev = _heldout(files, heldout)
+    parts = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
+    return prepare({name: part for name, part in parts.items() if part}, Path(out), number_language=spell_numbers)
+
+
+def files_of_table(
+    table: Path,
+    path_column: str | None = None,
+    text_column: str | None = None,
+    speaker_column: str | None = None,
+    audio: Path | None = None,
+) -> list[AudioFile]:
+    """List the recordings of a CSV or TSV file; the arguments are those of `prepare_csv`.
+
+    Raises:
+        UserError: The table cannot be read, has no rows, or lacks a column.
+    """
+    names, rows = _read(table)
     path_index = _column(table, names, path_column, PATH_COLUMNS, "path")
     text_index = _column(table, names, text_column, TEXT_COLUMNS, "text")
     speaker_index = _column(table, names, speaker_column, SPEAKER_COLUMNS, "speaker", needed=speaker_column is not None)
     assert path_index is not None
     assert text_index is not None
-    root = Path(audio) if audio else Path(table).parent
+    root = Path(audio) if audio else table.parent
     listings: dict[Path, dict[str, str]] = {}
     files = []
     for row in rows:
@@ -71,10 +89,7 @@ def prepare_csv(
         files.append(file._replace(path=_on_disk(file.path, listings)))
     if not files:
         raise UserError(f"{table}: no rows below its first line, which names the columns; fill it in")
-    files = list(_named_once(files))
-    dev = _heldout(files, heldout)
-    parts = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
-    return prepare({name: part for name, part in parts.items() if part}, Path(out), number_language=spell_numbers)
+    return list(_named_once(files))
 
 
 def _read(table: Path) -> tuple[list[str], list[list[str]]]:

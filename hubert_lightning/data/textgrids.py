@@ -1,7 +1,7 @@
-"""TextGrids of the Montreal Forced Aligner: which file belongs to a cut, and the phones and words in it."""
+"""TextGrids: which file belongs to a cut, and the phones and words in it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import check_regular, composed, printable
+from hubert_lightning.files import check_regular, composed, printable, unfinished_file, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.untrusted.text_file import UTF_16_MARKS
 
@@ -151,6 +151,28 @@ def read_textgrid(path: Path) -> dict[str, list[Interval]]:
                     f"{tier.maxTimestamp:.2f} s); align that utterance again"
                 )
     return intervals
+
+
+def write_textgrid(path: Path, tiers: Mapping[str, Sequence[Interval]], duration: float) -> None:
+    """Write a TextGrid in Praat's long format, in UTF-8.
+
+    Args:
+        path: File to write, whose folder is made.
+        tiers: Intervals of each tier by its name, in order; gaps between them get empty labels.
+        duration: Seconds of the audio.
+
+    Raises:
+        UserError: The disk is full or cannot be written to.
+    """
+    from praatio import textgrid
+
+    grid = textgrid.Textgrid(0.0, duration)
+    for name, intervals in tiers.items():
+        grid.addTier(textgrid.IntervalTier(name, [tuple(interval) for interval in intervals], 0.0, duration))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished_file(path) as unfinished:
+        grid.save(str(unfinished), "long_textgrid", includeBlankSpaces=True)
+        write_whole(path, unfinished.read_bytes())
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

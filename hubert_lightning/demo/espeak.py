@@ -1,23 +1,18 @@
 """The espeak-ng library: text → speech, and the time of each phone."""
 
 import ctypes
-import os
 import re
-import shutil
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, NamedTuple
 
-import espeakng_loader
 import numpy as np
 
 from hubert_lightning.data.alignments import SILENCE
+from hubert_lightning.data.espeak_library import DO_NOT_EXIT, UTF8, EspeakLibrary
 from hubert_lightning.errors import UserError
 
-AUDIO_SYNCHRONOUS, PHONEME_EVENTS, DO_NOT_EXIT = 2, 0x0001, 0x8000
+PHONEME_EVENTS = 0x0001
 RATE, PITCH, PITCH_RANGE = 1, 3, 4
-BY_CHARACTER, UTF8 = 1, 1
+BY_CHARACTER = 1
 LAST_EVENT, PHONEME = 0, 7
 """Numbers of espeak-ng/speak_lib.h."""
 RARE_PHONES = {"a#": "@", "VR": "3", "IR": "3"}
@@ -60,37 +55,19 @@ class Phone(NamedTuple):
     position: int
 
 
-class Espeak:
-    """A fresh copy of the espeak-ng library.
-
-    The state of the library is global and outlives a voice, so the same text sounds different the second time. Only a
-    copy that is loaded anew repeats the same speech.
+class Espeak(EspeakLibrary):
+    """A fresh copy of the espeak-ng library that speaks: the same text sounds different the second time.
 
     Attributes:
         rate: Sampling rate in Hz.
     """
 
     def __init__(self) -> None:
-        # espeak-ng truncates paths of more than about 150 characters, so its data lie beside its copy.
-        self.folder = TemporaryDirectory(prefix="espeak", ignore_cleanup_errors=True)
-        self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), self.folder.name))
-        _link(Path(espeakng_loader.get_data_path()), Path(self.folder.name, "espeak-ng-data"))
-        self.rate = self.library.espeak_Initialize(
-            AUDIO_SYNCHRONOUS, 0, os.fsencode(self.folder.name), PHONEME_EVENTS | DO_NOT_EXIT
-        )
+        super().__init__(PHONEME_EVENTS | DO_NOT_EXIT)
         self.audio: list[np.ndarray] = []
         self.events: list[tuple[str, int, int]] = []  # phone, sample, position in the text
         self.callback = _Callback(self._hear)  # the library holds no reference that Python counts
         self.library.espeak_SetSynthCallback(self.callback)
-
-    def __enter__(self) -> "Espeak":
-        return self
-
-    def __exit__(
-        self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.library.espeak_Terminate()
-        self.folder.cleanup()
 
     def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[Phone]]:
         """Speak a text.
@@ -105,7 +82,7 @@ class Espeak:
         Raises:
             UserError: The library has no such voice.
         """
-        if self.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+        if not self.has_voice(voice.name):
             raise UserError(
                 f"espeak-ng has no voice {voice.name}; install the espeakng-loader that the project asks for"
             )
@@ -148,13 +125,6 @@ class _Event(ctypes.Structure):
 
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-
-
-def _link(data: Path, link: Path) -> None:
-    try:
-        link.symlink_to(data, target_is_directory=True)
-    except OSError:  # Windows reserves links for administrators
-        shutil.copytree(data, link)
 
 
 def _phones(events: list[tuple[str, int, int]], num_samples: int, rate: int) -> list[Phone]:

@@ -19,9 +19,9 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.console import above_bar
+from hubert_lightning.data.journal import Journal
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.journal import Journal
 from hubert_lightning.features.recordings import listed, of_each
 from hubert_lightning.features.stream import FrameStream, print_latency, seconds_for_a_step, seconds_of, standard_input
 from hubert_lightning.files import replacing, replacing_all

@@ -381,3 +381,15 @@ def test_the_command_line_aligns_and_explains_the_treatment_of_stress(
     with pytest.raises(SystemExit):
         main(["prepare", "alignments", "--help"])
     assert "AH0, AH1 and AH2 as one phone" in " ".join(capsys.readouterr().out.split())
+
+
+def test_textgrids_of_two_phone_sets_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_manifest([utterance("a"), utterance("b")], tmp_path / "m.jsonl.gz")
+    textgrid(tmp_path / "textgrids" / "a.TextGrid")
+    textgrid(tmp_path / "textgrids" / "b.TextGrid", [(0.0, 0.5, "ɹ"), (0.5, 0.7, "tʃʰ"), (0.7, 1.2, "")])
+    paths = [str(tmp_path / name) for name in ("m.jsonl.gz", "textgrids", "out")]
+    with pytest.raises(SystemExit):
+        main(["prepare", "alignments", *paths])
+    answer = capsys.readouterr().err
+    assert "1 utterances have ARPAbet (a: AH, HH, L, OW) and 1 utterances have another set (b: tʃʰ, ɹ)" in answer
+    assert not (tmp_path / "out" / "m.jsonl.gz").exists()

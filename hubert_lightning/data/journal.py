@@ -102,13 +102,21 @@ class Journal:
         path: Path of the journal.
         settings: Everything that all outputs depend on: model, format, version.
         texts: Digest of the known text that the output of a recording depends on, by the path of the recording.
+        audio: Audio file of each recording, by the path that names it here, where a file has several utterances; the
+            path itself if not given.
 
     Raises:
         UserError: The journal cannot be read.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> None:
-        self.path, self.texts = path, texts or {}
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        texts: Mapping[str, str] | None = None,
+        audio: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self.texts, self.audio = path, texts or {}, audio or {}
         self.settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as JSON returns them
         self._file = _JournalFile()
         self._is_open = False  # for writing
@@ -243,7 +251,7 @@ class Journal:
     def _current_identity(self, recording: Path) -> dict[str, Any] | None:
         """Size, modification time and text of a recording as it is now; None if its file is missing."""
         try:
-            status = os.stat(recording)
+            status = os.stat(self.audio.get(str(recording), recording))
         except OSError:
             return None
         text = self.texts.get(str(recording))

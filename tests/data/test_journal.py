@@ -15,7 +15,7 @@ from helpers import run_verb, save_ctc
 from lhotse import CutSet
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.features.journal import Journal
+from hubert_lightning.data.journal import Journal
 from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.files import unfinished_name
 from hubert_lightning.frames import SAMPLE_RATE
@@ -237,7 +237,7 @@ def test_two_that_write_one_journal_take_nothing_of_one_another(tmp_path: Path) 
 ADD = """
 import sys
 from pathlib import Path
-from hubert_lightning.features.journal import Journal
+from hubert_lightning.data.journal import Journal
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 with Journal(folder / "journal", {"model": 1}) as journal:
     for number in range(first, 300, 3):
