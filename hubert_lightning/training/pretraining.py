@@ -102,6 +102,8 @@ class HubertPretraining(Task):
             self._load_head(pretrained, trained)
         self.masked_weight, self.feature_penalty = masked_weight, feature_penalty
         self.pretrained, self.keep_head = pretrained, keep_head
+        self.used_clusters: dict[str, Tensor] = {}
+        """(streams, clusters) bool each: the clusters in the labels and the predictions of the last logged batch."""
         self.warmup, self.given_warmup_steps = warmup, warmup_steps
 
     def _load_head(self, pretrained: Path | None, trained: PretrainedWeights | None) -> None:
@@ -143,7 +145,8 @@ class HubertPretraining(Task):
         loss, metrics = self._step(batch, kept, every_frame=logging)
         if logging:
             clusters = {"label_clusters": batch.cluster, "predicted_clusters": metrics.pop("predicted")}
-            metrics |= {name: self._histogram(ids).count_nonzero().float() for name, ids in clusters.items()}
+            self.used_clusters = {name: self._histogram(ids) > 0 for name, ids in clusters.items()}
+            metrics |= {name: used.count_nonzero().float() for name, used in self.used_clusters.items()}
             metrics["masked_fraction"] = batch.mask.float().mean()
             self._log("train", metrics, batch)
         return self.global_batch.add(loss, self._num_terms(batch), batch.id)

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from hubert_lightning.training.task import Task, logs_step
 from hubert_lightning.training.wandb_runs import warn
@@ -15,12 +17,15 @@ from hubert_lightning.units.quality import entropy
 FIRST_STEP = 500
 """Steps without a warning at the start, at least."""
 AVERAGED = 20
-"""Logged values that a warning takes the mean of."""
+"""Logged values that a warning takes the mean of, and logged batches whose clusters are counted together."""
+COVERED = 1 / 3
+"""Share of the clusters of the labels that predictions should cover at least, like the codebook coverage of NEST."""
 TITLES = {
     "guessing": "predictions at chance level",
     "trivial": "trivial labels",
     "upside down": "input ignored",
     "few": "predictions collapsed",
+    "unused": "clusters out of use",
     "risen": "loss diverges",
 }
 """Kind of failure → title of its alert."""
@@ -30,24 +35,28 @@ METRICS = ("masked_loss", "masked_accuracy", "unmasked_accuracy", "label_cluster
 class CollapseWatch(Callback):
     """Warn, in the log and by a W&B alert, of the known failures of pre-training.
 
-    After warm-up, the mean of the last 20 logged values shows one of five failures: masked frames are predicted no
-    better than by the frequency of the clusters; nearly all predictions are right, so the labels are trivial; masked
-    frames are predicted better than unmasked ones; hardly any clusters are predicted; or the loss is half a nat above
-    its minimum. Each warning comes once. Checkpoints store the values and the warnings, so a resumed run continues
-    them.
+    After warm-up, the last 20 logged batches show one of six failures: masked frames are predicted no better than by
+    the frequency of the clusters; nearly all predictions are right, so the labels are trivial; masked frames are
+    predicted better than unmasked ones; hardly any clusters are predicted in a batch; the predictions of all 20 cover
+    less than a third of the clusters of their labels; or the loss is half a nat above its minimum. Each warning comes
+    once. Checkpoints store the values and the warnings, so a resumed run continues them.
     """
 
     def __init__(self) -> None:
         self._values: dict[str, deque[float]] = {name: deque(maxlen=AVERAGED) for name in METRICS}
+        self._used = {name: deque[Tensor](maxlen=AVERAGED) for name in ("label_clusters", "predicted_clusters")}
         self._lowest_loss, self._warned = float("inf"), set[str]()
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: list(values) for name, values in self._values.items()}
-        return {"values": values, "lowest": self._lowest_loss, "told": sorted(self._warned)}
+        used = {name: list(masks) for name, masks in self._used.items()}
+        return {"values": values, "used": used, "lowest": self._lowest_loss, "told": sorted(self._warned)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, values in self._values.items():  # another version may have watched other metrics
             values.extend(state_dict["values"].get(name, []))
+        for name, masks in self._used.items():
+            masks.extend(state_dict.get("used", {}).get(name, []))
         self._lowest_loss, self._warned = state_dict["lowest"], set(state_dict["told"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,12 +79,19 @@ class CollapseWatch(Callback):
             return
         for name, values in self._values.items():
             values.append(float(logged[f"train/{name}"]))
+        for name, used in getattr(pl_module, "used_clusters", {}).items():
+            self._used[name].append(used.cpu())
         if len(self._values["masked_loss"]) == AVERAGED:
             means = {name: float(np.mean(values)) for name, values in self._values.items()}
             for kind, sentence in self._failures(means):
                 if kind not in self._warned:
                     self._warned.add(kind)
                     warn(trainer, TITLES[kind], f"step {step}: {sentence}")
+
+    def _coverage(self, name: str) -> int:
+        """Count the clusters that occur in any of the last logged batches."""
+        masks = self._used[name]
+        return int(torch.stack([*masks]).any(dim=0).sum()) if masks else 0
 
     def _failures(self, means: dict[str, float]) -> Iterator[tuple[str, str]]:
         """Yield the kind and the description of each failure that the means show."""
@@ -105,6 +121,14 @@ class CollapseWatch(Callback):
                 f"{means['predicted_clusters']:.0f} clusters are predicted, but the labels have "
                 f"{means['label_clusters']:.0f}: predictions have collapsed; resume from an earlier checkpoint with a "
                 "lower learning rate",
+            )
+        labels, predicted = (self._coverage(name) for name in ("label_clusters", "predicted_clusters"))
+        if len(self._used["label_clusters"]) == AVERAGED and predicted < COVERED * labels:
+            yield (
+                "unused",
+                f"the predictions of {AVERAGED} batches cover {predicted} clusters, their labels {labels}: most "
+                "clusters are never predicted; check units/label_perplexity, take fewer clusters or a lower learning "
+                "rate",
             )
         if loss > self._lowest_loss + 0.5:
             yield (

@@ -1,10 +1,13 @@
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import write_store
+from torch import Tensor
 
 from hubert_lightning.training.callbacks.collapse import AVERAGED, CollapseWatch
 from hubert_lightning.units.label_shards import LabelSource
@@ -28,11 +31,16 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 
 
 def warnings_of(
-    labels: LabelStore, logged: list[dict[str, float]], caplog: pytest.LogCaptureFixture, restarts: int = 0
+    labels: LabelStore,
+    logged: list[dict[str, float]],
+    caplog: pytest.LogCaptureFixture,
+    restarts: int = 0,
+    used: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> list[str]:
     """Return the warnings of a run that logs these values, every 60 steps, after 600 steps of warm-up.
 
     restarts: logged values between two interruptions, each resumed from a checkpoint; 0 for none
+    used: function from the number of a logged batch to the clusters in it, as the task keeps them
     """
     alerts: list[str] = []
     experiment = SimpleNamespace(alert=lambda title, text, level: alerts.append(text))
@@ -53,6 +61,8 @@ def warnings_of(
             watch.load_state_dict(before.state_dict())
             watch.on_train_start(trainer, task)
         trainer.global_step += 60
+        if used is not None:
+            task.used_clusters = used(number)
         trainer.callback_metrics = {f"train/{name}": value for name, value in values.items()}
         watch.on_train_batch_end(trainer, task, None, None, 0)
     assert [record.getMessage() for record in caplog.records] == alerts
@@ -124,3 +134,20 @@ def test_metrics_of_another_version_in_a_checkpoint_are_ignored() -> None:
     watch = CollapseWatch()
     watch.load_state_dict(state)
     assert watch.state_dict()["values"] == CollapseWatch().state_dict()["values"] | {"masked_accuracy": [0.5]}
+
+
+@pytest.mark.parametrize("restarts", [0, 7])
+@pytest.mark.parametrize(("covered", "warned"), [(30, True), (40, False)])
+def test_coverage_over_many_batches_is_watched_also_over_restarts(
+    covered: int, warned: bool, restarts: int, labels: LabelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def used(number: int) -> dict[str, Tensor]:
+        """Batches of ten clusters each, which differ: labels cover all hundred, predictions the first ones."""
+        batch = torch.arange(10 * number, 10 * number + 10)
+        names = {"label_clusters": batch % 100, "predicted_clusters": batch % covered}
+        return {name: torch.zeros(1, 100, dtype=torch.bool).index_fill(1, ids, True) for name, ids in names.items()}
+
+    warnings = warnings_of(labels, [HEALTHY] * (3 * AVERAGED), caplog, restarts, used)
+    expected = [f"predictions of 20 batches cover {covered} clusters, their labels 100"] if warned else []
+    assert len(warnings) == len(expected)
+    assert all(sentence in warning for sentence, warning in zip(expected, warnings, strict=True))
