@@ -55,7 +55,7 @@ def _reason(best: Measures, layers: int, numbers: int) -> str:
         f"a unit reveals {best.content:.2f} bits of the speech 40 ms later beyond what it reveals of the recording"
     )
     most = f", the most of {' and '.join(compared)}" if compared else ""
-    return f"{content}{most}; NMI with the K-means of other speakers is {best.half_agreement:.2f}"
+    return f"{content}{most}; NMI with the K-means of the other half is {best.half_agreement:.2f}"
 
 
 def grid_for(frames: int, grid: Sequence[int] = CLUSTERS_GRID) -> list[int]:
