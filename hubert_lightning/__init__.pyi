@@ -25,6 +25,7 @@ from .training.pretraining_data import PretrainingData as PretrainingData
 from .training.relabelling import Relabel as Relabel
 from .units.kmeans import KMeans as KMeans
 from .units.kmeans import ScikitKMeans as ScikitKMeans
+from .units.unit_bpe import UnitBPE as UnitBPE
 from .units.unit_extractor import Units as Units
 
 __version__: str

@@ -17,7 +17,7 @@ from hubert_lightning.interrupts import ignore_interrupts
 RATE = 16_000
 FRAME = 0.01
 """Seconds from one frame of pocketsphinx to the next."""
-BEAMS: Sequence[Mapping[str, float]] = ({}, {"beam": 1e-64, "pbeam": 1e-64, "wbeam": 1e-48})
+BEAMS: Sequence[Mapping[str, float]] = ({}, {"beam": 1e-100, "pbeam": 1e-100, "wbeam": 1e-80})
 """Settings of the search: pocketsphinx's own, and wider ones for the utterances that fail with these."""
 LONGEST = 60.0
 """Seconds that are aligned at once; longer audio is cut between words, since memory grows with the square of it."""

@@ -15,12 +15,13 @@ from hashlib import sha256
 from itertools import takewhile, zip_longest
 from math import ceil
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lhotse.cut import Cut
 from rich.console import Console
 
+from hubert_lightning.data.dataset_writer import check_dataset
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed, replacing_all
@@ -29,6 +30,7 @@ from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_writer import LabelWriter, shard_size
 from hubert_lightning.units.quality import perplexity
+from hubert_lightning.units.unit_dataset import export_dataset
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.text_file import lines_of
 
@@ -37,26 +39,37 @@ log = logging.getLogger(__name__)
 LABEL_SUFFIXES = (".km", ".txt", ".jsonl")
 
 
-def export_labels(store: Path, manifest: list[Path], out: Path) -> list[Path]:
-    """Write the labels of a manifest's utterances as text; the suffix of the output is its format.
+def export_labels(
+    store: Path, manifest: list[Path], out: Path, format: Literal["text", "dataset"] = "text"
+) -> list[Path]:
+    """Write the labels of a manifest's utterances as text, or as a Hugging Face dataset.
 
     Utterances without labels, such as those shorter than the `min_duration` of a fit, are left out and counted.
 
     Args:
         store: Folder of a finished label store.
         manifest: Manifests whose utterances are written, in their order.
-        out: File to write, .km (fairseq), .txt (Kaldi) or .jsonl.
+        out: File to write, whose suffix is its format: .km (fairseq), .txt (Kaldi) or .jsonl; or the folder of a
+            dataset.
+        format: Kind of output: text, or dataset, a folder of parquet tables with runs of labels and their durations,
+            speaker, text, duration, language and path of the audio.
 
     Returns:
-        Paths of the files with labels, one per stream or one .jsonl.
+        Paths of the files with labels, one per stream or one .jsonl; or the folder of the dataset.
 
     Raises:
         UserError: The labels are corrupt, or do not belong to the manifest; or the format cannot hold them.
     """
-    _check_suffix(out)
+    if format == "dataset":
+        check_dataset(out)
+    else:
+        _check_suffix(out)
     labels = LabelStore(store)
     labels.verify()
     cuts = _labelled(labels, list(read_manifest(manifest)))
+    if format == "dataset":
+        export_dataset(labels, cuts, out)
+        return [out]
     streams = len(labels.source.clusters)
     paths = [out]
     if out.suffix != ".jsonl" and streams > 1:

@@ -150,6 +150,11 @@ class Units(HubModel):
             )
         return cls(extractor, streams[0], window, source)
 
+    @property
+    def num_clusters(self) -> int:
+        """Number of different units."""
+        return len(self._centroids)
+
     def model_parts(self) -> ModelParts:
         """Return what the folder of the model holds.
 
