@@ -98,7 +98,8 @@ def units(
         model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
     )
     encoding = None if bpe is None else _encoding(bpe, save_bpe, output, extractor)
-    applied = encoding.made([]) if encoding is not None and output is None else None
+    is_stream = output is None or (output.exists() and not output.is_file())  # a pipe, which cannot be read again
+    applied = encoding.made([]) if encoding is not None and is_stream else None
 
     def make(cut: Cut, frame_units: Tensor) -> FileUnits:
         runs = deduplicated(frame_units) if deduplicate else (frame_units, None)
@@ -110,8 +111,8 @@ def units(
         )
 
     rates = BitRates()
-    if output is None or (output.exists() and not output.is_file()):
-        with writer_of(format, output, ids, deduplicate) as write:
+    if output is None or is_stream:
+        with writer_of(format, output, ids, deduplicate, encoded=applied is not None) as write:
             return _write_all(results_of(paths), len(paths), _counting(write, rates), rates)
     settings = extractor.source | {
         "verb": "units",
