@@ -21,7 +21,7 @@ class ModelParts:
         encoder: HubertEncoder.
         head: Linear layer of a fine-tuned model.
         vocabulary: Tokens of this layer.
-        centroids: (clusters, dim) of the K-means of units.
+        centroids: (clusters, dim) of the K-means of units, of each stage if it is residual.
         kmeans_source: Everything that the centroids depend on, by name.
     """
 

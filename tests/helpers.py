@@ -276,8 +276,8 @@ def pretraining_batch(
 
 def pretraining_model(**options: object) -> HubertPretraining:
     seed_everything(0, verbose=False)
-    options = {"num_clusters": 20, "final_dim": 16} | options
-    return HubertPretraining(encoder=TINY, **options).eval()  # type: ignore[arg-type]
+    options = {"encoder": TINY, "num_clusters": 20, "final_dim": 16} | options
+    return HubertPretraining(**options).eval()  # type: ignore[arg-type]
 
 
 def summed_as_in_fairseq(model: HubertPretraining, batch: PretrainingBatch) -> tuple[torch.Tensor, int]:

@@ -1,10 +1,10 @@
 """Functions from audio to features: MFCC, or hidden layers of an encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 
 MFCC = "mfcc"
+BESIDE = " + "
+"""Between the names of features that lie side by side."""
 MFCC_SPLICED = f"mfcc spliced over {SPLICED_FRAMES} frames"
 
 Precision = Callable[[], AbstractContextManager[object]]
@@ -54,6 +56,7 @@ class Extractor(NamedTuple):
         in_workers: Function of one waveform on the CPU, (samples,) to (frames, …), which the processes that read audio
             compute. If it is given, `features` gets its results, padded, in place of waveforms.
         encoder: Encoder that computes the features; None if there is none.
+        columns: Columns of each of several features that lie side by side, such as those of two layers.
     """
 
     features: Features
@@ -63,6 +66,7 @@ class Extractor(NamedTuple):
     uses_statistics: bool = False
     in_workers: Callable[[Tensor], Tensor] | None = None
     encoder: HubertEncoder | None = None
+    columns: tuple[slice, ...] = (slice(None),)
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         """Compute features of a batch in this process, as `Features`."""
@@ -94,13 +98,13 @@ def _unchanged(waveform: Tensor, length: Tensor, statistics: WaveformStatistics 
 
 
 def layer_extractor(
-    path: Path | str, layer: int, device: torch.device, precision: Precision = nullcontext
+    path: Path | str, layer: int | Sequence[int], device: torch.device, precision: Precision = nullcontext
 ) -> Extractor:
     """Create an extractor of one layer of an encoder, whose features do not depend on the batch.
 
     Args:
         path: Model in any format.
-        layer: Layer, counted from 1.
+        layer: Layer, counted from 1; several layers, computed in one pass, lie side by side.
         device: Device that computes.
         precision: Context in which the encoder computes.
 
@@ -108,7 +112,9 @@ def layer_extractor(
         UserError: The model cannot be read, or has no such layer.
     """
     encoder = load_encoder(path).to(device)
-    encoder.check_layer(layer)
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    for number in layers:
+        encoder.check_layer(number)
 
     def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > WINDOW_FRAMES:
@@ -117,13 +123,74 @@ def layer_extractor(
             exact = torch.float32 if device.type == "mps" else torch.float64  # for differences of large numbers
             statistics = WaveformStatistics(*(value.to(device, exact) for value in statistics))
         padded = length_if_padded(length, device)
+        options: dict[str, Any] = {"ignore_padding": True, "statistics": statistics}
         with precision():
-            return encoder.features(
-                waveform.to(device), padded, layer=layer, ignore_padding=True, statistics=statistics
-            )
+            if len(layers) == 1:
+                return encoder.features(waveform.to(device), padded, layer=layers[0], **options)
+            return torch.cat(encoder.features_of_layers(waveform.to(device), padded, layers=layers, **options), dim=-1)
 
-    name = f"layer {layer} of encoder {encoder_fingerprint(encoder)}"
-    return Extractor(features, name, (encoder.config.dim,), device, uses_statistics=True, encoder=encoder)
+    fingerprint, dim = encoder_fingerprint(encoder), encoder.config.dim
+    name = BESIDE.join(f"layer {number} of encoder {fingerprint}" for number in layers)
+    shape = (dim * len(layers),)
+    columns = side_by_side([dim] * len(layers))
+    return Extractor(features, name, shape, device, uses_statistics=True, encoder=encoder, columns=columns)
+
+
+def side_by_side(widths: Sequence[int]) -> tuple[slice, ...]:
+    """Return the columns of features that lie side by side.
+
+    Args:
+        widths: Number of columns of each.
+    """
+    if len(widths) == 1:
+        return (slice(None),)
+    return tuple(slice(sum(widths[:number]), sum(widths[: number + 1])) for number in range(len(widths)))
+
+
+def combined_extractor(
+    sources: Sequence[tuple[str, int | None]], device: torch.device, precision: Precision = nullcontext
+) -> Extractor:
+    """Create an extractor of several features, side by side in this order.
+
+    The audio is read once. Each model is loaded once and computes all of its layers in one pass.
+
+    Args:
+        sources: Model in any format and its layer, counted from 1; or "mfcc" and None.
+        device: Device that computes.
+        precision: Context in which encoders compute.
+
+    Raises:
+        UserError: A model cannot be read, or lacks a layer.
+    """
+    layers: dict[str, list[int | None]] = {}
+    for name, layer in sources:
+        layers.setdefault(name, []).append(layer)
+    extractors = {
+        name: mfcc_extractor()
+        if name == MFCC
+        else layer_extractor(name, [layer for layer in of_model if layer is not None], device, precision)
+        for name, of_model in layers.items()
+    }
+    if len(extractors) == 1 and [layer for _, layer in sources] == layers[sources[0][0]]:
+        return extractors[sources[0][0]]
+    places = [(extractors[name], layers[name].index(layer)) for name, layer in sources]
+
+    def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
+        computed = {
+            name: extractor(waveform.cpu() if name == MFCC else waveform, length, statistics).to(device)
+            for name, extractor in extractors.items()
+        }
+        parts = [
+            computed[name][..., extractor.columns[place]]
+            for (name, _), (extractor, place) in zip(sources, places, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    widths = [len(range(extractor.shape[-1])[extractor.columns[place]]) for extractor, place in places]
+    name = BESIDE.join(extractor.name.split(BESIDE)[place] for extractor, place in places)
+    uses_statistics = any(extractor.uses_statistics for extractor in extractors.values())
+    columns = side_by_side(widths)
+    return Extractor(features, name, (sum(widths),), device, uses_statistics, columns=columns)
 
 
 def all_layers_extractor(

@@ -72,7 +72,7 @@ def _write(parts: ModelParts, folder: Path, name: str, card: CardFacts) -> None:
         (folder / file).write_bytes(content)
     if parts.centroids is not None:
         source = public_provenance(parts.kmeans_source or {})
-        save_kmeans(folder / KMEANS_FILE, [parts.centroids], source | {"kmeans": kmeans_fingerprint([parts.centroids])})
+        save_kmeans(folder / KMEANS_FILE, parts.centroids, source | {"kmeans": kmeans_fingerprint(parts.centroids)})
     (folder / "README.md").write_text(model_card(name, weights, parts.encoder, Facts(), FORMAT, card), "utf-8")
 
 

@@ -4,7 +4,7 @@ Values, gradients and initialisation are those of the reference code (tests/mode
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -177,11 +177,40 @@ class HubertEncoder(nn.Module, HubModel):
         Raises:
             UserError: The encoder has no such layer, or an utterance is shorter than a frame.
         """
-        self.check_layer(layer)
+        return self.features_of_layers(
+            waveform, length, layers=[layer], ignore_padding=ignore_padding, statistics=statistics
+        )[0]
+
+    def features_of_layers(
+        self,
+        waveform: Tensor,
+        length: Tensor | None = None,
+        *,
+        layers: Sequence[int],
+        ignore_padding: bool = False,
+        statistics: WaveformStatistics | None = None,
+    ) -> list[Tensor]:
+        """Compute the outputs of several Transformer layers in one pass, as `features`.
+
+        Args:
+            waveform, length, ignore_padding, statistics: As of `features`.
+            layers: Numbers of the layers, counted from 1.
+
+        Returns:
+            (batch, frames, dim) of each layer, in the order of `layers`.
+
+        Raises:
+            UserError: The encoder lacks a layer, or an utterance is shorter than a frame.
+        """
+        for layer in layers:
+            self.check_layer(layer)
         x, bias, positions = self._embed(waveform, length, ignore_padding, statistics)
-        for block in self.layers[:layer]:
+        outputs = {}  # of these layers alone
+        for number, block in enumerate(self.layers[: max(layers)], start=1):
             x = block(x, bias, positions)
-        return x
+            if number in layers:
+                outputs[number] = x
+        return [outputs[layer] for layer in layers]
 
     def check_layer(self, layer: int) -> None:
         """Check that the encoder has a layer.
@@ -276,18 +305,43 @@ class HubertEncoder(nn.Module, HubModel):
         Returns:
             (batch, frames, dim).
         """
+        return self.contextual_layers(local, num_frames, mask, channel_mask, kept)[-1]
+
+    def contextual_layers(
+        self,
+        local: Tensor,
+        num_frames: Tensor | None = None,
+        mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+        kept: Sequence[bool] | None = None,
+        intermediate: Collection[int] = (),
+    ) -> list[Tensor]:
+        """Compute the outputs of intermediate layers and of the last layer from the output of the convolutions.
+
+        Args:
+            local: (batch, frames, conv_channels).
+            num_frames, mask, channel_mask: As of `contextual`.
+            kept: (layers,), as of `contextual`; the output of a skipped layer is its input.
+            intermediate: Intermediate layers, counted from 1. With `pre_norm`, no norm is applied to their outputs.
+
+        Returns:
+            (batch, frames, dim) of each intermediate layer in ascending order, then of the last layer.
+        """
         x, bias, positions = self._transformer_input(local, num_frames, mask, channel_mask)
         kept = self.draw_kept() if kept is None else kept
         if self.relative_positions is not None and not any(kept):
             x = without_effect(x, self.relative_positions)
-        for layer, keep in zip(self.layers, kept, strict=True):
+        outputs = []
+        for number, (layer, keep) in enumerate(zip(self.layers, kept, strict=True), start=1):
             if not keep:
                 x = without_effect(x, layer)
             elif self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, bias, positions, use_reentrant=False)
             else:
                 x = layer(x, bias, positions)
-        return self.norm(x) if self.config.pre_norm else x
+            if number in intermediate:
+                outputs.append(x)
+        return [*outputs, self.norm(x) if self.config.pre_norm else x]
 
     def compile_parts(self) -> None:
         """Compile all that lies between convolutions, which torch would compile anew for every length.

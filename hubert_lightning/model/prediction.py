@@ -21,6 +21,8 @@ class ClusterPredictor(nn.Module):
         temperature: Divisor of the cosine logits.
         normal_codewords: Whether codewords are drawn from a normal distribution, with about unit length, instead of
             U(0, 1) as in fairseq.
+        norm: Whether frames are normalised first: those of an intermediate layer of an encoder with `pre_norm` are not
+            normalised yet.
     """
 
     def __init__(
@@ -30,9 +32,11 @@ class ClusterPredictor(nn.Module):
         final_dim: int = 256,
         temperature: float = 0.1,
         normal_codewords: bool = False,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.num_clusters, self.temperature = num_clusters, temperature
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
         self.projection = Linear(dim, final_dim)
         self.codewords = nn.Parameter(torch.empty(num_clusters, final_dim))
         if normal_codewords:
@@ -50,7 +54,7 @@ class ClusterPredictor(nn.Module):
         Returns:
             (…, clusters) float32 logits.
         """
-        x = self.projection(frames)
+        x = self.projection(self.norm(frames))
         with torch.autocast(x.device.type, enabled=False):  # a cosine in bf16 is off by up to 0.4 %, a logit by 0.04
             similarity = F.normalize(x.float(), dim=-1) @ F.normalize(self.codewords.float(), dim=-1).T
         logits: Tensor = similarity / self.temperature  # eq. 3

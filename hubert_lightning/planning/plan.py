@@ -257,7 +257,7 @@ def plan_labels(labels: Labels, workers: int, machine: Machine, hours: float) ->
     sampled = min(labels.max_frames, frames)
     encoded = min(SAMPLED * sampled, frames) / 50
     speed = encoding_speed(labels, workers, device) * machine.gpus
-    dim = labels.encoder.dim if labels.encoder else 39
+    dim = max(encoder.dim if encoder else 39 for encoder, _ in labels.teachers)
     kmeans = 0.0
     for clusters in labels.clusters:
         product = Product(round(sampled), clusters, dim, dtype="float32").seconds(device)
@@ -282,12 +282,15 @@ def encoding_speed(labels: Labels, workers: int, device: Device) -> float:
         workers: Loader workers of the GPU, which compute MFCCs.
         device: The GPU.
     """
-    if labels.encoder is None:
-        return MFCC_SPEED * max(workers, 1)
     frames = num_frames(seconds_to_samples(CROP))
     batch = Batch(6, frames, padded=True)
-    seconds = sum(work.seconds(device) for _, work in encoder_work(labels.encoder, batch, labels.layer))
+    encoders = [(encoder, layer) for encoder, layer in labels.teachers if encoder is not None]
+    of_mfcc = (len(labels.teachers) - len(encoders)) * batch.rows * CROP / (MFCC_SPEED * max(workers, 1))
+    if not encoders:
+        return MFCC_SPEED * max(workers, 1)
+    seconds = sum(work.seconds(device) for one, layer in encoders for _, work in encoder_work(one, batch, layer))
     for clusters in labels.clusters:
-        seconds += Product(batch.rows * frames, clusters, labels.encoder.dim, dtype="float32").seconds(device)
+        dim = max(encoder.dim for encoder, _ in encoders)
+        seconds += Product(batch.rows * frames, clusters, dim, dtype="float32").seconds(device)
         seconds += Moved(8 * batch.rows * frames * clusters, 4).seconds(device)
-    return batch.rows * CROP / seconds
+    return batch.rows * CROP / (seconds + of_mfcc)

@@ -45,15 +45,22 @@ class Labels:
 
     Args:
         encoder: Model whose layer is clustered; None for MFCCs.
-        layer: Its layer.
+        layer: Its layer, the last one of several.
         clusters: K-means clusters of each stream.
         max_frames: Frames that K-means is fitted on.
+        others: Further models whose layers are clustered, and their layers, likewise.
     """
 
     encoder: EncoderConfig | None
     layer: int
     clusters: tuple[int, ...]
     max_frames: int
+    others: tuple[tuple[EncoderConfig | None, int], ...] = ()
+
+    @property
+    def teachers(self) -> tuple[tuple[EncoderConfig | None, int], ...]:
+        """All models, None for MFCCs, and their layers."""
+        return ((self.encoder, self.layer), *self.others)
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,17 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     iterations = config.get("iterations") or [None]
     if not isinstance(iterations, list) or not all(isinstance(one, dict | None) for one in iterations):
         raise UserError(f"iterations is {iterations!r:.60}; give a list such as [{{features: mfcc, clusters: 100}}]")
+    iterations = [part for iteration in iterations for part in _parts(iteration)]
     return [_iteration(config, iterations, number) for number in range(len(iterations))]
+
+
+def _parts(iteration: Mapping[str, Any] | None) -> list[Mapping[str, Any] | None]:
+    """Split an iteration that is labelled several times, as `hubert fit` does."""
+    if not iteration or iteration.get("relabel_every") is None:
+        return [iteration]
+    every = int(_number(iteration, "relabel_every", 1, "iterations", 1))
+    steps = int(_number(iteration, "max_steps", 250_000, "iterations", 1))
+    return [{**iteration, "max_steps": min(every, steps - start)} for start in range(0, steps, every)]
 
 
 def audio_hours(config: Mapping[str, Any]) -> float | None:
@@ -161,18 +178,15 @@ def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any]
     clusters = tuple(int(_number({key: one}, key, 100, place, 1)) for one in listed)
     labels = None
     if iteration:
-        source = iteration.get("features", "mfcc")
-        labelled = None if source == "mfcc" else encoder if source == "previous" else encoder_of(Path(str(source)))
-        layer = iteration.get("layer")
-        if labelled and isinstance(layer, int) and not 1 <= layer <= labelled.num_layers:
-            raise UserError(f"{place}.layer is {layer}; the model has layers 1 to {labelled.num_layers}")
-        layer = layer if isinstance(layer, int) else labelled.num_layers if labelled else 0
-        parts = len(iteration.get("parts") or [1])
-        clusters = clusters * parts
-        labels = Labels(labelled, layer, clusters, int(_number(iteration, "max_frames", 17_280_000, place, 1)))
+        (first, *others), streams = _teachers(iteration, encoder, place)
+        residual = int(_number(iteration, "residual", 1, place, 1))
+        clusters = clusters * len(iteration.get("parts") or [1]) * streams * residual
+        max_frames = int(_number(iteration, "max_frames", 17_280_000, place, 1))
+        labels = Labels(*first, clusters, max_frames, tuple(others))
     masked = _number(model, "masked_weight", 1.0, "model.init_args", 0)
+    heads = clusters * (1 + len(model.get("intermediate_layers") or []))
     workload = Workload(
-        encoder, clusters, int(_number(model, "final_dim", 256, "model.init_args", 1)),
+        encoder, heads, int(_number(model, "final_dim", 256, "model.init_args", 1)),
         predicted=masked_fraction(_number(data, "mask_prob", 0.8, "data.init_args", 0)) if masked == 1 else 1.0,
         activation_checkpointing=bool(model.get("activation_checkpointing", False)),
     )  # fmt: skip
@@ -180,6 +194,31 @@ def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any]
     name = f"iteration {number + 1}" if iteration else "pre-training"
     crop = _number(data, "max_crop", CROP, "data.init_args", SHORTEST)
     return _stage(config, name, workload, steps, 87.5, min(CROP, crop), labels)
+
+
+def _teachers(
+    iteration: Mapping[str, Any], encoder: EncoderConfig, place: str
+) -> tuple[list[tuple[EncoderConfig | None, int]], int]:
+    """Models that an iteration's labels come from with their last layer that is clustered, and the number of layers.
+
+    Raises:
+        UserError: A model lacks a layer.
+    """
+    features, layers = iteration.get("features", "mfcc"), iteration.get("layer")
+    names = features if isinstance(features, list) and features else [features] * _length(layers)
+    layers = layers if isinstance(layers, list) and layers else [layers] * len(names)
+    teachers: dict[str, tuple[EncoderConfig | None, int]] = {}
+    for name, layer in zip(map(str, names), layers):
+        model = None if name == "mfcc" else encoder if name == "previous" else encoder_of(Path(name))
+        if model and isinstance(layer, int) and not 1 <= layer <= model.num_layers:
+            raise UserError(f"{place}.layer is {layer}; the model has layers 1 to {model.num_layers}")
+        last = layer if model and isinstance(layer, int) else model.num_layers if model else 0
+        teachers[name] = model, max(last, teachers.get(name, (None, 0))[1])
+    return list(teachers.values()), len(names)
+
+
+def _length(layers: object) -> int:
+    return max(len(layers), 1) if isinstance(layers, list) else 1
 
 
 def _finetuning(config: Mapping[str, Any]) -> Stage:

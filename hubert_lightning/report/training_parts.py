@@ -36,6 +36,8 @@ PRETRAINING_CURVES = (
     ("Masked accuracy", "masked_accuracy", "", True),
     ("Unmasked accuracy", "unmasked_accuracy", "", True),
 )
+OF_LAYER = "val/masked_accuracy_layer"
+"""Start of the names of the accuracies of intermediate layers."""
 FINETUNING_CURVES = (("Loss (CTC)", "loss", "nats per utterance", False),)
 """Title, metric, unit, and whether the metric is a fraction, of the curves of each task."""
 
@@ -73,6 +75,9 @@ def curve_charts(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Chart]
     for title, metric, unit, percent in PRETRAINING_CURVES if runs[0].task == "pre-training" else FINETUNING_CURVES:
         pair = (f"train/{metric}", "training", "dot"), (f"val/{metric}", "validation", "solid")
         add(title, lines(*pair), unit=unit, percent=percent)
+    metrics = sorted({metric for run in runs for metric in run.curves if metric.startswith(OF_LAYER)})
+    of_layers = [(metric, f"layer {metric.removeprefix(OF_LAYER)}", "solid") for metric in metrics]
+    add("Masked accuracy of intermediate layers, validation", lines(*of_layers), percent=True)
     add("Word error rate", lines(("val/wer", "validation", "solid")), percent=True)
     add("Character error rate", lines(("val/cer", "validation", "solid")), percent=True)
     both = ("label", "labels", "dot"), ("predicted", "predictions", "solid")

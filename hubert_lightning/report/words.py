@@ -145,6 +145,8 @@ def facts(run: Run) -> dict[str, str]:
         if is_number(pnmi := first("labels/pnmi")):
             rows["PNMI of the targets"] = f"{pnmi:.3f}"
     rows["initial weights"] = setting(first("pretrained")) if first("pretrained") else "random"
+    if continued := first("labels/continues"):
+        rows["initial weights"] = f"continued from {short_path(str(continued))}"
     rows["encoder"] = encoder(record)
     if is_number(parameters := first("parameters")):
         rows["parameters"] = f"{parameters / 1e6:.3g} million"
@@ -205,7 +207,10 @@ def targets(run: Run) -> str:
     if features == "mfcc":
         return f"{amount} clusters of MFCCs"
     if layer and features:
-        return f"{amount} clusters of layer {layer} of {short_path(str(features))}"
+        models = " and ".join(short_path(name) for name in str(features).split(", "))
+        several = "s" if "," in str(layer) else ""
+        residual = " and of their residuals" if run.record.get("labels/residual") else ""
+        return f"{amount} clusters of layer{several} {layer} of {models}{residual}"
     return f"{amount} clusters of {setting(features)}" if features else f"{amount} clusters"
 
 

@@ -60,6 +60,8 @@ VALIDATION_METRICS = {
     "CTCFinetuning": ("val/loss", "val/wer", "val/cer"),
 }
 """Metrics that the validation of each task logs."""
+METRICS_OF_LAYERS = ("val/masked_loss", "val/masked_accuracy", "val/unmasked_loss", "val/unmasked_accuracy")
+"""Metrics that are also logged for each intermediate layer that predicts, with its number."""
 SPAWNING_STRATEGIES = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 REFUSED_CALLBACKS = {
     "StochasticWeightAveraging": (
@@ -227,6 +229,8 @@ def _check_callbacks(config: Namespace) -> None:
             )
         task, monitor = config.model.class_path.rsplit(".", 1)[-1], settings.get("monitor")
         known = list(VALIDATION_METRICS.get(task, ()))
+        layers = (config.model.get("init_args") or {}).get("intermediate_layers") or []
+        known += [f"{metric}_layer{layer}" for layer in layers for metric in METRICS_OF_LAYERS]
         if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
             raise UserError(
                 f"trainer.callbacks: {name} monitors {monitor}, which validation of {task} does not log; use one of "

@@ -64,7 +64,7 @@ def shard(task: LightningModule, encoder: HubertEncoder, heads: Iterable[nn.Modu
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for whole in (encoder, *heads):
         fully_shard(whole, mesh=mesh)
-    for method in ("local_features", "contextual"):  # a step calls these, not `forward`
+    for method in ("local_features", "contextual", "contextual_layers"):  # a step calls these, not `forward`
         register_fsdp_forward_method(encoder, method)
 
 

@@ -57,6 +57,7 @@ from hubert_lightning.training.run_config import (
     SaveRunConfig,
     check_checkpoint,
     checkpoint_to_judge,
+    continued_run,
     default_precision,
     follow_moved_run,
     given_options,
@@ -177,6 +178,8 @@ class HubertCLI(LightningCLI):
             config.ckpt_path = str(newest)
             if is_first_process():
                 set_corrupt_aside(folder, newest)
+        elif not config.ckpt_path and (before := continued_run(config)):
+            config.ckpt_path = str(newest_checkpoint(before))
         self.run(config)
 
     def run(self, config: Namespace) -> None:

@@ -5,8 +5,9 @@ and its checkpoint, from which the next iteration takes its labels.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from hubert_lightning.features.mfcc import MfccPart
 from hubert_lightning.pretrained.load import encoder_config
 from hubert_lightning.training.run_config import listed, loggers_of
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
-from hubert_lightning.units.label_recipe import LabelRecipe, is_best, is_fresh, is_previous
+from hubert_lightning.units.label_recipe import CONTINUED, LabelRecipe, is_best, is_continued, is_fresh, is_previous
 from hubert_lightning.units.layer_quality import check_phones
 
 
@@ -27,21 +28,29 @@ class Iteration:
     """One iteration of pre-training: the recipe of its labels, and its length.
 
     Args:
-        features: Features that are clustered: "mfcc", "previous" (the model of the iteration before), or a checkpoint.
+        features: Features that are clustered: "mfcc", "previous" (the model of the iteration before), or a checkpoint;
+            several make a label stream each.
         layer: Transformer layer of that model, counted from 1, or "best" (by PNMI, if the validation utterances have
-            phones).
+            phones). Several layers make a label stream each, of one model or of as many models.
         clusters: Number of K-means clusters; several numbers make an ensemble.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, clustered separately (product codes):
             cepstra, delta, delta_delta.
         max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
         kmeans: Algorithm of K-means; hubert_lightning.KMeans if not given.
         quantizer: K-means that was fitted on these features before, used instead of fitting one.
-        weights: Initial weights: "fresh" weights, the "previous" iteration's model, or a checkpoint.
+        weights: Initial weights: "fresh" weights, the "previous" iteration's model, or a checkpoint. "continued" goes
+            on with the iteration before, as one training: its weights and heads, its optimizer, the order of the data,
+            and one learning-rate schedule over all. Clusters keep their numbers, because K-means starts from the means
+            of the new features over the old clusters.
         max_steps: Optimizer steps.
+        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
+            features; one label stream each.
+        relabel_every: Steps after which the labels are made again, from the model as it is then, and training goes on
+            as with "continued" weights; each part has a folder of its own. The features must be "previous".
     """
 
-    features: str = "mfcc"
-    layer: int | Literal["best"] | None = None
+    features: str | list[str] = "mfcc"
+    layer: int | Literal["best"] | list[int | None] | None = None
     clusters: int | list[int] = 100
     parts: list[MfccPart] | None = None
     max_frames: int = 17_280_000
@@ -49,6 +58,8 @@ class Iteration:
     quantizer: Path | None = None
     weights: str = "fresh"
     max_steps: int = 250_000
+    residual: int = 1
+    relabel_every: int | None = None
 
 
 def single_iterations(config: Namespace) -> Iterator[Namespace]:
@@ -72,6 +83,10 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         check_phones(read_manifest(data.validation or data.train))
     for number, iteration in enumerate(config.iterations, start=1):
         check_iteration(iteration, number, config.model.init_args.encoder.num_layers)
+    check_clusters_before(config.iterations)
+    parts = list(parts_of(config.iterations))
+    ends = list(accumulate(part.max_steps for part in parts))
+    for number, iteration in enumerate(parts, start=1):
         run = copy.deepcopy(config)
         run.pop("config", None)
         run.iterations = []
@@ -79,12 +94,23 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         previous = str(Path(config.output) / f"iteration{number - 1}" / "last.ckpt")
         recipe = _recipe(iteration, config.seed_everything).after(previous)
         relabel = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+        first, last = _training(parts, number - 1)
+        if first != number - 1:
+            relabel["continues"] = str(Path(previous).parent)
+        if first != last:
+            begin = ends[first] - parts[first].max_steps  # of the training that this one is a part of
+            run.model.init_args.schedule_steps = ends[last] - begin
+            steps = ends[number - 1] - begin
+            if config.trainer.fast_dev_run:  # so many steps of each part
+                run.trainer.fast_dev_run = int(config.trainer.fast_dev_run) * (number - first)
+        else:
+            steps = iteration.max_steps
         callback = Namespace(class_path="hubert_lightning.Relabel", init_args=Namespace(**relabel))  # type: ignore[no-untyped-call]  # jsonargparse
         run.trainer.callbacks = [*listed(run.trainer.callbacks), callback]
-        run.trainer.max_steps = iteration.max_steps
+        run.trainer.max_steps = steps
         clusters = recipe.num_clusters
         run.model.init_args.num_clusters = clusters[0] if len(clusters) == 1 else clusters
-        if not is_fresh(iteration.weights):
+        if not is_fresh(iteration.weights) and not is_continued(iteration.weights):
             run.model.init_args.pretrained = previous if is_previous(iteration.weights) else iteration.weights
         for logger in loggers_of(run):
             for key in ("name", "id"):
@@ -106,22 +132,83 @@ def check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
     """
     name = f"iterations[{number - 1}]"
     for key in ("features", "weights"):
-        if is_previous(getattr(iteration, key)) and number == 1:
+        given = listed(getattr(iteration, key))
+        if number == 1 and (relative := next((one for one in given if is_previous(one) or is_continued(one)), None)):
             other = "mfcc" if key == "features" else "fresh"
-            raise UserError(f"{name}.{key} is 'previous', but no iteration precedes it; give {other!r} or a path")
+            raise UserError(f"{name}.{key} is {relative!r}, but no iteration precedes it; give {other!r} or a path")
     if iteration.max_steps < 1:
         raise UserError(f"{name}.max_steps is {iteration.max_steps}; give at least one step, or drop the iteration")
+    _check_continued(iteration, name)
     try:
         recipe = _recipe(iteration)
         recipe.check_layer(previous_layers=num_layers)
         _ = recipe.given  # reads the quantizer
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    if not is_fresh(iteration.weights) and not is_previous(iteration.weights):
+    if not any(is_kind(iteration.weights) for is_kind in (is_fresh, is_previous, is_continued)):
         try:
             encoder_config(iteration.weights)
         except UserError as error:
             raise UserError(f"{name}.weights: {error}") from error
+
+
+def _check_continued(iteration: Iteration, name: str) -> None:
+    every = iteration.relabel_every
+    if every is not None and every < 1:
+        raise UserError(f"{name}.relabel_every is {every}; give a number of steps, or leave it out")
+    if every is not None and not any(map(is_previous, listed(iteration.features))):
+        raise UserError(
+            f"{name}.relabel_every is {every}, but labels of {iteration.features} would be the same again; give "
+            "features 'previous', or leave relabel_every out"
+        )
+    if iteration.quantizer and (every is not None or is_continued(iteration.weights)):
+        raise UserError(
+            f"{name}.quantizer is {iteration.quantizer}, but K-means of a continued training starts from the labels "
+            "before; leave the quantizer out, or give weights 'previous'"
+        )
+
+
+def check_clusters_before(iterations: Sequence[Iteration]) -> None:
+    """Check that an iteration which continues the one before has as many clusters.
+
+    Args:
+        iterations: Iterations in order.
+
+    Raises:
+        UserError: It has others, so that its heads do not fit.
+    """
+    for number, (before, iteration) in enumerate(pairwise(iterations), start=1):
+        clusters = [_recipe(one).num_clusters for one in (before, iteration)]
+        if is_continued(iteration.weights) and clusters[0] != clusters[1]:
+            raise UserError(
+                f"iterations[{number}] continues an iteration with {clusters[0]} clusters, but has {clusters[1]}; give "
+                "both the same, or weights 'previous'"
+            )
+
+
+def parts_of(iterations: Sequence[Iteration]) -> Iterator[Iteration]:
+    """Split each iteration that is labelled several times into iterations that continue each other.
+
+    Args:
+        iterations: Iterations of a config, in order.
+    """
+    for iteration in iterations:
+        every = iteration.relabel_every or iteration.max_steps
+        for start in range(0, iteration.max_steps, every):
+            weights = iteration.weights if start == 0 else CONTINUED
+            steps = min(every, iteration.max_steps - start)
+            settings = {field.name: getattr(iteration, field.name) for field in fields(Iteration)}  # of a Namespace
+            yield Iteration(**settings | {"weights": weights, "max_steps": steps, "relabel_every": None})
+
+
+def _training(parts: Sequence[Iteration], number: int) -> tuple[int, int]:
+    """Indices of the first and the last part of the training that a part belongs to."""
+    first = last = number
+    while is_continued(parts[first].weights):
+        first -= 1
+    while last + 1 < len(parts) and is_continued(parts[last + 1].weights):
+        last += 1
+    return first, last
 
 
 def _recipe(iteration: Iteration, seed: int = 0) -> LabelRecipe:

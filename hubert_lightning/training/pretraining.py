@@ -51,6 +51,11 @@ class HubertPretraining(Task):
         compile: Compile the encoder with torch.compile: slow to start, then faster.
         activation_checkpointing: Recompute the activations of each layer in the backward pass: slower, with much less
             memory.
+        schedule_steps: Number of steps of the learning-rate schedule, those of the fit if not given; several fits that
+            continue each other share one schedule.
+        intermediate_layers: Layers below the last, counted from 1, that predict the clusters as well, each with a
+            projection and codewords of its own. Their losses are added to that of the last layer, with the same
+            weights of masked and unmasked frames (ILS-SSL, arXiv 2112.08778: layer 4 of 12).
     """
 
     def __init__(
@@ -70,10 +75,13 @@ class HubertPretraining(Task):
         max_skipped: int = 10,
         compile: bool = False,
         activation_checkpointing: bool = False,
+        intermediate_layers: list[int] | None = None,
+        schedule_steps: int | None = None,
     ) -> None:
         within(1, 2**20, final_dim=final_dim)
         within(1, MAX_CLUSTERS, num_clusters=num_clusters)
         within(0, feature_penalty=feature_penalty)
+        within(1, schedule_steps=schedule_steps)
         if isinstance(num_clusters, list) and not num_clusters:
             raise UserError("num_clusters is an empty list; give a number of clusters")
         if not 1e-6 <= temperature <= 1e6:
@@ -85,6 +93,7 @@ class HubertPretraining(Task):
         if warmup_steps is not None and warmup_steps < 0:
             raise UserError(f"warmup_steps is {warmup_steps}; it is a number of steps, 0 or more")
         encoder = encoder_config(encoder)
+        _check_intermediate(intermediate_layers or [], encoder.num_layers)
         super().__init__(encoder, optimizer or base_optimizer, max_skipped, compile, activation_checkpointing)
         self.num_clusters = [num_clusters] if isinstance(num_clusters, int) else list(num_clusters)
         """(streams,), clusters of each stream of labels."""
@@ -94,9 +103,9 @@ class HubertPretraining(Task):
         trained = None if pretrained is None else read_weights(pretrained)
         if pretrained is not None and trained is not None:
             self.encoder.load_state_dict(_encoder_weights(pretrained, trained, encoder))
-        self.predictors = nn.ModuleList(
-            ClusterPredictor(encoder.dim, clusters, final_dim, temperature, normal_codewords)
-            for clusters in self.num_clusters
+        self.predictors = self._new_predictors()
+        self.intermediate_predictors = nn.ModuleDict(
+            {str(layer): self._new_predictors(norm=encoder.pre_norm) for layer in sorted(intermediate_layers or [])}
         )
         if keep_head:
             self._load_head(pretrained, trained)
@@ -104,7 +113,14 @@ class HubertPretraining(Task):
         self.pretrained, self.keep_head = pretrained, keep_head
         self.used_clusters: dict[str, Tensor] = {}
         """(streams, clusters) bool each: the clusters in the labels and the predictions of the last logged batch."""
-        self.warmup, self.given_warmup_steps = warmup, warmup_steps
+        self.warmup, self.given_warmup_steps, self.schedule_steps = warmup, warmup_steps, schedule_steps
+
+    def _new_predictors(self, norm: bool = False) -> nn.ModuleList:
+        """Build a predictor of each stream of labels."""
+        names = ("final_dim", "temperature", "normal_codewords")
+        settings = {name: self.hparams[name] for name in names}
+        dim = self.encoder.config.dim
+        return nn.ModuleList(ClusterPredictor(dim, clusters, **settings, norm=norm) for clusters in self.num_clusters)
 
     def _load_head(self, pretrained: Path | None, trained: PretrainedWeights | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
@@ -124,8 +140,16 @@ class HubertPretraining(Task):
             own_head.load_state_dict(head.state_dict())
 
     @property
-    def heads(self) -> nn.ModuleList:
-        return self.predictors
+    def heads(self) -> list[nn.Module]:
+        return [predictor for predictors in self._predictors_of_layers().values() for predictor in predictors]
+
+    def _predictors_of_layers(self) -> dict[str, nn.ModuleList]:
+        """Predictors of the last layer and of intermediate layers, by the end of their metrics' names."""
+        predictors = {"": self.predictors}
+        for layer, of_layer in self.intermediate_predictors.items():
+            assert isinstance(of_layer, nn.ModuleList)
+            predictors[f"_layer{layer}"] = of_layer
+        return predictors
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """Compute the cluster logits of every frame.
@@ -137,7 +161,7 @@ class HubertPretraining(Task):
         Returns:
             Logits of each stream, (batch, frames, clusters), and the mean square of the convolutions' output, ().
         """
-        frames, penalty = self._encode(waveform, mask)
+        [*_, frames], penalty = self._encode(waveform, mask)
         return [predictor(frames) for predictor in self.predictors], penalty
 
     def training_step(self, batch: PretrainingBatch) -> Tensor:
@@ -154,7 +178,8 @@ class HubertPretraining(Task):
     def operations(self, batch: PretrainingBatch) -> int:
         rows, frames = batch.mask.shape
         predicted = batch.num_masked if self.masked_weight == 1 else frames
-        head = head_operations(self.encoder.config.dim, self.hparams["final_dim"], self.num_clusters, predicted)
+        clusters = self.num_clusters * (1 + len(self.intermediate_predictors))
+        head = head_operations(self.encoder.config.dim, self.hparams["final_dim"], clusters, predicted)
         return rows * (encoder_operations(self.encoder.config, batch.waveform.shape[1]) + head)
 
     def on_validation_epoch_start(self) -> None:
@@ -175,9 +200,13 @@ class HubertPretraining(Task):
             self.log(f"units/{name}_perplexity", perplexities[number], sync_dist=True)
             self.log(f"units/{name}_coverage", coverages[number], sync_dist=True)
 
-    def _encode(self, waveform: Tensor, mask: Tensor, kept: Sequence[bool] | None = None) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, waveform: Tensor, mask: Tensor, kept: Sequence[bool] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         local = self.encoder.local_features(waveform)
-        return self.encoder.contextual(local, mask=mask, kept=kept), local.float().square().mean()
+        layers = [int(layer) for layer in self.intermediate_predictors]
+        frames = self.encoder.contextual_layers(local, mask=mask, kept=kept, intermediate=layers)
+        return frames, local.float().square().mean()
 
     def _step(
         self, batch: PretrainingBatch, kept: Sequence[bool] | None = None, *, every_frame: bool
@@ -191,8 +220,9 @@ class HubertPretraining(Task):
 
         Returns:
             Loss, (), and metrics by name; with them "predicted", (batch, streams, frames), the most likely clusters.
+            Metrics of an intermediate layer end in "_layer" and its number.
         """
-        frames, penalty = self._encode(batch.waveform, batch.mask, kept)
+        [*intermediate, last], penalty = self._encode(batch.waveform, batch.mask, kept)
         # Masked frames first. All rows mask the same number, so the shapes are known without waiting for the GPU
         order = (~batch.mask).byte().argsort(dim=1, stable=True)
         parts = {
@@ -203,17 +233,21 @@ class HubertPretraining(Task):
         for name, (index, weight) in parts.items():
             if not weight and not every_frame:
                 continue
-            with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
-                logits, cluster = self._predict(frames, index), _select(batch.cluster, index)
-                # HuBERT §II-C: the losses of an ensemble's streams add up
-                losses = sum(_cross_entropy(scores, cluster[:, stream]) for stream, scores in enumerate(logits))
-            assert isinstance(losses, Tensor)
-            loss = loss + losses.sum() * (weight / self._num_terms(batch))  # eq. 2
-            if every_frame:
-                best = torch.stack([scores.detach().argmax(dim=-1) for scores in logits], dim=1)
-                metrics[f"{name}_loss"] = losses.detach().mean()
-                metrics[f"{name}_accuracy"] = (best == cluster).float().mean()
-                predicted.append(best)  # (batch, streams, frames of this part)
+            cluster = _select(batch.cluster, index)
+            of_layers = self._predictors_of_layers().items()
+            for (layer, predictors), frames in zip(of_layers, [last, *intermediate], strict=True):
+                with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+                    logits = _predict(predictors, frames, index)
+                    # HuBERT §II-C: the losses of an ensemble's streams add up; so do those of layers (ILS-SSL §3)
+                    losses = sum(_cross_entropy(scores, cluster[:, stream]) for stream, scores in enumerate(logits))
+                assert isinstance(losses, Tensor)
+                loss = loss + losses.sum() * (weight / self._num_terms(batch))  # eq. 2
+                if every_frame:
+                    best = torch.stack([scores.detach().argmax(dim=-1) for scores in logits], dim=1)
+                    metrics[f"{name}_loss{layer}"] = losses.detach().mean()
+                    metrics[f"{name}_accuracy{layer}"] = (best == cluster).float().mean()
+                    if not layer:
+                        predicted.append(best)  # (batch, streams, frames of this part)
         if every_frame:
             metrics |= {"loss": loss.detach(), "predicted": torch.cat(predicted, dim=-1)}
         return loss, metrics
@@ -227,11 +261,6 @@ class HubertPretraining(Task):
         masked = len(batch.mask) * batch.num_masked
         unmasked = batch.mask.numel() - masked
         return masked * (self.masked_weight > 0) + unmasked * (self.masked_weight < 1)
-
-    def _predict(self, frames: Tensor, index: Tensor) -> list[Tensor]:
-        """Return the logits of each stream, (batch, selected, clusters), at selected frames, (batch, selected)."""
-        selected = frames.gather(1, index[..., None].expand(-1, -1, frames.shape[-1]))
-        return [predictor(selected) for predictor in self.predictors]
 
     def _log(self, part: str, metrics: dict[str, Tensor], batch: PretrainingBatch) -> None:
         validating = part == "val"
@@ -249,10 +278,10 @@ class HubertPretraining(Task):
         """Optimizer steps until the learning rate reaches its peak."""
         if self.given_warmup_steps is not None:
             return self.given_warmup_steps
-        return super().warmup_steps
+        return round(self.warmup * self.schedule_steps) if self.schedule_steps else super().warmup_steps
 
     def schedule(self, total_steps: int) -> Schedule:
-        return linear_warmup_decay(self.warmup_steps, total_steps)
+        return linear_warmup_decay(self.warmup_steps, self.schedule_steps or total_steps)
 
 
 def base_optimizer(parameters: ParamsT) -> AdamW:
@@ -263,6 +292,33 @@ def base_optimizer(parameters: ParamsT) -> AdamW:
 def _select(cluster: Tensor, index: Tensor) -> Tensor:
     """(batch, streams, frames), (batch, selected) → (batch, streams, selected)"""
     return cluster.gather(2, index[:, None].expand(-1, cluster.shape[1], -1))
+
+
+def _predict(predictors: nn.ModuleList, frames: Tensor, index: Tensor) -> list[Tensor]:
+    """Return the logits of each stream, (batch, selected, clusters), at selected frames, (batch, selected)."""
+    selected = frames.gather(1, index[..., None].expand(-1, -1, frames.shape[-1]))
+    return [predictor(selected) for predictor in predictors]
+
+
+def _check_intermediate(layers: Sequence[int], num_layers: int) -> None:
+    """Check that layers lie below the last one.
+
+    Raises:
+        UserError: One does not, or is named twice.
+    """
+    for layer in layers:
+        if layer == num_layers:
+            raise UserError(
+                f"intermediate_layers {layers}: layer {layer} is the last of the encoder, which predicts the clusters "
+                "anyway; leave it out"
+            )
+        if not 1 <= layer < num_layers:
+            raise UserError(
+                f"intermediate_layers {layers}: an encoder of {num_layers} layers has the intermediate layers 1 to "
+                f"{num_layers - 1}, not layer {layer}; name one of those"
+            )
+    if len(set(layers)) < len(layers):
+        raise UserError(f"intermediate_layers {layers}: a layer is named twice; name each once")
 
 
 def _cross_entropy(logits: Tensor, cluster: Tensor) -> Tensor:

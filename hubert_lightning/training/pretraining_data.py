@@ -71,6 +71,8 @@ class PretrainingData(LightningDataModule):
         mixing: Other speech, noise and rooms in the training audio, as in WavLM; validation stays clean.
     """
 
+    continued_labels: str | None = None
+    """Fingerprint of the labels of the run that this one continues."""
     meter: MemoryMeter | None = None
     """Measures the steps that `auto` tries; the device's memory if not set."""
 
@@ -214,7 +216,8 @@ class PretrainingData(LightningDataModule):
         }
         check_order(trainer, orders["train"], self.manifests["train"])
         self.plan = kept_plan(trainer, state_dict, PLAN)
-        if self.labels is not None and self.labels.fingerprint != state_dict.get("labels"):
+        known = (self.labels.fingerprint, self.continued_labels) if self.labels is not None else ()
+        if known and state_dict.get("labels") not in known:
             raise UserError(
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
                 "a backup, or start another run with another --output"

@@ -7,12 +7,14 @@ encoded and assigned to clusters. All ranks of the run share both passes.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lhotse.cut import Cut
@@ -24,9 +26,9 @@ from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import frames_at_once
-from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
+from hubert_lightning.features.extractors import Extractor, combined_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MfccPart
-from hubert_lightning.features.sample import sample_frames
+from hubert_lightning.features.sample import choose_frames, sample_frames
 from hubert_lightning.files import write_whole
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.pretrained.formats.own import read_checkpoint
@@ -35,11 +37,13 @@ from hubert_lightning.training.distributed import on_rank_zero, together
 from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
-from hubert_lightning.units.label_recipe import LabelRecipe, assign_clusters, check_features
+from hubert_lightning.units.kmeans_sample import Sample
+from hubert_lightning.units.label_recipe import LabelRecipe, Stream, assign_clusters, check_features
 from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_writer import LabelWriter, is_of_source, shards_of, stated_source
 from hubert_lightning.units.layer_quality import best_layer, phone_quality
+from hubert_lightning.units.residual import fit_streams
 from hubert_lightning.untrusted.json_file import read_json_object
 
 log = logging.getLogger(__name__)
@@ -54,9 +58,10 @@ class Relabel(Callback):
     """Make the labels of a pre-training run before its first step.
 
     Args:
-        features: "mfcc", or a model in any format, whose hidden layer is clustered.
+        features: "mfcc", or a model in any format, whose hidden layer is clustered; several make a label stream each.
         layer: Transformer layer of the model, counted from 1, or "best": the layer whose clusters have the highest PNMI
-            with the phones of the validation utterances. None for "mfcc".
+            with the phones of the validation utterances. None for "mfcc". Several layers make a label stream each, of
+            one model or of as many models.
         clusters: Number of K-means clusters; several numbers make an ensemble, one label stream each.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, each with its own K-means (product codes):
             cepstra, delta, delta_delta.
@@ -65,6 +70,10 @@ class Relabel(Callback):
         seed: Seed of the sample and of K-means.
         quantizer: File of a K-means that was fitted on these features, used instead of fitting one: ours, one of
             scikit-learn such as the released quantizers, a .npy of centroids, or a torch file.
+        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
+            features; one label stream each.
+        continues: Folder of a run that this one continues: training starts from its checkpoint, with the optimizer, the
+            order of the data and the schedule, and K-means from its labels, so that clusters keep their numbers.
 
     Raises:
         UserError: The arguments contradict each other, or a file cannot be used.
@@ -72,18 +81,22 @@ class Relabel(Callback):
 
     def __init__(
         self,
-        features: str = LabelRecipe.features,
-        layer: int | Literal["best"] | None = None,
+        features: str | list[str] = LabelRecipe.features,
+        layer: int | Literal["best"] | list[int | None] | None = None,
         clusters: int | list[int] = LabelRecipe.clusters,
         parts: list[MfccPart] | None = None,
         max_frames: int = LabelRecipe.max_frames,
         kmeans: KMeans | ScikitKMeans | None = None,
         seed: int = 0,
         quantizer: Path | None = None,
+        residual: int = LabelRecipe.residual,
+        continues: Path | None = None,
     ) -> None:
-        self.recipe = LabelRecipe(features, layer, clusters, parts, max_frames, kmeans, seed, quantizer)
-        if not self.recipe.is_mfcc and not is_hub_name(features):  # which is downloaded when it is needed
-            located(features)
+        self.continues = continues
+        self.recipe = LabelRecipe(features, layer, clusters, parts, max_frames, kmeans, seed, quantizer, residual)
+        for model in self.recipe.models:
+            if not is_hub_name(model):  # which is downloaded when it is needed
+                located(model)
         _ = self.recipe.given  # refuses a quantizer that cannot be used
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -91,10 +104,12 @@ class Relabel(Callback):
         if not isinstance(data, PretrainingData):
             raise UserError("Relabel makes labels for PretrainingData; remove it from trainer.callbacks")
         self._made: dict[str, Any] = {}
+        self._before = self._labels_before(data)
         start = time.perf_counter()
-        folder, model = Path(trainer.default_root_dir), Path(self.recipe.features)
-        if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
-            data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # the model of the iteration before
+        folder = Path(trainer.default_root_dir)
+        for model in map(Path, self.recipe.models):
+            if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
+                data.check_same(read_checkpoint(model).get(type(data).__name__), model)  # of the iteration before
         for cut in _judged(data):
             check_alignment(cut)
         extractor = self._extractor(trainer, data)
@@ -108,6 +123,29 @@ class Relabel(Callback):
             made = self._made | {"seconds": round(time.perf_counter() - start, 3)}
             on_rank_zero(trainer, lambda: _keep_labelling(folder, source.kmeans, made))
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forget best scores and patience of the run that this one continues, which are those of other labels."""
+        kept = Path(str(trainer.ckpt_path)).resolve().parent == Path(trainer.default_root_dir).resolve()
+        if self.continues is not None and not kept:
+            checkpoint["callbacks"] = {}
+
+    def _labels_before(self, data: PretrainingData) -> LabelStore | None:
+        """Open the labels of the run that this one continues.
+
+        Raises:
+            UserError: They are not there, or have other clusters.
+        """
+        if self.continues is None:
+            return None
+        store = LabelStore(self.continues / "labels")
+        if (clusters := self.recipe.num_clusters) != list(store.source.clusters):
+            raise UserError(
+                f"{self.continues}: its labels have {list(store.source.clusters)} clusters, those to make {clusters}; "
+                "give as many, or do not continue that run"
+            )
+        data.continued_labels = store.fingerprint
+        return store
+
     def record(self, labels: LabelStore) -> dict[str, Any]:
         """Describe the labels of a run and how they were made, for the loggers.
 
@@ -119,6 +157,7 @@ class Relabel(Callback):
         """
         origin, made = labels.source.origin(), labelling(labels.path.parent, labels.source.kmeans)
         recipe = {name: value for name, value in self.recipe.as_record().items() if value is not None}
+        recipe |= {} if self.continues is None else {"continues": str(self.continues)}
         streams = made.get("streams") or []
         # Four digits, since sums of float32 differ in the last ones from run to run
         inertias = [float(f"{stream['inertia'][-1]:.4g}") for stream in streams if stream.get("inertia")]
@@ -138,16 +177,19 @@ class Relabel(Callback):
 
     def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
         recipe = self.recipe
-        if recipe.is_mfcc:
-            return mfcc_extractor(in_parts=bool(recipe.parts))
+        if recipe.parts:
+            return mfcc_extractor(in_parts=True)
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-        layer = on_rank_zero(trainer, lambda: recipe.known_layer or self._best_layer(trainer, data))
-        return together(lambda: layer_extractor(recipe.features, layer, device, precision))
+        sources = recipe.known_sources
+        if sources is None:
+            layer = on_rank_zero(trainer, lambda: self._best_layer(trainer, data))
+            sources = [(recipe.models[0], layer)]
+        return together(lambda: combined_extractor(sources, device, precision))
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
         console.note("making labels (choosing the layer)")
         return best_layer(
-            self.recipe.features,
+            self.recipe.models[0],
             [*data.validation_cuts] or _listed(data.train_cuts),
             self.recipe.num_clusters[0],
             Path(trainer.default_root_dir) / "layers.json",
@@ -159,10 +201,12 @@ class Relabel(Callback):
 
     def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
         source = self.recipe.source(extractor, data.train_cuts.fingerprint)
+        if self._before is not None:
+            source["start"] = self._before.fingerprint
         if not on_rank_zero(trainer, lambda: _is_fitted(path, source)):
             if self.recipe.quantizer and self.recipe.given:
                 fitted, stated = self.recipe.given
-                columns = [stream.columns for stream in self.recipe.streams]
+                columns = [stream.columns(extractor) for stream in self.recipe.streams]
                 check_features(self.recipe.quantizer, fitted, stated, extractor, columns, self.recipe.parts)
             else:
                 fitted = self._fitted(trainer, data, extractor)
@@ -190,20 +234,42 @@ class Relabel(Callback):
             )
         )
         device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
-        fitted, kmeans = [], self.recipe.kmeans or KMeans()
+        kmeans = self.recipe.kmeans or KMeans()
         self._made["streams"] = []
         if rows.device != device and device.type == "cuda" and 2 * rows.nbytes < torch.cuda.mem_get_info(device)[0]:
             rows = rows.to(device)  # otherwise each round moves them in chunks
-        for stream in self.recipe.streams:
-            frames, features = len(rows) * trainer.world_size, stream.part or extractor.name
+
+        before = self._clusters_before(trainer, data)
+
+        def fit(stream: Stream, sample: Tensor) -> Tensor:
+            frames, features = len(rows) * trainer.world_size, stream.name_in(extractor.name)
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
-            sample, clusters = rows[:, stream.columns], stream.clusters
+            clusters = stream.clusters
             console.note(f"making labels (K-means, {clusters} clusters)")
             inertia: list[float] = []
             settings: dict[str, Any] = {"index": index, "group": group, "device": device, "report": inertia.append}
-            fitted.append(kmeans.fit(sample, clusters, self.recipe.seed, **settings))
-            self._made["streams"].append({"clusters": clusters, "part": stream.part, "inertia": inertia})
-        return fitted
+            if before is not None:
+                number = len(self._made["streams"])
+                means = Sample(sample, index, self.recipe.seed, group, device).means_of(before[:, number], clusters)
+                settings["start"] = means.means.masked_fill(means.counts[:, None] == 0, math.nan).float()
+            centroids = kmeans.fit(sample, clusters, self.recipe.seed, **settings)
+            several = {"features": features} if len(self.recipe.sources) > 1 or self.recipe.residual > 1 else {}
+            self._made["streams"].append({"clusters": clusters, "part": stream.part, "inertia": inertia} | several)
+            return centroids
+
+        streams = [(stream.columns(extractor), stream) for stream in self.recipe.streams]
+        return fit_streams(rows, streams, self.recipe.residual, fit, device)
+
+    def _clusters_before(self, trainer: Trainer, data: PretrainingData) -> Tensor | None:
+        """Clusters (rows, streams) of the frames of this rank's sample in the run that this one continues."""
+        if self._before is None:
+            return None
+        cuts, chosen = choose_frames(data.train_cuts, self.recipe.max_frames, self.recipe.seed)
+        own = range(trainer.global_rank, len(cuts), trainer.world_size)
+        clusters = [self._before[cuts[number].id][:, chosen[number]] for number in own]
+        streams = len(self.recipe.num_clusters)
+        joined = np.concatenate([np.empty((streams, 0), np.uint16), *clusters], axis=1)
+        return torch.from_numpy(joined.astype(np.int32).T)
 
     def _labels(
         self,
@@ -216,7 +282,8 @@ class Relabel(Callback):
         cuts: Sequence[Cut],
     ) -> LabelStore:
         shards = shards_of(cuts)
-        streams = [(stream.columns, means) for stream, means in zip(self.recipe.streams, centroids, strict=True)]
+        columns = [stream.columns(extractor) for stream in self.recipe.streams]
+        streams = list(zip(columns, centroids, strict=True))
 
         def once(work: Callable[[], T]) -> T:
             return on_rank_zero(trainer, work)
@@ -225,9 +292,8 @@ class Relabel(Callback):
             own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
             groups = [shards[shard] for shard in own_shards]
             batch_frames = max(data.max_frames, frames_at_once(extractor.device))
-            labels = assign_clusters(
-                extractor, streams, groups, batch_frames, data.num_workers, ranks=trainer.world_size
-            )
+            settings = {"ranks": trainer.world_size, "residual": self.recipe.residual}
+            labels = assign_clusters(extractor, streams, groups, batch_frames, data.num_workers, **settings)
             for shard, clusters in zip(own_shards, labels, strict=True):
                 writer.write(shard, clusters)
 
@@ -252,7 +318,7 @@ class Relabel(Callback):
         for number, stream in enumerate(self.recipe.streams if judged else []):
             numbers = "PNMI %.3f, phone purity %.3f, cluster purity %.3f, perplexity %.1f, %d dead clusters"
             quality = phone_quality(judged, store, stream.clusters, number)
-            features = stream.part or store.source.features
+            features = stream.name_in(store.source.features)
             log.info(f"labels of {features}, {stream.clusters} clusters: {numbers}", *quality)
             measured.append({name: float(value) for name, value in quality._asdict().items()})
         return measured

@@ -32,6 +32,8 @@ ALLOWED: dict[str, dict[str, tuple[type, ...]]] = {
         "feature_penalty": Number,
         "warmup": Number,
         "warmup_steps": (int, Nothing),
+        "intermediate_layers": (list, Nothing),
+        "schedule_steps": (int, Nothing),
     },
     "CTCFinetuning": {
         "encoder": (Mapping,),
@@ -144,9 +146,10 @@ def model_arguments(task: type, checkpoint: Mapping[str, Any], path: Path) -> di
         arguments[name] = value
     if not arguments:
         return {}
-    clusters = arguments.get("num_clusters")
-    if isinstance(clusters, list) and not all(type(number) is int for number in clusters):
-        raise UserError(f"{path}: its num_clusters is {clusters!r:.40}, which are not numbers of clusters; {ADVICE}")
+    for name, kind in (("num_clusters", "numbers of clusters"), ("intermediate_layers", "numbers of layers")):
+        numbers = arguments.get(name)
+        if isinstance(numbers, list) and not all(type(number) is int for number in numbers):
+            raise UserError(f"{path}: its {name} is {numbers!r:.40}, which are not {kind}; {ADVICE}")
     if "encoder" in arguments:
         arguments["encoder"] = vars(encoder_config_from(arguments["encoder"], path))
     if arguments.get("vocabulary") is not None:

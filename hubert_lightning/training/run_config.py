@@ -184,6 +184,21 @@ def _dotted(value: dict[str, Any], start: str) -> Iterator[tuple[str, Any]]:
             yield f"{start}{name}", inner
 
 
+def continued_run(config: Namespace) -> Path | None:
+    """Folder of the run that this one continues; None if it starts anew.
+
+    Raises:
+        UserError: That run has saved no checkpoint.
+    """
+    relabel = [one for one in listed(config.trainer.callbacks) if str(one.class_path).endswith("Relabel")]
+    folder = next((one.init_args.get("continues") for one in relabel if one.get("init_args")), None)
+    if folder is None:
+        return None
+    if not any((Path(folder) / name).exists() for name in ("last.ckpt", "previous.ckpt")):
+        raise UserError(f"{folder}: the run to continue has no checkpoint; train it first")
+    return Path(folder)
+
+
 def default_precision(trainer: Namespace) -> str | None:
     """bfloat16 on a GPU that supports it."""
     gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

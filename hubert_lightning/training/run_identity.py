@@ -102,8 +102,13 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
         dict(callback.get("init_args", {})) for callback in callbacks if callback["class_path"].endswith("Relabel")
     ]
     for labels in relabel:
-        if not is_mfcc(labels.get("features", "")):
-            labels["features"] = "a checkpoint"  # its path moves with the run; Relabel compares its content
+        # The path of a checkpoint moves with the run; Relabel compares its content
+        features = listed(labels.get("features", ""))
+        labels["features"] = [name if is_mfcc(name) else "a checkpoint" for name in features]
+        if labels.get("residual") == 1:  # which configs of earlier versions lack
+            labels.pop("residual")
+        if labels.get("continues"):
+            labels["continues"] = "a run"  # likewise
         if labels.get("quantizer"):
             labels["quantizer"] = "a file"  # likewise
     identity: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}

@@ -24,7 +24,8 @@ ALIASES = {"steps": STEPS, "max_steps": STEPS, "lr": RATE, "batch_seconds": DURA
 """Short name → key. With iterations, the number of steps is that of each iteration."""
 
 ITERATION_KEYS = (
-    "features", "layer", "clusters", "parts", "max_frames", "kmeans", "quantizer", "weights", "max_steps"
+    "features", "layer", "clusters", "parts", "max_frames", "kmeans", "quantizer", "weights", "max_steps", "residual",
+    "relabel_every",
 )  # fmt: skip
 """Keys of an entry of iterations."""
 

@@ -21,6 +21,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import KMEANS_FILE
+from hubert_lightning.training.iterations import parts_of
 from hubert_lightning.training.run_config import SWEEP, TRIAL, listed, loggers_of
 from hubert_lightning.training.run_folder import CONFIG
 
@@ -61,9 +62,9 @@ def own_folder(config: Namespace) -> None:
     """
     if not os.environ.get(SWEEP):
         return
-    if len(config.iterations) > 1:
+    if (number := sum(1 for _ in parts_of(config.iterations))) > 1:
         raise UserError(
-            f"{len(config.iterations)} iterations in a trial of a W&B sweep, which is one run; sweep one iteration, "
+            f"{number} iterations in a trial of a W&B sweep, which is one run; sweep one iteration, "
             "with the labels of a run before it (data.init_args.labels, or features of a checkpoint)"
         )
     trial = os.environ.get(TRIAL, "")

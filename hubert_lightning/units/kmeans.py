@@ -59,6 +59,7 @@ class KMeans:
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
         report: Report | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Fit centroids to the rows of all ranks.
 
@@ -71,6 +72,8 @@ class KMeans:
             device: Device that computes, to which rows move in chunks; that of the rows if not given.
             report: Function that gets the inertia of each round, per row: first of the best seeding, then of more and
                 more rows.
+            start: (clusters, dim), centroids that the first round starts from, in place of k-means++ seeds; clusters
+                keep their numbers. One that is NaN starts from a row that is far from the others.
 
         Returns:
             (clusters, dim) float32, the same on every rank.
@@ -88,7 +91,9 @@ class KMeans:
             with console.progress(f"K-means, {num_clusters} clusters", None, at_most=True) as bar:
                 fit = _Fit(self, sample, num_clusters, seed, bar, report or _ignored)
                 in_batches = self.batch_frames is not None and self.batch_frames < sample.total
-                centroids = fit.in_batches(seeding) if in_batches else fit.in_levels(seeding)
+                if start is not None:
+                    start = sample.of_first_rank(_started(start, seeding, sample.centre))
+                centroids = fit.in_batches(seeding, start) if in_batches else fit.in_levels(seeding, start)
             return (centroids + sample.centre).float()
 
 
@@ -101,19 +106,21 @@ class _Fit:
         self.settings, self.sample, self.num_clusters, self.seed = settings, sample, num_clusters, seed
         self.bar, self.report = bar, report
 
-    def in_levels(self, seeding: Tensor) -> Tensor:
+    def in_levels(self, seeding: Tensor, start: Tensor | None = None) -> Tensor:
         """Run Lloyd's algorithm on more and more rows, projected if that is worth it, then on all rows as they are."""
         sample, total = self.sample, self.sample.total
         sizes = _sizes(len(seeding), total)
         axes = self._axes(seeding) if sizes else None
         if axes is None:
+            sizes = sizes or ([] if start is None else [total])  # seeds have had rounds on all rows
             self.bar.total = self.settings.max_rounds * sum(sizes) or None
-            return self._levels(sample, seeding, seeding[:0], sizes)
+            return self._levels(sample, seeding, seeding[:0], sizes, start=start)
         share = axes.shape[1] / len(axes)
         self.bar.total = self.settings.max_rounds * (total + sum(int(share * size) for size in sizes))
         self.bar(0, f"finding the {axes.shape[1]} main directions of {total} frames")
         projected, near = sample.projected(axes), seeding @ axes
-        self._levels(projected, near, seeding.square().sum(dim=1) - near.square().sum(dim=1), sizes, share)
+        beyond = seeding.square().sum(dim=1) - near.square().sum(dim=1)
+        self._levels(projected, near, beyond, sizes, share, None if start is None else start @ axes)
         means, _, inertia = sample.means(projected, self.num_clusters)
         del projected
         return self._lloyd(sample, seeding, means, _Rounds(self, total), float(inertia))
@@ -128,9 +135,17 @@ class _Fit:
             return None
         return self.sample.of_first_rank(seeding.new_empty(seeding.shape[1], number) if axes is None else axes)
 
-    def _levels(self, sample: Sample, seeding: Tensor, beyond: Tensor, sizes: list[int], share: float = 1.0) -> Tensor:
+    def _levels(
+        self,
+        sample: Sample,
+        seeding: Tensor,
+        beyond: Tensor,
+        sizes: list[int],
+        share: float = 1.0,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Choose seeds among the seeding rows, and move them by rounds on numbers of rows; `beyond` as in `Sample`."""
-        centroids = self.seeded(seeding, beyond)
+        centroids = self.seeded(seeding, beyond) if start is None else start
         for size in sizes:
             centroids = self._lloyd(sample, seeding, centroids, _Rounds(self, size, share))
         return centroids
@@ -167,12 +182,13 @@ class _Fit:
         rounds.end()
         return centroids
 
-    def in_batches(self, seeding: Tensor) -> Tensor:
+    def in_batches(self, seeding: Tensor, start: Tensor | None = None) -> Tensor:
         """Web-scale K-means (Sculley 2010): a centroid is the mean of all rows that were ever assigned to it."""
         total, size = self.sample.total, self.settings.batch_frames
         assert size is not None
         self.bar.total = self.settings.max_rounds * total
-        centroids, rounds = self.seeded(seeding, seeding[:0]).double(), _Rounds(self, total)
+        centroids = (self.seeded(seeding, seeding[:0]) if start is None else start).double()
+        rounds = _Rounds(self, total)
         seen = torch.zeros(self.num_clusters, dtype=torch.float64, device=centroids.device)
         best = math.inf
         for _ in range(self.settings.max_rounds):
@@ -244,6 +260,7 @@ class ScikitKMeans:
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
         report: Report | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Fit centroids, as `KMeans.fit`; each rank gathers the rows of all ranks, which must fit in its memory.
 
@@ -255,9 +272,12 @@ class ScikitKMeans:
         # float64: scikit-learn converts float32 blocks for every distance, and takes twice as long
         gathered = sample.gather(sample.total)
         centroids = gathered.new_zeros(num_clusters, gathered.shape[1])
+        if start is not None:
+            centre = _centre(gathered)
+            start = _started(start, gathered - centre, centre) + centre
         if group is None or dist.get_rank(group) == 0:
             with console.progress(f"K-means of scikit-learn, {num_clusters} clusters", None):
-                centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed))
+                centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed, start))
         sample.of_first_rank(centroids)
         if (different := len(torch.unique(centroids, dim=0))) < num_clusters:
             raise UserError(too_few(different, num_clusters, sample.total))
@@ -266,15 +286,15 @@ class ScikitKMeans:
                 report(float(sample.round(centroids, sample.total).inertia) / sample.total)
         return centroids
 
-    def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int) -> Tensor:
+    def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int, start: Tensor | None) -> Tensor:
         kmeans = MiniBatchKMeans(  # fairseq learn_kmeans
             num_clusters,
-            init="k-means++",
+            init="k-means++" if start is None else start.cpu().double().numpy(),
             max_iter=100,
             batch_size=10_000,
             tol=0.0,
             max_no_improvement=100,
-            n_init=20,
+            n_init=20 if start is None else 1,
             reassignment_ratio=0.0,
             compute_labels=False,
             random_state=seed,
@@ -289,6 +309,15 @@ def _sizes(first: int, total: int) -> list[int]:
         first = min(GROWTH * first, total)
         sizes.append(first)
     return sizes
+
+
+def _started(start: Tensor, seeding: Tensor, centre: Tensor) -> Tensor:
+    """Return the first centroids, relative to the centre; those that are NaN from seeding rows, relative to it too."""
+    start = start.to(seeding.device, seeding.dtype) - centre
+    missing = start.isnan().any(dim=1)
+    if not (number := int(missing.sum())):
+        return start
+    return _filled(start.nan_to_num(), (~missing).to(start.dtype), seeding, number)
 
 
 def _ignored(inertia: float) -> None:

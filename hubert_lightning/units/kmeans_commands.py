@@ -10,7 +10,7 @@ from torch import Tensor
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError
-from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
+from hubert_lightning.features.extractors import Extractor, combined_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.features.sample import sample_frames
 from hubert_lightning.features.windows import WINDOW_FRAMES
@@ -20,14 +20,15 @@ from hubert_lightning.model.devices import choose_device
 from hubert_lightning.units.foreign_kmeans import SOURCE
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
-from hubert_lightning.units.label_recipe import LabelRecipe, check_features
+from hubert_lightning.units.label_recipe import LabelRecipe, Stream, check_features
+from hubert_lightning.units.residual import fit_streams
 
 
 def fit_kmeans(
     model: str,
     manifests: list[Path],
     out: Path,
-    layer: int | None = None,
+    layer: int | list[int] | None = None,
     clusters: int | list[int] = 100,
     parts: list[MfccPart] | None = None,
     max_frames: int = 17_280_000,
@@ -35,6 +36,7 @@ def fit_kmeans(
     seed: int = 0,
     min_duration: float = 2.0,
     num_workers: int | None = None,
+    residual: int = 1,
 ) -> None:
     """Fit K-means on one layer of a model, or on MFCCs, as `hubert fit` does before its first step.
 
@@ -42,7 +44,7 @@ def fit_kmeans(
         model: "mfcc", or a model in any format.
         manifests: Manifests of the utterances that frames are drawn from.
         out: File to write, .safetensors; an iteration can use it as its quantizer.
-        layer: Transformer layer, counted from 1; none for "mfcc".
+        layer: Transformer layer, counted from 1; none for "mfcc". Several layers have a K-means each.
         clusters: Number of clusters; several numbers make an ensemble.
         parts: Parts of MFCCs spliced over three frames, each with its own K-means (product codes): cepstra, delta,
             delta_delta.
@@ -51,6 +53,8 @@ def fit_kmeans(
         seed: Seed of the sample and of K-means.
         min_duration: Minimum duration in seconds; shorter utterances are left out, as in `hubert fit`.
         num_workers: Number of processes that read audio; one for each core, but 4 at most, if not given.
+        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
+            features.
 
     Raises:
         UserError: The arguments contradict each other, or a file cannot be used.
@@ -58,7 +62,8 @@ def fit_kmeans(
     _check_new(out)
     if Path(out).suffix != ".safetensors":
         raise UserError(f"{out}: not a name of a K-means file; choose one that ends in .safetensors")
-    recipe = LabelRecipe(model, layer, clusters, parts, max_frames, kmeans, seed)
+    layers: list[int | None] | int | None = [*layer] if isinstance(layer, list) else layer
+    recipe = LabelRecipe(model, layers, clusters, parts, max_frames, kmeans, seed, residual=residual)
     recipe.check_layer()
     read = read_corpora(manifests)
     cuts = read.chosen(read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2)))
@@ -68,10 +73,12 @@ def fit_kmeans(
     num_workers = default_workers() if num_workers is None else num_workers
     rows, index = sample_frames(extractor, cuts, max_frames, seed, batch_frames=WINDOW_FRAMES, num_workers=num_workers)
     algorithm = recipe.kmeans or KMeans()
-    centroids = [
-        algorithm.fit(rows[:, stream.columns], stream.clusters, seed, index=index, device=extractor.device)
-        for stream in recipe.streams
-    ]
+
+    def fit(stream: Stream, sample: Tensor) -> Tensor:
+        return algorithm.fit(sample, stream.clusters, seed, index=index, device=extractor.device)
+
+    streams = [(stream.columns(extractor), stream) for stream in recipe.streams]
+    centroids = fit_streams(rows, streams, residual, fit, extractor.device)
     save_kmeans(out, centroids, recipe.source(extractor, cuts.fingerprint))
     print(f"{out}: {_described(centroids)}, fitted on {len(rows)} frames of {extractor.name}")
 
@@ -164,9 +171,10 @@ def _scikit_kmeans(centroids: Tensor, source: dict[str, str]) -> MiniBatchKMeans
 
 
 def _extractor(recipe: LabelRecipe) -> Extractor:
-    if recipe.known_layer is None:
-        return mfcc_extractor(in_parts=bool(recipe.parts))
-    return layer_extractor(recipe.features, recipe.known_layer, choose_device())
+    if recipe.parts:
+        return mfcc_extractor(in_parts=True)
+    assert recipe.known_sources is not None
+    return combined_extractor(recipe.known_sources, choose_device())
 
 
 def _described(centroids: list[Tensor]) -> str:

@@ -133,8 +133,18 @@ class Sample:
         The inertia is that of the rows with these means.
         """
         assert projected.cluster is not None
-        cluster = projected.cluster[_inverse(self._order).to(projected.cluster.device)].to(self.device)
+        cluster = projected.cluster[_inverse(self._order).to(projected.cluster.device)]
+        return self.means_of(cluster, clusters)
+
+    def means_of(self, cluster: Tensor, clusters: int) -> Round:
+        """Compute the means of given clusters, and the inertia of the rows with these means.
+
+        Args:
+            cluster: (n,) integers, cluster of each of this rank's rows.
+            clusters: Number of clusters.
+        """
         totals, start = _Totals(clusters, self.rows.shape[1], self.device), 0
+        cluster = cluster.to(self.device)
         for x in self._pieces(0, self.total, clusters):
             totals.add(x, cluster[start : start + len(x)].long())
             start += len(x)

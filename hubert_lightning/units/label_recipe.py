@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extract import extract
-from hubert_lightning.features.extractors import MFCC, Extractor
+from hubert_lightning.features.extractors import BESIDE, MFCC, Extractor
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.frames import num_frames
 from hubert_lightning.pretrained.load import encoder_config
-from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, assign
+from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_shards import check_clusters
+from hubert_lightning.units.residual import assign_streams
 
-PREVIOUS, FRESH, BEST = "previous", "fresh", "best"
+PREVIOUS, FRESH, CONTINUED, BEST = "previous", "fresh", "continued", "best"
+RESIDUAL = "residual"
+"""Entry of the source of a K-means that says how many of its streams follow each other, if more than one."""
 
 
 def is_mfcc(features: Path | str) -> bool:
@@ -45,6 +47,11 @@ def is_fresh(weights: str) -> bool:
     return weights == FRESH
 
 
+def is_continued(weights: str) -> bool:
+    """Whether training goes on from the iteration before, with its optimizer, order of the data and schedule."""
+    return weights == CONTINUED
+
+
 def is_best(layer: int | str | None) -> bool:
     """Whether the layer is the one whose clusters have the highest PNMI."""
     return layer == BEST
@@ -56,15 +63,23 @@ class Stream(NamedTuple):
     Args:
         part: Part of the MFCCs that is clustered; None for all columns.
         clusters: Number of clusters.
+        source: Index of the features among those of the recipe.
+        stage: 1 for K-means of the features, 2 for K-means of what the centroids of stage 1 leave of them, and so on.
     """
 
     part: MfccPart | None
     clusters: int
+    source: int = 0
+    stage: int = 1
 
-    @property
-    def columns(self) -> slice:
+    def columns(self, extractor: Extractor) -> slice:
         """Columns of the features that are clustered."""
-        return MFCC_PARTS[self.part] if self.part else slice(None)
+        return MFCC_PARTS[self.part] if self.part else extractor.columns[self.source]
+
+    def name_in(self, features: str) -> str:
+        """Name of what is clustered, of features of this name."""
+        own = self.part or features.split(BESIDE)[self.source]
+        return own if self.stage == 1 else f"residual {self.stage - 1} of {own}"
 
 
 @dataclass(frozen=True)
@@ -72,57 +87,100 @@ class LabelRecipe:
     """Features and K-means of labels.
 
     Args:
-        features: "mfcc", "previous" (the model of the iteration before), or a model in any format.
-        layer: Transformer layer of the model, counted from 1, or "best" (by PNMI); None for MFCCs.
+        features: "mfcc", "previous" (the model of the iteration before), or a model in any format; several make a label
+            stream each.
+        layer: Transformer layer of the model, counted from 1, or "best" (by PNMI); None for MFCCs. Several layers make
+            a label stream each, of one model or of as many models.
         clusters: Number of K-means clusters; several numbers make an ensemble, one label stream each.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, each with its own K-means (product codes).
         max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
         kmeans: K-means algorithm; `KMeans()` if not given.
         seed: Seed of the sample and of K-means.
         quantizer: File of a K-means that was fitted on these features; used instead of fitting one.
+        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
+            features; one label stream each.
 
     Raises:
         UserError: The arguments contradict each other, or a number is out of range.
     """
 
-    features: str = MFCC
-    layer: int | Literal["best"] | None = None
+    features: str | list[str] = MFCC
+    layer: int | Literal["best"] | list[int | None] | None = None
     clusters: int | list[int] = 100
     parts: list[MfccPart] | None = None
     max_frames: int = 17_280_000
     kmeans: KMeans | ScikitKMeans | None = None
     seed: int = 0
     quantizer: Path | None = None
+    residual: int = 1
 
     def __post_init__(self) -> None:
         check_clusters(self.ensemble)
         within(max(self.ensemble), max_frames=self.max_frames)
         within(0, 2**32 - 1, seed=self.seed)
-        if self.is_mfcc != (self.layer is None):
-            raise UserError(
-                f"features {self.features!r} with layer {self.layer}: MFCCs have no layers, and a model needs one"
-            )
+        within(1, 16, residual=self.residual)
+        for features, layer in self.sources:
+            if is_mfcc(features) != (layer is None):
+                raise UserError(
+                    f"features {features!r} with layer {layer}: MFCCs have no layers, and a model needs one"
+                )
         if self.parts and not self.is_mfcc:
             raise UserError(f"parts {', '.join(self.parts)} of {self.features}: only MFCCs have parts; leave them out")
+        if self.parts and self.residual > 1:
+            raise UserError(
+                f"residual {self.residual} with parts {', '.join(self.parts)}: product codes have no residual; leave "
+                "one of the two out"
+            )
+        if self.is_best_layer and len(self.sources) > 1:
+            raise UserError(f"layer {BEST!r} of {len(self.sources)} features: name a layer of each")
         if self.quantizer and self.is_best_layer:
             raise UserError(
                 f"quantizer {self.quantizer} was fitted on one layer, but layer is {BEST!r}; name that layer"
             )
 
     @property
+    def sources(self) -> list[tuple[str, int | str | None]]:
+        """Features and layer of each labelling.
+
+        Raises:
+            UserError: The numbers of features and of layers differ, or a layer is named twice.
+        """
+        features = self.features if isinstance(self.features, list) else [self.features]
+        layers = self.layer if isinstance(self.layer, list) else None
+        if layers is None:  # one for all models
+            layer = None if isinstance(self.layer, list) else self.layer
+            alone = len(features) == 1
+            return _different([(name, layer if alone or not is_mfcc(name) else None) for name in features])
+        if not isinstance(self.features, list):
+            features = features * len(layers)
+        if len(features) != len(layers):
+            raise UserError(
+                f"{len(features)} features and {len(layers)} layers: name a layer of each, null for mfcc, or one layer "
+                "for all"
+            )
+        return _different(list(zip(features, layers, strict=True)))
+
+    @property
+    def known_sources(self) -> list[tuple[str, int | None]] | None:
+        """Features and layer of each labelling; None if the layer is still to be chosen."""
+        if self.is_best_layer:
+            return None
+        return [(features, None if layer is None else int(layer)) for features, layer in self.sources]
+
+    @property
+    def models(self) -> list[str]:
+        """Models whose layers are clustered, each once."""
+        return list(dict.fromkeys(features for features, _ in self.sources if not is_mfcc(features)))
+
+    @property
     def is_mfcc(self) -> bool:
-        """Whether MFCCs are clustered."""
-        return is_mfcc(self.features)
+        """Whether MFCCs alone are clustered."""
+        return not self.models
 
     @property
     def is_best_layer(self) -> bool:
         """Whether the layer is chosen by its clusters' PNMI."""
         return is_best(self.layer)
-
-    @property
-    def known_layer(self) -> int | None:
-        """Layer of the model, unless there is none or it is still to be chosen."""
-        return int(self.layer) if self.layer and not self.is_best_layer else None
 
     @property
     def ensemble(self) -> list[int]:
@@ -133,7 +191,9 @@ class LabelRecipe:
     def streams(self) -> list[Stream]:
         """Label streams: the K-means ensemble of each part."""
         parts: Sequence[MfccPart | None] = self.parts or [None]
-        return [Stream(part, clusters) for part, clusters in product(parts, self.ensemble)]
+        sources, stages = range(len(self.sources)), range(1, self.residual + 1)
+        chosen = product(sources, parts, self.ensemble, stages)
+        return [Stream(part, clusters, source, stage) for source, part, clusters, stage in chosen]
 
     @property
     def num_clusters(self) -> list[int]:
@@ -155,10 +215,16 @@ class LabelRecipe:
                 f"{self.quantizer}: a K-means with {counts} clusters, but {self.num_clusters} are requested; change "
                 "clusters"
             )
+        if "features" in source and (stages := source.get(RESIDUAL, "1")) != str(self.residual):
+            raise UserError(
+                f"{self.quantizer}: a K-means with residual {stages}, but residual is {self.residual}; change residual"
+            )
         return centroids, source
 
     def after(self, previous: str) -> "LabelRecipe":
         """This recipe, with the path of a checkpoint in place of "previous"."""
+        if isinstance(self.features, list):
+            return replace(self, features=[previous if is_previous(name) else name for name in self.features])
         return replace(self, features=previous) if is_previous(self.features) else self
 
     def check_layer(self, previous_layers: int | None = None) -> None:
@@ -170,17 +236,21 @@ class LabelRecipe:
         Raises:
             UserError: The model cannot be read, or has no such layer.
         """
-        if self.is_mfcc:
-            return
-        layers = previous_layers if is_previous(self.features) else None
-        layers = layers or encoder_config(self.features).num_layers
-        if not self.is_best_layer and self.layer not in range(1, layers + 1):
-            raise UserError(f"{self.features} has layers 1 to {layers}, not layer {self.layer}; name one of those")
+        for model in self.models:
+            layers = previous_layers if is_previous(model) else None
+            layers = layers or encoder_config(model).num_layers
+            for features, layer in self.sources:
+                if features == model and not is_best(layer) and layer not in range(1, layers + 1):
+                    raise UserError(f"{model} has layers 1 to {layers}, not layer {layer}; name one of those")
 
     def as_record(self) -> dict[str, Any]:
         """Arguments of this recipe, as a run records them."""
         kmeans = self.kmeans or KMeans()
-        settings = {"clusters": self.ensemble, "kmeans": {"class": type(kmeans).__name__, **vars(kmeans)}}
+        settings = {
+            "clusters": self.ensemble,
+            "kmeans": {"class": type(kmeans).__name__, **vars(kmeans)},
+            "residual": self.residual if self.residual > 1 else None,
+        }
         return {field.name: settings.get(field.name, getattr(self, field.name)) for field in fields(self)}
 
     def source(self, extractor: Extractor, manifest: str) -> dict[str, str]:
@@ -199,6 +269,8 @@ class LabelRecipe:
             "clusters": json.dumps(self.ensemble),
             "parts": json.dumps(self.parts),
         }
+        if self.residual > 1:
+            source[RESIDUAL] = str(self.residual)
         if self.given:
             return source | {"quantizer": kmeans_fingerprint(self.given[0])}  # wherever its file lies
         kmeans = self.kmeans or KMeans()
@@ -207,6 +279,21 @@ class LabelRecipe:
             "seed": str(self.seed),
             "kmeans": type(kmeans).__name__ + json.dumps(vars(kmeans), sort_keys=True),
         }
+
+
+def _different(sources: list[tuple[str, int | str | None]]) -> list[tuple[str, int | str | None]]:
+    """Return the sources.
+
+    Raises:
+        UserError: There is none, or one is named twice.
+    """
+    if not sources:
+        raise UserError("features or layer is an empty list; name features, and a layer of each model")
+    for number, (features, layer) in enumerate(sources):
+        if (features, layer) in sources[:number]:
+            named = features if layer is None else f"layer {layer} of {features}"
+            raise UserError(f"{named} is named twice; name it once, or give several numbers of clusters")
+    return sources
 
 
 def check_features(
@@ -254,6 +341,7 @@ def assign_clusters(
     max_frames: int,
     num_workers: int = 0,
     ranks: int = 1,
+    residual: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Assign every frame to its nearest centroid, one group of cuts after the other.
 
@@ -264,6 +352,7 @@ def assign_clusters(
         max_frames: Number of frames of a batch at most, padding included.
         num_workers: Number of processes that read audio.
         ranks: Number of ranks that share the work, as of `extract`.
+        residual: Number of streams that follow each other, as of `assign_streams`.
 
     Yields:
         (streams, frames) uint16 by cut id, for each group.
@@ -271,7 +360,7 @@ def assign_clusters(
     streams = [(columns, centroids.to(extractor.device)) for columns, centroids in streams]
 
     def clusters_of(rows: Tensor) -> Tensor:  # (rows, streams)
-        return torch.stack([assign(rows[:, columns], centroids) for columns, centroids in streams], dim=1)
+        return assign_streams(rows, streams, residual)
 
     work = extract(extractor, groups, max_frames, "labelling", num_workers, ranks=ranks, then=clusters_of)
     labels: dict[str, np.ndarray] = {}

@@ -18,6 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.features.extractors import BESIDE
 from hubert_lightning.files import write_whole
 from hubert_lightning.frames import HOP
 from hubert_lightning.untrusted.array_file import mapped
@@ -72,12 +73,17 @@ class LabelSource:
         return {"version": VERSION} | asdict(self) | {"clusters": list(self.clusters)}
 
     def origin(self) -> dict[str, Any]:
-        """Return features, layer, clusters and fingerprints by the names that a run records them under."""
-        model = LAYER_OF_ENCODER.fullmatch(self.features)
+        """Return features, layer, clusters and fingerprints by the names that a run records them under.
+
+        Layer and fingerprint of the teacher are lists, one item for each of several features.
+        """
+        models = [LAYER_OF_ENCODER.fullmatch(name) for name in self.features.split(BESIDE)]
+        layers = [int(model["layer"]) if model else None for model in models]
+        encoders = [model["encoder"] if model else None for model in models]
         return {
             "features": self.features,
-            "layer": int(model["layer"]) if model else None,
-            "teacher_fingerprint": model["encoder"] if model else None,
+            "layer": layers if len(layers) > 1 else layers[0],
+            "teacher_fingerprint": encoders if len(encoders) > 1 else encoders[0],
             "clusters": list(self.clusters),
             "kmeans_fingerprint": self.kmeans,
             "manifest_fingerprint": self.manifest,

@@ -27,9 +27,9 @@ from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import KMEANS_FILE, is_hub_name, located
-from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
-from hubert_lightning.units.label_recipe import LabelRecipe, is_mfcc
+from hubert_lightning.units.label_recipe import RESIDUAL, LabelRecipe, is_mfcc
+from hubert_lightning.units.residual import joint_clusters
 
 OVERLAP_FRAMES = 250
 """Frames, 5 s, that neighbouring windows of a long recording share: more agree hardly better (docs/benchmarks.md)."""
@@ -65,7 +65,8 @@ class Units(HubModel):
 
     Args:
         extractor: Function that computes the features.
-        centroids: (clusters, dim).
+        centroids: (clusters, dim); of residual K-means those of each stage. A unit then names a cluster of each stage:
+            cluster of stage 1 · clusters of stage 2 + cluster of stage 2.
         window: Seconds of a recording that are encoded at once, at least 10. A longer recording is encoded in windows,
             which are normalised as the whole recording; attention does not reach beyond them.
         kmeans_source: Facts about the K-means for `save_pretrained`, by name.
@@ -77,28 +78,30 @@ class Units(HubModel):
     def __init__(
         self,
         extractor: Extractor,
-        centroids: Tensor,
+        centroids: Tensor | Sequence[Tensor],
         window: float = WINDOW_DURATION,
         kmeans_source: Mapping[str, str] | None = None,
     ) -> None:
         if window < 10:
             raise UserError(f"window {window} s: give 10 s or more, because windows overlap by 5 s")
         self._longest = seconds_to_samples(window) // HOP
-        if extractor.shape != centroids.shape[1:]:
-            raise UserError(
-                f"K-means has {centroids.shape[1]} dimensions, but {extractor.name} has {extractor.shape[0]}; give "
-                "the K-means of this model and layer"
-            )
-        centroids = centroids.to(extractor.device)
+        stages = [centroids] if isinstance(centroids, Tensor) else list(centroids)
+        for means in stages:
+            if extractor.shape != means.shape[1:]:
+                raise UserError(
+                    f"K-means has {means.shape[1]} dimensions, but {extractor.name} has {extractor.shape[0]}; give "
+                    "the K-means of this model and layer"
+                )
+        stages = [means.to(extractor.device) for means in stages]
 
         def units(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
             features = extractor.features(waveform, length, statistics)  # (batch, frames, dim)
-            return assign(features.flatten(0, 1), centroids).view(features.shape[:2])
+            return joint_clusters(features.flatten(0, 1), stages).view(features.shape[:2])
 
-        self.source = {"features": extractor.name, "kmeans": kmeans_fingerprint([centroids]), "window": window}
+        self.source = {"features": extractor.name, "kmeans": kmeans_fingerprint(stages), "window": window}
         """Everything that units depend on besides their recordings."""
         self._extractor = extractor._replace(features=units, shape=())
-        self._centroids, self._kmeans_source = centroids, {**(kmeans_source or {}), "features": extractor.name}
+        self._centroids, self._kmeans_source = stages, {**(kmeans_source or {}), "features": extractor.name}
 
     @classmethod
     def from_pretrained(
@@ -127,8 +130,11 @@ class Units(HubModel):
         if not kmeans.is_file():
             raise UserError(f"{kmeans}: no such file; correct the path")
         streams, source = load_kmeans(kmeans)
-        if len(streams) > 1:
-            raise UserError(f"{kmeans} holds {len(streams)} K-means, but units need one; give a file with one")
+        if len(streams) > 1 and source.get(RESIDUAL) != str(len(streams)):
+            raise UserError(
+                f"{kmeans} holds {len(streams)} K-means, but units need one, or the stages of a residual one; give a "
+                "file with one"
+            )
         features = source.get("features", "")
         if is_mfcc(model):
             if features == MFCC_SPLICED:
@@ -148,7 +154,7 @@ class Units(HubModel):
             raise UserError(
                 f"{kmeans} was fitted on {features}, but {gives}; give the model that it was fitted on, or {wanted}"
             )
-        return cls(extractor, streams[0], window, source)
+        return cls(extractor, streams, window, source)
 
     @property
     def num_clusters(self) -> int:

@@ -16,7 +16,7 @@ from hubert_lightning.packaged_configs import configs_folder, packaged
 from hubert_lightning.planning.devices import DEVICES, H200
 from hubert_lightning.planning.memory import GIB, step_memory
 from hubert_lightning.planning.network import data_parallel_seconds, sharded_seconds
-from hubert_lightning.planning.plan import Machine, TrainingPlan, plan_stage
+from hubert_lightning.planning.plan import Machine, TrainingPlan, plan_labels, plan_stage
 from hubert_lightning.planning.settings import audio_hours, encoder_of, read_config, stages_of
 from hubert_lightning.planning.steps import Batch, encoder_work, step_cost, step_work
 from hubert_lightning.planning.workload import Workload
@@ -54,6 +54,37 @@ def test_a_config_is_read_as_fit_reads_it() -> None:
     assert second.labels is not None
     assert (second.labels.encoder, second.labels.layer) == (EncoderConfig(), 6)
     assert stages_of(read_config([base, sizes]))[0].workload.encoder.num_layers == 24
+
+
+def test_layers_teachers_residuals_and_labellings_are_planned(tmp_path: Path) -> None:
+    content = yaml.safe_load(Path(packaged("pretrain/base.yaml")).read_text())
+    content["iterations"] = [
+        {"features": "mfcc", "clusters": 100, "max_steps": 100},
+        {
+            **{"features": ["previous", "facebook/hubert-large-ll60k", "mfcc"], "layer": [6, 9, None]},
+            **{"clusters": 50, "residual": 2, "weights": "continued", "max_steps": 250, "relabel_every": 100},
+        },
+    ]
+    content["model"]["init_args"]["intermediate_layers"] = [4]
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(content))
+    stages = stages_of(read_config([path]))
+    assert [stage.steps for stage in stages] == [100, 100, 100, 50]
+    assert stages[0].workload.clusters == (100, 100)
+    assert stages[1].workload.clusters == (50,) * 12
+    labels = stages[3].labels
+    assert labels is not None
+    assert labels.clusters == (50,) * 6
+    assert [(encoder and encoder.num_layers, layer) for encoder, layer in labels.teachers] == [
+        (12, 6),
+        (24, 9),
+        (None, 0),
+    ]
+    one, three = (
+        plan_labels(stage.labels, 8, Machine(H200, 8), 960) for stage in (stages[0], stages[1]) if stage.labels
+    )
+    assert three.hours > one.hours
+    assert three.label_gb > 4 * one.label_gb
 
 
 def test_keys_of_fit_and_several_configs_are_given_as_to_fit(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import ast
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import make_blobs
 from torch import Tensor
 
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans, _filled, assign
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
+from hubert_lightning.units.kmeans_sample import Sample
 
 DEVICES = [
     "cpu",
@@ -317,3 +320,36 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
     for path in (text, weights):
         with pytest.raises(ValueError, match=f"{path.name}: no K-means centroids"):
             load_kmeans(path)
+
+
+@pytest.mark.parametrize("kmeans", [KMeans(tolerance=0.0, max_rounds=300), ScikitKMeans()])
+def test_clusters_keep_the_numbers_of_the_centroids_that_a_fit_starts_from(kmeans: KMeans | ScikitKMeans) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = 10 * torch.eye(6)
+    rows = corners.repeat(50, 1) + torch.randn(300, 6, generator=generator)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    start = corners[order] + torch.randn(6, 6, generator=generator)
+    torch.testing.assert_close(kmeans.fit(rows, 6, 0, start=start), rows.view(50, 6, 6).mean(dim=0)[order])
+
+
+def test_a_fit_from_given_centroids_is_that_of_scikit_learn() -> None:
+    rows = torch.randn(3000, 5, generator=torch.Generator().manual_seed(1))
+    start = rows[:40].clone()
+    reference = SklearnKMeans(40, init=start.numpy(), n_init=1, tol=0, max_iter=1000).fit(rows.numpy())
+    fitted = KMeans(tolerance=0.0, max_rounds=1000).fit(rows, 40, 0, start=start)
+    torch.testing.assert_close(fitted, torch.from_numpy(reference.cluster_centers_), atol=1e-4, rtol=1e-4)
+
+
+def test_a_cluster_without_frames_starts_where_no_centroid_is_near() -> None:
+    rows = torch.cat([torch.randn(200, 3), torch.randn(200, 3) + 40])
+    start = torch.stack([rows[:200].mean(dim=0), torch.full((3,), math.nan)])
+    fitted = KMeans().fit(rows, 2, 0, start=start)
+    torch.testing.assert_close(fitted, torch.stack([rows[:200].mean(dim=0), rows[200:].mean(dim=0)]))
+
+
+def test_the_means_of_given_clusters_are_those_of_their_rows() -> None:
+    rows, cluster = torch.randn(500, 4), torch.randint(7, (500,))
+    result = Sample(rows, None, 3, None, None).means_of(cluster, 9)
+    for number in range(7):
+        torch.testing.assert_close(result.means[number].float(), rows[cluster == number].mean(dim=0))
+    assert result.counts.tolist() == torch.bincount(cluster, minlength=9).tolist()

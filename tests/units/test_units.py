@@ -155,6 +155,24 @@ def test_a_model_and_a_k_means_that_do_not_belong_together_are_refused(model: Pa
 
 
 @torch.no_grad()
+def test_a_unit_of_residual_k_means_names_a_cluster_of_each_stage(
+    model: Path, waveform: Tensor, tmp_path: Path
+) -> None:
+    encoder, stages = load_encoder(model), [torch.randn(4, 32), torch.randn(7, 32)]
+    source = {"features": f"layer 2 of encoder {encoder_fingerprint(encoder)}", "residual": "2"}
+    save_kmeans(tmp_path / "kmeans.safetensors", stages, source)
+    short = waveform[: num_samples(100)]
+    residual = Units.from_pretrained(model, tmp_path / "kmeans.safetensors", device="cpu")
+    features = encoder.features(short[None], layer=2)[0]
+    first = assign(features, stages[0])
+    second = assign(features - stages[0][first], stages[1])
+    np.testing.assert_array_equal(residual(short, SAMPLE_RATE), 7 * first + second)
+    residual.save_pretrained(tmp_path / "saved")
+    again = Units.from_pretrained(tmp_path / "saved", device="cpu")
+    np.testing.assert_array_equal(again(short, SAMPLE_RATE), 7 * first + second)
+
+
+@torch.no_grad()
 def test_a_long_recording_is_normalised_as_a_whole_and_the_same_from_a_file(
     model: Path, units: Units, waveform: Tensor, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from hubert_lightning.untrusted.torch_file import read_torch
 
 METADATA_KEY = "hubert_lightning"
 """Entry of a safetensors file's metadata that holds, as JSON, everything that is no tensor."""
+OWN_PARTS = ("encoder", "head", "predictors", "special", "intermediate_predictors")
+"""Parts of a state that our models have; the predictors of intermediate layers only serve their own training."""
 
 
 def has_names(state: Mapping[str, object]) -> bool:
@@ -135,7 +137,7 @@ def _parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _foreign_names(state: Mapping[str, Tensor]) -> list[str]:
     """List weights that belong to no part of our models, such as an additional head."""
-    return [name for name in state if name.partition(".")[0] not in ("encoder", "head", "predictors", "special")]
+    return [name for name in state if name.partition(".")[0] not in OWN_PARTS]
 
 
 def _numbered(parts: Mapping[str, dict[str, Tensor]], prefix: str) -> list[dict[str, Tensor]]:
