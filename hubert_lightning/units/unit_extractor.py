@@ -4,6 +4,7 @@ units = Units.from_pretrained("checkpoints/base/iteration1/last.ckpt", "checkpoi
 units(waveform, sample_rate)  # (frames,)
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,8 +159,8 @@ class Units(HubModel):
 
     @property
     def num_clusters(self) -> int:
-        """Number of different units."""
-        return len(self._centroids)
+        """Number of different units: the product of the clusters of all stages."""
+        return math.prod(map(len, self._centroids))
 
     def model_parts(self) -> ModelParts:
         """Return what the folder of the model holds.

@@ -167,6 +167,7 @@ def test_a_unit_of_residual_k_means_names_a_cluster_of_each_stage(
     first = assign(features, stages[0])
     second = assign(features - stages[0][first], stages[1])
     np.testing.assert_array_equal(residual(short, SAMPLE_RATE), 7 * first + second)
+    assert residual.num_clusters == 4 * 7
     residual.save_pretrained(tmp_path / "saved")
     again = Units.from_pretrained(tmp_path / "saved", device="cpu")
     np.testing.assert_array_equal(again(short, SAMPLE_RATE), 7 * first + second)
