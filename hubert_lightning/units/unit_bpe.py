@@ -48,7 +48,7 @@ class UnitBPE:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self.tokenizer = tokenizer
-        self._parts = [_units_of(tokenizer.id_to_token(token)) for token in range(len(self))]
+        self._parts = [_units_of(tokenizer.id_to_token(token) or "") for token in range(len(self))]
         singles = sorted(units[0] for units in self._parts if len(units) == 1)
         if singles != list(range(len(singles))) or not singles:
             raise UserError("a tokenizer of other text than units; give one that `hubert units --bpe` trained")

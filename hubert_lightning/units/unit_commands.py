@@ -91,19 +91,20 @@ def units(
         raise UserError("step, lookahead and history are options for standard input, not for files; leave them out")
     deduplicate = deduplicate or bpe is not None or format == "dataset"
     _check_output(format, output, deduplicate)
-    bpe = _checked_bpe(bpe, save_bpe, output)
+    trained_or_size = _checked_bpe(bpe, save_bpe, output)
     paths = listed(files)
     ids = {} if format == "jsonl" else ids_of(paths)
     extractor = Units.from_pretrained(
         model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
     )
-    encoding = None if bpe is None else _encoding(bpe, save_bpe, output, extractor)
+    encoding = None if trained_or_size is None else _encoding(trained_or_size, save_bpe, output, extractor)
     is_stream = output is None or (output.exists() and not output.is_file())  # a pipe, which cannot be read again
     applied = encoding.made([]) if encoding is not None and is_stream else None
 
     def make(cut: Cut, frame_units: Tensor) -> FileUnits:
-        runs = deduplicated(frame_units) if deduplicate else (frame_units, None)
-        return FileUnits(cut.id, cut.duration, *runs, None if applied is None else applied.encode(runs[0]))
+        file_units, durations = deduplicated(frame_units) if deduplicate else (frame_units, None)
+        tokens = None if applied is None else applied.encode(file_units)
+        return FileUnits(cut.id, cut.duration, file_units, durations, tokens)
 
     def results_of(remaining: Sequence[Path]) -> Iterator[FileUnits | RefusedFile]:
         return of_each(
