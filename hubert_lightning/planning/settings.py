@@ -13,6 +13,8 @@ from hubert_lightning.planning.keys import check_keys, with_settings
 from hubert_lightning.planning.workload import Workload, masked_fraction
 from hubert_lightning.untrusted.yaml_file import read_yaml
 
+MOST_CLUSTERS = 500
+"""The most clusters that `clusters: auto` chooses (units/label_recipe.py)."""
 KNOWN_HOURS = {
     "train-clean-100": 100.6,
     "train-clean-360": 363.6,
@@ -174,6 +176,7 @@ def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any]
     iteration = iterations[number]
     place, key = (f"iterations[{number}]", "clusters") if iteration else ("model.init_args", "num_clusters")
     given = (iteration or model).get(key, 100)
+    given = MOST_CLUSTERS if given == "auto" else given  # of those that it chooses from
     listed = given if isinstance(given, list) and given else [given]
     clusters = tuple(int(_number({key: one}, key, 100, place, 1)) for one in listed)
     labels = None

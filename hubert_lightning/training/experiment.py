@@ -14,7 +14,7 @@ from hubert_lightning import console
 from hubert_lightning.console import hidden_bars, is_first_process, show_messages
 from hubert_lightning.errors import UserError
 from hubert_lightning.training.hubert_cli import HubertCLI, Verb
-from hubert_lightning.training.iterations import single_iterations
+from hubert_lightning.training.iterations import settle_clusters, single_iterations
 from hubert_lightning.training.run_config import (
     check_output,
     keep_run_id,
@@ -87,6 +87,7 @@ def fit(args: list[str], begins: Callable[[int], object] | None = None, quiet: b
             describe_run(run, number if config.iterations else None)
             check_files(Path(run.output))
             write_to_output(run)
+            settle_clusters(run)
             refuse_another_run(run, cli.parser)
             keep_run_id(run)
         unfinished = [run for run in runs if not is_finished(run)]

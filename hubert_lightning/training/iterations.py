@@ -16,10 +16,21 @@ from jsonargparse import Namespace
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.mfcc import MfccPart
+from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import encoder_config
+from hubert_lightning.training.checkpoints import newest_checkpoint
 from hubert_lightning.training.run_config import listed, loggers_of
+from hubert_lightning.units.automatic import recorded_clusters
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
-from hubert_lightning.units.label_recipe import CONTINUED, LabelRecipe, is_best, is_continued, is_fresh, is_previous
+from hubert_lightning.units.label_recipe import (
+    CONTINUED,
+    LabelRecipe,
+    is_auto,
+    is_best,
+    is_continued,
+    is_fresh,
+    is_previous,
+)
 from hubert_lightning.units.layer_quality import check_phones
 
 
@@ -30,9 +41,11 @@ class Iteration:
     Args:
         features: Features that are clustered: "mfcc", "previous" (the model of the iteration before), or a checkpoint;
             several make a label stream each.
-        layer: Transformer layer of that model, counted from 1, or "best" (by PNMI, if the validation utterances have
-            phones). Several layers make a label stream each, of one model or of as many models.
-        clusters: Number of K-means clusters; several numbers make an ensemble.
+        layer: Transformer layer of that model, counted from 1, "best" (by PNMI, if the validation utterances have
+            phones), or "auto" (chosen without phones). Several layers make a label stream each, of one model or of as
+            many models.
+        clusters: Number of K-means clusters; several numbers make an ensemble; "auto" chooses from 50, 100, 200 and 500
+            without phones.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, clustered separately (product codes):
             cepstra, delta, delta_delta.
         max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
@@ -50,8 +63,8 @@ class Iteration:
     """
 
     features: str | list[str] = "mfcc"
-    layer: int | Literal["best"] | list[int | None] | None = None
-    clusters: int | list[int] = 100
+    layer: int | Literal["best", "auto"] | list[int | None] | None = None
+    clusters: int | list[int] | Literal["auto"] = 100
     parts: list[MfccPart] | None = None
     max_frames: int = 17_280_000
     kmeans: KMeans | ScikitKMeans | None = None
@@ -152,8 +165,33 @@ def check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
             raise UserError(f"{name}.weights: {error}") from error
 
 
+def settle_clusters(run: Namespace) -> None:
+    """Build the model of a run with the number of clusters that `clusters: auto` has chosen for it, if it has.
+
+    Args:
+        run: Config of a run, whose output is known.
+    """
+    for callback in listed(run.trainer.callbacks):
+        if is_auto(callback.get("init_args", {}).get("clusters")) and (
+            clusters := recorded_clusters(Path(run.output)) or _trained_clusters(Path(run.output))
+        ):
+            run.model.init_args.num_clusters = clusters
+
+
+def _trained_clusters(folder: Path) -> int | None:
+    """Number of clusters of the newest checkpoint in a folder, if there is one."""
+    newest = newest_checkpoint(folder)
+    clusters = read_checkpoint(newest).get("hyper_parameters", {}).get("num_clusters") if newest else None
+    return clusters if isinstance(clusters, int) else None
+
+
 def _check_continued(iteration: Iteration, name: str) -> None:
     every = iteration.relabel_every
+    if is_auto(iteration.clusters) and (every is not None or is_continued(iteration.weights)):
+        raise UserError(
+            f"{name}.clusters is 'auto', but a continued training keeps its heads; name a number of clusters, or give "
+            "weights 'previous' without relabel_every"
+        )
     if every is not None and every < 1:
         raise UserError(f"{name}.relabel_every is {every}; give a number of steps, or leave it out")
     if every is not None and not any(map(is_previous, listed(iteration.features))):
@@ -179,6 +217,11 @@ def check_clusters_before(iterations: Sequence[Iteration]) -> None:
     """
     for number, (before, iteration) in enumerate(pairwise(iterations), start=1):
         clusters = [_recipe(one).num_clusters for one in (before, iteration)]
+        if is_continued(iteration.weights) and is_auto(before.clusters):
+            raise UserError(
+                f"iterations[{number}] continues an iteration with clusters 'auto'; name the number of both, or give "
+                "weights 'previous'"
+            )
         if is_continued(iteration.weights) and clusters[0] != clusters[1]:
             raise UserError(
                 f"iterations[{number}] continues an iteration with {clusters[0]} clusters, but has {clusters[1]}; give "

@@ -122,6 +122,21 @@ class HubertPretraining(Task):
         dim = self.encoder.config.dim
         return nn.ModuleList(ClusterPredictor(dim, clusters, **settings, norm=norm) for clusters in self.num_clusters)
 
+    def replace_heads(self, num_clusters: list[int], seed: int) -> None:
+        """Replace the heads by fresh ones of other numbers of clusters, before a Trainer has configured the model.
+
+        Args:
+            num_clusters: Number of clusters of each stream of labels.
+            seed: Seed of the fresh weights, the same on all ranks.
+        """
+        self.num_clusters = list(num_clusters)
+        self.hparams["num_clusters"] = num_clusters[0] if len(num_clusters) == 1 else list(num_clusters)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.predictors = self._new_predictors()
+            for layer in self.intermediate_predictors:
+                self.intermediate_predictors[layer] = self._new_predictors(norm=self.encoder.config.pre_norm)
+
     def _load_head(self, pretrained: Path | None, trained: PretrainedWeights | None) -> None:
         if pretrained is None or trained is None or not trained.predictors:
             raise UserError(

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,7 +35,9 @@ from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import is_hub_name, located
 from hubert_lightning.training.distributed import on_rank_zero, together
+from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.pretraining_data import PretrainingData
+from hubert_lightning.units.automatic import LAYERS, Choice, choose
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans, save_kmeans
 from hubert_lightning.units.kmeans_sample import Sample
@@ -59,10 +62,11 @@ class Relabel(Callback):
 
     Args:
         features: "mfcc", or a model in any format, whose hidden layer is clustered; several make a label stream each.
-        layer: Transformer layer of the model, counted from 1, or "best": the layer whose clusters have the highest PNMI
-            with the phones of the validation utterances. None for "mfcc". Several layers make a label stream each, of
-            one model or of as many models.
-        clusters: Number of K-means clusters; several numbers make an ensemble, one label stream each.
+        layer: Transformer layer of the model, counted from 1; "best", by the PNMI with the phones of the validation
+            utterances; "auto", chosen without phones; None for "mfcc". Several layers make a label stream each, of one
+            model or of as many models.
+        clusters: Number of K-means clusters, or "auto", which chooses from 50, 100, 200 and 500 without phones; several
+            numbers make an ensemble, one label stream each.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, each with its own K-means (product codes):
             cepstra, delta, delta_delta.
         max_frames: Frames that K-means is fitted on, a uniform sample of the training utterances.
@@ -82,8 +86,8 @@ class Relabel(Callback):
     def __init__(
         self,
         features: str | list[str] = LabelRecipe.features,
-        layer: int | Literal["best"] | list[int | None] | None = None,
-        clusters: int | list[int] = LabelRecipe.clusters,
+        layer: int | Literal["best", "auto"] | list[int | None] | None = None,
+        clusters: int | list[int] | Literal["auto"] = LabelRecipe.clusters,
         parts: list[MfccPart] | None = None,
         max_frames: int = LabelRecipe.max_frames,
         kmeans: KMeans | ScikitKMeans | None = None,
@@ -106,6 +110,7 @@ class Relabel(Callback):
         self._made: dict[str, Any] = {}
         self._before = self._labels_before(data)
         start = time.perf_counter()
+        self._settle(trainer, pl_module, data)
         folder = Path(trainer.default_root_dir)
         for model in map(Path, self.recipe.models):
             if model.parent.name.startswith("iteration") and model.parent.resolve().parent == folder.resolve().parent:
@@ -186,13 +191,38 @@ class Relabel(Callback):
             sources = [(recipe.models[0], layer)]
         return together(lambda: combined_extractor(sources, device, precision))
 
+    def _settle(self, trainer: Trainer, pl_module: LightningModule, data: PretrainingData) -> None:
+        """Choose what the recipe leaves to `auto`, and give the model heads of as many clusters."""
+        if not (recipe := self.recipe).is_auto_layer and not recipe.is_auto_clusters:
+            return
+        if recipe.is_auto_clusters and getattr(pl_module, "keep_head", False):
+            raise UserError("clusters is 'auto', but keep_head keeps the clusters of another model; name their number")
+
+        def chosen() -> Choice:
+            console.note("making labels (choosing layer and clusters)")
+            return choose(
+                recipe,
+                data.train_cuts,
+                data.train_cuts.fingerprint,
+                Path(trainer.default_root_dir) / LAYERS,
+                device=trainer.strategy.root_device,
+                precision=trainer.precision_plugin.forward_context,
+                num_workers=data.num_workers,
+            )
+
+        choice = on_rank_zero(trainer, chosen)
+        self.recipe = replace(recipe, layer=choice.layer, clusters=choice.clusters)
+        if recipe.is_auto_clusters and pl_module.num_clusters != self.recipe.num_clusters:
+            assert isinstance(pl_module, HubertPretraining)
+            pl_module.replace_heads(self.recipe.num_clusters, recipe.seed)
+
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
         console.note("making labels (choosing the layer)")
         return best_layer(
             self.recipe.models[0],
             [*data.validation_cuts] or _listed(data.train_cuts),
             self.recipe.num_clusters[0],
-            Path(trainer.default_root_dir) / "layers.json",
+            Path(trainer.default_root_dir) / LAYERS,
             device=trainer.strategy.root_device,
             precision=trainer.precision_plugin.forward_context,
             seed=self.recipe.seed,

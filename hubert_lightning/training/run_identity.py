@@ -20,7 +20,7 @@ from hubert_lightning.training.run_folder import (
     saved_configs,
 )
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME
-from hubert_lightning.units.label_recipe import is_mfcc
+from hubert_lightning.units.label_recipe import is_auto, is_mfcc
 
 
 def refuse_another_run(config: Namespace, parser: ArgumentParser) -> None:
@@ -113,6 +113,8 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
             labels["quantizer"] = "a file"  # likewise
     identity: dict[str, Any] = {key: copy.deepcopy(config.get(key)) for key in ("seed_everything", "model", "data")}
     model, data = identity["model"]["init_args"], identity["data"]["init_args"]
+    if any(is_auto(labels.get("clusters")) for labels in relabel):
+        model.pop("num_clusters", None)  # which is chosen after the run begins
     for option in CHANGEABLE_ON_RESUME:
         model.pop(option, None)
     for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):

@@ -1,7 +1,8 @@
 """Recipe of labels: the features that are clustered, and the K-means that clusters them.
 
 `Relabel`, an entry of `iterations` and `hubert kmeans fit` all build a `LabelRecipe`, which checks its arguments. Only
-this module compares the special words for features, layers and weights ("mfcc", "previous", "best", "fresh").
+this module compares the special words for features, layers, clusters and weights ("mfcc", "previous", "best", "auto",
+"fresh").
 """
 
 import json
@@ -27,7 +28,9 @@ from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_shards import check_clusters
 from hubert_lightning.units.residual import assign_streams
 
-PREVIOUS, FRESH, CONTINUED, BEST = "previous", "fresh", "continued", "best"
+PREVIOUS, FRESH, CONTINUED, BEST, AUTO = "previous", "fresh", "continued", "best", "auto"
+CLUSTERS_GRID = (50, 100, 200, 500)
+"""Numbers of clusters that `clusters: auto` chooses from: those of the paper's tables, and one in between."""
 RESIDUAL = "residual"
 """Entry of the source of a K-means that says how many of its streams follow each other, if more than one."""
 
@@ -55,6 +58,11 @@ def is_continued(weights: str) -> bool:
 def is_best(layer: int | str | None) -> bool:
     """Whether the layer is the one whose clusters have the highest PNMI."""
     return layer == BEST
+
+
+def is_auto(choice: object) -> bool:
+    """Whether the layer, or the number of clusters, is chosen without phones."""
+    return choice == AUTO
 
 
 class Stream(NamedTuple):
@@ -89,9 +97,9 @@ class LabelRecipe:
     Args:
         features: "mfcc", "previous" (the model of the iteration before), or a model in any format; several make a label
             stream each.
-        layer: Transformer layer of the model, counted from 1, or "best" (by PNMI); None for MFCCs. Several layers make
-            a label stream each, of one model or of as many models.
-        clusters: Number of K-means clusters; several numbers make an ensemble, one label stream each.
+        layer: Transformer layer of the model, counted from 1, "best" (by PNMI) or "auto" (without phones); None for
+            MFCCs. Several layers make a label stream each, of one model or of as many models.
+        clusters: Number of K-means clusters, or "auto"; several numbers make an ensemble, one label stream each.
         parts: Parts of MFCCs spliced over three frames, 39 dimensions each, each with its own K-means (product codes).
         max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
         kmeans: K-means algorithm; `KMeans()` if not given.
@@ -105,8 +113,8 @@ class LabelRecipe:
     """
 
     features: str | list[str] = MFCC
-    layer: int | Literal["best"] | list[int | None] | None = None
-    clusters: int | list[int] = 100
+    layer: int | Literal["best", "auto"] | list[int | None] | None = None
+    clusters: int | list[int] | Literal["auto"] = 100
     parts: list[MfccPart] | None = None
     max_frames: int = 17_280_000
     kmeans: KMeans | ScikitKMeans | None = None
@@ -131,11 +139,27 @@ class LabelRecipe:
                 f"residual {self.residual} with parts {', '.join(self.parts)}: product codes have no residual; leave "
                 "one of the two out"
             )
-        if self.is_best_layer and len(self.sources) > 1:
-            raise UserError(f"layer {BEST!r} of {len(self.sources)} features: name a layer of each")
-        if self.quantizer and self.is_best_layer:
+        if self.is_open_layer and len(self.sources) > 1:
+            raise UserError(f"layer {self.layer!r} of {len(self.sources)} features: name a layer of each")
+        if self.quantizer and self.is_open_layer:
             raise UserError(
-                f"quantizer {self.quantizer} was fitted on one layer, but layer is {BEST!r}; name that layer"
+                f"quantizer {self.quantizer} was fitted on one layer, but layer is {self.layer!r}; name that layer"
+            )
+        if self.is_auto_clusters:
+            self._check_auto_clusters()
+
+    def _check_auto_clusters(self) -> None:
+        if self.quantizer:
+            raise UserError(
+                f"quantizer {self.quantizer} has its own number of clusters, but clusters is {AUTO!r}; name that number"
+            )
+        if self.parts or len(self.sources) > 1:
+            several = f"parts {', '.join(self.parts)}" if self.parts else f"{len(self.sources)} features"
+            raise UserError(f"clusters {AUTO!r} of {several}: it is chosen for one K-means; name the numbers")
+        if self.is_best_layer:
+            raise UserError(
+                f"layer {BEST!r} with clusters {AUTO!r}: PNMI compares layers at a known number of clusters; name that "
+                f"number, or give layer: {AUTO}"
             )
 
     @property
@@ -163,7 +187,7 @@ class LabelRecipe:
     @property
     def known_sources(self) -> list[tuple[str, int | None]] | None:
         """Features and layer of each labelling; None if the layer is still to be chosen."""
-        if self.is_best_layer:
+        if self.is_open_layer:
             return None
         return [(features, None if layer is None else int(layer)) for features, layer in self.sources]
 
@@ -183,8 +207,25 @@ class LabelRecipe:
         return is_best(self.layer)
 
     @property
+    def is_auto_layer(self) -> bool:
+        """Whether the layer is chosen without phones."""
+        return is_auto(self.layer)
+
+    @property
+    def is_open_layer(self) -> bool:
+        """Whether the layer is still to be chosen."""
+        return self.is_best_layer or self.is_auto_layer
+
+    @property
+    def is_auto_clusters(self) -> bool:
+        """Whether the number of clusters is chosen without phones."""
+        return is_auto(self.clusters)
+
+    @property
     def ensemble(self) -> list[int]:
-        """Number of clusters of each K-means of the ensemble."""
+        """Number of clusters of each K-means of the ensemble; the largest of the grid until one is chosen."""
+        if isinstance(self.clusters, str):
+            return [max(CLUSTERS_GRID)]
         return [self.clusters] if isinstance(self.clusters, int) else list(self.clusters)
 
     @property
@@ -240,7 +281,8 @@ class LabelRecipe:
             layers = previous_layers if is_previous(model) else None
             layers = layers or encoder_config(model).num_layers
             for features, layer in self.sources:
-                if features == model and not is_best(layer) and layer not in range(1, layers + 1):
+                is_open = is_best(layer) or is_auto(layer)
+                if features == model and not is_open and layer not in range(1, layers + 1):
                     raise UserError(f"{model} has layers 1 to {layers}, not layer {layer}; name one of those")
 
     def as_record(self) -> dict[str, Any]:

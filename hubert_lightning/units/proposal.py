@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.units.label_recipe import CLUSTERS_GRID
 from hubert_lightning.units.survey import Measures
 
-CLUSTERS_GRID = (50, 100, 200, 500)
-"""Numbers of clusters that `clusters: auto` chooses from: those of the paper's tables and in between."""
 FRAMES_A_CLUSTER = 10
 """Frames of a half for each cluster, at least, of a number of clusters that is chosen automatically."""
 

@@ -161,7 +161,7 @@ def _report(
         console.print(sentence, soft_wrap=True, highlight=False)
     console.print(
         f"proposed: layer {proposal.layer}, {proposal.clusters} clusters: {proposal.reason}; in YAML: "
-        f"layer: {proposal.layer}, clusters: {proposal.clusters}",
+        f"layer: {proposal.layer}, clusters: {proposal.clusters}, or auto for both",
         soft_wrap=True,
         highlight=False,
     )
