@@ -30,7 +30,7 @@ KEYS = {
     "model.init_args": ("hubert_lightning.HubertPretraining", "hubert_lightning.CTCFinetuning"),
     "model.init_args.encoder": "hubert_lightning.EncoderConfig",
     "data.init_args": ("hubert_lightning.PretrainingData", "hubert_lightning.TranscribedData"),
-    "data.init_args.mixing": "hubert_lightning.training.mixing.Mixing",
+    "data.init_args.mixing": "hubert_lightning.Mixing",
     "trainer.callbacks": (
         "hubert_lightning.Relabel",
         "hubert_lightning.LayerQuality",

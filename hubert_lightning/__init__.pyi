@@ -20,6 +20,7 @@ from .training.callbacks.pictures import Pictures as Pictures
 from .training.distributed import LayerwiseFSDP as LayerwiseFSDP
 from .training.finetuning import CTCFinetuning as CTCFinetuning
 from .training.finetuning_data import TranscribedData as TranscribedData
+from .training.mixing import Mixing as Mixing
 from .training.pretraining import HubertPretraining as HubertPretraining
 from .training.pretraining_data import PretrainingData as PretrainingData
 from .training.relabelling import Relabel as Relabel
