@@ -185,10 +185,9 @@ class Relabel(Callback):
         if recipe.parts:
             return mfcc_extractor(in_parts=True)
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-        sources = recipe.known_sources
-        if sources is None:
-            layer = on_rank_zero(trainer, lambda: self._best_layer(trainer, data))
-            sources = [(recipe.models[0], layer)]
+        known = recipe.known_sources
+        layer = None if known is not None else on_rank_zero(trainer, lambda: self._best_layer(trainer, data))
+        sources = [(recipe.models[0], layer)] if known is None else known
         return together(lambda: combined_extractor(sources, device, precision))
 
     def _settle(self, trainer: Trainer, pl_module: LightningModule, data: PretrainingData) -> None:

@@ -105,19 +105,17 @@ def test_layers_are_trained_logged_resumed_and_their_encoder_loaded(tmp_path: Pa
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     trained = model()
-    trainer = logging_trainer(whole, 4, val_check_interval=2, check_val_every_n_epoch=None)
+    trainer = logging_trainer(whole, 4)
     saved = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
     trainer.callbacks.append(saved)  # type: ignore[attr-defined]  # undeclared
     trainer.fit(trained, pretraining_data(manifests))
     path = tmp_path / "step=2.ckpt"
     again = model()
-    logging_trainer(resumed, 4, val_check_interval=2, check_val_every_n_epoch=None).fit(
-        again, pretraining_data(manifests), ckpt_path=path
-    )
+    logging_trainer(resumed, 4).fit(again, pretraining_data(manifests), ckpt_path=path)
     for name, value in trained.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     metrics = read_metrics(whole)
-    assert {"train/masked_loss_layer1", "train/masked_accuracy_layer3", "val/unmasked_loss_layer3"} <= set(metrics)
+    assert {"train/masked_loss_layer1", "train/masked_accuracy_layer3", "train/unmasked_loss_layer3"} <= set(metrics)
     restored = HubertPretraining.load_from_checkpoint(path)
     assert list(restored.intermediate_predictors) == ["1", "3"]
     assert load_encoder(path).config.num_layers == 4

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from helpers import TINY, pretraining_data, pretraining_model
 from lhotse import CutSet
 from lightning import Trainer
+from torch import Tensor
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.errors import UserError
@@ -45,7 +47,7 @@ def test_layers_and_teachers_are_label_streams_as_they_are_alone(
     run: Path, other: str, manifests: Path, tmp_path: Path, dev_cuts: CutSet
 ) -> None:
     own = str(run / "last.ckpt")
-    settings = {"clusters": 12, "max_frames": 1500}
+    settings: dict[str, Any] = {"clusters": 12, "max_frames": 1500}
     recipe = Relabel(features=[own, "mfcc", other, own], layer=[2, None, 1, 1], **settings)
     store = labels_of(manifests, tmp_path / "together", recipe)
     assert store.source.clusters == (12, 12, 12, 12)
@@ -65,14 +67,14 @@ def test_the_audio_is_read_once_and_a_teacher_computes_its_layers_in_one_pass(
     run: Path, other: str, dev_cuts: CutSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, [cut, *_] = str(run / "last.ckpt"), dev_cuts
-    waveform, passes = read_waveform(cut)[None], []
-    monkeypatch.setattr(
-        HubertEncoder,
-        "local_features",
-        lambda self, *args, _method=HubertEncoder.local_features, **kwargs: (
-            passes.append(self) or _method(self, *args, **kwargs)
-        ),
-    )
+    waveform, local_features = read_waveform(cut)[None], HubertEncoder.local_features
+    passes: list[HubertEncoder] = []
+
+    def counted(self: HubertEncoder, *args: Any, **options: Any) -> Tensor:
+        passes.append(self)
+        return local_features(self, *args, **options)
+
+    monkeypatch.setattr(HubertEncoder, "local_features", counted)
     extractor = combined_extractor([(own, 2), (other, 2), ("mfcc", None), (own, 1)], CPU)
     length = torch.tensor([waveform.shape[1]])
     with torch.no_grad():

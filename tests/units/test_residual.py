@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans as FullKMeans
@@ -18,7 +20,13 @@ def test_residual_kmeans_is_that_of_scikit_learn_twice() -> None:
 
     first, second = fit_streams(rows.clone(), [(slice(None), 8), (slice(None), 5)], 2, fit, CPU)
     ordered = Sample(rows, None, 3, None, None).gather(600).double().numpy()
-    settings = {"max_iter": 100, "batch_size": 10_000, "tol": 0.0, "max_no_improvement": 100, "n_init": 20}
+    settings: dict[str, Any] = {
+        "max_iter": 100,
+        "batch_size": 10_000,
+        "tol": 0.0,
+        "max_no_improvement": 100,
+        "n_init": 20,
+    }
     settings |= {"reassignment_ratio": 0.0, "random_state": 3}
     reference = MiniBatchKMeans(8, **settings).fit(ordered)
     torch.testing.assert_close(first.double(), torch.from_numpy(reference.cluster_centers_), atol=1e-5, rtol=1e-5)
@@ -38,7 +46,8 @@ def test_each_stage_lowers_the_error_as_much_as_kmeans_of_the_residual() -> None
     streams = [(slice(None), 16)] * 3
     centroids = fit_streams(rows.clone(), streams, 3, lambda clusters, left: KMeans().fit(left, clusters, 0), CPU)
     labels = assign_streams(rows, [(slice(None), means) for means in centroids], 3)
-    errors, left = [], rows
+    errors: list[float] = []
+    left = rows
     for stage, means in enumerate(centroids):
         reference = FullKMeans(16, n_init=5, random_state=0).fit(left.numpy()).inertia_
         left = left - means[labels[:, stage]]
