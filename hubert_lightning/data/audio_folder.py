@@ -48,6 +48,8 @@ class AudioFile(NamedTuple):
         text: Transcript, if there is one.
         refused: Reason why the file cannot be used, such as an unreadable transcript.
         segment: Part of the file; None for all of it.
+        language: Language, if known.
+        corpus: Corpus that the utterance belongs to, if it is named.
     """
 
     path: Path
@@ -56,6 +58,8 @@ class AudioFile(NamedTuple):
     text: str | None
     refused: str | None = None
     segment: Segment | None = None
+    language: str | None = None
+    corpus: str | None = None
 
 
 def audio_by_folder(root: Path, skipped: Counter[str]) -> Iterator[tuple[Path, list[Path]]]:

@@ -187,6 +187,8 @@ def _check_custom(custom: Any) -> None:
     size = custom.get("bytes", 0)
     if type(size) is not int or size < 0:
         raise UserError(f"custom has bytes {shown(size)}")
+    if (corpus := custom.get("corpus")) is not None:
+        _check_name(corpus, "the corpus")
 
 
 def _check_name(value: Any, what: str) -> str:

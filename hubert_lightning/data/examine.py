@@ -16,6 +16,7 @@ from torch import Tensor
 from hubert_lightning import console
 from hubert_lightning.characters import has_words
 from hubert_lightning.data.audio_folder import AudioFile, Segment
+from hubert_lightning.data.languages import CORPUS
 from hubert_lightning.data.probe import Sound, probe
 from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
@@ -191,15 +192,16 @@ def _pieces(recording: Recording, file: AudioFile, whole: tuple[int, int], max_d
             channel=channel,
             text=text,
             speaker=file.speaker,
+            language=file.language,
         )
         piece = (MonoCut if len(channels) == 1 else MultiCut)(
             id=piece_id,
             start=begin / SAMPLE_RATE,
             duration=(end - begin) / SAMPLE_RATE,
             channel=channel,
-            supervisions=[supervision] if text or file.speaker else [],
+            supervisions=[supervision] if text or file.speaker or file.language else [],
             recording=recording,
-            custom={"bytes": file.path.stat().st_size},
+            custom={"bytes": file.path.stat().st_size} | ({CORPUS: file.corpus} if file.corpus else {}),
         )
         pieces.append(piece)
     return pieces

@@ -26,6 +26,7 @@ from hubert_lightning.data.audio_folder import (
 )
 from hubert_lightning.data.examine import cuts_of, decode_all
 from hubert_lightning.data.heldout import split
+from hubert_lightning.data.languages import hours_by_name, hours_sentence, language_named, with_names
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifests
 from hubert_lightning.data.numbers import check_language, number_report, spell_numbers
 from hubert_lightning.data.probe import Sound
@@ -38,13 +39,21 @@ UNTRANSCRIBED = "no transcript beside it: write one, or leave transcribed_only o
 """Reason why a recording is left out where transcripts are needed."""
 
 
-def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None = None) -> list[Path]:
+def prepare_librispeech(
+    corpus: Path,
+    out: Path,
+    subsets: Sequence[str] | None = None,
+    language: str | None = None,
+    corpus_name: str | None = None,
+) -> list[Path]:
     """Make manifests of LibriSpeech's subsets, with transcripts: `OUT/train-clean-100.jsonl.gz` and so on.
 
     Args:
         corpus: Folder with train-clean-100, dev-clean, …, or the folder around it.
         out: Folder of the manifests.
         subsets: Names of the subsets; default: all in the folder.
+        language: Language of the recordings, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
@@ -63,10 +72,12 @@ def prepare_librispeech(corpus: Path, out: Path, subsets: Sequence[str] | None =
         )
     skipped = Counter[str]()
     files_of = {subset: _utterances(corpus / subset, skipped) for subset in subsets or present}
-    return prepare(files_of, out, skipped=skipped)
+    return prepare(files_of, out, skipped=skipped, language=language, corpus=corpus_name)
 
 
-def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
+def prepare_librilight(
+    corpus: Path, out: Path, language: str | None = None, corpus_name: str | None = None
+) -> list[Path]:
     """Make manifests of Libri-light's limited supervision: `OUT/10min.jsonl.gz`, `1h.jsonl.gz` and `10h.jsonl.gz`.
 
     10min is 1h/0; 1h is all of 1h; 10h is 1h and 9h together. Missing parts are left out.
@@ -74,6 +85,8 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     Args:
         corpus: Folder librispeech_finetuning, which holds 1h and 9h, or the folder around it.
         out: Folder of the manifests.
+        language: Language of the recordings, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
@@ -87,7 +100,7 @@ def prepare_librilight(corpus: Path, out: Path) -> list[Path]:
     files_of = {name: files for name, files in files_of.items() if files}
     if not files_of:
         raise UserError(f"{corpus}: no audio below 1h or 9h; give the unpacked librispeech_finetuning folder")
-    return prepare(files_of, out, skipped=skipped)
+    return prepare(files_of, out, skipped=skipped, language=language, corpus=corpus_name)
 
 
 def prepare_folder(
@@ -97,6 +110,9 @@ def prepare_folder(
     heldout: float = 0.05,
     transcribed_only: bool = False,
     spell_numbers: str | None = None,
+    language: str | None = None,
+    language_folders: bool = False,
+    corpus_name: str | None = None,
 ) -> list[Path]:
     """Make manifests of the audio files in a folder and its subfolders: `OUT/<name of the folder>.jsonl.gz`.
 
@@ -113,6 +129,10 @@ def prepare_folder(
         transcribed_only: Leave out recordings without a transcript, and cut none of the others.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
+        language: Language of the recordings, such as en.
+        language_folders: Take the name of the folder in AUDIO that a recording lies in, or below, as its language, such
+            as sw for AUDIO/sw/day1/a.wav.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
@@ -123,10 +143,19 @@ def prepare_folder(
         raise UserError(f"heldout is {heldout}; it is a share of the audio, from 0 to below 1")
     root, skipped = _inner_folder(audio, "").resolve(), Counter[str]()
     files = files_of_folder(audio, skipped)
+    if language_folders:
+        files = [file._replace(language=_first_folder(file)) for file in files]
+        if outside := [file for file in files if not (file.language or language)]:
+            raise UserError(
+                f"{outside[0].path}: in no folder of {audio} that names its language; move it into one, or give "
+                "--language for such recordings"
+            )
     if transcribed_only:
         files = [file if file.text or file.refused else file._replace(refused=UNTRANSCRIBED) for file in files]
     longest = None if transcribed_only else max_duration
-    return prepare({root.name: files}, out, longest, skipped, spell_numbers, heldout=heldout)
+    return prepare(
+        {root.name: files}, out, longest, skipped, spell_numbers, heldout=heldout, language=language, corpus=corpus_name
+    )
 
 
 def files_of_folder(audio: Path, skipped: Counter[str]) -> list[AudioFile]:
@@ -155,6 +184,12 @@ def files_of_folder(audio: Path, skipped: Counter[str]) -> list[AudioFile]:
     return files
 
 
+def _first_folder(file: AudioFile) -> str | None:
+    """The first folder of a path in the tree."""
+    parts = Path(file.id).parts
+    return language_named(parts[0]) if len(parts) > 1 else None
+
+
 def _inner_folder(folder: Path, name: str) -> Path:
     """The folder, or the one called `name` inside it."""
     folder = Path(folder)
@@ -181,6 +216,8 @@ def prepare(
     number_language: str | None = None,
     transcribed_whole: bool = False,
     heldout: float = 0.0,
+    language: str | None = None,
+    corpus: str | None = None,
 ) -> list[Path]:
     """Write a manifest for each list of audio files, and print a report.
 
@@ -192,6 +229,8 @@ def prepare(
         number_language: Language in which numbers in transcripts are written as words; None keeps the numbers.
         transcribed_whole: Whether utterances with a transcript stay whole, however long they are.
         heldout: Share of the audio of each manifest that goes into another one, `<name>-dev`.
+        language: Language of the files for which none is known.
+        corpus: Name of the corpus.
 
     Returns:
         Paths of the manifests.
@@ -200,6 +239,7 @@ def prepare(
         UserError: All files of a manifest are refused, or the manifest exists and lists other audio.
     """
     out = Path(out)
+    files_of = {name: with_names(files, language, corpus) for name, files in files_of.items()}
     files_of, numbers = _with_spelled_numbers(files_of, number_language)
     make_folder(out, out)
     sounds = decode_all(sorted({file.path for files in files_of.values() for file in files}))
@@ -322,6 +362,11 @@ def _report(
         )
     console = Console()
     console.print(table)
+    for path, cuts in manifests.items():
+        for of, hours in zip(("language", "corpus"), hours_by_name(cuts), strict=True):
+            if sentence := hours_sentence(hours, of):
+                line = f"{path.name.removesuffix('.jsonl.gz')} {sentence}"
+                console.print(escape(line), soft_wrap=True, highlight=False)
     for choice in choices:
         console.print(escape(choice), soft_wrap=True, highlight=False)
     if refusals:

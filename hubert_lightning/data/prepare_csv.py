@@ -10,6 +10,7 @@ from typing import Literal
 
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile, file_identity
 from hubert_lightning.data.heldout import MANY_SPEAKERS, chosen_groups
+from hubert_lightning.data.languages import LANGUAGE_COLUMNS, language_named
 from hubert_lightning.data.prepare import prepare
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed
@@ -32,6 +33,9 @@ def prepare_csv(
     heldout: float = 0.1,
     audio: Path | None = None,
     spell_numbers: str | None = None,
+    language_column: str | None = None,
+    language: str | None = None,
+    corpus_name: str | None = None,
 ) -> list[Path]:
     """Make manifests of the recordings in a CSV or TSV file: `OUT/train.jsonl.gz` and `OUT/dev.jsonl.gz`.
 
@@ -48,16 +52,20 @@ def prepare_csv(
         audio: Folder that relative paths start from; default: the folder of the table.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
+        language_column: Column of the languages; default: language, locale or lang, if there is one.
+        language: Language of the rows without one, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
     """
     if not 0 <= heldout < 1:
         raise UserError(f"heldout is {heldout}; it is a share of the utterances, from 0 to below 1")
-    files = files_of_table(Path(table), path_column, text_column, speaker_column, audio)
+    files = files_of_table(Path(table), path_column, text_column, speaker_column, audio, language_column)
     dev = _heldout(files, heldout)
     parts = {"train": [file for file in files if file not in dev], "dev": [file for file in files if file in dev]}
-    return prepare({name: part for name, part in parts.items() if part}, Path(out), number_language=spell_numbers)
+    files_of = {name: part for name, part in parts.items() if part}
+    return prepare(files_of, Path(out), number_language=spell_numbers, language=language, corpus=corpus_name)
 
 
 def files_of_table(
@@ -66,6 +74,7 @@ def files_of_table(
     text_column: str | None = None,
     speaker_column: str | None = None,
     audio: Path | None = None,
+    language_column: str | None = None,
 ) -> list[AudioFile]:
     """List the recordings of a CSV or TSV file; the arguments are those of `prepare_csv`.
 
@@ -76,6 +85,9 @@ def files_of_table(
     path_index = _column(table, names, path_column, PATH_COLUMNS, "path")
     text_index = _column(table, names, text_column, TEXT_COLUMNS, "text")
     speaker_index = _column(table, names, speaker_column, SPEAKER_COLUMNS, "speaker", needed=speaker_column is not None)
+    language_index = _column(
+        table, names, language_column, LANGUAGE_COLUMNS, "language", needed=language_column is not None
+    )
     assert path_index is not None
     assert text_index is not None
     root = Path(audio) if audio else table.parent
@@ -86,7 +98,8 @@ def files_of_table(
         speaker = cells.get(speaker_index, "") if speaker_index is not None else ""
         refused = _mistake(row, names, path_index, root)
         file = _file(root, cells.get(path_index, ""), cells.get(text_index, ""), speaker or None, refused)
-        files.append(file._replace(path=_on_disk(file.path, listings)))
+        named = language_named(cells.get(language_index)) if language_index is not None else None
+        files.append(file._replace(path=_on_disk(file.path, listings), language=named))
     if not files:
         raise UserError(f"{table}: no rows below its first line, which names the columns; fill it in")
     return list(_named_once(files))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubert_lightning.console import progress
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile
+from hubert_lightning.data.languages import LANGUAGE_COLUMNS, language_named
 from hubert_lightning.data.prepare import make_folder, prepare
 from hubert_lightning.data.prepare_csv import SPEAKER_COLUMNS, TEXT_COLUMNS
 from hubert_lightning.data.sources import check_pieces
@@ -44,6 +45,9 @@ def prepare_huggingface(
     max_duration: float = 30.0,
     heldout: float = 0.0,
     spell_numbers: str | None = None,
+    language_column: str | None = None,
+    language: str | None = None,
+    corpus_name: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each split of a Hugging Face data set: `OUT/train.jsonl.gz` and so on.
 
@@ -62,6 +66,9 @@ def prepare_huggingface(
             whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
+        language_column: Column of the languages; default: language, locale or lang, if there is one.
+        language: Language of the rows without one, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
@@ -79,6 +86,7 @@ def prepare_huggingface(
             _audio_column(folder, features, audio_column),
             _column(folder, features, text_column, TEXT_COLUMNS, "text"),
             _column(folder, features, speaker_column, SPEAKER_COLUMNS, "speaker"),
+            _column(folder, features, language_column, LANGUAGE_COLUMNS, "language"),
         )
         for name, table in chosen.items()
         for features in [_features(table)]
@@ -88,7 +96,10 @@ def prepare_huggingface(
     files_of = {name: list(_files(folder, table, name, columns[name], out)) for name, table in chosen.items()}
     if empty := [name for name, files in files_of.items() if not files]:
         raise UserError(f"{dataset}: split {empty[0]} has no rows; name the others with --splits")
-    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout)
+    return prepare(
+        files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout,
+        language=language, corpus=corpus_name,
+    )  # fmt: skip
 
 
 def _splits(folder: Path) -> dict[str, "Dataset | IterableDataset"]:
@@ -169,11 +180,11 @@ def _files(
     folder: Path,
     table: "Dataset | IterableDataset",
     split: str,
-    columns: tuple[str, str | None, str | None],
+    columns: tuple[str, str | None, str | None, str | None],
     out: Path,
 ) -> Iterator[AudioFile]:
     """Write the audio of a split to files."""
-    audio, text, speaker = columns
+    audio, text, speaker, language = columns
     has_texts = False
     files = []
     for index, row in enumerate(_rows(folder, table, columns, split)):
@@ -192,7 +203,8 @@ def _files(
         words = " ".join(str(row[text]).split()) if text and row[text] is not None else None
         has_texts = has_texts or bool(words)
         person = _name_of(_features(table)[speaker], row[speaker]) if speaker else None
-        files.append(AudioFile(path, utterance, person, words or None, refused))
+        spoken = language_named(_name_of(_features(table)[language], row[language])) if language else None
+        files.append(AudioFile(path, utterance, person, words or None, refused, language=spoken))
     for file in files:
         wordless = has_texts and not file.text and not file.refused
         yield file._replace(refused="no words in its row of the data set") if wordless else file
@@ -242,7 +254,7 @@ def _write_once(path: Path, content: bytes) -> None:
 
 
 def _name_of(feature: Any, value: Any) -> str | None:
-    """Name of a speaker, whom a data set may count from 0."""
+    """Name of a speaker or language, which a data set may count from 0."""
     if value is None:
         return None
     return str(feature.int2str(value)) if hasattr(feature, "int2str") else str(value)

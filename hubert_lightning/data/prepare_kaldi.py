@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hubert_lightning.data.audio_folder import AudioFile, Segment
+from hubert_lightning.data.languages import language_named
 from hubert_lightning.data.prepare import prepare
 from hubert_lightning.data.sources import check_pieces, named_once
 from hubert_lightning.errors import UserError
@@ -27,11 +28,13 @@ def prepare_kaldi(
     max_duration: float = 30.0,
     heldout: float = 0.0,
     spell_numbers: str | None = None,
+    language: str | None = None,
+    corpus_name: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each Kaldi data directory: `OUT/<name of the directory>.jsonl.gz`.
 
-    A directory has a `wav.scp`, and, if there are any, `segments`, `text`, `utt2spk` and `reco2file_and_channel`. Paths
-    of audio files may have any format. Commands in wav.scp are not run.
+    A directory has a `wav.scp`, and, if there are any, `segments`, `text`, `utt2spk`, `utt2lang` and
+    `reco2file_and_channel`. Paths of audio files may have any format. Commands in wav.scp are not run.
 
     Args:
         folders: Data directories, such as data/train and data/dev.
@@ -44,13 +47,18 @@ def prepare_kaldi(
             whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
+        language: Language of the utterances that utt2lang does not list, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
     """
     check_pieces(max_duration, heldout)
     files_of = {name: _files(folder, audio) for name, folder in named_once(folders).items()}
-    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout)
+    return prepare(
+        files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout,
+        language=language, corpus=corpus_name,
+    )  # fmt: skip
 
 
 def _files(folder: Path, audio: Path | None) -> list[AudioFile]:
@@ -62,11 +70,13 @@ def _files(folder: Path, audio: Path | None) -> list[AudioFile]:
     segments = [*_segments(folder, recordings)]
     texts = _table(folder / "text", may_be_empty=True) if (folder / "text").is_file() else None
     speakers = _table(folder / "utt2spk") if (folder / "utt2spk").is_file() else {}
+    languages = _table(folder / "utt2lang") if (folder / "utt2lang").is_file() else {}
     files = []
     for file in segments:
         text = None if texts is None else " ".join(texts.get(file.id, "").split())
         refused = file.refused or (None if text is None or text else f"no words for it in {folder / 'text'}")
-        files.append(file._replace(speaker=speakers.get(file.id), text=text, refused=refused))
+        spoken = language_named(languages.get(file.id))
+        files.append(file._replace(speaker=speakers.get(file.id), text=text, refused=refused, language=spoken))
     return files
 
 

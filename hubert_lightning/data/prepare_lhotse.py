@@ -11,6 +11,7 @@ from typing import Any
 from lhotse import Recording, RecordingSet, SupervisionSegment
 
 from hubert_lightning.data.audio_folder import AudioFile, Segment
+from hubert_lightning.data.languages import language_named
 from hubert_lightning.data.prepare import make_folder, prepare
 from hubert_lightning.data.sources import check_pieces
 from hubert_lightning.errors import UserError
@@ -37,6 +38,8 @@ def prepare_lhotse(
     max_duration: float = 30.0,
     heldout: float = 0.0,
     spell_numbers: str | None = None,
+    language: str | None = None,
+    corpus_name: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each part of a corpus that lhotse has a recipe for, such as ami, commonvoice, tedlium or vctk.
 
@@ -53,6 +56,8 @@ def prepare_lhotse(
             whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
+        language: Language of the utterances for which the recipe names none, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
@@ -80,8 +85,9 @@ def prepare_lhotse(
             f"{_expected(function)}"
         )
     return prepare(
-        files_of, Path(out), max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout
-    )
+        files_of, Path(out), max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout,
+        language=language, corpus=corpus_name,
+    )  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -197,7 +203,8 @@ def _utterance(corpus: Path, recording: Recording, supervision: SupervisionSegme
         None if len(columns) == len(source.channels) else columns,
     )
     path = _path(corpus, source.source)
-    return AudioFile(path, supervision.id, supervision.speaker, text, refused, segment)
+    spoken = language_named(supervision.language)
+    return AudioFile(path, supervision.id, supervision.speaker, text, refused, segment, spoken)
 
 
 def _path(corpus: Path, source: object) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from hubert_lightning.characters import has_words
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.cut_rows import MAX_SECONDS, rows_of
+from hubert_lightning.data.languages import language_named
 from hubert_lightning.data.prepare import prepare
 from hubert_lightning.data.sources import check_pieces, named_once
 from hubert_lightning.errors import UserError
@@ -15,6 +16,8 @@ from hubert_lightning.untrusted.json_file import shown
 
 PATH_KEYS = ("audio_filepath", "audio_filename")
 """Keys of the path in a row, as NeMo's collections accept them."""
+LANGUAGE_KEYS = ("lang", "source_lang", "language")
+"""Keys of the language in a row, of recognition and of Canary's manifests among them."""
 WORDLESS = "no words in its row, and other rows have some: write them down, or remove the row"
 
 
@@ -25,11 +28,13 @@ def prepare_nemo(
     max_duration: float = 30.0,
     heldout: float = 0.0,
     spell_numbers: str | None = None,
+    language: str | None = None,
+    corpus_name: str | None = None,
 ) -> list[Path]:
     """Make a manifest of each manifest of NeMo: `OUT/<name of the file>.jsonl.gz`.
 
-    A row is a JSON object with `audio_filepath`, and, if there are any, `offset` and `duration` in seconds, `text` and
-    `speaker`.
+    A row is a JSON object with `audio_filepath`, and, if there are any, `offset` and `duration` in seconds, `text`,
+    `speaker` and `lang`.
 
     Args:
         tables: Manifests of NeMo, such as train_manifest.json.
@@ -41,13 +46,18 @@ def prepare_nemo(
             whole speakers where ten or more are known.
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
+        language: Language of the rows without one, such as en.
+        corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:
         Paths of the manifests.
     """
     check_pieces(max_duration, heldout)
     files_of = {name: _files(table, audio or table.parent) for name, table in named_once(tables).items()}
-    return prepare(files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout)
+    return prepare(
+        files_of, out, max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout,
+        language=language, corpus=corpus_name,
+    )  # fmt: skip
 
 
 def _files(table: Path, root: Path) -> list[AudioFile]:
@@ -77,7 +87,8 @@ def _file(root: Path, path: str, row: Mapping[str, Any], is_shared: bool) -> Aud
     """An utterance; its id is its path, with its times if several share the file."""
     name = Path(path).as_posix()
     speaker = row.get("speaker")
-    file = AudioFile(root / path, name, None if speaker is None else str(speaker), None)
+    spoken = language_named(next((row[key] for key in LANGUAGE_KEYS if row.get(key)), None))
+    file = AudioFile(root / path, name, None if speaker is None else str(speaker), None, language=spoken)
     offset, duration = (row.get("offset") or 0.0), row.get("duration")
     for key, value in (("offset", offset), ("duration", duration)):
         if value is not None and not _is_time(value):
