@@ -11,6 +11,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
+from hubert_lightning.data.balance import Balance, as_corpora
 from hubert_lightning.data.corpora import Corpora, lengths_of
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_batches
@@ -30,6 +31,7 @@ def sample_frames(
     rank: int = 0,
     world_size: int = 1,
     local_ranks: int = 1,
+    balance: Balance = Balance(),
 ) -> tuple[Tensor, Tensor]:
     """Compute the features of a uniform sample of frames, from randomly chosen utterances.
 
@@ -47,6 +49,7 @@ def sample_frames(
         rank: Rank of this process.
         world_size: Number of ranks, which encode different utterances.
         local_ranks: Number of ranks that share this machine's memory.
+        balance: Shares of languages and corpora in the sample.
 
     Returns:
         (rows, dim) float32, about max_frames / world_size rows, where `chosen_features` puts them, and (rows,), the
@@ -55,7 +58,7 @@ def sample_frames(
     Raises:
         UserError: The sample does not fit in this machine's memory; or audio cannot be read.
     """
-    cuts, chosen = choose_frames(cuts, max_frames, seed)
+    cuts, chosen = choose_frames(cuts, max_frames, seed, balance)
     ends = np.cumsum([len(frames) for frames in chosen])
     own_cuts = range(rank, len(cuts), world_size)
     indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in own_cuts]
@@ -71,17 +74,23 @@ def sample_frames(
     return rows, torch.cat([torch.empty(0, dtype=torch.long), *indices])
 
 
-def choose_frames(cuts: Sequence[Cut], max_frames: int, seed: int) -> tuple[list[Cut], list[np.ndarray]]:
+def choose_frames(
+    cuts: Sequence[Cut], max_frames: int, seed: int, balance: Balance = Balance()
+) -> tuple[list[Cut], list[np.ndarray]]:
     """Choose the cuts that `sample_frames` encodes, and the frames of each that it keeps.
 
     Args:
         cuts: Utterances.
         max_frames: Number of frames to keep.
         seed: Seed of the sample.
+        balance: Shares of languages and corpora in the sample. Frames of a language that has fewer than its share are
+            kept several times.
 
     Returns:
         The chosen cuts, and the frames of each in ascending order.
     """
+    if balance:
+        return _balanced(as_corpora(cuts), max_frames, seed, balance)
     cuts = cuts.by_id() if isinstance(cuts, Corpora) else sorted(cuts, key=lambda cut: cut.id)
     drawn = np.random.default_rng(seed).permutation(len(cuts))
     ends = np.cumsum(num_frames(lengths_of(cuts)[drawn]))
@@ -91,9 +100,42 @@ def choose_frames(cuts: Sequence[Cut], max_frames: int, seed: int) -> tuple[list
     return chosen, [_chosen(cut, share, seed) for cut in chosen]
 
 
+def _balanced(cuts: Corpora, max_frames: int, seed: int, balance: Balance) -> tuple[list[Cut], list[np.ndarray]]:
+    """Choose from each language and corpus as `choose_frames` does from all cuts, each with its share of the frames."""
+    groups, frames = balance.groups(cuts), num_frames(cuts.num_samples)
+    shares = balance.shares(groups, frames)
+    ids = None if cuts.on_disk else list(cuts.ids())
+    chosen: list[Cut] = []
+    kept: list[np.ndarray] = []
+    for number, (name, share) in enumerate(zip(groups.names, shares.tolist(), strict=True)):
+        members = np.flatnonzero(groups.number == number)
+        if ids is not None:  # whatever the order of the manifests
+            members = np.array(sorted(members.tolist(), key=ids.__getitem__), np.int64)
+        wanted = share * min(max_frames, int(frames.sum()))
+        drawn = np.random.default_rng([seed, crc32(repr(name).encode())]).permutation(members)
+        ends = np.cumsum(frames[drawn])
+        drawn = drawn[: int(np.searchsorted(ends, 4 * wanted)) + 1]
+        if len(drawn):
+            cuts_of_group = [cuts[index] for index in drawn.tolist()]
+            chosen += cuts_of_group
+            kept += [_repeated(cut, wanted / ends[len(drawn) - 1], seed) for cut in cuts_of_group]
+    return chosen, kept
+
+
 def _chosen(cut: Cut, share: float, seed: int) -> np.ndarray:
-    rng = np.random.default_rng([seed, crc32(cut.id.encode())])
-    return np.flatnonzero(rng.random(num_frames(cut.num_samples)) < share)
+    return np.flatnonzero(_draws(cut, seed) < share)
+
+
+def _repeated(cut: Cut, times: float, seed: int) -> np.ndarray:
+    """Frames of a cut, each kept so many times on average."""
+    whole, part = divmod(times, 1)
+    draws = _draws(cut, seed)
+    return np.repeat(np.arange(len(draws)), int(whole) + (draws < part))
+
+
+def _draws(cut: Cut, seed: int) -> np.ndarray:
+    """A random number from 0 to 1 for each frame: (frames,)."""
+    return np.random.default_rng([seed, crc32(cut.id.encode())]).random(num_frames(cut.num_samples))
 
 
 def chosen_features(

@@ -8,14 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from hubert_lightning.data.balance import Balance
+from hubert_lightning.data.corpora import Corpora, manifest_name
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests, transcript
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.training.balanced import (
+    balance_state,
+    check_balance,
+    check_same_balance,
+    groups_and_shares,
+    shares_record,
+)
 from hubert_lightning.training.batch_size import MemoryMeter, Trial, find_duration, given_duration, kept_duration
 from hubert_lightning.training.batches import TranscribedBatch, TranscribedBatches
 from hubert_lightning.training.data_checks import (
@@ -63,6 +73,9 @@ class TranscribedData(LightningDataModule):
         channel_mask_length: Channels in a mask span.
         num_workers: Number of processes that read audio, for each GPU.
         seed: Seed of the order and masks of training.
+        balance_languages: Exponent of the amounts of audio of the languages, from 0, which gives each the same share of
+            an epoch, to 1, which changes nothing; or the relative share of each language, such as {en: 2, sw: 1}.
+        balance_corpora: The same for corpora, within each language if languages are balanced too.
     """
 
     meter: MemoryMeter | None = None
@@ -80,14 +93,18 @@ class TranscribedData(LightningDataModule):
         channel_mask_length: int = 64,
         num_workers: int = 4,
         seed: int = 0,
+        balance_languages: float | dict[str, float] | None = None,
+        balance_corpora: float | dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self._audio: dict[str, float] | None = None
+        self._balance: dict[str, Any] | None = None
         within(0, MAX_WORKERS, num_workers=num_workers)
         within(0, 2**32 - 1, seed=seed)
         self.max_duration = given_duration(max_duration)
         check_masks(mask_prob, mask_length)
         check_masks(channel_mask_prob, channel_mask_length, "channel_")
+        self.balance = Balance(balance_languages, balance_corpora)
         self.manifests = {"train": train, "validation": validation, "test": test}
         self.masking: dict[str, Any] = {
             "mask_prob": mask_prob,
@@ -107,6 +124,8 @@ class TranscribedData(LightningDataModule):
             for part in parts
             if part in self.cuts
         }
+        if "train" in described:
+            described["train"] |= shares_record(self._corpora("train"), self.balance, self._padded("train"))
         return described | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
 
     def setup(self, stage: str) -> None:
@@ -122,6 +141,9 @@ class TranscribedData(LightningDataModule):
             self._parts[part] = read_manifests(paths)
             self.cuts[part] = _joined(self._parts[part])
             check_audio(self.cuts[part])
+            if part == "train":
+                corpora = self._corpora(part)
+                check_balance(self.balance, corpora, np.ones(len(corpora), bool), "")
             if stage != "predict":
                 check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, training=part == "train")
             else:
@@ -131,7 +153,10 @@ class TranscribedData(LightningDataModule):
         """Return the records of the manifests and the amount of audio."""
         if self._audio is None:
             self._audio = audio_counts(self.cuts.get("train", ()))
-        return plain_records(self._records) | {"audio": dict(self._audio), "max_duration": self.max_duration}
+        facts = {"audio": dict(self._audio), "max_duration": self.max_duration}
+        if self._balance is None:
+            self._balance = balance_state(self.balance, self._corpora("train"))
+        return plain_records(self._records) | facts | self._balance
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put the manifests into the order of the checkpoint that training resumes from.
@@ -144,6 +169,7 @@ class TranscribedData(LightningDataModule):
         if (trainer := resuming_trainer(self)) is None:
             return
         checkpoint = str(trainer.ckpt_path)
+        check_same_balance(self.balance, self._corpora("train"), state_dict, checkpoint)
         for part in ("train", "validation"):
             paths = self.manifests[part] or []
             order = match_manifests(state_dict.get(part), paths, self._records(part), part, checkpoint)
@@ -202,6 +228,8 @@ class TranscribedData(LightningDataModule):
         return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, **masking)
 
     def _loader(self, part: str, training: bool = False) -> Loader:
+        balance = self.balance if training else Balance()
+        groups, shares = groups_and_shares(balance, self._corpora(part), self._padded(part))
         return planned_loader(
             trainer_and_model(self)[0],
             self._batches(part, training),
@@ -210,7 +238,29 @@ class TranscribedData(LightningDataModule):
             num_workers=self.num_workers,
             seed=self.seed,
             shuffle=training,
+            groups=groups,
+            shares=shares,
         )
+
+    def _corpora(self, part: str) -> Corpora:
+        """The cuts of a part, with the names of its manifests."""
+        return Corpora(self._parts.get(part, []), [manifest_name(path) for path in self.manifests[part] or []])
+
+    def spoken(self, part: str) -> dict[str, dict[str, str]]:
+        """Language and corpus of each utterance by its id, where they are known.
+
+        Args:
+            part: "test" or another part that is set up. If it has several manifests, each is a corpus of its own name
+                for the utterances that name none.
+        """
+        corpora = self._corpora(part)
+        names = corpora.names if len(corpora.names) > 1 else [""] * len(corpora.names)
+        pairs, index = Corpora(corpora.parts, names).named()
+        named = [{key: name for key, name in zip(("language", "corpus"), pair) if name} for pair in pairs]
+        return {cut_id: named[number] for cut_id, number in zip(corpora.ids(), index.tolist(), strict=True)}
+
+    def _padded(self, part: str) -> np.ndarray:
+        return np.array(self._frames(part, training=True), np.int64)
 
 
 def _joined(parts: Sequence[Sequence[Cut]]) -> CutSet:

@@ -32,6 +32,8 @@ def planned_loader(
     shuffle: bool,
     corpora: Sequence[int] | None = None,
     weights: Sequence[float] | None = None,
+    groups: np.ndarray | None = None,
+    shares: np.ndarray | None = None,
     block_cuts: int = 1_000_000,
     crop: int | None = None,
 ) -> Loader:
@@ -47,6 +49,8 @@ def planned_loader(
         shuffle: Whether it trains: another plan in each epoch, and the same number of batches on each rank.
         corpora: (corpora,), consecutive cuts that belong to each corpus; all belong to one if not given.
         weights: (corpora,), share of each corpus in an epoch; if not given, every cut comes once.
+        groups: (cuts,), number of the group of each cut, such as its language, instead of corpora.
+        shares: (groups,), share of each group in an epoch.
         block_cuts: Number of cuts that are shuffled together.
         crop: Maximum number of frames of a row, if batches are cropped to their shortest cut and filled.
 
@@ -64,6 +68,8 @@ def planned_loader(
         max_frames,
         corpora=corpora,
         weights=weights,
+        groups=groups,
+        shares=shares,
         seed=seed if shuffle else 0,
         position=partial(batches_trained, trainer),  # restored from checkpoints, so a resumed run takes the next batch
         shuffle=shuffle,

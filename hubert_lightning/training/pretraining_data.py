@@ -12,10 +12,19 @@ from typing import Any, Literal
 import numpy as np
 from lightning import LightningDataModule
 
+from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
+from hubert_lightning.training.balanced import (
+    balance_state,
+    check_balance,
+    check_same_balance,
+    check_weights,
+    groups_and_shares,
+    shares_record,
+)
 from hubert_lightning.training.batch_size import MemoryMeter, Trial, find_duration, given_duration, kept_duration
 from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches
 from hubert_lightning.training.data_checks import (
@@ -69,6 +78,10 @@ class PretrainingData(LightningDataModule):
         num_workers: Number of processes that read audio, for each GPU.
         seed: Seed of the order, crops and masks of training; those of validation are the same for every seed.
         mixing: Other speech, noise and rooms in the training audio, as in WavLM; validation stays clean.
+        balance_languages: Exponent of the amounts of audio of the languages, from 0, which gives each the same share of
+            an epoch and of the sample of K-means, to 1, which changes nothing; mHuBERT-147 has 0.7. Or the relative
+            share of each language, such as {en: 2, sw: 1}.
+        balance_corpora: The same for corpora, within each language if languages are balanced too; mHuBERT-147 has 0.9.
     """
 
     continued_labels: str | None = None
@@ -90,9 +103,12 @@ class PretrainingData(LightningDataModule):
         num_workers: int = 4,
         seed: int = 0,
         mixing: Mixing = Mixing(),
+        balance_languages: float | dict[str, float] | None = None,
+        balance_corpora: float | dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self._audio: dict[str, float] | None = None
+        self._balance: dict[str, Any] | None = None
         within(0, 2**40, min_duration=min_duration)
         within(0, MAX_WORKERS, num_workers=num_workers)
         within(0, 2**32 - 1, seed=seed)
@@ -100,6 +116,8 @@ class PretrainingData(LightningDataModule):
         check_masks(mask_prob, mask_length)
         if weights is not None and (len(weights) != len(train) or not all(0 < weight < math.inf for weight in weights)):
             raise UserError(f"data.weights {weights} for {len(train)} manifests in data.train; give each one above 0")
+        self.balance = Balance(balance_languages, balance_corpora)
+        check_weights(self.balance, weights)
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
         self.max_duration, self.max_crop = given_duration(max_duration), max_crop
@@ -121,6 +139,8 @@ class PretrainingData(LightningDataModule):
         """Describe the manifests, their audio, the crops and the masks, for the loggers."""
         cuts = {"train": self.train_cuts, "validation": self.validation_cuts}
         described = {part: describe_part(self.manifests[part], cuts[part], cuts[part].fingerprint) for part in parts}
+        if "train" in parts:
+            described["train"] |= shares_record(self.train_cuts, self.balance, self._frames(self.train_cuts))
         return described | {
             "weights": self.weights,
             "plan": self.plan,
@@ -155,6 +175,7 @@ class PretrainingData(LightningDataModule):
                     f"{cut_id}: too short to validate on, less than two frames; remove it from data.validation"
                 )
         long_enough = train.num_samples >= max(seconds_to_samples(self.min_duration), num_samples(2))
+        check_balance(self.balance, train, long_enough, f"min_duration {self.min_duration} s or more; lower it")
         self.train_cuts = train.chosen(long_enough)
         if stage == "fit" and self.trainer is not None and self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # undeclared
             self.train_cuts, self.validation_cuts = _first_cuts(self.train_cuts), _first_cuts(self.validation_cuts)
@@ -183,7 +204,9 @@ class PretrainingData(LightningDataModule):
         labels = self.labels.fingerprint if self.labels is not None else None
         facts: dict[str, Any] = {"labels": labels, "audio": dict(self._audio), "plan": self.plan}
         facts |= {"max_duration": self.max_duration} | ({"mixed": self._mixed} if self.mixing.is_active else {})
-        return plain_records(self._records) | facts
+        if self._balance is None:
+            self._balance = balance_state(self.balance, self.train_cuts)
+        return plain_records(self._records) | facts | self._balance
 
     def check_same(self, state_dict: object, checkpoint: Path) -> None:
         """Refuse to train on other utterances than the previous iteration.
@@ -215,6 +238,7 @@ class PretrainingData(LightningDataModule):
             for part in ("train", "validation")
         }
         check_order(trainer, orders["train"], self.manifests["train"])
+        check_same_balance(self.balance, self.train_cuts, state_dict, checkpoint)
         self.plan = kept_plan(trainer, state_dict, PLAN)
         known = (self.labels.fingerprint, self.continued_labels) if self.labels is not None else ()
         if known and state_dict.get("labels") not in known:
@@ -230,8 +254,8 @@ class PretrainingData(LightningDataModule):
         for part, order in orders.items():
             self.manifests[part] = [self.manifests[part][number] for number in order]
             self._recorded[part] = [self._recorded[part][number] for number in order]
-        self.train_cuts = Corpora([self.train_cuts.parts[number] for number in orders["train"]])
-        self.validation_cuts = Corpora([self.validation_cuts.parts[number] for number in orders["validation"]])
+        self.train_cuts = self.train_cuts.ordered(orders["train"])
+        self.validation_cuts = self.validation_cuts.ordered(orders["validation"])
         if self.weights is not None:
             self.weights = [self.weights[number] for number in orders["train"]]
 
@@ -294,6 +318,8 @@ class PretrainingData(LightningDataModule):
         trainer, _ = trainer_and_model(self)
         self.find_duration()
         fills = shuffle and self.plan >= 2
+        groups, shares = groups_and_shares(self.balance if shuffle else Balance(), cuts, self._frames(cuts))
+        blocks: dict[str, Any] = {"block_cuts": SHAR_BLOCK} if cuts.on_disk else {}
         return planned_loader(
             trainer,
             self._batches(cuts, self.max_frames if fills else None, self._mixer() if shuffle else None),
@@ -304,8 +330,10 @@ class PretrainingData(LightningDataModule):
             shuffle=shuffle,
             corpora=cuts.sizes,
             weights=self.weights if shuffle else None,
+            groups=groups,
+            shares=shares,
             crop=self.max_crop_frames if fills else None,
-            **({"block_cuts": SHAR_BLOCK} if cuts.on_disk else {}),
+            **blocks,
         )
 
 

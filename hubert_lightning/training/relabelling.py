@@ -232,6 +232,7 @@ class Relabel(Callback):
         source = self.recipe.source(extractor, data.train_cuts.fingerprint)
         if self._before is not None:
             source["start"] = self._before.fingerprint
+        source |= {} if self.recipe.quantizer else data.balance.source(data.train_cuts)
         if not on_rank_zero(trainer, lambda: _is_fitted(path, source)):
             if self.recipe.quantizer and self.recipe.given:
                 fitted, stated = self.recipe.given
@@ -260,6 +261,7 @@ class Relabel(Callback):
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
                 local_ranks=trainer.num_devices,
+                balance=data.balance,
             )
         )
         device, group = trainer.strategy.root_device, dist.group.WORLD if trainer.world_size > 1 else None
@@ -293,7 +295,7 @@ class Relabel(Callback):
         """Clusters (rows, streams) of the frames of this rank's sample in the run that this one continues."""
         if self._before is None:
             return None
-        cuts, chosen = choose_frames(data.train_cuts, self.recipe.max_frames, self.recipe.seed)
+        cuts, chosen = choose_frames(data.train_cuts, self.recipe.max_frames, self.recipe.seed, data.balance)
         own = range(trainer.global_rank, len(cuts), trainer.world_size)
         clusters = [self._before[cuts[number].id][:, chosen[number]] for number in own]
         streams = len(self.recipe.num_clusters)

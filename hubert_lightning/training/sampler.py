@@ -68,6 +68,8 @@ class PlannedBatches(Sampler[BatchPlan]):
         weights: (corpora,), share of each corpus in an epoch, which has as many frames as all cuts together. Cuts of a
             small corpus are repeated; a large corpus contributes different cuts in each epoch. If not given, an epoch
             has every cut once.
+        groups: (cuts,), number of the group of each cut, such as its language, instead of corpora.
+        shares: (groups,), share of each group in an epoch, as weights are of corpora.
         seed: Seed of the order of every epoch and of the seed of every batch.
         position: Function that returns the batches that this rank has trained on, also before a restart.
         shuffle: Whether epochs differ; if not, one order and one seed for each batch make validations comparable.
@@ -87,6 +89,8 @@ class PlannedBatches(Sampler[BatchPlan]):
         *,
         corpora: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
+        groups: np.ndarray | None = None,
+        shares: Sequence[float] | np.ndarray | None = None,
         seed: int = 0,
         position: Callable[[], int] = lambda: 0,
         shuffle: bool = True,
@@ -102,18 +106,24 @@ class PlannedBatches(Sampler[BatchPlan]):
         self.step_size = world_size * accumulate if shuffle else world_size
         self.even = even or shuffle
         frames, corpora = np.asarray(frames), corpora or [len(frames)]
+        by_group = None
+        if groups is not None:
+            by_group, corpora = _by_group(groups), np.bincount(groups).tolist()
         starts = np.cumsum([0, *corpora])
         repeats = [1.0] * len(corpora)
-        if weights is not None:
-            corpus_frames = np.add.reduceat(frames.astype(np.int64), starts[:-1])
-            repeats = (np.array(weights) / sum(weights) * corpus_frames.sum() / corpus_frames).tolist()
+        wanted = weights if groups is None else shares
+        if wanted is not None:
+            in_order = frames if by_group is None else frames[by_group]
+            corpus_frames = np.add.reduceat(in_order.astype(np.int64), starts[:-1])
+            repeats = (np.array(wanted) / sum(wanted) * corpus_frames.sum() / corpus_frames).tolist()
         num_blocks = max(1, round(len(frames) / block_cuts))
         # Each block has an equal part of every corpus, so that they are mixed all the time
         bounds = [np.linspace(*corpus, num_blocks + 1).astype(int) for corpus in pairwise(starts)]
-        self._blocks = [
-            _Block(frames, [slice(bound[block], bound[block + 1]) for bound in bounds], repeats, max_frames, crop)
-            for block in range(num_blocks)
-        ]
+        self._blocks = []
+        for block in range(num_blocks):
+            slices = [slice(bound[block], bound[block + 1]) for bound in bounds]
+            parts = slices if by_group is None else [by_group[part] for part in slices]
+            self._blocks.append(_Block(frames, parts, repeats, max_frames, crop))
         self._num_batches = sum(len(block.ends) for block in self._blocks)
 
     def __len__(self) -> int:
@@ -164,14 +174,19 @@ class _Block:
 
     Args:
         frames: (cuts,), frames of all cuts of all corpora.
-        parts: (corpora,), cuts of each corpus that belong to the block.
+        parts: (corpora,), cuts of each corpus that belong to the block: consecutive ones, or their indices.
         repeats: (corpora,), how often a cut of each corpus comes in an epoch.
         max_frames: Maximum number of frames of a batch, with padding.
         crop: Maximum number of frames of a row, if batches are cropped to the bucket of their shortest cut.
     """
 
     def __init__(
-        self, frames: np.ndarray, parts: list[slice], repeats: Sequence[float], max_frames: int, crop: int | None
+        self,
+        frames: np.ndarray,
+        parts: Sequence[slice | np.ndarray],
+        repeats: Sequence[float],
+        max_frames: int,
+        crop: int | None,
     ) -> None:
         self.frames, self.parts, self.repeats, self.crop = frames, parts, repeats, crop
         drawn = self._buckets(frames[self._draw(np.random.default_rng(0))])
@@ -204,7 +219,7 @@ class _Block:
         """Draw the cuts of an epoch: random ones, but the same number from each corpus and bucket in every epoch."""
         drawn = []
         for part, repeats in zip(self.parts, self.repeats, strict=True):
-            cuts = np.arange(part.start, part.stop)
+            cuts = np.arange(part.start, part.stop) if isinstance(part, slice) else part
             if repeats != 1 and len(cuts):
                 buckets = self._buckets(self.frames[part])
                 cuts = cuts[np.lexsort([rng.random(len(cuts)), buckets])]
@@ -215,6 +230,13 @@ class _Block:
                 cuts = np.concatenate(resized)
             drawn.append(cuts)
         return np.concatenate(drawn)
+
+
+def _by_group(groups: np.ndarray) -> np.ndarray:
+    """Return the cuts (cuts,) sorted by their groups, in their order within a group, in as few bytes as possible."""
+    small = groups.astype(np.uint16) if groups.max() < 2**16 else groups  # of which numpy sorts 20 million in a second
+    order: np.ndarray = np.argsort(small, kind="stable").astype(np.uint32 if len(groups) < 2**32 else np.int64)
+    return order
 
 
 def _batch_ends(counts: Sequence[int], longest: Sequence[int], max_frames: int) -> list[int]:

@@ -7,6 +7,7 @@ import joblib
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError
@@ -37,6 +38,8 @@ def fit_kmeans(
     min_duration: float = 2.0,
     num_workers: int | None = None,
     residual: int = 1,
+    balance_languages: float | dict[str, float] | None = None,
+    balance_corpora: float | dict[str, float] | None = None,
 ) -> None:
     """Fit K-means on one layer of a model, or on MFCCs, as `hubert fit` does before its first step.
 
@@ -55,6 +58,9 @@ def fit_kmeans(
         num_workers: Number of processes that read audio; one for each core, but 4 at most, if not given.
         residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
             features.
+        balance_languages: Exponent of the amounts of audio of the languages, from 0, which gives each the same share of
+            the sample, to 1, which changes nothing; or the relative share of each language, such as '{en: 2, sw: 1}'.
+        balance_corpora: The same for corpora, within each language if languages are balanced too.
 
     Raises:
         UserError: The arguments contradict each other, or a file cannot be used.
@@ -65,13 +71,21 @@ def fit_kmeans(
     layers: list[int | None] | int | None = [*layer] if isinstance(layer, list) else layer
     recipe = LabelRecipe(model, layers, clusters, parts, max_frames, kmeans, seed, residual=residual)
     recipe.check_layer()
+    balance = Balance(balance_languages, balance_corpora)
     read = read_corpora(manifests)
-    cuts = read.chosen(read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2)))
+    long_enough = read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2))
+    if balance:
+        reason = f"no utterance lasts {min_duration} s; lower min_duration"
+        for sentence in balance.check(balance.groups(read), long_enough, reason):
+            print(sentence)
+    cuts = read.chosen(long_enough)
     if not len(cuts):
         raise UserError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
     extractor = _extractor(recipe)
     num_workers = default_workers() if num_workers is None else num_workers
-    rows, index = sample_frames(extractor, cuts, max_frames, seed, batch_frames=WINDOW_FRAMES, num_workers=num_workers)
+    rows, index = sample_frames(
+        extractor, cuts, max_frames, seed, batch_frames=WINDOW_FRAMES, num_workers=num_workers, balance=balance
+    )
     algorithm = recipe.kmeans or KMeans()
 
     def fit(stream: Stream, sample: Tensor) -> Tensor:
@@ -79,7 +93,7 @@ def fit_kmeans(
 
     streams = [(stream.columns(extractor), stream) for stream in recipe.streams]
     centroids = fit_streams(rows, streams, residual, fit, extractor.device)
-    save_kmeans(out, centroids, recipe.source(extractor, cuts.fingerprint))
+    save_kmeans(out, centroids, recipe.source(extractor, cuts.fingerprint) | balance.source(cuts))
     print(f"{out}: {_described(centroids)}, fitted on {len(rows)} frames of {extractor.name}")
 
 
