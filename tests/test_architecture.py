@@ -64,7 +64,7 @@ ROOMS = {
         "huggingface_hub",
     ),
     "parsing": Room("command lines: a function's signature is its options", "ground untrusted", "jsonargparse"),
-    "planning": Room("memory, time and disk of a run before it starts", "ground untrusted model parsing"),
+    "planning": Room("memory, time and disk of a run before it starts", "ground untrusted data model parsing"),
     "training": Room(
         "everything that imports Lightning: tasks, data modules, callbacks, runs",
         "ground untrusted vocabulary data model pretrained features units asr parsing planning",

@@ -11,6 +11,7 @@ from hubert_lightning.packaged_configs import packaged
 from hubert_lightning.planning.devices import GIB, device_named
 from hubert_lightning.planning.plan import SLOWEST, Machine, Option, TrainingPlan, plan_stage
 from hubert_lightning.planning.settings import audio_hours, read_config, stages_of
+from hubert_lightning.planning.shares import audio_shares
 
 
 def plan(
@@ -34,7 +35,8 @@ def plan(
         gpu: GPU: H200, B200, H100-80GB, H100-PCIe, A100-80GB, A100-40GB, L40S, A6000, A10G, RTX-4090 or RTX-3090.
         gpus: GPUs that train together. The audio of a step stays that of the config.
         gpus_per_node: GPUs in a node; more than these exchange gradients over the network.
-        audio: Hours of audio of the training set, for labels; known for LibriSpeech and Libri-light.
+        audio: Hours of audio of the training set, for labels; known for LibriSpeech and Libri-light, and if languages
+            or corpora are balanced and the manifests are there.
         json: File for all numbers.
         settings: Keys of `hubert fit`, as KEY=VALUE. They may also be given as there: --config CONFIG,
             --data.init_args.max_duration 175, --iterations [...].
@@ -48,7 +50,8 @@ def plan(
     machine = Machine(device_named(gpu), gpus, gpus_per_node)
     config = read_config([packaged(name) for name in configs], settings or ())
     try:
-        hours = audio if audio is not None else audio_hours(config)
+        shares = audio_shares(config)
+        hours = audio if audio is not None else audio_hours(config) if shares is None else shares.hours
         plans = [plan_stage(stage, machine, hours) for stage in stages_of(config)]
     except UserError:
         raise
@@ -59,9 +62,12 @@ def plan(
         ) from error
     if json is not None:
         facts = {"gpu": machine.device.name, "gpus": gpus, "hours_of_audio": hours, "slowest_factor": SLOWEST}
-        content = facts | {"trainings": [asdict(one) for one in plans]}
+        content = facts | ({"shares": shares.parts} if shares else {}) | {"trainings": [asdict(one) for one in plans]}
         write_whole(json, (as_json.dumps(content, indent=2) + "\n").encode())
     _show(plans, machine, hours)
+    for thing, parts in (shares.parts if shares else {}).items():
+        amounts = (f"{name} {part['hours']:.2f} h ({100 * part['share']:.1f} %)" for name, part in parts.items())
+        print(f"{thing}, with their shares of an epoch: {', '.join(amounts)}")
 
 
 def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) -> None:

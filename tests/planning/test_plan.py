@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import refused
+from lhotse import CutSet
 
 from hubert_lightning.cli import main
+from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations
@@ -320,3 +323,23 @@ def test_no_word_of_the_table_is_cut_in_80_columns(
         printed = capsys.readouterr().out
         assert "…" not in printed
         assert re.search("GPU-hours *\n", printed)
+
+
+def test_the_plan_states_hours_and_shares_of_balanced_languages(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuts = list(read_manifest(manifests / "train.jsonl.gz"))
+    for number, cut in enumerate(cuts):
+        cut.supervisions[0].language = "sw" if number % 3 == 0 else "en"
+    write_manifest(CutSet(cuts), tmp_path / "mixed.jsonl.gz")
+    command = ["plan", "pretrain/small.yaml", "--data.init_args.train", f"[{tmp_path / 'mixed.jsonl.gz'}]"]
+    main([*command, "--data.init_args.balance_languages", "0", "--json", str(tmp_path / "plan.json")])
+    shares = json.loads((tmp_path / "plan.json").read_text())["shares"]["languages"]
+    assert {name: part["share"] for name, part in shares.items()} == {"en": 0.5, "sw": 0.5}
+    assert sum(part["hours"] for part in shares.values()) == pytest.approx(
+        sum(cut.duration for cut in cuts) / 3600, abs=2e-3
+    )
+    assert "languages, with their shares of an epoch: en 0.0" in capsys.readouterr().out
+    assert "balance_languages is 3; it is an exponent" in refused(
+        capsys, *command, "--data.init_args.balance_languages", "3"
+    )
