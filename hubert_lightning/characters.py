@@ -17,6 +17,11 @@ IGNORABLE = (
     *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF)),
 )
 """Unicode's Default_Ignorable_Code_Point, without control and format characters and without joiners."""
+SCRIPTS_WITHOUT_SPACES = (
+    *((0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF)),
+    *((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF)),
+)
+"""First and last code points of Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese, which part no words."""
 SPOKEN_SYMBOLS = "%‰&@#§°№℃℉"
 """Symbols that are read as words, besides those of currencies and mathematics."""
 DOT_ABOVE = "\u0307"
@@ -77,6 +82,12 @@ def comparable(text: str) -> str:
 def has_words(text: str) -> bool:
     """Check whether a text has anything besides punctuation, symbols and invisible characters."""
     return any(unicodedata.category(character)[0] in "LN" for character in text)
+
+
+def parts_words(text: str) -> bool:
+    """Check whether most letters of a text are of scripts that write spaces between words."""
+    letters = [character for character in text if unicodedata.category(character)[0] in "LM"]
+    return 2 * sum(_is_in(SCRIPTS_WITHOUT_SPACES, character) for character in letters) <= len(letters)
 
 
 def is_spoken_symbol(character: str) -> bool:

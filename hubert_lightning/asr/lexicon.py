@@ -2,20 +2,25 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hubert_lightning.asr.language_files import SENTENCE_MARKS, is_language_model, unigrams
 from hubert_lightning.characters import is_spoken_symbol
+from hubert_lightning.data.languages import language_of
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
+
+CHARACTERS_SHOWN = 40
+"""Characters that a sentence on a language lists."""
 
 
 def vocabulary(
@@ -24,7 +29,7 @@ def vocabulary(
     case: Literal["lower", "upper", "as_written"] = "lower",
     keep_punctuation: str = "'",
 ) -> None:
-    """Make the vocabulary of transcripts for `hubert fit`, and print a table of its characters.
+    """Make the vocabulary of transcripts for `hubert fit`, and print a table of its characters, by language if known.
 
     Args:
         manifests: Manifests of the training data; characters that occur only in other data do not become tokens.
@@ -33,7 +38,8 @@ def vocabulary(
         keep_punctuation: Punctuation and symbols that are tokens, such as "'-". Spaces replace other punctuation;
             `hubert fit` refuses symbols that are read as words, such as € and %, unless they are tokens.
     """
-    texts = [" ".join(segment.text or "" for segment in cut.supervisions) for cut in read_manifest(manifests)]
+    cuts = read_manifest(manifests)
+    texts = [" ".join(segment.text or "" for segment in cut.supervisions) for cut in cuts]
     made, counts, left_out = vocabulary_of(texts, case, keep_punctuation)
     if not counts:
         raise UserError(f"{', '.join(map(str, manifests))}: no transcripts; prepare them with their transcripts")
@@ -41,9 +47,15 @@ def vocabulary(
     table = Table(title=f"{len(counts)} characters in {sum(bool(text) for text in texts)} transcripts")
     table.add_column("character")
     table.add_column("times", justify="right")
+    by_language = _characters_by_language(made, texts, [language_of(cut) for cut in cuts])
+    for language in by_language:
+        table.add_column(Text(language), justify="right")
     for character, count in counts.most_common():
-        table.add_row(character if character.isprintable() else f"U+{ord(character):04X}", str(count))
+        name = character if character.isprintable() else f"U+{ord(character):04X}"
+        table.add_row(Text(name), str(count), *(str(of[character] or "–") for of in by_language.values()))
     Console().print(table)
+    for sentence in _lacking(by_language):
+        print(sentence)
     replaced = Counter({character: count for character, count in left_out.items() if not is_spoken_symbol(character)})
     if replaced:
         print("spaces replace " + format_counts(replaced))
@@ -59,6 +71,38 @@ def vocabulary(
             "numbers that are written as words (`hubert prepare` with --spell_numbers LANGUAGE)"
         )
     print(f"{out}: {len(made)} tokens, with the blank and the word boundary")
+
+
+def _characters_by_language(
+    vocabulary: Vocabulary, texts: Sequence[str], languages: Sequence[str]
+) -> dict[str, Counter[str]]:
+    """Count the characters of each language; empty if there are not several languages."""
+    counts: dict[str, Counter[str]] = {}
+    for text, language in zip(texts, languages, strict=True):
+        if text:
+            characters = counts.setdefault(language or "unknown", Counter())
+            characters.update(character for character in vocabulary.normalise(text) if character != " ")
+    return dict(sorted(counts.items())) if len(counts) > 1 else {}
+
+
+def _lacking(by_language: Mapping[str, Counter[str]]) -> list[str]:
+    """Say which characters each language lacks, and which no other language has."""
+    everything = set().union(*by_language.values()) if by_language else set()
+    sentences = []
+    for language, counts in by_language.items():
+        others = set().union(*(other for name, other in by_language.items() if name != language))
+        own, missing = _listed(set(counts) - others), _listed(everything - set(counts))
+        facts = [f"{len(counts)} characters"]
+        facts += [f"alone has {own}"] if own else []
+        facts += [f"lacks {missing}"] if missing else []
+        sentences.append(f"{language}: {', '.join(facts)}")
+    return sentences
+
+
+def _listed(characters: Set[str]) -> str:
+    """The characters in their order, or the first of many."""
+    first, more = sorted(characters)[:CHARACTERS_SHOWN], len(characters) - CHARACTERS_SHOWN
+    return "".join(first) + (f" and {more} more" if more > 0 else "")
 
 
 def _num_with(characters: Iterable[str], texts: Iterable[str]) -> int:

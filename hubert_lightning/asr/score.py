@@ -16,6 +16,8 @@ def score(
     reference: str | Sequence[str] | Path,
     hypothesis: "str | Transcript | Sequence[str | Transcript] | None" = None,
     speakers: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    corpora: Sequence[str] | None = None,
 ) -> Scores:
     """Compute word and character error rates with 95 % confidence intervals.
 
@@ -27,9 +29,12 @@ def score(
             `reference` and `hypothesis` such as the test.jsonl of `hubert test`.
         hypothesis: What was recognised: a text or transcript, or a list of them; none for a file of results.
         speakers: Speaker of each text of a list, for the scores of each.
+        languages: Language of each text of a list, likewise.
+        corpora: Corpus of each text of a list, likewise.
 
     Returns:
-        The scores: `scores.words.rate`, `scores.letters.rate`, those of each utterance and of each speaker.
+        The scores: `scores.words.rate`, `scores.letters.rate`, those of each utterance and of each speaker,
+        language and corpus.
 
     Raises:
         UserError: There are more references than hypotheses or fewer, no references, or the file cannot be read.
@@ -42,16 +47,17 @@ def score(
         raise UserError("references without hypotheses; give both, or the pathlib.Path of a file of results")
     references = [reference] if isinstance(reference, str) else list(reference)
     hypotheses = [hypothesis] if isinstance(hypothesis, str) or hasattr(hypothesis, "text") else list(hypothesis)
-    names = [""] * len(references) if speakers is None else list(speakers)
-    if not len(references) == len(hypotheses) == len(names):
+    given = {"hypotheses": hypotheses, "speakers": speakers, "languages": languages, "corpora": corpora}
+    counts = {name: len(values) for name, values in given.items() if values is not None}
+    if other := next((name for name, count in counts.items() if count != len(references)), None):
         raise UserError(
-            f"{len(references)} references, {len(hypotheses)} hypotheses and {len(names)} speakers; give one of each "
-            "for every utterance"
+            f"{len(references)} references and {counts[other]} {other}; give one of each for every utterance"
         )
+    names = zip(*(values or [""] * len(references) for values in (speakers, languages, corpora)), strict=True)
     rows = zip(references, hypotheses, names, strict=True)
     return score_results(
         [
-            Result(str(number), said, recognised if isinstance(recognised, str) else recognised.text, speaker)
-            for number, (said, recognised, speaker) in enumerate(rows)
+            Result(str(number), said, recognised if isinstance(recognised, str) else recognised.text, *of_utterance)
+            for number, (said, recognised, of_utterance) in enumerate(rows)
         ]
     )

@@ -1,7 +1,7 @@
 """Scores of speech recognition on the terminal: tables, and the worst utterances aligned."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jiwer
 from rich import box
@@ -10,15 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hubert_lightning.asr.language_scores import by_kind, macro_average
 from hubert_lightning.asr.marked_errors import Column, columns
 from hubert_lightning.asr.scoring import Comparison, Result, Scores, Utterance
 
 MARK_STYLES = {"": "", "S": "yellow", "I": "green", "D": "red"}
 SPEAKERS_SHOWN = 20
+SINGULAR = {"languages": "language", "corpora": "corpus"}
 
 
 def report(scores: Scores, console: Console, worst: int = 5) -> None:
-    """Print the error rates, those of each speaker, and the utterances with most errors, aligned.
+    """Print the error rates, those of each language, corpus and speaker, and the utterances with most errors, aligned.
 
     Args:
         scores: Error rates.
@@ -33,10 +35,25 @@ def report(scores: Scores, console: Console, worst: int = 5) -> None:
     console.print(table)
     if len(scores.speakers) > SPEAKERS_SHOWN:
         console.print(f"and {len(scores.speakers) - SPEAKERS_SHOWN} speakers with fewer errors\n")
+    for kind, parts in by_kind(scores).items():
+        console.print(_table_of_parts(SINGULAR[kind], parts))
     most_errors = sorted(scores.utterances, key=lambda row: (-row.words.errors, -row.letters.errors))
     for utterance in most_errors[:worst]:
         if utterance.letters.errors:
             _show(utterance, console)
+
+
+def _table_of_parts(thing: str, parts: Mapping[str, Scores]) -> Table:
+    """Table of the error rates of languages or corpora, and their mean."""
+    table = _table("", "WER %", "95 % interval", "CER %", "95 % interval", "utterances")
+    table.columns[0].header = thing
+    for name, row in parts.items():
+        words = (_percent(row.words.rate), _range(row.words.low, row.words.high)) if row.parts_words else ("–", "–")
+        letters = (_percent(row.letters.rate), _range(row.letters.low, row.letters.high))
+        table.add_row(Text(name), *words, *letters, str(len(row.utterances)))
+    mean = macro_average(parts)
+    table.add_row("mean", "–" if math.isnan(mean.words) else _percent(mean.words), "", _percent(mean.letters), "", "")
+    return table
 
 
 def report_comparison(comparison: Comparison, console: Console) -> None:

@@ -1,4 +1,5 @@
-"""Scores of speech recognition: error rates with confidence intervals, by speaker, and two systems compared.
+"""Scores of speech recognition: error rates with confidence intervals, by language, corpus and speaker, and two systems
+compared.
 
 The input is the test.jsonl of `hubert test`. jiwer aligns the texts. Confidence intervals and p-values assume that
 utterances are independent of one another.
@@ -7,17 +8,16 @@ utterances are independent of one another.
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jiwer
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
-from hubert_lightning.characters import comparable
+from hubert_lightning.characters import comparable, parts_words
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.text_file import LONGEST_LINE, UTF_16_MARKS, lines_of
 
@@ -25,16 +25,20 @@ RESAMPLES = 9_999
 SEED = 0
 MAX_CHARACTERS = 2**17
 """Characters of a text: the time of an alignment grows with their square."""
+UNKNOWN = "unknown"
+"""Name of the language or corpus of utterances without one."""
 WAY_OUT = "give the test.jsonl that `hubert test` writes"
 
 
 class Result(NamedTuple):
-    """Reference and hypothesis of an utterance; the speaker is empty where unknown."""
+    """Reference and hypothesis of an utterance; speaker, language and corpus are empty where unknown."""
 
     id: str
     reference: str
     hypothesis: str
     speaker: str = ""
+    language: str = ""
+    corpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,28 @@ class Utterance(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Word and character error rate of utterances, and the scores of each speaker where speakers are known."""
+    """Word and character error rate of utterances.
+
+    Attributes:
+        words: Error rate in words.
+        letters: Error rate in letters.
+        utterances: The utterances with their errors.
+        speakers: Scores of each speaker where speakers are known.
+        languages: Scores of each language, if there are several.
+        corpora: Scores of each corpus, if there are several.
+    """
 
     words: ErrorRate
     letters: ErrorRate
     utterances: list[Utterance]
     speakers: dict[str, "Scores"] = field(default_factory=dict)
+    languages: dict[str, "Scores"] = field(default_factory=dict)
+    corpora: dict[str, "Scores"] = field(default_factory=dict)
+
+    @property
+    def parts_words(self) -> bool:
+        """Whether the references have spaces between words; if not, as in Chinese, the WER says little."""
+        return parts_words("".join(row.result.reference for row in self.utterances))
 
 
 @dataclass(frozen=True)
@@ -184,7 +204,7 @@ def _result(line: bytes, location: str) -> Result:
 
 
 def score(results: Sequence[Result]) -> Scores:
-    """Compute the error rates of all utterances and of each speaker.
+    """Compute the error rates of all utterances, and of each speaker, language and corpus.
 
     Before the comparison, texts get canonical composition (NFC), one kind of apostrophe, single spaces in place of any
     white space, and lose invisible characters.
@@ -193,7 +213,7 @@ def score(results: Sequence[Result]) -> Scores:
         results: References and hypotheses.
 
     Returns:
-        The scores; speakers with the highest word error rate come first.
+        The scores; speakers with the highest word error rate come first, languages and corpora by name.
 
     Raises:
         UserError: There are no results.
@@ -207,7 +227,20 @@ def score(results: Sequence[Result]) -> Scores:
             by_speaker.setdefault(utterance.result.speaker, []).append(utterance)
     speakers = {speaker: pooled(rows) for speaker, rows in by_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
-    return replace(pooled(utterances), speakers=dict(worst_first))
+    return replace(
+        pooled(utterances),
+        speakers=dict(worst_first),
+        languages=_by_name(utterances, "language"),
+        corpora=_by_name(utterances, "corpus"),
+    )
+
+
+def _by_name(utterances: Sequence[Utterance], name: str) -> dict[str, Scores]:
+    """Scores of each language or corpus, "unknown" for utterances without one; none if there is one alone."""
+    parts: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        parts.setdefault(getattr(utterance.result, name) or UNKNOWN, []).append(utterance)
+    return {part: pooled(parts[part]) for part in sorted(parts)} if len(parts) > 1 else {}
 
 
 def score_utterance(result: Result) -> Utterance:
@@ -347,40 +380,3 @@ def _p_value(differences: np.ndarray) -> float:
         rng=np.random.default_rng(SEED),
     )
     return float(test.pvalue)
-
-
-def write_scores(
-    path: Path, scores: Scores, comparison: Comparison | None = None, made_by: dict[str, Any] | None = None
-) -> None:
-    """Write all numbers as JSON; null for the interval of a single utterance.
-
-    Args:
-        path: File to write.
-        scores: Error rates.
-        comparison: Difference from another system.
-        made_by: Checkpoint, manifest, decoder and version behind the hypotheses.
-
-    Raises:
-        UserError: The disk is full, or cannot be written to.
-    """
-    content: dict[str, Any] = {  # JSON values
-        "made_by": made_by or {},
-        **_rates(scores),
-        "speakers": {
-            name: {**_rates(speaker), "num_utterances": len(speaker.utterances)}
-            for name, speaker in scores.speakers.items()
-        },
-        "utterances": [{**utterance.result._asdict(), **_rates(utterance)} for utterance in scores.utterances],
-    }
-    if comparison:
-        content["comparison"] = _rates(comparison)
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
-
-
-def _rates(scores: Scores | Utterance | Comparison) -> dict[str, dict[str, float | None]]:
-    return {"words": _numbers(scores.words), "letters": _numbers(scores.letters)}
-
-
-def _numbers(row: ErrorRate | Difference) -> dict[str, float | None]:
-    derived = {"errors": row.errors, "rate": row.rate} if isinstance(row, ErrorRate) else {"difference": row.difference}
-    return {name: None if math.isnan(number) else number for name, number in {**asdict(row), **derived}.items()}

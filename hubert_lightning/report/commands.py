@@ -4,11 +4,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hubert_lightning.asr.language_scores import write_scores
 from hubert_lightning.asr.results import origin_columns
 from hubert_lightning.asr.score import score
 from hubert_lightning.asr.score_report import report as print_scores
 from hubert_lightning.asr.score_report import report_comparison
-from hubert_lightning.asr.scoring import compare, write_scores
+from hubert_lightning.asr.scoring import compare
 from hubert_lightning.errors import UserError
 
 PAGES = (".html", ".htm")

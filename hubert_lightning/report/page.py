@@ -210,9 +210,9 @@ def _add_settings(page: Page, runs: Sequence[Run]) -> None:
 
 
 _FACTS_ORDER = (
-    "task", "state", "training data", "manifests", "validation data", "targets", "PNMI of the targets",
-    "K-means inertia", "initial weights", "encoder", "parameters", "optimizer", "warm-up", "batch", "masks",
-    "precision", "devices", "seed", "version",
+    "task", "state", "training data", "languages", "corpora", "manifests", "validation data", "targets",
+    "PNMI of the targets", "K-means inertia", "initial weights", "encoder", "parameters", "optimizer", "warm-up",
+    "batch", "masks", "precision", "devices", "seed", "version",
 )  # fmt: skip
 
 

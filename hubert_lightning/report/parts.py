@@ -72,6 +72,7 @@ class Detail:
         confusion: Confusion matrix, if there are substitutions.
         pairs: The most frequent errors.
         worst: Utterances with most errors.
+        parts: Heading and table of the rates by language, and by corpus, if there are several.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Detail:
     pairs: list[tuple[str, Table]]
     unit: str
     worst: list[Worst]
+    parts: list[tuple[str, Table]] = field(default_factory=list)
 
 
 @dataclass

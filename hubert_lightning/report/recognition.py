@@ -1,7 +1,10 @@
 """Parts of a page on recognition errors, and on the tuning of a decoder."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from hubert_lightning.asr.language_scores import MacroAverage, by_kind, macro_average
+from hubert_lightning.asr.score_report import SINGULAR
 from hubert_lightning.asr.scoring import Comparison, Scores, compare
 from hubert_lightning.errors import UserError
 from hubert_lightning.report import words
@@ -138,6 +141,10 @@ def detail_of(item: Scored, number: int, clips: Clips, most: int) -> Detail:
             ],
             numeric=1,
         )
+    parts = [
+        (kind.capitalize(), _parts(SINGULAR[kind], members, macro_average(members)))
+        for kind, members in by_kind(scores).items()
+    ]
     unit, groups = by_length(item.evaluation)
     lengths = None
     if len(groups) > 1:
@@ -158,12 +165,33 @@ def detail_of(item: Scored, number: int, clips: Clips, most: int) -> Detail:
         numbers=_kinds(scores),
         speakers=speaker_chart,
         speaker_table=speaker_table,
+        parts=parts,
         lengths=lengths,
         confusion=confusion,
         pairs=_pairs(counted),
         unit=counted.unit,
         worst=shown,
     )
+
+
+def _parts(thing: str, members: Mapping[str, Scores], mean: MacroAverage) -> Table:
+    """Rates of each language or corpus, and their mean."""
+    rows = [
+        [
+            name,
+            words.percent(row.words.rate) if row.parts_words else "–",
+            words.interval(row.words.low, row.words.high) if row.parts_words else "–",
+            words.percent(row.letters.rate),
+            words.interval(row.letters.low, row.letters.high),
+            words.number(row.words.total),
+            words.number(len(row.utterances)),
+        ]
+        for name, row in members.items()
+    ]
+    of_words = "–" if math.isnan(mean.words) else words.percent(mean.words)
+    rows.append(["mean", of_words, "", words.percent(mean.letters), "", "", ""])
+    headings = [thing, "WER", "95 % interval", "CER", "95 % interval", "words", "utterances"]
+    return Table(headings, rows, numeric=1)
 
 
 def _interval(name: str, scores: Scores) -> Interval:

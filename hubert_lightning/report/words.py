@@ -118,6 +118,23 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in resolved]
 
 
+def shares(record: Mapping[str, Json], thing: str) -> str:
+    """Hours of each language or corpus of the training data, and its share of an epoch; empty if they are not recorded.
+
+    Args:
+        record: Record of a run.
+        thing: "languages" or "corpora".
+    """
+    start = f"data/train/{thing}/"
+    names = [key.removeprefix(start).removesuffix("/hours") for key in record if re.fullmatch(f"{start}.+/hours", key)]
+    parts = []
+    for name in names:
+        amount, share = (record.get(f"{start}{name}/{value}") for value in ("hours", "share"))
+        if is_number(amount):
+            parts.append(f"{name} {hours(amount)}" + (f" ({percent(share)} of an epoch)" if is_number(share) else ""))
+    return ", ".join(parts)
+
+
 def facts(run: Run) -> dict[str, str]:
     """What a run trained on what, by the names of a table's rows; unknown facts are left out."""
     record, rows = run.record, dict[str, str]()
@@ -136,6 +153,8 @@ def facts(run: Run) -> dict[str, str]:
         if is_number(count := first(f"data/train/{name}")) and count:
             audio.append(counted(count, noun))
     rows["training data"] = ", ".join(audio)
+    for thing in ("languages", "corpora"):
+        rows[thing] = shares(record, thing)
     rows["manifests"] = setting(first("data/train/manifests") or [])
     rows["validation data"] = setting(first("data/validation/manifests") or [])
     if run.task == "pre-training":

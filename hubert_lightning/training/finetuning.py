@@ -294,7 +294,8 @@ class CTCFinetuning(Task):
         whole = not manifests or len(tested) == len(data.cuts["test"])
         if kind == "test" and manifests:  # so that a report finds the recordings
             places = {cut.id: place_of(cut) for cut in data.cuts["test"] if cut.id in tested}
-            rows = [{**row, **places.get(row["id"], {})} for row in rows]
+            spoken = data.spoken("test")
+            rows = [{**row, **spoken.get(row["id"], {}), **places.get(row["id"], {})} for row in rows]
         folder = results_folder(run, kind, manifests, self.decoder, checkpoint, whole) if manifests else run
         write_rows(folder / f"{kind}.jsonl", rows, origin)
         if folder != run and whole:

@@ -23,9 +23,10 @@ from rich.table import Table
 from torch import Tensor
 
 from hubert_lightning import console
+from hubert_lightning.asr.language_scores import metrics_by_name, write_scores
 from hubert_lightning.asr.results import SCORES, copy_to_run
 from hubert_lightning.asr.score_report import report
-from hubert_lightning.asr.scoring import read_results, score, write_scores
+from hubert_lightning.asr.scoring import read_results, score
 from hubert_lightning.console import is_first_process
 from hubert_lightning.data.workers import share_threads
 from hubert_lightning.errors import UserError
@@ -325,6 +326,10 @@ class HubertCLI(LightningCLI):
         write_scores(folder / SCORES, scores, made_by=asdict(origin))
         if whole:
             copy_to_run(folder, Path(self.trainer.default_root_dir), ("test-metrics.json", SCORES))
+        if metrics := metrics_by_name(scores):
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=origin.step or 0)
+                logger.save()
         report(scores, Console())
         print(f"results in {folder}")
         _end_tracking(self.trainer)

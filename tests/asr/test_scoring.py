@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from hubert_lightning.asr.language_scores import write_scores
 from hubert_lightning.asr.score_report import report, report_comparison
-from hubert_lightning.asr.scoring import ErrorRate, Result, Scores, compare, read_results, score, write_scores
+from hubert_lightning.asr.scoring import ErrorRate, Result, Scores, compare, read_results, score
 from hubert_lightning.cli import main
 
 texts = st.lists(st.sampled_from(["A", "AN", "BEE", "SEES", "THE", "SEA"]), max_size=8).map(" ".join)

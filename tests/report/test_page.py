@@ -253,3 +253,17 @@ def test_score_still_writes_json(tmp_path: Path) -> None:
     main(["score", str(results), "--output", str(tmp_path / "scores.json")])
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["words"]["errors"] == 8
+
+
+def test_rates_and_shares_of_languages_are_in_the_page(tmp_path: Path) -> None:
+    rows = [row | {"language": "sw" if number % 3 else "en"} for number, row in enumerate(result_rows(None))]
+    run = finetuning_run(tmp_path / "run", rows)
+    record = json.loads((run / "record.json").read_text())
+    for name, hours, share in (("en", 3.0, 0.6), ("sw", 1.0, 0.4)):
+        record |= {f"data/train/languages/{name}/hours": hours, f"data/train/languages/{name}/share": share}
+    (run / "record.json").write_text(json.dumps(record))
+    text = text_of(written(tmp_path, run))
+    assert re.search(r"languages en 3.* \(60\.0 % of an epoch\), sw 1.* \(40\.0 % of an epoch\)", text)
+    swahili = [row for row in rows if row["language"] == "sw"]
+    rate = jiwer.wer([row["reference"] for row in swahili], [row["hypothesis"] for row in swahili])
+    assert re.search(rf"language WER .* sw {100 * rate:.1f} % .* mean ", text)

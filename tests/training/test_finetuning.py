@@ -113,6 +113,19 @@ def test_a_tiny_model_overfits_eight_utterances_to_wer_0(manifests: Path, tmp_pa
     assert metrics["test/wer"] == metrics["test/cer"] == 0
 
 
+def test_results_name_the_language_and_the_corpus_of_each_utterance(manifests: Path, tmp_path: Path) -> None:
+    cuts = list(read_manifest(manifests / "test.jsonl.gz"))[:4]
+    for number, cut in enumerate(cuts):
+        cut.supervisions[0].language = "en" if number else None
+    write_manifest(CutSet(cuts[:2]), tmp_path / "first.jsonl.gz")
+    write_manifest(CutSet(cut.with_custom("corpus", "cv") for cut in cuts[2:]), tmp_path / "second.jsonl.gz")
+    data = TranscribedData(test=[tmp_path / f"{name}.jsonl.gz" for name in ("second", "first")], num_workers=0)
+    silent_trainer(tmp_path, 1).test(CTCFinetuning(encoder=TINY), datamodule=data, verbose=False)
+    [results] = tmp_path.rglob("test/*/test.jsonl")
+    rows = {row["id"]: (row.get("language"), row["corpus"]) for row in map(json.loads, results.open())}
+    assert [rows[cut.id] for cut in cuts] == [(None, "first"), ("en", "first"), ("en", "cv"), ("en", "cv")]
+
+
 def test_error_rates_are_jiwers_over_all_utterances(manifests: Path, tmp_path: Path) -> None:
     seed_everything(1, verbose=False)
     model = CTCFinetuning(encoder=TINY)
