@@ -26,6 +26,8 @@ Options
   --heldout SHARE             share of the audio that is held out for validation; 0.05 if not given, 0 for none
   --validation MANIFEST ...   manifests to validate on, in place of a share
   --max_duration SECONDS      longest piece of a recording, 30 if not given
+  --language LANGUAGE         language of the recordings; --corpus_name names the corpus
+  --language_folders true     the first folder of a recording's path is its language
   --steps STEPS               optimizer steps of each iteration
   --lr RATE                   peak learning rate
   --batch_seconds SECONDS     seconds of audio in a batch, on each GPU
@@ -55,6 +57,8 @@ Options
   --validation MANIFEST ...   manifests to validate on, in place of a share
   --path_column NAME          column of the audio paths; --text_column and --speaker_column likewise
   --audio FOLDER              folder that relative paths of the table start from
+  --language LANGUAGE         language of the recordings; --corpus_name names the corpus
+  --language_column NAME      column of the languages; of a folder, --language_folders true takes the first folder
   --spell_numbers LANGUAGE    write numbers as words, in a language such as en
   --steps STEPS               optimizer steps
   --lr RATE                   peak learning rate
@@ -69,11 +73,16 @@ NUMBERS: dict[str, type] = {
     "heldout": float, "max_duration": float, "steps": int, "lr": float, "batch_seconds": float
 }  # fmt: skip
 TEXTS = ("output", "init", "config")
-OF_PRETRAIN = {**NUMBERS, **dict.fromkeys((*TEXTS, "size", "validation", "report"), str)}
+NAMES = ("language", "corpus_name")
+OF_PRETRAIN = {
+    **NUMBERS,
+    **dict.fromkeys((*TEXTS, *NAMES, "size", "validation", "report", "language_folders"), str),
+}
 OF_FINETUNE = {
     **{name: kind for name, kind in NUMBERS.items() if name != "max_duration"},
     **dict.fromkeys((*TEXTS, "validation", "report"), str),
     **dict.fromkeys(("path_column", "text_column", "speaker_column", "audio", "spell_numbers"), str),
+    **dict.fromkeys((*NAMES, "language_column", "language_folders"), str),
 }
 """Options of the verbs, and the types of their values; other options are those of `hubert fit`."""
 LISTS = ("validation",)
@@ -158,10 +167,10 @@ def _parsed(verb: str, args: Sequence[str], known: Mapping[str, type]) -> tuple[
             similar = get_close_matches(name, [*known, *FIT_OPTIONS], n=1)
             guess = f"did you mean --{similar[0]}? " if similar else ""
             raise UserError(f"there is no option {typed}; {guess}`hubert {verb} --help` lists the options")
-    if "report" in options:
-        if options["report"].lower() not in ("true", "false"):
-            raise UserError(f"--report {options['report']}: not true or false")
-        options["report"] = options["report"].lower() == "true"
+    for name in {"report", "language_folders"} & options.keys():
+        if options[name].lower() not in ("true", "false"):
+            raise UserError(f"--{name} {options[name]}: not true or false")
+        options[name] = options[name].lower() == "true"
     return inputs, options, others
 
 

@@ -19,6 +19,7 @@ from hubert_lightning.recipes.recipe import (
     is_manifest,
     names_option,
     paths_of,
+    refuse_for_manifests,
     words_of,
 )
 from hubert_lightning.recipes.run import execute, metrics_of, write_page
@@ -57,6 +58,10 @@ def finetune(
     speaker_column: str | None = None,
     audio: Path | str | None = None,
     spell_numbers: str | None = None,
+    language_column: str | None = None,
+    language: str | None = None,
+    language_folders: bool = False,
+    corpus_name: str | None = None,
     steps: int | None = None,
     lr: float | None = None,
     batch_seconds: float | None = None,
@@ -82,6 +87,10 @@ def finetune(
         speaker_column: Column of the speakers.
         audio: Folder that relative paths of a table start from; default: the folder of the table.
         spell_numbers: Language in which numbers are written as words, such as en.
+        language_column: Column of the languages in a table.
+        language: Language of the recordings for which the table names none.
+        language_folders: Whether the first folder of a recording's path in a folder names its language.
+        corpus_name: Name of the corpus.
         steps: Optimizer steps; default: those of the config.
         lr: Peak learning rate; default: that of the config.
         batch_seconds: Seconds of audio in a batch; default: those of the config.
@@ -99,10 +108,14 @@ def finetune(
     paths, folder = paths_of(data), Path(output)
     dev = paths_of(validation) if validation is not None else []
     preparation = None
-    if not is_manifest(paths[0]):
+    names: dict[str, Any] = {"language": language, "language_folders": language_folders, "corpus_name": corpus_name}
+    names = {name: value for name, value in names.items() if value}
+    if is_manifest(paths[0]):
+        refuse_for_manifests(paths[0], names)
+    else:
         columns: dict[str, Any] = {"path_column": path_column, "text_column": text_column}
-        columns |= {"speaker_column": speaker_column, "audio": audio}
-        preparation = _preparation(paths[0], folder, 0.0 if dev else heldout, columns, spell_numbers)
+        columns |= {"speaker_column": speaker_column, "audio": audio, "language_column": language_column}
+        preparation = _preparation(paths[0], folder, 0.0 if dev else heldout, columns, spell_numbers, names)
         paths = [folder / "manifests" / name for name in _names(paths[0])[:1]]
         dev = dev or ([preparation.heldout] if preparation.heldout else [])
     if not dev:
@@ -118,10 +131,15 @@ def finetune(
 
 
 def _preparation(
-    source: Path, output: Path, heldout: float, columns: dict[str, Any], spell_numbers: str | None
+    source: Path,
+    output: Path,
+    heldout: float,
+    columns: dict[str, Any],
+    spell_numbers: str | None,
+    names: dict[str, Any],
 ) -> Preparation:
     """How manifests are made of a table, or of a folder with transcripts beside the recordings."""
-    settings: dict[str, Any] = {"heldout": heldout}
+    settings: dict[str, Any] = {"heldout": heldout} | names
     if spell_numbers is not None:
         settings["spell_numbers"] = spell_numbers
     named = {name: value for name, value in columns.items() if value is not None}
@@ -130,6 +148,8 @@ def _preparation(
             raise UserError(f"{source}: a folder, which has no columns; leave out {', '.join(named)}, or give a table")
         settings["transcribed_only"] = True
     else:
+        if "language_folders" in names:
+            raise UserError(f"{source}: a table; name its column of languages with --language_column")
         settings |= named
     verb = "folder" if source.is_dir() else "csv"
     made = output / "manifests"

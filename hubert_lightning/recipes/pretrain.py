@@ -21,6 +21,7 @@ from hubert_lightning.recipes.recipe import (
     is_manifest,
     names_option,
     paths_of,
+    refuse_for_manifests,
     words_of,
 )
 from hubert_lightning.recipes.run import execute, metrics_of, write_page
@@ -67,6 +68,9 @@ def pretrain(
     validation: Path | str | Sequence[Path | str] | None = None,
     heldout: float = 0.05,
     max_duration: float = 30.0,
+    language: str | None = None,
+    language_folders: bool = False,
+    corpus_name: str | None = None,
     steps: int | None = None,
     lr: float | None = None,
     batch_seconds: float | None = None,
@@ -88,6 +92,9 @@ def pretrain(
         validation: Manifests to validate on; default: the recordings that are held out.
         heldout: Share of the audio of a folder to hold out, from 0 to below 1.
         max_duration: Longest cut in seconds of a recording in a folder; longer ones are cut into equal pieces.
+        language: Language of the recordings in a folder.
+        language_folders: Whether the first folder of a recording's path names its language.
+        corpus_name: Name of the corpus.
         steps: Optimizer steps of each iteration; default: those of the config.
         lr: Peak learning rate; default: that of the config.
         batch_seconds: Seconds of audio in a batch; default: those of the config.
@@ -103,6 +110,7 @@ def pretrain(
     """
     recipe = pretraining_recipe(
         data, output, config, init=init, validation=validation, heldout=heldout, max_duration=max_duration,
+        language=language, language_folders=language_folders, corpus_name=corpus_name,
         steps=steps, lr=lr, batch_seconds=batch_seconds, options=options,
     )  # fmt: skip
     execute(recipe, progress)
@@ -129,6 +137,9 @@ def pretraining_recipe(
     validation: Path | str | Sequence[Path | str] | None = None,
     heldout: float = 0.05,
     max_duration: float = 30.0,
+    language: str | None = None,
+    language_folders: bool = False,
+    corpus_name: str | None = None,
     steps: int | None = None,
     lr: float | None = None,
     batch_seconds: float | None = None,
@@ -139,16 +150,22 @@ def pretraining_recipe(
     output, paths, others = Path(output), paths_of(data), words_of(options)
     heldout_manifests = paths_of(validation) if validation is not None else []
     preparation = None
-    if not is_manifest(paths[0]):
+    names: dict[str, Any] = {"language": language, "language_folders": language_folders, "corpus_name": corpus_name}
+    names = {name: value for name, value in names.items() if value}
+    if is_manifest(paths[0]):
+        refuse_for_manifests(paths[0], names)
+    else:
         folder = paths[0]
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: a file, and not a manifest; give a folder of recordings, or manifests of `hubert prepare`"
             )
         share = 0.0 if heldout_manifests else heldout
-        settings = {"heldout": share, "max_duration": max_duration}
+        settings = {"heldout": share, "max_duration": max_duration} | names
         made = output / "manifests"
-        shown = {name: value for name, value in settings.items() if value != DEFAULTS[name]}
+        shown = {
+            name: "true" if value is True else value for name, value in settings.items() if value != DEFAULTS.get(name)
+        }
         command = ["prepare", "folder", str(folder), str(made), *given(**shown)]
         name = folder.resolve().name
         dev = made / f"{name}-dev.jsonl.gz" if share else None

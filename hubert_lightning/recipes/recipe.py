@@ -92,6 +92,19 @@ def names_option(words: Sequence[str], key: str) -> bool:
     return key.replace(".init_args.", ".") in names
 
 
+def refuse_for_manifests(manifest: Path, options: Mapping[str, Any]) -> None:
+    """Refuse options that name the languages of recordings, if manifests are given, which have theirs.
+
+    Raises:
+        UserError: There is such an option.
+    """
+    if options:
+        raise UserError(
+            f"{manifest}: a manifest, which has its languages and corpora; leave out --{', --'.join(options)}, or give "
+            "them to `hubert prepare`"
+        )
+
+
 def given(**options: object) -> list[str]:
     """Write options that are not None as a command line."""
     return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]

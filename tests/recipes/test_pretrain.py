@@ -229,3 +229,23 @@ def test_the_iterations_of_a_run_are_in_their_order_without_other_folders(tmp_pa
     for name in ("iteration10", "iteration2", "iteration1", "iteration1-old", "iterations"):
         (tmp_path / name).mkdir()
     assert [path.name for path in iterations_in(tmp_path)] == ["iteration1", "iteration2", "iteration10"]
+
+
+def test_languages_go_to_the_preparation_and_their_balance_to_the_fit(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "talks", 2)
+    options = {"data.balance_languages": 0.7}
+    recipe = pretraining_recipe(folder, tmp_path / "out", language_folders=True, corpus_name="radio", options=options)
+    prepare, fit = map(shlex.split, recipe.long_form())
+    assert prepare[5:] == ["--language_folders", "true", "--corpus_name", "radio"]
+    assert "--data.balance_languages=0.7" in fit
+    (tmp_path / "a.jsonl.gz").touch()
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: a manifest, which has its languages .*; leave out --language"):
+        pretraining_recipe(tmp_path / "a.jsonl.gz", tmp_path / "out", language="en")
+
+
+def test_a_table_and_a_folder_of_transcripts_name_languages_in_their_own_ways(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"table\.csv: a table; name its column of languages with --language_column"):
+        finetune(table(tmp_path), "init", tmp_path / "out", language_folders=True)
+    folder = recordings(tmp_path / "said", 2, transcribed=True)
+    with pytest.raises(UserError, match="said: a folder, which has no columns; leave out language_column"):
+        finetune(folder, "init", tmp_path / "out", language_column="locale")
