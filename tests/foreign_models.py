@@ -21,10 +21,9 @@ from torch.nn.functional import linear
 from torch.testing import assert_close
 
 from hubert_lightning.asr.ngram import ngram
-from hubert_lightning.frames import num_frames
+from hubert_lightning.frames import CLOCK, Clock, num_frames
 from hubert_lightning.interchange.import_export import checkpoint_of
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.formats import torchaudio as torchaudio_format
@@ -92,7 +91,10 @@ def save_ours(trained: PretrainedWeights, path: Path) -> Path:
 def of_transformers(config: EncoderConfig, kind: str = "HubertModel", **settings: Any) -> Any:
     settings |= {theirs: getattr(config, name) for name, theirs in transformers_format.SETTINGS.items()}
     theirs = transformers.HubertConfig(
-        conv_dim=[config.conv_channels] * 7, feat_extract_norm=config.conv_norm, apply_spec_augment=False, **settings
+        conv_dim=[config.conv_channels] * len(config.conv_kernels),
+        feat_extract_norm=config.conv_norm,
+        apply_spec_augment=False,
+        **settings,
     )
     return disturbed(getattr(transformers, kind)(theirs))
 
@@ -106,7 +108,10 @@ def of_wavlm(config: EncoderConfig, kind: str = "WavLMModel", **settings: Any) -
     names = transformers_format.SETTINGS | transformers_format.WAVLM_SETTINGS
     settings |= {theirs: getattr(config, name) for name, theirs in names.items()}
     theirs = transformers.WavLMConfig(
-        conv_dim=[config.conv_channels] * 7, feat_extract_norm=config.conv_norm, apply_spec_augment=False, **settings
+        conv_dim=[config.conv_channels] * len(config.conv_kernels),
+        feat_extract_norm=config.conv_norm,
+        apply_spec_augment=False,
+        **settings,
     )
     model = disturbed(getattr(transformers, kind)(theirs))
     with torch.no_grad():
@@ -118,7 +123,10 @@ def of_wavlm(config: EncoderConfig, kind: str = "WavLMModel", **settings: Any) -
 
 def of_torchaudio(config: EncoderConfig, **settings: Any) -> Any:
     arguments = {theirs: getattr(config, name) for theirs, name in torchaudio_format.ARGUMENTS.items()}
-    layers = [(config.conv_channels, kernel, stride) for kernel, stride in zip(KERNELS, STRIDES, strict=True)]
+    layers = [
+        (config.conv_channels, kernel, stride)
+        for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True)
+    ]
     if "num_classes" in settings:
         build = torchaudio.models.hubert_pretrain_model
         settings |= {"mask_prob": 0.8, "mask_selection": "static", "mask_other": 0.0, "mask_length": 10}
@@ -143,14 +151,15 @@ def normalized_input(waveform: Tensor, length: Tensor | None, config: EncoderCon
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def valid(output: Tensor, length: Tensor | None) -> Tensor:
+def valid(output: Tensor, length: Tensor | None, clock: Clock = CLOCK) -> Tensor:
     if length is None:
         return output.flatten(0, 1)
-    return torch.cat([row[:frames] for row, frames in zip(output, num_frames(length).tolist(), strict=True)])
+    return torch.cat([row[:frames] for row, frames in zip(output, num_frames(length, clock).tolist(), strict=True)])
 
 
 def assert_layers_equal(encoder: HubertEncoder, theirs: Any, waveform: Tensor) -> None:
     """Every layer, the input of the first where it is known, and the last after its norm, padded and not."""
+    clock = encoder.config.clock
     for length in (None, LENGTHS):
         given = normalized_input(waveform, length, encoder.config)
         if isinstance(theirs, transformers.PreTrainedModel):
@@ -166,9 +175,10 @@ def assert_layers_equal(encoder: HubertEncoder, theirs: Any, waveform: Tensor) -
         assert len(layers) == len(mine) == encoder.config.num_layers + 1
         for our, their in zip(mine, layers, strict=True):
             if their is not None:
-                assert_close(valid(our, length), valid(their, length), rtol=0, atol=ATOL)
+                assert_close(valid(our, length, clock), valid(their, length, clock), rtol=0, atol=ATOL)
         if last is not None:
-            assert_close(valid(encoder(waveform, length), length), valid(last, length), rtol=0, atol=ATOL)
+            output = valid(encoder(waveform, length), length, clock)
+            assert_close(output, valid(last, length, clock), rtol=0, atol=ATOL)
 
 
 def fairseq_state(theirs: Any) -> dict[str, Tensor]:

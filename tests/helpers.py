@@ -31,8 +31,7 @@ from torch.optim import AdamW
 from hubert_lightning.asr.ctc_model import CTCModel
 from hubert_lightning.cli import main
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples
-from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.finetuning_data import TranscribedData
@@ -450,6 +449,10 @@ def write_store(folder: Path, source: LabelSource, *shards: Mapping[str, np.ndar
         for number, labels in enumerate(shards):
             writer.write(number, labels)
     return LabelStore(folder)
+
+
+AT_25_HZ: dict[str, Any] = {"conv_kernels": (*KERNELS, 2), "conv_strides": (*STRIDES, 2)}
+"""Convolutions of an encoder of 25 frames a second, as TWIST's: an eighth one."""
 
 
 def of_more_frames(config: EncoderConfig, batch: int, samples: int) -> int:

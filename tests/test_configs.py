@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,8 @@ from helpers import FINETUNING_CONFIGS, PRETRAINING_CONFIGS, ROOT, SPLITS, parse
 from torch import nn
 
 from hubert_lightning.cli import main
-from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.frames import SAMPLE_RATE, Clock
+from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.training.pretraining import HubertPretraining, base_optimizer
 from hubert_lightning.training.pretraining_data import PretrainingData
@@ -27,7 +27,8 @@ SCRATCH = {
     ROOT / "configs/demo-scratch.yaml": FINETUNING_CONFIGS[-1],
 }
 LARGER = [ROOT / f"configs/finetune/{size}/{split}.yaml" for size in ("large", "xlarge") for split in SPLITS]
-SIZES = sorted((ROOT / "configs/pretrain/size").glob("*.yaml"))
+RATE = ROOT / "configs/pretrain/size/25hz.yaml"
+SIZES = sorted({*(ROOT / "configs/pretrain/size").glob("*.yaml")} - {RATE})
 ABLATIONS = sorted((ROOT / "configs/pretrain/ablations").glob("*.yaml"))
 
 
@@ -39,12 +40,13 @@ def assert_runs_alone(kept: Path) -> None:
     """The config in a run's folder says all of it, in words that another process understands."""
     assert "Unable to serialize" not in kept.read_text()
     given, again = yaml.safe_load(kept.read_text()), parsed_config("--config", str(kept)).config.fit
-    assert again.model.init_args.encoder.as_dict() == given["model"]["init_args"]["encoder"]
+    encoder = json.loads(json.dumps(again.model.init_args.encoder.as_dict()))  # tuples are lists in YAML
+    assert encoder == given["model"]["init_args"]["encoder"]
 
 
 def test_every_file_is_one_of_these() -> None:
     sweeps = (ROOT / "configs/sweeps").glob("*.yaml")
-    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, *SCRATCH, *ABLATIONS, *sweeps} == set(
+    assert {*PRETRAINING_CONFIGS, *FINETUNING_CONFIGS, *LARGER, *SIZES, RATE, *SCRATCH, *ABLATIONS, *sweeps} == set(
         (ROOT / "configs").rglob("*.yaml")
     )
 
@@ -71,6 +73,17 @@ def test_a_size_is_a_layer_over_a_pre_training_config(size: Path) -> None:
         model = parsed_config(*args).config.fit.model.init_args
         assert {key: model.encoder[key] for key in asked["encoder"]} == asked["encoder"]
         assert model.final_dim == asked["final_dim"]
+
+
+@pytest.mark.parametrize("config", ["base.yaml", "small.yaml", "large.yaml"])
+def test_25_hz_is_a_layer_over_any_pre_training_config(config: str) -> None:
+    layers = [f"--config={ROOT / 'configs/pretrain' / config}", f"--config={RATE}"]
+    fit, plain = (parsed_config(*layers[:number]).config.fit for number in (2, 1))
+    encoder, standard = (EncoderConfig(**given.model.init_args.encoder.as_dict()) for given in (fit, plain))
+    assert encoder == replace(standard, conv_kernels=(*KERNELS, 2), conv_strides=(*STRIDES, 2))
+    assert encoder.clock == Clock(hop=640, window=720)
+    masked, usual = (given.data.init_args.mask_length * encoder.clock.hop for given in (fit, plain))
+    assert masked * 2 == usual
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=config_name)

@@ -5,10 +5,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv1d
 
 from hubert_lightning.frames import (
+    CLOCK,
     HOP,
+    MFCC_CLOCK,
     SAMPLE_RATE,
     WINDOW,
+    Clock,
     frame_centres,
+    frames_inside,
+    in_frames,
     num_frames,
     num_samples,
     padding_mask,
@@ -67,3 +72,44 @@ def test_frame_centres_are_20_ms_apart_from_the_middle_of_the_first_window():
 
 def test_a_second_has_the_sample_rate_s_samples():
     assert seconds_to_samples(1.5) == 24_000
+
+
+AT_25_HZ = Clock(640, 720)
+
+
+@given(frames=st.integers(1, 100_000), clock=st.sampled_from([CLOCK, AT_25_HZ, Clock(640, 1040), MFCC_CLOCK]))
+def test_every_clock_counts_the_frames_of_the_fewest_samples_that_make_them(frames, clock):
+    assert num_frames(num_samples(frames, clock), clock) == frames
+    assert num_frames(num_samples(frames, clock) - 1, clock) == frames - 1
+
+
+@pytest.mark.parametrize(
+    ("fine", "coarse", "expected"),
+    [
+        (CLOCK, CLOCK, (1, 1)),
+        (MFCC_CLOCK, CLOCK, (2, 1)),
+        (MFCC_CLOCK, AT_25_HZ, (4, 3)),
+        (CLOCK, AT_25_HZ, (2, 2)),
+        (CLOCK, Clock(640, 1040), (2, 3)),
+        (AT_25_HZ, CLOCK, (0, 0)),  # no frame of 45 ms lies inside one of 25 ms
+        (CLOCK, Clock(480, 720), (1, 0)),  # not on the same grid
+        (Clock(320, 1120), CLOCK, (1, 0)),
+    ],
+)
+def test_frames_inside_a_frame_share_its_centre(fine, coarse, expected):
+    ratio, count = frames_inside(fine, coarse)
+    assert (ratio, count) == expected
+    if count:
+        inside = frame_centres(5 * ratio + count, fine).unfold(0, count, ratio)[:5].mean(dim=1)
+        torch.testing.assert_close(inside, frame_centres(5, coarse))
+
+
+@given(samples=st.integers(720, 100_000))
+def test_every_frame_of_25_hz_has_its_frames_of_50_hz_inside_the_audio(samples):
+    frames, (ratio, count) = num_frames(samples, AT_25_HZ), frames_inside(CLOCK, AT_25_HZ)
+    assert ratio * (frames - 1) + count <= num_frames(samples)
+
+
+def test_frames_of_20_ms_are_counted_in_another_clock():
+    assert (in_frames(1500, CLOCK), in_frames(1500, AT_25_HZ)) == (1500, 750)
+    assert (CLOCK.duration(75), AT_25_HZ.duration(75)) == (1.5, 3.0)

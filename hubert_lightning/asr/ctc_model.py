@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from hubert_lightning.features.extract import extract_cuts
 from hubert_lightning.features.extractors import Extractor, length_if_padded
 from hubert_lightning.features.windows import quiet_windows
+from hubert_lightning.frames import Clock, in_frames
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.windows import WindowLayout
 from hubert_lightning.pretrained.load import encoder_fingerprint, read_weights
 from hubert_lightning.pretrained.weights import build_ctc_head, build_encoder
 from hubert_lightning.vocabulary import Vocabulary
 
 WINDOW_FRAMES = 1_500
-"""Frames of a recording that are encoded at once, 30 s: no training example is longer, and memory stays small."""
+"""Frames of 20 ms that are encoded at once, 30 s: no training example is longer, and memory stays small."""
 
 
 class CTCModel(nn.Module):
@@ -35,6 +37,11 @@ class CTCModel(nn.Module):
     def __init__(self, encoder: HubertEncoder, head: nn.Linear, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.encoder, self.head, self.vocabulary = encoder, head, vocabulary
+
+    @property
+    def clock(self) -> Clock:
+        """Clock of the encoder."""
+        return self.encoder.config.clock
 
     def forward(self, waveform: Tensor, length: Tensor | None = None, *, ignore_padding: bool = False) -> Tensor:
         """Compute log-probabilities of the tokens.
@@ -111,7 +118,7 @@ def log_probabilities(
         batch_duration: Seconds that are encoded at once, padding counted. If not given: one recording on a CPU, where
             larger batches take longer, and on a GPU as many as `frames_at_once`.
         progress: Label of the progress bar; no bar if None.
-        window_frames: Most frames of a window.
+        window_frames: Most frames of 20 ms of a window.
         num_workers: Number of processes that read audio.
         precision: Context of the encoder, such as torch.autocast.
 
@@ -130,10 +137,17 @@ def log_probabilities(
         return log_probs
 
     return extract_cuts(
-        Extractor(encode, "letters", (len(model.vocabulary),), device),
+        Extractor(
+            encode,
+            "letters",
+            (len(model.vocabulary),),
+            device,
+            clock=model.clock,
+            layout=WindowLayout.of(model.encoder.config),
+        ),
         groups,
         progress,
         batch_duration=batch_duration,
         num_workers=num_workers,
-        windows_of=partial(quiet_windows, longest=window_frames),
+        windows_of=partial(quiet_windows, longest=in_frames(window_frames, model.clock), clock=model.clock),
     )

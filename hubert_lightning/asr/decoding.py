@@ -27,6 +27,7 @@ from hubert_lightning.asr.language_files import BOUNDARY_NAMES, Lexicon, read_le
 from hubert_lightning.asr.pauses import allow_pause_boundaries
 from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.errors import UserError
+from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.interrupts import ignore_interrupts
 from hubert_lightning.vocabulary import BLANK, BOUNDARY, Vocabulary
 
@@ -58,6 +59,7 @@ class BeamSearch:
         ranks: Number of processes on this machine that search, each with its share of the cores.
         device: Device of the rescorer; the CPU if not given.
         hot_words: Words and phrases that are preferred, and added to the lexicon if there is one.
+        clock: Clock of the frames.
 
     Raises:
         UserError: A file is missing, has other content than its setting requires, or does not fit the vocabulary.
@@ -70,8 +72,9 @@ class BeamSearch:
         ranks: int = 1,
         device: torch.device | None = None,
         hot_words: Sequence[HotWord] = (),
+        clock: Clock = CLOCK,
     ) -> None:
-        self.settings, self.vocabulary, self.hot_words = settings, vocabulary, tuple(hot_words)
+        self.settings, self.vocabulary, self.hot_words, self.clock = settings, vocabulary, tuple(hot_words), clock
         tokens = vocabulary.search_names
         for file in (settings.lm, settings.lexicon):
             if file and not Path(file).is_file():
@@ -142,7 +145,7 @@ class BeamSearch:
             # transformers trains without a delimiter after the last word
             end = torch.full_like(log_probs[:1], -math.inf)
             end[:, BLANK], end[:, boundary] = 0.0, -self.settings.silence_score
-            log_probs = torch.cat([allow_pause_boundaries(log_probs, self.vocabulary), end])
+            log_probs = torch.cat([allow_pause_boundaries(log_probs, self.vocabulary, self.clock), end])
         return log_probs
 
     def with_settings(self, **changes: Any) -> "BeamSearch":
@@ -244,6 +247,7 @@ def search_with(
     ranks: int = 1,
     device: torch.device | None = None,
     hot_words: Sequence[HotWord] = (),
+    clock: Clock = CLOCK,
 ) -> BeamSearch:
     """Build a beam search.
 
@@ -253,10 +257,11 @@ def search_with(
         ranks: Number of processes on this machine that search.
         device: Device of the rescorer; the CPU if not given.
         hot_words: Words and phrases that are preferred.
+        clock: Clock of the log-probabilities.
 
     Raises:
         UserError: As `read_settings` and `BeamSearch` raise.
     """
     if not isinstance(settings, DecoderSettings):
         settings = read_settings(Path(settings))
-    return BeamSearch(settings, vocabulary, ranks, device, hot_words)
+    return BeamSearch(settings, vocabulary, ranks, device, hot_words, clock)

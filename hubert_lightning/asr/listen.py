@@ -15,7 +15,7 @@ from hubert_lightning.asr.word_times import Word
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.stream import print_latency, seconds_for_a_step, standard_input
 from hubert_lightning.files import unfinished_file, write_whole
-from hubert_lightning.frames import SAMPLE_RATE, WINDOW
+from hubert_lightning.frames import SAMPLE_RATE
 
 LINE_PAUSE = 1.0
 """Seconds without a word after which another line begins."""
@@ -101,7 +101,7 @@ def listen(
             durations.append((perf_counter() - began) / num_steps)
     printer.add(words.finish())
     printer.end()
-    if num_samples < WINDOW:
+    if num_samples < words.stream.clock.window:
         raise UserError(f"{num_samples} samples on standard input are too short for a word; pipe in 16 kHz mono s16le")
     print_latency("words came, once their end was heard,", words.stream, durations)
     if output is not None:

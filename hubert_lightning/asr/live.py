@@ -12,7 +12,9 @@ from hubert_lightning.asr.pauses import PAUSE_FRAMES, insert_pause_boundaries
 from hubert_lightning.asr.word_times import TimedToken, Word, best_tokens, words_of
 from hubert_lightning.features.extractors import Precision
 from hubert_lightning.features.stream import FrameStream
+from hubert_lightning.frames import in_frames
 from hubert_lightning.model.convolutions import WaveformStatistics
+from hubert_lightning.model.windows import WindowLayout
 from hubert_lightning.vocabulary import Vocabulary
 
 
@@ -38,7 +40,8 @@ class LiveWords:
     ) -> None:
         self._model, self._precision = model, precision
         self.vocabulary = model.vocabulary
-        self.stream = FrameStream(self._log_probs, torch.zeros(0, len(model.vocabulary)), step, lookahead, history)
+        nothing, layout = torch.zeros(0, len(model.vocabulary)), WindowLayout.of(model.encoder.config)
+        self.stream = FrameStream(self._log_probs, nothing, step, lookahead, history, model.clock, layout)
         self._rows = torch.zeros(0, len(model.vocabulary))  # of words that are not stable yet
         self._first = 0  # frame of the first of these rows
 
@@ -79,7 +82,9 @@ class LiveWords:
     def _stable(self, rows: Tensor, is_end: bool) -> list[Word]:
         self._rows = torch.cat([self._rows, rows])
         tokens = best_tokens(self._rows)
-        end = len(self._rows) if is_end else _stable_until(tokens, len(self._rows), self.vocabulary)
+        clock = self.stream.clock
+        pause = in_frames(PAUSE_FRAMES, clock)
+        end = len(self._rows) if is_end else _stable_until(tokens, len(self._rows), self.vocabulary, pause)
         stable = [
             token._replace(start=token.start + self._first, end=token.end + self._first)
             for token in tokens
@@ -87,16 +92,17 @@ class LiveWords:
         ]
         self._rows = self._rows[end:].clone()
         self._first += end
-        return words_of(insert_pause_boundaries(stable, self.vocabulary), self.vocabulary)
+        return words_of(insert_pause_boundaries(stable, self.vocabulary, clock), self.vocabulary, clock)
 
 
-def _stable_until(tokens: Sequence[TimedToken], num_frames: int, vocabulary: Vocabulary) -> int:
+def _stable_until(tokens: Sequence[TimedToken], num_frames: int, vocabulary: Vocabulary, pause: int) -> int:
     """Frame up to which no later audio changes the words.
 
     Args:
         tokens: Tokens of the frames.
         num_frames: Number of frames.
         vocabulary: Vocabulary of the tokens.
+        pause: Frames of a pause between words, at least.
     """
     if not tokens:
         return num_frames
@@ -105,7 +111,7 @@ def _stable_until(tokens: Sequence[TimedToken], num_frames: int, vocabulary: Voc
         return last.end if last.end < num_frames else last.start  # it may last longer
     ends = [0, *(token.end for token in tokens if token.token == vocabulary.boundary)]
     letters = [token for token in tokens if token.token != vocabulary.boundary]
-    ends += [after.start for before, after in pairwise(letters) if after.start - before.end >= PAUSE_FRAMES]
-    if not letters or num_frames - letters[-1].end >= PAUSE_FRAMES:
+    ends += [after.start for before, after in pairwise(letters) if after.start - before.end >= pause]
+    if not letters or num_frames - letters[-1].end >= pause:
         ends.append(num_frames)
     return max(ends)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.asr.word_times import TimedToken
+from hubert_lightning.frames import CLOCK, Clock, in_frames
 from hubert_lightning.vocabulary import BLANK, Vocabulary
 
 PAUSE_FRAMES = 25
@@ -30,20 +31,24 @@ class Segment(NamedTuple):
     new_word: bool
 
 
-def insert_pause_boundaries(tokens: Sequence[TimedToken], vocabulary: Vocabulary) -> list[TimedToken]:
+def insert_pause_boundaries(
+    tokens: Sequence[TimedToken], vocabulary: Vocabulary, clock: Clock = CLOCK
+) -> list[TimedToken]:
     """Insert a word boundary into every pause without one, if the vocabulary has one.
 
     Args:
         tokens: Tokens of a recording in the order of time.
         vocabulary: Vocabulary of the tokens.
+        clock: Clock of the frames.
     """
     if vocabulary.boundary is None:
         return list(tokens)
     complete: list[TimedToken] = []
+    pause = in_frames(PAUSE_FRAMES, clock)
     last_end = 0  # of the last letter
     for token in tokens:
         if token.token != vocabulary.boundary:
-            is_pause = token.start - last_end >= PAUSE_FRAMES
+            is_pause = token.start - last_end >= pause
             if complete and is_pause and complete[-1].token != vocabulary.boundary:
                 complete.append(TimedToken(vocabulary.boundary, last_end, token.start, 0.0))
             last_end = token.end
@@ -70,17 +75,18 @@ def allow_skipped_boundaries(log_probs: Tensor, vocabulary: Vocabulary) -> Tenso
     return torch.cat([blank[:, None], log_probs[:, 1:]], dim=1)
 
 
-def allow_pause_boundaries(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
+def allow_pause_boundaries(log_probs: Tensor, vocabulary: Vocabulary, clock: Clock = CLOCK) -> Tensor:
     """Make a boundary as likely as the blank in the middle of every pause without one.
 
     Args:
         log_probs: (frames, tokens)
         vocabulary: Vocabulary of the tokens.
+        clock: Clock of the frames.
 
     Returns:
         (frames, tokens)
     """
-    runs, is_pause, has_boundary = _quiet_runs(log_probs, vocabulary)
+    runs, is_pause, has_boundary = _quiet_runs(log_probs, vocabulary, clock)
     middles = torch.from_numpy(runs[is_pause & ~has_boundary].sum(axis=1) // 2)
     if vocabulary.boundary is None or not len(middles):
         return log_probs
@@ -89,7 +95,9 @@ def allow_pause_boundaries(log_probs: Tensor, vocabulary: Vocabulary) -> Tensor:
     return log_probs
 
 
-def split_in_pauses(log_probs: Tensor, vocabulary: Vocabulary, longest: int = SEGMENT_FRAMES) -> list[Segment]:
+def split_in_pauses(
+    log_probs: Tensor, vocabulary: Vocabulary, longest: int | None = None, clock: Clock = CLOCK
+) -> list[Segment]:
     """Split a long recording without cutting a word.
 
     A segment ends between words, in the longest pause of its second half if there is one. Where no word ends for long,
@@ -98,18 +106,21 @@ def split_in_pauses(log_probs: Tensor, vocabulary: Vocabulary, longest: int = SE
     Args:
         log_probs: (frames, tokens)
         vocabulary: Vocabulary of the tokens.
-        longest: Most frames of a segment.
+        longest: Most frames of a segment; half a minute if not given.
+        clock: Clock of the frames.
     """
-    runs, is_pause, has_boundary = _quiet_runs(log_probs, vocabulary)
+    longest = in_frames(SEGMENT_FRAMES, clock) if longest is None else longest
+    runs, is_pause, has_boundary = _quiet_runs(log_probs, vocabulary, clock)
     return list(_segments(len(log_probs), longest, runs, is_pause | has_boundary))
 
 
-def _quiet_runs(log_probs: Tensor, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _quiet_runs(log_probs: Tensor, vocabulary: Vocabulary, clock: Clock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find runs of frames without a letter.
 
     Args:
         log_probs: (frames, tokens)
         vocabulary: Vocabulary of the tokens.
+        clock: Clock of the frames.
 
     Returns:
         (runs, 2), first frame of every run and the frame after its last one; (runs,), whether it is a pause; (runs,),
@@ -119,7 +130,7 @@ def _quiet_runs(log_probs: Tensor, vocabulary: Vocabulary) -> tuple[np.ndarray, 
     boundary = BLANK if vocabulary.boundary is None else vocabulary.boundary
     is_quiet = (best == BLANK) | (best == boundary)
     runs = np.flatnonzero(np.diff(is_quiet, prepend=False, append=False)).reshape(-1, 2)
-    is_pause = runs[:, 1] - runs[:, 0] >= PAUSE_FRAMES
+    is_pause = runs[:, 1] - runs[:, 0] >= in_frames(PAUSE_FRAMES, clock)
     has_boundary = np.array([(best[first:last] == boundary).any() for first, last in runs], dtype=bool)
     return runs, is_pause, has_boundary
 

@@ -115,7 +115,7 @@ class Transcriber(HubModel):
                     if on_refused_word is None:
                         raise UserError(sentence)
                     on_refused_word(sentence)
-            search = search_with(decoder, loaded.vocabulary, hot_words=words)
+            search = search_with(decoder, loaded.vocabulary, hot_words=words, clock=loaded.clock)
         return cls(loaded.to(find_device(device)), search, precision, batch_duration, num_workers)
 
     def model_parts(self) -> ModelParts:
@@ -205,7 +205,9 @@ class Transcriber(HubModel):
                 on_remark(name, sentence)
 
         def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
-            text, words = words_in(log_probs, self.vocabulary, self.search, timed or turns is not None)
+            text, words = words_in(
+                log_probs, self.vocabulary, self.search, timed or turns is not None, self.model.clock
+            )
             transcript = Transcript(cut.id, cut.duration, text, tuple(words))
             if turns is None:
                 return transcript
@@ -330,7 +332,8 @@ class Transcriber(HubModel):
             raise UserError("no words in its text; write them in letters")
         if unknown := vocabulary.unknown_characters(words):
             raise UserError(f"its text has {sorted(unknown)}, which are not tokens of the model: write them in letters")
-        times = word_times(allow_skipped_boundaries(log_probs, vocabulary), words, vocabulary)
+        allowed = allow_skipped_boundaries(log_probs, vocabulary)
+        times = word_times(allowed, words, vocabulary, clock=self.model.clock)
         return Transcript(cut.id, cut.duration, words, tuple(times))
 
     def live(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> LiveWords:
@@ -373,7 +376,7 @@ class Transcriber(HubModel):
         turns = turns_by_id(speakers, paths)
 
         def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
-            text, words = words_in(log_probs, self.vocabulary, self.search)
+            text, words = words_in(log_probs, self.vocabulary, self.search, clock=self.model.clock)
             transcript = Transcript(cut.id, cut.duration, text, tuple(words))
             return transcript if turns is None else with_speakers(transcript, turns.get(cut.id, ()))
 

@@ -85,7 +85,7 @@ def tune_decoder(
         beam_size=beam_size,
         beam_threshold=beam_threshold,
     )
-    search = BeamSearch(initial, recogniser.vocabulary)
+    search = BeamSearch(initial, recogniser.vocabulary, clock=recogniser.clock)
     neural_lm = CausalLM(rescorer, device=recogniser.head.weight.device) if rescorer else None
     cuts, references = _transcribed(manifests, recogniser.vocabulary)
     [log_probs] = log_probabilities(recogniser, [cuts], batch_duration=batch_duration, progress="encoding")

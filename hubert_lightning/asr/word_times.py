@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hubert_lightning.asr.forced_alignment import forced_path
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.spelling import TokenMatch
 from hubert_lightning.vocabulary import BLANK, Vocabulary
 
@@ -79,7 +79,7 @@ def _runs(path: Tensor, log_probs: Tensor) -> list[TimedToken]:
 
 
 def align_tokens(
-    log_probs: Tensor, tokens: Sequence[int], vocabulary: Vocabulary, first_frame: int = 0
+    log_probs: Tensor, tokens: Sequence[int], vocabulary: Vocabulary, first_frame: int = 0, clock: Clock = CLOCK
 ) -> list[TimedToken]:
     """Find the frames of each token on the most likely path.
 
@@ -88,6 +88,7 @@ def align_tokens(
         tokens: Tokens without blanks.
         vocabulary: Vocabulary of the tokens.
         first_frame: Frame of the recording that the first row belongs to.
+        clock: Clock of the frames.
 
     Raises:
         UserError: There are more tokens than frames, or too many of both.
@@ -98,12 +99,12 @@ def align_tokens(
     if num_needed > len(log_probs):
         raise UserError(
             f"{vocabulary.text_of(tokens)[:40]!r} has {len(tokens)} letters, and the audio {len(log_probs)} frames of "
-            "20 ms, too few for them; give the text of this recording"
+            f"{1000 * clock.seconds:g} ms, too few for them; give the text of this recording"
         )
     if len(log_probs) * len(tokens) > MAX_ALIGNMENT_SIZE:
         raise UserError(
             f"{vocabulary.text_of(tokens)[:40]!r} has {len(tokens)} letters in "
-            f"{len(log_probs) * HOP / SAMPLE_RATE:.0f} s, too much to be aligned at once; cut the recording and its "
+            f"{clock.duration(len(log_probs)):.0f} s, too much to be aligned at once; cut the recording and its "
             "text into parts of ten minutes or so"
         )
     path = torch.from_numpy(forced_path(log_probs, tokens))
@@ -114,7 +115,7 @@ def align_tokens(
     ]
 
 
-def words_of(tokens: Sequence[TimedToken], vocabulary: Vocabulary) -> list[Word]:
+def words_of(tokens: Sequence[TimedToken], vocabulary: Vocabulary, clock: Clock = CLOCK) -> list[Word]:
     """Join tokens to words with times.
 
     A word lasts from the first frame of its first token to the last frame of its last one. CTC may predict a token
@@ -123,33 +124,37 @@ def words_of(tokens: Sequence[TimedToken], vocabulary: Vocabulary) -> list[Word]
     Args:
         tokens: Tokens of a recording, with word boundaries if the vocabulary has one.
         vocabulary: Vocabulary of the tokens.
+        clock: Clock of the frames.
     """
     return [
-        word_of(word.text, tokens[word.first : word.last], vocabulary)
+        word_of(word.text, tokens[word.first : word.last], vocabulary, clock)
         for word in vocabulary.words_of([token.token for token in tokens])
     ]
 
 
-def word_of(text: str, tokens: Sequence[TimedToken], vocabulary: Vocabulary) -> Word:
+def word_of(text: str, tokens: Sequence[TimedToken], vocabulary: Vocabulary, clock: Clock = CLOCK) -> Word:
     """Join tokens to one word.
 
     Args:
         text: The word, which may be written otherwise than its tokens.
         tokens: Its tokens.
         vocabulary: Vocabulary of the tokens.
+        clock: Clock of the frames.
     """
     num_frames = sum(token.end - token.start for token in tokens)
     confidence = sum(token.confidence * (token.end - token.start) for token in tokens) / num_frames
-    parts = [_timed(vocabulary.decode([token.token]), [token], token.confidence) for token in tokens]
+    parts = [_timed(vocabulary.decode([token.token]), [token], token.confidence, clock) for token in tokens]
     is_whole = all(part.text for part in parts) and "".join(part.text for part in parts) == text
-    return _timed(text, tokens, confidence)._replace(tokens=tuple(parts) if is_whole else ())
+    return _timed(text, tokens, confidence, clock)._replace(tokens=tuple(parts) if is_whole else ())
 
 
-def _timed(text: str, tokens: Sequence[TimedToken], confidence: float) -> Word:
-    return Word(text, tokens[0].start * HOP / SAMPLE_RATE, tokens[-1].end * HOP / SAMPLE_RATE, confidence)
+def _timed(text: str, tokens: Sequence[TimedToken], confidence: float, clock: Clock) -> Word:
+    return Word(text, clock.duration(tokens[0].start), clock.duration(tokens[-1].end), confidence)
 
 
-def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame: int = 0) -> list[Word]:
+def word_times(
+    log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame: int = 0, clock: Clock = CLOCK
+) -> list[Word]:
     """Find the times of the words of a text on the most likely path.
 
     A word may be a sequence of tokens in several ways, such as "th e" or "t h e"; the path decides.
@@ -159,6 +164,7 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
         text: Normalised text.
         vocabulary: Vocabulary of the tokens.
         first_frame: Frame of the recording that the first row belongs to.
+        clock: Clock of the frames.
 
     Raises:
         UserError: The text has characters that are no token, or more tokens than frames.
@@ -171,12 +177,12 @@ def word_times(log_probs: Tensor, text: str, vocabulary: Vocabulary, first_frame
     tokens = [
         token for index, spelling in enumerate(tokens_of_words) for token in (*(delimiter if index else ()), *spelling)
     ]
-    timed = iter(align_tokens(log_probs, tokens, vocabulary, first_frame))
+    timed = iter(align_tokens(log_probs, tokens, vocabulary, first_frame, clock))
     times = []
     for index, (word, spelling) in enumerate(zip(words, tokens_of_words, strict=True)):
         if index and delimiter:
             next(timed)
-        times.append(word_of(word, list(islice(timed, len(spelling))), vocabulary))
+        times.append(word_of(word, list(islice(timed, len(spelling))), vocabulary, clock))
     return times
 
 

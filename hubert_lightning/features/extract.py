@@ -19,7 +19,7 @@ from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.loading import LoadedBatch, Loading, Piece, batches_of, loader
 from hubert_lightning.features.transfers import copied_ahead, given_later
 from hubert_lightning.features.windows import Window
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, seconds_to_samples
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, num_frames, seconds_to_samples
 
 GPU_BATCH_DURATION = 240.0
 """Seconds that a GPU encodes at once by default, where they take less than a quarter of its memory."""
@@ -109,7 +109,12 @@ def extract_batches(
     Raises:
         UserError: Audio cannot be read.
     """
-    loading = loading._replace(in_workers=extractor.in_workers, as_whole=loading.as_whole and extractor.uses_statistics)
+    loading = loading._replace(
+        in_workers=extractor.in_workers,
+        as_whole=loading.as_whole and extractor.uses_statistics,
+        clock=extractor.clock,
+        layout=extractor.layout,
+    )
     hours = ranks * sum(int(lengths_of(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     done, began = 0.0, perf_counter()
     with console.progress(description, hours, "h") as advance:
@@ -117,13 +122,13 @@ def extract_batches(
             batches = [
                 (number, batch)
                 for number in numbers
-                for batch in batches_of(groups[number], max_frames, loading.windows_of)
+                for batch in batches_of(groups[number], max_frames, loading.windows_of, extractor.clock)
             ]
             loaded = loader(groups, batches, loading, pin=extractor.device.type == "cuda")
             computed = _computed(extractor, batches, copied_ahead(loaded, extractor.device), description, then)
             for of_batch, rows in given_later(computed, extractor.device, to_host):
                 yield Extracted(*of_batch, rows)
-                duration = ranks * sum(map(_own_frames, of_batch[1])) * HOP / SAMPLE_RATE
+                duration = extractor.clock.duration(ranks * sum(map(_own_frames, of_batch[1])))
                 done += duration
                 advance(duration / 3600, f"{done / (perf_counter() - began):.0f} × real time")
 
@@ -159,14 +164,15 @@ def extract_cuts(
     # Each length of audio has its own kernels; oneDNN would cache a thousand of them, gigabytes for Base
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if batch_duration is None:
-        batch_frames = frames_at_once(extractor.device)
+        batch_frames = frames_at_once(extractor.device, extractor.clock)
     else:
-        batch_frames = num_frames(seconds_to_samples(batch_duration))
+        batch_frames = num_frames(seconds_to_samples(batch_duration), extractor.clock)
     rows_of_cuts: list[Tensor] = []
     missing = 0  # frames
     for number, piece, rows in extract(extractor, groups, batch_frames, description, num_workers, windows_of, as_whole):
         if not rows_of_cuts:
-            rows_of_cuts = [rows.new_empty(num_frames(cut.num_samples), *rows.shape[1:]) for cut in groups[number]]
+            counts = [num_frames(cut.num_samples, extractor.clock) for cut in groups[number]]
+            rows_of_cuts = [rows.new_empty(count, *rows.shape[1:]) for count in counts]
             missing = sum(map(len, rows_of_cuts))
         rows_of_cuts[piece.cut_index][piece.window.start : piece.window.end] = rows
         missing -= len(rows)
@@ -175,7 +181,7 @@ def extract_cuts(
             rows_of_cuts = []
 
 
-def frames_at_once(device: torch.device) -> int:
+def frames_at_once(device: torch.device, clock: Clock = CLOCK) -> int:
     """Number of frames that a device encodes at once by default: a batch of one recording on a CPU, four minutes on a
     GPU, and less on one of less than 24 GB. It does not depend on what else the GPU holds, so labels do not either.
     """
@@ -184,7 +190,7 @@ def frames_at_once(device: torch.device) -> int:
     duration = GPU_BATCH_DURATION
     if device.type == "cuda":
         duration = min(duration, 0.25 * torch.cuda.mem_get_info(device)[1] / BYTES_OF_SECOND)
-    return num_frames(seconds_to_samples(duration))
+    return num_frames(seconds_to_samples(duration), clock)
 
 
 def _computed(

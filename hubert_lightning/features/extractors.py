@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hubert_lightning.errors import UserError
 from hubert_lightning.features.mfcc import MFCC_DIM, MFCC_PARTS, SPLICED_FRAMES, mfcc, spliced
 from hubert_lightning.features.windows import WINDOW_FRAMES
-from hubert_lightning.frames import num_frames
+from hubert_lightning.frames import CLOCK, MFCC_CLOCK, Clock, frames_inside, num_frames
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.model.windows import STANDARD, WindowLayout
+from hubert_lightning.pretrained.load import encoder_config, encoder_fingerprint, load_encoder
 
 MFCC = "mfcc"
 BESIDE = " + "
@@ -28,7 +30,7 @@ Precision = Callable[[], AbstractContextManager[object]]
 
 
 class Features(Protocol):
-    """A function from a padded batch of audio to one row of features per 20 ms."""
+    """A function from a padded batch of audio to one row of features per frame."""
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         """Compute features.
@@ -57,6 +59,8 @@ class Extractor(NamedTuple):
             compute. If it is given, `features` gets its results, padded, in place of waveforms.
         encoder: Encoder that computes the features; None if there is none.
         columns: Columns of each of several features that lie side by side, such as those of two layers.
+        clock: Clock of the features.
+        layout: Windows of the encoder's first convolution, of which norms over time need statistics.
     """
 
     features: Features
@@ -67,6 +71,8 @@ class Extractor(NamedTuple):
     in_workers: Callable[[Tensor], Tensor] | None = None
     encoder: HubertEncoder | None = None
     columns: tuple[slice, ...] = (slice(None),)
+    clock: Clock = CLOCK
+    layout: WindowLayout = STANDARD
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         """Compute features of a batch in this process, as `Features`."""
@@ -76,21 +82,24 @@ class Extractor(NamedTuple):
         return self.features(waveform, length, statistics if self.uses_statistics else None)
 
 
-def mfcc_extractor(in_parts: bool = False) -> Extractor:
-    """Create an extractor of MFCCs at the encoder's clock.
+def mfcc_extractor(in_parts: bool = False, clock: Clock = CLOCK) -> Extractor:
+    """Create an extractor of MFCCs at an encoder's clock.
 
     Args:
         in_parts: Whether they are spliced over three frames, for product K-means of their parts.
+        clock: Clock of the encoder that learns their clusters.
     """
 
     name, dim = (MFCC_SPLICED, max(part.stop for part in MFCC_PARTS.values())) if in_parts else (MFCC, MFCC_DIM)
-    return Extractor(_unchanged, name, (dim,), in_workers=partial(_mfcc_at_20_ms, in_parts=in_parts))
+    return Extractor(_unchanged, name, (dim,), in_workers=partial(_mfcc_at, clock, in_parts=in_parts), clock=clock)
 
 
-def _mfcc_at_20_ms(waveform: Tensor, in_parts: bool) -> Tensor:
+def _mfcc_at(clock: Clock, waveform: Tensor, in_parts: bool) -> Tensor:
     rows = mfcc(waveform)
-    # K-means sees the 10 ms frames that the encoder has too: every other one, as the reference takes labels
-    return (spliced(rows) if in_parts else rows)[::2]
+    # K-means sees one of the 10 ms frames inside each of the encoder's: the one in its centre. At 20 ms, this is every
+    # other one, as the reference takes labels; at 40 ms, every fourth
+    ratio, count = frames_inside(MFCC_CLOCK, clock)
+    return (spliced(rows) if in_parts else rows)[(count - 1) // 2 :: ratio][: num_frames(len(waveform), clock)]
 
 
 def _unchanged(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
@@ -98,27 +107,37 @@ def _unchanged(waveform: Tensor, length: Tensor, statistics: WaveformStatistics 
 
 
 def layer_extractor(
-    path: Path | str, layer: int | Sequence[int], device: torch.device, precision: Precision = nullcontext
+    path: Path | str,
+    layer: int | Sequence[int],
+    device: torch.device,
+    precision: Precision = nullcontext,
+    clock: Clock | None = None,
 ) -> Extractor:
     """Create an extractor of one layer of an encoder, whose features do not depend on the batch.
+
+    At the clock of an encoder with fewer frames, each row is the mean of the features inside its frame (`at_clock`).
 
     Args:
         path: Model in any format.
         layer: Layer, counted from 1; several layers, computed in one pass, lie side by side.
         device: Device that computes.
         precision: Context in which the encoder computes.
+        clock: Clock of the encoder that learns the clusters; the encoder's own if not given.
 
     Raises:
-        UserError: The model cannot be read, or has no such layer.
+        UserError: The model cannot be read, has no such layer, or has no frames inside those of the clock.
     """
     encoder = load_encoder(path).to(device)
     layers = [layer] if isinstance(layer, int) else list(layer)
     for number in layers:
         encoder.check_layer(number)
+    own, layout = encoder.config.clock, WindowLayout.of(encoder.config)
+    clock = own if clock is None else clock
+    check_clock(path, own, clock)
 
     def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         if statistics is None and len(waveform) == 1 and num_frames(waveform.shape[1]) > WINDOW_FRAMES:
-            statistics = statistics_of([waveform[0]])  # then the audio is convolved in pieces
+            statistics = statistics_of([waveform[0]], layout)  # then the audio is convolved in pieces
         if statistics is not None:
             exact = torch.float32 if device.type == "mps" else torch.float64  # for differences of large numbers
             statistics = WaveformStatistics(*(value.to(device, exact) for value in statistics))
@@ -126,14 +145,25 @@ def layer_extractor(
         options: dict[str, Any] = {"ignore_padding": True, "statistics": statistics}
         with precision():
             if len(layers) == 1:
-                return encoder.features(waveform.to(device), padded, layer=layers[0], **options)
-            return torch.cat(encoder.features_of_layers(waveform.to(device), padded, layers=layers, **options), dim=-1)
+                rows = encoder.features(waveform.to(device), padded, layer=layers[0], **options)
+            else:
+                of_layers = encoder.features_of_layers(waveform.to(device), padded, layers=layers, **options)
+                rows = torch.cat(of_layers, dim=-1)
+        return at_clock(rows, own, clock)
 
-    fingerprint, dim = encoder_fingerprint(encoder), encoder.config.dim
-    name = BESIDE.join(f"layer {number} of encoder {fingerprint}" for number in layers)
-    shape = (dim * len(layers),)
-    columns = side_by_side([dim] * len(layers))
-    return Extractor(features, name, shape, device, uses_statistics=True, encoder=encoder, columns=columns)
+    model, dim = encoder_fingerprint(encoder) + clock_suffix(own, clock), encoder.config.dim
+    name = BESIDE.join(f"layer {number} of encoder {model}" for number in layers)
+    return Extractor(
+        features,
+        name,
+        (dim * len(layers),),
+        device,
+        uses_statistics=True,
+        encoder=encoder,
+        columns=side_by_side([dim] * len(layers)),
+        clock=clock,
+        layout=layout,
+    )
 
 
 def side_by_side(widths: Sequence[int]) -> tuple[slice, ...]:
@@ -148,7 +178,10 @@ def side_by_side(widths: Sequence[int]) -> tuple[slice, ...]:
 
 
 def combined_extractor(
-    sources: Sequence[tuple[str, int | None]], device: torch.device, precision: Precision = nullcontext
+    sources: Sequence[tuple[str, int | None]],
+    device: torch.device,
+    precision: Precision = nullcontext,
+    clock: Clock | None = None,
 ) -> Extractor:
     """Create an extractor of several features, side by side in this order.
 
@@ -158,17 +191,21 @@ def combined_extractor(
         sources: Model in any format and its layer, counted from 1; or "mfcc" and None.
         device: Device that computes.
         precision: Context in which encoders compute.
+        clock: Clock of the encoder that learns the clusters; that of the model with the longest frames if not given.
 
     Raises:
-        UserError: A model cannot be read, or lacks a layer.
+        UserError: A model cannot be read, lacks a layer, or has longer frames than the clock; or the first convolutions
+            of two models differ.
     """
     layers: dict[str, list[int | None]] = {}
     for name, layer in sources:
         layers.setdefault(name, []).append(layer)
+    if clock is None and len(layers) > 1:
+        clock = max((encoder_config(name).clock for name in layers if name != MFCC), default=CLOCK)
     extractors = {
-        name: mfcc_extractor()
+        name: mfcc_extractor(clock=clock or CLOCK)
         if name == MFCC
-        else layer_extractor(name, [layer for layer in of_model if layer is not None], device, precision)
+        else layer_extractor(name, [layer for layer in of_model if layer is not None], device, precision, clock)
         for name, of_model in layers.items()
     }
     if len(extractors) == 1 and [layer for _, layer in sources] == layers[sources[0][0]]:
@@ -189,12 +226,75 @@ def combined_extractor(
     widths = [len(range(extractor.shape[-1])[extractor.columns[place]]) for extractor, place in places]
     name = BESIDE.join(extractor.name.split(BESIDE)[place] for extractor, place in places)
     uses_statistics = any(extractor.uses_statistics for extractor in extractors.values())
-    columns = side_by_side(widths)
-    return Extractor(features, name, (sum(widths),), device, uses_statistics, columns=columns)
+    layouts = {extractor.layout[:2]: extractor.layout for extractor in extractors.values() if extractor.uses_statistics}
+    if len(layouts) > 1:
+        raise UserError(
+            f"{' and '.join(layers)}: their first convolutions differ, so that a long recording has no statistics for "
+            "both; take one of them"
+        )
+    return Extractor(
+        features,
+        name,
+        (sum(widths),),
+        device,
+        uses_statistics,
+        columns=side_by_side(widths),
+        clock=next(iter(extractors.values())).clock,
+        layout=next(iter(layouts.values()), STANDARD),
+    )
+
+
+def check_clock(path: Path | str, own: Clock, clock: Clock) -> None:
+    """Check that features of a model can be brought to the clock of another one.
+
+    Args:
+        path: Model that errors name.
+        own: Clock of its features.
+        clock: Clock of the other one.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if not frames_inside(own, clock)[1]:
+        raise UserError(
+            f"{path} has {own.described}, and the model that learns its clusters {clock.described}: no frame of the "
+            "one lies in each of the other; take features of a model with shorter frames, or the same"
+        )
+
+
+def at_clock(rows: Tensor, own: Clock, clock: Clock) -> Tensor:
+    """Bring features to a clock with fewer frames: the mean of all whose windows lie inside the frame.
+
+    The mean is centred on the frame. A single one of them would not be: of a 50 Hz model, two lie inside a frame of
+    25 Hz, a quarter of a hop before and after its centre.
+
+    Args:
+        rows: (batch, frames, …).
+        own: Clock of the features.
+        clock: Clock that they are brought to.
+
+    Returns:
+        (batch, fewer frames, …); the same rows if the clocks are equal.
+    """
+    ratio, count = frames_inside(own, clock)
+    if (ratio, count) == (1, 1):
+        return rows
+    if rows.shape[1] < count:
+        return rows[:, :0]
+    means: Tensor = rows.unfold(1, count, ratio).mean(dim=-1)
+    return means
+
+
+def clock_suffix(own: Clock, clock: Clock) -> str:
+    """End of the name of features that are brought to another clock; empty if they are not."""
+    return "" if frames_inside(own, clock) == (1, 1) else f", mean over {clock.window} samples every {clock.hop}"
 
 
 def all_layers_extractor(
-    encoder: HubertEncoder, precision: Precision = nullcontext, with_input: bool = False
+    encoder: HubertEncoder,
+    precision: Precision = nullcontext,
+    with_input: bool = False,
+    clock: Clock | None = None,
 ) -> Extractor:
     """Create an extractor of every layer of an encoder: (batch, frames, layers, dim).
 
@@ -202,17 +302,20 @@ def all_layers_extractor(
         encoder: Encoder, on the device that computes.
         precision: Context in which the encoder computes.
         with_input: Whether the input of the first layer, "layer 0", comes before the layers.
+        clock: Clock of the encoder that learns the clusters, as of `layer_extractor`.
     """
-    device = encoder.mask_embedding.device
+    device, own, layout = encoder.mask_embedding.device, encoder.config.clock, WindowLayout.of(encoder.config)
+    clock = own if clock is None else clock
+    check_clock("the encoder", own, clock)
 
     def features(waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         padded = length_if_padded(length, device)
         with precision():
             layers = encoder.all_layers(waveform.to(device), padded, ignore_padding=True, with_input=with_input)
-            return torch.stack(layers, dim=2)
+        return at_clock(torch.stack(layers, dim=2), own, clock)
 
     shape = (len(encoder.layers) + with_input, encoder.config.dim)
-    return Extractor(features, "all layers of an encoder", shape, device)
+    return Extractor(features, "all layers of an encoder", shape, device, clock=clock, layout=layout)
 
 
 def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:

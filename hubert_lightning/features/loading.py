@@ -14,10 +14,11 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.windows import WINDOW_FRAMES, Window, windows
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, in_frames, num_frames, num_samples
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import keep_freed_memory
 from hubert_lightning.model.statistics import statistics_of
+from hubert_lightning.model.windows import STANDARD, WindowLayout
 
 
 class Piece(NamedTuple):
@@ -61,6 +62,8 @@ class Loading(NamedTuple):
         in_workers: Function of one waveform that workers compute, (samples,) to (frames, …).
         as_whole: Whether norms over time need the statistics of the recordings that the rows are parts of, which are
             then read twice.
+        clock: Clock of the features.
+        layout: Windows of the encoder's first convolution, of which the statistics are.
     """
 
     num_workers: int = 0
@@ -68,10 +71,15 @@ class Loading(NamedTuple):
     frames_of: Callable[[Piece], np.ndarray] | None = None
     in_workers: Callable[[Tensor], Tensor] | None = None
     as_whole: bool = False
+    clock: Clock = CLOCK
+    layout: WindowLayout = STANDARD
 
 
 def batches_of(
-    cuts: Sequence[Cut], max_frames: int, windows_of: Callable[[Cut], list[Window]] | None
+    cuts: Sequence[Cut],
+    max_frames: int,
+    windows_of: Callable[[Cut], list[Window]] | None,
+    clock: Clock = CLOCK,
 ) -> list[list[Piece]]:
     """Divide cuts into batches of pieces of similar length.
 
@@ -79,8 +87,9 @@ def batches_of(
         cuts: Cuts.
         max_frames: Largest number of frames of a batch, padding included; a single window may have more.
         windows_of: Function that cuts a recording into windows.
+        clock: Clock of the features.
     """
-    split = windows_of or (lambda cut: windows(num_frames(cut.num_samples)))
+    split = windows_of or (lambda cut: windows(num_frames(cut.num_samples, clock), clock=clock))
     pieces = [Piece(index, window) for index, cut in enumerate(cuts) for window in split(cut)]
     pieces.sort(key=lambda piece: (_frames(piece), cuts[piece.cut_index].id, piece.window.first))
     batches: list[list[Piece]] = []
@@ -146,7 +155,7 @@ class _Batches(Dataset[LoadedBatch | UserError]):
         group, pieces = self.batches[number]
         cuts = [self.groups[group][piece.cut_index] for piece in pieces]
         try:
-            waveforms = [_read(cut, piece) for cut, piece in zip(cuts, pieces, strict=True)]
+            waveforms = [_read(cut, piece, self.loading.clock) for cut, piece in zip(cuts, pieces, strict=True)]
             statistics = self._statistics(cuts, pieces, waveforms)
         except UserError as error:
             return error
@@ -186,17 +195,18 @@ class _Batches(Dataset[LoadedBatch | UserError]):
     ) -> WaveformStatistics | None:
         if not self.loading.as_whole:
             return None
-        if any(_frames(piece) < num_frames(cut.num_samples) for cut, piece in zip(cuts, pieces, strict=True)):
+        clock, layout = self.loading.clock, self.loading.layout
+        if any(_frames(piece) < num_frames(cut.num_samples, clock) for cut, piece in zip(cuts, pieces, strict=True)):
             of_cuts = [self._of_whole(cut) for cut in cuts]
             return WaveformStatistics(*map(torch.cat, zip(*of_cuts, strict=True)))
-        if len(pieces) == 1 and _frames(pieces[0]) > WINDOW_FRAMES:
-            return statistics_of(waveforms)  # then the audio is convolved in pieces, which takes less memory
+        if len(pieces) == 1 and _frames(pieces[0]) > in_frames(WINDOW_FRAMES, clock):
+            return statistics_of(waveforms, layout)  # then the audio is convolved in pieces, which takes less memory
         return None
 
     def _of_whole(self, cut: Cut) -> WaveformStatistics:
         """Statistics of a whole recording, whose windows follow one another."""
         if self._latest is None or self._latest[0] != cut.id:
-            self._latest = cut.id, statistics_of(_in_blocks(cut))
+            self._latest = cut.id, statistics_of(_in_blocks(cut), self.loading.layout)
         return self._latest[1]
 
 
@@ -204,10 +214,10 @@ def _all_frames(piece: Piece) -> np.ndarray:
     return np.arange(piece.window.start, piece.window.end)
 
 
-def _read(cut: Cut, piece: Piece) -> Tensor:
+def _read(cut: Cut, piece: Piece, clock: Clock) -> Tensor:
     first, last, _, _ = piece.window
-    is_end = num_frames(cut.num_samples) == last  # norms over time also use the samples after the last frame
-    return read_waveform(cut, first * HOP, None if is_end else num_samples(last - first))
+    is_end = num_frames(cut.num_samples, clock) == last  # norms over time also use the samples after the last frame
+    return read_waveform(cut, first * clock.hop, None if is_end else num_samples(last - first, clock))
 
 
 def _in_blocks(cut: Cut, seconds: int = 60) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.features.extract import extract_batches
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.loading import Loading, Piece
-from hubert_lightning.frames import num_frames
+from hubert_lightning.frames import CLOCK, Clock, num_frames
 
 
 def sample_frames(
@@ -58,7 +58,7 @@ def sample_frames(
     Raises:
         UserError: The sample does not fit in this machine's memory; or audio cannot be read.
     """
-    cuts, chosen = choose_frames(cuts, max_frames, seed, balance)
+    cuts, chosen = choose_frames(cuts, max_frames, seed, balance, extractor.clock)
     ends = np.cumsum([len(frames) for frames in chosen])
     own_cuts = range(rank, len(cuts), world_size)
     indices = [torch.arange(int(ends[number]) - len(chosen[number]), int(ends[number])) for number in own_cuts]
@@ -75,7 +75,11 @@ def sample_frames(
 
 
 def choose_frames(
-    cuts: Sequence[Cut], max_frames: int, seed: int, balance: Balance = Balance()
+    cuts: Sequence[Cut],
+    max_frames: int,
+    seed: int,
+    balance: Balance = Balance(),
+    clock: Clock = CLOCK,
 ) -> tuple[list[Cut], list[np.ndarray]]:
     """Choose the cuts that `sample_frames` encodes, and the frames of each that it keeps.
 
@@ -85,24 +89,27 @@ def choose_frames(
         seed: Seed of the sample.
         balance: Shares of languages and corpora in the sample. Frames of a language that has fewer than its share are
             kept several times.
+        clock: Clock of the features.
 
     Returns:
         The chosen cuts, and the frames of each in ascending order.
     """
     if balance:
-        return _balanced(as_corpora(cuts), max_frames, seed, balance)
+        return _balanced(as_corpora(cuts), max_frames, seed, balance, clock)
     cuts = cuts.by_id() if isinstance(cuts, Corpora) else sorted(cuts, key=lambda cut: cut.id)
     drawn = np.random.default_rng(seed).permutation(len(cuts))
-    ends = np.cumsum(num_frames(lengths_of(cuts)[drawn]))
+    ends = np.cumsum(num_frames(lengths_of(cuts)[drawn], clock))
     drawn = drawn[: int(np.searchsorted(ends, 4 * max_frames)) + 1]
     share = max_frames / ends[len(drawn) - 1]
     chosen = [cuts[number] for number in drawn.tolist()]
-    return chosen, [_chosen(cut, share, seed) for cut in chosen]
+    return chosen, [_chosen(cut, share, seed, clock) for cut in chosen]
 
 
-def _balanced(cuts: Corpora, max_frames: int, seed: int, balance: Balance) -> tuple[list[Cut], list[np.ndarray]]:
+def _balanced(
+    cuts: Corpora, max_frames: int, seed: int, balance: Balance, clock: Clock
+) -> tuple[list[Cut], list[np.ndarray]]:
     """Choose from each language and corpus as `choose_frames` does from all cuts, each with its share of the frames."""
-    groups, frames = balance.groups(cuts), num_frames(cuts.num_samples)
+    groups, frames = balance.groups(cuts), num_frames(cuts.num_samples, clock)
     shares = balance.shares(groups, frames)
     ids = None if cuts.on_disk else list(cuts.ids())
     chosen: list[Cut] = []
@@ -118,24 +125,24 @@ def _balanced(cuts: Corpora, max_frames: int, seed: int, balance: Balance) -> tu
         if len(drawn):
             cuts_of_group = [cuts[index] for index in drawn.tolist()]
             chosen += cuts_of_group
-            kept += [_repeated(cut, wanted / ends[len(drawn) - 1], seed) for cut in cuts_of_group]
+            kept += [_repeated(cut, wanted / ends[len(drawn) - 1], seed, clock) for cut in cuts_of_group]
     return chosen, kept
 
 
-def _chosen(cut: Cut, share: float, seed: int) -> np.ndarray:
-    return np.flatnonzero(_draws(cut, seed) < share)
+def _chosen(cut: Cut, share: float, seed: int, clock: Clock) -> np.ndarray:
+    return np.flatnonzero(_draws(cut, seed, clock) < share)
 
 
-def _repeated(cut: Cut, times: float, seed: int) -> np.ndarray:
+def _repeated(cut: Cut, times: float, seed: int, clock: Clock) -> np.ndarray:
     """Frames of a cut, each kept so many times on average."""
     whole, part = divmod(times, 1)
-    draws = _draws(cut, seed)
+    draws = _draws(cut, seed, clock)
     return np.repeat(np.arange(len(draws)), int(whole) + (draws < part))
 
 
-def _draws(cut: Cut, seed: int) -> np.ndarray:
+def _draws(cut: Cut, seed: int, clock: Clock) -> np.ndarray:
     """A random number from 0 to 1 for each frame: (frames,)."""
-    return np.random.default_rng([seed, crc32(cut.id.encode())]).random(num_frames(cut.num_samples))
+    return np.random.default_rng([seed, crc32(cut.id.encode())]).random(num_frames(cut.num_samples, clock))
 
 
 def chosen_features(

@@ -1,4 +1,4 @@
-"""Rows of live audio: one per 20 ms of audio that arrives in chunks, such as units or log-probabilities of letters."""
+"""Rows of live audio: one per frame of audio that arrives in chunks, such as units or log-probabilities of letters."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from hubert_lightning.data.audio import mono_samples
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.statistics import RunningStatistics
+from hubert_lightning.model.windows import STANDARD, WindowLayout
 
 MAX_STREAM_WINDOW = 600
 """Seconds of a stream that are encoded at once at most."""
@@ -22,7 +23,7 @@ MAX_READ = 2 * SAMPLE_RATE // 10
 
 
 class RowsOfPart(Protocol):
-    """A function from a part of a recording to one row per 20 ms."""
+    """A function from a part of a recording to one row per frame."""
 
     def __call__(self, samples: Tensor, whole: WaveformStatistics | None = None) -> Tensor:
         """Compute the rows.
@@ -47,20 +48,31 @@ class FrameStream:
         step: Seconds from one output of rows to the next.
         lookahead: Seconds after a frame that the encoder sees before its row is given.
         history: Seconds before a step that the encoder sees.
+        clock: Clock of the rows.
+        layout: Windows of the encoder's first convolution.
 
     Raises:
         UserError: A duration is out of range.
     """
 
-    def __init__(self, of_part: RowsOfPart, nothing: Tensor, step: float, lookahead: float, history: float) -> None:
-        self.of_part, self._nothing = of_part, nothing
+    def __init__(
+        self,
+        of_part: RowsOfPart,
+        nothing: Tensor,
+        step: float,
+        lookahead: float,
+        history: float,
+        clock: Clock = CLOCK,
+        layout: WindowLayout = STANDARD,
+    ) -> None:
+        self.of_part, self._nothing, self.clock = of_part, nothing, clock
         self.step, self.lookahead, self.history = (
-            seconds_to_samples(seconds) // HOP for seconds in (step, lookahead, history)
+            seconds_to_samples(seconds) // clock.hop for seconds in (step, lookahead, history)
         )
         if self.step < 1 or self.lookahead < 0 or self.history < 0:
             raise UserError(
-                f"step {step}, lookahead {lookahead}, history {history}: choose a step of at least one frame, 0.02 s, "
-                "and others that are not negative"
+                f"step {step}, lookahead {lookahead}, history {history}: choose a step of at least one frame, "
+                f"{clock.seconds:g} s, and others that are not negative"
             )
         if step + lookahead + history > MAX_STREAM_WINDOW:
             raise UserError(
@@ -68,7 +80,7 @@ class FrameStream:
                 f"{MAX_STREAM_WINDOW} s"
             )
         self.given = 0  # frames whose rows were given
-        self._statistics = RunningStatistics()
+        self._statistics = RunningStatistics(layout)
         self._audio = torch.zeros(0)  # from frame `_first` on
         self._first = 0
         self._finished = False
@@ -76,12 +88,12 @@ class FrameStream:
     @property
     def latency(self) -> float:
         """Largest number of seconds from a frame to its row, without computing time."""
-        return (self.step + self.lookahead) * HOP / SAMPLE_RATE
+        return self.clock.duration(self.step + self.lookahead)
 
     @property
     def longest(self) -> int:
         """Number of samples that are encoded at once for a step."""
-        return num_samples(self.history + self.step + self.lookahead)
+        return num_samples(self.history + self.step + self.lookahead, self.clock)
 
     def push(self, samples: Tensor | np.ndarray) -> Tensor:
         """Add samples, and return the rows that they complete.
@@ -100,7 +112,7 @@ class FrameStream:
         self._audio = torch.cat([self._audio, mono_samples(samples, SAMPLE_RATE)])
         known = [self._nothing]
         while self._num_frames >= (last := self.given + self.step + self.lookahead):
-            known.append(self._give(self.given + self.step, num_samples(last)))
+            known.append(self._give(self.given + self.step, num_samples(last, self.clock)))
         return torch.cat(known)
 
     def finish(self) -> Tensor:
@@ -108,19 +120,20 @@ class FrameStream:
         self._finished = True
         if self._num_frames == self.given:
             return self._nothing
-        return self._give(self._num_frames, self._first * HOP + len(self._audio))
+        return self._give(self._num_frames, self._first * self.clock.hop + len(self._audio))
 
     @property
     def _num_frames(self) -> int:
-        return self._first + num_frames(len(self._audio))
+        return self._first + num_frames(len(self._audio), self.clock)
 
     def _give(self, end: int, num_heard: int) -> Tensor:
         """Compute the rows up to frame `end` from the first `num_heard` samples of the stream."""
         first = max(self.given - self.history, 0)
-        self._audio = self._audio[(first - self._first) * HOP :]
+        hop = self.clock.hop
+        self._audio = self._audio[(first - self._first) * hop :]
         self._first = first
-        samples = self._audio[: num_heard - first * HOP]
-        self._statistics.add(samples[self._statistics.num_samples - first * HOP :])
+        samples = self._audio[: num_heard - first * hop]
+        self._statistics.add(samples[self._statistics.num_samples - first * hop :])
         # At the beginning, all audio so far is encoded
         rows = self.of_part(samples, self._statistics.statistics() if first else None)
         rows = rows[self.given - first : end - first]
@@ -155,8 +168,8 @@ def print_latency(what: str, stream: FrameStream, durations: Sequence[float]) ->
     """
     if not durations:
         return
-    middle, most, step = float(np.median(durations)), max(durations), seconds_of(stream.step)
-    lookahead = seconds_of(stream.lookahead)
+    middle, most, step = float(np.median(durations)), max(durations), seconds_of(stream.step, stream.clock)
+    lookahead = seconds_of(stream.lookahead, stream.clock)
     line = (
         f"hubert: {what} {stream.latency + middle:.2f} s late: step {step:g} s, lookahead {lookahead:g} s, computation "
         f"{middle:.2f} s (at most {most:.2f} s), {step / middle:.1f} × real time"
@@ -174,6 +187,6 @@ def seconds_for_a_step(stream: FrameStream) -> float:
     return perf_counter() - began
 
 
-def seconds_of(frames: int) -> float:
+def seconds_of(frames: int, clock: Clock = CLOCK) -> float:
     """Convert frames to seconds, rounded to 10 ms."""
-    return round(frames * HOP / SAMPLE_RATE, 2)
+    return round(clock.duration(frames), 2)

@@ -14,8 +14,9 @@ from lhotse.cut import Cut
 from scipy.ndimage import minimum_filter1d
 
 from hubert_lightning.data.audio import read_waveform
-from hubert_lightning.frames import HOP, num_frames, num_samples
+from hubert_lightning.frames import CLOCK, Clock, in_frames, num_frames, num_samples
 
+# Frames of 20 ms; `in_frames` converts them to another clock
 WINDOW_FRAMES = 5_000
 """Frames, 100 s, that are encoded at once (fairseq dump_hubert_feature: max_chunk)."""
 OVERLAP_FRAMES = 500
@@ -46,7 +47,7 @@ class Window(NamedTuple):
     end: int
 
 
-def windows(frames: int, longest: int | None = None, overlap: int | None = None) -> list[Window]:
+def windows(frames: int, longest: int | None = None, overlap: int | None = None, clock: Clock = CLOCK) -> list[Window]:
     """Cut a recording into windows of equal length; from start to end, they cover every frame once.
 
     Every window of a long recording has `longest` frames, the last too, and begins on the frame grid.
@@ -55,9 +56,10 @@ def windows(frames: int, longest: int | None = None, overlap: int | None = None)
         frames: Number of frames of the recording.
         longest: Number of frames of a window; `WINDOW_FRAMES` if not given.
         overlap: Number of frames that neighbouring windows share; `OVERLAP_FRAMES` if not given.
+        clock: Clock of the frames.
     """
-    longest = WINDOW_FRAMES if longest is None else longest
-    overlap = OVERLAP_FRAMES if overlap is None else overlap
+    longest = in_frames(WINDOW_FRAMES, clock) if longest is None else longest
+    overlap = in_frames(OVERLAP_FRAMES, clock) if overlap is None else overlap
     if frames <= longest:
         return [Window(0, frames, 0, frames)]
     firsts = [*range(0, frames - longest, longest - overlap), frames - longest]
@@ -65,12 +67,13 @@ def windows(frames: int, longest: int | None = None, overlap: int | None = None)
     return [Window(first, first + longest, *span) for first, span in zip(firsts, pairwise(joints), strict=True)]
 
 
-def quiet_windows(cut: Cut, longest: int) -> list[Window]:
+def quiet_windows(cut: Cut, longest: int, clock: Clock = CLOCK) -> list[Window]:
     """Cut a recording at the quietest place of every few seconds, so that no word is cut.
 
     Args:
         cut: Recording.
         longest: Largest number of frames of a window, margins included; most windows have about half.
+        clock: Clock of the frames.
 
     Returns:
         Windows; from start to end, they cover every frame once.
@@ -78,14 +81,14 @@ def quiet_windows(cut: Cut, longest: int) -> list[Window]:
     Raises:
         UserError: The audio cannot be read.
     """
-    frames = num_frames(cut.num_samples)
+    frames = num_frames(cut.num_samples, clock)
     if frames <= longest:
         return [Window(0, frames, 0, frames)]
-    margin = min(MARGIN_FRAMES, longest // 4)
-    joints = _joints(_loudness(cut, frames), longest - 2 * margin)
+    margin, rounded = min(in_frames(MARGIN_FRAMES, clock), longest // 4), in_frames(ROUND_FRAMES, clock)
+    joints = _joints(_loudness(cut, frames, clock), longest - 2 * margin)
     cuts = []
     for start, end in pairwise(joints):
-        size = min(-(-(end - start + 2 * margin) // ROUND_FRAMES) * ROUND_FRAMES, longest)
+        size = min(-(-(end - start + 2 * margin) // rounded) * rounded, longest)
         first = max(start - margin, 0)
         last = min(first + size, frames)
         cuts.append(Window(first, last, start, end))
@@ -107,15 +110,17 @@ def _joints(loudness: np.ndarray, longest: int) -> list[int]:
     return joints
 
 
-def _loudness(cut: Cut, frames: int) -> np.ndarray:
+def _loudness(cut: Cut, frames: int, clock: Clock) -> np.ndarray:
     """Variance of half a second around each frame, (frames,); a constant offset has none."""
     moments = []
     for first in range(0, frames, LOUDNESS_BLOCK_FRAMES):
         count = min(LOUDNESS_BLOCK_FRAMES, frames - first)
-        waveform = read_waveform(cut, first * HOP, num_samples(count))[: count * HOP].view(count, HOP).double()
+        read = read_waveform(cut, first * clock.hop, num_samples(count, clock))
+        waveform = read[: count * clock.hop].view(count, clock.hop).double()
         moments.append(torch.stack([waveform.mean(dim=1), waveform.square().mean(dim=1)]))
-    margin = LOUDNESS_FRAMES // 2
+    averaged = in_frames(LOUDNESS_FRAMES, clock) | 1  # odd
+    margin = averaged // 2
     padded = F.pad(torch.cat(moments, dim=1)[None], (margin, margin), mode="replicate")
-    mean, square = F.avg_pool1d(padded, LOUDNESS_FRAMES, stride=1)[0].numpy()
+    mean, square = F.avg_pool1d(padded, averaged, stride=1)[0].numpy()
     loudness: np.ndarray = np.maximum(square - mean**2, 0)  # in float64, which has the digits for it
     return loudness

@@ -27,7 +27,7 @@ $front_matter
 # $title
 
 HuBERT ([Hsu et al. 2021](https://arxiv.org/abs/2106.07447)), $millions M parameters:
-$layers layers of $dim, for 16 kHz speech, one frame per 20 ms.
+$layers layers of $dim, for 16 kHz speech, one frame per $hop ms.
 
 | | |
 |---|---|
@@ -84,6 +84,7 @@ def model_card(
         title=escaped(name),
         millions=f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f}",
         layers=weights.config.num_layers,
+        hop=f"{1000 * weights.config.clock.seconds:g}",
         dim=weights.config.dim,
         rows="\n".join(rows),
         usage=usage,

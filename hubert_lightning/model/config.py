@@ -1,10 +1,16 @@
 """Size and regularisation of the encoder."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.frames import HOPS, WINDOW, Clock
 
+KERNELS = (10, 3, 3, 3, 3, 2, 2)
+STRIDES = (5, 2, 2, 2, 2, 2, 2)
+"""Kernels and strides of the seven convolutions of HuBERT: a frame of 25 ms every 20 ms."""
 MAX_SIZE, MAX_PARAMETERS = 2**20, 10**11  # a larger size is a typing error
 
 
@@ -13,7 +19,7 @@ class EncoderConfig:
     """Size and regularisation of an encoder. Defaults: HuBERT Base.
 
     Args:
-        conv_channels: Channels of the seven convolutions.
+        conv_channels: Channels of the convolutions.
         conv_norm: "group" normalises each channel of the first convolution over time (Base); "layer" normalises the
             channels of every convolution at each frame (Large and XLarge), so that padding changes nothing.
         conv_bias: Whether the convolutions have a bias.
@@ -34,6 +40,9 @@ class EncoderConfig:
         position_buckets: Buckets of distances between frames, whose gated scores are added to those of attention, 320
             in WavLM; 0 for none, as in HuBERT.
         position_distance: Frames from which on all distances share a bucket.
+        conv_kernels: Samples, or frames of the convolution before it, under the kernel of each convolution.
+        conv_strides: Stride of each convolution. Their product is the samples from one frame to the next: 320 (50
+            frames a second) or 640 (25 frames a second).
     """
 
     conv_channels: int = 512
@@ -55,6 +64,8 @@ class EncoderConfig:
     feature_grad_mult: float = 0.1
     position_buckets: int = 0
     position_distance: int = 800
+    conv_kernels: tuple[int, ...] = KERNELS
+    conv_strides: tuple[int, ...] = STRIDES
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "dim", "num_layers", "num_heads", "ffn_dim", "pos_kernel", "pos_groups"):
@@ -78,9 +89,57 @@ class EncoderConfig:
                 f"position_distance is {distance} for {buckets} position_buckets; give more than {buckets // 4} "
                 "frames, 800 in WavLM"
             )
-        parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim) + 17 * self.conv_channels**2
+        for name in ("conv_kernels", "conv_strides"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not all(type(value) is int for value in values):
+                raise UserError(f"{name} is {values!r:.40}; give a list of whole numbers, one for each convolution")
+            object.__setattr__(self, name, tuple(values))  # a list where JSON or YAML held it
+        check_convolutions(self.conv_kernels, self.conv_strides)
+        parameters = self.num_layers * self.dim * (4 * self.dim + 2 * self.ffn_dim)
+        parameters += (1 + sum(self.conv_kernels[1:])) * self.conv_channels**2
         if parameters > MAX_PARAMETERS:
             raise UserError(
                 f"dim {self.dim}, num_layers {self.num_layers}, ffn_dim {self.ffn_dim} and conv_channels "
                 f"{self.conv_channels} make {parameters / 1e9:.0f} billion parameters; lower one of them"
             )
+
+    @property
+    def clock(self) -> Clock:
+        """Window and hop of the frames."""
+        return clock_of(self.conv_kernels, self.conv_strides)
+
+
+def clock_of(kernels: Sequence[int], strides: Sequence[int]) -> Clock:
+    """Compute the window and the hop, in samples, of convolutions in sequence."""
+    hop, window = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        window += (kernel - 1) * hop
+        hop *= stride
+    return Clock(hop, window)
+
+
+def check_convolutions(kernels: Sequence[int], strides: Sequence[int]) -> None:
+    """Check kernels and strides of convolutions.
+
+    Raises:
+        UserError: Their numbers differ, a kernel skips samples, or labels could not follow the frames.
+    """
+    if len(kernels) != len(strides) or not kernels:
+        raise UserError(
+            f"{len(kernels)} conv_kernels and {len(strides)} conv_strides; give one of each for every convolution"
+        )
+    if not all(1 <= stride <= kernel <= MAX_SIZE for kernel, stride in zip(kernels, strides, strict=True)):
+        raise UserError(
+            f"conv_kernels {list(kernels)} with conv_strides {list(strides)}: a kernel shorter than its stride skips "
+            "what lies between; give kernels at least as long as their strides, which are 1 or more"
+        )
+    if (hop := math.prod(strides)) not in HOPS:
+        raise UserError(
+            f"conv_strides {list(strides)} move by {hop} samples; give strides whose product is {HOPS[0]} (50 frames a "
+            f"second) or {HOPS[1]} (25 frames a second), since labels have these rates"
+        )
+    if (window := clock_of(kernels, strides).window) < WINDOW:
+        raise UserError(
+            f"conv_kernels {list(kernels)} with conv_strides {list(strides)} see {window} samples, less than the "
+            f"{WINDOW} of the MFCCs that the first labels are made of; give larger kernels"
+        )

@@ -1,4 +1,4 @@
-"""The seven convolutions from samples to frames of 20 ms (wav2vec 2.0 §2)."""
+"""The convolutions from samples to frames (wav2vec 2.0 §2): seven of them, with a frame per 20 ms, in every paper."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,24 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import HOP, WINDOW, num_frames, num_samples, padding_mask
+from hubert_lightning.frames import Clock, num_frames, num_samples, padding_mask
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.devices import without_waiting
 from hubert_lightning.model.products import strided_convolution
-from hubert_lightning.model.windows import KERNELS, STRIDES, WaveformStatistics, normed_over_time, windows_convolved
+from hubert_lightning.model.windows import WaveformStatistics, WindowLayout, normed_over_time, windows_convolved
 
-__all__ = ["KERNELS", "STRIDES", "WaveformStatistics"]
+__all__ = ["WaveformStatistics"]
 
-PIECE_FRAMES = 1_500  # 30 s, convolved at once where the statistics of norms over time are given
+PIECE_SAMPLES = 480_000  # 30 s, convolved at once where the statistics of norms over time are given
 
 
 class Convolutions(nn.ModuleList):
-    """The seven convolutions in sequence.
+    """The convolutions in sequence.
 
     They are matrix products over activations whose channels lie side by side in memory, so nothing is transposed. Each
-    utterance has a frame more than it needs: then all lengths are halved without a remainder, and the rows of a batch
+    utterance has a frame more than it needs: then all lengths are divided without a remainder, and the rows of a batch
     are those of one matrix.
+
+    Args:
+        config: Size of the encoder.
     """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(Convolution(config, index) for index in range(len(config.conv_kernels)))
+        self.clock = config.clock
 
     def forward(
         self, waveform: Tensor, length: Tensor | None = None, statistics: WaveformStatistics | None = None
@@ -42,18 +49,18 @@ class Convolutions(nn.ModuleList):
         x = waveform
         for convolution in self:
             x = convolution(x, length, statistics)
-        return x[:, : num_frames(waveform.shape[1])]
+        return x[:, : num_frames(waveform.shape[1], self.clock)]
 
 
 class Convolution(nn.Module):
-    """One of the seven convolutions: strided convolution, norm, GELU."""
+    """One of the convolutions: strided convolution, norm, GELU."""
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
-        channels = config.conv_channels
-        self.conv = nn.Conv1d(
-            1 if index == 0 else channels, channels, KERNELS[index], STRIDES[index], bias=config.conv_bias
-        )
+        channels, self.stride = config.conv_channels, config.conv_strides[index]
+        kernel = config.conv_kernels[index]
+        self.conv = nn.Conv1d(1 if index == 0 else channels, channels, kernel, self.stride, bias=config.conv_bias)
+        self.layout = WindowLayout.of(config)
         self.layer_norm_gelu: Callable[[Tensor, Tensor, Tensor], Tensor] = layer_norm_gelu
         self.norm: nn.Module = nn.Identity()
         if config.conv_norm == "layer":
@@ -74,9 +81,11 @@ class Convolution(nn.Module):
         """
         conv, norm = self.conv, self.norm
         if isinstance(norm, nn.GroupNorm):
-            return F.gelu(normed_over_time(x, conv.weight, conv.bias, norm, length, statistics))
-        convolve = windows_convolved if x.dim() == 2 else strided_convolution
-        x = convolve(x, conv.weight, conv.bias)
+            return F.gelu(normed_over_time(x, conv.weight, conv.bias, norm, length, statistics, self.layout))
+        if x.dim() == 2:
+            x = windows_convolved(x, conv.weight, conv.bias, self.layout)
+        else:
+            x = strided_convolution(x, conv.weight, conv.bias, self.stride)
         return self.layer_norm_gelu(x, norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else F.gelu(x)
 
 
@@ -94,18 +103,20 @@ def layer_norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(F.layer_norm(x, x.shape[-1:], weight, bias))
 
 
-def pieces_of(waveform: Tensor) -> Iterator[Tensor]:
+def pieces_of(waveform: Tensor, clock: Clock) -> Iterator[Tensor]:
     """Cut waveforms into pieces on the frame grid: the frames of the pieces, concatenated, are those of the whole.
 
     Args:
         waveform: (batch, samples).
+        clock: Clock of the convolutions.
 
     Yields:
         (batch, samples of the piece), which overlap.
     """
-    frames = num_frames(waveform.shape[1])
-    for first in range(0, frames, PIECE_FRAMES):
-        yield waveform[:, first * HOP : first * HOP + num_samples(min(PIECE_FRAMES, frames - first))]
+    frames, most = num_frames(waveform.shape[1], clock), PIECE_SAMPLES // clock.hop
+    for first in range(0, frames, most):
+        start = first * clock.hop
+        yield waveform[:, start : start + num_samples(min(most, frames - first), clock)]
 
 
 def normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
@@ -146,23 +157,24 @@ def normalize_by(waveform: Tensor, whole: WaveformStatistics) -> tuple[Tensor, W
     return x.type_as(waveform), WaveformStatistics(mean, variance, *windows)
 
 
-def check_length(waveform: Tensor, length: Tensor | None) -> None:
+def check_length(waveform: Tensor, length: Tensor | None, window: int) -> None:
     """Check that each utterance has a frame, and no more samples than the batch.
 
     Args:
         waveform: (batch, samples).
         length: (batch,), samples before padding; not checked on a GPU, which would have to be waited for.
+        window: Samples of a frame.
 
     Raises:
         UserError: An utterance is too short, or its length exceeds the batch.
     """
     longest = waveform.shape[1]
-    if longest < WINDOW:
-        raise UserError(f"{longest} samples are shorter than one frame of {WINDOW}; leave such utterances out")
+    if longest < window:
+        raise UserError(f"{longest} samples are shorter than one frame of {window}; leave such utterances out")
     if length is None or length.device.type != "cpu" or torch.compiler.is_exporting():
         return
     for row, samples in enumerate(length.tolist()):
-        if not WINDOW <= samples <= longest:
+        if not window <= samples <= longest:
             raise UserError(
-                f"row {row} has length {samples}; give a length from {WINDOW} to {longest}, the samples of the batch"
+                f"row {row} has length {samples}; give a length from {window} to {longest}, the samples of the batch"
             )

@@ -19,7 +19,6 @@ formulas: they run the model, once for each length of a batch, and ignore groups
 
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.relative_positions import GATES, PARTS
 
 
@@ -34,7 +33,7 @@ def encoder_operations(config: EncoderConfig, samples: int) -> int:
         Floating-point operations.
     """
     first, others = _convolutions(config, samples)
-    frames, dim = num_frames(samples), config.dim
+    frames, dim = num_frames(samples, config.clock), config.dim
     projection = 2 * frames * config.conv_channels * dim
     positions = 2 * (frames + 1 - config.pos_kernel % 2) * config.pos_kernel * dim * dim // config.pos_groups
     layer = 2 * frames * (4 * dim**2 + 2 * dim * config.ffn_dim) + 4 * frames**2 * dim
@@ -61,7 +60,7 @@ def head_operations(dim: int, final_dim: int, clusters: list[int], frames: int) 
 
 def _convolutions(config: EncoderConfig, samples: int) -> tuple[int, int]:
     operations, length, channels = [], samples, 1
-    for kernel, stride in zip(KERNELS, STRIDES, strict=True):
+    for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
         length = (length - kernel) // stride + 1
         operations.append(2 * length * kernel * channels * config.conv_channels)
         channels = config.conv_channels

@@ -1,4 +1,4 @@
-"""The encoder: waveform → seven convolutions → Transformer, one vector per 20 ms (HuBERT §II-A, wav2vec 2.0 §2).
+"""The encoder: waveform → convolutions → Transformer, one vector per frame of 20 ms (HuBERT §II-A, wav2vec 2.0 §2).
 
 Values, gradients and initialisation are those of the reference code (tests/model/test_hubert.py).
 """
@@ -20,7 +20,6 @@ from hubert_lightning.hub import HubModel, ModelParts, implementation
 from hubert_lightning.model.compilation import call_compiled, compilable, compile_methods
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import (
-    KERNELS,
     Convolution,
     Convolutions,
     WaveformStatistics,
@@ -57,12 +56,12 @@ def accepts_alone(method: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
 
 class HubertEncoder(nn.Module, HubModel):
-    """Contextual features of 16 kHz audio, one frame per 20 ms."""
+    """Contextual features of 16 kHz audio, one frame per 20 ms, or as `config.clock` has it."""
 
     def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:
         super().__init__()
         self.config = config
-        self.convolutions = Convolutions(Convolution(config, index) for index in range(len(KERNELS)))
+        self.convolutions = Convolutions(config)
         self.local_norm = nn.LayerNorm(config.conv_channels)
         self.projection = Linear(config.conv_channels, config.dim)
         self.input_dropout = Dropout(config.input_dropout)
@@ -146,7 +145,7 @@ class HubertEncoder(nn.Module, HubModel):
             (batch, frames, dim); frames of padding have no meaning.
         """
         local = self.local_features(waveform, length, ignore_padding=ignore_padding)
-        return self.contextual(local, None if length is None else num_frames(length), mask, channel_mask, kept)
+        return self.contextual(local, self._num_frames(length), mask, channel_mask, kept)
 
     @accepts_alone
     def features(
@@ -270,7 +269,7 @@ class HubertEncoder(nn.Module, HubModel):
         Raises:
             UserError: An utterance is shorter than a frame, or `length` exceeds the batch.
         """
-        check_length(waveform, length)
+        check_length(waveform, length, self.config.clock.window)
         x = waveform
         if self.config.normalize_waveform and statistics is not None:
             x, statistics = normalize_by(waveform, statistics)
@@ -279,7 +278,9 @@ class HubertEncoder(nn.Module, HubModel):
         if statistics is None:
             x = self.convolutions(x, length if ignore_padding else None)
         else:  # pieces take less memory, and no norm crosses their edges
-            x = torch.cat([self.convolutions(piece, None, statistics) for piece in pieces_of(x)], dim=1)
+            x = torch.cat(
+                [self.convolutions(piece, None, statistics) for piece in pieces_of(x, self.config.clock)], dim=1
+            )
         scale = self.config.feature_grad_mult
         if x.requires_grad and scale != 1:
             x.register_hook(lambda gradient: gradient * scale)  # type: ignore[no-untyped-call, unused-ignore]
@@ -378,7 +379,10 @@ class HubertEncoder(nn.Module, HubModel):
         statistics: WaveformStatistics | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         local = self.local_features(waveform, length, ignore_padding=ignore_padding, statistics=statistics)
-        return self._transformer_input(local, None if length is None else num_frames(length))
+        return self._transformer_input(local, self._num_frames(length))
+
+    def _num_frames(self, length: Tensor | None) -> Tensor | None:
+        return None if length is None else num_frames(length, self.config.clock)
 
     def _transformer_input(
         self,

@@ -76,23 +76,25 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
 
 
-def strided_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve with stride 2 by matrix products: two frames side by side, and where the kernel has three, the next one.
+def strided_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 2) -> Tensor:
+    """Convolve with a stride by matrix products: as many frames side by side, and where the kernel has more, the next.
 
     Under autocast, it computes in the lower precision.
 
     Args:
-        x: (batch, frames, channels), an even number of frames, at least two.
-        weight: (channels out, channels, kernel), kernel 2 or 3.
+        x: (batch, frames, channels), a multiple of `stride` frames.
+        weight: (channels out, channels, kernel), a kernel of at least `stride`.
         bias: (channels out,).
+        stride: Frames from one kernel to the next.
 
     Returns:
-        (batch, frames / 2, channels out). With a kernel of 3, the last frame of each utterance has no meaning.
+        (batch, frames / stride, channels out). The last frames of each utterance, whose kernels reach beyond it, have
+        no meaning.
     """
     if torch.compiler.is_exporting():
-        return F.conv1d(x.transpose(1, 2), weight, bias, stride=2).transpose(1, 2)
+        return F.conv1d(x.transpose(1, 2), weight, bias, stride=stride).transpose(1, 2)
     dtype = torch.get_autocast_dtype(x.device.type) if in_autocast(x) else x.dtype
-    output: Tensor = _StridedConvolution.apply(x.to(dtype), weight, bias)  # type: ignore[no-untyped-call, unused-ignore]
+    output: Tensor = _StridedConvolution.apply(x.to(dtype), weight, bias, stride)  # type: ignore[no-untyped-call, unused-ignore]
     return output
 
 
@@ -148,40 +150,40 @@ class _Linear(torch.autograd.Function):
 
 class _StridedConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         channels_out, channels, kernel = weight.shape
         matrix = weight.transpose(1, 2).to(x.dtype, memory_format=torch.contiguous_format).flatten(1)
-        first, third = matrix[:, : 2 * channels], matrix[:, 2 * channels :]
-        pairs = x.reshape(-1, 2 * channels)
-        output = linear(pairs, first, bias if bias is None else bias.to(x.dtype))
-        if kernel == 3:
-            add_product(output[:-1], pairs[1:, :channels], third.T)
+        first, *others = torch.split(matrix, stride * channels, dim=1)
+        rows = x.reshape(-1, stride * channels)
+        output = linear(rows, first, bias if bias is None else bias.to(x.dtype))
+        for later, part in enumerate(others, start=1):
+            add_product(output[:-later], rows[later:, : part.shape[1]], part.T)
         ctx.save_for_backward(x, matrix)
-        ctx.kernel, ctx.dtype = kernel, weight.dtype
+        ctx.kernel, ctx.stride, ctx.dtype = kernel, stride, weight.dtype
         return output.view(len(x), -1, channels_out)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, matrix = ctx.saved_tensors
         kernel, channels = ctx.kernel, x.shape[-1]
-        first, third = matrix[:, : 2 * channels], matrix[:, 2 * channels :]
-        pairs, gradient = x.reshape(-1, 2 * channels), gradient.flatten(0, 1)
+        first, *others = torch.split(matrix, ctx.stride * channels, dim=1)
+        rows, gradient = x.reshape(-1, ctx.stride * channels), gradient.flatten(0, 1)
         of_x, of_weight, of_bias = None, None, None
         if ctx.needs_input_grad[0]:
             of_x = product(gradient, first)
-            if kernel == 3:
-                add_product(of_x[1:, :channels], gradient[:-1], third)
+            for later, part in enumerate(others, start=1):
+                add_product(of_x[later:, : part.shape[1]], gradient[:-later], part)
             of_x = of_x.view(x.shape)
         if ctx.needs_input_grad[1]:
             columns = gradient.T.contiguous() if uses_onednn(gradient) else gradient.T  # which oneDNN copies otherwise
-            parts = [product(columns, pairs)]
-            if kernel == 3:
-                parts.append(product(columns[:, :-1], pairs[1:, :channels]))
+            parts = [product(columns, rows)]
+            for later, part in enumerate(others, start=1):
+                parts.append(product(columns[:, :-later], rows[later:, : part.shape[1]]))
             of_matrix = torch.cat(parts, dim=1).view(-1, kernel, channels)
             of_weight = of_matrix.transpose(1, 2).to(ctx.dtype, memory_format=torch.contiguous_format)
         if ctx.needs_input_grad[2]:
             of_bias = gradient.sum(dim=0).to(ctx.dtype)
-        return of_x, of_weight, of_bias
+        return of_x, of_weight, of_bias, None
 
 
 def _operations_of_linear(x: tuple[int, ...], weight: tuple[int, ...], *rest: object, **named: object) -> int:

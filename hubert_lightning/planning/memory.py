@@ -13,9 +13,7 @@ them with the live tensors of recorded steps. What the allocator cannot use, CUD
 
 from typing import NamedTuple
 
-from hubert_lightning.frames import HOP
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.planning.workload import Workload, layer_parameters, matrix_parameters, num_parameters
 
 GIB = 2**30
@@ -115,14 +113,15 @@ def position_bytes(config: EncoderConfig, row_frames: int) -> float:
 
 
 def convolution_bytes(workload: Workload) -> float:
-    """Of the seven convolutions, over all their frames: each output, and each GELU's output.
+    """Of the convolutions, over all their frames: each output, and each GELU's output.
 
     With a norm over channels, the norm's input and output are kept in float32 instead.
     """
     if workload.frozen_convolutions:
         return 0
-    config, length, lengths = workload.encoder, float(HOP), 0.0
-    for stride in STRIDES[: len(KERNELS)]:
+    config, lengths = workload.encoder, 0.0
+    length = float(config.clock.hop)
+    for stride in config.conv_strides:
         length /= stride
         lengths += length
     return lengths * config.conv_channels * (10 if config.conv_norm == "layer" else 4)

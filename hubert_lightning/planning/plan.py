@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.frames import CLOCK, Clock, num_frames, seconds_to_samples
 from hubert_lightning.model.flops import encoder_operations, head_operations
 from hubert_lightning.planning.devices import GIB, Device
 from hubert_lightning.planning.memory import step_memory
@@ -136,12 +136,12 @@ def plan_stage(stage: Stage, machine: Machine, hours: float | None) -> TrainingP
     """
     machine = replace(machine, gpus=_worthwhile(stage, machine))
     options = tuple(_options(stage, machine))
-    row_frames = num_frames(seconds_to_samples(stage.row_seconds))
+    row_frames = _row_frames(stage)
     memory = step_memory(stage.workload, row_frames=row_frames, gpus=machine.gpus, accumulates=True)
     frames_of_second = row_frames / stage.row_seconds
     labelling = None
     if stage.labels is not None and hours is not None:
-        labelling = plan_labels(stage.labels, stage.workers, machine, hours)
+        labelling = plan_labels(stage.labels, stage.workers, machine, hours, stage.workload.encoder.clock)
     parameters = num_parameters(stage.workload)
     return TrainingPlan(
         name=stage.name,
@@ -186,7 +186,7 @@ def _options(stage: Stage, machine: Machine) -> Iterator[Option]:
     for sharded in (False, True) if machine.gpus > 1 else (False,):
         if sharded and one_fits and not stage.sharded:
             continue
-        row_frames = num_frames(seconds_to_samples(stage.row_seconds))
+        row_frames = _row_frames(stage)
         memory = step_memory(
             stage.workload, row_frames=row_frames, gpus=machine.gpus, sharded=sharded, accumulates=True
         )
@@ -204,7 +204,7 @@ def _option(
 ) -> Option:
     workload, device = stage.workload, machine.device
     rows = max(seconds / stage.row_seconds, 1)
-    frames = num_frames(seconds_to_samples(stage.row_seconds))
+    frames = _row_frames(stage)
     whole = max(round(rows), 1)
     per_row = round(frames * rows / whole)
     batch = Batch(whole, per_row, padded=bool(workload.tokens))
@@ -236,13 +236,17 @@ def _option(
 
 def _operations(stage: Stage, rows: int, frames: int) -> float:
     workload = stage.workload
-    samples = round(frames * seconds_to_samples(stage.row_seconds) / num_frames(seconds_to_samples(stage.row_seconds)))
+    samples = round(frames * seconds_to_samples(stage.row_seconds) / _row_frames(stage))
     predicted = round(workload.predicted * frames)
     head = head_operations(workload.encoder.dim, workload.final_dim, list(workload.clusters), predicted)
     return float(rows * (encoder_operations(workload.encoder, samples) + head))
 
 
-def plan_labels(labels: Labels, workers: int, machine: Machine, hours: float) -> Labelling:
+def _row_frames(stage: Stage) -> int:
+    return num_frames(seconds_to_samples(stage.row_seconds), stage.workload.encoder.clock)
+
+
+def plan_labels(labels: Labels, workers: int, machine: Machine, hours: float, clock: Clock = CLOCK) -> Labelling:
     """Predict how long the labels of an iteration take, and their disk.
 
     Args:
@@ -250,12 +254,13 @@ def plan_labels(labels: Labels, workers: int, machine: Machine, hours: float) ->
         workers: Loader workers of each GPU.
         machine: The GPUs.
         hours: Hours of audio of the corpus.
+        clock: Clock of the encoder that trains on the labels.
     """
     device = machine.device
     seconds = hours * 3600
-    frames = seconds * 50
+    frames = seconds / clock.seconds
     sampled = min(labels.max_frames, frames)
-    encoded = min(SAMPLED * sampled, frames) / 50
+    encoded = min(SAMPLED * sampled, frames) * clock.seconds
     speed = encoding_speed(labels, workers, device) * machine.gpus
     dim = max(encoder.dim if encoder else 39 for encoder, _ in labels.teachers)
     kmeans = 0.0
@@ -282,13 +287,15 @@ def encoding_speed(labels: Labels, workers: int, device: Device) -> float:
         workers: Loader workers of the GPU, which compute MFCCs.
         device: The GPU.
     """
-    frames = num_frames(seconds_to_samples(CROP))
-    batch = Batch(6, frames, padded=True)
     encoders = [(encoder, layer) for encoder, layer in labels.teachers if encoder is not None]
-    of_mfcc = (len(labels.teachers) - len(encoders)) * batch.rows * CROP / (MFCC_SPEED * max(workers, 1))
     if not encoders:
         return MFCC_SPEED * max(workers, 1)
-    seconds = sum(work.seconds(device) for one, layer in encoders for _, work in encoder_work(one, batch, layer))
+    frames, seconds = 0, 0.0
+    for encoder, layer in encoders:
+        frames = num_frames(seconds_to_samples(CROP), encoder.clock)
+        batch = Batch(6, frames, padded=True)
+        seconds += sum(work.seconds(device) for _, work in encoder_work(encoder, batch, layer))
+    of_mfcc = (len(labels.teachers) - len(encoders)) * batch.rows * CROP / (MFCC_SPEED * max(workers, 1))
     for clusters in labels.clusters:
         dim = max(encoder.dim for encoder, _ in encoders)
         seconds += Product(batch.rows * frames, clusters, dim, dtype="float32").seconds(device)

@@ -10,10 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hubert_lightning.frames import HOP
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.model.positions import BLOCK, is_multiplied
+from hubert_lightning.model.windows import WindowLayout
 from hubert_lightning.planning.devices import Device
 from hubert_lightning.planning.pricing import Convolution, FusedAttention, Moved, Product, Work
 from hubert_lightning.planning.recorded import StepCost
@@ -184,8 +183,9 @@ def _gradients(workload: Workload, batch: Batch, compiled: bool) -> Iterator[tup
     if workload.frozen_convolutions:
         yield "pointwise", Moved(0.1 * outside.backward * config.conv_channels * frames, outside.backward_launches // 3)
         return
+    first = WindowLayout(config.conv_kernels[0]).columns
     for product in _convolution_products(config, frames):
-        yield from _product_gradients(product.rows, product.columns, product.inner, product.inner > KERNELS[0] * 2)
+        yield from _product_gradients(product.rows, product.columns, product.inner, product.inner > first)
     moved = outside.backward * config.conv_channels * frames + OUTSIDE_WEIGHTS * _weights_outside(config)
     yield "pointwise", Moved(moved, outside.backward_launches)
 
@@ -197,20 +197,16 @@ def _product_gradients(rows: int, columns: int, inner: int, of_input: bool = Tru
 
 
 def _convolution_products(config: EncoderConfig, frames: int) -> Iterator[Product]:
-    """Convolutions are products over channels that lie side by side: two frames at once, and the third of a kernel."""
-    length, channels = frames * HOP, config.conv_channels
-    for index, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True)):
+    """Convolutions are products over channels that lie side by side: a stride at once, and the rest of a kernel."""
+    length, channels = frames * config.clock.hop, config.conv_channels
+    for index, (kernel, stride) in enumerate(zip(config.conv_kernels, config.conv_strides, strict=True)):
         length //= stride
         if index == 0:
-            yield Product(length, channels, FIRST_INNER)
+            yield Product(length, channels, WindowLayout(kernel, stride).columns)
             continue
-        yield Product(length, channels, 2 * channels)
-        if kernel > 2:
-            yield Product(length, channels, channels)
-
-
-FIRST_INNER = 16
-"""Columns of the first convolution's windows: ten samples and padding."""
+        yield Product(length, channels, stride * channels)
+        for columns in range(stride, kernel, stride):
+            yield Product(length, channels, min(stride, kernel - columns) * channels)
 
 
 def _layer_products(config: EncoderConfig) -> tuple[tuple[int, int], ...]:

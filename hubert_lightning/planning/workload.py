@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,15 @@ def gate_weights(config: EncoderConfig) -> int:
     return 8 * (config.dim // config.num_heads) if config.position_buckets else 0
 
 
+def _convolution_weights(config: EncoderConfig) -> int:
+    first, *others = config.conv_kernels
+    return (first + sum(others) * config.conv_channels) * config.conv_channels
+
+
 def matrix_parameters(config: EncoderConfig) -> int:
     """Count the weights that autocast casts to the precision of the products: matrices and convolutions."""
     dim, channels = config.dim, config.conv_channels
-    convolutions = (KERNELS[0] + sum(KERNELS[1:]) * channels) * channels
+    convolutions = _convolution_weights(config)
     positions = dim * dim // config.pos_groups * config.pos_kernel
     layer = 4 * dim**2 + 2 * dim * config.ffn_dim + gate_weights(config)
     return convolutions + channels * dim + positions + config.num_layers * layer
@@ -67,8 +71,9 @@ def num_parameters(workload: Workload) -> int:
     """Count the parameters of the encoder and its heads."""
     config = workload.encoder
     dim, channels = config.dim, config.conv_channels
-    convolutions = (KERNELS[0] + sum(KERNELS[1:]) * channels) * channels + config.conv_bias * len(KERNELS) * channels
-    norms = 2 * channels * (len(KERNELS) if config.conv_norm == "layer" else 1)
+    layers = len(config.conv_kernels)
+    convolutions = _convolution_weights(config) + config.conv_bias * layers * channels
+    norms = 2 * channels * (layers if config.conv_norm == "layer" else 1)
     front = 2 * channels + channels * dim + dim + dim  # norm, projection, mask embedding
     positions = dim * dim // config.pos_groups * config.pos_kernel + config.pos_kernel + dim
     positions += config.position_buckets * config.num_heads

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.model.convolutions import KERNELS
 
 
 class Dialect(NamedTuple):
@@ -93,7 +92,8 @@ def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = Fa
     """
     renamed = {}
     num_layers = sum(name.endswith(".ffn_input.weight") for name in ours)
-    for name, (our_name, third) in tensor_names(dialect, len(KERNELS), num_layers).items():
+    num_convolutions = sum(name.startswith("convolutions.") and name.endswith(".conv.weight") for name in ours)
+    for name, (our_name, third) in tensor_names(dialect, num_convolutions, num_layers).items():
         if our_name in ours:
             value = ours[our_name] if third is None else ours[our_name].chunk(3)[third]
             renamed[name] = (value[:, None, None][None] if our_name.endswith(SCALE) else value).clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.pretrained.dialect import (
     DIRECTION,
     Dialect,
@@ -102,7 +102,13 @@ def config_from_shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any
     if missing := [name for name in wanted if name not in state or state[name].dim() < 2]:
         raise UserError(f"{path} lacks weights of the encoder ({abbreviated(missing)}); give a whole HuBERT")
     conv, projection, positions, ffn = (state[name] for name in wanted)
+    kernels = [
+        int(value.shape[-1])
+        for index in range(count_layers(state, "convolutions.{}.conv"))
+        if (value := state.get(f"convolutions.{index}.conv.weight")) is not None and value.dim() == 3
+    ]
     return {
+        "conv_kernels": kernels,
         "conv_channels": conv.shape[0],
         "conv_norm": "layer" if "convolutions.1.norm.weight" in state else "group",
         "conv_bias": "convolutions.0.conv.bias" in state,
@@ -112,6 +118,26 @@ def config_from_shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any
         "pos_kernel": positions.shape[-1],
         "pos_groups": positions.shape[0] // max(positions.shape[1], 1),
     }
+
+
+def strides_of(kernels: Sequence[int], path: Path) -> list[int]:
+    """Return the strides of convolutions for a file that does not state them.
+
+    Args:
+        kernels: Kernels of the convolutions.
+        path: File that errors name.
+
+    Raises:
+        UserError: They are not the kernels of HuBERT, after which models of 25 Hz have an eighth convolution.
+    """
+    if tuple(kernels) == KERNELS:
+        return [*STRIDES]
+    if tuple(kernels) == (*KERNELS, 2):  # TWIST (Hassid et al. 2023): the eighth convolution has stride 2
+        return [*STRIDES, 2]
+    raise UserError(
+        f"{path} has convolutions with kernels {list(kernels)}, and does not state their strides; give a model in "
+        "transformers' or fairseq's format, which states them"
+    )
 
 
 def attention_heads(dim: int, num_heads: int | None, path: Path) -> int:

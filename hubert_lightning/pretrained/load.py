@@ -186,6 +186,9 @@ def encoder_fingerprint(encoder: HubertEncoder) -> str:
     if not encoder.config.position_buckets:  # encoders from before there was a choice keep their fingerprints
         training_only |= {"position_buckets", "position_distance"}
     shape = {name: value for name, value in asdict(encoder.config).items() if name not in training_only}
+    for name in ("conv_kernels", "conv_strides"):
+        if shape[name] == getattr(EncoderConfig, name):  # earlier versions had no others
+            del shape[name]
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

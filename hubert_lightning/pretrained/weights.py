@@ -95,6 +95,8 @@ def encoder_config_from(values: object, path: Path) -> EncoderConfig:
     for name, value in values.items():
         default = getattr(EncoderConfig, name)
         is_expected = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if isinstance(default, tuple):  # a list in JSON
+            is_expected = isinstance(value, (list, tuple)) and len(value) <= 99 and all(type(n) is int for n in value)
         if not is_expected or (isinstance(value, (int, float)) and not abs(value) < 2**63):
             raise UserError(f"{path} sets the encoder's {name} to {shown(value)}; it is corrupt, so copy it again")
     try:

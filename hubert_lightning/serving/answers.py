@@ -46,8 +46,11 @@ class UnitsAnswer(BaseModel):
     """The units of a recording."""
 
     duration: float = Field(description="Duration of the recording in seconds.")
-    units: list[int] = Field(description="Unit of every 20 ms, or of every run of equal units if `deduplicate`.")
-    durations: list[int] | None = Field(None, description="Frames of 20 ms of each run, if `deduplicate`.")
+    units: list[int] = Field(
+        description="Unit of every frame (20 ms, or 40 ms of a model of 25 Hz), or of every run of equal units if "
+        "`deduplicate`."
+    )
+    durations: list[int] | None = Field(None, description="Frames of each run, if `deduplicate`.")
     remarks: list[str] = Field(description="Unusual properties of the recording, such as a low sampling rate.")
 
 
@@ -86,7 +89,8 @@ def transcript_content(
         format: Format of the answer.
         log_probs: (frames, tokens).
     """
-    text, words = words_in(log_probs, recogniser.model.vocabulary, recogniser.search, timed=format != "text")
+    model, timed = recogniser.model, format != "text"
+    text, words = words_in(log_probs, model.vocabulary, recogniser.search, timed, model.clock)
     transcript = Transcript(cut.id, cut.duration, text, tuple(words), tuple(remarks))
     if format == "json":
         return TranscriptAnswer.model_validate(transcript.to_dict()).model_dump_json().encode()

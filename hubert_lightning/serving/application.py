@@ -158,7 +158,7 @@ def _add_units(app: FastAPI, service: Service) -> None:
             bool, Query(description="Whether each run of equal units is given once, with its duration.")
         ] = False,
     ) -> Response:
-        """Give one unit per 20 ms of a recording."""
+        """Give one unit per frame of a recording: 20 ms, or 40 ms of a model of 25 Hz."""
         content = await service.answer(
             request, "units", lambda upload: partial(units_content, upload.cut, upload.remarks, deduplicate)
         )

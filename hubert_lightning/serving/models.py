@@ -151,6 +151,7 @@ def load_models(
 def _search_in_processes(decoder: Path, model: CTCModel) -> BeamSearch:
     """Start the processes of a beam search while this process has one thread; the search would hold the interpreter."""
     settings = read_settings(decoder)
-    search = BeamSearch(replace(settings, num_workers=max(settings.num_workers or usable_cores(), 2)), model.vocabulary)
+    settings = replace(settings, num_workers=max(settings.num_workers or usable_cores(), 2))
+    search = BeamSearch(settings, model.vocabulary, clock=model.clock)
     list(search.search([torch.zeros(1, len(model.vocabulary)).log_softmax(dim=-1)]))
     return search

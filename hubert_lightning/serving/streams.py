@@ -14,7 +14,8 @@ from hubert_lightning.asr.live import LiveWords
 from hubert_lightning.asr.word_times import Word
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import autocast
-from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.features.stream import seconds_of
+from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.serving.models import Recogniser
 from hubert_lightning.serving.service import Service
 from hubert_lightning.units.unit_extractor import Units
@@ -107,7 +108,8 @@ class UnitSession:
         for step in torch.split(units, self._stream.step):
             if len(step):
                 start, self._given = self._given, self._given + len(step)
-                times = {"start": _seconds(start), "end": _seconds(self._given)}
+                clock = self._stream.clock
+                times = {"start": seconds_of(start, clock), "end": seconds_of(self._given, clock)}
                 messages.append({"type": "units"} | times | {"units": step.tolist()})
         return messages
 
@@ -144,10 +146,6 @@ class WordSession:
             for word in words
         ]
         return [{"type": "words", "words": rows}] if rows else []
-
-
-def _seconds(frames: int) -> float:
-    return round(frames * HOP / SAMPLE_RATE, 2)
 
 
 async def serve_stream(socket: WebSocket, service: Service) -> None:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from hubert_lightning.data.resources import available_memory
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_samples
+from hubert_lightning.frames import SAMPLE_RATE, num_samples
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.batches import PretrainingBatch, TranscribedBatch
 from hubert_lightning.training.data_checks import check_durations
@@ -209,7 +209,8 @@ def largest_duration(trainer: Trainer, trial: Trial, default: float, meter: Memo
         UserError: A batch of one row does not fit.
     """
     task: Any = trainer.lightning_module  # one of our tasks
-    device, row_seconds = trainer.strategy.root_device, trial.frames * HOP / SAMPLE_RATE
+    device, clock = trainer.strategy.root_device, task.encoder.config.clock
+    row_seconds = clock.duration(trial.frames)
     most, why = max(trial.epoch // (trial.frames * trainer.world_size * trainer.accumulate_grad_batches), 1), "an epoch"
     if meter is None and device.type == "cpu" and (usual := max(int(default // row_seconds), 1)) < most:
         most, why = usual, f"the {default} s of the recipe, on a CPU"
@@ -236,7 +237,7 @@ def largest_duration(trainer: Trainer, trial: Trial, default: float, meter: Memo
             f"{limit:.1f} GiB that it may; set model.init_args.activation_checkpointing to true, shard the model "
             "(docs/many-gpus.md), or train on shorter utterances"
         )
-    seconds = num_samples(rows * trial.frames) / SAMPLE_RATE
+    seconds = num_samples(rows * trial.frames, clock) / SAMPLE_RATE
     hours = seconds * trainer.world_size * trainer.accumulate_grad_batches / 3600
     bound = f", as much as {why}" if rows == most else ""
     rank_zero_info(

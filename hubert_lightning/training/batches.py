@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import speaker_of, transcript
-from hubert_lightning.frames import HOP, num_frames, num_samples
+from hubert_lightning.frames import CLOCK, Clock, num_frames, num_samples
 from hubert_lightning.training.masking import span_mask
 from hubert_lightning.training.mixing import Mixer
 from hubert_lightning.training.sampler import BatchPlan, bucket_of, padded_frames, shortest_of_bucket
@@ -98,6 +98,7 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         max_frames: Maximum number of frames of a batch of several rows, which are cropped to it; None if plans keep it
             by themselves.
         mixer: Adds speech, noise and rooms to the audio; None to leave it clean.
+        clock: Clock of the encoder.
     """
 
     def __init__(
@@ -110,14 +111,16 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         mask_length: int,
         max_frames: int | None = None,
         mixer: Mixer | None = None,
+        clock: Clock = CLOCK,
     ) -> None:
         self.cuts, self.labels, self.max_frames, self.mixer = cuts, labels, max_frames, mixer
+        self.clock = clock
         self.max_crop_frames, self.mask_prob, self.mask_length = max_crop_frames, mask_prob, mask_length
 
     def __getitem__(self, plan: BatchPlan) -> PretrainingBatch:
         rng = torch.Generator().manual_seed(plan.seed)
         cuts = [self.cuts[index] for index in plan.cuts]
-        frames = [num_frames(cut.num_samples) for cut in cuts]
+        frames = [num_frames(cut.num_samples, self.clock) for cut in cuts]
         shortest = min(frames)  # one length for all: no padding, no attention mask
         if shortest >= self.max_crop_frames:
             size = self.max_crop_frames
@@ -128,7 +131,7 @@ class PretrainingBatches(Dataset[PretrainingBatch]):
         waveforms, clusters = [], []
         for cut, available in zip(cuts, frames, strict=True):
             first = int(torch.randint(available - size + 1, (), generator=rng))
-            waveforms.append(read_waveform(cut, first * HOP, num_samples(size)))
+            waveforms.append(read_waveform(cut, first * self.clock.hop, num_samples(size, self.clock)))
             clusters.append(torch.from_numpy(self.labels[cut.id][:, first : first + size].astype(np.int64)))
         if self.mixer is not None:
             waveforms = self.mixer.mixed(waveforms, plan.cuts, plan.seed)
@@ -160,6 +163,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         mask_length: Frames in a mask span.
         channel_mask_prob: Fraction of channels that the mask spans would cover if they did not overlap; 0 masks none.
         channel_mask_length: Channels in a mask span.
+        clock: Clock of the encoder.
     """
 
     def __init__(
@@ -173,7 +177,9 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         mask_length: int = 10,
         channel_mask_prob: float = 0.0,
         channel_mask_length: int = 64,
+        clock: Clock = CLOCK,
     ) -> None:
+        self.clock = clock
         self.cuts, self.vocabulary, self.channels = list(cuts), vocabulary, channels
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.channel_mask_prob, self.channel_mask_length = channel_mask_prob, channel_mask_length
@@ -185,7 +191,8 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         waveforms = [read_waveform(cut) for cut in cuts]
         texts = tuple(transcript(cut, self.vocabulary) for cut in cuts)
         tokens = [torch.tensor(self.vocabulary.targets(text)) for text in texts]
-        frames = [num_frames(len(waveform)) for waveform in waveforms]
+        clock = self.clock
+        frames = [num_frames(len(waveform), clock) for waveform in waveforms]
         mask = channel_mask = None
         if self.mask_prob > 0:
             mask = span_mask(frames, self.mask_prob, self.mask_length, rng)
@@ -194,9 +201,10 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
             channel_mask = span_mask(channels, self.channel_mask_prob, self.channel_mask_length, rng, min_spans=0)
         waveform = pad_sequence(waveforms, batch_first=True)
         if self.training:
-            waveform = F.pad(waveform, (0, max(num_samples(padded_frames(max(frames))) - waveform.shape[1], 0)))
+            padded = num_samples(padded_frames(max(frames)), clock)
+            waveform = F.pad(waveform, (0, max(padded - waveform.shape[1], 0)))
             if mask is not None:
-                mask = F.pad(mask, (0, num_frames(waveform.shape[1]) - mask.shape[1]))
+                mask = F.pad(mask, (0, num_frames(waveform.shape[1], clock) - mask.shape[1]))
         length = torch.tensor([len(waveform) for waveform in waveforms])
         return TranscribedBatch(
             waveform=waveform,

@@ -15,18 +15,18 @@ from lightning import Trainer
 
 from hubert_lightning.data.manifest import transcript
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.frames import CLOCK, Clock, num_frames, seconds_to_samples
 from hubert_lightning.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
 
-def check_durations(**seconds: float) -> None:
+def check_durations(clock: Clock = CLOCK, **seconds: float) -> None:
     """Refuse durations under two frames, by the names of their arguments."""
     for name, value in seconds.items():
         if not -math.inf < value <= 2**40:
             raise UserError(f"data.{name} is {value} s; it is a duration in seconds")
-        if num_frames(seconds_to_samples(value)) < 2:
+        if num_frames(seconds_to_samples(value), clock) < 2:
             raise UserError(f"data.{name} is {value} s, too short for two frames; it is a duration in seconds")
 
 
@@ -88,7 +88,7 @@ def kept_plan(trainer: Trainer, state: Mapping[str, Any], newest: int) -> int:
     return plan
 
 
-def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = True) -> None:
+def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = True, clock: Clock = CLOCK) -> None:
     """Refuse transcripts that CTC cannot learn.
 
     Args:
@@ -96,6 +96,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
         vocabulary: Vocabulary of the model.
         training: Whether the model learns from them. If not, unknown characters are logged as a warning; they count as
             errors.
+        clock: Clock of the encoder.
 
     Raises:
         UserError: A cut has no words, characters that are not in the vocabulary, or more tokens than frames.
@@ -113,7 +114,7 @@ def check_transcripts(cuts: CutSet, vocabulary: Vocabulary, training: bool = Tru
         )
     _check_characters([(cut.id, text) for cut, text in texts], vocabulary, training)
     for cut, text in texts:
-        _check_length(cut, text, vocabulary)
+        _check_length(cut, text, vocabulary, clock)
 
 
 def _check_characters(texts: Sequence[tuple[str, str]], vocabulary: Vocabulary, training: bool) -> None:
@@ -141,17 +142,18 @@ def _check_characters(texts: Sequence[tuple[str, str]], vocabulary: Vocabulary, 
     )
 
 
-def _check_length(cut: Cut, text: str, vocabulary: Vocabulary) -> None:
-    frames = num_frames(cut.num_samples)
+def _check_length(cut: Cut, text: str, vocabulary: Vocabulary, clock: Clock) -> None:
+    frames = num_frames(cut.num_samples, clock)
     # At most one token for each character and one for the end, with a blank between any two
     if 2 * len(unicodedata.normalize("NFD", text)) + 1 <= frames:
         return
     tokens = vocabulary.targets(text)
     needed = len(tokens) + sum(token == following for token, following in pairwise(tokens))  # a blank parts equal ones
     if needed > frames:
+        faster = "" if clock == CLOCK else f" (or train a model of 50 Hz: this one has {clock.described})"
         raise UserError(
             f"{cut.id}: {len(text)} letters for {frames} frames of audio, more than CTC can align; the transcript "
-            "belongs to other audio, correct or remove it"
+            f"belongs to other audio, correct or remove it{faster}"
         )
 
 

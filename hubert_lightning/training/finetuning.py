@@ -163,7 +163,13 @@ class CTCFinetuning(Task):
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         if stage in ("test", "predict") and self.decoder:
-            self.search = search_with(self.decoder, self.vocabulary, self.trainer.num_devices, strategy.root_device)
+            self.search = search_with(
+                self.decoder,
+                self.vocabulary,
+                self.trainer.num_devices,
+                strategy.root_device,
+                clock=self.encoder.config.clock,
+            )
         if stage != "fit" or not self.freeze_steps or not isinstance(strategy, DDPStrategy):
             return
         if not finds_unused_parameters(strategy):  # also of one rank
@@ -206,7 +212,13 @@ class CTCFinetuning(Task):
     def operations(self, batch: TranscribedBatch) -> int:
         """Count the operations of a step on one batch with its padding, once the encoder is trained."""
         rows, samples = batch.waveform.shape
-        head = 3 * 2 * num_frames(samples) * self.encoder.config.dim * len(self.vocabulary.tokens)
+        head = (
+            3
+            * 2
+            * num_frames(samples, self.encoder.config.clock)
+            * self.encoder.config.dim
+            * len(self.vocabulary.tokens)
+        )
         return rows * (encoder_operations(self.encoder.config, samples) + head)
 
     def on_validation_epoch_start(self) -> None:

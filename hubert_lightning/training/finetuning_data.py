@@ -18,7 +18,7 @@ from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.corpora import Corpora, manifest_name
 from hubert_lightning.data.manifest import check_audio, fingerprint, read_manifests, transcript
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.frames import num_frames, seconds_to_samples
+from hubert_lightning.frames import Clock, num_frames, seconds_to_samples
 from hubert_lightning.training.balanced import (
     balance_state,
     check_balance,
@@ -33,7 +33,13 @@ from hubert_lightning.training.data_checks import (
     check_order,
     check_transcripts,
 )
-from hubert_lightning.training.loaders import Loader, planned_loader, resuming_trainer, trainer_and_model
+from hubert_lightning.training.loaders import (
+    Loader,
+    clock_of_model,
+    planned_loader,
+    resuming_trainer,
+    trainer_and_model,
+)
 from hubert_lightning.training.provenance import (
     ManifestRecord,
     audio_counts,
@@ -67,7 +73,7 @@ class TranscribedData(LightningDataModule):
         max_duration: Seconds of audio in a batch with its padding, on each GPU; `auto` tries a few training steps and
             takes the largest that fits, which a resumed run keeps.
         mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
-        mask_length: Frames in a mask span.
+        mask_length: Frames in a mask span: 10 of 20 ms in the paper, 5 for a model of 25 Hz.
         channel_mask_prob: Fraction of the channels of the projected convolution output that the mask spans would cover
             if they did not overlap.
         channel_mask_length: Channels in a mask span.
@@ -117,6 +123,11 @@ class TranscribedData(LightningDataModule):
         self._parts: dict[str, list[list[Cut]]] = {}  # the cuts of each manifest
         self._recorded: dict[str, list[ManifestRecord]] = {}
 
+    @property
+    def clock(self) -> Clock:
+        """Clock of the model's encoder."""
+        return clock_of_model(self)
+
     def record(self, *parts: str) -> dict[str, Any]:
         """Describe the manifests, their audio and the masks, for the loggers."""
         described = {
@@ -145,7 +156,7 @@ class TranscribedData(LightningDataModule):
                 corpora = self._corpora(part)
                 check_balance(self.balance, corpora, np.ones(len(corpora), bool), "")
             if stage != "predict":
-                check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, training=part == "train")
+                check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, part == "train", self.clock)
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # transcripts do not matter
 
@@ -219,13 +230,19 @@ class TranscribedData(LightningDataModule):
         return Trial(row, frames[longest], sum(frames))
 
     def _frames(self, part: str, training: bool) -> list[int]:
-        frames = [num_frames(cut.num_samples) for cut in self.cuts[part]]
+        frames = [num_frames(cut.num_samples, self.clock) for cut in self.cuts[part]]
+        if not all(frames):
+            short = next(cut for cut, count in zip(self.cuts[part], frames, strict=True) if not count)
+            raise UserError(
+                f"{short.id}: {short.num_samples} samples are shorter than one frame of {self.clock.window}; remove it "
+                f"from data.{part}"
+            )
         return [padded_frames(count) for count in frames] if training else frames
 
     def _batches(self, part: str, training: bool) -> TranscribedBatches:
         model = trainer_and_model(self)[1]
         masking = {"channels": model.encoder.config.dim, **self.masking} if training else {}
-        return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, **masking)
+        return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, clock=self.clock, **masking)
 
     def _loader(self, part: str, training: bool = False) -> Loader:
         balance = self.balance if training else Balance()
@@ -234,7 +251,7 @@ class TranscribedData(LightningDataModule):
             trainer_and_model(self)[0],
             self._batches(part, training),
             self._frames(part, training),
-            num_frames(seconds_to_samples(self.find_duration())),
+            num_frames(seconds_to_samples(self.find_duration()), self.clock),
             num_workers=self.num_workers,
             seed=self.seed,
             shuffle=training,

@@ -16,6 +16,8 @@ from jsonargparse import Namespace
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.mfcc import MfccPart
+from hubert_lightning.frames import Clock
+from hubert_lightning.model.config import clock_of
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.pretrained.load import encoder_config
 from hubert_lightning.training.checkpoints import newest_checkpoint
@@ -95,7 +97,9 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         data = config.data.init_args
         check_phones(read_manifest(data.validation or data.train))
     for number, iteration in enumerate(config.iterations, start=1):
-        check_iteration(iteration, number, config.model.init_args.encoder.num_layers)
+        encoder = config.model.init_args.encoder
+        clock = clock_of(encoder.conv_kernels, encoder.conv_strides)
+        check_iteration(iteration, number, encoder.num_layers, clock)
     check_clusters_before(config.iterations)
     parts = list(parts_of(config.iterations))
     ends = list(accumulate(part.max_steps for part in parts))
@@ -132,13 +136,14 @@ def single_iterations(config: Namespace) -> Iterator[Namespace]:
         yield run
 
 
-def check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
+def check_iteration(iteration: Iteration, number: int, num_layers: int, clock: Clock | None = None) -> None:
     """Find mistakes in an iteration before any iteration is trained.
 
     Args:
         iteration: Iteration to check.
         number: Its number, counted from 1.
         num_layers: Transformer layers of the model to train.
+        clock: Clock of its encoder, if it is known.
 
     Raises:
         UserError: The iteration cannot be run.
@@ -154,7 +159,7 @@ def check_iteration(iteration: Iteration, number: int, num_layers: int) -> None:
     _check_continued(iteration, name)
     try:
         recipe = _recipe(iteration)
-        recipe.check_layer(previous_layers=num_layers)
+        recipe.check_layer(num_layers, clock)
         _ = recipe.given  # reads the quantizer
     except UserError as error:
         raise UserError(f"{name}: {error}") from error

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from hubert_lightning.data.workers import WatchedReads, quiet_worker
 from hubert_lightning.errors import UserError
+from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches, TranscribedBatch, TranscribedBatches
 from hubert_lightning.training.lightning_internals import batches_trained
 from hubert_lightning.training.sampler import PlannedBatches
@@ -105,6 +106,15 @@ def resuming_trainer(data: LightningDataModule) -> Trainer | None:
     """Return the Trainer if it resumes training; an evaluation does not compare the data of its checkpoint."""
     assert data.trainer is not None
     return data.trainer if data.trainer.state.fn == TrainerFn.FITTING else None
+
+
+def clock_of_model(data: LightningDataModule) -> Clock:
+    """Return the clock of the encoder of the model that a Trainer gives to data; that of 20 ms without a model."""
+    if data.trainer is None or data.trainer.lightning_module is None:
+        return CLOCK
+    model: Any = data.trainer.lightning_module  # a task of the kind of the data
+    clock: Clock = model.encoder.config.clock
+    return clock
 
 
 def trainer_and_model(data: LightningDataModule) -> tuple[Trainer, Any]:  # Any: a task of the kind of the data

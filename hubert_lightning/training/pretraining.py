@@ -358,6 +358,8 @@ ARCHITECTURE = (
     "normalize_waveform",
     "position_buckets",
     "position_distance",
+    "conv_kernels",
+    "conv_strides",
 )
 """Settings of an encoder that its weights depend on."""
 

@@ -16,7 +16,7 @@ from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.corpora import Corpora, ids_and_samples, read_corpora
 from hubert_lightning.data.shar import SharCuts
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.frames import num_frames, num_samples, seconds_to_samples
+from hubert_lightning.frames import Clock, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.training.balanced import (
     balance_state,
     check_balance,
@@ -33,7 +33,13 @@ from hubert_lightning.training.data_checks import (
     check_order,
     kept_plan,
 )
-from hubert_lightning.training.loaders import Loader, planned_loader, resuming_trainer, trainer_and_model
+from hubert_lightning.training.loaders import (
+    Loader,
+    clock_of_model,
+    planned_loader,
+    resuming_trainer,
+    trainer_and_model,
+)
 from hubert_lightning.training.mixing import Mixer, Mixing, read_recordings
 from hubert_lightning.training.provenance import (
     ManifestRecord,
@@ -74,7 +80,7 @@ class PretrainingData(LightningDataModule):
         max_crop: Maximum seconds of an utterance; the crop moves from epoch to epoch.
         min_duration: Minimum seconds of a training utterance; shorter ones are left out.
         mask_prob: Fraction of frames that the mask spans would cover if they did not overlap.
-        mask_length: Frames in a mask span.
+        mask_length: Frames in a mask span: 10 of 20 ms in the paper, 5 for a model of 25 Hz.
         num_workers: Number of processes that read audio, for each GPU.
         seed: Seed of the order, crops and masks of training; those of validation are the same for every seed.
         mixing: Other speech, noise and rooms in the training audio, as in WavLM; validation stays clean.
@@ -121,7 +127,6 @@ class PretrainingData(LightningDataModule):
         self.manifests, self.weights = {"train": train, "validation": validation or []}, weights
         self.labels = LabelStore(labels) if labels else None
         self.max_duration, self.max_crop = given_duration(max_duration), max_crop
-        self.max_crop_frames = num_frames(seconds_to_samples(max_crop))
         self.min_duration = min_duration
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.num_workers, self.seed, self.mixing = num_workers, seed, mixing
@@ -131,9 +136,19 @@ class PretrainingData(LightningDataModule):
         self._recorded: dict[str, list[ManifestRecord]] = {}
 
     @property
+    def clock(self) -> Clock:
+        """Clock of the model's encoder."""
+        return clock_of_model(self)
+
+    @property
     def max_frames(self) -> int:
         """Frames of a batch; those of the default until `auto` is found."""
-        return num_frames(seconds_to_samples(self.max_duration or MAX_DURATION))
+        return num_frames(seconds_to_samples(self.max_duration or MAX_DURATION), self.clock)
+
+    @property
+    def max_crop_frames(self) -> int:
+        """Maximum number of frames of an utterance."""
+        return num_frames(seconds_to_samples(self.max_crop), self.clock)
 
     def record(self, *parts: str) -> dict[str, Any]:
         """Describe the manifests, their audio, the crops and the masks, for the loggers."""
@@ -169,12 +184,14 @@ class PretrainingData(LightningDataModule):
         validation_ids = set(self.validation_cuts.ids())
         if common := next((cut_id for cut_id in train.ids() if cut_id in validation_ids), None):
             raise UserError(f"{common}: among the training and the validation utterances; keep them apart")
+        clock = self.clock
+        check_durations(clock, max_crop=self.max_crop)
         for cut_id, samples in ids_and_samples(self.validation_cuts):
-            if num_frames(samples) < 2:
+            if num_frames(samples, clock) < 2:
                 raise UserError(
                     f"{cut_id}: too short to validate on, less than two frames; remove it from data.validation"
                 )
-        long_enough = train.num_samples >= max(seconds_to_samples(self.min_duration), num_samples(2))
+        long_enough = train.num_samples >= max(seconds_to_samples(self.min_duration), num_samples(2, clock))
         check_balance(self.balance, train, long_enough, f"min_duration {self.min_duration} s or more; lower it")
         self.train_cuts = train.chosen(long_enough)
         if stage == "fit" and self.trainer is not None and self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # undeclared
@@ -295,7 +312,7 @@ class PretrainingData(LightningDataModule):
         return Trial(row, int(frames[longest]), int(frames.sum()))
 
     def _frames(self, cuts: Corpora) -> np.ndarray:
-        frames: np.ndarray = np.minimum(num_frames(cuts.num_samples), self.max_crop_frames)
+        frames: np.ndarray = np.minimum(num_frames(cuts.num_samples, self.clock), self.max_crop_frames)
         return frames
 
     def _batches(self, cuts: Corpora, max_frames: int | None = None, mixer: Mixer | None = None) -> PretrainingBatches:
@@ -303,7 +320,7 @@ class PretrainingData(LightningDataModule):
             raise UserError(
                 "there are no labels to train on; add an entry to iterations, the Relabel callback, or data.labels"
             )
-        self.labels.check(cuts, trainer_and_model(self)[1].num_clusters)
+        self.labels.check(cuts, trainer_and_model(self)[1].num_clusters, self.clock)
         return PretrainingBatches(
             cuts,
             self.labels,
@@ -312,6 +329,7 @@ class PretrainingData(LightningDataModule):
             mask_length=self.mask_length,
             max_frames=max_frames,
             mixer=mixer,
+            clock=self.clock,
         )
 
     def _loader(self, cuts: Corpora, shuffle: bool) -> Loader:

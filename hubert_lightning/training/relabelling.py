@@ -122,7 +122,8 @@ class Relabel(Callback):
         # Sorted, so that a shard holds the same utterances in whatever order the manifests are named
         cuts = Corpora([*data.train_cuts.parts, *data.validation_cuts.parts]).by_id()
         clusters = tuple(self.recipe.num_clusters)
-        source = LabelSource(extractor.name, kmeans_fingerprint(centroids), cuts.fingerprint, clusters)
+        kmeans = kmeans_fingerprint(centroids)
+        source = LabelSource(extractor.name, kmeans, cuts.fingerprint, clusters, *extractor.clock)
         data.labels = self._labels(trainer, data, folder / "labels", extractor, centroids, source, cuts)
         if self._made:
             made = self._made | {"seconds": round(time.perf_counter() - start, 3)}
@@ -183,12 +184,12 @@ class Relabel(Callback):
     def _extractor(self, trainer: Trainer, data: PretrainingData) -> Extractor:
         recipe = self.recipe
         if recipe.parts:
-            return mfcc_extractor(in_parts=True)
+            return mfcc_extractor(True, data.clock)
         device, precision = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         known = recipe.known_sources
         layer = None if known is not None else on_rank_zero(trainer, lambda: self._best_layer(trainer, data))
         sources = [(recipe.models[0], layer)] if known is None else known
-        return together(lambda: combined_extractor(sources, device, precision))
+        return together(lambda: combined_extractor(sources, device, precision, data.clock))
 
     def _settle(self, trainer: Trainer, pl_module: LightningModule, data: PretrainingData) -> None:
         """Choose what the recipe leaves to `auto`, and give the model heads of as many clusters."""
@@ -207,6 +208,7 @@ class Relabel(Callback):
                 device=trainer.strategy.root_device,
                 precision=trainer.precision_plugin.forward_context,
                 num_workers=data.num_workers,
+                clock=data.clock,
             )
 
         choice = on_rank_zero(trainer, chosen)
@@ -226,6 +228,7 @@ class Relabel(Callback):
             precision=trainer.precision_plugin.forward_context,
             seed=self.recipe.seed,
             num_workers=data.num_workers,
+            clock=data.clock,
         )
 
     def _centroids(self, trainer: Trainer, data: PretrainingData, path: Path, extractor: Extractor) -> list[Tensor]:
@@ -256,7 +259,7 @@ class Relabel(Callback):
                 data.train_cuts,
                 self.recipe.max_frames,
                 self.recipe.seed,
-                batch_frames=max(data.max_frames, frames_at_once(extractor.device)),
+                batch_frames=max(data.max_frames, frames_at_once(extractor.device, extractor.clock)),
                 num_workers=data.num_workers,
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
@@ -295,7 +298,9 @@ class Relabel(Callback):
         """Clusters (rows, streams) of the frames of this rank's sample in the run that this one continues."""
         if self._before is None:
             return None
-        cuts, chosen = choose_frames(data.train_cuts, self.recipe.max_frames, self.recipe.seed, data.balance)
+        cuts, chosen = choose_frames(
+            data.train_cuts, self.recipe.max_frames, self.recipe.seed, data.balance, data.clock
+        )
         own = range(trainer.global_rank, len(cuts), trainer.world_size)
         clusters = [self._before[cuts[number].id][:, chosen[number]] for number in own]
         streams = len(self.recipe.num_clusters)
@@ -322,7 +327,7 @@ class Relabel(Callback):
         def write() -> None:
             own_shards = writer.missing[trainer.global_rank :: trainer.world_size]
             groups = [shards[shard] for shard in own_shards]
-            batch_frames = max(data.max_frames, frames_at_once(extractor.device))
+            batch_frames = max(data.max_frames, frames_at_once(extractor.device, extractor.clock))
             settings = {"ranks": trainer.world_size, "residual": self.recipe.residual}
             labels = assign_clusters(extractor, streams, groups, batch_frames, data.num_workers, **settings)
             for shard, clusters in zip(own_shards, labels, strict=True):

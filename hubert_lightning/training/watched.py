@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular, write_whole
-from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.untrusted.json_file import parse_json
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 WATCHED = "watched"
 """Folder in the folder of a run."""
 UNITS, PHONE_CLUSTERS, LAYERS, TRANSCRIPTS = "units.json", "phone_clusters.json", "layers.jsonl", "transcripts.jsonl"
-HOP_SECONDS = HOP / SAMPLE_RATE
 MAX_BYTES = 2**28
 """Largest size of a file; transcripts of a thousand hours have a tenth of it."""
 

@@ -22,6 +22,7 @@ from hubert_lightning.features.extractors import (
     mfcc_extractor,
 )
 from hubert_lightning.files import write_whole
+from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.units.label_recipe import LabelRecipe
 from hubert_lightning.units.proposal import Proposal, grid_for, propose
@@ -60,6 +61,7 @@ def choose(
     device: torch.device,
     precision: Precision = nullcontext,
     num_workers: int = 0,
+    clock: Clock | None = None,
 ) -> Choice:
     """Choose what a recipe leaves to `auto`.
 
@@ -71,6 +73,7 @@ def choose(
         device: Device that computes.
         precision: Context in which the encoder computes.
         num_workers: Number of processes that read audio.
+        clock: Clock of the encoder that learns the clusters; the model's own if not given.
 
     Returns:
         The choice.
@@ -80,9 +83,10 @@ def choose(
     """
     [(features, layer)] = recipe.sources
     known_layer = None if recipe.is_auto_layer or layer is None else int(layer)
-    extractor, name = _extractor(features, known_layer, device, precision)
+    extractor, name = _extractor(features, known_layer, device, precision, clock)
+    drawing: dict[str, Any] = {"with_phones": False, "clock": extractor.clock}
     max_frames = min(MAX_FRAMES, recipe.max_frames)
-    settings = {
+    settings: dict[str, Any] = {
         "features": name,
         "layer": layer,
         "clusters": recipe.clusters,
@@ -90,6 +94,8 @@ def choose(
         "max_frames": max_frames,
         "seed": recipe.seed,
     }
+    if extractor.clock != CLOCK:
+        settings["clock"] = list(extractor.clock)
     kept = _read(record)
     if kept.get("settings") == settings and isinstance(clusters := kept.get("clusters"), int):
         chosen_layer = kept.get("best_layer")
@@ -99,8 +105,8 @@ def choose(
         drawn = _drawn(cuts, recipe.seed)
         grid = recipe.ensemble
         if recipe.is_auto_clusters:
-            grid = grid_for(draw_speech(drawn, [2], max_frames, recipe.seed, with_phones=False).least)
-        sample = draw_speech(drawn, sorted(set(grid)), max_frames, recipe.seed, with_phones=False)
+            grid = grid_for(draw_speech(drawn, [2], max_frames, recipe.seed, **drawing).least)
+        sample = draw_speech(drawn, sorted(set(grid)), max_frames, recipe.seed, **drawing)
         measures = survey(extractor, sample, sorted(set(grid)), recipe.seed, num_workers)
         if known_layer is not None:
             measures = [replace(row, layer=known_layer) for row in measures]
@@ -117,15 +123,17 @@ def recorded_clusters(folder: Path) -> int | None:
     return clusters if isinstance(clusters, int) else None
 
 
-def _extractor(features: str, layer: int | None, device: torch.device, precision: Precision) -> tuple[Extractor, str]:
+def _extractor(
+    features: str, layer: int | None, device: torch.device, precision: Precision, clock: Clock | None
+) -> tuple[Extractor, str]:
     """Function that computes the features of all layers or of the known one, and the name of their model."""
     if features == MFCC:
-        return mfcc_extractor(), MFCC
+        return mfcc_extractor(clock=clock or CLOCK), MFCC
     if layer is not None:
-        extractor = layer_extractor(features, layer, device, precision)
+        extractor = layer_extractor(features, layer, device, precision, clock)
         return extractor, extractor.name
     encoder = load_encoder(features).to(device)
-    return all_layers_extractor(encoder, precision, with_input=True), encoder_fingerprint(encoder)
+    return all_layers_extractor(encoder, precision, True, clock), encoder_fingerprint(encoder)
 
 
 def _drawn(cuts: Sequence[Cut], seed: int) -> list[Cut]:

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.features.spectrogram import MELS, SPECTROGRAM_HOP, mel_band
 from hubert_lightning.figure_style import BLUE, COLOURS, COLUMN, GREY, ORANGE, PAGE, figure_style
-from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock
 from hubert_lightning.units.quality import phone_purity, pnmi
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 SILENT: Colour = (0.86, 0.86, 0.86)
 TICKS = (250, 500, 1000, 2000, 4000, 8000)
 """Frequencies in Hz that the axis of a spectrogram names."""
-CENTRE = WINDOW / 2 / SAMPLE_RATE
-"""Seconds from the start of the audio to the centre of frame 0."""
-HOP_SECONDS = HOP / SAMPLE_RATE
 MAX_STREAMS = 3
 """Streams of labels that a figure shows."""
 LETTER = 0.065
@@ -102,6 +99,7 @@ class UtteranceUnits:
         labels: (streams, frames), K-means ids.
         predictions: (streams, frames), most likely clusters.
         mask: First frame and number of frames of each masked span.
+        clock: Clock of the frames.
     """
 
     title: str
@@ -112,6 +110,11 @@ class UtteranceUnits:
     labels: Sequence[Sequence[int]]
     predictions: Sequence[Sequence[int]]
     mask: Sequence[tuple[int, int]]
+    clock: Clock = CLOCK
+
+    def edge(self, frame: int) -> float:
+        """Seconds from the start of the audio to the left edge of a frame's cell, which is centred on the frame."""
+        return self.clock.window / 2 / SAMPLE_RATE + (frame - 0.5) * self.clock.seconds
 
 
 def accuracies(units: UtteranceUnits) -> tuple[float, float]:
@@ -153,7 +156,8 @@ def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> Figu
     inches = (width - 1.0) / units.duration  # of a second
     if units.spectrogram is not None:
         _draw_spectrogram(axes["spectrogram"], units)
-    _draw_frames(axes["masked"], np.where(_masked_frames(units), 1, 0), np.array([_rgb("#f2f2f2"), _rgb(ORANGE)]))
+    masked = np.where(_masked_frames(units), 1, 0)
+    _draw_frames(axes["masked"], units, masked, np.array([_rgb("#f2f2f2"), _rgb(ORANGE)]))
     _name(axes["masked"], "masked")
     if units.phones is not None:
         _draw_phones(axes["phone"], units, palettes[0], inches)
@@ -161,17 +165,17 @@ def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> Figu
         number = f" {stream + 1}" if streams > 1 else ""
         label, predicted = np.array(units.labels[stream]), np.array(units.predictions[stream])
         for name, ids in (("label", label), ("prediction", predicted)):
-            _draw_frames(axes[f"{name} {stream}"], ids, palettes[stream].clusters)
-            _write_ids(axes[f"{name} {stream}"], ids, palettes[stream].clusters, inches)
+            _draw_frames(axes[f"{name} {stream}"], units, ids, palettes[stream].clusters)
+            _write_ids(axes[f"{name} {stream}"], units, ids, palettes[stream].clusters, inches)
             _name(axes[f"{name} {stream}"], f"{name}{number}")
         colours = np.array([_rgb("#f2f2f2"), _rgb(BLUE)])
-        _draw_frames(axes[f"correct {stream}"], np.where(label == predicted, 1, 0), colours)
+        _draw_frames(axes[f"correct {stream}"], units, np.where(label == predicted, 1, 0), colours)
         _name(axes[f"correct {stream}"], "correct")
     for row in rows[:-1]:
         row.tick_params(axis="x", bottom=False, labelbottom=False)
     rows[-1].set(xlabel="time (s)", xlim=(0, units.duration))
-    masked, unmasked = accuracies(units)
-    shares = f"{_percent(masked)} of masked frames correct, {_percent(unmasked)} of the others"
+    of_masked, unmasked = accuracies(units)
+    shares = f"{_percent(of_masked)} of masked frames correct, {_percent(unmasked)} of the others"
     letters = int((width - 1.0) / LETTER)
     text = units.subtitle if len(units.subtitle) <= letters else f"{units.subtitle[: letters - 1]}…"
     lines = [f"{units.title}: {shares}", *([text] if text and _has_glyphs(text) else [])]
@@ -180,7 +184,7 @@ def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> Figu
 
 
 @figure_style()
-def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str = "") -> Figure:
+def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str = "", clock: Clock = CLOCK) -> Figure:
     """Draw how likely each phone is given the cluster of a frame, P(phone | cluster), as HuBERT's analysis of units.
 
     Clusters are ordered by their most likely phone, phones by frequency; clusters without a frame are left out.
@@ -189,6 +193,7 @@ def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str =
         phones: (phones,), symbols.
         counts: (phones, clusters), frames.
         title: First words of the title, such as the name of the labels.
+        clock: Clock of the frames.
 
     Returns:
         The figure.
@@ -210,7 +215,7 @@ def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str =
     axes.set(xlabel=f"cluster, ordered by most likely phone{left_out}", ylabel="phone, most frequent first")
     measures = (
         f"PNMI {pnmi(counts):.3f}, phone purity {phone_purity(counts):.3f}, "
-        f"{len(used)} clusters, {counts.sum() * HOP_SECONDS / 60:.1f} minutes"
+        f"{len(used)} clusters, {counts.sum() * clock.seconds / 60:.1f} minutes"
     )
     axes.set_title(f"{title}: {measures}" if title else measures, loc="left", parse_math=False)
     figure.colorbar(image, ax=axes, label="P(phone | cluster)", fraction=0.03, pad=0.01)
@@ -294,8 +299,7 @@ def _draw_spectrogram(axes: "Axes", units: UtteranceUnits) -> None:
     axes.set_yticks([mel_band(tick) for tick in TICKS], [_hertz(tick) for tick in TICKS])
     axes.set(ylabel="frequency (Hz, mel)", ylim=(-0.5, MELS))
     for first, length in units.mask:
-        start = CENTRE + (first - 0.5) * HOP_SECONDS
-        axes.axvspan(start, start + length * HOP_SECONDS, color=ORANGE, alpha=0.2, linewidth=0)
+        axes.axvspan(units.edge(first), units.edge(first + length), color=ORANGE, alpha=0.2, linewidth=0)
 
 
 def _draw_phones(axes: "Axes", units: UtteranceUnits, colours: Palette, inches: float) -> None:
@@ -313,23 +317,22 @@ def _draw_phones(axes: "Axes", units: UtteranceUnits, colours: Palette, inches: 
     _name(axes, "phone")
 
 
-def _draw_frames(axes: "Axes", values: np.ndarray, colours: np.ndarray) -> None:
+def _draw_frames(axes: "Axes", units: UtteranceUnits, values: np.ndarray, colours: np.ndarray) -> None:
     """Draw a strip with a cell for each frame, centred where the frame is."""
-    start = CENTRE - HOP_SECONDS / 2
-    extent = (start, start + len(values) * HOP_SECONDS, 0.0, 1.0)
+    extent = (units.edge(0), units.edge(len(values)), 0.0, 1.0)
     axes.imshow(colours[values][None], aspect="auto", extent=extent, interpolation="nearest", rasterized=True)
 
 
-def _write_ids(axes: "Axes", ids: np.ndarray, colours: np.ndarray, inches: float) -> None:
+def _write_ids(axes: "Axes", units: UtteranceUnits, ids: np.ndarray, colours: np.ndarray, inches: float) -> None:
     """Write the id of a cluster on its frames where they are wide enough, and a line where the cluster changes."""
     first, edges = 0, []
     for cluster, group in groupby(ids.tolist()):
         length = len([*group])
-        left = CENTRE + (first - 0.5) * HOP_SECONDS
+        left, width = units.edge(first), length * units.clock.seconds
         edges.append(left)
-        if length * HOP_SECONDS * inches > LETTER * len(str(cluster)):
+        if width * inches > LETTER * len(str(cluster)):
             dark = colours[cluster] @ (0.3, 0.59, 0.11) < 0.5
-            _write(axes, left + length * HOP_SECONDS / 2, str(cluster), "white" if dark else "black")
+            _write(axes, left + width / 2, str(cluster), "white" if dark else "black")
         first += length
     axes.vlines(edges[1:], 0, 1, colors="white", linewidth=0.4)
 

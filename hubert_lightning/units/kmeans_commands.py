@@ -73,7 +73,9 @@ def fit_kmeans(
     recipe.check_layer()
     balance = Balance(balance_languages, balance_corpora)
     read = read_corpora(manifests)
-    long_enough = read.num_samples >= max(seconds_to_samples(min_duration), num_samples(2))
+    extractor = _extractor(recipe)
+    least = max(seconds_to_samples(min_duration), num_samples(2, extractor.clock))
+    long_enough = read.num_samples >= least
     if balance:
         reason = f"no utterance lasts {min_duration} s; lower min_duration"
         for sentence in balance.check(balance.groups(read), long_enough, reason):
@@ -81,7 +83,6 @@ def fit_kmeans(
     cuts = read.chosen(long_enough)
     if not len(cuts):
         raise UserError(f"no utterance of {', '.join(map(str, manifests))} lasts {min_duration} s; lower min_duration")
-    extractor = _extractor(recipe)
     num_workers = default_workers() if num_workers is None else num_workers
     rows, index = sample_frames(
         extractor, cuts, max_frames, seed, batch_frames=WINDOW_FRAMES, num_workers=num_workers, balance=balance

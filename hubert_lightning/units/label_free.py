@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock
 from hubert_lightning.units.quality import entropy
 
-FRAMES_PER_SECOND = SAMPLE_RATE / HOP
 LAG = 2
-"""Frames, 40 ms, from a unit to the one that it should predict: about half a phone."""
+"""Frames of 20 ms, 40 ms, from a unit to the one that it should predict: about half a phone."""
 
 
 def effective_rank(features: Tensor) -> float:
@@ -152,12 +151,13 @@ class Runs(NamedTuple):
     bit_rate: float
 
 
-def runs_of(units: np.ndarray, stretch: np.ndarray) -> Runs:
+def runs_of(units: np.ndarray, stretch: np.ndarray, clock: Clock = CLOCK) -> Runs:
     """Measure the runs of equal units in stretches of speech.
 
     Args:
         units: (frames,), unit of each frame, at least one.
         stretch: (frames,), number of the stretch of consecutive frames that a frame is in.
+        clock: Clock of the frames.
 
     Returns:
         The measures; no run crosses from one stretch to the next.
@@ -165,7 +165,7 @@ def runs_of(units: np.ndarray, stretch: np.ndarray) -> Runs:
     starts = np.r_[True, (units[1:] != units[:-1]) | (stretch[1:] != stretch[:-1])]
     deduplicated = np.unique(units[starts], return_counts=True)[1]
     length = len(units) / int(starts.sum())
-    per_second = FRAMES_PER_SECOND / length
+    per_second = SAMPLE_RATE / clock.hop / length
     return Runs(length, per_second, per_second * float(entropy(deduplicated)) / math.log(2))
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extract import extract
-from hubert_lightning.features.extractors import BESIDE, MFCC, Extractor
+from hubert_lightning.features.extractors import BESIDE, MFCC, Extractor, check_clock
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
-from hubert_lightning.frames import num_frames
+from hubert_lightning.frames import CLOCK, Clock, num_frames
 from hubert_lightning.pretrained.load import encoder_config
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
@@ -268,18 +268,23 @@ class LabelRecipe:
             return replace(self, features=[previous if is_previous(name) else name for name in self.features])
         return replace(self, features=previous) if is_previous(self.features) else self
 
-    def check_layer(self, previous_layers: int | None = None) -> None:
+    def check_layer(self, previous_layers: int | None = None, clock: Clock | None = None) -> None:
         """Check that the model has the layer.
 
         Args:
             previous_layers: Number of layers of the model of the iteration before, which may not exist yet.
+            clock: Clock of the encoder that learns the clusters, if it is known.
 
         Raises:
-            UserError: The model cannot be read, or has no such layer.
+            UserError: The model cannot be read, has no such layer, or has longer frames than the encoder.
         """
         for model in self.models:
             layers = previous_layers if is_previous(model) else None
-            layers = layers or encoder_config(model).num_layers
+            if not layers:
+                config = encoder_config(model)
+                layers = config.num_layers
+                if clock is not None:
+                    check_clock(model, config.clock, clock)
             for features, layer in self.sources:
                 is_open = is_best(layer) or is_auto(layer)
                 if features == model and not is_open and layer not in range(1, layers + 1):
@@ -313,6 +318,8 @@ class LabelRecipe:
         }
         if self.residual > 1:
             source[RESIDUAL] = str(self.residual)
+        if extractor.clock != CLOCK:  # earlier versions had no other
+            source |= {"clock": json.dumps(extractor.clock)}
         if self.given:
             return source | {"quantizer": kmeans_fingerprint(self.given[0])}  # wherever its file lies
         kmeans = self.kmeans or KMeans()
@@ -410,8 +417,9 @@ def assign_clusters(
     for number, piece, clusters in work:
         cuts = groups[number]
         if not labels:
-            labels = {cut.id: np.empty((len(streams), num_frames(cut.num_samples)), np.uint16) for cut in cuts}
-            missing = sum(num_frames(cut.num_samples) for cut in cuts)
+            frames = {cut.id: num_frames(cut.num_samples, extractor.clock) for cut in cuts}
+            labels = {cut_id: np.empty((len(streams), count), np.uint16) for cut_id, count in frames.items()}
+            missing = sum(frames.values())
         labels[cuts[piece.cut_index].id][:, piece.window.start : piece.window.end] = clusters.numpy().T
         missing -= len(clusters)
         if not missing:  # before the next group is read, which may fail

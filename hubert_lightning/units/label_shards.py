@@ -20,14 +20,17 @@ import numpy as np
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import BESIDE
 from hubert_lightning.files import write_whole
-from hubert_lightning.frames import HOP
+from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.untrusted.array_file import mapped
 
 VERSION = 1
 MAX_CLUSTERS = 2**16
 """Clusters that a label of 16 bits can name."""
 SHARD_FILE = re.compile(r"\d{5}(\.index)?\.npy")
-LAYER_OF_ENCODER = re.compile(r"layer (?P<layer>\d+) of encoder (?P<encoder>\S+)")
+LAYER_OF_ENCODER = re.compile(
+    r"layer (?P<layer>\d+) of encoder (?P<encoder>[^\s,]+)"
+    r"(?P<brought>, mean over (?P<window>\d+) samples every (?P<hop>\d+))?"
+)
 """Name of the features of a hidden layer (features/extractors.py)."""
 
 
@@ -54,6 +57,7 @@ class LabelSource:
         manifest: Fingerprint of the labelled cuts.
         clusters: Number of K-means clusters of each stream.
         hop: Samples from one label to the next.
+        window: Samples of the frame of a label.
 
     Raises:
         UserError: A number of clusters is out of range.
@@ -63,14 +67,23 @@ class LabelSource:
     kmeans: str
     manifest: str
     clusters: tuple[int, ...]
-    hop: int = HOP
+    hop: int = CLOCK.hop
+    window: int = CLOCK.window
 
     def __post_init__(self) -> None:
         check_clusters(self.clusters)
 
+    @property
+    def clock(self) -> Clock:
+        """Clock of the labels."""
+        return Clock(self.hop, self.window)
+
     def described(self) -> dict[str, Any]:
         """Return the fields and the version of the format, as a store states them in JSON."""
-        return {"version": VERSION} | asdict(self) | {"clusters": list(self.clusters)}
+        described = {"version": VERSION} | asdict(self) | {"clusters": list(self.clusters)}
+        if self.window == CLOCK.window:  # earlier versions had no other
+            del described["window"]
+        return described
 
     def origin(self) -> dict[str, Any]:
         """Return features, layer, clusters and fingerprints by the names that a run records them under.

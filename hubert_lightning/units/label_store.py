@@ -18,7 +18,7 @@ from lhotse.cut import Cut
 from hubert_lightning.data.corpora import ids_and_samples
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular
-from hubert_lightning.frames import HOP, num_frames
+from hubert_lightning.frames import CLOCK, WINDOW, Clock, num_frames
 from hubert_lightning.units.label_shards import (
     VERSION,
     LabelSource,
@@ -57,6 +57,7 @@ class LabelStore:
             version, sizes, self.checksums = content.pop("version"), content.pop("bytes"), content.pop("checksums")
             self._index_checksum = content.pop("index_checksum")
             histogram = content.pop("histogram")
+            content.setdefault("window", WINDOW)
             if content.keys() != {field.name for field in fields(LabelSource)}:
                 raise UserError("store.json lacks the source of its labels")
             self.source = LabelSource(**content | {"clusters": tuple(content["clusters"])})
@@ -161,20 +162,22 @@ class LabelStore:
         if not (inside & (frames <= room) & (self._index[2] <= room - np.minimum(frames, room))).all():
             raise UserError(f"{self.path / 'index.npy'}: points outside of the labels; remove {self.path} and relabel")
 
-    def check(self, cuts: Iterable[Cut], num_clusters: Sequence[int]) -> None:
+    def check(self, cuts: Iterable[Cut], num_clusters: Sequence[int], clock: Clock = CLOCK) -> None:
         """Check that these labels belong to the cuts and the model that train on them.
 
         Args:
             cuts: Cuts to train on.
             num_clusters: Number of clusters that the model predicts in each stream.
+            clock: Clock of its encoder.
 
         Raises:
-            UserError: The hop, or the number of streams or of clusters, differs; a cut has no labels or another number
-                of labels than frames (the message names the first); or nearly all labels are the same.
+            UserError: The clock, or the number of streams or of clusters, differs; a cut has no labels or another
+                number of labels than frames (the message names the first); or nearly all labels are the same.
         """
-        if self.source.hop != HOP:
+        if self.source.clock != clock:
             raise UserError(
-                f"{self.path}: labels have a hop of {self.source.hop} samples, the encoder {HOP}; relabel at {HOP}"
+                f"{self.path}: labels of {self.source.clock.described}, but the encoder has {clock.described}; relabel "
+                "for this encoder"
             )
         if self.source.clusters != tuple(num_clusters):
             labelled, predicted = (" + ".join(map(str, counts)) for counts in (self.source.clusters, num_clusters))
@@ -193,9 +196,9 @@ class LabelStore:
                 raise UserError(
                     f"{cut_id}: no labels in {self.path}, which was made for another manifest; relabel this one"
                 )
-            if self.num_frames(cut_id) != num_frames(samples):
+            if self.num_frames(cut_id) != num_frames(samples, clock):
                 raise UserError(
-                    f"{cut_id}: {self.num_frames(cut_id)} labels for {num_frames(samples)} frames; "
+                    f"{cut_id}: {self.num_frames(cut_id)} labels for {num_frames(samples, clock)} frames; "
                     f"{self.path} was made for other audio, relabel it"
                 )
 
@@ -228,10 +231,10 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
 def _check_numbers(source: LabelSource, sizes: Any, checksums: Any, index_checksum: Any, histogram: Any) -> None:
     """Raise `UserError` if `store.json` holds values of types or in ranges that no store has."""
     texts = [source.features, source.kmeans, source.manifest]
-    counts = [list(source.clusters), [source.hop, index_checksum], sizes, checksums, *histogram]
+    counts = [list(source.clusters), [source.hop, source.window, index_checksum], sizes, checksums, *histogram]
     if not all(isinstance(text, str) for text in texts) or not all(map(_are_counts, counts)):
         raise UserError("store.json has values of other types")
-    if not 0 < source.hop <= 2**16 or not sizes:
+    if not 0 < source.hop <= 2**16 or not 0 < source.window <= 2**16 or not sizes:
         raise UserError("store.json has impossible numbers")
     if len(sizes) != len(checksums) or [*map(len, histogram)] != [*source.clusters] or not all(map(sum, histogram)):
         raise UserError("store.json has lists of different lengths")

@@ -25,7 +25,7 @@ from hubert_lightning.data.dataset_writer import check_dataset
 from hubert_lightning.data.manifest import fingerprint, read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import composed, replacing_all
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
+from hubert_lightning.frames import HOP, HOPS, SAMPLE_RATE, WINDOW, Clock, num_frames
 from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_writer import LabelWriter, shard_size
@@ -118,7 +118,12 @@ def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
 
 
 def import_labels(
-    labels: list[Path], manifest: list[Path], out: Path, clusters: list[int], hop: int = HOP
+    labels: list[Path],
+    manifest: list[Path],
+    out: Path,
+    clusters: list[int],
+    hop: int = HOP,
+    window: int | None = None,
 ) -> LabelStore:
     """Make a label store from text; train on it with `data.init_args.labels`.
 
@@ -129,8 +134,9 @@ def import_labels(
         manifest: Manifests whose utterances are labelled; all of them need labels.
         out: Folder of the new store.
         clusters: Number of clusters of each stream.
-        hop: Samples from one label to the next: 320, or 160 for labels of MFCCs at 100 per second, of which every other
-            one is used.
+        hop: Samples from one label to the next: 320, 640 for an encoder of 25 Hz, or 160 for labels of MFCCs at 100 per
+            second, of which every other one is used.
+        window: Samples that the encoder sees for one label; 400 if not given, and 720 with a hop of 640.
 
     Returns:
         The new store.
@@ -138,7 +144,7 @@ def import_labels(
     Raises:
         UserError: A file is not in its format, or labels and manifest do not belong together.
     """
-    _check_import(labels, out, hop)
+    _check_import(labels, out, hop, window)
     cuts = {cut.id: cut for cut in read_manifest(manifest)}
     listed = list(cuts.values())
     tsv = _tsv_beside(labels[0]) if labels[0].suffix == ".km" else None
@@ -153,7 +159,8 @@ def import_labels(
     digest = sha256()
     for path in [*labels, *([tsv] if tsv else [])]:
         digest.update(path.read_bytes())
-    source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters))
+    clock = Clock(max(hop, HOP), window or WINDOW + max(hop - HOP, 0))  # 720: an eighth convolution of two frames
+    source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters), *clock)
     rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, listed, tsv)
     seen: set[str] = set()
     shard: dict[str, np.ndarray] = {}
@@ -166,7 +173,7 @@ def import_labels(
                     "corpus"
                 )
             seen.add(cut_id)
-            shard[cut_id] = _checked(cuts[cut_id], ids[:, :: HOP // hop], clusters, labels[0])
+            shard[cut_id] = _checked(cuts[cut_id], ids[:, :: clock.hop // hop], clusters, labels[0], clock)
             if len(shard) == size or len(seen) == len(cuts):
                 writer.write((len(seen) - 1) // size, shard)
                 shard = {}
@@ -178,7 +185,7 @@ def import_labels(
     return LabelStore(out)
 
 
-def _check_import(labels: Sequence[Path], out: Path, hop: int) -> None:
+def _check_import(labels: Sequence[Path], out: Path, hop: int, window: int | None) -> None:
     if not labels or (len(labels) > 1 and any(path.suffix == ".jsonl" for path in labels)):
         raise UserError(
             f"{len(labels)} files of labels: give one .jsonl, which has all streams, or a .km or .txt for each stream"
@@ -187,8 +194,13 @@ def _check_import(labels: Sequence[Path], out: Path, hop: int) -> None:
         _check_suffix(path)
         if not path.is_file():
             raise UserError(f"{path}: no such file; correct the path")
-    if hop not in (HOP, HOP // 2):
-        raise UserError(f"hop {hop}: labels come every {HOP} samples (50 a second) or {HOP // 2} (100 a second)")
+    if hop not in (HOP // 2, *HOPS):
+        raise UserError(
+            f"hop {hop}: labels come every {HOP} samples (50 a second), {2 * HOP} (25 a second) or {HOP // 2} (100 a "
+            "second)"
+        )
+    if window is not None and not hop <= window <= 2**16:
+        raise UserError(f"window {window}: a frame has at least the {hop} samples from one label to the next")
     if (out / "store.json").exists():
         raise UserError(f"{out}: holds a label store already; choose another folder")
 
@@ -196,7 +208,7 @@ def _check_import(labels: Sequence[Path], out: Path, hop: int) -> None:
 def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:
     """Check and return the cuts that have labels; warn about the others."""
     labelled = [cut for cut in cuts if cut.id in labels]
-    labels.check(labelled or cuts, labels.source.clusters)
+    labels.check(labelled or cuts, labels.source.clusters, labels.source.clock)
     if without := [cut.id for cut in cuts if cut.id not in labels]:
         log.warning(
             "%d of %d utterances have no labels in %s, the first is %s; "
@@ -209,8 +221,8 @@ def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:
     return labelled
 
 
-def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path) -> np.ndarray:
-    frames = num_frames(cut.num_samples)
+def _checked(cut: Cut, ids: np.ndarray, clusters: Sequence[int], path: Path, clock: Clock) -> np.ndarray:
+    frames = num_frames(cut.num_samples, clock)
     if ids.shape != (len(clusters), frames):
         raise UserError(
             f"{cut.id}: {ids.shape[1]} labels in {ids.shape[0]} streams for {frames} frames in {len(clusters)}; "

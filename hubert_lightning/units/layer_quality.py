@@ -27,7 +27,7 @@ from hubert_lightning.features.extractors import Extractor, Precision, all_layer
 from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
 from hubert_lightning.files import write_whole
-from hubert_lightning.frames import num_frames
+from hubert_lightning.frames import CLOCK, Clock, num_frames
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.units.kmeans import KMeans, assign
 from hubert_lightning.units.label_shards import check_clusters
@@ -38,7 +38,11 @@ log = logging.getLogger(__name__)
 
 
 def phone_quality(
-    cuts: Sequence[Cut], labels: Mapping[str, np.ndarray] | LabelStore, num_clusters: int, stream: int = 0
+    cuts: Sequence[Cut],
+    labels: Mapping[str, np.ndarray] | LabelStore,
+    num_clusters: int,
+    stream: int = 0,
+    clock: Clock = CLOCK,
 ) -> Quality:
     """Measure one stream of labels over the cuts that have phones.
 
@@ -47,6 +51,7 @@ def phone_quality(
         labels: (streams, frames) by cut id.
         num_clusters: Number of clusters of the stream.
         stream: Number of the stream.
+        clock: Clock of the labels; a store states its own.
 
     Returns:
         The measures.
@@ -59,7 +64,8 @@ def phone_quality(
         raise UserError("no utterance has phones to judge clusters by; add them with `hubert prepare alignments`")
     for cut in aligned:
         check_alignment(cut)
-    phone = np.concatenate([_frame_phones(cut) for cut in aligned])
+    clock = labels.source.clock if isinstance(labels, LabelStore) else clock
+    phone = np.concatenate([_frame_phones(cut, clock) for cut in aligned])
     cluster = np.concatenate([labels[cut.id][stream] for cut in aligned])
     return Quality.of(joint_counts(phone[phone != ""], cluster[phone != ""], num_clusters))
 
@@ -89,7 +95,8 @@ def layer_quality(
         UserError: There are fewer than two utterances, or fewer frames than clusters; or phones extend beyond their
             audio.
     """
-    return _judged(extractor, draw_sample(cuts, clusters, max_frames, seed), clusters, seed, num_workers)
+    sample = draw_sample(cuts, clusters, max_frames, seed, extractor.clock)
+    return _judged(extractor, sample, clusters, seed, num_workers)
 
 
 def _judged(extractor: Extractor, sample: "QualitySample", clusters: int, seed: int, num_workers: int) -> list[Quality]:
@@ -122,7 +129,7 @@ class QualitySample(NamedTuple):
     fit: np.ndarray
 
 
-def draw_sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int) -> QualitySample:
+def draw_sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int, clock: Clock = CLOCK) -> QualitySample:
     """Draw the frames by which layers are judged.
 
     Args:
@@ -130,6 +137,7 @@ def draw_sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int) 
         clusters: Number of K-means clusters.
         max_frames: Number of frames to draw.
         seed: Seed of the draw.
+        clock: Clock of the features.
 
     Returns:
         The sample.
@@ -142,8 +150,8 @@ def draw_sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int) 
     aligned = [cut for cut in cuts if phones_of(cut)]
     for cut in aligned:
         check_alignment(cut)
-    cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed)
-    phones = [_frame_phones(cut)[frames] for cut, frames in zip(cuts, chosen, strict=True)]
+    cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed, clock=clock)
+    phones = [_frame_phones(cut, clock)[frames] for cut, frames in zip(cuts, chosen, strict=True)]
     if aligned:  # frames of pauses that no phone covers do not count
         chosen = [frames[symbols != ""] for frames, symbols in zip(chosen, phones, strict=True)]
     phone = np.concatenate([symbols[symbols != ""] if aligned else symbols for symbols in phones])
@@ -166,6 +174,7 @@ def best_layer(
     precision: Precision = nullcontext,
     seed: int = 0,
     num_workers: int = 0,
+    clock: Clock | None = None,
 ) -> int:
     """Find the layer whose clusters have the highest PNMI.
 
@@ -178,6 +187,7 @@ def best_layer(
         precision: Context in which the encoder computes.
         seed: Seed of the sample and of K-means.
         num_workers: Number of processes that read audio.
+        clock: Clock of the encoder that learns the clusters; the model's own if not given.
 
     Returns:
         The layer, counted from 1.
@@ -189,13 +199,16 @@ def best_layer(
     encoder = load_encoder(path).to(device)
     phones = hashlib.sha256(json.dumps([(cut.id, phones_of(cut)) for cut in cuts]).encode()).hexdigest()[:16]
     settings = {"encoder": encoder_fingerprint(encoder), "phones": phones, "clusters": clusters, "seed": seed}
+    extractor = all_layers_extractor(encoder, precision, clock)
+    if extractor.clock != CLOCK:  # earlier versions had no other
+        settings["clock"] = list(extractor.clock)
     if record.exists():
         with suppress(ValueError, KeyError, TypeError, RecursionError):
             known = json.loads(record.read_bytes())
             if known["settings"] == settings and known["best_layer"] in range(1, encoder.config.num_layers + 1):
                 return int(known["best_layer"])
         log.warning("%s: has other settings, or is corrupt; layers are measured again", record)
-    layers = layer_quality(all_layers_extractor(encoder, precision), cuts, clusters, seed=seed, num_workers=num_workers)
+    layers = layer_quality(extractor, cuts, clusters, seed=seed, num_workers=num_workers)
     results = _by_layer(layers)
     Console().print(_table(results, str(path)))
     best = _best(layers)
@@ -222,8 +235,8 @@ def check_phones(cuts: Iterable[Cut]) -> None:
         )
 
 
-def _frame_phones(cut: Cut) -> np.ndarray:
-    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples)))
+def _frame_phones(cut: Cut, clock: Clock) -> np.ndarray:
+    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock))
 
 
 def _by_layer(layers: Sequence[Quality]) -> dict[str, Quality]:

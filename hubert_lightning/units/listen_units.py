@@ -22,7 +22,7 @@ def listen_units(stream: FrameStream) -> None:
         for step in torch.split(units, stream.step):
             if len(step):
                 start, end = num_units, num_units + len(step)
-                times = {"start": seconds_of(start), "end": seconds_of(end)}
+                times = {"start": seconds_of(start, stream.clock), "end": seconds_of(end, stream.clock)}
                 print(json.dumps(times | {"units": step.tolist()}), flush=True)
                 num_units = end
 

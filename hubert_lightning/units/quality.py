@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import frame_centres
+from hubert_lightning.frames import CLOCK, Clock, frame_centres
 
 
 def entropy(counts: Tensor | np.ndarray) -> Tensor:
@@ -153,12 +153,13 @@ def joint_counts(
     return cells.reshape(len(symbols), num_clusters)
 
 
-def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int) -> list[str]:
+def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int, clock: Clock = CLOCK) -> list[str]:
     """Find the phone at the centre of every frame.
 
     Args:
         alignment: Start and duration (seconds) and symbol of every phone; phones do not overlap.
         num_frames: Number of frames of the utterance.
+        clock: Clock of the frames.
 
     Returns:
         (frames,) symbols; "" where no phone covers the centre.
@@ -166,7 +167,7 @@ def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int)
     # A phone without duration sorts before the one that starts with it, which so covers it
     phones = sorted((start, start + duration, symbol) for start, duration, symbol in alignment)
     starts = np.array([start for start, _, _ in phones])
-    centres = frame_centres(num_frames).tolist()
+    centres = frame_centres(num_frames, clock).tolist()
     latest = np.searchsorted(starts, centres, side="right") - 1  # the last phone that starts before the centre
     return [
         phones[index][2] if index >= 0 and centre < phones[index][1] else ""

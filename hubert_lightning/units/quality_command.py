@@ -90,14 +90,15 @@ def quality(
     """
     cuts = read_speech(recordings)
     numbers = sorted(set(clusters)) if clusters is not None else None
-    if numbers is None:
-        numbers = grid_for(draw_speech(cuts, [2], max_frames, seed).least)
-    sample = draw_speech(cuts, numbers, max_frames, seed)
-    tokens = check_abx(sample) if abx else None
     encoder = load_encoder(checkpoint).to(choose_device())
+    clock = encoder.config.clock
+    if numbers is None:
+        numbers = grid_for(draw_speech(cuts, [2], max_frames, seed, clock=clock).least)
+    sample = draw_speech(cuts, numbers, max_frames, seed, clock=clock)
+    tokens = check_abx(sample) if abx else None
     num_workers = default_workers()
     layers = survey(all_layers_extractor(encoder, with_input=True), sample, numbers, seed, num_workers, tokens)
-    of_mfcc = survey(mfcc_extractor(), sample, numbers, seed, num_workers, tokens)
+    of_mfcc = survey(mfcc_extractor(clock=clock), sample, numbers, seed, num_workers, tokens)
     proposal = propose(layers)
     _report(checkpoint, sample, [*of_mfcc, *layers], proposal, Path(output))
 

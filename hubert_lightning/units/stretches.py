@@ -9,14 +9,14 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, in_frames, num_frames, num_samples
 from hubert_lightning.units.label_shards import check_clusters
 from hubert_lightning.units.quality import frame_phones
 
 STRETCH_FRAMES = 500
-"""Frames, 10 s, that are drawn together, so that runs of units can be measured."""
+"""Frames of 20 ms, 10 s, that are drawn together, so that runs of units can be measured."""
 WHOLE_FRAMES = 3_000
-"""Frames, a minute, of the longest recording that is encoded whole; of a longer one, only what is drawn is."""
+"""Frames of 20 ms, a minute, of the longest recording that is encoded whole; of a longer one, only what is drawn is."""
 
 
 class SpeechSample(NamedTuple):
@@ -31,6 +31,7 @@ class SpeechSample(NamedTuple):
         fit: (frames of all cuts,) bool, whether K-means is fitted on the frame; otherwise it is judged by it.
         num_speakers: Number of speakers; 0 if they are not known.
         split: What the two halves do not share: "speakers", "recordings" or "stretches".
+        clock: Clock of the frames.
     """
 
     cuts: list[Cut]
@@ -41,6 +42,7 @@ class SpeechSample(NamedTuple):
     fit: np.ndarray
     num_speakers: int
     split: str
+    clock: Clock = CLOCK
 
     @property
     def least(self) -> int:
@@ -63,7 +65,12 @@ class _Drawn(NamedTuple):
 
 
 def draw_speech(
-    cuts: Sequence[Cut], clusters: Sequence[int], max_frames: int, seed: int, with_phones: bool = True
+    cuts: Sequence[Cut],
+    clusters: Sequence[int],
+    max_frames: int,
+    seed: int,
+    with_phones: bool = True,
+    clock: Clock = CLOCK,
 ) -> SpeechSample:
     """Draw stretches of speech.
 
@@ -73,6 +80,7 @@ def draw_speech(
         max_frames: Number of frames to draw.
         seed: Seed of the draw.
         with_phones: Whether phones are used where some are known.
+        clock: Clock of the features.
 
     Returns:
         The sample.
@@ -87,7 +95,7 @@ def draw_speech(
     for cut in aligned:
         check_alignment(cut)
     cuts = sorted(aligned or cuts, key=lambda cut: cut.id)
-    sample = _sample(cuts, _drawn(cuts, max_frames, seed), seed)
+    sample = _sample(cuts, _drawn(cuts, max_frames, seed, clock), seed, clock)
     if sample.least < max(clusters):
         raise UserError(
             f"{len(cuts)} utterances are too few for {max(clusters)} clusters: of the two halves, K-means is fitted on "
@@ -97,10 +105,10 @@ def draw_speech(
     return sample
 
 
-def _drawn(cuts: Sequence[Cut], max_frames: int, seed: int) -> list[_Drawn]:
+def _drawn(cuts: Sequence[Cut], max_frames: int, seed: int, clock: Clock) -> list[_Drawn]:
     """Draw stretches in a random order until there are enough frames; those of a cut follow each other."""
-    frames = num_frames(np.array([cut.num_samples for cut in cuts], np.int64))
-    pieces = -(-frames // STRETCH_FRAMES)  # of each cut
+    frames = num_frames(np.array([cut.num_samples for cut in cuts], np.int64), clock)
+    pieces = -(-frames // in_frames(STRETCH_FRAMES, clock))  # of each cut
     firsts = np.cumsum([0, *pieces])
     drawn, total = [], 0
     for number in np.random.default_rng(seed).permutation(int(firsts[-1])).tolist():
@@ -115,8 +123,8 @@ def _drawn(cuts: Sequence[Cut], max_frames: int, seed: int) -> list[_Drawn]:
     return sorted(drawn)
 
 
-def _sample(cuts: Sequence[Cut], drawn: Sequence[_Drawn], seed: int) -> SpeechSample:
-    parts = list(_parts(cuts, drawn))
+def _sample(cuts: Sequence[Cut], drawn: Sequence[_Drawn], seed: int, clock: Clock) -> SpeechSample:
+    parts = list(_parts(cuts, drawn, clock))
     names = [_speaker(cut) for cut in cuts]
     known = all(names[piece.cut_index] for piece in drawn)
     group = [names[piece.cut_index] if known else cuts[piece.cut_index].id for piece in drawn]
@@ -129,7 +137,7 @@ def _sample(cuts: Sequence[Cut], drawn: Sequence[_Drawn], seed: int) -> SpeechSa
         of_halves, split = [str(number) for number in range(len(drawn))], "stretches"
     sizes = np.array([piece.end - piece.start for piece in drawn])
     first = _first_half(of_halves, sizes, seed)
-    phones = {index: _frame_phones(cuts[index]) for index in {piece.cut_index for piece in drawn}}
+    phones = {index: _frame_phones(cuts[index], clock) for index in {piece.cut_index for piece in drawn}}
     return SpeechSample(
         [cut for cut, _ in parts],
         [frames for _, frames in parts],
@@ -139,6 +147,7 @@ def _sample(cuts: Sequence[Cut], drawn: Sequence[_Drawn], seed: int) -> SpeechSa
         fit=np.repeat([name in first for name in of_halves], sizes),
         num_speakers=num_speakers,
         split=split,
+        clock=clock,
     )
 
 
@@ -156,7 +165,7 @@ def _first_half(groups: Sequence[str], sizes: np.ndarray, seed: int) -> set[str]
     return halves[0]
 
 
-def _parts(cuts: Sequence[Cut], drawn: Sequence[_Drawn]) -> Iterator[tuple[Cut, np.ndarray]]:
+def _parts(cuts: Sequence[Cut], drawn: Sequence[_Drawn], clock: Clock) -> Iterator[tuple[Cut, np.ndarray]]:
     """Yield what is encoded together, and its frames that are drawn: a cut, or one stretch of a long cut."""
     bounds = [
         0,
@@ -166,14 +175,13 @@ def _parts(cuts: Sequence[Cut], drawn: Sequence[_Drawn]) -> Iterator[tuple[Cut, 
     for first, last in pairwise(bounds):
         cut = cuts[drawn[first].cut_index]
         pieces = drawn[first:last]
-        if num_frames(cut.num_samples) <= WHOLE_FRAMES:
+        if num_frames(cut.num_samples, clock) <= in_frames(WHOLE_FRAMES, clock):
             yield cut, np.concatenate([np.arange(piece.start, piece.end) for piece in pieces])
             continue
         for piece in pieces:
             frames = piece.end - piece.start
-            part = cut.truncate(
-                offset=piece.start * HOP / SAMPLE_RATE, duration=num_samples(frames) / SAMPLE_RATE, preserve_id=True
-            )
+            duration = num_samples(frames, clock) / SAMPLE_RATE
+            part = cut.truncate(offset=clock.duration(piece.start), duration=duration, preserve_id=True)
             yield part.with_id(f"{cut.id}-{piece.start}"), np.arange(frames)
 
 
@@ -181,5 +189,5 @@ def _speaker(cut: Cut) -> str:
     return next((supervision.speaker for supervision in cut.supervisions if supervision.speaker), "")
 
 
-def _frame_phones(cut: Cut) -> np.ndarray:
-    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples)))
+def _frame_phones(cut: Cut, clock: Clock) -> np.ndarray:
+    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock))

@@ -20,9 +20,10 @@ from hubert_lightning.console import progress
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.sample import chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
+from hubert_lightning.frames import in_frames
 from hubert_lightning.units.abx import Errors, Tokens, abx
 from hubert_lightning.units.kmeans import KMeans, assign
-from hubert_lightning.units.label_free import agreement, content, effective_rank, explained, runs_of, spread
+from hubert_lightning.units.label_free import LAG, agreement, content, effective_rank, explained, runs_of, spread
 from hubert_lightning.units.quality import Quality, joint_counts
 from hubert_lightning.units.stretches import SpeechSample
 
@@ -148,7 +149,7 @@ def _measured(features: Tensor, sample: SpeechSample, layer: int | None, cluster
     phones = known if known.any() else unseen
     quality = Quality.of(joint_counts(sample.phone[phones], units[phones], clusters))
     usage = Quality.of(joint_counts(sample.phone[unseen], units[unseen], clusters))
-    runs = runs_of(units[unseen], sample.stretch[unseen])
+    runs = runs_of(units[unseen], sample.stretch[unseen], sample.clock)
     by_phones = quality[:3] if known.any() else (math.nan, math.nan, math.nan)
     return Measures(
         layer,
@@ -158,7 +159,7 @@ def _measured(features: Tensor, sample: SpeechSample, layer: int | None, cluster
         davies_bouldin=_davies_bouldin(halves[1], units[unseen], seed),
         seed_agreement=agreement(units[unseen], reseeded[unseen]),
         half_agreement=agreement(units, others),
-        content=content(units[unseen], sample.stretch[unseen], seed=seed),
+        content=content(units[unseen], sample.stretch[unseen], in_frames(LAG, sample.clock), seed),
         speaker_information=explained(sample.speaker, units) if sample.num_speakers > 1 else math.nan,
         perplexity=usage.perplexity,
         dead_clusters=usage.dead_clusters,

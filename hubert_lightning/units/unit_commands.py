@@ -43,7 +43,7 @@ def units(
     bpe: int | Path | None = None,
     save_bpe: Path | None = None,
 ) -> int:
-    """Print one unit per 20 ms of recordings, or of live audio on standard input.
+    """Print one unit per frame (20 ms) of recordings, or of live audio on standard input.
 
     Args:
         model: Model in any format, or mfcc.
@@ -53,7 +53,7 @@ def units(
         layer: Transformer layer, counted from 1; needed if the K-means does not state the layer it was fitted on.
         format: Output format: jsonl; kaldi, one line of an id and its units per file; npz, one array per file; dataset,
             a folder of parquet tables, without repetitions, that Hugging Face's datasets loads.
-        deduplicate: Whether each run of equal units is printed once, with its duration in frames of 20 ms.
+        deduplicate: Whether each run of equal units is printed once, with its duration in frames.
         output: File to write; standard output if not given. For Kaldi, durations are written to OUTPUT.durations, and
             the tokens of bpe to OUTPUT.bpe.
             A second start skips finished recordings, also after the command was killed. A recording is encoded again

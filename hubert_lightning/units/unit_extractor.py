@@ -1,11 +1,11 @@
-"""Units of any audio: for every 20 ms, the nearest centroid of K-means. In a notebook:
+"""Units of any audio: for every frame, the nearest centroid of K-means. In a notebook:
 
 units = Units.from_pretrained("checkpoints/base/iteration1/last.ckpt", "checkpoints/base/iteration2/kmeans.safetensors")
 units(waveform, sample_rate)  # (frames,)
 """
 
+import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ from hubert_lightning.features.extractors import MFCC, MFCC_SPLICED, Extractor, 
 from hubert_lightning.features.recordings import autocast
 from hubert_lightning.features.stream import FrameStream
 from hubert_lightning.features.windows import Window, windows
-from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, in_frames, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.hub import HubModel, ModelParts, no_encoder
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import choose_device
@@ -30,6 +30,7 @@ from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import KMEANS_FILE, is_hub_name, located
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_recipe import RESIDUAL, LabelRecipe, is_mfcc
+from hubert_lightning.units.label_shards import LAYER_OF_ENCODER
 from hubert_lightning.units.residual import joint_clusters
 
 OVERLAP_FRAMES = 250
@@ -45,7 +46,7 @@ class Runs(NamedTuple):
 
     Args:
         units: (runs,) int64.
-        durations: (runs,) int64, frames of 20 ms that each lasts.
+        durations: (runs,) int64, frames that each lasts.
     """
 
     units: Tensor
@@ -85,7 +86,8 @@ class Units(HubModel):
     ) -> None:
         if window < 10:
             raise UserError(f"window {window} s: give 10 s or more, because windows overlap by 5 s")
-        self._longest = seconds_to_samples(window) // HOP
+        self.clock = extractor.clock
+        self._longest = seconds_to_samples(window) // self.clock.hop
         stages = [centroids] if isinstance(centroids, Tensor) else list(centroids)
         for means in stages:
             if extractor.shape != means.shape[1:]:
@@ -144,11 +146,11 @@ class Units(HubModel):
                     "MFCCs; give the K-means of whole MFCCs"
                 )
             LabelRecipe(MFCC, layer)  # refuses a layer
-            extractor = mfcc_extractor()
+            extractor = mfcc_extractor(clock=_clock(kmeans, source) or CLOCK)
         else:
             layer = _layer(kmeans, features, layer)
             device = choose_device(device)
-            extractor = layer_extractor(model, layer, device, autocast(device, precision))
+            extractor = layer_extractor(model, layer, device, autocast(device, precision), _clock(kmeans, source))
         if features and features != extractor.name:
             wanted = "a K-means of MFCCs" if is_mfcc(model) else "the K-means of this one"
             gives = "MFCCs are asked for" if is_mfcc(model) else f"{model} gives {extractor.name}"
@@ -180,21 +182,22 @@ class Units(HubModel):
             sample_rate: Samples per second, any number.
 
         Returns:
-            (frames,) int64, one per 20 ms, on the CPU.
+            (frames,) int64, one per frame of `clock`, on the CPU.
 
         Raises:
             UserError: The waveform is not audio, or shorter than a frame.
         """
         samples = mono_samples(waveform, sample_rate)
-        if len(samples) < WINDOW:
-            raise UserError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {WINDOW}; leave it out")
+        window, hop = self.clock.window, self.clock.hop
+        if len(samples) < window:
+            raise UserError(f"{len(samples)} samples at 16 kHz are too short: one frame takes {window}; leave it out")
         split = self._windows(len(samples))
         if len(split) == 1:
             return self.of_part(samples)
-        whole = statistics_of(torch.split(samples, BLOCK_SAMPLES))
+        whole = statistics_of(torch.split(samples, BLOCK_SAMPLES), self._extractor.layout)
         parts = []
         for first, last, start, end in split:
-            part = samples[first * HOP : first * HOP + num_samples(last - first)]
+            part = samples[first * hop : first * hop + num_samples(last - first, self.clock)]
             parts.append(self.of_part(part, whole)[start - first : end - first])
         return torch.cat(parts)
 
@@ -235,7 +238,7 @@ class Units(HubModel):
         )
 
     def _windows(self, samples: int) -> list[Window]:
-        return windows(num_frames(samples), self._longest, OVERLAP_FRAMES)
+        return windows(num_frames(samples, self.clock), self._longest, in_frames(OVERLAP_FRAMES, self.clock))
 
     def stream(self, step: float = 1.0, lookahead: float = 1.0, history: float = 5.0) -> FrameStream:
         """Start a stream of units for live audio: (frames,) int64.
@@ -245,7 +248,8 @@ class Units(HubModel):
             lookahead: Seconds after a frame that the encoder sees before its unit is given.
             history: Seconds before a step that the encoder sees.
         """
-        return FrameStream(self.of_part, torch.zeros(0, dtype=torch.long), step, lookahead, history)
+        nothing, layout = torch.zeros(0, dtype=torch.long), self._extractor.layout
+        return FrameStream(self.of_part, nothing, step, lookahead, history, self.clock, layout)
 
 
 def _beside(model: Path) -> Path:
@@ -270,9 +274,20 @@ def _layer(kmeans: Path, features: str, layer: int | None) -> int:
         if layer is None:
             raise UserError(f"{kmeans} does not state the layer it was fitted on; name it with --layer")
         return layer
-    match = re.fullmatch(r"layer (\d+) of encoder \w+", features)
+    match = LAYER_OF_ENCODER.fullmatch(features)
     if match is None:
         raise UserError(f"{kmeans} was fitted on {features}; give 'mfcc' for the model, or the K-means of a layer")
-    if layer not in (None, int(match[1])):
+    if layer not in (None, int(match["layer"])):
         raise UserError(f"{kmeans} was fitted on {features}, not on layer {layer}; leave --layer out")
-    return int(match[1])
+    return int(match["layer"])
+
+
+def _clock(kmeans: Path, source: Mapping[str, str]) -> Clock | None:
+    """Clock of the features that a K-means was fitted on; None if it states none."""
+    try:
+        hop, window = json.loads(source["clock"])
+        return Clock(int(hop), int(window))
+    except KeyError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kmeans}: its clock is {source['clock']!r:.40}, so it is corrupt; fit it again") from error

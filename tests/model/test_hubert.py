@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from hubert_lightning.frames import HOP, WINDOW, num_frames
-from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
+from hubert_lightning.frames import CLOCK, WINDOW, Clock, num_frames
+from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.dropout import Dropout, attend_to, attention_bias
 from hubert_lightning.model.hubert import HubertEncoder, PositionalConvolution
 from hubert_lightning.pretrained.dialect import to_ours
@@ -50,6 +49,16 @@ SMALL_CONFIGS = {
     "large-like, biased convolutions, odd positional kernel": replace(
         SMALL, conv_norm="layer", pre_norm=True, conv_bias=True, pos_kernel=7
     ),
+    "base-like, 25 Hz by an eighth convolution": replace(SMALL, conv_kernels=(*KERNELS, 2), conv_strides=(*STRIDES, 2)),
+    "large-like, 25 Hz by a stride of 4": replace(
+        SMALL,
+        conv_norm="layer",
+        pre_norm=True,
+        conv_bias=True,
+        conv_kernels=(*KERNELS[:-1], 5),
+        conv_strides=(*STRIDES[:-1], 4),
+    ),
+    "base-like, five convolutions": replace(SMALL, conv_kernels=(16, 9, 7, 5, 4), conv_strides=(8, 5, 2, 2, 2)),
 }
 LENGTH = torch.tensor([8000, 5003, 6400])
 
@@ -96,7 +105,10 @@ class Torchaudio(Reference):
     def __init__(self, config: EncoderConfig) -> None:
         model = torchaudio.models.wav2vec2_model(
             extractor_mode=f"{config.conv_norm}_norm",
-            extractor_conv_layer_config=[(config.conv_channels, k, s) for k, s in zip(KERNELS, STRIDES, strict=True)],
+            extractor_conv_layer_config=[
+                (config.conv_channels, kernel, stride)
+                for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True)
+            ],
             extractor_conv_bias=config.conv_bias,
             encoder_embed_dim=config.dim,
             encoder_projection_dropout=config.input_dropout,
@@ -138,7 +150,9 @@ def transformers_config(config: EncoderConfig) -> transformers.HubertConfig:
         feat_proj_dropout=config.input_dropout,
         layerdrop=config.layer_drop,
         feat_extract_norm=config.conv_norm,
-        conv_dim=(config.conv_channels,) * len(KERNELS),
+        conv_dim=(config.conv_channels,) * len(config.conv_kernels),
+        conv_kernel=config.conv_kernels,
+        conv_stride=config.conv_strides,
         conv_bias=config.conv_bias,
         num_conv_pos_embeddings=config.pos_kernel,
         num_conv_pos_embedding_groups=config.pos_groups,
@@ -154,11 +168,11 @@ def with_weights_of(reference: Reference, config: EncoderConfig) -> HubertEncode
     return encoder.eval()
 
 
-def valid_frames(output: Tensor, length: Tensor | None) -> Tensor:
+def valid_frames(output: Tensor, length: Tensor | None, clock: Clock = CLOCK) -> Tensor:
     return (
         output.flatten(0, 1)
         if length is None
-        else torch.cat([row[:frames] for row, frames in zip(output, num_frames(length).tolist(), strict=True)])
+        else torch.cat([row[:frames] for row, frames in zip(output, num_frames(length, clock).tolist(), strict=True)])
     )
 
 
@@ -195,7 +209,7 @@ def test_values_and_gradients_equal(
     for run in (reference, lambda *batch: (encoder.all_layers(*batch), encoder(*batch))):
         given = waveform.clone().requires_grad_()
         layers, last = run(given, length)
-        everything = [valid_frames(output, length) for output in (*layers, last)]
+        everything = [valid_frames(output, length, config.clock) for output in (*layers, last)]
         torch.manual_seed(1)
         torch.stack([(output * torch.randn_like(output)).mean() for output in everything]).sum().backward()
         results.append((everything, given.grad))
@@ -213,9 +227,9 @@ def test_masked_values_and_gradients_equal(config: EncoderConfig) -> None:
     reference = Transformers(config)
     reference.model.double()
     encoder = with_weights_of(reference, config)
-    waveform, mask = audio(3, 8000, LENGTH, torch.float64), torch.rand(3, num_frames(8000)) < 0.5
-    expected = valid_frames(reference.run(waveform, LENGTH, mask_time_indices=mask), LENGTH)
-    output = valid_frames(encoder(waveform, LENGTH, mask), LENGTH)
+    waveform, mask = audio(3, 8000, LENGTH, torch.float64), torch.rand(3, num_frames(8000, config.clock)) < 0.5
+    expected = valid_frames(reference.run(waveform, LENGTH, mask_time_indices=mask), LENGTH, config.clock)
+    output = valid_frames(encoder(waveform, LENGTH, mask), LENGTH, config.clock)
     assert_close(output, expected)
     for result in (output, expected):
         (result * torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)).sum().backward()
@@ -290,13 +304,18 @@ def test_the_sizes_of_the_paper_have_its_number_of_parameters(config: EncoderCon
 
 
 with torch.device("meta"):
-    ON_NO_DEVICE = HubertEncoder(SMALL)  # shapes without numbers
+    ON_NO_DEVICE = [HubertEncoder(config) for config in SMALL_CONFIGS.values()]  # shapes without numbers
 
 
-@given(num_samples=st.integers(WINDOW, 100_000))
-def test_the_convolutions_keep_the_clock(num_samples: int) -> None:
-    local = ON_NO_DEVICE.local_features(torch.empty(1, num_samples, device="meta"))
-    assert local.shape == (1, num_frames(num_samples), SMALL.conv_channels)
+@given(encoder=st.sampled_from(ON_NO_DEVICE), num_samples=st.integers(3 * WINDOW, 100_000))
+def test_the_convolutions_keep_the_clock(encoder: HubertEncoder, num_samples: int) -> None:
+    local = encoder.local_features(torch.empty(1, num_samples, device="meta"))
+    length = num_samples
+    for convolution in encoder.convolutions:
+        [kernel], [stride] = convolution.conv.kernel_size, convolution.conv.stride
+        length = (length - kernel) // stride + 1
+    assert local.shape == (1, length, SMALL.conv_channels)
+    assert num_frames(num_samples, encoder.config.clock) == length
 
 
 @settings(max_examples=12, deadline=None)
@@ -313,12 +332,18 @@ def test_padding_changes_no_frame_of_a_layer_norm_encoder(lengths: list[int], pr
 
 
 @settings(max_examples=12, deadline=None)
-@given(first=st.integers(0, 15), num_samples=st.integers(WINDOW, 3000))
-def test_crops_on_the_frame_grid_have_the_frames_of_the_whole(first: int, num_samples: int) -> None:
+@given(
+    config=st.sampled_from([*SMALL_CONFIGS.values()]),
+    first=st.integers(0, 7),
+    num_samples=st.integers(3 * WINDOW, 3000),
+)
+def test_crops_on_the_frame_grid_have_the_frames_of_the_whole(
+    config: EncoderConfig, first: int, num_samples: int
+) -> None:
     torch.manual_seed(0)
-    encoder = HubertEncoder(replace(SMALL, conv_norm="layer"))
+    encoder = HubertEncoder(replace(config, conv_norm="layer"))
     waveform = audio(1, 8000)
-    crop = encoder.local_features(waveform[:, first * HOP :][:, :num_samples])
+    crop = encoder.local_features(waveform[:, first * config.clock.hop :][:, :num_samples])
     assert_close(crop, encoder.local_features(waveform)[:, first : first + crop.shape[1]])
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hubert_lightning.frames import HOP, num_samples
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import PIECE_FRAMES
+from hubert_lightning.model.convolutions import PIECE_SAMPLES
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import RunningStatistics, statistics_of
 
@@ -72,6 +72,6 @@ def test_padding_changes_no_frame_of_a_batch_with_statistics(config: EncoderConf
 @pytest.mark.parametrize("config", ENCODERS.values(), ids=ENCODERS)
 @torch.no_grad()
 def test_convolving_in_pieces_changes_nothing(config: EncoderConfig) -> None:
-    encoder, waveform = HubertEncoder(config).eval(), uneven_waveform(2 * PIECE_FRAMES + 123, tail=77)
+    encoder, waveform = HubertEncoder(config).eval(), uneven_waveform(2 * PIECE_SAMPLES // HOP + 123, tail=77)
     found = encoder.local_features(waveform[None], statistics=statistics_of([waveform]))
     torch.testing.assert_close(found, encoder.local_features(waveform[None]), atol=1e-5, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import AT_25_HZ
 
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.planning.memory import GIB, step_memory
@@ -16,8 +17,9 @@ SIZES = {
     "large": Workload(EncoderConfig(**LARGE | {"dim": 1024, "num_layers": 24, "ffn_dim": 4096}), final_dim=768),
     "wavlm": Workload(EncoderConfig(position_buckets=320)),
     "xlarge": Workload(EncoderConfig(**LARGE | {"dim": 1280, "num_layers": 48, "ffn_dim": 5120}), final_dim=1024),
+    "25 Hz": Workload(EncoderConfig(**AT_25_HZ)),
 }
-"""The three sizes of the paper, and WavLM Base."""
+"""The three sizes of the paper, WavLM Base, and a model with an eighth convolution."""
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -36,6 +38,14 @@ def test_parameters_are_those_of_a_model_with_biases_and_a_ctc_head() -> None:
         model = CTCFinetuning(encoder=config)
     workload = Workload(config, clusters=(), tokens=len(model.vocabulary))
     assert num_parameters(workload) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_step_of_25_hz_keeps_half_of_the_frames_in_memory() -> None:
+    half, whole = (step_memory(SIZES[size]).largest_batch(40 * GIB) * seconds for size, seconds in SECONDS_OF_FRAME)
+    assert 1.2 * whole < half < 2 * whole  # seconds of audio: the convolutions take as much as before
+
+
+SECONDS_OF_FRAME = (("25 Hz", 0.04), ("base", 0.02))
 
 
 def test_a_larger_gpu_holds_a_larger_batch_which_fits() -> None:

@@ -277,7 +277,10 @@ REFUSED = {
     "facebook/wav2vec2-base": (BASE | {"model_type": "wav2vec2"}, "config.json describes a model of type 'wav2vec2'"),
     "batch norm of positions": (BASE | {"conv_pos_batch_norm": True}, "config.json sets conv_pos_batch_norm to True"),
     "adapters in the layers": (LARGE | {"adapter_attn_dim": 16}, "config.json sets adapter_attn_dim to 16"),
-    "HuBERT-ECG": (BASE | {"conv_stride": [8, 2, 2, 2, 2, 2, 2]}, "config.json sets conv_stride to"),
+    "HuBERT-ECG": (
+        BASE | {"conv_stride": [8, 2, 2, 2, 2, 2, 2]},
+        "config.json describes no encoder: conv_strides [8, 2, 2, 2, 2, 2, 2] move by 512 samples",
+    ),
 }
 
 

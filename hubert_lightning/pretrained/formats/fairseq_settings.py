@@ -10,12 +10,12 @@ from torch import Tensor
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.pretrained.foreign_weights import (
     RELEASED_REGULARISATION,
     attention_heads,
     config_from_shapes,
     foreign_settings,
+    strides_of,
 )
 from hubert_lightning.pretrained.weights import PretrainedWeights, encoder_config_from
 
@@ -142,12 +142,6 @@ def check_settings(path: Path, model: Settings, task: Settings) -> None:
             raise UserError(f"{path} sets {name} to {model[name]}; this encoder only supports {value}")
     if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise UserError(f"{path} sets sample_rate to {rate}; this encoder only supports {SAMPLE_RATE} Hz")
-    layout = str(model.get("conv_feature_layers") or "")
-    if layout and _kernels_and_strides(layout) != [*zip(KERNELS, STRIDES, strict=True)]:
-        raise UserError(
-            f"{path} has convolutions {layout}; this encoder only supports kernels {list(KERNELS)} and strides "
-            f"{list(STRIDES)}, give another model"
-        )
 
 
 def encoder_config(path: Path, encoder: Mapping[str, Tensor], model: Settings, task: Settings) -> EncoderConfig:
@@ -164,6 +158,10 @@ def encoder_config(path: Path, encoder: Mapping[str, Tensor], model: Settings, t
     settings |= {"conv_channels": sizes["conv_channels"], "conv_norm": sizes["conv_norm"]}
     if (positions := encoder.get(RELATIVE_POSITIONS)) is not None:
         settings |= {"position_buckets": len(positions), "position_distance": model.get("max_distance", 1280)}
+    layout = _kernels_and_strides(str(model.get("conv_feature_layers") or ""))
+    kernels = [kernel for kernel, _ in layout] or sizes["conv_kernels"]
+    strides = [stride for _, stride in layout] or strides_of(kernels, path)
+    settings |= {"conv_kernels": kernels, "conv_strides": strides}
     return encoder_config_from(settings | {"normalize_waveform": task.get("normalize", False)}, path)
 
 
@@ -194,7 +192,7 @@ def task_settings(weights: PretrainedWeights, labels: Sequence[str]) -> dict[str
         "data": ".",
         "labels": list(labels),
         "label_dir": None,
-        "label_rate": 50.0,
+        "label_rate": SAMPLE_RATE / weights.config.clock.hop,
         **_kept(weights, "task"),
         "sample_rate": SAMPLE_RATE,
         "normalize": weights.config.normalize_waveform,
@@ -207,7 +205,10 @@ def model_settings(weights: PretrainedWeights) -> dict[str, Any]:
     """Write the settings of a pre-trained model."""
     config, kept = weights.config, _kept(weights, "model")
     final_dim, streams = kept.pop("final_dim", 0) or 256, len(weights.predictors)
-    layout = [(config.conv_channels, kernel, stride) for kernel, stride in zip(KERNELS, STRIDES, strict=True)]
+    layout = [
+        (config.conv_channels, kernel, stride)
+        for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True)
+    ]
     return {
         "_name": "hubert",
         "label_rate": task_settings(weights, [])["label_rate"],

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.pretrained.checkpoint_source import CheckpointSource
 from hubert_lightning.pretrained.dialect import Dialect, from_ours
 from hubert_lightning.pretrained.foreign_weights import (
@@ -27,6 +26,7 @@ from hubert_lightning.pretrained.foreign_weights import (
     drawn_mask_embedding,
     encoder_state,
     foreign_settings,
+    strides_of,
     vocabulary_settings,
     with_foreign_settings,
     with_regularisation,
@@ -115,9 +115,12 @@ def read(source: CheckpointSource, num_heads: int | None = None) -> PretrainedWe
     sizes = config_from_shapes(encoder, path)
     is_large = sizes["conv_norm"] == "layer"
     heads = arguments.get("encoder_num_heads") if num_heads is None else num_heads
+    layout = arguments.get("extractor_conv_layer_config")
+    strides = [stride for *_, stride in layout] if layout else strides_of(sizes["conv_kernels"], path)
     config = encoder_config_from(
         {
             **sizes,
+            "conv_strides": strides,
             "pre_norm": is_large,
             "normalize_waveform": is_large,
             "num_heads": attention_heads(sizes["dim"], heads, path),
@@ -206,7 +209,8 @@ def write(weights: PretrainedWeights) -> Export:
     arguments: dict[str, Any] = {
         "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "group_norm",
         "extractor_conv_layer_config": [
-            [config.conv_channels, kernel, stride] for kernel, stride in zip(KERNELS, STRIDES, strict=True)
+            [config.conv_channels, kernel, stride]
+            for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True)
         ],
         **{theirs: getattr(config, ours) for theirs, ours in ARGUMENTS.items()},
     }

@@ -11,9 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.frames import HOP, SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
-from hubert_lightning.model.convolutions import KERNELS, STRIDES
 from hubert_lightning.pretrained.checkpoint_source import CheckpointSource, read_safetensors
 from hubert_lightning.pretrained.dialect import Dialect, from_ours, has_part, prefix_of
 from hubert_lightning.pretrained.foreign_weights import (
@@ -72,6 +71,8 @@ SETTINGS = {
     "activation_dropout": "activation_dropout",
     "input_dropout": "feat_proj_dropout",
     "layer_drop": "layerdrop",
+    "conv_kernels": "conv_kernel",
+    "conv_strides": "conv_stride",
 }
 """Argument of `EncoderConfig` → setting of HubertConfig and WavLMConfig."""
 WAVLM_SETTINGS = {"position_buckets": "num_buckets", "position_distance": "max_bucket_distance"}
@@ -160,11 +161,12 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
         )
     is_wavlm = content["model_type"] == "wavlm"
     names, fixed = (SETTINGS | WAVLM_SETTINGS, WAVLM_FIXED) if is_wavlm else (SETTINGS, HUBERT_FIXED)
-    required = ["conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", *names.values()]
+    required = ["conv_dim", "feat_extract_norm", *names.values()]
     if missing := [name for name in required if name not in content]:
         raise UserError(f"{file} lacks {abbreviated(missing)}; {SAVE_AGAIN}")
     channels = content["conv_dim"][0] if isinstance(content["conv_dim"], list) and content["conv_dim"] else None
-    supported = {"conv_kernel": list(KERNELS), "conv_stride": list(STRIDES), "conv_dim": [channels] * len(KERNELS)}
+    kernels = content["conv_kernel"]
+    supported = {"conv_dim": [channels] * (len(kernels) if isinstance(kernels, list) else 0)}
     for name, value in (supported | fixed).items():
         if content.get(name, value) != value:
             raise UserError(f"{file} sets {name} to {shown(content[name])}; this encoder only supports {value}")
@@ -289,16 +291,14 @@ def _config(weights: PretrainedWeights) -> dict[str, Any]:
     content = {
         "architectures": [f"{family}Model"],
         "model_type": family.lower(),
-        "conv_dim": [config.conv_channels] * len(KERNELS),
-        "conv_kernel": list(KERNELS),
-        "conv_stride": list(STRIDES),
-        "num_feat_extract_layers": len(KERNELS),
+        "conv_dim": [config.conv_channels] * len(config.conv_kernels),
+        "num_feat_extract_layers": len(config.conv_kernels),
         "feat_extract_norm": config.conv_norm,
         "feat_extract_dropout": 0.0,
         "torch_dtype": "float32",
         # Masking during fine-tuning there: the released models' config.json, a tenth of fairseq's or less
         "mask_time_prob": 0.05,
-        "mask_time_length": 10,
+        "mask_time_length": 10 * HOP // config.clock.hop,
         **{name: value for name, value in fixed.items() if value is not None},
         **{theirs: getattr(config, ours) for ours, theirs in names.items()},
     }

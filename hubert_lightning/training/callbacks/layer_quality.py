@@ -64,7 +64,7 @@ class LayerQuality(Callback):
                 "trainer.callbacks, or use strategy ddp"
             )
         if len(data.validation_cuts):  # refuses now what would fail at the first validation
-            draw_sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed)
+            draw_sample(list(data.validation_cuts), self.clusters, self.max_frames, self.seed, data.clock)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:

@@ -22,7 +22,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import place_of, speaker_of
 from hubert_lightning.errors import within
 from hubert_lightning.features.spectrogram import log_mel
-from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples, seconds_to_samples
+from hubert_lightning.frames import SAMPLE_RATE, Clock, num_frames, num_samples, seconds_to_samples
 from hubert_lightning.training.distributed import together
 from hubert_lightning.training.finetuning import CTCFinetuning
 from hubert_lightning.training.finetuning_data import TranscribedData
@@ -41,7 +41,6 @@ from hubert_lightning.training.media import (
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.watched import (
-    HOP_SECONDS,
     PhoneClusters,
     WatchedTranscript,
     WatchedUnits,
@@ -123,7 +122,8 @@ class Pictures(Callback):
     def _count_phones(self, trainer: Trainer, data: PretrainingData, labels: LabelStore) -> None:
         cuts = [cut for cut in _spread(data.validation_cuts, COUNTED_UTTERANCES) if phones_of(cut)]
         clusters = labels.source.clusters
-        phones = [frame_phones(phones_of(cut), num_frames(cut.num_samples)) for cut in cuts]
+        clock = labels.source.clock
+        phones = [frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock) for cut in cuts]
         phone = np.concatenate([np.empty(0, str), *phones])
         known = phone != ""
         if not known.any():
@@ -140,7 +140,7 @@ class Pictures(Callback):
             title = f"labels of {labels.source.features}"
             names = [title] if len(counts) == 1 else [f"{title}, stream {number + 1}" for number in range(len(counts))]
             return {
-                name: phone_cluster_figure(symbols, of_stream, name)
+                name: phone_cluster_figure(symbols, of_stream, name, clock)
                 for name, of_stream in zip(names[:MAX_STREAMS], counts)
             }
 
@@ -154,7 +154,11 @@ class Pictures(Callback):
             self._excerpts = together(lambda: self._choose(data)) if takes_part else together(list)
         excerpts = self._excerpts or []
         predictions = together(lambda: [_predicted(trainer, model, excerpt) for excerpt in excerpts])
-        together(lambda: self._log_units(trainer, excerpts, predictions, first) if trainer.is_global_zero else None)
+        together(
+            lambda: (
+                self._log_units(trainer, excerpts, predictions, first, data.clock) if trainer.is_global_zero else None
+            )
+        )
 
     def _choose(self, data: PretrainingData) -> list["Excerpt"]:
         assert data.labels is not None
@@ -162,18 +166,24 @@ class Pictures(Callback):
         return [excerpt_of(cut, data, data.labels, self.max_seconds) for cut in cuts]
 
     def _log_units(
-        self, trainer: Trainer, excerpts: Sequence["Excerpt"], predictions: Sequence[np.ndarray], first: bool
+        self,
+        trainer: Trainer,
+        excerpts: Sequence["Excerpt"],
+        predictions: Sequence[np.ndarray],
+        first: bool,
+        clock: Clock,
     ) -> None:
         run, step, loggers = Path(trainer.default_root_dir), trainer.global_step, pictorial_loggers(trainer)
         if not excerpts:
             return
-        watched = [_watched(excerpt, predicted) for excerpt, predicted in zip(excerpts, predictions, strict=True)]
-        write_units(run, WatchedUnits(step, HOP_SECONDS, watched))
+        pairs = zip(excerpts, predictions, strict=True)
+        watched = [_watched(excerpt, predicted, clock) for excerpt, predicted in pairs]
+        write_units(run, WatchedUnits(step, clock.seconds, watched))
 
         def draw() -> Drawn:
             drawn = {}
             for excerpt, units in zip(excerpts, watched, strict=True):
-                picture = self._picture(excerpt, units, step)
+                picture = self._picture(excerpt, units, step, clock)
                 drawn[f"{picture.title}: {picture.subtitle}" if picture.subtitle else picture.title] = utterance_figure(
                     picture, self._palettes
                 )
@@ -184,7 +194,7 @@ class Pictures(Callback):
             sounds = {units.id: excerpt.waveform.numpy() for excerpt, units in zip(excerpts, watched, strict=True)}
             log_audio(loggers, "units/audio", sounds, logged_step(trainer))
 
-    def _picture(self, excerpt: "Excerpt", units: WatchedUtterance, step: int) -> UtteranceUnits:
+    def _picture(self, excerpt: "Excerpt", units: WatchedUtterance, step: int, clock: Clock) -> UtteranceUnits:
         speaker = f" ({units.speaker})" if units.speaker and units.speaker not in units.id else ""
         return UtteranceUnits(
             title=f"{units.id}{speaker}, step {step}",
@@ -195,6 +205,7 @@ class Pictures(Callback):
             labels=units.labels,
             predictions=units.predictions,
             mask=units.mask,
+            clock=clock,
         )
 
     def _show_transcripts(self, trainer: Trainer, data: TranscribedData, rows: Sequence[dict[str, str]]) -> None:
@@ -284,11 +295,12 @@ def fixed_cuts(cuts: Sequence[Cut], number: int) -> list[Cut]:
 
 def excerpt_of(cut: Cut, data: PretrainingData, labels: LabelStore, max_seconds: float) -> Excerpt:
     """Read the beginning of an utterance and its labels, and draw the mask, which depends on nothing but the cut."""
-    frames = min(num_frames(cut.num_samples), max(num_frames(seconds_to_samples(max_seconds)), 2))
+    clock = data.clock
+    frames = min(num_frames(cut.num_samples, clock), max(num_frames(seconds_to_samples(max_seconds), clock), 2))
     generator = torch.Generator().manual_seed(zlib.crc32(cut.id.encode()))
     mask = span_mask([frames], data.mask_prob, data.mask_length, generator)[0]
     ids = labels[cut.id][:MAX_STREAMS, :frames].astype(np.int64)
-    return Excerpt(cut, read_waveform(cut, 0, num_samples(frames)), ids, mask)
+    return Excerpt(cut, read_waveform(cut, 0, num_samples(frames, clock)), ids, mask)
 
 
 def _predicted(trainer: Trainer, model: HubertPretraining, excerpt: Excerpt) -> np.ndarray:
@@ -313,11 +325,11 @@ def _evaluating(model: LightningModule) -> Iterator[None]:
             module.training = True
 
 
-def _watched(excerpt: Excerpt, predictions: np.ndarray) -> WatchedUtterance:
+def _watched(excerpt: Excerpt, predictions: np.ndarray, clock: Clock) -> WatchedUtterance:
     cut, duration = excerpt.cut, len(excerpt.waveform) / SAMPLE_RATE
     phones = [(symbol, start, min(start + length, duration)) for start, length, symbol in phones_of(cut)]
     text = " ".join(segment.text for segment in cut.supervisions if segment.text)
-    whole = num_frames(cut.num_samples) == len(excerpt.mask)
+    whole = num_frames(cut.num_samples, clock) == len(excerpt.mask)
     return WatchedUtterance(
         **{**_place(cut), "duration": duration},
         text=text if text and whole else None,
