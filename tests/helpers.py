@@ -1,5 +1,6 @@
 """What several tests need: models, data, trainers, command lines, and files of small models."""
 
+import math
 import os
 import pty
 import re
@@ -33,6 +34,7 @@ from hubert_lightning.cli import main
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.model.windows import WindowLayout
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.hubert_cli import HubertCLI
@@ -460,18 +462,19 @@ def of_more_frames(config: EncoderConfig, batch: int, samples: int) -> int:
 
     Base's first norm multiplies these rows with one another, and their moments with the weights.
     """
-    frozen, channels, length, frames = config.feature_grad_mult == 0, config.conv_channels, samples, num_frames(samples)
+    frozen, channels, length = config.feature_grad_mult == 0, config.conv_channels, samples
+    frames, layout = num_frames(samples, config.clock), WindowLayout.of(config)
     more = 0
     if config.conv_norm == "group":
-        kernel = KERNELS[0]
-        more += 2 * batch * 64 * (frames + 2) * 16**2
+        kernel = layout.kernel
+        more += 2 * batch * layout.factor * (frames + 2) * layout.columns**2
         more += 2 * batch * channels * (kernel**2 + 2 * kernel)
         more += 0 if frozen else 2 * batch * channels * (kernel**2 + 3 * kernel)
-    for index, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True)):
+    for index, (kernel, stride) in enumerate(zip(config.conv_kernels, config.conv_strides, strict=True)):
         length = (length - kernel) // stride + 1
-        rows = batch * (frames + 1) * 2 ** (len(KERNELS) - 1 - index)
+        rows = batch * (frames + 1) * math.prod(config.conv_strides[index + 1 :])
         if index == 0:
-            more += (1 if frozen else 2) * 2 * channels * (16 * rows - kernel * batch * length)
+            more += (1 if frozen else 2) * 2 * channels * (layout.columns * rows - kernel * batch * length)
         else:
             computed = kernel * rows - (kernel == 3)  # the last row of a batch has no third frame
             more += (1 if frozen else 3) * 2 * channels**2 * (computed - kernel * batch * length)

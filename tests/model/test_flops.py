@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import of_more_frames
+from helpers import AT_25_HZ, of_more_frames
 from lightning.fabric.utilities.throughput import measure_flops
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,8 +32,9 @@ def counted(module: nn.Module, x: torch.Tensor) -> int:
         {"pos_kernel": 15},
         {"feature_grad_mult": 0.0},
         {"position_buckets": 32},
+        AT_25_HZ,
     ],
-    ids=["base", "large", "odd kernel", "frozen", "relative positions"],
+    ids=["base", "large", "odd kernel", "frozen", "relative positions", "25 Hz"],
 )
 def test_the_operations_of_a_step_are_those_that_torch_counts(change: dict) -> None:
     config = replace(SMALL, **change)
