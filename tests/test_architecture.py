@@ -44,7 +44,7 @@ ROOMS = {
         "weights of any system → our model", "ground untrusted vocabulary model", "safetensors huggingface_hub"
     ),
     "features": Room(
-        "recordings → one row of features per 20 ms, never stored on disk",
+        "recordings → one row of features per frame, never stored on disk",
         "ground untrusted data model pretrained",
         "lhotse",
     ),
