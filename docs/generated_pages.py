@@ -83,7 +83,7 @@ def help_of(*verb: str) -> str:
 
 def verbs() -> Iterator[tuple[str, str]]:
     """Group and verb, for every verb and every verb of a verb."""
-    from hubert_lightning.cli import VERBS
+    from hubert_lightning.verb_table import VERBS
 
     for group, targets in VERBS.items():
         for verb, target in targets.items():

@@ -20,6 +20,7 @@ from typing import Any
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.parsing import VerbParser, actions_of, missing_arguments, unknown_option
+from hubert_lightning.short_options import ALIASES
 from hubert_lightning.verb_stub import stub_of, unchecked_options
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ RENAMED_OPTIONS: dict[str, dict[str, str]] = {
 PASSED_ON = "settings"
 """Option of a verb that gets the keys of a config that are typed as options, such as --trainer.devices 2, as a list of
 "key=value"; --config adds a config to its arguments."""
-KEYS_OF_CONFIGS = ("checkpoint", "ckpt_path", "data", "iterations", "model", "output", "seed_everything", "trainer")
+KEYS_OF_CONFIGS = (
+    "checkpoint", "ckpt_path", "data", "iterations", "model", "output", "seed_everything", "trainer", *ALIASES
+)  # fmt: skip
 
 BOOLEANS = ("true", "false", "yes", "no")
 """Values that may follow an option that is true or false."""

@@ -28,7 +28,11 @@ class Room(NamedTuple):
 
 GROUND = ("frames", "files", "errors", "console", "figure_style", "interrupts", "hub")
 VOCABULARY = ("vocabulary", "spelling", "characters")
-PARSING = ("parsing", "verbs", "verb_stub", "packaged_configs")
+PARSING = (
+    "parsing", "verbs", "verb_stub", "verb_table", "completion", "packaged_configs", "short_options",
+    "class_sources",
+    "default_optimizers",
+)  # fmt: skip
 MODULES = {"ground": GROUND, "vocabulary": VOCABULARY, "parsing": PARSING}
 """Rooms of modules beside the folders."""
 ROOMS = {
@@ -63,7 +67,7 @@ ROOMS = {
         "ground untrusted vocabulary model pretrained units",
         "huggingface_hub",
     ),
-    "parsing": Room("command lines: a function's signature is its options", "ground untrusted", "jsonargparse"),
+    "parsing": Room("command lines: a function's signature is its options", "ground untrusted", "jsonargparse shtab"),
     "planning": Room("memory, time and disk of a run before it starts", "ground untrusted data model parsing"),
     "training": Room(
         "everything that imports Lightning: tasks, data modules, callbacks, runs",
@@ -99,7 +103,7 @@ ROOMS = {
 
 HEAVY = {
     "datasets", "fastapi", "fastapi_offline", "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse",
-    "lightning", "optuna", "plotly", "prometheus_client", "safetensors", "sklearn", "starlette", "torchaudio",
+    "lightning", "optuna", "plotly", "prometheus_client", "safetensors", "shtab", "sklearn", "starlette", "torchaudio",
     "torchmetrics", "transformers", "uvicorn", "wandb",
 }  # fmt: skip
 

@@ -18,9 +18,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import hubert_lightning
 from hubert_lightning import EncoderConfig, HubertEncoder
-from hubert_lightning.cli import VERBS, main
+from hubert_lightning.cli import main
 from hubert_lightning.recipes.commands import OF_FINETUNE, OF_PRETRAIN
-from hubert_lightning.training.short_options import ALIASES
+from hubert_lightning.short_options import ALIASES
+from hubert_lightning.verb_table import VERBS
 from hubert_lightning.verbs import RENAMED_OPTIONS, find_verb, signature_of
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,12 +18,13 @@ from lightning.pytorch.cli import LightningCLI
 
 import hubert_lightning
 from hubert_lightning import parsing, verbs
-from hubert_lightning.cli import VERBS, main
+from hubert_lightning.cli import main
 from hubert_lightning.errors import UserError
 from hubert_lightning.parsing import actions_of, option_names
+from hubert_lightning.short_options import ALIASES
 from hubert_lightning.training.commands import HELP, KEYS
 from hubert_lightning.training.hubert_cli import HubertCLI
-from hubert_lightning.training.short_options import ALIASES
+from hubert_lightning.verb_table import VERBS
 from hubert_lightning.verbs import RENAMED_OPTIONS, Signature, call_verb, signature_of
 
 UPGRADE = "jsonargparse has changed: correct this part of hubert_lightning/parsing.py, and the sentences made of it"

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from hubert_lightning.cli import VERBS, main
+from hubert_lightning.cli import main
 from hubert_lightning.verb_stub import stub_of, unchecked_options
+from hubert_lightning.verb_table import VERBS
 from hubert_lightning.verbs import signature_of
 
 TARGETS = [

@@ -12,17 +12,21 @@ from hubert_lightning.asr.pauses import PAUSE_FRAMES, insert_pause_boundaries
 from hubert_lightning.asr.word_times import TimedToken, Word, best_tokens, words_of
 from hubert_lightning.features.extractors import Precision
 from hubert_lightning.features.stream import FrameStream
-from hubert_lightning.frames import in_frames
+from hubert_lightning.frames import HOP, SAMPLE_RATE, in_frames
 from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.windows import WindowLayout
 from hubert_lightning.vocabulary import Vocabulary
+
+LONGEST_WAIT = 30 * SAMPLE_RATE // HOP
+"""Frames of 20 ms without the end of a word after which the word is given in parts, so that memory is bounded."""
 
 
 class LiveWords:
     """Words of audio that arrives in chunks of any size, by greedy decoding.
 
     A word is stable once the model has predicted its end, or half a second of silence after it; it is never changed
-    afterwards. Without a token between words, each token is given as soon as it is over.
+    afterwards. Without a token between words, each token is given as soon as it is over. A word whose end is not
+    predicted for half a minute is given in parts.
 
     Args:
         model: Fine-tuned model, on the device that computes.
@@ -85,6 +89,8 @@ class LiveWords:
         clock = self._model.clock
         pause = in_frames(PAUSE_FRAMES, clock)
         end = len(self._rows) if is_end else _stable_until(tokens, len(self._rows), self.vocabulary, pause)
+        if len(self._rows) - end > in_frames(LONGEST_WAIT, clock):
+            end = tokens[-1].start if tokens[-1].start > end else len(self._rows)
         stable = [
             token._replace(start=token.start + self._first, end=token.end + self._first)
             for token in tokens

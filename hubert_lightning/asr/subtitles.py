@@ -280,11 +280,27 @@ def _pieces(word: Word, before: str, style: SubtitleStyle) -> Iterator[SubtitleP
     for part in parts_between_spaces(word):
         is_short = part.end - part.start <= style.max_duration
         is_whole = cell_len(part.text) <= style.columns and (is_short or _is_one_word(part.text, style))
-        for index, piece in enumerate([part] if is_whole else characters_of(part)):
+        pieces = [part] if is_whole else [piece for whole in characters_of(part) for piece in _narrow(whole, style)]
+        if before != " " and pieces and cell_len(before + pieces[0].text) > style.columns:
+            mark = Word(before, part.start, part.start, part.confidence)
+            pieces, before = [*_narrow(mark, style), *pieces], ""
+        for index, piece in enumerate(pieces):
             separator = "" if index else before
             start, end = _milliseconds(piece.start), _milliseconds(piece.end)
             yield SubtitlePart(piece.text, start, end, separator, word.speaker)
             before = " "
+
+
+def _narrow(piece: Word, style: SubtitleStyle) -> list[Word]:
+    """Split a piece that is wider than a line, such as many brackets, wherever the line ends."""
+    if cell_len(piece.text) <= style.columns:
+        return [piece]
+    texts = [""]
+    for character in piece.text:
+        if cell_len(texts[-1] + character) > style.columns:
+            texts.append("")
+        texts[-1] += character
+    return [piece._replace(text=text) for text in texts]
 
 
 def _is_one_word(text: str, style: SubtitleStyle) -> bool:

@@ -372,7 +372,7 @@ class Transcriber(HubModel):
         speakers: Path | str | Sequence[SpeakerTurn] | None,
         progress: bool,
     ) -> list[Transcript]:
-        paths = {_name(index, audio): _path(audio) for index, audio in enumerate(recordings)}
+        paths = dict(zip(_names(recordings), map(_path, recordings), strict=True))
         turns = turns_by_id(speakers, paths)
 
         def transcript_of(cut: Cut, log_probs: Tensor) -> Transcript:
@@ -390,7 +390,7 @@ class Transcriber(HubModel):
         progress: bool,
     ) -> list[Transcript]:
         """Encode files and waveforms; raises `UserError` for the first that cannot be used."""
-        names = [_name(index, audio) for index, audio in enumerate(recordings)]
+        names = _names(recordings)
         in_memory = [
             cut_in_memory(name, _samples(audio, sample_rate))
             for name, audio in zip(names, recordings, strict=True)
@@ -414,9 +414,19 @@ def _as_list(audio: Audio | Audios) -> list[Audio]:
     return list(audio) if isinstance(audio, (list, tuple)) else [audio]
 
 
-def _name(index: int, audio: Audio) -> str:
-    """Id of the cut of a recording: for a file its path, as pathlib writes it, which `examine` takes."""
-    return f"waveform {index}" if isinstance(audio, (np.ndarray, Tensor)) else str(Path(str(audio)))
+def _names(recordings: Sequence[Audio]) -> list[str]:
+    """Ids of the cuts of recordings: of a file its path, as pathlib writes it; of a waveform its place in the list."""
+    paths = {str(Path(str(audio))) for audio in recordings if not isinstance(audio, (np.ndarray, Tensor))}
+    names = []
+    for index, audio in enumerate(recordings):
+        if isinstance(audio, (np.ndarray, Tensor)):
+            name = f"waveform {index}"
+            while name in paths:  # a file may be called so
+                name += " of the list"
+        else:
+            name = str(Path(str(audio)))
+        names.append(name)
+    return names
 
 
 def _path(audio: Audio) -> Path | None:

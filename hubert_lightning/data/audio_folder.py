@@ -13,8 +13,8 @@ from hubert_lightning.untrusted.text_file import lines_of
 # fmt: off
 AUDIO_SUFFIXES = {
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
-    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc", ".m4a", ".m4b", ".mp4", ".m4v", ".mov",
-    ".aac", ".wma", ".asf", ".wmv", ".webm", ".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".ts",
+    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc", ".m4a", ".m4b", ".m4p", ".mp4", ".m4v", ".mov",
+    ".aac", ".aax", ".wma", ".asf", ".wmv", ".webm", ".weba", ".mka", ".mkv", ".avi", ".flv", ".mpg", ".mpeg", ".ts",
     ".amr", ".awb", ".3gp", ".3g2", ".gsm", ".g722", ".wv", ".ape", ".tta", ".ac3", ".eac3", ".dts", ".ra",
     ".rm", ".dss", ".vox",
 }

@@ -15,6 +15,8 @@ from hubert_lightning.data.ffmpeg import (
     Converter,
     File,
     Form,
+    audio_stream,
+    check_unprotected,
     mp3_frame_count,
     open_container,
     packets_of,
@@ -177,15 +179,14 @@ class CodedAudio:
         """Decode packets from number `begin` on: number and samples, (samples, channels) float32, of each."""
         convert = Converter()
         with open_container(self._file) as container:
-            stream = container.streams.best("audio")
-            if not isinstance(stream, av.AudioStream) or stream.codec_context is None:  # an unknown codec
-                raise OSError("there is no audio in it that FFmpeg decodes")
+            stream = audio_stream(container)
             stream.codec_context.thread_count = 1  # one result for each packet; recordings are decoded in parallel
             self.codec = stream.codec_context.name
             self._converges &= self.codec in CONVERGING_CODECS
             late = 0
             for number, packet in enumerate(packets_of(container, stream)):
                 if number == 0:
+                    check_unprotected(stream, packet)
                     self._describe(container, stream, packet)
                     late = remaining_priming(container, stream, packet)
                 if number < begin:

@@ -8,6 +8,7 @@ from typing import IO, NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 
 File = str | bytes
 """An absolute path, or the content of a file."""
@@ -17,6 +18,9 @@ FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1
 
 MAX_MP3_FRAME = 2048
 """Bytes of a frame of MP3."""
+
+PROTECTED_CODECS = {"drms", "enca", "aavd"}
+"""Names that MP4 files give to encrypted audio: of Apple's shop, of Common Encryption, and of Audible."""
 
 
 class Form(NamedTuple):
@@ -78,6 +82,34 @@ def _samples(frame: av.AudioFrame) -> np.ndarray:
     if values.dtype == np.uint8:
         values = values - np.float32(128)
     return values if values.dtype == np.float32 and scale == 1 else (values / scale).astype(np.float32)
+
+
+def audio_stream(container: InputContainer) -> av.AudioStream:
+    """Return the stream of audio in a container.
+
+    Raises:
+        OSError: There is none, or none with a known codec.
+    """
+    stream = container.streams.best("audio")
+    if stream is None and any(not video.disposition & Disposition.attached_pic for video in container.streams.video):
+        raise OSError("it is a video without sound")
+    if not isinstance(stream, av.AudioStream) or stream.codec_context is None:  # an unknown codec
+        raise OSError("there is no audio in it that FFmpeg decodes")
+    return stream
+
+
+def check_unprotected(stream: av.AudioStream, first: "av.Packet[av.AudioStream]") -> None:
+    """Refuse encrypted audio, which decodes to noise or to nothing.
+
+    Args:
+        stream: Stream of audio.
+        first: Its first packet.
+
+    Raises:
+        OSError: The audio is encrypted.
+    """
+    if stream.codec_context.codec_tag in PROTECTED_CODECS or first.has_sidedata("encryption_info"):
+        raise OSError("it is protected against copying (DRM), and nothing can be decoded without its key")
 
 
 @contextmanager

@@ -9,6 +9,10 @@ from hubert_lightning.data.manifest import speaker_of
 
 MANY_SPEAKERS = 10
 """Number of speakers from which on whole speakers are held out."""
+FEWEST = 2
+"""Number of recordings or speakers that are held out at least, as far as they are no larger part than `MOST`."""
+MOST = 0.2
+"""Share of the audio that is held out at most to reach `FEWEST`, and half of the share that was asked for."""
 LONG_ENOUGH, SHORTEST = 2.0, 0.1
 """Seconds of a recording that is worth holding out, and of the shortest one that is held out if all are short."""
 
@@ -36,12 +40,33 @@ def chosen_groups(sizes: Mapping[str, float], limit: float) -> set[str]:
     return chosen
 
 
+def _enough_groups(sizes: Mapping[str, float], share: float, whole: float) -> set[str]:
+    """Choose groups as `chosen_groups` does, and more of them if those are hardly a share of the audio.
+
+    Args:
+        sizes: Seconds of each group by its name.
+        share: Share of the audio to hold out.
+        whole: Seconds of all the audio.
+    """
+    most = max(share, MOST) * whole
+    chosen = chosen_groups({name: size for name, size in sizes.items() if size <= most}, share * whole)
+    chosen = chosen or chosen_groups(sizes, share * whole)
+    for name in sorted(sizes, key=lambda name: (crc32(name.encode()), name)):
+        total = sum(sizes[name] for name in chosen)
+        if len(chosen) >= FEWEST and total >= share * whole / 2:
+            break
+        if name not in chosen and total + sizes[name] <= most and len(chosen) + 1 < len(sizes):
+            chosen.add(name)
+    return chosen
+
+
 def split(cuts: Sequence[Cut], share: float) -> tuple[list[Cut], list[Cut], str]:
     """Hold out a share of the audio: whole speakers if ten or more are known, else whole recordings.
 
     Args:
         cuts: Cuts, in any order.
-        share: Share of the audio to hold out, from 0 to below 1. At least one recording is held out if there are two.
+        share: Share of the audio to hold out, from 0 to below 1. At least one recording is held out if there are two,
+            and at least two if they are no more than a fifth of the audio.
 
     Returns:
         Cuts to train on, those held out, and a sentence on the choice.
@@ -60,7 +85,7 @@ def split(cuts: Sequence[Cut], share: float) -> tuple[list[Cut], list[Cut], str]
         candidates = {name: size for name, size in sizes.items() if size >= least}
         if len(candidates) > 1:
             break
-    names = chosen_groups(candidates, share * sum(sizes.values()))
+    names = _enough_groups(candidates, share, sum(sizes.values()))
     heldout = [cut for cut in cuts if group_of[cut.id] in names and cut.duration >= SHORTEST]
     if not heldout:
         return list(cuts), [], f"all recordings but one are shorter than {SHORTEST} s, so none is held out"

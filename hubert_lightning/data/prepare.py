@@ -269,7 +269,7 @@ def prepare(
     write_manifests(manifests)
     all_refusals = list(dict.fromkeys(file for files in refusals.values() for file in files))
     all_remarks = list(dict.fromkeys(remark for rows in remarks.values() for remark in rows))
-    _report(manifests, all_refusals, all_remarks, skipped or {}, choices)
+    report(manifests, all_refusals, all_remarks, skipped or {}, choices)
     if numbers:
         print(numbers)
     return list(manifests)
@@ -337,13 +337,22 @@ def _with_spelled_numbers(
     return replaced, number_report(list(spelled), list(spelled.values()))
 
 
-def _report(
+def report(
     manifests: Mapping[Path, CutSet],
     refusals: Sequence[RefusedFile],
     remarks: Sequence[FileRemark],
     skipped: Mapping[str, int],
     choices: Sequence[str],
 ) -> None:
+    """Print a table of manifests, and what is not in them.
+
+    Args:
+        manifests: Cuts of each manifest, at least one.
+        refusals: Files that are left out.
+        remarks: What is unusual in files that are not.
+        skipped: Counts of other files by their suffix.
+        choices: Sentences on what is held out.
+    """
     table = Table(title=f"in {next(iter(manifests)).parent}", title_justify="left")
     table.add_column("manifest", no_wrap=True)
     for heading in ["utterances", "hours", "speakers", "shortest", "longest", "texts"]:
@@ -370,7 +379,8 @@ def _report(
     for choice in choices:
         console.print(escape(choice), soft_wrap=True, highlight=False)
     if refusals:
-        console.print(f"{len(refusals)} audio files refused (all of them in *.refused.tsv beside the manifests):")
+        files = f"{len(refusals)} audio file{'s' * (len(refusals) > 1)}"
+        console.print(f"{files} refused (listed in *.refused.tsv beside the manifests):")
         print_refusals(refusals, console)
     if remarks:
         by_kind: dict[str, list[tuple[Path, str]]] = {}

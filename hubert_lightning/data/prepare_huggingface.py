@@ -125,14 +125,33 @@ def _splits(folder: Path) -> dict[str, "Dataset | IterableDataset"]:
             return dict(datasets.load_dataset(builder, data_dir=str(folder), streaming=True))
     except (OSError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(folder, error) from error
-    if tables := [*folder.rglob("metadata.csv")][:1]:
-        raise UserError(f"{folder}: a folder of audio files with a table; use `hubert prepare csv {tables[0]}`")
+    _refuse_other_layouts(folder)
     fact = (
         "both parquet and arrow tables" if suffixes else "no data set of save_to_disk, and no parquet or arrow tables"
     )
     raise UserError(
         f"{folder}: {fact}; give the folder of one data set, or use `hubert prepare folder` for audio files"
     )
+
+
+def _refuse_other_layouts(folder: Path) -> None:
+    """Name the way for data sets that have no tables of audio."""
+    if tables := sorted(folder.rglob("metadata.csv")):
+        raise UserError(
+            f"{folder}: a folder of audio files with a table; use `hubert prepare csv {tables[0]} OUT --path_column "
+            "file_name`"
+        )
+    if tables := sorted(folder.rglob("metadata.jsonl")):
+        raise UserError(
+            f"{folder}: a folder of audio files with {tables[0].name}; write its rows as a table, "
+            f"`python -c \"import pandas; pandas.read_json('{tables[0]}', lines=True).to_csv('{tables[0].parent}/"
+            "metadata.csv', index=False)\"`, and use `hubert prepare csv` with --path_column file_name"
+        )
+    if archives := sorted(folder.rglob("*.tar")):
+        raise UserError(
+            f"{folder}: archives of WebDataset, such as {archives[0].name}; unpack them into one folder, "
+            "`tar -xf`, and use `hubert prepare folder`, which takes the transcript in a .txt beside each recording"
+        )
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:

@@ -4,12 +4,15 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 from lhotse import Recording, RecordingSet, SupervisionSegment
 
+from hubert_lightning.console import say
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.languages import language_named
 from hubert_lightning.data.prepare import make_folder, prepare
@@ -70,7 +73,8 @@ def prepare_lhotse(
         raise UserError(f"{missing[0]}: no such folder; give the folder that the corpus was unpacked in")
     arguments = _arguments(name, function, folders, options or {}, Path(out))
     try:
-        parts = dict(_parts(function(**arguments), name))
+        with _without_bars():
+            parts = dict(_parts(function(**arguments), name))
         files_of = {part: _files(folders[0], *sets) for part, sets in parts.items()}
     except Exception as error:  # a recipe raises errors of any type at a corpus that it does not expect
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
@@ -88,6 +92,20 @@ def prepare_lhotse(
         files_of, Path(out), max_duration, number_language=spell_numbers, transcribed_whole=True, heldout=heldout,
         language=language, corpus=corpus_name,
     )  # fmt: skip
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars of lhotse's recipes, which overwrite each other, and say what takes the time."""
+    from tqdm.std import tqdm
+
+    say("hubert: lhotse's recipe reads the corpus")
+    original = tqdm.__init__
+    tqdm.__init__ = partialmethod(original, disable=True)  # the base of all kinds of bars
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
 
 
 def recipe_names() -> list[str]:

@@ -1,21 +1,15 @@
 """Keys that `hubert fit` accepts, read from the source of the classes that take them: none of them is imported."""
 
-import ast
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hubert_lightning.class_sources import CLASSES, arguments_of, fields_of, trainer_arguments
 from hubert_lightning.errors import UserError
 from hubert_lightning.parsing import load_value
 
-PACKAGE = Path(__file__).parent.parent
-CLASSES = ("HubertPretraining", "CTCFinetuning", "PretrainingData", "TranscribedData")
-"""Classes of this package that a config names below `model` and `data`."""
 ROOTS = (
     "checkpoint", "ckpt_path", "config", "data", "iterations", "model", "output", "pictures", "seed_everything",
     "stalls", "trainer", "weights_only",
@@ -33,22 +27,19 @@ def check_keys(config: Mapping[str, Any]) -> None:
         UserError: A key is not known; with the most similar one.
     """
     _check(config, ROOTS, "", "`hubert fit --help`")
-    trainer = find_spec("lightning")
-    if trainer is not None and trainer.origin is not None:
-        path = Path(trainer.origin).parent / "pytorch" / "trainer" / "trainer.py"
-        _check(config["trainer"], _arguments(path, "Trainer"), "trainer.", "`hubert fit --help all`")
+    if known := trainer_arguments():
+        _check(config["trainer"], known, "trainer.", "`hubert fit --help all`")
     for part in ("model", "data"):
         _check(config[part], ("class_path", "init_args"), f"{part}.", "`hubert fit --help`")
         class_path = str(config[part].get("class_path", ""))
         name = class_path.rpartition(".")[2]
         if class_path in (name, f"hubert_lightning.{name}") and name in CLASSES:
-            known, way = _arguments(_file_of(name), name), f"`hubert fit --{part}.help {class_path}`"
+            known, way = arguments_of(name), f"`hubert fit --{part}.help {class_path}`"
             _check(config[part].get("init_args") or {}, known, f"{part}.init_args.", way)
     iterations = config.get("iterations")
     for number, iteration in enumerate(iterations if isinstance(iterations, list) else []):
         if isinstance(iteration, Mapping):
-            known = _fields(_file_of("Iteration"), "Iteration")
-            _check(iteration, known, f"iterations[{number}].", "`hubert fit --help all`")
+            _check(iteration, fields_of("Iteration"), f"iterations[{number}].", "`hubert fit --help all`")
 
 
 def with_settings(config: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -92,32 +83,3 @@ def _check(given: object, known: Iterable[str], place: str, way: str) -> None:
             similar = get_close_matches(str(key), known, n=1)
             guess = f"did you mean {place}{similar[0]}? " if similar else ""
             raise UserError(f"there is no option {place}{key}; {guess}{way} lists the options")
-
-
-@cache
-def _arguments(path: Path, name: str) -> tuple[str, ...]:
-    """Names of the arguments of a class's constructor."""
-    [method] = [
-        node for node in _class(path, name).body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    ]
-    return tuple(argument.arg for argument in [*method.args.args[1:], *method.args.kwonlyargs])
-
-
-@cache
-def _fields(path: Path, name: str) -> tuple[str, ...]:
-    """Names of the fields of a dataclass."""
-    fields = [node.target for node in _class(path, name).body if isinstance(node, ast.AnnAssign)]
-    return tuple(field.id for field in fields if isinstance(field, ast.Name))
-
-
-def _file_of(name: str) -> Path:
-    """File of a class of the room `training`."""
-    files = sorted((PACKAGE / "training").glob("*.py"))
-    return next(path for path in files if f"\nclass {name}" in path.read_text())
-
-
-def _class(path: Path, name: str) -> ast.ClassDef:
-    [found] = [
-        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef) and node.name == name
-    ]
-    return found

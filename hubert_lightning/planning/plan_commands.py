@@ -12,6 +12,7 @@ from hubert_lightning.planning.devices import GIB, device_named
 from hubert_lightning.planning.plan import SLOWEST, Machine, Option, TrainingPlan, plan_stage
 from hubert_lightning.planning.settings import audio_hours, read_config, stages_of
 from hubert_lightning.planning.shares import audio_shares
+from hubert_lightning.short_options import long_options
 
 
 def plan(
@@ -39,7 +40,8 @@ def plan(
             or corpora are balanced and the manifests are there.
         json: File for all numbers.
         settings: Keys of `hubert fit`, as KEY=VALUE. They may also be given as there: --config CONFIG,
-            --data.init_args.max_duration 175, --iterations [...].
+            --data.init_args.max_duration 175, --iterations [...], also in short: --steps, --lr, --batch_seconds,
+            --iterations.2.clusters 100.
     """
     if not configs:
         raise UserError("which config? hubert plan CONFIG, such as pretrain/base.yaml")
@@ -48,7 +50,7 @@ def plan(
     if audio is not None and not 0 < audio <= 10**8:
         raise UserError(f"audio is {audio}; it is the number of hours of the training set")
     machine = Machine(device_named(gpu), gpus, gpus_per_node)
-    config = read_config([packaged(name) for name in configs], settings or ())
+    config = read_config([packaged(name) for name in configs], _long_settings(configs, settings or ()))
     try:
         shares = audio_shares(config)
         hours = audio if audio is not None else audio_hours(config) if shares is None else shares.hours
@@ -68,6 +70,13 @@ def plan(
     for thing, parts in (shares.parts if shares else {}).items():
         amounts = (f"{name} {part['hours']:.2f} h ({100 * part['share']:.1f} %)" for name, part in parts.items())
         print(f"{thing}, with their shares of an epoch: {', '.join(amounts)}")
+
+
+def _long_settings(configs: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Keys of a command line as "key=value", with the short forms of `hubert fit` rewritten."""
+    named = [f"--config={packaged(name)}" for name in configs]
+    words = long_options([*named, *(f"--{setting}" for setting in settings)])
+    return [word.removeprefix("--") for word in words if word not in named]
 
 
 def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) -> None:

@@ -39,7 +39,7 @@ Every option of `hubert fit` can be added, such as --trainer.devices 2 or --iter
 
 FINETUNE_HELP = """usage: hubert finetune TABLE --init MODEL --output FOLDER [options]
        hubert finetune FOLDER --init MODEL --output FOLDER [options]
-       hubert finetune MANIFEST ... --validation MANIFEST ... --init MODEL --output FOLDER [options]
+       hubert finetune MANIFEST ... --init MODEL --output FOLDER [options]
 
 Fine-tune an encoder with CTC in one go: prepare recordings and transcripts, hold some out, make the vocabulary, and
 fit. The same command resumes. It prints the long form that it stands for.

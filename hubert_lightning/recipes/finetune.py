@@ -15,6 +15,7 @@ from hubert_lightning.recipes.recipe import (
     Recipe,
     adapted_to_steps,
     check_numbers,
+    divided,
     given,
     is_manifest,
     names_option,
@@ -24,6 +25,8 @@ from hubert_lightning.recipes.recipe import (
 )
 from hubert_lightning.recipes.run import execute, metrics_of, write_page
 
+CSV_SHARE = 0.1
+"""Share that `hubert prepare csv` holds out by itself, which a long form leaves out."""
 OWN_HEAD = ("model.init_args.vocabulary", "model.init_args.keep_head")
 """Options that decide on the tokens, so that no vocabulary is made."""
 
@@ -79,8 +82,8 @@ def finetune(
         init: Pre-trained model, in any format that `load_encoder` reads.
         output: Folder of the run, which also gets the manifests and the vocabulary.
         config: Config of `hubert fit`, by name or path. Default: finetune/small for a small model, else finetune/own.
-        validation: Manifests to validate on; default: what is held out. Needed if `data` are manifests.
-        heldout: Share of a table or folder to hold out, from 0 to below 1.
+        validation: Manifests to validate on; default: what is held out.
+        heldout: Share to hold out, from 0 to below 1.
         path_column: Column of the audio paths in a table, if it has no usual name; text_column and speaker_column
             likewise.
         text_column: Column of the sentences.
@@ -107,17 +110,18 @@ def finetune(
     check_numbers(steps=steps, lr=lr, batch_seconds=batch_seconds)
     paths, folder = paths_of(data), Path(output)
     dev = paths_of(validation) if validation is not None else []
-    preparation = None
+    share = 0.0 if dev else heldout
     names: dict[str, Any] = {"language": language, "language_folders": language_folders, "corpus_name": corpus_name}
     names = {name: value for name, value in names.items() if value}
+    columns: dict[str, Any] = {"path_column": path_column, "text_column": text_column}
+    columns |= {"speaker_column": speaker_column, "audio": audio, "language_column": language_column}
     if is_manifest(paths[0]):
         refuse_for_manifests(paths[0], names)
+        preparation = divided(paths, folder, share)
     else:
-        columns: dict[str, Any] = {"path_column": path_column, "text_column": text_column}
-        columns |= {"speaker_column": speaker_column, "audio": audio, "language_column": language_column}
-        preparation = _preparation(paths[0], folder, 0.0 if dev else heldout, columns, spell_numbers, names)
-        paths = [folder / "manifests" / name for name in _names(paths[0])[:1]]
-        dev = dev or ([preparation.heldout] if preparation.heldout else [])
+        preparation = _preparation(paths[0], folder, share, columns, spell_numbers, names)
+    if preparation is not None:
+        paths, dev = preparation.train, dev or preparation.heldout
     if not dev:
         raise UserError(
             "there is nothing to validate on, which decides on the best checkpoint; name manifests with --validation, "
@@ -154,8 +158,11 @@ def _preparation(
     verb = "folder" if source.is_dir() else "csv"
     made = output / "manifests"
     words = {name: str(value).lower() if value is True else value for name, value in settings.items()}
+    if verb == "csv" and heldout == CSV_SHARE:
+        del words["heldout"]
     command = ["prepare", verb, str(source), str(made), *given(**words)]
-    return Preparation(command, settings, source, made / _names(source)[1] if heldout else None)
+    train, dev = _names(source)
+    return Preparation(command, settings, [source], [made / train], [made / dev] if heldout else [])
 
 
 def _names(source: Path) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from hubert_lightning.console import hidden_bars, is_first_process
 from hubert_lightning.data.audio_folder import audio_by_folder
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.data.prepare_csv import prepare_csv
+from hubert_lightning.data.prepare_split import prepare_split
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular, write_whole
 from hubert_lightning.recipes.recipe import Preparation, Recipe
@@ -66,8 +67,8 @@ def prepare(recipe: Recipe, quiet: bool) -> None:
             _make(recipe.preparation, recipe.output / "manifests")
         if recipe.vocabulary and is_first_process() and not recipe.vocabulary_file.is_file():
             recipe.vocabulary_file.parent.mkdir(parents=True, exist_ok=True)
-            manifests = recipe.train if recipe.without_validation else [*recipe.train, *recipe.validation]
-            vocabulary(list(dict.fromkeys(manifests)), recipe.vocabulary_file)
+            manifests = dict.fromkeys([*recipe.train, *recipe.existing_validation])
+            vocabulary(list(manifests), recipe.vocabulary_file)
     while (recipe.preparation is not None and _record(recipe.output) is None) or (
         recipe.vocabulary and not recipe.vocabulary_file.is_file()
     ):
@@ -83,8 +84,14 @@ def silence() -> Iterator[None]:
 
 def _make(preparation: Preparation, folder: Path) -> None:
     made_of = _made_of(preparation)
-    verb = prepare_folder if preparation.command[1] == "folder" else prepare_csv
-    made = verb(preparation.source, folder, **preparation.options)
+    [source, *_] = preparation.sources
+    match preparation.command[1]:
+        case "folder":
+            made = prepare_folder(source, folder, **preparation.options)
+        case "csv":
+            made = prepare_csv(source, folder, **preparation.options)
+        case _:
+            made = prepare_split(preparation.sources, folder, **preparation.options)
     record = made_of | {"manifests": [path.name for path in made]}
     write_whole(folder / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -108,21 +115,21 @@ def _record(output: Path) -> dict[str, Any] | None:
 
 def _made_of(preparation: Preparation) -> dict[str, Any]:
     """What manifests are made of: the source, its content, and the options."""
-    source = preparation.source
     digest = hashlib.sha256()
     count = 0
-    if source.is_dir():
-        for folder, paths in audio_by_folder(source.resolve(), Counter()):
+    for source in preparation.sources:
+        if not source.is_dir():
+            digest.update(source.read_bytes())
+            count += 1
+            continue
+        for _, paths in audio_by_folder(source.resolve(), Counter()):
             for path in paths:
                 size = path.stat().st_size if path.exists() else -1
                 digest.update(f"{path.relative_to(source.resolve())}\t{size}\n".encode(errors="surrogateescape"))
                 count += 1
-            del folder
-    else:
-        digest.update(source.read_bytes())
-        count = 1
+    source_names = ", ".join(str(source.resolve()) for source in preparation.sources)
     options = {name: str(value) for name, value in preparation.options.items()}
-    return {"source": str(source.resolve()), "options": options, "files": count, "content": digest.hexdigest()[:16]}
+    return {"source": source_names, "options": options, "files": count, "content": digest.hexdigest()[:16]}
 
 
 def _difference(name: str, before: object, now: object) -> str:

@@ -17,6 +17,7 @@ from hubert_lightning.recipes.recipe import (
     Recipe,
     adapted_to_steps,
     check_numbers,
+    divided,
     given,
     is_manifest,
     names_option,
@@ -25,8 +26,8 @@ from hubert_lightning.recipes.recipe import (
     words_of,
 )
 from hubert_lightning.recipes.run import execute, metrics_of, write_page
+from hubert_lightning.short_options import named_configs, settings_of
 from hubert_lightning.training.pretraining import ARCHITECTURE
-from hubert_lightning.training.short_options import named_configs, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +84,14 @@ def pretrain(
     The same call resumes a run that was interrupted, and leaves a finished one as it is.
 
     Args:
-        data: Folder of recordings, of which a share is held out for validation, or manifests of `hubert prepare`.
+        data: Folder of recordings, or manifests of `hubert prepare`; a share of them is held out for validation.
         output: Folder of the run, which also gets the manifests.
         config: Size of the model, small, base, large or xlarge; or a config of `hubert fit`, by name or path. Default:
             small, or the size of `init`.
         init: Model to start from, in any format that `load_encoder` reads: its features make the labels, and if it has
             the size of the config, its weights are the initial ones.
         validation: Manifests to validate on; default: the recordings that are held out.
-        heldout: Share of the audio of a folder to hold out, from 0 to below 1.
+        heldout: Share of the audio to hold out, from 0 to below 1.
         max_duration: Longest cut in seconds of a recording in a folder; longer ones are cut into equal pieces.
         language: Language of the recordings in a folder.
         language_folders: Whether the first folder of a recording's path names its language.
@@ -149,29 +150,16 @@ def pretraining_recipe(
     check_numbers(steps=steps, lr=lr, batch_seconds=batch_seconds)
     output, paths, others = Path(output), paths_of(data), words_of(options)
     heldout_manifests = paths_of(validation) if validation is not None else []
-    preparation = None
+    share = 0.0 if heldout_manifests else heldout
     names: dict[str, Any] = {"language": language, "language_folders": language_folders, "corpus_name": corpus_name}
     names = {name: value for name, value in names.items() if value}
     if is_manifest(paths[0]):
         refuse_for_manifests(paths[0], names)
+        preparation = divided(paths, output, share)
     else:
-        folder = paths[0]
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: a file, and not a manifest; give a folder of recordings, or manifests of `hubert prepare`"
-            )
-        share = 0.0 if heldout_manifests else heldout
-        settings = {"heldout": share, "max_duration": max_duration} | names
-        made = output / "manifests"
-        shown = {
-            name: "true" if value is True else value for name, value in settings.items() if value != DEFAULTS.get(name)
-        }
-        command = ["prepare", "folder", str(folder), str(made), *given(**shown)]
-        name = folder.resolve().name
-        dev = made / f"{name}-dev.jsonl.gz" if share else None
-        preparation = Preparation(command, settings, folder, dev)
-        paths = [made / f"{name}.jsonl.gz"]
-        heldout_manifests = heldout_manifests or ([dev] if dev else [])
+        preparation = _of_folder(paths[0], output, {"heldout": share, "max_duration": max_duration} | names)
+    if preparation is not None:
+        paths, heldout_manifests = preparation.train, heldout_manifests or preparation.heldout
     words = _config_words(config, init)
     adapted = adapted_to_steps(words, steps, others, bool(heldout_manifests)) if steps else []
     words += [
@@ -181,6 +169,21 @@ def pretraining_recipe(
         *given(steps=steps, lr=lr, batch_seconds=batch_seconds), *adapted, *others, "--output", str(output),
     ]  # fmt: skip
     return Recipe(output, words, preparation, train=paths, validation=heldout_manifests)
+
+
+def _of_folder(folder: Path, output: Path, settings: dict[str, Any]) -> Preparation:
+    """How manifests are made of a folder of recordings, with options of `hubert prepare folder`."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: a file, and not a manifest; give a folder of recordings, or manifests of `hubert prepare`"
+        )
+    shown = {
+        name: "true" if value is True else value for name, value in settings.items() if value != DEFAULTS.get(name)
+    }
+    made, name = output / "manifests", folder.resolve().name
+    command = ["prepare", "folder", str(folder), str(made), *given(**shown)]
+    dev = [made / f"{name}-dev.jsonl.gz"] if settings["heldout"] else []
+    return Preparation(command, settings, [folder], [made / f"{name}.jsonl.gz"], dev)
 
 
 def _config_words(config: str | Path | None, init: str | Path | None) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubert_lightning.data.prepare_split import split_names
 from hubert_lightning.errors import UserError
-from hubert_lightning.training.short_options import long_options, named_configs, settings_of
+from hubert_lightning.short_options import long_options, named_configs, settings_of
 
 MANIFESTS = (".jsonl", ".jsonl.gz", ".shar")
 """Ends of the names of manifests."""
@@ -24,14 +25,16 @@ class Preparation:
     Args:
         command: Command line after `hubert`.
         options: The same options by the names of the verb's function.
-        source: Folder or table that it reads.
-        heldout: Manifest of what is held out, which is not made if there is but one recording; None if nothing is.
+        sources: Folder, table or manifests that it reads.
+        train: Manifests that it makes to train on.
+        heldout: Manifests of what is held out; one is not made if there is but one recording.
     """
 
     command: list[str]
     options: dict[str, Any]
-    source: Path
-    heldout: Path | None
+    sources: list[Path]
+    train: list[Path]
+    heldout: list[Path]
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ class Recipe:
         return long_options(named_configs(self.fit))
 
     @property
-    def without_validation(self) -> bool:
-        """Whether nothing could be held out, once the manifests are made."""
-        heldout = self.preparation.heldout if self.preparation else None
-        return heldout is not None and not heldout.is_file()
+    def existing_validation(self) -> list[Path]:
+        """Manifests to validate on, once they are made: where nothing could be held out, there is none."""
+        planned = self.preparation.heldout if self.preparation else []
+        return [path for path in self.validation if path not in planned or path.is_file()]
 
 
 def words_of(options: Options | None) -> list[str]:
@@ -113,6 +116,23 @@ def given(**options: object) -> list[str]:
 def is_manifest(path: Path) -> bool:
     """Whether a path is named as manifests are."""
     return path.name.endswith(MANIFESTS)
+
+
+def divided(manifests: Sequence[Path], output: Path, heldout: float) -> Preparation | None:
+    """How a share of given manifests is held out; None if nothing is, as of corpora that are streamed.
+
+    Args:
+        manifests: Manifests to train on.
+        output: Folder of the run.
+        heldout: Share of the audio, from 0 to below 1.
+    """
+    if not heldout or any(path.name.endswith(".shar") for path in manifests):
+        return None
+    made = output / "manifests"
+    command = ["prepare", "split", *map(str, manifests), str(made), *given(heldout=heldout)]
+    names = split_names(manifests)
+    train, dev = ([made / f"{name}{end}.jsonl.gz" for name in names] for end in ("", "-dev"))
+    return Preparation(command, {"heldout": heldout}, list(manifests), train, dev)
 
 
 def paths_of(data: Path | str | Sequence[Path | str]) -> list[Path]:

@@ -1,5 +1,6 @@
 """A recipe, executed: checked, prepared and trained; and the results of its run."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def execute(recipe: Recipe, progress: bool) -> None:
         print(flush=True)
     preparation.prepare(recipe, quiet=not progress)
     words = recipe.fit_options
-    if recipe.without_validation:
-        words += ["--data.init_args.validation=null"]
+    if (validation := recipe.existing_validation) != recipe.validation:
+        words += [
+            f"--data.init_args.validation={json.dumps([str(path) for path in validation]) if validation else 'null'}"
+        ]
     experiment.fit(words, quiet=not progress)
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Encode = Callable[[Sequence[Cut]], Sequence[Tensor]]
 """A function from recordings to their rows, (frames, …) each."""
+FAILED = "the service has failed, and its log says why; it has to be restarted"
 LONGEST_RETRY = 600
 """Seconds of `Retry-After` at most."""
 
@@ -64,15 +65,18 @@ class JobQueue:
         self._arrived = asyncio.Event()
         self._requests, self._seconds = 0, 0.0
         self._speed = 1.0  # seconds of audio that are computed in a second
-        self.ready = False
+        self._task: asyncio.Task[None] | None = None
+        self._computed_now: Sequence[Job] = ()
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """Count a request from its beginning to its end.
 
         Raises:
-            HTTPException: There are too many (503).
+            HTTPException: There are too many, or none is computed any more (503).
         """
+        if self._task is not None and self._task.done():
+            raise HTTPException(503, FAILED)
         if self._requests >= self._limits.max_requests:
             raise self._busy(f"{self._requests} requests are in progress")
         self._requests += 1
@@ -121,14 +125,28 @@ class JobQueue:
         Args:
             thread: Executor of one thread.
         """
-        task = asyncio.create_task(self._run(thread))
-        self.ready = True
+        self._task = task = asyncio.create_task(self._run(thread))
+        task.add_done_callback(self._ended)
         try:
             yield
         finally:
-            self.ready = False
+            self._task = None
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs are computed."""
+        return self._task is not None and not self._task.done()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Log why no more jobs are computed, and fail those that wait."""
+        if task.cancelled() or self._task is None:
+            return
+        log.critical("the service computes no more; restart it", exc_info=task.exception())
+        for job in [*self._computed_now, *self._waiting]:
+            if not job.answer.done():
+                job.answer.set_exception(HTTPException(503, FAILED))
 
     async def _run(self, thread: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
@@ -138,6 +156,7 @@ class JobQueue:
             if not jobs:
                 self._arrived.clear()
                 continue
+            self._computed_now = jobs
             answers = await loop.run_in_executor(thread, self._computed, jobs)
             for job, answer in zip(jobs, answers, strict=True):
                 if job.answer.done():  # its client has gone

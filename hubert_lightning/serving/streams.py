@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -241,5 +242,7 @@ def _session(service: Service, output: Output, options: StreamOptions) -> Sessio
 
 
 async def _close(socket: WebSocket, sentence: str, code: int) -> None:
-    await socket.send_json({"type": "error", "detail": sentence})
-    await socket.close(code)
+    """Tell the client why its stream ends, unless the client has gone."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # starlette raises either one where a connection is closed
+        await socket.send_json({"type": "error", "detail": sentence})
+        await socket.close(code)

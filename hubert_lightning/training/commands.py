@@ -6,7 +6,7 @@ from typing import Literal
 from hubert_lightning.errors import UserError
 from hubert_lightning.packaged_configs import listing
 from hubert_lightning.parsing import given_configs, typed_options
-from hubert_lightning.training.short_options import ALIASES, long_options, named_configs
+from hubert_lightning.short_options import ALIASES, long_options, named_configs
 
 HELP = """usage: hubert {verb} --config CONFIG [--config CONFIG ...] [--KEY VALUE ...]
 

@@ -20,6 +20,7 @@ from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
 from hubert_lightning.characters import comparable
 from hubert_lightning.data.manifest import fingerprint, place_of
+from hubert_lightning.default_optimizers import TEN_HOURS_ADAM
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
@@ -27,7 +28,6 @@ from hubert_lightning.model.ctc import ctc_loss
 from hubert_lightning.model.flops import encoder_operations
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.training.batches import TranscribedBatch
-from hubert_lightning.training.default_optimizers import TEN_HOURS_ADAM
 from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.schedules import Schedule, tri_stage
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config

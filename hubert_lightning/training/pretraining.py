@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 
+from hubert_lightning.default_optimizers import BASE_ADAM
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
@@ -18,7 +19,6 @@ from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.load import read_weights
 from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder, build_predictors
 from hubert_lightning.training.batches import PretrainingBatch
-from hubert_lightning.training.default_optimizers import BASE_ADAM
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
 from hubert_lightning.units.label_shards import MAX_CLUSTERS

@@ -13,7 +13,7 @@ from helpers import read_samples, run_verb, save_ctc
 from torch import Tensor
 
 from hubert_lightning import Transcriber
-from hubert_lightning.asr.live import LiveWords
+from hubert_lightning.asr.live import LONGEST_WAIT, LiveWords
 from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE
@@ -66,6 +66,24 @@ def test_with_all_audio_ahead_live_words_are_those_of_the_recording(
     words = [*live.push(waveform), *live.finish()]
     expected = transcriber(waveform, SAMPLE_RATE)
     assert "".join(word.text for word in words) == expected.text.replace(" ", "")
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_memory_of_words_without_an_end_is_bounded(name: str) -> None:
+    """Letters for two minutes, between which neither a boundary nor silence is predicted."""
+    vocabulary = VOCABULARIES[name]
+    letters = [vocabulary.tokens.index(letter) for letter in "AB"]
+    rows = torch.full((1000, len(vocabulary)), -20.0)
+    rows[torch.arange(1000), torch.tensor(letters).repeat(500)] = 0.0
+    live = LiveWords.__new__(LiveWords)
+    live.vocabulary, live._rows, live._first = vocabulary, torch.zeros(0, len(vocabulary)), 0
+    words = []
+    for _ in range(6):
+        words += live._stable(rows, is_end=False)
+        assert len(live._rows) <= LONGEST_WAIT
+    words += live._stable(torch.zeros(0, len(vocabulary)), is_end=True)
+    assert "".join(word.text for word in words) == "AB" * 3000
+    assert all(first.end <= second.start + 1e-9 for first, second in pairwise(words))
 
 
 class FakeStream:

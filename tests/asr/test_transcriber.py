@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,17 @@ def test_a_path_may_be_written_in_any_way(
     expected = transcriber(name)
     assert transcriber([f"./{name}", f".//{name}", name]) == [expected] * 3
     assert transcriber.align(f"./{name}", expected.text).file == name
+
+
+def test_a_file_may_be_called_as_a_waveform_is_named(
+    transcriber: Transcriber, speech: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(speech[0], tmp_path / "waveform 0")
+    monkeypatch.chdir(tmp_path)
+    waveform = np.zeros(SAMPLE_RATE, np.float32)
+    silence, spoken = transcriber([waveform, "waveform 0"], SAMPLE_RATE)
+    assert (silence.file, spoken.file) == ("", "waveform 0")
+    assert (silence.duration, spoken.text) == (1.0, transcriber(speech[0]).text)
 
 
 def test_a_waveform_of_another_rate_is_resampled_as_its_file(

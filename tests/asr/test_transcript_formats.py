@@ -139,10 +139,13 @@ def test_a_line_begins_neither_with_a_mark_nor_after_a_leading_vowel_or_an_openi
         assert not any(line[-1] in "เแโใไ「（" or line[0] in "」）็่" for line in lines)
 
 
-def test_a_word_and_a_mark_that_together_are_wider_than_a_line_are_shown() -> None:
-    words = [Word("abcd", 0.0, 0.5, 1.0), Word("efgh", 0.5, 1.0, 1.0)]
-    content = Transcript("a.wav", 2.0, "abcd_efgh", tuple(words)).to_srt(SubtitleStyle(columns=4))
-    assert content == "1\n00:00:00,000 --> 00:00:01,000\nabcd\n_efgh\n\n"
+@pytest.mark.parametrize(("mark", "columns"), [("_", 4), ("—" * 9, 4), ("_", 5), ("_", 9)])
+def test_a_mark_between_words_is_shown_and_no_line_is_wider_than_it_may_be(mark: str, columns: int) -> None:
+    words = (Word("abcd", 0.0, 0.5, 1.0), Word("efgh", 0.5, 1.0, 1.0), Word("(" * 7, 1.0, 1.5, 1.0))
+    content = Transcript("a.wav", 2.0, f"abcd{mark}efgh {'(' * 7}", words).to_srt(SubtitleStyle(columns=columns))
+    lines = [line for line in content.splitlines() if line and "-->" not in line and not line.isdigit()]
+    assert "".join(lines).replace(" ", "") == f"abcd{mark}efgh{'(' * 7}"
+    assert max(map(cell_len, lines)) <= columns
 
 
 def test_a_mark_stays_with_its_letter_where_a_word_is_split() -> None:

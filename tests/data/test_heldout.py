@@ -1,5 +1,6 @@
 """Recordings that `prepare folder` holds out for validation."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 
-from hubert_lightning.data.heldout import LONG_ENOUGH, SHORTEST, chosen_groups
+from hubert_lightning.data.heldout import LONG_ENOUGH, SHORTEST, chosen_groups, split
 from hubert_lightning.data.manifest import read_manifest, speaker_of
 from hubert_lightning.data.prepare import prepare_folder
+from hubert_lightning.data.prepare_split import prepare_split, split_names
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
 
@@ -119,3 +122,50 @@ def test_the_share_is_checked_before_any_audio_is_read(tmp_path: Path) -> None:
     for share in (1.0, -0.1, float("nan")):
         with pytest.raises(UserError, match=r"heldout is .*; it is a share of the audio, from 0 to below 1"):
             prepare_folder(tmp_path, tmp_path / "out", heldout=share)
+
+
+def seconds_held_out(durations: list[float], share: float = 0.05) -> list[float]:
+    """Durations of the recordings that are held out of a folder of recordings."""
+    cuts = [
+        Recording(str(number), [], SAMPLE_RATE, round(seconds * SAMPLE_RATE), seconds).to_cut()
+        for number, seconds in enumerate(durations)
+    ]
+    train, dev, _ = split(cuts, share)
+    assert sorted(cut.id for cut in [*train, *dev]) == sorted(cut.id for cut in cuts)
+    return [cut.duration for cut in dev]
+
+
+def test_one_short_recording_is_not_all_that_is_held_out() -> None:
+    assert sum(seconds_held_out([3.0, *[600.0] * 9])) == 603.0
+    assert seconds_held_out([10.0] * 30) == [10.0, 10.0]
+    assert seconds_held_out([10.0] * 100) == [10.0] * 5
+
+
+def test_no_more_than_a_fifth_is_held_out_to_have_two_recordings() -> None:
+    assert seconds_held_out([10.0] * 5) == [10.0]
+    assert seconds_held_out([10.0] * 2) == [10.0]
+    assert seconds_held_out([600.0, 5.0, 600.0]) == [5.0]
+
+
+def test_a_manifest_is_divided_without_its_audio(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for number in range(10):
+        record(tmp_path / "in" / f"{number}.wav")
+    [first] = prepare_folder(tmp_path / "in", tmp_path / "first", heldout=0)
+    (tmp_path / "second").mkdir()
+    second = tmp_path / "second" / first.name
+    CutSet([cut.with_id(f"again-{cut.id}") for cut in cuts_of(first)]).to_file(second)
+    shutil.rmtree(tmp_path / "in")
+    capsys.readouterr()
+    made = prepare_split([first, second], tmp_path / "out", heldout=0.2)
+    assert [path.name for path in made] == [
+        *("in.jsonl.gz", "in-dev.jsonl.gz", "second-in.jsonl.gz", "second-in-dev.jsonl.gz"),
+    ]
+    train, dev = ({cut.id for cut in cuts_of(path)} for path in made[:2])
+    assert (len(train), len(dev), train & dev) == (8, 2, set())
+    assert "in: held out for validation: 2 recordings, 20.0 % of the audio" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"in\.jsonl\.gz: would replace the manifest that is divided"):
+        prepare_split([first], tmp_path / "first")
+    assert prepare_split([first], tmp_path / "out", heldout=0.2) == made[:2]
+    with pytest.raises(UserError, match="exists already and lists other audio; remove it, or choose another OUT"):
+        prepare_split([first], tmp_path / "out", heldout=0.5)
+    assert split_names([Path("a/x.jsonl"), Path("b/x.jsonl.gz"), Path("c/b/x.jsonl")]) == ["x", "b-x", "x-2"]

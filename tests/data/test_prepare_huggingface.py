@@ -1,6 +1,7 @@
 """Hugging Face data sets on disk become manifests, with the bytes of their audio as they are."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,17 @@ def test_a_second_start_writes_no_audio_again(tmp_path: Path) -> None:
     prepare_huggingface(tmp_path / "saved", tmp_path / "out")
     assert file.stat().st_ino == before
     assert np.isclose(soundfile.info(file).duration, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("metadata.csv", "use `hubert prepare csv {}/metadata.csv OUT --path_column file_name`"),
+        ("metadata.jsonl", "to_csv('{}/metadata.csv', index=False)"),
+        ("train-00000.tar", "unpack them into one folder, `tar -xf`, and use `hubert prepare folder`"),
+    ],
+)
+def test_other_layouts_of_data_sets_are_refused_with_another_way(name: str, way: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=re.escape(way.format(tmp_path))):
+        prepare_huggingface(tmp_path, tmp_path / "out")

@@ -11,6 +11,7 @@ from helpers import refused
 from lhotse import recipes
 from listed_audio import rows, samples_of, write_noise
 from numpy.testing import assert_allclose
+from tqdm import tqdm
 
 from hubert_lightning.data.prepare_lhotse import DOWNLOADING, PREFIX, prepare_lhotse, recipe_names
 from hubert_lightning.errors import UserError
@@ -112,3 +113,16 @@ def test_a_corpus_that_the_recipe_cannot_read_is_refused_in_a_sentence(tmp_path:
         prepare_lhotse("heroico", [tmp_path], tmp_path / "out")
     with pytest.raises(UserError, match="mic: no argument of lhotse's recipe yesno"):
         prepare_lhotse("yesno", [tmp_path], tmp_path / "out", {"mic": "sdm"})
+
+
+def test_bars_of_a_recipe_are_hidden_and_it_is_said_what_takes_the_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare_lhotse("ljspeech", [ljspeech(tmp_path / "LJSpeech-1.1")], tmp_path / "out")
+    printed = capsys.readouterr().err
+    assert "hubert: lhotse's recipe reads the corpus" in printed
+    assert "it/s" not in printed
+    assert "%|" not in printed
+    with tqdm([0], file=sys.stderr) as bar:  # those of others are shown as before
+        list(bar)
+    assert "1/1" in capsys.readouterr().err

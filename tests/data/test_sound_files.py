@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers import run_verb, save_ctc
 
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.coded_audio import CodedAudio
@@ -580,3 +581,54 @@ def test_headers_that_lead_nowhere_end_in_a_sentence(tmp_path: Path) -> None:
             assert isinstance(found, Sound) or ": " in found or found == "empty"
     (tmp_path / "odd.wav").write_bytes(b"NIST_1A\n   1024\nsample_count -i x\n" + bytes(2000))
     assert str(probe(tmp_path / "odd.wav")).startswith("unreadable")
+
+
+def mp4(path: Path, sound: bool = True) -> bytes:
+    """A short film, or its sound alone."""
+    with av.open(str(path), "w", format="mp4") as container:
+        if sound:
+            audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            noise = np.random.default_rng(0).normal(0, 3000, (1, SAMPLE_RATE)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            frame.sample_rate = SAMPLE_RATE
+            container.mux([*audio.encode(frame), *audio.encode(None)])
+        else:
+            video = container.add_stream("mpeg4", rate=10, width=16, height=16)
+            picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8))
+            container.mux([*video.encode(picture), *video.encode(None)])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", [b"drms", b"enca"])
+def test_protected_audio_is_refused_in_a_sentence_whatever_it_decodes_to(kind: bytes, tmp_path: Path) -> None:
+    content = mp4(tmp_path / "free.m4a")
+    assert isinstance(probe(tmp_path / "free.m4a"), Sound)
+    entry = content.index(b"mp4a", content.index(b"stsd"))
+    (tmp_path / "bought.m4p").write_bytes(content[:entry] + kind + content[entry + 4 :])
+    assert probe(tmp_path / "bought.m4p") == (
+        "unreadable: it is protected against copying (DRM), and nothing can be decoded without its key"
+    )
+
+
+@needs_ffmpeg
+def test_audio_in_common_encryption_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    mp4(tmp_path / "free.m4a")
+    keys = ["-encryption_key", "76a6c65c" * 4, "-encryption_kid", "a7e61c37" * 4]
+    encryption = ["-encryption_scheme", "cenc-aes-ctr", *keys]
+    ffmpeg("-i", tmp_path / "free.m4a", "-c", "copy", *encryption, tmp_path / "lent.mp4")
+    assert "protected against copying (DRM)" in str(probe(tmp_path / "lent.mp4"))
+
+
+def test_a_video_without_sound_and_a_protected_file_do_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mp4(tmp_path / "film.mp4", sound=False)
+    content = mp4(tmp_path / "talk.m4a")
+    (tmp_path / "bought.m4p").write_bytes(content.replace(b"mp4a", b"drms"))
+    save_ctc(tmp_path / "best.ckpt")
+    assert run_verb("transcribe", tmp_path / "best.ckpt", tmp_path) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{tmp_path / 'talk.m4a'}\t")
+    assert f"{tmp_path / 'film.mp4'}: unreadable: it is a video without sound" in printed.err
+    assert f"{tmp_path / 'bought.m4p'}: unreadable: it is protected against copying (DRM)" in printed.err
+    assert "2 of 3 files failed" in printed.err

@@ -13,14 +13,15 @@ from helpers import refused, save_ctc
 from hubert_lightning import finetune, load_encoder, pretrain
 from hubert_lightning.cli import main
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.pretrained.load import encoder_config
 from hubert_lightning.recipes.pretrain import iterations_in, pretraining_recipe
 from hubert_lightning.recipes.recipe import adapted_to_steps, names_option, paths_of
+from hubert_lightning.short_options import settings_of
 from hubert_lightning.training.run_folder import kept_config
-from hubert_lightning.training.short_options import settings_of
 
 SIZES: dict[str, Any] = {"conv_channels": 16, "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 64}
 TINY_RUN = {
@@ -160,9 +161,16 @@ def test_several_manifests_are_inputs(tmp_path: Path) -> None:
     for path in paths:
         path.touch()
     assert paths_of(paths) == paths
-    recipe = pretraining_recipe(paths, tmp_path / "out")
-    assert recipe.preparation is None
-    assert len(recipe.long_form()) == 1
+    whole = pretraining_recipe(paths, tmp_path / "out", heldout=0)
+    assert whole.preparation is None
+    assert len(whole.long_form()) == 1
+    prepare, fit = map(shlex.split, pretraining_recipe(paths, tmp_path / "out").long_form())
+    made = tmp_path / "out" / "manifests"
+    assert prepare == ["hubert", "prepare", "split", *map(str, paths), str(made), "--heldout", "0.05"]
+    validation = fit.index("--data.init_args.validation") + 1
+    assert fit[validation : validation + 2] == [str(made / "a-dev.jsonl.gz"), str(made / "b-dev.jsonl.gz")]
+    (tmp_path / "c.shar").touch()
+    assert pretraining_recipe([tmp_path / "c.shar"], tmp_path / "out").preparation is None
     with pytest.raises(UserError, match="no recordings are named"):
         paths_of([])
 
@@ -191,6 +199,19 @@ def test_recordings_become_an_encoder_and_the_same_call_does_nothing_more(
     recordings(folder / "more", 1)
     with pytest.raises(UserError, match=r"made of 8 recordings, where there are 9 now|have changed since"):
         pretrain(folder, output, steps=2, options=TINY_RUN, report=False)
+
+
+@pytest.mark.slow
+def test_a_share_of_manifests_is_held_out(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    long, short = recordings(tmp_path / "long"), recordings(tmp_path / "short" / "more", 1).parent
+    manifests = [*prepare_folder(long, tmp_path / "in", heldout=0), *prepare_folder(short, tmp_path / "in")]
+    run = pretrain(manifests, tmp_path / "run", steps=1, options=TINY_RUN, report=False)
+    data = kept_config(run.iterations[0])["data"]["init_args"]
+    assert data["validation"] == [str(tmp_path / "run/manifests/long-dev.jsonl.gz")]
+    parts = [len(read_manifest(Path(path))) for path in [*data["train"], *data["validation"]]]
+    assert parts == [7, 1, 1]
+    assert "val/masked_accuracy" in run.metrics
+    assert pretrain(manifests, tmp_path / "run", steps=1, options=TINY_RUN, report=False) == run
 
 
 @pytest.mark.slow

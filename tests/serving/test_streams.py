@@ -1,6 +1,7 @@
 """Live audio over a websocket: whatever the pieces in which it arrives, its units are those of the whole."""
 
-from typing import Any
+import asyncio
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from starlette.websockets import WebSocketDisconnect
 from hubert_lightning.asr.transcriber import Transcriber
 from hubert_lightning.serving.limits import Limits
 from hubert_lightning.serving.models import Models, load_models
+from hubert_lightning.serving.service import Service
+from hubert_lightning.serving.streams import serve_stream
 from hubert_lightning.units.unit_extractor import Units
 
 OPTIONS = "step=0.5&lookahead=0.5&history=2"
@@ -132,6 +135,28 @@ def test_more_streams_than_allowed_and_silent_ones_are_refused(models: Models) -
     with served_with(models, Limits(patience=0.1)) as client:
         assert refusal(client, "") == "no message for 0.1 s; connect again"
         assert "hubert_streams 0.0" in client.get("/metrics").text
+
+
+class GoneClient:
+    """A connection that its client has left without a word."""
+
+    query_params: ClassVar[dict[str, str]] = {"step": "0"}
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def accept(self) -> None:
+        pass
+
+    async def send_json(self, message: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [WebSocketDisconnect(1006), RuntimeError("a close message has been sent")])
+def test_a_client_that_has_gone_needs_no_reason(models: Models, error: Exception) -> None:
+    service = Service(models, Limits(), "best.ckpt")
+    asyncio.run(serve_stream(GoneClient(error), service))  # type: ignore[arg-type]
+    assert service.num_streams == 0
 
 
 def test_pages_of_other_sites_cannot_open_a_stream(models: Models) -> None:

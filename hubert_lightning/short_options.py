@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from hubert_lightning.default_optimizers import BASE_ADAM, TEN_HOURS_ADAM
 from hubert_lightning.errors import UserError
 from hubert_lightning.packaged_configs import packaged
 from hubert_lightning.parsing import LIST_OPTIONS, given_configs, typed_options
-from hubert_lightning.training.default_optimizers import BASE_ADAM, TEN_HOURS_ADAM
 from hubert_lightning.untrusted.yaml_file import parse_yaml, read_yaml
 
 STEPS, RATE, DURATION = "trainer.max_steps", "model.init_args.optimizer.init_args.lr", "data.init_args.max_duration"

@@ -9,11 +9,11 @@ from helpers import SMOKE, TWO_ITERATIONS, parsed_config, pretraining_options
 
 from hubert_lightning.cli import main
 from hubert_lightning.errors import UserError
+from hubert_lightning.short_options import ITERATION_KEYS, long_options, named_configs, settings_of
 from hubert_lightning.training.finetuning import ten_hour_optimizer
 from hubert_lightning.training.iterations import Iteration
 from hubert_lightning.training.pretraining import base_optimizer
 from hubert_lightning.training.run_folder import kept_config, kept_metrics
-from hubert_lightning.training.short_options import ITERATION_KEYS, long_options, named_configs, settings_of
 
 BASE = ["--config", "pretrain/base"]
 TWO_MANIFESTS = ["a.jsonl.gz", "b.jsonl.gz"]
