@@ -388,8 +388,8 @@ def report(
             kind, _, sentence = remark.partition(": ")
             by_kind.setdefault(kind, []).append((path, sentence))
         console.print("accepted, but listen to these (all of them in *.remarks.tsv beside the manifests):")
-        for kind, files in by_kind.items():
-            path, sentence = files[0]
-            console.print(f"  {len(files)} {kind}, such as {escape(f'{printable(path)}: {sentence}')}", soft_wrap=True)
+        for kind, remarked in by_kind.items():
+            path, sentence = remarked[0]
+            console.print(f"  {len(remarked)} {kind}, such as {escape(f'{printable(path)}: {sentence}')}", soft_wrap=True)
     if skipped:
         console.print(escape(skipped_sentence(skipped)), soft_wrap=True)

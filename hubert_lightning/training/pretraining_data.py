@@ -257,8 +257,8 @@ class PretrainingData(LightningDataModule):
         check_order(trainer, orders["train"], self.manifests["train"])
         check_same_balance(self.balance, self.train_cuts, state_dict, checkpoint)
         self.plan = kept_plan(trainer, state_dict, PLAN)
-        known = (self.labels.fingerprint, self.continued_labels) if self.labels is not None else ()
-        if known and state_dict.get("labels") not in known:
+        known_labels = (self.labels.fingerprint, self.continued_labels) if self.labels is not None else ()
+        if self.labels is not None and state_dict.get("labels") not in known_labels:
             raise UserError(
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
                 "a backup, or start another run with another --output"

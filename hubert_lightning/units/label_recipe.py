@@ -55,7 +55,7 @@ def is_continued(weights: str) -> bool:
     return weights == CONTINUED
 
 
-def is_best(layer: int | str | None) -> bool:
+def is_best(layer: object) -> bool:
     """Whether the layer is the one whose clusters have the highest PNMI."""
     return layer == BEST
 
