@@ -390,6 +390,7 @@ def report(
         console.print("accepted, but listen to these (all of them in *.remarks.tsv beside the manifests):")
         for kind, remarked in by_kind.items():
             path, sentence = remarked[0]
-            console.print(f"  {len(remarked)} {kind}, such as {escape(f'{printable(path)}: {sentence}')}", soft_wrap=True)
+            example = escape(f"{printable(path)}: {sentence}")
+            console.print(f"  {len(remarked)} {kind}, such as {example}", soft_wrap=True)
     if skipped:
         console.print(escape(skipped_sentence(skipped)), soft_wrap=True)

@@ -142,7 +142,9 @@ def _repeated(cut: Cut, times: float, seed: int, clock: Clock) -> np.ndarray:
 
 def _draws(cut: Cut, seed: int, clock: Clock) -> np.ndarray:
     """A random number from 0 to 1 for each frame: (frames,)."""
-    return np.random.default_rng([seed, crc32(cut.id.encode())]).random(num_frames(cut.num_samples, clock))
+    generator = np.random.default_rng([seed, crc32(cut.id.encode())])
+    draws: np.ndarray = generator.random(num_frames(cut.num_samples, clock))
+    return draws
 
 
 def chosen_features(

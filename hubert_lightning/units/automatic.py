@@ -114,7 +114,7 @@ def choose(
         chosen_layer, clusters = proposal.layer, proposal.clusters
         log.info("chosen: %s, %d clusters: %s", _named(chosen_layer), clusters, proposal.reason)
         _keep(record, settings, measures, proposal)
-    return Choice(chosen_layer, clusters if recipe.is_auto_clusters else recipe.clusters)
+    return Choice(chosen_layer, clusters if isinstance(recipe.clusters, str) else recipe.clusters)
 
 
 def recorded_clusters(folder: Path) -> int | None:
