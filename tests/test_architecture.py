@@ -45,7 +45,9 @@ ROOMS = {
     "data": Room("audio on disk → manifests", "ground untrusted vocabulary", "datasets lhotse"),
     "model": Room("the network in plain torch", "ground"),
     "pretrained": Room(
-        "weights of any system → our model", "ground untrusted vocabulary model", "safetensors huggingface_hub"
+        "weights of any system → our model",
+        "ground untrusted vocabulary model",
+        "safetensors huggingface_hub transformers",
     ),
     "features": Room(
         "recordings → one row of features per frame, never stored on disk",

@@ -16,7 +16,7 @@ from lhotse import CutSet
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_hubert
 from hubert_lightning.units.kmeans_file import save_kmeans
 
 EXAMPLES = ROOT / "docs/examples"
@@ -69,7 +69,7 @@ def test_the_example_pre_trains_on_a_folder_and_fine_tunes_a_table(
     assert len(printed) == 2
     assert re.fullmatch(re.escape(f"{encoder}: predicts ") + r"[\d.]+% of the masked clusters", printed[0])
     assert re.fullmatch(re.escape(f"{words}: word error rate ") + r"[\d.]+% on held-out sentences", printed[1])
-    frozen, pretrained = (load_encoder(path).convolutions.state_dict() for path in (words, encoder))
+    frozen, pretrained = (load_hubert(path).convolutions.state_dict() for path in (words, encoder))
     torch.testing.assert_close(frozen, pretrained)
 
 
@@ -91,7 +91,7 @@ def test_the_example_computes_the_bit_rate_of_units(
     tmp_path: Path, train_cuts: CutSet, speech: list[Path], run_example: Any
 ) -> None:
     save_ctc(tmp_path / "model.ckpt")
-    encoder = load_encoder(tmp_path / "model.ckpt")
+    encoder = load_hubert(tmp_path / "model.ckpt")
     with torch.no_grad():
         rows = encoder.features(read_waveform(train_cuts[0])[None], layer=TINY.num_layers)[0]
     source = {"features": f"layer {TINY.num_layers} of encoder {encoder_fingerprint(encoder)}"}

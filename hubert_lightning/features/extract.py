@@ -114,6 +114,7 @@ def extract_batches(
         as_whole=loading.as_whole and extractor.uses_statistics,
         clock=extractor.clock,
         layout=extractor.layout,
+        window_frames=extractor.window_frames,
     )
     hours = ranks * sum(int(lengths_of(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     done, began = 0.0, perf_counter()
@@ -122,7 +123,9 @@ def extract_batches(
             batches = [
                 (number, batch)
                 for number in numbers
-                for batch in batches_of(groups[number], max_frames, loading.windows_of, extractor.clock)
+                for batch in batches_of(
+                    groups[number], max_frames, loading.windows_of, extractor.clock, loading.window_frames
+                )
             ]
             loaded = loader(groups, batches, loading, pin=extractor.device.type == "cuda")
             computed = _computed(extractor, batches, copied_ahead(loaded, extractor.device), description, then)

@@ -18,7 +18,9 @@ from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.model.windows import STANDARD, WindowLayout
-from hubert_lightning.pretrained.load import encoder_config, encoder_fingerprint, load_encoder
+from hubert_lightning.pretrained.load import encoder_fingerprint, encoder_size, load_encoder
+from hubert_lightning.pretrained.speech_encoder import SpeechEncoder, device_of
+from hubert_lightning.pretrained.transformers_encoder import TransformersEncoder
 
 MFCC = "mfcc"
 BESIDE = " + "
@@ -61,6 +63,7 @@ class Extractor(NamedTuple):
         columns: Columns of each of several features that lie side by side, such as those of two layers.
         clock: Clock of the features.
         layout: Windows of the encoder's first convolution, of which norms over time need statistics.
+        window_frames: Frames that are encoded at once at most, 20 ms each.
     """
 
     features: Features
@@ -69,10 +72,11 @@ class Extractor(NamedTuple):
     device: torch.device = torch.device("cpu")
     uses_statistics: bool = False
     in_workers: Callable[[Tensor], Tensor] | None = None
-    encoder: HubertEncoder | None = None
+    encoder: SpeechEncoder | None = None
     columns: tuple[slice, ...] = (slice(None),)
     clock: Clock = CLOCK
     layout: WindowLayout = STANDARD
+    window_frames: int = WINDOW_FRAMES
 
     def __call__(self, waveform: Tensor, length: Tensor, statistics: WaveformStatistics | None = None) -> Tensor:
         """Compute features of a batch in this process, as `Features`."""
@@ -131,7 +135,7 @@ def layer_extractor(
     layers = [layer] if isinstance(layer, int) else list(layer)
     for number in layers:
         encoder.check_layer(number)
-    own, layout = encoder.config.clock, WindowLayout.of(encoder.config)
+    own, layout = encoder.config.clock, layout_of(encoder)
     clock = own if clock is None else clock
     check_clock(path, own, clock)
 
@@ -158,11 +162,12 @@ def layer_extractor(
         name,
         (dim * len(layers),),
         device,
-        uses_statistics=True,
+        uses_statistics=not isinstance(encoder, TransformersEncoder) or encoder.uses_statistics,
         encoder=encoder,
         columns=side_by_side([dim] * len(layers)),
         clock=clock,
         layout=layout,
+        window_frames=window_frames_of(encoder),
     )
 
 
@@ -201,7 +206,7 @@ def combined_extractor(
     for name, layer in sources:
         layers.setdefault(name, []).append(layer)
     if clock is None and len(layers) > 1:
-        clock = max((encoder_config(name).clock for name in layers if name != MFCC), default=CLOCK)
+        clock = max((encoder_size(name).clock for name in layers if name != MFCC), default=CLOCK)
     extractors = {
         name: mfcc_extractor(clock=clock or CLOCK)
         if name == MFCC
@@ -241,6 +246,7 @@ def combined_extractor(
         columns=side_by_side(widths),
         clock=next(iter(extractors.values())).clock,
         layout=next(iter(layouts.values()), STANDARD),
+        window_frames=min(extractor.window_frames for extractor in extractors.values()),
     )
 
 
@@ -291,7 +297,7 @@ def clock_suffix(own: Clock, clock: Clock) -> str:
 
 
 def all_layers_extractor(
-    encoder: HubertEncoder,
+    encoder: SpeechEncoder,
     precision: Precision = nullcontext,
     with_input: bool = False,
     clock: Clock | None = None,
@@ -304,7 +310,7 @@ def all_layers_extractor(
         with_input: Whether the input of the first layer, "layer 0", comes before the layers.
         clock: Clock of the encoder that learns the clusters, as of `layer_extractor`.
     """
-    device, own, layout = encoder.mask_embedding.device, encoder.config.clock, WindowLayout.of(encoder.config)
+    device, own, layout = device_of(encoder), encoder.config.clock, layout_of(encoder)
     clock = own if clock is None else clock
     check_clock("the encoder", own, clock)
 
@@ -314,8 +320,26 @@ def all_layers_extractor(
             layers = encoder.all_layers(waveform.to(device), padded, ignore_padding=True, with_input=with_input)
         return at_clock(torch.stack(layers, dim=2), own, clock)
 
-    shape = (len(encoder.layers) + with_input, encoder.config.dim)
-    return Extractor(features, "all layers of an encoder", shape, device, clock=clock, layout=layout)
+    return Extractor(
+        features,
+        "all layers of an encoder",
+        (encoder.config.num_layers + with_input, encoder.config.dim),
+        device,
+        clock=clock,
+        layout=layout,
+        window_frames=window_frames_of(encoder),
+    )
+
+
+def layout_of(encoder: SpeechEncoder) -> WindowLayout:
+    """Return the windows of an encoder's first convolution, of which norms over time need statistics."""
+    return WindowLayout.of(encoder.config) if isinstance(encoder, HubertEncoder) else STANDARD
+
+
+def window_frames_of(encoder: SpeechEncoder) -> int:
+    """Return the number of frames that an encoder should compute at once at most."""
+    of_its_kind = encoder.config.window_frames if isinstance(encoder, TransformersEncoder) else None
+    return of_its_kind or WINDOW_FRAMES
 
 
 def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:

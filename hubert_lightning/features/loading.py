@@ -56,7 +56,7 @@ class Loading(NamedTuple):
 
     Args:
         num_workers: Number of processes that read audio.
-        windows_of: Function that cuts a recording into windows; windows of 100 s if not given.
+        windows_of: Function that cuts a recording into windows; windows of `window_frames` if not given.
         frames_of: Function from a piece to the frames of its recording that are kept, in ascending order; those from
             start to end of its window if not given.
         in_workers: Function of one waveform that workers compute, (samples,) to (frames, …).
@@ -64,6 +64,7 @@ class Loading(NamedTuple):
             then read twice.
         clock: Clock of the features.
         layout: Windows of the encoder's first convolution, of which the statistics are.
+        window_frames: Number of frames of a window.
     """
 
     num_workers: int = 0
@@ -73,6 +74,7 @@ class Loading(NamedTuple):
     as_whole: bool = False
     clock: Clock = CLOCK
     layout: WindowLayout = STANDARD
+    window_frames: int = WINDOW_FRAMES
 
 
 def batches_of(
@@ -80,6 +82,7 @@ def batches_of(
     max_frames: int,
     windows_of: Callable[[Cut], list[Window]] | None,
     clock: Clock = CLOCK,
+    window_frames: int = WINDOW_FRAMES,
 ) -> list[list[Piece]]:
     """Divide cuts into batches of pieces of similar length.
 
@@ -88,8 +91,10 @@ def batches_of(
         max_frames: Largest number of frames of a batch, padding included; a single window may have more.
         windows_of: Function that cuts a recording into windows.
         clock: Clock of the features.
+        window_frames: Number of frames of 20 ms of a window, where no such function is given.
     """
-    split = windows_of or (lambda cut: windows(num_frames(cut.num_samples, clock), clock=clock))
+    longest = in_frames(window_frames, clock)
+    split = windows_of or (lambda cut: windows(num_frames(cut.num_samples, clock), longest, clock=clock))
     pieces = [Piece(index, window) for index, cut in enumerate(cuts) for window in split(cut)]
     pieces.sort(key=lambda piece: (_frames(piece), cuts[piece.cut_index].id, piece.window.first))
     batches: list[list[Piece]] = []

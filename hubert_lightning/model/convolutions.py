@@ -119,38 +119,44 @@ def pieces_of(waveform: Tensor, clock: Clock) -> Iterator[Tensor]:
         yield waveform[:, start : start + num_samples(min(most, frames - first), clock)]
 
 
-def normalize(waveform: Tensor, length: Tensor | None) -> Tensor:
+def normalize(waveform: Tensor, length: Tensor | None, epsilon: float = 1e-5) -> Tensor:
     """Give each utterance zero mean and unit variance over its own samples, in float32; padding becomes 0.
 
     Args:
         waveform: (batch, samples).
         length: (batch,), samples before padding.
+        epsilon: Number that is added to the variance.
 
     Returns:
         (batch, samples).
     """
     x = waveform.float()
     if length is None:
-        return F.layer_norm(x, x.shape[1:]).type_as(waveform)  # fairseq fairseq_dataset: layer_norm of the audio
+        return F.layer_norm(x, x.shape[1:], eps=epsilon).type_as(
+            waveform
+        )  # fairseq fairseq_dataset: layer_norm of the audio
     length = without_waiting(length, x.device)
     padding = padding_mask(length, x.shape[1])
     mean = x.masked_fill(padding, 0).sum(dim=1, keepdim=True) / length[:, None]
     centred = (x - mean).masked_fill(padding, 0)
     variance = centred.square().sum(dim=1, keepdim=True) / length[:, None]
-    return (centred * (variance + 1e-5).rsqrt()).type_as(waveform)
+    return (centred * (variance + epsilon).rsqrt()).type_as(waveform)
 
 
-def normalize_by(waveform: Tensor, whole: WaveformStatistics) -> tuple[Tensor, WaveformStatistics]:
+def normalize_by(
+    waveform: Tensor, whole: WaveformStatistics, epsilon: float = 1e-5
+) -> tuple[Tensor, WaveformStatistics]:
     """Normalise parts of recordings by the mean and variance of the whole recordings.
 
     Args:
         waveform: (batch, samples).
         whole: Statistics of the whole recordings.
+        epsilon: Number that is added to the variance.
 
     Returns:
         (batch, samples), and the statistics of the normalised recordings.
     """
-    scale = (whole.variance + 1e-5).rsqrt()[:, None]
+    scale = (whole.variance + epsilon).rsqrt()[:, None]
     x = (waveform - whole.mean[:, None]) * scale
     windows = whole.window_mean * scale, whole.window_covariance * scale[..., None].square()
     mean, variance = torch.zeros_like(whole.mean), torch.ones_like(whole.variance)

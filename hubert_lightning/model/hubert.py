@@ -79,7 +79,7 @@ class HubertEncoder(nn.Module, HubModel):
 
     @classmethod
     def from_pretrained(cls, model: Path | str) -> "HubertEncoder":
-        """Load a pre-trained encoder in eval mode, on the CPU, as `load_encoder`.
+        """Load a pre-trained encoder in eval mode, on the CPU.
 
         Args:
             model: Folder of `save_pretrained`, name on the Hugging Face hub, or any other model.
@@ -87,7 +87,7 @@ class HubertEncoder(nn.Module, HubModel):
         Raises:
             UserError: The file is missing, corrupt or unsafe, or holds no HuBERT.
         """
-        encoder: HubertEncoder = implementation("pretrained.load:load_encoder")(model)
+        encoder: HubertEncoder = implementation("pretrained.load:load_hubert")(model)
         return encoder
 
     def model_parts(self) -> ModelParts:

@@ -14,7 +14,14 @@ from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.checkpoint_source import CheckpointSource, open_source
 from hubert_lightning.pretrained.formats import FORMATS, Format
-from hubert_lightning.pretrained.weights import PretrainedWeights, abbreviated, build_encoder
+from hubert_lightning.pretrained.speech_encoder import EncoderSize, SpeechEncoder
+from hubert_lightning.pretrained.teacher_config import has_config
+from hubert_lightning.pretrained.transformers_encoder import (
+    TransformersEncoder,
+    check_transformers_encoder,
+    load_transformers_encoder,
+)
+from hubert_lightning.pretrained.weights import OtherArchitecture, PretrainedWeights, abbreviated, build_encoder
 
 SUPPORTED_MODELS = (
     "a .ckpt of `hubert fit`, a folder of `hubert export`, a directory or hub name of transformers, a checkpoint of "
@@ -28,8 +35,29 @@ KMEANS_FILE = "kmeans.safetensors"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def load_encoder(path: Path | str) -> HubertEncoder:
-    """Load a pre-trained encoder in eval mode, on the CPU.
+def load_encoder(path: Path | str) -> SpeechEncoder:
+    """Load a speech encoder in eval mode, on the CPU.
+
+    Args:
+        path: Model as in `read_weights`, or a directory or hub name of another speech encoder of transformers.
+
+    Returns:
+        A HubertEncoder, or a TransformersEncoder for another architecture.
+
+    Raises:
+        UserError: The file is missing, corrupt or unsafe, or holds no speech encoder.
+    """
+    location = located(path)
+    try:
+        return build_encoder(read_weights(location), Path(path))
+    except OtherArchitecture:
+        if not has_config(location):
+            raise
+        return load_transformers_encoder(location)
+
+
+def load_hubert(path: Path | str) -> HubertEncoder:
+    """Load a HuBERT in eval mode, on the CPU, for what other speech encoders cannot do, such as training.
 
     Args:
         path: Model as in `read_weights`.
@@ -41,8 +69,19 @@ def load_encoder(path: Path | str) -> HubertEncoder:
 
 
 def encoder_config(path: Path | str) -> EncoderConfig:
-    """Return the size of the encoder that `load_encoder` loads."""
+    """Return the size of the encoder that `load_hubert` loads."""
     return read_weights(path).config
+
+
+def encoder_size(path: Path | str) -> EncoderSize:
+    """Return the width and the number of layers of the encoder that `load_encoder` loads, after all of its checks."""
+    location = located(path)
+    try:
+        return read_weights(location).config
+    except OtherArchitecture:
+        if not has_config(location):
+            raise
+        return check_transformers_encoder(location)
 
 
 def read_weights(path: Path | str, num_heads: int | None = None) -> PretrainedWeights:
@@ -179,8 +218,11 @@ def is_hub_name(path: Path | str) -> bool:
     return is_name and not Path(path).parent.exists()
 
 
-def encoder_fingerprint(encoder: HubertEncoder) -> str:
+def encoder_fingerprint(encoder: SpeechEncoder) -> str:
     """Compute a short name that encoders share only if they compute the same features."""
+    if isinstance(encoder, TransformersEncoder):
+        return encoder.fingerprint
+    assert isinstance(encoder, HubertEncoder)
     training_only = {"dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop"}
     training_only.add("feature_grad_mult")
     if not encoder.config.position_buckets:  # encoders from before there was a choice keep their fingerprints

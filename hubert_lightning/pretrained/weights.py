@@ -16,6 +16,10 @@ from hubert_lightning.untrusted.json_file import shown
 from hubert_lightning.vocabulary import Vocabulary
 
 
+class OtherArchitecture(UserError):
+    """A model is no HuBERT, but may be another speech encoder, whose layers can be clustered."""
+
+
 @dataclass(frozen=True, eq=False)
 class PretrainedWeights:
     """The weights of an encoder and of its heads.

@@ -79,7 +79,7 @@ def finetune(
     Args:
         data: Table of paths and sentences (CSV or TSV), folder of recordings with transcripts beside them, or manifests
             of `hubert prepare`.
-        init: Pre-trained model, in any format that `load_encoder` reads.
+        init: Pre-trained HuBERT, in any format that `load_encoder` reads.
         output: Folder of the run, which also gets the manifests and the vocabulary.
         config: Config of `hubert fit`, by name or path. Default: finetune/small for a small model, else finetune/own.
         validation: Manifests to validate on; default: what is held out.

@@ -10,7 +10,8 @@ from typing import Any
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.packaged_configs import packaged
-from hubert_lightning.pretrained.load import encoder_config
+from hubert_lightning.pretrained.load import encoder_size
+from hubert_lightning.pretrained.speech_encoder import EncoderSize
 from hubert_lightning.recipes.recipe import (
     Options,
     Preparation,
@@ -88,8 +89,8 @@ def pretrain(
         output: Folder of the run, which also gets the manifests.
         config: Size of the model, small, base, large or xlarge; or a config of `hubert fit`, by name or path. Default:
             small, or the size of `init`.
-        init: Model to start from, in any format that `load_encoder` reads: its features make the labels, and if it has
-            the size of the config, its weights are the initial ones.
+        init: Model to start from, in any format that `load_encoder` reads: its features make the labels, and if it is a
+            HuBERT of the size of the config, its weights are the initial ones.
         validation: Manifests to validate on; default: the recordings that are held out.
         heldout: Share of the audio to hold out, from 0 to below 1.
         max_duration: Longest cut in seconds of a recording in a folder; longer ones are cut into equal pieces.
@@ -188,7 +189,7 @@ def _of_folder(folder: Path, output: Path, settings: dict[str, Any]) -> Preparat
 
 def _config_words(config: str | Path | None, init: str | Path | None) -> list[str]:
     """The config and the changes that the initial model needs, as a command line."""
-    model = None if init is None else encoder_config(init)
+    model = None if init is None else encoder_size(init)
     name = str(config) if config is not None else _size_of(model)
     name = f"pretrain/{name}" if name in SIZES else name
     if not packaged(name).is_file():
@@ -204,25 +205,28 @@ def _config_words(config: str | Path | None, init: str | Path | None) -> list[st
         return ["--config", name]
     settings = settings_of(named_configs(["--config", name]))
     encoder = ((settings.get("model") or {}).get("init_args") or {}).get("encoder") or {}
-    own = EncoderConfig(**{key: encoder[key] for key in encoder if key in {field.name for field in fields(model)}})
+    own = EncoderConfig(**{key: encoder[key] for key in encoder if key in {field.name for field in fields(EncoderConfig)}})
     words = ["--config", name]
-    different = [key for key in ARCHITECTURE if getattr(own, key) != getattr(model, key)]
-    if config is None:  # the model decides on the size
+    is_hubert = isinstance(model, EncoderConfig)
+    different = [key for key in ARCHITECTURE if getattr(own, key) != getattr(model, key)] if is_hubert else []
+    if not is_hubert:
+        log.info("%s: makes the labels alone, since it is no HuBERT; %s trains from fresh weights", init, name)
+    elif config is None:  # the model decides on the size
         words += [f"--model.init_args.encoder.{key}={json.dumps(getattr(model, key))}" for key in different]
     elif different:
         log.info("%s: makes the labels alone, since it has another %s than %s", init, different[0], name)
     entries = settings.get("iterations") or [{}]
     entry = dict(entries[-1]) | {"features": str(init), "layer": round(0.75 * model.num_layers) or 1}
-    if not different or config is None:
+    if is_hubert and (not different or config is None):
         entry["weights"] = str(init)
     return [*words, f"--iterations={json.dumps([entry], ensure_ascii=False)}"]
 
 
-def _size_of(model: EncoderConfig | None) -> str:
+def _size_of(model: EncoderSize | None) -> str:
     """The config for a model of any size: that of the same size, or of a similar one."""
     if model is None:
         return "small"
-    for size in SIZES:
+    for size in SIZES if isinstance(model, EncoderConfig) else ():
         settings = settings_of(named_configs(["--config", f"pretrain/{size}"]))
         encoder = settings["model"]["init_args"].get("encoder") or {}
         if all(getattr(EncoderConfig(**encoder), key) == getattr(model, key) for key in ARCHITECTURE):

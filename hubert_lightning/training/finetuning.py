@@ -26,7 +26,7 @@ from hubert_lightning.frames import num_frames
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.ctc import ctc_loss
 from hubert_lightning.model.flops import encoder_operations
-from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.pretrained.load import load_hubert
 from hubert_lightning.training.batches import TranscribedBatch
 from hubert_lightning.training.lightning_internals import finds_unused_parameters, tries_learning_rates
 from hubert_lightning.training.schedules import Schedule, tri_stage
@@ -99,7 +99,7 @@ class CTCFinetuning(Task):
         elif isinstance(vocabulary, (str, Path)):
             vocabulary = read_vocabulary(Path(vocabulary))
         if pretrained is not None:
-            loaded = load_encoder(pretrained)
+            loaded = load_hubert(pretrained)
             encoder, weights = loaded.config, loaded.state_dict()
         if keep_head:
             head, vocabulary = _load_head(pretrained, vocabulary)

@@ -22,7 +22,7 @@ from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import BESIDE, MFCC, Extractor, check_clock
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.frames import CLOCK, Clock, num_frames
-from hubert_lightning.pretrained.load import encoder_config
+from hubert_lightning.pretrained.load import encoder_size
 from hubert_lightning.units.kmeans import KMeans, ScikitKMeans
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_shards import check_clusters
@@ -281,7 +281,7 @@ class LabelRecipe:
         for model in self.models:
             layers = previous_layers if is_previous(model) else None
             if not layers:
-                config = encoder_config(model)
+                config = encoder_size(model)
                 layers = config.num_layers
                 if clock is not None:
                     check_clock(model, config.clock, clock)

@@ -28,6 +28,7 @@ from hubert_lightning.model.convolutions import WaveformStatistics
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import KMEANS_FILE, is_hub_name, located
+from hubert_lightning.pretrained.transformers_encoder import TransformersEncoder
 from hubert_lightning.units.kmeans_file import kmeans_fingerprint, load_kmeans
 from hubert_lightning.units.label_recipe import RESIDUAL, LabelRecipe, is_mfcc
 from hubert_lightning.units.label_shards import LAYER_OF_ENCODER
@@ -87,7 +88,7 @@ class Units(HubModel):
         if window < 10:
             raise UserError(f"window {window} s: give 10 s or more, because windows overlap by 5 s")
         self.clock = extractor.clock
-        self._longest = seconds_to_samples(window) // self.clock.hop
+        self._longest = min(seconds_to_samples(window) // self.clock.hop, in_frames(extractor.window_frames, self.clock))
         stages = [centroids] if isinstance(centroids, Tensor) else list(centroids)
         for means in stages:
             if extractor.shape != means.shape[1:]:
@@ -168,10 +169,15 @@ class Units(HubModel):
         """Return what the folder of the model holds.
 
         Raises:
-            UserError: The units are those of MFCCs.
+            UserError: The units are those of MFCCs, or of an encoder that is no HuBERT.
         """
         if self._extractor.encoder is None:
             raise no_encoder("units of MFCCs")
+        if isinstance(self._extractor.encoder, TransformersEncoder):
+            raise UserError(
+                f"{self._extractor.name}: this package writes HuBERT alone; copy the directory of the model, and put "
+                f"its K-means into it as {KMEANS_FILE}"
+            )
         return ModelParts(self._extractor.encoder, centroids=self._centroids, kmeans_source=self._kmeans_source)
 
     def __call__(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, load_hubert
 
 TINY = EncoderConfig(conv_channels=8, dim=16, num_layers=2, num_heads=2, ffn_dim=24, pos_kernel=6, pos_groups=2)
 
@@ -47,7 +47,7 @@ def test_a_checkpoint_of_ours_comes_back(tmp_path: Path, waveform: Tensor, head:
     config = replace(TINY, conv_norm="layer", pre_norm=True, normalize_waveform=True, feature_grad_mult=0.0)
     encoder = HubertEncoder(config).eval()
     save_checkpoint(tmp_path / "last.ckpt", encoder, **{head: torch.zeros(3)})
-    loaded = load_encoder(str(tmp_path / "last.ckpt"))
+    loaded = load_hubert(str(tmp_path / "last.ckpt"))
     assert loaded.config == config
     assert not loaded.training
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in encoder.parameters()]
@@ -68,7 +68,7 @@ def test_a_directory_of_transformers_comes_back(tmp_path: Path, waveform: Tensor
     settings = {"conv_bias": True, "hidden_dropout": 0.2, "activation_dropout": 0.3, "attention_dropout": 0.4}
     theirs = tiny_hubert(model, norm, feat_proj_dropout=0.5, layerdrop=0.6, **settings)
     theirs.save_pretrained(tmp_path)
-    encoder = load_encoder(tmp_path)
+    encoder = load_hubert(tmp_path)
     assert not encoder.training
     assert encoder.config == replace(
         TINY,
@@ -108,12 +108,12 @@ def test_both_names_of_weight_norm_are_read(tmp_path: Path, waveform: Tensor, ga
 def test_their_preprocessor_decides_whether_audio_is_normalized(tmp_path: Path, norm: str, normalize: bool) -> None:
     tiny_hubert(norm=norm).save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize).save_pretrained(tmp_path)
-    assert load_encoder(tmp_path).config.normalize_waveform == normalize
+    assert load_hubert(tmp_path).config.normalize_waveform == normalize
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     tiny_hubert().half().save_pretrained(tmp_path)
-    assert {value.dtype for value in load_encoder(tmp_path).state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in load_hubert(tmp_path).state_dict().values()} == {torch.float32}
 
 
 def test_a_model_that_was_never_masked_is_read_too(tmp_path: Path, waveform: Tensor) -> None:

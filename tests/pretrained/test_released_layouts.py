@@ -34,7 +34,7 @@ from torch.testing import assert_close
 from hubert_lightning.interchange.import_export import checkpoint_of
 from hubert_lightning.pretrained.formats.fairseq import INSIDE_CTC
 from hubert_lightning.pretrained.formats.own import to_safetensors, to_state
-from hubert_lightning.pretrained.load import encoder_config, load_encoder, read_weights
+from hubert_lightning.pretrained.load import encoder_config, load_encoder, load_hubert, read_weights
 from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder
 
 SMALL = {
@@ -249,7 +249,7 @@ def heard_there(folder: Path, waveform: Tensor) -> Tensor:
 def assert_opens(folder: Path, theirs: Any) -> None:
     """Every layer, of audio that is loud enough for what is added to its variance, 1e-7 there and 1e-5 here."""
     waveform = 10 * torch.randn(2, 6000) + 1
-    encoder = load_encoder(folder)
+    encoder = load_hubert(folder)
     output = theirs.base_model(heard_there(folder, waveform), output_hidden_states=True)
     mine = encoder.all_layers(waveform)
     for our, their in list(zip(mine, output.hidden_states[1:], strict=True))[: -1 if encoder.config.pre_norm else None]:
@@ -302,7 +302,7 @@ def test_a_processor_goes_before_an_old_preprocessor(tmp_path: Path, nested: boo
     extractor = EXTRACTOR | {"do_normalize": normalize}
     processor = {"processor_class": "Wav2Vec2Processor"} | ({"feature_extractor": extractor} if nested else {})
     (tmp_path / "processor_config.json").write_text(json.dumps(processor))
-    assert load_encoder(tmp_path).config.normalize_waveform == (normalize if nested else not normalize)
+    assert load_hubert(tmp_path).config.normalize_waveform == (normalize if nested else not normalize)
     assert_opens(tmp_path, theirs)
 
 

@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hubert_lightning import BestCheckpoints, load_encoder
+from hubert_lightning import BestCheckpoints
+from hubert_lightning.pretrained.load import load_hubert
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished_once
 from hubert_lightning.training.averaging import averaged
@@ -208,7 +209,7 @@ def test_a_mean_is_tested_and_opened_like_any_other_checkpoint(finetuning: Path,
     assert (finetuning / "test.jsonl").exists()
     main(["average", f"[{finetuning / 'best-2.ckpt'}, {finetuning / 'best-4.ckpt'}]", str(tmp_path / "mean.ckpt")])
     of_fit, of_verb = (
-        load_encoder(path).state_dict() for path in (finetuning / "average.ckpt", tmp_path / "mean.ckpt")
+        load_hubert(path).state_dict() for path in (finetuning / "average.ckpt", tmp_path / "mean.ckpt")
     )
     torch.testing.assert_close(of_verb, of_fit, rtol=0, atol=0)
 

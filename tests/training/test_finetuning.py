@@ -19,7 +19,7 @@ from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.frames import num_frames
-from hubert_lightning.pretrained.load import load_encoder
+from hubert_lightning.pretrained.load import load_encoder, load_hubert
 from hubert_lightning.training.batches import TranscribedBatches
 from hubert_lightning.training.callbacks.whole_steps import WholeSteps
 from hubert_lightning.training.data_checks import check_transcripts
@@ -296,7 +296,7 @@ def test_a_run_resumed_during_or_after_the_freeze_ends_in_the_same_weights(
     whole = fit(tmp_path / "whole")
     then = torch.load(tmp_path / "whole" / f"{stopped}.ckpt", weights_only=True)
     weight = "projection.weight"  # which no step leaves out
-    learnt = not torch.equal(then["state_dict"][f"encoder.{weight}"], load_encoder(pretrained).state_dict()[weight])
+    learnt = not torch.equal(then["state_dict"][f"encoder.{weight}"], load_hubert(pretrained).state_dict()[weight])
     assert learnt == (stopped > 4)
     rest = fit(tmp_path / "rest", tmp_path / "whole" / f"{stopped}.ckpt")
     for name, value in whole.items():

@@ -28,7 +28,7 @@ from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, num_sa
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, load_hubert
 from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import load_kmeans, save_kmeans
 from hubert_lightning.units.unit_extractor import deduplicated
@@ -179,7 +179,7 @@ def test_a_long_recording_is_normalised_as_a_whole_and_the_same_from_a_file(
 ) -> None:
     whole = units(waveform, SAMPLE_RATE)
     found = Units.from_pretrained(model, kmeans_of(model), device="cpu", window=14.0)(waveform, SAMPLE_RATE)
-    encoder, statistics = load_encoder(model), statistics_of([waveform])
+    encoder, statistics = load_hubert(model), statistics_of([waveform])
     part = waveform[None, : num_samples(700)]
     with_norms_of_whole = encoder.local_features(part, statistics=statistics)
     torch.testing.assert_close(

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from hubert_lightning.cli import main
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.formats.own import to_safetensors
-from hubert_lightning.pretrained.load import encoder_config, load_encoder, read_weights
+from hubert_lightning.pretrained.load import encoder_config, load_encoder, load_hubert, read_weights
 
 
 class Runs:
@@ -53,7 +53,7 @@ def refused(path: Path) -> str:
 def test_the_originals_of_the_mutations_open(tmp_path: Path) -> None:
     sound = content()
     torch.save(sound, tmp_path / "a.ckpt")
-    for name, value in load_encoder(tmp_path / "a.ckpt").state_dict().items():
+    for name, value in load_hubert(tmp_path / "a.ckpt").state_dict().items():
         assert torch.equal(value, sound["state_dict"][f"encoder.{name}"])
 
 

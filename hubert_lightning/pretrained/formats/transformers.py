@@ -29,7 +29,13 @@ from hubert_lightning.pretrained.formats.transformers_tokenizer import (
     tokenizer_files,
     tokens_by_id,
 )
-from hubert_lightning.pretrained.weights import Export, PretrainedWeights, abbreviated, encoder_config_from
+from hubert_lightning.pretrained.weights import (
+    Export,
+    OtherArchitecture,
+    PretrainedWeights,
+    abbreviated,
+    encoder_config_from,
+)
 from hubert_lightning.untrusted.json_file import read_json_object, shown
 from hubert_lightning.untrusted.torch_file import read_torch
 
@@ -114,7 +120,7 @@ def read(source: CheckpointSource, num_heads: int | None = None) -> PretrainedWe
     folder = source.path
     if not folder.is_dir():
         raise UserError(f"{folder} holds weights of transformers without settings; give the directory of config.json")
-    config, state = _read_encoder_config(folder), _read_state(folder)
+    config, state = _read_encoder_config(folder), read_state(folder)
     prefix = prefix_of(state, DIALECT)
     for inside in ENCODER_PREFIXES:
         prefix = prefix.removesuffix(inside)
@@ -155,9 +161,9 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
     file = folder / CONFIG_FILE
     content = read_json_object(file)
     if content.get("model_type") not in ("hubert", "wavlm"):
-        raise UserError(
-            f"{file} describes a model of type {shown(content.get('model_type'))}, not 'hubert' or 'wavlm'; give a "
-            "HuBERT or a WavLM"
+        raise OtherArchitecture(
+            f"{file} describes a model of type {shown(content.get('model_type'))}, not 'hubert' or 'wavlm'; its layers "
+            "can make labels and units, but training, fine-tuning and export need a HuBERT or a WavLM"
         )
     is_wavlm = content["model_type"] == "wavlm"
     names, fixed = (SETTINGS | WAVLM_SETTINGS, WAVLM_FIXED) if is_wavlm else (SETTINGS, HUBERT_FIXED)
@@ -169,7 +175,7 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
     supported = {"conv_dim": [channels] * (len(kernels) if isinstance(kernels, list) else 0)}
     for name, value in (supported | fixed).items():
         if content.get(name, value) != value:
-            raise UserError(f"{file} sets {name} to {shown(content[name])}; this encoder only supports {value}")
+            raise OtherArchitecture(f"{file} sets {name} to {shown(content[name])}; this encoder only supports {value}")
     norm = content["feat_extract_norm"]
     if norm not in ("group", "layer"):
         raise UserError(
@@ -185,10 +191,25 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
 
 
 def _do_normalize(folder: Path) -> Any:
-    """Find out whether the feature extractor normalises the waveform, as transformers does; None if there is none.
+    """Find out whether the feature extractor normalises the waveform, as transformers does; None if there is none."""
+    extractor = read_extractor(folder)
+    if extractor is None:
+        return None
+    normalize = extractor.get("do_normalize", True)  # the default there
+    return False if normalize is None else normalize
+
+
+def read_extractor(folder: Path) -> dict[str, Any] | None:
+    """Read the settings of the feature extractor of a directory.
+
+    Args:
+        folder: Directory that `save_pretrained` wrote.
+
+    Returns:
+        Arguments of the feature extractor; None if the directory has none.
 
     Raises:
-        UserError: It is for audio of another sampling rate.
+        UserError: It is for audio of another sampling rate, or a file is corrupt.
     """
     files = [folder / name for name in PROCESSOR_FILES]
     contents = {file: read_json_object(file) for file in files if file.exists()}
@@ -200,12 +221,18 @@ def _do_normalize(folder: Path) -> Any:
     file, extractor = extractors[0]
     if (rate := extractor.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise UserError(f"{file} sets sampling_rate to {shown(rate)}; this encoder only supports {SAMPLE_RATE} Hz")
-    normalize = extractor.get("do_normalize", True)  # the default there
-    return False if normalize is None else normalize
+    return extractor
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
-    """Read the weights in one file or in several, safetensors if there are any."""
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """Read the weights in one file or in several, safetensors if there are any.
+
+    Args:
+        folder: Directory that `save_pretrained` wrote.
+
+    Raises:
+        UserError: A file is missing or corrupt.
+    """
     for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE):
         if (folder / name).exists():
             return read_tensors(folder / name)
