@@ -68,7 +68,7 @@ def extractor_of(family: str) -> Any:
 
 @torch.no_grad()
 def hidden_states(family: str, model: Any, waveforms: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """What transformers computes of padded waveforms: all hidden states, and (batch, frames) bool, frames it has seen."""
+    """What transformers computes of waveforms: all hidden states, and the frames that it has seen, (batch, frames)."""
     inputs = extractor_of(family)(
         [waveform.numpy() for waveform in waveforms], padding=True, sampling_rate=16_000, return_tensors="pt"
     )

@@ -20,6 +20,7 @@ from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.model.windows import STANDARD, WindowLayout
 from hubert_lightning.pretrained.load import encoder_fingerprint, encoder_size, load_encoder
 from hubert_lightning.pretrained.speech_encoder import SpeechEncoder, device_of
+from hubert_lightning.pretrained.teacher_config import QUADRATIC_WINDOW
 from hubert_lightning.pretrained.transformers_encoder import TransformersEncoder
 
 MFCC = "mfcc"
@@ -338,8 +339,10 @@ def layout_of(encoder: SpeechEncoder) -> WindowLayout:
 
 def window_frames_of(encoder: SpeechEncoder) -> int:
     """Return the number of frames that an encoder should compute at once at most."""
-    of_its_kind = encoder.config.window_frames if isinstance(encoder, TransformersEncoder) else None
-    return of_its_kind or WINDOW_FRAMES
+    if isinstance(encoder, TransformersEncoder):
+        return encoder.config.window_frames or WINDOW_FRAMES
+    has_biases = isinstance(encoder, HubertEncoder) and encoder.config.position_buckets > 0
+    return QUADRATIC_WINDOW if has_biases else WINDOW_FRAMES
 
 
 def length_if_padded(length: Tensor, device: torch.device) -> Tensor | None:

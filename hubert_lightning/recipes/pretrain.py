@@ -205,7 +205,9 @@ def _config_words(config: str | Path | None, init: str | Path | None) -> list[st
         return ["--config", name]
     settings = settings_of(named_configs(["--config", name]))
     encoder = ((settings.get("model") or {}).get("init_args") or {}).get("encoder") or {}
-    own = EncoderConfig(**{key: encoder[key] for key in encoder if key in {field.name for field in fields(EncoderConfig)}})
+    own = EncoderConfig(
+        **{key: encoder[key] for key in encoder if key in {field.name for field in fields(EncoderConfig)}}
+    )
     words = ["--config", name]
     is_hubert = isinstance(model, EncoderConfig)
     different = [key for key in ARCHITECTURE if getattr(own, key) != getattr(model, key)] if is_hubert else []

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hubert_lightning import BestCheckpoints
-from hubert_lightning.pretrained.load import load_hubert
 from hubert_lightning.cli import main
 from hubert_lightning.files import remove_unfinished_once
+from hubert_lightning.pretrained.load import load_hubert
 from hubert_lightning.training.averaging import averaged
 from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
 from hubert_lightning.training.metrics_table import keep_rows
@@ -208,9 +208,7 @@ def test_a_mean_is_tested_and_opened_like_any_other_checkpoint(finetuning: Path,
     main(["test", "--config", str(finetuning / "config.yaml"), f"--ckpt_path={finetuning / 'average.ckpt'}"])
     assert (finetuning / "test.jsonl").exists()
     main(["average", f"[{finetuning / 'best-2.ckpt'}, {finetuning / 'best-4.ckpt'}]", str(tmp_path / "mean.ckpt")])
-    of_fit, of_verb = (
-        load_hubert(path).state_dict() for path in (finetuning / "average.ckpt", tmp_path / "mean.ckpt")
-    )
+    of_fit, of_verb = (load_hubert(path).state_dict() for path in (finetuning / "average.ckpt", tmp_path / "mean.ckpt"))
     torch.testing.assert_close(of_verb, of_fit, rtol=0, atol=0)
 
 

@@ -18,12 +18,17 @@ import torch
 from helpers import ROOT
 from lhotse import CutSet
 from lhotse.cut import Cut
+from teacher_models import random_teacher
 
+from hubert_lightning.cli import main
+from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest, transcript, write_manifest
 from hubert_lightning.features.extractors import layer_extractor, mfcc_extractor
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, seconds_to_samples
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.training.sampler import PlannedBatches
 from hubert_lightning.training.watched import read_units
+from hubert_lightning.units.kmeans import assign
 from hubert_lightning.units.kmeans_file import load_kmeans
 from hubert_lightning.units.label_recipe import assign_clusters
 from hubert_lightning.units.label_store import LabelStore
@@ -337,3 +342,29 @@ def test_a_test_writes_and_counts_every_cut_once(finetuning: Path, tested: Path)
     references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
     assert measured["test/wer"] == pytest.approx(jiwer.wer(references, hypotheses))
     assert measured["test/cer"] == pytest.approx(jiwer.cer(references, hypotheses))
+
+
+@pytest.mark.slow
+def test_labels_of_another_encoder_are_the_same_on_one_rank_and_on_two(manifests: Path, tmp_path: Path) -> None:
+    random_teacher("WavLM", tmp_path / "wavlm")
+    command = [
+        "fit",
+        *("--config", str(ROOT / "configs/pretrain/small.yaml")),
+        *("--config", str(ROOT / "tests/smoke.yaml")),
+        f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
+        f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
+        f"--iterations=[{{features: {tmp_path / 'wavlm'}, layer: 2, clusters: 20, max_frames: 2000, max_steps: 2}}]",
+    ]
+    main([*command, f"--output={tmp_path / 'one'}"])
+    two_processes(tmp_path, *HUBERT, *command, *on_two("ddp"), f"--output={tmp_path / 'two'}")
+    one, two = (LabelStore(tmp_path / name / "iteration1" / "labels") for name in ("one", "two"))
+    encoder = load_encoder(tmp_path / "wavlm")
+    assert one.source.features == two.source.features == f"layer 2 of encoder {encoder_fingerprint(encoder)}"
+    [centroids], _ = load_kmeans(tmp_path / "one" / "iteration1" / "kmeans.safetensors")
+    for cut in read_manifest([manifests / "dev.jsonl.gz"]):
+        with torch.no_grad():
+            features = encoder.features(read_waveform(cut)[None], layer=2)[0]
+        np.testing.assert_array_equal(one[cut.id][0], assign(features, centroids).numpy())
+        np.testing.assert_array_equal(two[cut.id], one[cut.id])
+    for name in ("one", "two"):
+        assert torch.load(tmp_path / name / "iteration1" / "last.ckpt", weights_only=True)["global_step"] == 2
