@@ -23,15 +23,13 @@ from hubert_lightning.frames import num_frames
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.model.statistics import statistics_of
 from hubert_lightning.pretrained.load import encoder_fingerprint, encoder_size, load_encoder, read_weights
-from hubert_lightning.pretrained.transformers_encoder import TransformersEncoder
+from hubert_lightning.pretrained.transformers_encoder import TransformersEncoder, load_transformers_encoder
 
 LENGTHS = [16_000, 9_150]
 
 
 def loaded(folder: Path) -> TransformersEncoder:
-    encoder = load_encoder(folder)
-    assert isinstance(encoder, TransformersEncoder)
-    return encoder
+    return load_transformers_encoder(folder)  # also of a WavLM, which load_encoder reads as our own
 
 
 def recordings() -> list[Tensor]:
@@ -199,14 +197,14 @@ def with_(family: str, file: str = "config.json", **settings: Any) -> Callable[[
 
 
 def without_weight(folder: Path) -> None:
-    random_teacher("WavLM", folder)
+    random_teacher("UniSpeech-SAT", folder)
     state = load_file(folder / "model.safetensors")
     del state["encoder.layers.1.attention.q_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def with_nan(folder: Path) -> None:
-    random_teacher("WavLM", folder)
+    random_teacher("UniSpeech-SAT", folder)
     state = load_file(folder / "model.safetensors")
     state["encoder.layer_norm.bias"][0] = torch.nan
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -248,12 +246,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "kernels": (with_("XLS-R", conv_kernel=7), "sets conv_kernel to 7 and conv_stride to"),
     "half a weight": (without_weight, "lacks weights of the encoder"),
     "another size": (
-        with_("WavLM", intermediate_size=100),
+        with_("UniSpeech-SAT", intermediate_size=100),
         r"has shape \(96, 64\), but config.json asks for \(100, 64\)",
     ),
     "another architecture": (
-        with_("WavLM", model_type="unispeech-sat"),
-        "weights that a model of type 'unispeech-sat'",
+        with_("XLS-R", feat_extract_norm="group"),
+        "weights that a model of type 'wav2vec2' does not have",
     ),
     "not finite": (with_nan, "has values that are NaN or infinite"),
 }
@@ -286,7 +284,7 @@ def test_without_transformers_the_way_out_is_named(tmp_path: Path, monkeypatch: 
 
 def test_what_needs_a_hubert_refuses_another_encoder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     random_teacher("XLS-R", tmp_path / "model", "ForCTC")
-    sentence = "of type 'wav2vec2', not 'hubert'; its layers can make labels and units, but training"
+    sentence = "of type 'wav2vec2', not 'hubert' or 'wavlm'; its layers can make labels and units, but training"
     with pytest.raises(UserError, match=sentence):
         read_weights(tmp_path / "model")
     for verb in (["import", str(tmp_path / "model"), "a.ckpt"], ["export", str(tmp_path / "model"), "out"]):

@@ -346,19 +346,19 @@ def test_a_test_writes_and_counts_every_cut_once(finetuning: Path, tested: Path)
 
 @pytest.mark.slow
 def test_labels_of_another_encoder_are_the_same_on_one_rank_and_on_two(manifests: Path, tmp_path: Path) -> None:
-    random_teacher("WavLM", tmp_path / "wavlm")
+    random_teacher("UniSpeech-SAT", tmp_path / "model")
     command = [
         "fit",
         *("--config", str(ROOT / "configs/pretrain/small.yaml")),
         *("--config", str(ROOT / "tests/smoke.yaml")),
         f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
         f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
-        f"--iterations=[{{features: {tmp_path / 'wavlm'}, layer: 2, clusters: 20, max_frames: 2000, max_steps: 2}}]",
+        f"--iterations=[{{features: {tmp_path / 'model'}, layer: 2, clusters: 20, max_frames: 2000, max_steps: 2}}]",
     ]
     main([*command, f"--output={tmp_path / 'one'}"])
     two_processes(tmp_path, *HUBERT, *command, *on_two("ddp"), f"--output={tmp_path / 'two'}")
     one, two = (LabelStore(tmp_path / name / "iteration1" / "labels") for name in ("one", "two"))
-    encoder = load_encoder(tmp_path / "wavlm")
+    encoder = load_encoder(tmp_path / "model")
     assert one.source.features == two.source.features == f"layer 2 of encoder {encoder_fingerprint(encoder)}"
     [centroids], _ = load_kmeans(tmp_path / "one" / "iteration1" / "kmeans.safetensors")
     for cut in read_manifest([manifests / "dev.jsonl.gz"]):

@@ -32,9 +32,10 @@ def sizes_of_calls(extractor: Any, sizes: list[int]) -> Any:
     return extractor._replace(features=features)
 
 
-def test_a_teacher_sees_bounded_windows_however_long_and_many_the_recordings_are(tmp_path: Path) -> None:
-    random_teacher("WavLM", tmp_path / "wavlm", num_hidden_layers=1)
-    extractor = layer_extractor(tmp_path / "wavlm", 1, torch.device("cpu"))
+@pytest.mark.parametrize("family", ["conformer", "WavLM"])  # WavLM is one of our own encoders
+def test_a_teacher_sees_bounded_windows_however_long_and_many_the_recordings_are(family: str, tmp_path: Path) -> None:
+    random_teacher(family, tmp_path / "model", num_hidden_layers=1)
+    extractor = layer_extractor(tmp_path / "model", 1, torch.device("cpu"))
     long = cut_of(tmp_path / "long.flac", noise_with_pauses(65))
     short = [cut_of(tmp_path / f"{number}.flac", noise_with_pauses(1, number)) for number in range(6)]
     largest = []
@@ -49,8 +50,8 @@ def test_a_teacher_sees_bounded_windows_however_long_and_many_the_recordings_are
 def test_kmeans_units_and_quality_take_another_encoder(
     tmp_path: Path, manifests: Path, speech: list[Path], capsys: pytest.CaptureFixture
 ) -> None:
-    model, kmeans = tmp_path / "wavlm", tmp_path / "wavlm" / "kmeans.safetensors"
-    random_teacher("WavLM", model)
+    model, kmeans = tmp_path / "model", tmp_path / "model" / "kmeans.safetensors"
+    random_teacher("UniSpeech-SAT", model)
     train = str(manifests / "dev.jsonl.gz")
     main(["kmeans", "fit", str(model), train, str(kmeans), "--layer=2", "--clusters=5", "--max_frames=500"])
     capsys.readouterr()
@@ -83,11 +84,11 @@ def test_a_recipe_checks_the_layers_of_another_encoder(tmp_path: Path) -> None:
 
 
 def test_another_encoder_makes_the_labels_of_a_pre_training_alone(tmp_path: Path) -> None:
-    random_teacher("WavLM", tmp_path / "wavlm")
+    random_teacher("UniSpeech-SAT", tmp_path / "model")
     (tmp_path / "a.jsonl.gz").touch()
-    words = pretraining_recipe([tmp_path / "a.jsonl.gz"], tmp_path / "out", init=tmp_path / "wavlm").long_form()[-1]
+    words = pretraining_recipe([tmp_path / "a.jsonl.gz"], tmp_path / "out", init=tmp_path / "model").long_form()[-1]
     text = " ".join(words)
     assert "pretrain/small" in text
-    assert f'"features": "{tmp_path / "wavlm"}", "layer": 2' in text.replace("\\", "")
+    assert f'"features": "{tmp_path / "model"}", "layer": 2' in text.replace("\\", "")
     assert "weights" not in text
     assert "encoder" not in text
