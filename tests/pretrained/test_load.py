@@ -212,7 +212,7 @@ def test_a_hubert_that_this_encoder_cannot_be_is_refused(tmp_path: Path, change:
     tiny_hubert().save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", **change)
     with pytest.raises(ValueError, match=message) as refusal:
-        load_encoder(tmp_path)
+        load_hubert(tmp_path)
     assert str(tmp_path) in str(refusal.value)
 
 

@@ -290,7 +290,7 @@ def test_another_architecture_is_refused_by_its_setting(tmp_path: Path, name: st
     saved(tmp_path, Family(BASE))
     (tmp_path / "config.json").write_text(json.dumps(SMALL | config))
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/{sentence}")) as refusal:
-        load_encoder(tmp_path)
+        load_hubert(tmp_path)
     assert "\n" not in str(refusal.value)
 
 
