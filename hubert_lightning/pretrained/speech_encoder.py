@@ -1,6 +1,6 @@
 """What features, units and labels need of an encoder, whatever system it comes from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -67,6 +67,28 @@ class SpeechEncoder(Protocol):
 
         Returns:
             (batch, frames, dim).
+        """
+
+    def features_of_layers(
+        self,
+        waveform: Tensor,
+        length: Tensor | None = None,
+        *,
+        layers: Sequence[int],
+        ignore_padding: bool = False,
+        statistics: WaveformStatistics | None = None,
+    ) -> list[Tensor]:
+        """Compute the outputs of several Transformer layers in one pass, in the order of `layers`.
+
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding.
+            layers: Numbers of the layers, counted from 1.
+            ignore_padding: Whether the features of an utterance are the same as in a batch of one.
+            statistics: Statistics of the recordings that the waveforms are parts of, for norms over time.
+
+        Returns:
+            (batch, frames, dim) for each of the layers.
         """
 
     def all_layers(

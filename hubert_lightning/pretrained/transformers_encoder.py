@@ -130,6 +130,36 @@ class TransformersEncoder(nn.Module):
         self.check_layer(layer)
         return self._outputs(waveform, length, [layer], ignore_padding, statistics)[0]
 
+    def features_of_layers(
+        self,
+        waveform: Tensor,
+        length: Tensor | None = None,
+        *,
+        layers: Sequence[int],
+        ignore_padding: bool = False,
+        statistics: WaveformStatistics | None = None,
+    ) -> list[Tensor]:
+        """Compute the outputs of several Transformer layers in one pass, as `features`.
+
+        Args:
+            waveform: (batch, samples).
+            length: (batch,), samples before padding.
+            layers: Numbers of the layers, counted from 1.
+            ignore_padding: Whether the features of an utterance are the same as in a batch of one.
+            statistics: Statistics of the recordings that the waveforms are parts of, for the norms over time.
+
+        Returns:
+            (batch, frames, dim) of each layer, in the order of `layers`.
+
+        Raises:
+            UserError: The encoder lacks a layer, or an utterance is shorter than a frame.
+        """
+        for layer in layers:
+            self.check_layer(layer)
+        ascending = sorted(set(layers))
+        outputs = self._outputs(waveform, length, ascending, ignore_padding, statistics)
+        return [outputs[ascending.index(layer)] for layer in layers]
+
     def all_layers(
         self,
         waveform: Tensor,

@@ -55,6 +55,8 @@ def test_every_layer_is_a_hidden_state_of_transformers_padded_and_not(family: st
             assert_close(our[frames], their[:, ::step][:, : our.shape[1]][frames], rtol=0, atol=ATOL)
             if number:
                 assert_close(encoder.features(waveform, length, layer=number), our, rtol=0, atol=0)
+        chosen = encoder.features_of_layers(waveform, length, layers=[3, 1])
+        assert_close(chosen, [layers[3], layers[1]], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
