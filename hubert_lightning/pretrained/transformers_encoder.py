@@ -22,7 +22,6 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.frames import HOP, SAMPLE_RATE, WINDOW, num_frames, padding_mask
 from hubert_lightning.model.config import MAX_PARAMETERS
 from hubert_lightning.model.convolutions import (
-    PIECE_FRAMES,
     WaveformStatistics,
     check_length,
     normalize,
@@ -45,6 +44,8 @@ log = logging.getLogger(__name__)
 
 VARIANCE_EPSILON = 1e-7
 """Added to the variance of a waveform (transformers Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm)."""
+PIECE_FRAMES = 1_500
+"""Frames, 30 s, that are convolved at once."""
 MASK_EMBEDDING = "masked_spec_embed"
 """Weight that features do not need, which transformers leaves out of some models."""
 
@@ -191,7 +192,7 @@ class TransformersEncoder(nn.Module):
         statistics: WaveformStatistics | None = None,
     ) -> list[Tensor]:
         """Outputs of layers, and that of the last layer that is computed, with the norm after it."""
-        check_length(waveform, length)
+        check_length(waveform, length, WINDOW)
         if length is None or not ignore_padding or self.config.can_mask_padding:
             return self._in_one_batch(waveform, length, layers, ignore_padding, statistics)
         rows = []

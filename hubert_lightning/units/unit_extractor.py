@@ -88,7 +88,9 @@ class Units(HubModel):
         if window < 10:
             raise UserError(f"window {window} s: give 10 s or more, because windows overlap by 5 s")
         self.clock = extractor.clock
-        self._longest = min(seconds_to_samples(window) // self.clock.hop, in_frames(extractor.window_frames, self.clock))
+        self._longest = min(
+            seconds_to_samples(window) // self.clock.hop, in_frames(extractor.window_frames, self.clock)
+        )
         stages = [centroids] if isinstance(centroids, Tensor) else list(centroids)
         for means in stages:
             if extractor.shape != means.shape[1:]:
