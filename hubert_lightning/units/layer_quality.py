@@ -199,7 +199,7 @@ def best_layer(
     encoder = load_encoder(path).to(device)
     phones = hashlib.sha256(json.dumps([(cut.id, phones_of(cut)) for cut in cuts]).encode()).hexdigest()[:16]
     settings = {"encoder": encoder_fingerprint(encoder), "phones": phones, "clusters": clusters, "seed": seed}
-    extractor = all_layers_extractor(encoder, precision, clock)
+    extractor = all_layers_extractor(encoder, precision, clock=clock)
     if extractor.clock != CLOCK:  # earlier versions had no other
         settings["clock"] = list(extractor.clock)
     if record.exists():
