@@ -26,7 +26,7 @@ from hubert_lightning.interchange.import_export import export_model
 from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.formats import FORMATS
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, read_weights
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, load_hubert, read_weights
 from hubert_lightning.pretrained.weights import PretrainedWeights, encoder_config_from
 
 STRIDE_OF_4 = {"conv_kernels": (*KERNELS[:-1], 4), "conv_strides": (*STRIDES[:-1], 4)}
@@ -88,7 +88,7 @@ def test_a_fairseq_checkpoint_of_25_hz_is_imported_by_its_conv_feature_layers(tm
 def test_strides_that_a_state_dict_does_not_state_are_those_of_the_released_models(tmp_path: Path) -> None:
     theirs = of_torchaudio(replace(small_config("group"), dim=768, num_heads=12, **AT_25_HZ))
     torch.save(theirs.state_dict(), tmp_path / "state.pt")
-    encoder = load_encoder(tmp_path / "state.pt")
+    encoder = load_hubert(tmp_path / "state.pt")
     assert encoder.config.conv_strides == (*STRIDES, 2)
     assert_layers_equal(encoder, theirs, torch.randn(2, 16_000))
     other = of_torchaudio(replace(small_config("group"), dim=768, num_heads=12, **STRIDE_OF_4))

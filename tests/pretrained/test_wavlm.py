@@ -27,7 +27,7 @@ from hubert_lightning.interchange.import_export import export_model, import_mode
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.foreign_weights import attention_heads
-from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder, read_weights
+from hubert_lightning.pretrained.load import encoder_fingerprint, load_hubert, read_weights
 from hubert_lightning.pretrained.weights import PretrainedWeights, build_ctc_head
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B", "C"]
@@ -53,7 +53,7 @@ def saved_recogniser(folder: Path, norm: str) -> Any:
 def test_every_layer_of_a_wavlm_equals_that_of_transformers_padded_and_not(tmp_path: Path, norm: str) -> None:
     torch.manual_seed(0)
     theirs = saved(tmp_path, norm)
-    encoder = load_encoder(tmp_path)
+    encoder = load_hubert(tmp_path)
     assert encoder.config.position_buckets == 32
     with torch.no_grad():
         assert_layers_equal(encoder, theirs, torch.randn(2, int(LENGTHS.max())))
@@ -64,7 +64,7 @@ def test_every_layer_of_a_wavlm_equals_that_of_transformers_padded_and_not(tmp_p
 def test_the_gradients_of_a_wavlm_equal_those_of_transformers(tmp_path: Path, norm: str, checkpointing: bool) -> None:
     torch.manual_seed(0)
     theirs = saved(tmp_path, norm)
-    encoder = load_encoder(tmp_path)
+    encoder = load_hubert(tmp_path)
     encoder.checkpointing = checkpointing
     waveform, length = torch.randn(2, int(LENGTHS.max())), LENGTHS
     given = waveform.clone()
@@ -107,7 +107,7 @@ def test_a_wavlm_survives_the_way_through_transformers_to_the_bit(tmp_path: Path
         assert torch.equal(again.state_dict()[name], value), name
     assert again.config.num_buckets == 32
     assert again.config.max_bucket_distance == 20
-    fingerprints = {encoder_fingerprint(load_encoder(tmp_path / name)) for name in ("theirs", "ours.ckpt", "again")}
+    fingerprints = {encoder_fingerprint(load_hubert(tmp_path / name)) for name in ("theirs", "ours.ckpt", "again")}
     assert len(fingerprints) == 1
     assert "WavLMModel" in (tmp_path / "again/README.md").read_text()
 
@@ -123,7 +123,7 @@ def test_a_fine_tuned_wavlm_keeps_its_head_and_its_letters(tmp_path: Path) -> No
         assert torch.equal(transformers.WavLMForCTC.from_pretrained(tmp_path / "again")(waveform).logits, expected)
         weights = read_weights(tmp_path / "ours.ckpt")
         head, vocabulary = build_ctc_head(weights, tmp_path)
-        own = head(load_encoder(tmp_path / "ours.ckpt")(waveform))
+        own = head(load_hubert(tmp_path / "ours.ckpt")(waveform))
     assert vocabulary.tokens[0] == "<pad>"
     rows = [LETTERS.index(token) for token in vocabulary.tokens]
     assert_close(own, expected[..., rows], rtol=0, atol=10 * ATOL)
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_microsoft_released_opens(tmp_path: Path, norm: str) -
     cfg = {name: value for name, value in model.items() if name not in ("_name", "logit_temp", "final_dim")}
     cfg |= {"relative_position_embedding": True, "num_buckets": 32, "max_distance": 20, "gru_rel_pos": True}
     torch.save({"cfg": cfg | {"normalize": norm == "layer"}, "model": state}, tmp_path / "WavLM.pt")
-    encoder = load_encoder(tmp_path / "WavLM.pt")
+    encoder = load_hubert(tmp_path / "WavLM.pt")
     assert (encoder.config.num_heads, encoder.config.normalize_waveform) == (config.num_heads, norm == "layer")
     assert encoder.config.num_heads != attention_heads(768, None, tmp_path)
     with torch.no_grad():
