@@ -15,7 +15,7 @@ from hubert_lightning.asr.scoring import Scores, Utterance, pooled, read_results
 from hubert_lightning.data.manifest import place_of, read_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.report.clips import Place
-from hubert_lightning.report.run_files import Json, is_number, json_lines
+from hubert_lightning.report.json_files import Json, is_number, json_lines
 
 SECONDS = (0, 2, 4, 6, 8, 10, 15, 20, 30)
 WORDS = (1, 2, 4, 6, 9, 13, 18, 25, 40)

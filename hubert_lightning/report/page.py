@@ -25,17 +25,10 @@ from hubert_lightning.report import words
 from hubert_lightning.report.breakdown import read_evaluation
 from hubert_lightning.report.charts import SERIES, Chart
 from hubert_lightning.report.clips import Clips
+from hubert_lightning.report.json_files import is_number, json_object
 from hubert_lightning.report.parts import Page, Table
 from hubert_lightning.report.recognition import add_rates, detail_of, tuning_charts
-from hubert_lightning.report.run_files import (
-    BEHIND_LABELS,
-    MEASURED,
-    Results,
-    Run,
-    find_runs,
-    is_number,
-    json_object,
-)
+from hubert_lightning.report.run_files import BEHIND_LABELS, MEASURED, Results, Run, find_runs
 from hubert_lightning.report.summary import Scored, summarise
 from hubert_lightning.report.training_parts import add_speed, add_units, curve_charts, layer_charts
 from hubert_lightning.training.watched import TRANSCRIPTS, WATCHED

@@ -19,11 +19,9 @@ from hubert_lightning.report.charts import (
     scatter_chart,
 )
 from hubert_lightning.report.clips import Clips
+from hubert_lightning.report.json_files import is_number
 from hubert_lightning.report.parts import Detail, Page, Table, Worst
-from hubert_lightning.report.run_files import (
-    Tuning,
-    is_number,
-)
+from hubert_lightning.report.run_files import Tuning
 from hubert_lightning.report.summary import Scored
 
 SPEAKERS_DRAWN = 40

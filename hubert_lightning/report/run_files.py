@@ -5,27 +5,22 @@ the page names it.
 """
 
 import csv
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
-
-import yaml
+from typing import Literal
 
 from hubert_lightning.asr.results import origin_columns
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular
+from hubert_lightning.report.json_files import LARGEST_FILE, Json, checked, flat, is_number, json_object, natural
 from hubert_lightning.training.run_lock import holder_of
 from hubert_lightning.training.watched import LAYERS, WATCHED, read_layers
-from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.yaml_file import read_yaml
 
-Json = Any
-"""A value of a file that others may have written."""
 Curve = list[tuple[int, float]]
 """Optimizer steps, counted from 1, and the values after them."""
 Task = Literal["pre-training", "fine-tuning", "run"]
@@ -33,8 +28,6 @@ Status = Literal["finished", "training", "interrupted"]
 
 MAX_DEPTH = 4
 """Folders below a given one in which runs are searched."""
-LARGEST_FILE = 2**28
-"""Bytes of a file that is read whole."""
 NOT_RUNS = ("labels", "test", "predict", "wandb", "watched", "media", "LibriSpeech", "manifests")
 """Names of folders that hold parts of runs, or audio."""
 SIGNS = ("config.yaml", "metrics.json", "record.json", "test.jsonl", "metrics.csv")
@@ -201,11 +194,6 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
             yield from _run_folders(path, depth - 1)
 
 
-def natural(text: str) -> list[tuple[int, str | int]]:
-    """Return a key that sorts iteration2 before iteration10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
-
-
 def short_names(folders: Sequence[Path]) -> list[str]:
     """Name folders by their last parts, as many as tell them apart; an iteration also by the folder around it."""
 
@@ -272,30 +260,13 @@ def _status(folder: Path, finished: bool) -> Status:
     return "interrupted"
 
 
-def is_number(value: Json) -> TypeGuard[float]:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def flat(content: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
-    """Flatten nested mappings: `{"encoder": {"dim": 768}}` becomes `{"encoder/dim": 768}`."""
-    values: dict[str, Json] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            values |= flat(value, f"{name}/")
-        else:
-            values[name] = value
-    return values
-
-
 def _read_record(folder: Path, problems: list[str]) -> dict[str, Json]:
     """Read record.json; of a run that has none, the newest hparams.yaml under today's names."""
     if record := json_object(folder / "record.json", problems):
         return flat(record)
     older = [*folder.glob("hparams.yaml"), *folder.glob("version_*/hparams.yaml")]
     for path in sorted(older, key=lambda path: natural(str(path)), reverse=True):
-        content = _checked(path, problems, lambda path: read_yaml(path))
+        content = checked(path, problems, lambda path: read_yaml(path))
         if isinstance(content, dict) and content:
             return {_todays_name(name): value for name, value in flat(content).items()}
     return {}
@@ -314,7 +285,7 @@ def _todays_name(name: str) -> str:
 
 
 def _read_config(folder: Path, problems: list[str]) -> dict[str, Json]:
-    content = _checked(folder / "config.yaml", problems, lambda path: read_yaml(path))
+    content = checked(folder / "config.yaml", problems, lambda path: read_yaml(path))
     return content if isinstance(content, dict) else {}
 
 
@@ -366,7 +337,7 @@ def _read_curves(folder: Path, problems: list[str]) -> dict[str, Curve]:
     tables = [*folder.glob("metrics.csv"), *folder.glob("version_*/metrics.csv")]
     curves: dict[str, Curve] = {}
     for path in sorted(tables, key=lambda path: (path.parent == folder, natural(str(path)))):
-        for name, curve in (_checked(path, problems, _read_table) or {}).items():
+        for name, curve in (checked(path, problems, _read_table) or {}).items():
             kept = [point for point in curves.get(name, []) if point[0] < curve[0][0]]
             curves[name] = kept + curve
     return curves
@@ -404,16 +375,16 @@ def _with_coverage(curves: dict[str, Curve], clusters: Json) -> dict[str, Curve]
 
 def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str]) -> dict[str, list[dict[str, Json]]]:
     """Read the quality of layers: of this model in training, of the model behind its labels, of `hubert quality`."""
-    found: dict[str, list[dict[str, Json]]] = {}
-    if validations := _checked(folder / WATCHED / LAYERS, problems, lambda _: read_layers(folder)):
-        found[OF_RUN] = [asdict(layer) for layer in validations[-1].layers]
+    rows_by_model: dict[str, list[dict[str, Json]]] = {}
+    if validations := checked(folder / WATCHED / LAYERS, problems, lambda _: read_layers(folder)):
+        rows_by_model[OF_RUN] = [asdict(layer) for layer in validations[-1].layers]
     else:
         logged: dict[int, dict[str, Json]] = {}
         for name, curve in curves.items():
             if match := re.fullmatch(r"val/layer(\d+)_(\w+)", name):
                 logged.setdefault(int(match[1]), {"layer": int(match[1])})[match[2]] = curve[-1][1]
         if logged:
-            found[OF_RUN] = [logged[number] for number in sorted(logged)]
+            rows_by_model[OF_RUN] = [logged[number] for number in sorted(logged)]
     for title, path in (
         (BEHIND_LABELS, folder / "layers.json"),
         (MEASURED, folder / "quality.json"),
@@ -424,8 +395,8 @@ def _read_layers(folder: Path, curves: Mapping[str, Curve], problems: list[str])
             if isinstance(measures, dict) and (match := re.fullmatch(r"layer (\d+)|mfcc", name)):
                 rows.append({**measures, "layer": int(match[1] or 0)})
         if rows:
-            found[title] = sorted(rows, key=lambda row: row["layer"])
-    return found
+            rows_by_model[title] = sorted(rows, key=lambda row: row["layer"])
+    return rows_by_model
 
 
 def find_results(folder: Path) -> list[Results]:
@@ -453,29 +424,3 @@ def find_tunings(folder: Path, results: Sequence[Results]) -> list[Tuning]:
         if isinstance(content.get("trials"), list):
             tunings[path.resolve()] = Tuning(path, content)
     return [*tunings.values()]
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Json]]:
-    """Read the objects of a file of JSON lines; other lines, such as an unfinished last one, are left out."""
-    for line in read_regular(path, LARGEST_FILE).splitlines():
-        with suppress(UserError, ValueError):
-            row = parse_json(line)
-            if isinstance(row, dict):
-                yield row
-
-
-def json_object(path: Path, problems: list[str]) -> dict[str, Json]:
-    """Read a JSON file of a run; an empty object if it is missing, or corrupt, which `problems` then names."""
-    content = _checked(path, problems, lambda path: json.loads(read_regular(path, LARGEST_FILE)))
-    return content if isinstance(content, dict) else {}
-
-
-def _checked(path: Path, problems: list[str], read: Callable[[Path], Json]) -> Json:
-    """Read a file; None if it is missing, or corrupt, which `problems` then names."""
-    if not path.is_file():
-        return None
-    try:
-        return read(path)
-    except (OSError, ValueError, RecursionError, csv.Error, yaml.YAMLError, OverflowError, TypeError) as error:
-        problems.append(f"{path} cannot be read ({' '.join(str(error).split())[:200]})")
-        return None

@@ -8,7 +8,8 @@ from statistics import median
 from typing import NamedTuple
 
 from hubert_lightning.report.breakdown import Evaluation, confusions
-from hubert_lightning.report.run_files import Results, Run, is_number
+from hubert_lightning.report.json_files import is_number
+from hubert_lightning.report.run_files import Results, Run
 from hubert_lightning.report.words import counted, duration, encoder, hours, interval, listing, number, percent, targets
 
 CHANCE = 2.0

@@ -14,15 +14,9 @@ from hubert_lightning.report.charts import (
     line_chart,
 )
 from hubert_lightning.report.clips import Clips, Place, data_uri, spectrogram
+from hubert_lightning.report.json_files import is_number, json_object
 from hubert_lightning.report.parts import Page, Table, WatchedUnits
-from hubert_lightning.report.run_files import (
-    BEHIND_LABELS,
-    MEASURED,
-    OF_RUN,
-    Run,
-    is_number,
-    json_object,
-)
+from hubert_lightning.report.run_files import BEHIND_LABELS, MEASURED, OF_RUN, Run
 from hubert_lightning.report.summary import BestLayer, speed_of, training_seconds
 from hubert_lightning.report.unit_charts import Units, phone_cluster_chart, units_chart
 from hubert_lightning.training.watched import (

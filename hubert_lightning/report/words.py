@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hubert_lightning.report.run_files import Json, Run, is_number
+from hubert_lightning.report.json_files import Json, is_number
+from hubert_lightning.report.run_files import Run
 
 NAMES_OF_PLACES = ("folder", "output", "dirpath", "save_dir", "default_root_dir", "version", "iteration", "title")
 """Settings that name folders: they differ between all runs."""

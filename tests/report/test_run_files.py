@@ -7,7 +7,8 @@ import pytest
 from run_folders import CLUSTERS, STEPS, finetuning_run, pretraining_run, result_rows, trials_file, write_json
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.report.run_files import find_runs, natural, read_run, short_names
+from hubert_lightning.report.json_files import natural
+from hubert_lightning.report.run_files import find_runs, read_run, short_names
 from hubert_lightning.training.run_lock import locked
 
 
