@@ -187,13 +187,15 @@ class _Batches(Dataset[LoadedBatch | UserError]):
         frames = [frames_of(piece) for piece in pieces]
         counts = [len(of_piece) for of_piece in frames]
         longest = max(map(_frames, pieces))
-        if sum(counts) == longest * len(pieces):
+        in_batch = np.concatenate(
+            [
+                of_piece - piece.window.first + row * longest
+                for row, (piece, of_piece) in enumerate(zip(pieces, frames, strict=True))
+            ]
+        )
+        if np.array_equal(in_batch, np.arange(longest * len(pieces))):
             return None, counts
-        in_batch = [
-            of_piece - piece.window.first + row * longest
-            for row, (piece, of_piece) in enumerate(zip(pieces, frames, strict=True))
-        ]
-        return torch.from_numpy(np.concatenate(in_batch)), counts
+        return torch.from_numpy(in_batch), counts
 
     def _statistics(
         self, cuts: Sequence[Cut], pieces: Sequence[Piece], waveforms: Sequence[Tensor]

@@ -17,7 +17,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import mfcc, spliced
-from hubert_lightning.features.sample import sample_frames
+from hubert_lightning.features.sample import chosen_features, sample_frames
 from hubert_lightning.features.windows import OVERLAP_FRAMES, WINDOW_FRAMES, windows
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.config import EncoderConfig
@@ -122,6 +122,19 @@ def test_the_sample_is_uniform_and_of_the_size_asked_for(train_cuts: CutSet) -> 
     assert abs(len(sample) - total // 2) < 4 * (total / 4) ** 0.5  # four standard deviations of a binomial
     everything, _ = sample_frames(mfcc_extractor(), list(train_cuts), 10 * total, 0, batch_frames=500)
     assert len(everything) == total
+
+
+def test_frames_that_are_chosen_twice_take_the_places_of_others(train_cuts: CutSet) -> None:
+    cuts = sorted(train_cuts, key=lambda cut: cut.num_samples)[:2]
+    frames = [num_frames(cut.num_samples) for cut in cuts]
+    padding = frames[1] - frames[0]
+    # As many as the batch has with its padding: of the first cut one twice and one left out, and some more twice
+    chosen = [np.sort(np.r_[0, 0, 2 : frames[0], : 2 * padding : 2]), np.r_[: frames[1]]]
+    rows = chosen_features(mfcc_extractor(), cuts, [chosen[0], chosen[1][padding:]], batch_frames=10_000)
+    first, second = features_of(mfcc_extractor(), cuts, max_frames=10_000)
+    torch.testing.assert_close(rows, torch.cat([first[chosen[0]], second[padding:]]))
+    rows = chosen_features(mfcc_extractor(), cuts[:1], [np.r_[0, 0, 2 : frames[0]]], batch_frames=10_000)
+    torch.testing.assert_close(rows, first[np.r_[0, 0, 2 : frames[0]]])
 
 
 def test_a_sample_that_no_memory_holds_is_refused(train_cuts: CutSet, monkeypatch: pytest.MonkeyPatch) -> None:
