@@ -1,6 +1,7 @@
 """Manifests divided into a part to train on and a part to validate on."""
 
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from lhotse import CutSet
@@ -29,7 +30,7 @@ def prepare_split(manifests: Sequence[Path], out: Path, heldout: float = 0.05) -
         Paths of the manifests.
 
     Raises:
-        UserError: A manifest cannot be read, or nothing can be held out.
+        UserError: A manifest cannot be read, or one would be replaced.
     """
     within(0, LARGEST_SHARE, heldout=heldout)
     sources = [Path(path) for path in manifests]
@@ -54,14 +55,21 @@ def split_names(manifests: Sequence[Path]) -> list[str]:
     """Names of the manifests that `prepare_split` makes, without their endings.
 
     Args:
-        manifests: Manifests, of which several may have the same name in different folders.
+        manifests: Manifests, of which several may have the same name in different folders, or be called x and x-dev.
     """
     names: list[str] = []
+    taken: set[str] = set()
     for path in manifests:
         stem = next((path.name.removesuffix(end) for end in ENDS if path.name.endswith(end)), path.name)
-        name = stem if stem not in names else f"{path.resolve().parent.name}-{stem}"
-        number = 2
-        while name in names:
-            name, number = f"{stem}-{number}", number + 1
+        candidates = chain(
+            (stem, f"{path.resolve().parent.name}-{stem}"), (f"{stem}-{number}" for number in count(start=2))
+        )
+        name = next(name for name in candidates if taken.isdisjoint(_parts_of(name)))
         names.append(name)
+        taken.update(_parts_of(name))
     return names
+
+
+def _parts_of(name: str) -> tuple[str, str]:
+    """Names of both parts of a manifest; that of x held out is also that of another manifest x-dev."""
+    return name, f"{name}-dev"

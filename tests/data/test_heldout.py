@@ -169,3 +169,15 @@ def test_a_manifest_is_divided_without_its_audio(tmp_path: Path, capsys: pytest.
     with pytest.raises(UserError, match="exists already and lists other audio; remove it, or choose another OUT"):
         prepare_split([first], tmp_path / "out", heldout=0.5)
     assert split_names([Path("a/x.jsonl"), Path("b/x.jsonl.gz"), Path("c/b/x.jsonl")]) == ["x", "b-x", "x-2"]
+
+
+def test_a_manifest_and_one_that_was_held_out_of_it_do_not_replace_each_other(tmp_path: Path) -> None:
+    for number in range(20):
+        record(tmp_path / "in" / f"{number}.wav")
+    both = prepare_folder(tmp_path / "in", tmp_path / "made", heldout=0.3)
+    made = prepare_split(both, tmp_path / "out", heldout=0.3)
+    assert len(set(made)) == 4
+    before = [{cut.id for cut in cuts_of(path)} for path in both]
+    train, dev, train_of_dev, dev_of_dev = ({cut.id for cut in cuts_of(path)} for path in made)
+    assert [train | dev, train_of_dev | dev_of_dev] == before
+    assert split_names([Path("x-dev.jsonl"), Path("a/x.jsonl")]) == ["x-dev", "a-x"]
