@@ -112,8 +112,9 @@ def phones(
         journal.finish()
     refused.sort()
     write_listing(refused, out / REFUSED)
-    unaligned = {str(file) for file, _ in refused}
-    aligned = [utterance for utterance in utterances if utterance.cut.id not in unaligned]
+    unaligned = {file for file, _ in refused}
+    aligned = [utterance for utterance in utterances if Path(utterance.cut.id) not in unaligned]
+    _remove_outdated([cut for cut in cuts if Path(cut.id) in unaligned], cuts, out)
     _report(aligned, refused, len(cuts), out)
     if path is not None and aligned:
         write_aligned(cuts, source, out, path, drop_stress=True, report=False)
@@ -211,6 +212,13 @@ def _names(ids: Sequence[str]) -> dict[str, str]:
 
 def _text_of(cut: Cut) -> str:
     return " ".join(supervision.text for supervision in cut.supervisions if supervision.text).strip()
+
+
+def _remove_outdated(refused: Sequence[Cut], cuts: Sequence[Cut], out: Path) -> None:
+    """Remove TextGrids that were made of other transcripts or audio of utterances which have no phones any more."""
+    names = _names([cut.id for cut in cuts])
+    for cut in refused:
+        (out / f"{names[cut.id]}.TextGrid").unlink(missing_ok=True)
 
 
 def _audio_of(cut: Cut) -> str:

@@ -105,6 +105,8 @@ def test_a_folder_becomes_textgrids_and_a_manifest_with_phones(
     assert "sub/b.wav: the words do not fit the audio" in printed.out
     assert "the words do not fit" in (out / "refused.tsv").read_text()
     assert (out / "a.TextGrid").stat().st_mtime_ns == before
+    assert not (out / "sub" / "b.TextGrid").exists()
+    assert [bool(phones_of(cut)) for cut in read_manifest(manifest)] == [True, False]
 
 
 def test_a_table_is_aligned_and_a_file_that_is_no_audio_does_not_end_the_rest(
