@@ -19,14 +19,21 @@ Shell = Literal["bash", "zsh", "fish"]
 TRAINING_VERBS = ("fit", "pretrain", "finetune", "validate", "test", "predict", "plan")
 """Verbs that take the keys of `hubert fit`."""
 RECIPE_OPTIONS = {
-    "pretrain": ("init", "size", "heldout", "validation", "max_duration", "report"),
-    "finetune": (
-        "init", "heldout", "validation", "path_column", "text_column", "speaker_column", "audio", "spell_numbers",
+    "pretrain": (
+        "init", "size", "heldout", "validation", "max_duration", "language", "language_folders", "corpus_name",
         "report",
+    ),
+    "finetune": (
+        "init", "heldout", "validation", "path_column", "text_column", "speaker_column", "audio", "language",
+        "language_column", "language_folders", "corpus_name", "spell_numbers", "report",
     ),
 }  # fmt: skip
 """Options of verbs that divide their command lines themselves."""
-CHOICES = {"size": ("small", "base", "large", "xlarge"), "report": ("true", "false")}
+CHOICES = {
+    "size": ("small", "base", "large", "xlarge"),
+    "report": ("true", "false"),
+    "language_folders": ("true", "false"),
+}
 FILES = ("output", "init", "validation", "audio", "ckpt_path", "data.init_args.train", "data.init_args.validation")
 """Options of these verbs whose values are files or folders."""
 
@@ -115,7 +122,8 @@ def _choices_of(target: str) -> dict[str, tuple[str, ...]]:
     """Values of the arguments that are literals, by name."""
     stub = stub_of(target)
     annotations = {} if stub is None else stub.__annotations__
-    return {name: found for name, annotation in annotations.items() if (found := tuple(_literals(annotation)))}
+    choices = {name: tuple(_literals(annotation)) for name, annotation in annotations.items()}
+    return {name: values for name, values in choices.items() if values}
 
 
 def _literals(annotation: Any) -> Iterable[str]:

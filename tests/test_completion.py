@@ -11,6 +11,7 @@ from helpers import refused
 from hubert_lightning.cli import main
 from hubert_lightning.completion import script_of
 from hubert_lightning.packaged_configs import config_names
+from hubert_lightning.recipes.commands import OF_FINETUNE, OF_PRETRAIN
 from hubert_lightning.verb_table import VERBS
 
 IN_BASH = """
@@ -60,6 +61,12 @@ def test_bash_completes_keys_of_configs_and_short_forms(script: Path) -> None:
     assert "--trainer.max_steps" in completed(script, "hubert", "fit", "--trainer.max")
     assert completed(script, "hubert", "finetune", "--te") == {"--text_column"}
     assert "--batch_seconds" in completed(script, "hubert", "pretrain", "--ba")
+
+
+@pytest.mark.parametrize(("verb", "options"), [("pretrain", OF_PRETRAIN), ("finetune", OF_FINETUNE)])
+def test_every_option_of_the_short_commands_is_completed(script: Path, verb: str, options: dict[str, type]) -> None:
+    assert {f"--{name}" for name in options} <= completed(script, "hubert", verb, "--")
+    assert completed(script, "hubert", verb, "--language_folders", "") == {"true", "false"}
 
 
 def test_bash_completes_config_names_and_files(script: Path, tmp_path: Path) -> None:
