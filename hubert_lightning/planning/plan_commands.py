@@ -52,9 +52,10 @@ def plan(
     machine = Machine(device_named(gpu), gpus, gpus_per_node)
     config = read_config([packaged(name) for name in configs], _long_settings(configs, settings or ()))
     try:
-        shares = audio_shares(config)
+        stages = stages_of(config)
+        shares = audio_shares(config, stages[0].workload.encoder.clock)
         hours = audio if audio is not None else audio_hours(config) if shares is None else shares.hours
-        plans = [plan_stage(stage, machine, hours) for stage in stages_of(config)]
+        plans = [plan_stage(stage, machine, hours) for stage in stages]
     except UserError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
