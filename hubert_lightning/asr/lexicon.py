@@ -52,7 +52,7 @@ def vocabulary(
         table.add_column(Text(language), justify="right")
     for character, count in counts.most_common():
         name = character if character.isprintable() else f"U+{ord(character):04X}"
-        table.add_row(Text(name), str(count), *(str(of[character] or "–") for of in by_language.values()))
+        table.add_row(Text(name), str(count), *(str(times[character] or "–") for times in by_language.values()))
     Console().print(table)
     for sentence in _lacking(by_language):
         print(sentence)

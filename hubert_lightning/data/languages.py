@@ -80,15 +80,17 @@ def hours_by_name(cuts: Iterable[Cut]) -> tuple[dict[str, float], dict[str, floa
     return next(ordered), next(ordered)
 
 
-def hours_sentence(hours: dict[str, float], of: str) -> str:
+def hours_sentence(hours: dict[str, float], kind: str) -> str:
     """Say how much audio each language or corpus has; empty if none is known.
 
     Args:
         hours: Hours by name.
-        of: "language" or "corpus".
+        kind: "language" or "corpus".
     """
     if not any(hours):
         return ""
     total = sum(hours.values())
-    amounts = (f"{name or f'no {of}'} {amount:.2f} h ({100 * amount / total:.1f} %)" for name, amount in hours.items())
-    return f"by {of}: {', '.join(amounts)}"
+    amounts = (
+        f"{name or f'no {kind}'} {amount:.2f} h ({100 * amount / total:.1f} %)" for name, amount in hours.items()
+    )
+    return f"by {kind}: {', '.join(amounts)}"

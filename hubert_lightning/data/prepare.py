@@ -372,8 +372,8 @@ def report(
     console = Console()
     console.print(table)
     for path, cuts in manifests.items():
-        for of, hours in zip(("language", "corpus"), hours_by_name(cuts), strict=True):
-            if sentence := hours_sentence(hours, of):
+        for kind, hours in zip(("language", "corpus"), hours_by_name(cuts), strict=True):
+            if sentence := hours_sentence(hours, kind):
                 line = f"{path.name.removesuffix('.jsonl.gz')} {sentence}"
                 console.print(escape(line), soft_wrap=True, highlight=False)
     for choice in choices:

@@ -27,12 +27,12 @@ from hubert_lightning.features.extractors import Extractor, Precision, all_layer
 from hubert_lightning.features.sample import choose_frames, chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
 from hubert_lightning.files import write_whole
-from hubert_lightning.frames import CLOCK, Clock, num_frames
+from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
 from hubert_lightning.units.kmeans import KMeans, assign
 from hubert_lightning.units.label_shards import check_clusters
 from hubert_lightning.units.label_store import LabelStore
-from hubert_lightning.units.quality import Quality, frame_phones, joint_counts
+from hubert_lightning.units.quality import Quality, joint_counts, phones_by_frame
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def phone_quality(
     for cut in aligned:
         check_alignment(cut)
     clock = labels.source.clock if isinstance(labels, LabelStore) else clock
-    phone = np.concatenate([_frame_phones(cut, clock) for cut in aligned])
+    phone = np.concatenate([phones_by_frame(cut, clock) for cut in aligned])
     cluster = np.concatenate([labels[cut.id][stream] for cut in aligned])
     return Quality.of(joint_counts(phone[phone != ""], cluster[phone != ""], num_clusters))
 
@@ -151,7 +151,7 @@ def draw_sample(cuts: Sequence[Cut], clusters: int, max_frames: int, seed: int, 
     for cut in aligned:
         check_alignment(cut)
     cuts, chosen = choose_frames(aligned or list(cuts), max_frames, seed, clock=clock)
-    phones = [_frame_phones(cut, clock)[frames] for cut, frames in zip(cuts, chosen, strict=True)]
+    phones = [phones_by_frame(cut, clock)[frames] for cut, frames in zip(cuts, chosen, strict=True)]
     if aligned:  # frames of pauses that no phone covers do not count
         chosen = [frames[symbols != ""] for frames, symbols in zip(chosen, phones, strict=True)]
     phone = np.concatenate([symbols[symbols != ""] if aligned else symbols for symbols in phones])
@@ -233,10 +233,6 @@ def check_phones(cuts: Iterable[Cut]) -> None:
             "layer: best compares clusters with phones, but no utterance to validate on has any; add them "
             "(`hubert prepare alignments`), or name a layer"
         )
-
-
-def _frame_phones(cut: Cut, clock: Clock) -> np.ndarray:
-    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock))
 
 
 def _by_layer(layers: Sequence[Quality]) -> dict[str, Quality]:

@@ -6,10 +6,12 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from lhotse.cut import Cut
 from torch import Tensor
 
+from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import CLOCK, Clock, frame_centres
+from hubert_lightning.frames import CLOCK, Clock, frame_centres, num_frames
 
 
 def entropy(counts: Tensor | np.ndarray) -> Tensor:
@@ -153,12 +155,12 @@ def joint_counts(
     return cells.reshape(len(symbols), num_clusters)
 
 
-def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int, clock: Clock = CLOCK) -> list[str]:
+def frame_phones(alignment: Sequence[tuple[float, float, str]], count: int, clock: Clock = CLOCK) -> list[str]:
     """Find the phone at the centre of every frame.
 
     Args:
         alignment: Start and duration (seconds) and symbol of every phone; phones do not overlap.
-        num_frames: Number of frames of the utterance.
+        count: Number of frames of the utterance.
         clock: Clock of the frames.
 
     Returns:
@@ -167,9 +169,19 @@ def frame_phones(alignment: Sequence[tuple[float, float, str]], num_frames: int,
     # A phone without duration sorts before the one that starts with it, which so covers it
     phones = sorted((start, start + duration, symbol) for start, duration, symbol in alignment)
     starts = np.array([start for start, _, _ in phones])
-    centres = frame_centres(num_frames, clock).tolist()
+    centres = frame_centres(count, clock).tolist()
     latest = np.searchsorted(starts, centres, side="right") - 1  # the last phone that starts before the centre
     return [
         phones[index][2] if index >= 0 and centre < phones[index][1] else ""
         for index, centre in zip(latest.tolist(), centres, strict=True)
     ]
+
+
+def phones_by_frame(cut: Cut, clock: Clock) -> np.ndarray:
+    """Return the phone of every frame of an utterance: (frames,) symbols, as `frame_phones`.
+
+    Args:
+        cut: Utterance.
+        clock: Clock of the frames.
+    """
+    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock))

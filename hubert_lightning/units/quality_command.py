@@ -17,6 +17,7 @@ from rich.table import Table
 from hubert_lightning.data.alignments import phones_of
 from hubert_lightning.data.examine import examine
 from hubert_lightning.data.manifest import check_audio, read_manifests
+from hubert_lightning.data.phone_sets import NO_PHONES
 from hubert_lightning.data.refusals import print_refusals
 from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError
@@ -132,7 +133,7 @@ def read_speech(paths: Sequence[Path]) -> list[Cut]:
 
 
 def _check_phone_sets(paths: Sequence[Path], parts: Sequence[Sequence[Cut]]) -> None:
-    sets = [{symbol for cut in part for _, _, symbol in phones_of(cut)} - {"sil", "spn"} for part in parts]
+    sets = [{symbol for cut in part for _, _, symbol in phones_of(cut)} - NO_PHONES for part in parts]
     named = [(path, phones) for path, phones in zip(paths, sets, strict=True) if phones]
     for number, (path, phones) in enumerate(named):
         for other, others in named[:number]:

@@ -8,10 +8,11 @@ import numpy as np
 from lhotse.cut import Cut
 
 from hubert_lightning.data.alignments import check_alignment, phones_of
+from hubert_lightning.data.manifest import speaker_of
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, in_frames, num_frames, num_samples
 from hubert_lightning.units.label_shards import check_clusters
-from hubert_lightning.units.quality import frame_phones
+from hubert_lightning.units.quality import phones_by_frame
 
 STRETCH_FRAMES = 500
 """Frames of 20 ms, 10 s, that are drawn together, so that runs of units can be measured."""
@@ -125,7 +126,7 @@ def _drawn(cuts: Sequence[Cut], max_frames: int, seed: int, clock: Clock) -> lis
 
 def _sample(cuts: Sequence[Cut], drawn: Sequence[_Drawn], seed: int, clock: Clock) -> SpeechSample:
     parts = list(_parts(cuts, drawn, clock))
-    names = [_speaker(cut) for cut in cuts]
+    names = [speaker_of(cut) for cut in cuts]
     known = all(names[piece.cut_index] for piece in drawn)
     group = [names[piece.cut_index] if known else cuts[piece.cut_index].id for piece in drawn]
     split = "speakers" if known else "recordings"
@@ -137,7 +138,7 @@ def _sample(cuts: Sequence[Cut], drawn: Sequence[_Drawn], seed: int, clock: Cloc
         of_halves, split = [str(number) for number in range(len(drawn))], "stretches"
     sizes = np.array([piece.end - piece.start for piece in drawn])
     first = _first_half(of_halves, sizes, seed)
-    phones = {index: _frame_phones(cuts[index], clock) for index in {piece.cut_index for piece in drawn}}
+    phones = {index: phones_by_frame(cuts[index], clock) for index in {piece.cut_index for piece in drawn}}
     return SpeechSample(
         [cut for cut, _ in parts],
         [frames for _, frames in parts],
@@ -183,11 +184,3 @@ def _parts(cuts: Sequence[Cut], drawn: Sequence[_Drawn], clock: Clock) -> Iterat
             duration = num_samples(frames, clock) / SAMPLE_RATE
             part = cut.truncate(offset=clock.duration(piece.start), duration=duration, preserve_id=True)
             yield part.with_id(f"{cut.id}-{piece.start}"), np.arange(frames)
-
-
-def _speaker(cut: Cut) -> str:
-    return next((supervision.speaker for supervision in cut.supervisions if supervision.speaker), "")
-
-
-def _frame_phones(cut: Cut, clock: Clock) -> np.ndarray:
-    return np.array(frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock))

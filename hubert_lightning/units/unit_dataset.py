@@ -11,6 +11,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.audio_folder import transcribed
 from hubert_lightning.data.dataset_writer import COLUMNS, dataset_writer
+from hubert_lightning.data.languages import language_of
 from hubert_lightning.data.manifest import place_of, speaker_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.units.label_store import LabelStore
@@ -82,7 +83,7 @@ def export_dataset(labels: LabelStore, cuts: Sequence[Cut], output: Path) -> Non
                 "speaker": speaker_of(cut) or None,
                 "text": " ".join(segment.text for segment in cut.supervisions if segment.text) or None,
                 "duration": round(cut.num_samples / SAMPLE_RATE, 4),
-                "language": next((segment.language for segment in cut.supervisions if segment.language), None),
+                "language": language_of(cut) or None,
                 "audio": place_of(cut)["source"],
             }
             for pair, units in zip(names, labels[cut.id].astype("int64"), strict=True):

@@ -59,7 +59,7 @@ from hubert_lightning.units.figures import (
     utterance_figure,
 )
 from hubert_lightning.units.label_store import LabelStore
-from hubert_lightning.units.quality import frame_phones, joint_counts
+from hubert_lightning.units.quality import joint_counts, phones_by_frame
 
 COUNTED_UTTERANCES = 5_000
 """Utterances of which phones and clusters are counted; of a larger validation set, these are spread over it."""
@@ -123,7 +123,7 @@ class Pictures(Callback):
         cuts = [cut for cut in _spread(data.validation_cuts, COUNTED_UTTERANCES) if phones_of(cut)]
         clusters = labels.source.clusters
         clock = labels.source.clock
-        phones = [frame_phones(phones_of(cut), num_frames(cut.num_samples, clock), clock) for cut in cuts]
+        phones = [phones_by_frame(cut, clock) for cut in cuts]
         phone = np.concatenate([np.empty(0, str), *phones])
         known = phone != ""
         if not known.any():
