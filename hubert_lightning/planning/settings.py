@@ -37,6 +37,8 @@ PUBLISHED = {
     "facebook/hubert-large-ls960-ft": "large",
     "facebook/hubert-xlarge-ll60k": "xlarge",
     "facebook/hubert-xlarge-ls960-ft": "xlarge",
+    "microsoft/wavlm-base": "wavlm-base",
+    "microsoft/wavlm-base-plus": "wavlm-base-plus",
 }
 """Recipes in `configs/pretrain` that have the size of a published model."""
 
