@@ -3,15 +3,14 @@
 import importlib
 import inspect
 import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from functools import cache, wraps
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import code_blocks, commands
 from helpers import ROOT, save_ctc
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -30,10 +29,7 @@ GENERATED = {"contributing.md", "index.md", "reference/verbs.md", "reference/yam
     "reference/transcript-schema.md"
 }
 """Pages that docs/generated_pages.py makes."""
-LAUNCHERS = ("slurm.sh", "torchrun.sh")
-"""Scripts that pass their arguments to `hubert fit`."""
 LIGHTNING_VERBS = ("fit", "pretrain", "finetune", "validate", "test", "predict")
-SEPARATORS = ";|&<>\n"
 KEYS = {
     "trainer": [Trainer],
     "checkpoint": [ModelCheckpoint],
@@ -55,31 +51,9 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def code_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-
-
 def inline_code(page: Path) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
-
-
-def commands(block: str) -> Iterator[list[str]]:
-    """The arguments of each `hubert` in lines of a shell."""
-    if not re.search(r"\bhubert |\.sh ", block):
-        return
-    lines = re.sub(r"(^|\s)#[^\n]*", "", block.replace("\\\n", " "))
-    lexer = shlex.shlex(lines, posix=True, punctuation_chars=SEPARATORS)
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
-    for separates, group in groupby(lexer, key=lambda word: set(word) <= set(SEPARATORS)):
-        words = [] if separates else list(group)
-        while words and (re.fullmatch(r"\w+=.*", words[0], re.DOTALL) or words[0] in ("do", "uv", "run")):
-            words.pop(0)
-        script = next((index for index, word in enumerate(words) if word.endswith(LAUNCHERS)), None)
-        if script is not None:
-            yield ["fit", *words[script + 1 :]]
-        elif words[:1] == ["hubert"]:
-            yield words[1:]
 
 
 def runs_of(config: Path) -> list[str]:
