@@ -21,7 +21,7 @@ SCRIPTS_WITHOUT_SPACES = (
     *((0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF)),
     *((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF)),
 )
-"""First and last code points of Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese, which part no words."""
+"""First and last code points of Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese, which write no spaces."""
 SPOKEN_SYMBOLS = "%‰&@#§°№℃℉"
 """Symbols that are read as words, besides those of currencies and mathematics."""
 DOT_ABOVE = "\u0307"

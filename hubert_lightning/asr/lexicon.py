@@ -20,7 +20,7 @@ from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
 
 CHARACTERS_SHOWN = 40
-"""Characters that a sentence on a language lists."""
+"""Largest number of characters that are listed for a language."""
 
 
 def vocabulary(

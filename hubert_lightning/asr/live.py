@@ -18,7 +18,7 @@ from hubert_lightning.model.windows import WindowLayout
 from hubert_lightning.vocabulary import Vocabulary
 
 LONGEST_WAIT = 30 * SAMPLE_RATE // HOP
-"""Frames of 20 ms without the end of a word after which the word is given in parts, so that memory is bounded."""
+"""Frames of 20 ms of the longest word; a longer one is given in parts, so that memory is bounded."""
 
 
 class LiveWords:

@@ -19,7 +19,7 @@ SEPARATOR = "_"
 class EspeakLibrary:
     """A fresh copy of the espeak-ng library.
 
-    The state of the library is global and outlives a voice; only a copy that is loaded anew does the same again.
+    The state of the library is global and outlives a voice, so only a newly loaded copy gives the same results again.
 
     Args:
         options: Options of espeak_Initialize.

@@ -10,9 +10,9 @@ from hubert_lightning.data.manifest import speaker_of
 MANY_SPEAKERS = 10
 """Number of speakers from which on whole speakers are held out."""
 FEWEST = 2
-"""Number of recordings or speakers that are held out at least, as far as they are no larger part than `MOST`."""
+"""Smallest number of recordings or speakers to hold out, as long as their share of the audio is at most `MOST`."""
 MOST = 0.2
-"""Share of the audio that is held out at most to reach `FEWEST`, and half of the share that was asked for."""
+"""Largest share of the audio to hold out in order to reach `FEWEST` groups and half of the requested share."""
 LONG_ENOUGH, SHORTEST = 2.0, 0.1
 """Seconds of a recording that is worth holding out, and of the shortest one that is held out if all are short."""
 
@@ -41,7 +41,7 @@ def chosen_groups(sizes: Mapping[str, float], limit: float) -> set[str]:
 
 
 def _enough_groups(sizes: Mapping[str, float], share: float, whole: float) -> set[str]:
-    """Choose groups as `chosen_groups` does, and more of them if those are hardly a share of the audio.
+    """Choose groups as `chosen_groups` does, and more of them until `FEWEST` groups and half of the share are reached.
 
     Args:
         sizes: Seconds of each group by its name.

@@ -130,8 +130,8 @@ def prepare_folder(
         spell_numbers: Language of the transcripts, such as en or pt_BR, in which numbers are written as words; default:
             numbers stay as they are.
         language: Language of the recordings, such as en.
-        language_folders: Take the name of the folder in AUDIO that a recording lies in, or below, as its language, such
-            as sw for AUDIO/sw/day1/a.wav.
+        language_folders: Whether the first folder below AUDIO in a recording's path names its language, such as sw for
+            AUDIO/sw/day1/a.wav.
         corpus_name: Name of the corpus, by which it can be balanced and scored beside others.
 
     Returns:

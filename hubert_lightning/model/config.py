@@ -39,7 +39,7 @@ class EncoderConfig:
         feature_grad_mult: Factor of the gradient that reaches the convolutions; 0 freezes them.
         position_buckets: Buckets of distances between frames, whose gated scores are added to those of attention, 320
             in WavLM; 0 for none, as in HuBERT.
-        position_distance: Frames from which on all distances share a bucket.
+        position_distance: Distance in frames from which on all distances share a bucket.
         conv_kernels: Samples, or frames of the convolution before it, under the kernel of each convolution.
         conv_strides: Stride of each convolution. Their product is the samples from one frame to the next: 320 (50
             frames a second) or 640 (25 frames a second).

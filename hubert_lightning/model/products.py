@@ -77,8 +77,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def strided_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 2) -> Tensor:
-    """Convolve with a stride by matrix products: as many frames side by side, and where the kernel has more, the next.
+    """Convolve with a stride by matrix products.
 
+    `stride` frames lie side by side in a row of a product. A kernel longer than its stride takes the following row too.
     Under autocast, it computes in the lower precision.
 
     Args:

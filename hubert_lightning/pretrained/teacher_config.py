@@ -46,7 +46,7 @@ TRAINING_SETTINGS = ("dropout", "mask_", "layerdrop", "apply_spec_augment", "ctc
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """What a speech encoder of transformers is, and how its input is made.
+    """Type, size and input of a speech encoder of transformers.
 
     Args:
         model_type: Type of the model in transformers.
@@ -85,7 +85,7 @@ class TeacherConfig:
 
     @property
     def window_frames(self) -> int | None:
-        """Frames of 20 ms that fit into memory at once; None for a model without a number for every pair."""
+        """Frames of 20 ms that fit into memory at once; None for a model that stores no number per pair of frames."""
         return QUADRATIC_WINDOW if self.model_type in QUADRATIC else None
 
     def for_fingerprint(self) -> dict[str, Any]:

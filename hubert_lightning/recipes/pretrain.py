@@ -212,11 +212,11 @@ def _config_words(config: str | Path | None, init: str | Path | None) -> list[st
     is_hubert = isinstance(model, EncoderConfig)
     different = [key for key in ARCHITECTURE if getattr(own, key) != getattr(model, key)] if is_hubert else []
     if not is_hubert:
-        log.info("%s: makes the labels alone, since it is no HuBERT; %s trains from fresh weights", init, name)
+        log.info("%s: only makes the labels, since it is no HuBERT; %s trains from fresh weights", init, name)
     elif config is None:  # the model decides on the size
         words += [f"--model.init_args.encoder.{key}={json.dumps(getattr(model, key))}" for key in different]
     elif different:
-        log.info("%s: makes the labels alone, since it has another %s than %s", init, different[0], name)
+        log.info("%s: only makes the labels, since it has another %s than %s", init, different[0], name)
     entries = settings.get("iterations") or [{}]
     entry = dict(entries[-1]) | {"features": str(init), "layer": round(0.75 * model.num_layers) or 1}
     if is_hubert and (not different or config is None):

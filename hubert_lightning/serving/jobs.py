@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Encode = Callable[[Sequence[Cut]], Sequence[Tensor]]
 """A function from recordings to their rows, (frames, …) each."""
-FAILED = "the service has failed, and its log says why; it has to be restarted"
+FAILED = "the service has failed; read its log, and restart it"
 LONGEST_RETRY = 600
 """Seconds of `Retry-After` at most."""
 
@@ -143,7 +143,7 @@ class JobQueue:
         """Log why no more jobs are computed, and fail those that wait."""
         if task.cancelled() or self._task is None:
             return
-        log.critical("the service computes no more; restart it", exc_info=task.exception())
+        log.critical("the service has stopped computing; restart it", exc_info=task.exception())
         for job in [*self._computed_now, *self._waiting]:
             if not job.answer.done():
                 job.answer.set_exception(HTTPException(503, FAILED))

@@ -53,15 +53,15 @@ class Iteration:
         max_frames: Frames that K-means is fitted on: a tenth of 960 hours, as in the paper's iteration 2.
         kmeans: Algorithm of K-means; hubert_lightning.KMeans if not given.
         quantizer: K-means that was fitted on these features before, used instead of fitting one.
-        weights: Initial weights: "fresh" weights, the "previous" iteration's model, or a checkpoint. "continued" goes
-            on with the iteration before, as one training: its weights and heads, its optimizer, the order of the data,
-            and one learning-rate schedule over all. Clusters keep their numbers, because K-means starts from the means
-            of the new features over the old clusters.
+        weights: Initial weights: "fresh" weights, the "previous" iteration's model, or a checkpoint. "continued"
+            continues the training of the iteration before: its weights and heads, its optimizer, the order of the data,
+            and one learning-rate schedule over all steps. Clusters keep their numbers, because K-means starts from the
+            means of the new features over the old clusters.
         max_steps: Optimizer steps.
-        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
-            features; one label stream each.
-        relabel_every: Steps after which the labels are made again, from the model as it is then, and training goes on
-            as with "continued" weights; each part has a folder of its own. The features must be "previous".
+        residual: Number of stages of residual K-means, one label stream each: every stage clusters the features minus
+            their nearest centroids of the stages before.
+        relabel_every: Number of steps after which the current model makes new labels; training then continues as with
+            "continued" weights, in a new folder. The features must be "previous".
     """
 
     features: str | list[str] = "mfcc"

@@ -62,7 +62,7 @@ class Mixing:
                 raise UserError(f"data.mixing.{name} is {getattr(self, name)}; it is a probability from 0 to 1")
         if not 0 < self.max_overlap <= 1:
             raise UserError(
-                f"data.mixing.max_overlap is {self.max_overlap}; it is a part of an utterance, above 0 to 1"
+                f"data.mixing.max_overlap is {self.max_overlap}; give a part of an utterance, above 0 and at most 1"
             )
         for name in ("speech_ratio", "noise_ratio"):
             low, high = getattr(self, name)

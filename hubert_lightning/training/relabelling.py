@@ -74,8 +74,8 @@ class Relabel(Callback):
         seed: Seed of the sample and of K-means.
         quantizer: File of a K-means that was fitted on these features, used instead of fitting one: ours, one of
             scikit-learn such as the released quantizers, a .npy of centroids, or a torch file.
-        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
-            features; one label stream each.
+        residual: Number of stages of residual K-means, one label stream each: every stage clusters the features minus
+            their nearest centroids of the stages before.
         continues: Folder of a run that this one continues: training starts from its checkpoint, with the optimizer, the
             order of the data and the schedule, and K-means from its labels, so that clusters keep their numbers.
 

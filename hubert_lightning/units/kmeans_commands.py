@@ -56,8 +56,8 @@ def fit_kmeans(
         seed: Seed of the sample and of K-means.
         min_duration: Minimum duration in seconds; shorter utterances are left out, as in `hubert fit`.
         num_workers: Number of processes that read audio; one for each core, but 4 at most, if not given.
-        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
-            features.
+        residual: Number of stages of residual K-means: every stage clusters the features minus their nearest centroids
+            of the stages before.
         balance_languages: Exponent of the amounts of audio of the languages, from 0, which gives each the same share of
             the sample, to 1, which changes nothing; or the relative share of each language, such as '{en: 2, sw: 1}'.
         balance_corpora: The same for corpora, within each language if languages are balanced too.

@@ -51,7 +51,7 @@ def is_fresh(weights: str) -> bool:
 
 
 def is_continued(weights: str) -> bool:
-    """Whether training goes on from the iteration before, with its optimizer, order of the data and schedule."""
+    """Whether the training of the iteration before continues, with its optimizer, order of the data and schedule."""
     return weights == CONTINUED
 
 
@@ -105,8 +105,8 @@ class LabelRecipe:
         kmeans: K-means algorithm; `KMeans()` if not given.
         seed: Seed of the sample and of K-means.
         quantizer: File of a K-means that was fitted on these features; used instead of fitting one.
-        residual: Number of K-means one after the other, each of what the nearest centroids before it leave of the
-            features; one label stream each.
+        residual: Number of stages of residual K-means, one label stream each: every stage clusters the features minus
+            their nearest centroids of the stages before.
 
     Raises:
         UserError: The arguments contradict each other, or a number is out of range.

@@ -1,4 +1,4 @@
-"""Residual K-means: each stage clusters what the nearest centroids of the stages before leave of the features.
+"""Residual K-means: each stage clusters the features minus their nearest centroids of the stages before.
 
 The sum of a frame's centroids approximates its features, better with each stage (residual vector quantisation, B.-H.
 Juang and A. Gray, "Multiple stage vector quantization for speech coding", ICASSP 1982).

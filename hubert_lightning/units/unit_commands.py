@@ -147,8 +147,8 @@ def _check_live(files: Sequence[Path], is_of_files: bool, bpe: int | Path | None
         )
     if bpe is not None:
         raise UserError(
-            "bpe joins units that have not been heard yet, so that standard input has none; leave it out, or record a "
-            "file"
+            "bpe can join a unit with later ones, so units of standard input have no tokens; leave bpe out, or record "
+            "a file"
         )
 
 

@@ -41,7 +41,7 @@ def test_rates_by_language_and_corpus_are_those_of_jiwer() -> None:
     assert score(RESULTS[:2]).languages == {}
 
 
-def test_the_macro_average_weighs_languages_alike_and_leaves_wer_out_where_words_are_not_parted() -> None:
+def test_the_macro_average_weighs_languages_alike_and_leaves_wer_out_without_spaces_between_words() -> None:
     scores = score(RESULTS)
     mean = macro_average(scores.languages)
     english, swahili, chinese = (jiwer_rates("language", name) for name in ("en", "sw", "zh"))
@@ -55,7 +55,7 @@ def test_the_macro_average_weighs_languages_alike_and_leaves_wer_out_where_words
 
 
 @pytest.mark.parametrize(
-    ("text", "parted"),
+    ("text", "spaces"),
     [
         ("the", True),
         ("今天", False),
@@ -66,8 +66,8 @@ def test_the_macro_average_weighs_languages_alike_and_leaves_wer_out_where_words
         ("OK 今天天气", False),
     ],
 )
-def test_scripts_tell_whether_words_are_parted(text: str, parted: bool) -> None:
-    assert parts_words(text) == parted
+def test_scripts_tell_whether_words_have_spaces_between_them(text: str, spaces: bool) -> None:
+    assert parts_words(text) == spaces
 
 
 def test_scores_go_to_the_terminal_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

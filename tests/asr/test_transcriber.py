@@ -67,7 +67,7 @@ def test_a_path_may_be_written_in_any_way(
     assert transcriber.align(f"./{name}", expected.text).file == name
 
 
-def test_a_file_may_be_called_as_a_waveform_is_named(
+def test_a_file_may_have_the_name_of_a_waveform(
     transcriber: Transcriber, speech: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(speech[0], tmp_path / "waveform 0")

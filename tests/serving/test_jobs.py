@@ -154,7 +154,7 @@ def test_more_than_may_wait_is_refused_with_the_time_of_the_next_try() -> None:
         pass
 
 
-def test_a_service_that_computes_no_more_says_so(cuts: list[Cut], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_service_that_has_stopped_computing_says_so(cuts: list[Cut], caplog: pytest.LogCaptureFixture) -> None:
     """A fault of the queue itself: the time of a batch cannot be noted."""
 
     async def use(queue: JobQueue) -> None:
@@ -164,14 +164,14 @@ def test_a_service_that_computes_no_more_says_so(cuts: list[Cut], caplog: pytest
         for job in jobs:
             queue.put(job)
         for job in jobs:
-            with pytest.raises(HTTPException, match="the service has failed, and its log says why"):
+            with pytest.raises(HTTPException, match="the service has failed; read its log"):
                 await job.answer
         assert not queue.ready
         with pytest.raises(HTTPException, match="has to be restarted"), queue.admitted():
             pass
 
     with_queue({"words": lambda cuts: [torch.tensor([int(cut.id)]) for cut in cuts]}, 0.0, use)
-    [record] = [record for record in caplog.records if "the service computes no more" in record.message]
+    [record] = [record for record in caplog.records if "the service has stopped computing" in record.message]
     assert record.exc_info
 
 

@@ -77,7 +77,7 @@ def test_ranks_share_the_batches_of_a_balanced_step(sizes: list[int], world_size
 
 @given(sizes=sizes, done=st.integers(0, 60), block_cuts=st.sampled_from([120, 1000]))
 @settings(max_examples=15, deadline=None)
-def test_a_resumed_epoch_goes_on_with_the_very_next_batch(sizes: list[int], done: int, block_cuts: int) -> None:
+def test_a_resumed_epoch_continues_with_the_very_next_batch(sizes: list[int], done: int, block_cuts: int) -> None:
     frames, groups = mixed(sizes)
     options = {"groups": groups, "shares": np.arange(1, len(sizes) + 1), "block_cuts": block_cuts, "world_size": 2}
     whole = PlannedBatches(frames, 4000, **options)

@@ -324,7 +324,7 @@ def test_the_options_are_nested_and_in_the_config_of_the_run(tmp_path: Path) -> 
     [
         ({"probability": 1.5}, "data.mixing.probability is 1.5; it is a probability from 0 to 1"),
         ({"noise_share": -0.1}, "data.mixing.noise_share is -0.1; it is a probability from 0 to 1"),
-        ({"max_overlap": 0}, "data.mixing.max_overlap is 0; it is a part of an utterance, above 0 to 1"),
+        ({"max_overlap": 0}, "data.mixing.max_overlap is 0; give a part of an utterance, above 0 and at most 1"),
         ({"speech_ratio": (5, -5)}, "data.mixing.speech_ratio is from 5 to -5; give the lower ratio first"),
         ({"noise": []}, "data.mixing.noise names no manifest; name one, or leave it out"),
         ({"noise": ["n"]}, "data.mixing.noise is given, and data.mixing.probability is 0, so it is not used"),
