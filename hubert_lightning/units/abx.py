@@ -67,7 +67,7 @@ def check_abx(sample: SpeechSample) -> Tokens:
         version = "" if sys.version_info >= (3, 12) else f" in Python 3.12 or later (this is {sys.version.split()[0]})"
         raise UserError(f"ABX needs fastabx{version}; install hubert-lightning[abx], or leave out --abx")
     if sample.num_speakers < 2:
-        raise UserError("ABX compares speakers, but there are no two that the manifest names; leave out --abx")
+        raise UserError("ABX compares speakers, but the manifest does not name two; leave out --abx")
     tokens = tokens_of(sample)
     if not len(tokens.phone):
         raise UserError(

@@ -207,7 +207,7 @@ def _remarks(sample: SpeechSample, measures: Sequence[Measures]) -> list[str]:
     elif not sample.num_speakers:
         sentences.append("speakers are not known: speaker information is left out")
     if sample.split != "speakers":
-        sentences.append(f"the halves are of different {sample.split}, since there are no two speakers to tell apart")
+        sentences.append(f"the halves are different {sample.split}, since the manifest does not name two speakers")
     layers = [row for row in measures if row.layer]
     if any(math.isnan(row.pnmi) for row in layers):
         sentences.append("no utterance has phones, so PNMI is not measured; add them with `hubert prepare alignments`")
