@@ -167,7 +167,7 @@ def test_a_service_that_has_stopped_computing_says_so(cuts: list[Cut], caplog: p
             with pytest.raises(HTTPException, match="the service has failed; read its log"):
                 await job.answer
         assert not queue.ready
-        with pytest.raises(HTTPException, match="has to be restarted"), queue.admitted():
+        with pytest.raises(HTTPException, match="restart it"), queue.admitted():
             pass
 
     with_queue({"words": lambda cuts: [torch.tensor([int(cut.id)]) for cut in cuts]}, 0.0, use)
