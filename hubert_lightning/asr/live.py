@@ -86,7 +86,7 @@ class LiveWords:
     def _stable(self, rows: Tensor, is_end: bool) -> list[Word]:
         self._rows = torch.cat([self._rows, rows])
         tokens = best_tokens(self._rows)
-        clock = self._model.clock
+        clock = self.stream.clock
         pause = in_frames(PAUSE_FRAMES, clock)
         end = len(self._rows) if is_end else _stable_until(tokens, len(self._rows), self.vocabulary, pause)
         if len(self._rows) - end > in_frames(LONGEST_WAIT, clock):

@@ -16,7 +16,7 @@ from hubert_lightning import Transcriber
 from hubert_lightning.asr.live import LONGEST_WAIT, LiveWords
 from hubert_lightning.asr.recognition import words_in
 from hubert_lightning.errors import UserError
-from hubert_lightning.frames import HOP, SAMPLE_RATE
+from hubert_lightning.frames import CLOCK, HOP, SAMPLE_RATE
 from hubert_lightning.vocabulary import LETTERS, Vocabulary
 
 VOCABULARIES = {
@@ -76,6 +76,7 @@ def test_memory_of_words_without_an_end_is_bounded(name: str) -> None:
     rows = torch.full((1000, len(vocabulary)), -20.0)
     rows[torch.arange(1000), torch.tensor(letters).repeat(500)] = 0.0
     live = LiveWords.__new__(LiveWords)
+    live.stream = FakeStream([])  # type: ignore[assignment]
     live.vocabulary, live._rows, live._first = vocabulary, torch.zeros(0, len(vocabulary)), 0
     words = []
     for _ in range(6):
@@ -88,6 +89,8 @@ def test_memory_of_words_without_an_end_is_bounded(name: str) -> None:
 
 class FakeStream:
     """Rows that arrive as given."""
+
+    clock = CLOCK
 
     def __init__(self, rows: list[Tensor]) -> None:
         self.rows = iter(rows)
