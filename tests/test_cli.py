@@ -344,7 +344,10 @@ def test_prepare_folder_takes_what_it_can(tmp_path: Path, capsys: pytest.Capture
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
     sentence = refused(capsys, "trian")
-    assert "'trian' is not a verb of hubert; did you mean pretrain? the verbs are prepare, vocabulary, demo" in sentence
+    assert (
+        "'trian' is not a verb of hubert; did you mean pretrain? the verbs are prepare, phones, vocabulary, demo"
+        in sentence
+    )
 
 
 @pytest.mark.parametrize(

@@ -334,11 +334,13 @@ def test_a_config_opens_with_what_it_reproduces(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PRETRAINING_CONFIGS, ids=config_name)
 def test_a_pre_training_config_takes_real_steps(path: Path, manifests: Path, tmp_path: Path) -> None:
+    has_noise = "noise:" in path.read_text()
     main(
         ["fit", "--config", str(path), "--config", str(ROOT / "tests/smoke.yaml")]
         + [f"--output={tmp_path}"]
         + [f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]"]
         + [f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]"]
+        + [f"--data.init_args.mixing.noise=[{manifests / 'test.jsonl.gz'}]"] * has_noise
     )
     metrics = json.loads((tmp_path / "iteration1" / "metrics.json").read_text())
     assert metrics["steps"] == 2

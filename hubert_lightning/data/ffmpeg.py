@@ -108,7 +108,11 @@ def check_unprotected(stream: av.AudioStream, first: "av.Packet[av.AudioStream]"
     Raises:
         OSError: The audio is encrypted.
     """
-    if stream.codec_context.codec_tag in PROTECTED_CODECS or first.has_sidedata("encryption_info"):
+    try:
+        codec = stream.codec_context.codec_tag
+    except UnicodeDecodeError:  # a number of WAV formats, such as that of G.722
+        codec = ""
+    if codec in PROTECTED_CODECS or first.has_sidedata("encryption_info"):
         raise OSError("it is protected against copying (DRM), and nothing can be decoded without its key")
 
 

@@ -84,7 +84,7 @@ class EncoderConfig:
         buckets, distance = self.position_buckets, self.position_distance
         if buckets and (not 4 <= buckets <= MAX_SIZE or buckets % 4):
             raise UserError(f"position_buckets is {buckets}; give a multiple of 4, 320 in WavLM, or 0 for none")
-        if buckets and not buckets // 4 < distance <= MAX_SIZE:
+        if distance < 0 or (buckets and not buckets // 4 < distance <= MAX_SIZE):
             raise UserError(
                 f"position_distance is {distance} for {buckets} position_buckets; give more than {buckets // 4} "
                 "frames, 800 in WavLM"

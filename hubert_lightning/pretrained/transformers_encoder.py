@@ -349,7 +349,7 @@ def load_transformers_encoder(folder: Path) -> TransformersEncoder:
         if name != MASK_EMBEDDING:
             digest.update(name.encode())
             digest.update(value.numpy().tobytes())
-    return TransformersEncoder(built, config, digest.hexdigest()[:16])
+    return TransformersEncoder(built, config, digest.hexdigest()[:16]).eval()
 
 
 def check_transformers_encoder(folder: Path) -> TeacherConfig:

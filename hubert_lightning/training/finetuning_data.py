@@ -245,10 +245,11 @@ class TranscribedData(LightningDataModule):
         return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, clock=self.clock, **masking)
 
     def _loader(self, part: str, training: bool = False) -> Loader:
+        trainer, _ = trainer_and_model(self)
         balance = self.balance if training else Balance()
         groups, shares = groups_and_shares(balance, self._corpora(part), self._padded(part))
         return planned_loader(
-            trainer_and_model(self)[0],
+            trainer,
             self._batches(part, training),
             self._frames(part, training),
             num_frames(seconds_to_samples(self.find_duration()), self.clock),

@@ -194,7 +194,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, save: Callable[
     [
         ({"model_type": "wav2vec2"}, "a model of type 'wav2vec2'"),
         ({"conv_pos_batch_norm": True}, "sets conv_pos_batch_norm to True"),
-        ({"conv_kernel": [10, 3, 3, 3, 3, 3]}, "describes no encoder: 6 conv_kernels and 7 conv_strides"),
+        (
+            {"conv_kernel": [10, 3, 3, 3, 3, 3]},
+            "describes no encoder: 7 conv_dim, 6 conv_kernel, 7 conv_stride",
+        ),
         ({"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, r"conv_strides \[5, .* move by 160 samples"),
         ({"conv_stride": "5, 2, 2"}, "sets the encoder's conv_strides to"),
         ({"conv_dim": [8, 8, 8, 8, 8, 8, 16]}, "sets conv_dim to"),

@@ -1,6 +1,5 @@
 """Live audio over a websocket: whatever the pieces in which it arrives, its units are those of the whole."""
 
-import asyncio
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from helpers import read_samples
-from served import ServedFiles, served_with
+from served import ServedFiles, finished, served_with
 from starlette.websockets import WebSocketDisconnect
 
 from hubert_lightning.asr.transcriber import Transcriber
@@ -155,7 +154,7 @@ class GoneClient:
 @pytest.mark.parametrize("error", [WebSocketDisconnect(1006), RuntimeError("a close message has been sent")])
 def test_a_client_that_has_gone_needs_no_reason(models: Models, error: Exception) -> None:
     service = Service(models, Limits(), "best.ckpt")
-    asyncio.run(serve_stream(GoneClient(error), service))  # type: ignore[arg-type]
+    finished(serve_stream(GoneClient(error), service))  # type: ignore[arg-type]
     assert service.num_streams == 0
 
 

@@ -123,11 +123,11 @@ def test_manifests_with_phones_of_different_sets_are_refused(manifests: Path, de
         ([1], 1000, "each K-means has from 2"),
     ],
 )
-def test_too_few_frames_are_refused_before_the_model_is_read(
-    clusters: list[int], max_frames: int, message: str, manifests: Path, tmp_path: Path
+def test_too_few_frames_are_refused(
+    clusters: list[int], max_frames: int, message: str, checkpoint: Path, manifests: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        quality(tmp_path / "none.ckpt", [manifests / "dev.jsonl.gz"], tmp_path, clusters, max_frames)
+        quality(checkpoint, [manifests / "dev.jsonl.gz"], tmp_path, clusters, max_frames)
 
 
 def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:

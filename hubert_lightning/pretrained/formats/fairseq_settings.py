@@ -137,6 +137,12 @@ def check_settings(path: Path, model: Settings, task: Settings) -> None:
     Raises:
         UserError: A setting has a value that this encoder does not support.
     """
+    layout = str(model.get("conv_feature_layers") or "")
+    if re.sub(LAYOUT_PART, "", layout).strip(" +") or (layout and not _kernels_and_strides(layout)):
+        raise UserError(
+            f"{path} has convolutions {layout:.80}; give a layout such as [(512,10,5)] + [(512,3,2)] * 4 + "
+            "[(512,2,2)] * 2"
+        )
     for name, value in FIXED.items():
         if model.get(name, value) != value:
             raise UserError(f"{path} sets {name} to {model[name]}; this encoder only supports {value}")
@@ -165,10 +171,14 @@ def encoder_config(path: Path, encoder: Mapping[str, Tensor], model: Settings, t
     return encoder_config_from(settings | {"normalize_waveform": task.get("normalize", False)}, path)
 
 
+LAYOUT_PART = r"\[([^\[\]]*)\](?:\s*\*\s*(\d{1,2}))?"
+"""Convolutions of one shape in fairseq's layout, and how many times they follow one another."""
+
+
 def _kernels_and_strides(layout: str) -> list[tuple[int, int]]:
     """Parse the convolutions in "[(512,10,5)] + [(512,3,2)] * 4 + …"; nothing is evaluated."""
     layers: list[tuple[int, int]] = []
-    for tuples, times in re.findall(r"\[([^\[\]]*)\](?:\s*\*\s*(\d{1,2}))?", layout):
+    for tuples, times in re.findall(LAYOUT_PART, layout):
         pairs = re.findall(r"\(\s*\d+\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", tuples)
         layers += [(int(kernel), int(stride)) for kernel, stride in pairs] * int(times or 1)
     return layers

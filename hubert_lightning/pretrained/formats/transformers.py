@@ -172,6 +172,14 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
         raise UserError(f"{file} lacks {abbreviated(missing)}; {SAVE_AGAIN}")
     channels = content["conv_dim"][0] if isinstance(content["conv_dim"], list) and content["conv_dim"] else None
     kernels = content["conv_kernel"]
+    counts = {
+        name: len(content[name])
+        for name in ("conv_dim", "conv_kernel", "conv_stride")
+        if isinstance(content[name], list)
+    }
+    if len(set(counts.values())) > 1:
+        numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise UserError(f"{file} describes no encoder: {numbers}, one of each for a convolution; {SAVE_AGAIN}")
     supported = {"conv_dim": [channels] * (len(kernels) if isinstance(kernels, list) else 0)}
     for name, value in (supported | fixed).items():
         if content.get(name, value) != value:

@@ -71,7 +71,10 @@ def test_the_record_of_a_fit_describes_the_settings_as_built(
 ) -> None:
     kept, built = record(finetuning), read_checkpoint(finetuning / "last.ckpt")
     sizes = {name.removeprefix("encoder/"): value for name, value in kept.items() if name.startswith("encoder/")}
-    assert sizes == built["hyper_parameters"]["encoder"]
+    config = built["hyper_parameters"]["encoder"]
+    assert sizes == {
+        name: ", ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in config.items()
+    }
     assert (sizes["dim"], sizes["num_layers"], sizes["conv_channels"]) == (32, 2, 16)
     assert kept["parameters"] == sum(value.numel() for value in built["state_dict"].values())
     assert kept["pretrained"] == str(pretraining / "last.ckpt")
