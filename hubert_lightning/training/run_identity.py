@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.training.mixing import Mixing
 from hubert_lightning.training.run_config import listed
 from hubert_lightning.training.run_folder import (
     CONFIG,
@@ -115,6 +118,10 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
     model, data = identity["model"]["init_args"], identity["data"]["init_args"]
     if any(is_auto(labels.get("clusters")) for labels in relabel):
         model.pop("num_clusters", None)  # which is chosen after the run begins
+    # Configs of earlier versions lack these options, whose defaults change nothing
+    model["encoder"] = _with_defaults(EncoderConfig(), model.get("encoder"))
+    if config["data"]["class_path"].endswith("PretrainingData"):
+        data["mixing"] = _with_defaults(Mixing(), data.get("mixing"))
     for option in CHANGEABLE_ON_RESUME:
         model.pop(option, None)
     for option in ("test", *(("train", "validation", "weights", "labels") if by_content else ())):
@@ -124,6 +131,12 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
     if model.get("pretrained"):
         model["pretrained"] = "a checkpoint"  # its path may change, like that of the features
     return identity | {"labels": relabel[0] if relabel else None}
+
+
+def _with_defaults(default: EncoderConfig | Mixing, given: dict[str, Any] | None) -> dict[str, Any]:
+    """Return options with the defaults of those that are not given, as YAML has them."""
+    values = asdict(default) | (given or {})
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _first_difference(kept: dict[str, Any], requested: dict[str, Any]) -> str | None:

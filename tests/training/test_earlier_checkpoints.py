@@ -4,6 +4,7 @@ Both files of tests/checkpoints are of that version: one step of pre-training, a
 smallest encoder. The numbers below are its outputs for `WAVEFORM`.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from torch.testing import assert_close
 
 from hubert_lightning import CTCFinetuning, HubertPretraining, load_encoder
 from hubert_lightning.asr.ctc_model import load_ctc
+from hubert_lightning.errors import UserError
+from hubert_lightning.training.hubert_cli import HubertCLI
 from hubert_lightning.training.run_folder import KEPT_CONFIG
+from hubert_lightning.training.run_identity import refuse_another_run
 
 PRETRAINING, FINETUNING = (ROOT / "tests" / "checkpoints" / f"{task}.ckpt" for task in ("pretraining", "finetuning"))
 WAVEFORM = (torch.sin(torch.arange(16_000) * 0.05) * torch.linspace(0, 0.5, 16_000))[None]
@@ -66,3 +70,24 @@ def test_a_config_of_an_earlier_version_parses(checkpoint: Path, tmp_path: Path)
         assert parsed.config.fit[part].class_path == written[part]["class_path"]
         assert arguments.keys() >= written[part]["init_args"].keys()
     assert parsed.config.fit.trainer.max_steps == written["trainer"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "change", "option"),
+    [
+        (PRETRAINING, "--data.init_args.mixing.probability=0.2", "data.init_args.mixing.probability"),
+        (PRETRAINING, "--model.init_args.encoder.position_buckets=320", "model.init_args.encoder.position_buckets"),
+        (FINETUNING, "--model.init_args.encoder.conv_bias=true", "model.init_args.encoder.conv_bias"),
+    ],
+)
+def test_a_run_of_an_earlier_version_resumes_with_the_same_options(
+    checkpoint: Path, change: str, option: str, tmp_path: Path
+) -> None:
+    shutil.copy(checkpoint, tmp_path / "last.ckpt")
+    config = tmp_path / "config.yaml"
+    config.write_text(torch.load(checkpoint, weights_only=True)[KEPT_CONFIG])
+    command = ["--config", str(config), f"--output={tmp_path}"]
+    same, other = HubertCLI("fit", command), HubertCLI("fit", [*command, change])
+    refuse_another_run(same.config, same.parser)
+    with pytest.raises(UserError, match=f"another run, which differs in {option}"):
+        refuse_another_run(other.config, other.parser)
