@@ -56,6 +56,11 @@ class Balance:
     def __post_init__(self) -> None:
         for option, shares in self._options():
             if isinstance(shares, dict):
+                if values := [name for name in shares if not isinstance(name, str)]:
+                    raise UserError(
+                        f"{option} names {values[0]}, which is no text: YAML reads no, yes, on, off, null and numbers "
+                        "as values; quote the name, such as {'no': 2, en: 1}"
+                    )
                 wrong = [name for name, share in shares.items() if not _is_number(share) or not 0 < share < math.inf]
                 if wrong or not shares:
                     fact = f"{wrong[0]}: {shares[wrong[0]]}" if wrong else "empty"

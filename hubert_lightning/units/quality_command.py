@@ -59,6 +59,8 @@ CURVES = {
     "speaker_information": "speaker information",
 }
 """Measures of the figure, with their labels."""
+UNLIMITED = 10_000
+"""Characters of a line to which no table comes."""
 SAME_PHONES = 0.8
 """Share of the phones of the smaller set that the larger one has, if both are one phone set."""
 
@@ -153,12 +155,12 @@ def _report(
     console = Console()
     numbers = sorted({row.clusters for row in measures})
     of_number = [row for row in measures if row.clusters == proposal.clusters]
-    console.print(_table(of_number, "clusters of", f"{proposal.clusters} clusters of each layer of {checkpoint}"))
+    _print_table(console, of_number, "features", f"{proposal.clusters} clusters of each layer of {checkpoint}")
     if len(numbers) > 1:
         of_layer = [row for row in measures if row.layer == proposal.layer]
-        console.print(_table(of_layer, "clusters", f"layer {proposal.layer}, by the number of clusters"))
+        _print_table(console, of_layer, "clusters", f"layer {proposal.layer}, by the number of clusters")
     if not math.isnan(max(row.abx_across for row in measures)):
-        console.print(_table(of_number, "ABX errors of", "A, B and X of one speaker, and X of another", ABX_COLUMNS))
+        _print_table(console, of_number, "ABX errors of", "A, B and X of one speaker, and X of another", ABX_COLUMNS)
     for sentence in _remarks(sample, of_number):
         console.print(sentence, soft_wrap=True, highlight=False)
     console.print(
@@ -217,20 +219,37 @@ def _remarks(sample: SpeechSample, measures: Sequence[Measures]) -> list[str]:
     return sentences
 
 
-def _table(
-    measures: Sequence[Measures], first: str, title: str, columns: Mapping[str, tuple[str, str]] = COLUMNS
-) -> Table:
+def _print_table(
+    console: Console,
+    measures: Sequence[Measures],
+    first: str,
+    title: str,
+    columns: Mapping[str, tuple[str, str]] = COLUMNS,
+) -> None:
+    """Print the known measures, in several tables if the console is too narrow for all columns in one."""
     known = {
         heading: (name, style)
         for heading, (name, style) in columns.items()
         if any(not math.isnan(getattr(row, name)) for row in measures)
     }
-    table = Table(first, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in known:
+    shown: dict[str, tuple[str, str]] = {}
+    for heading, column in known.items():
+        wider = _table(measures, first, title, {**shown, heading: column})
+        if shown and console.measure(wider, options=console.options.update_width(UNLIMITED)).maximum > console.width:
+            console.print(_table(measures, first, title, shown))
+            shown = {}
+        shown[heading] = column
+    console.print(_table(measures, first, title, shown))
+
+
+def _table(measures: Sequence[Measures], first: str, title: str, columns: Mapping[str, tuple[str, str]]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+    table.add_column(first, no_wrap=True)
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in measures:
-        values = [getattr(row, name) for name, _ in known.values()]
-        cells = ["–" if math.isnan(value) else f"{value:{style}}" for value, (_, style) in zip(values, known.values())]
+        values = [(getattr(row, name), style) for name, style in columns.values()]
+        cells = ["–" if math.isnan(value) else f"{value:{style}}" for value, style in values]
         table.add_row(str(row.clusters) if first == "clusters" else row.name, *cells)
     return table
 

@@ -116,6 +116,8 @@ def test_amounts_state_hours_and_shares_of_languages_and_of_corpora() -> None:
         ({"languages": -0.1}, "balance_languages is -0.1; it is an exponent"),
         ({"corpora": float("nan")}, "balance_corpora is nan; it is an exponent"),
         ({"languages": {"en": 0}}, "balance_languages is en: 0; give each name a share above 0"),
+        ({"languages": {False: 1, "en": 2}}, "balance_languages names False, which is no text: YAML reads no"),
+        ({"corpora": {2023: 1}}, "balance_corpora names 2023, which is no text"),
         ({"languages": {}}, "balance_languages is empty; give each name a share above 0"),
     ],
 )

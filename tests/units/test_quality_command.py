@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import all_layers_extractor
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import HubertEncoder
-from hubert_lightning.units.quality_command import quality, read_speech
+from hubert_lightning.units.quality_command import COLUMNS, quality, read_speech
 from hubert_lightning.units.stretches import draw_speech
 from hubert_lightning.units.survey import survey
 
@@ -45,7 +46,7 @@ def folder(dev_cuts: CutSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_judges_every_layer_and_number_of_clusters_and_proposes_one_of_them(
     checkpoint: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     arguments = [str(checkpoint), str(manifests / "train.jsonl.gz"), "--clusters", "10", "20", "--max_frames", "3000"]
     main(["quality", *arguments, "--output", str(tmp_path / "q")])
     said, kept = capsys.readouterr().out, json.loads((tmp_path / "q" / "quality.json").read_text())
@@ -63,9 +64,12 @@ def test_the_command_judges_every_layer_and_number_of_clusters_and_proposes_one_
     assert kept["layer 1"] == layers["layer 1"]
     assert f"best by PNMI: layer {kept['best_layer']}" in said
     assert kept["sample"]["speakers"] == 3
-    tables = [line for line in said.splitlines() if "layer 1 " in line or "clusters of" in line]
-    assert tables
-    assert all(len(line) <= 100 and "…" not in line for line in tables)
+    tables = said.partition("best by PNMI")[0].splitlines()
+    assert all(len(line) <= 80 and "…" not in line for line in tables)
+    headings = [line.split() for line in tables if line.split()[:1] == ["features"]]
+    assert [heading for line in headings for heading in line[1:]] == list(COLUMNS)
+    rows = [line.split()[0] for line in tables if re.search(r"\d\.\d\d ", line)]
+    assert set(rows) == {"mfcc", "layer", "10", "20"}
     check_figures(tmp_path / "q" / "quality.png", inches=7)
 
 
