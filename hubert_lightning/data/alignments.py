@@ -136,7 +136,7 @@ def destination(manifest: Path, out: Path, cuts: Sequence[Cut]) -> Path:
     """Choose the file of the new manifest, and make its folder.
 
     Args:
-        manifest: Manifest of the cuts, which is never overwritten, or another source of them.
+        manifest: Manifest of the cuts, which is never overwritten, or a folder or table of them.
         out: Folder or file name of the new manifest.
         cuts: Cuts of the new manifest.
 
@@ -144,7 +144,9 @@ def destination(manifest: Path, out: Path, cuts: Sequence[Cut]) -> Path:
         UserError: The file lists other audio, or is the source; or its folder cannot be made.
     """
     is_file = out.name.endswith((".jsonl", ".jsonl.gz")) and not out.is_dir()
-    path = out if is_file else out / manifest.name
+    is_manifest = manifest.name.endswith((".jsonl", ".jsonl.gz"))
+    name = manifest.name if is_manifest else f"{manifest.name if manifest.is_dir() else manifest.stem}.jsonl.gz"
+    path = out if is_file else out / name
     make_folder(path.parent, out)
     if path.exists() and path.samefile(manifest):
         raise UserError(f"{path}: is the input manifest, which is never overwritten; choose another OUT")

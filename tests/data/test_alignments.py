@@ -18,7 +18,7 @@ from lhotse.cut import Cut
 from lhotse.supervision import AlignmentItem
 
 from hubert_lightning.cli import main
-from hubert_lightning.data.alignments import SILENCE, check_alignment, phones_of, prepare_alignments
+from hubert_lightning.data.alignments import SILENCE, check_alignment, destination, phones_of, prepare_alignments
 from hubert_lightning.data.manifest import fingerprint, read_manifest, write_manifest
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.frames import SAMPLE_RATE, frame_centres, num_frames
@@ -393,3 +393,13 @@ def test_textgrids_of_two_phone_sets_are_refused(tmp_path: Path, capsys: pytest.
     answer = capsys.readouterr().err
     assert "1 utterances have ARPAbet (a: AH, HH, L, OW) and 1 utterances have another set (b: tʃʰ, ɹ)" in answer
     assert not (tmp_path / "out" / "m.jsonl.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("speech.jsonl.gz", "speech.jsonl.gz"), ("v1.5/", "v1.5.jsonl.gz"), ("table.csv", "table.jsonl.gz")],
+)
+def test_a_folder_of_new_manifests_gets_one_that_can_be_read(source: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / source
+    path.mkdir() if source.endswith("/") else path.touch()
+    assert destination(path, tmp_path / "aligned", []) == tmp_path / "aligned" / name
