@@ -340,7 +340,8 @@ def load_transformers_encoder(folder: Path) -> TransformersEncoder:
     config = read_teacher_config(folder)
     if note := assumed_preprocessing(folder, config):
         log.warning(note)
-    state, model = _checked_state(folder, config)
+    with torch.random.fork_rng(devices=[]):
+        state, model = _checked_state(folder, config)
     transformers = transformers_for(folder)
     with _quiet(transformers), torch.random.fork_rng(devices=[]):
         built = type(model).from_pretrained(None, config=model.config, state_dict=dict(state)).float().eval()
