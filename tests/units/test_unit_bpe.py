@@ -222,7 +222,7 @@ def test_options_that_do_not_fit_are_refused_in_a_sentence(
 ) -> None:
     given_options = [str(tmp_path / "out") if option == "OUT" else option for option in options]
     assert sentence in refused(capsys, "units", "mfcc", str(speech[0]), "--kmeans", str(kmeans), *given_options)
-    assert "has none" in refused(capsys, "units", "mfcc", "-", "--kmeans", str(kmeans), "--bpe", "30")
+    assert "have no tokens" in refused(capsys, "units", "mfcc", "-", "--kmeans", str(kmeans), "--bpe", "30")
 
 
 def test_units_of_files_become_a_dataset(
