@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.recipes.sizes import SIZES
 
 PRETRAIN_HELP = """usage: hubert pretrain FOLDER --output FOLDER [options]
        hubert pretrain MANIFEST ... --output FOLDER [options]
@@ -68,7 +69,6 @@ Options
 Every option of `hubert fit` can be added, such as --trainer.devices 2 (`hubert fit --help`).
 """
 
-SIZES = ("small", "base", "large", "xlarge")
 NUMBERS: dict[str, type] = {
     "heldout": float, "max_duration": float, "steps": int, "lr": float, "batch_seconds": float
 }  # fmt: skip

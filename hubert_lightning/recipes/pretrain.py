@@ -27,13 +27,12 @@ from hubert_lightning.recipes.recipe import (
     words_of,
 )
 from hubert_lightning.recipes.run import execute, metrics_of, write_page
+from hubert_lightning.recipes.sizes import SIZES
 from hubert_lightning.short_options import named_configs, settings_of
 from hubert_lightning.training.pretraining import ARCHITECTURE
 
 log = logging.getLogger(__name__)
 
-SIZES = ("small", "base", "large", "xlarge")
-"""Sizes that have a config in `configs/pretrain`."""
 OF_ANOTHER_MODEL = ("large", "xlarge")
 """Sizes whose labels the paper makes of another model."""
 DEFAULTS = {"heldout": 0.05, "max_duration": 30.0}
