@@ -6,9 +6,12 @@ from .asr.transcriber import Transcriber as Transcriber
 from .asr.transcript_formats import Transcript as Transcript
 from .asr.word_times import Word as Word
 from .hub import CardFacts as CardFacts
+from .interchange.hub import push_model as push_model
+from .interchange.hub import save_model as save_model
 from .model.config import EncoderConfig as EncoderConfig
 from .model.hubert import HubertEncoder as HubertEncoder
 from .pretrained.load import load_encoder as load_encoder
+from .pretrained.load import load_hubert as load_hubert
 from .recipes.finetune import FinetuningRun as FinetuningRun
 from .recipes.finetune import finetune as finetune
 from .recipes.pretrain import PretrainingRun as PretrainingRun

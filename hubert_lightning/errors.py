@@ -1,8 +1,7 @@
 """Mistakes that a user can correct, each in one sentence, and range checks of numbers."""
 
 import errno
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 LARGE = 2.0**62
 """Default upper bound of numbers, larger than any real count."""
@@ -21,6 +20,11 @@ UNUSABLE_ERRNOS = (*ACCESS_ERRNOS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 
 BROKEN_CONNECTIONS = (ConnectionError, EOFError, FileNotFoundError)
 """Errors of a connection to a process that ended."""
+
+Explanation = Callable[[BaseException], str | None]
+"""A function from an error to the sentence that explains it, or None for an error that it does not know."""
+
+_explanations: list[Explanation] = []
 
 
 class UserError(ValueError):
@@ -62,7 +66,7 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
     """
     if mistake := user_error(error) if isinstance(error, ValueError) else None:
         return str(mistake), 2
-    if isinstance(error, (RuntimeError, *BROKEN_CONNECTIONS)) and (sentence := _end_of_another_process(error)):
+    if isinstance(error, (RuntimeError, *BROKEN_CONNECTIONS)) and (sentence := _explained(error)):
         return sentence, 1
     if isinstance(error, OSError) and error.errno in WRITE_ERRNOS:
         return (
@@ -81,15 +85,17 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
     return None
 
 
-def _end_of_another_process(error: Exception) -> str | None:
-    """The sentence for an error that the end of a loader worker or of another rank caused, if it did.
+def explains_errors(function: Explanation) -> Explanation:
+    """Register a function that explains errors which the end of another process caused.
 
-    The modules that recognise such errors need torch and Lightning, so they are used only if they are imported already.
+    The modules that start processes register theirs when they are imported, so that this one needs none of them.
     """
-    workers, stalls = (
-        sys.modules.get(f"hubert_lightning.{name}") for name in ("data.workers", "training.callbacks.stalls")
-    )
-    return (workers and workers.killed_worker(error)) or (stalls and stalls.ended_rank(error)) or None
+    _explanations.append(function)
+    return function
+
+
+def _explained(error: Exception) -> str | None:
+    return next((sentence for explanation in _explanations if (sentence := explanation(error))), None)
 
 
 def within(least: float, most: float = LARGE, **values: float | Sequence[float] | None) -> None:

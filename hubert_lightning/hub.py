@@ -1,11 +1,10 @@
 """Methods of models that are saved in folders and on the Hugging Face hub.
 
-They are those of huggingface_hub's PyTorchModelHubMixin, with the folders of `hubert export`. The work is done in
-`interchange.hub`, which knows all formats; it is imported when a method is called.
+They are those of huggingface_hub's PyTorchModelHubMixin, with the folders of `hubert export`. The work is done by
+`save_model` and `push_model`, which know all formats; they are imported when a method is called.
 """
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,9 @@ class HubModel:
         Raises:
             UserError: The folder exists already, or the model cannot be saved.
         """
-        path: Path = implementation("interchange.hub:save_model")(self.model_parts(), Path(folder), card)
-        return path
+        from hubert_lightning import save_model
+
+        return save_model(self, Path(folder), card)
 
     def push_to_hub(
         self, repo_id: str, private: bool = False, token: str | None = None, card: CardFacts = CardFacts()
@@ -87,20 +87,9 @@ class HubModel:
         Raises:
             UserError: The name or the token cannot be used, or the hub does not answer.
         """
-        push = implementation("interchange.hub:push_model")
-        address: str = push(self.model_parts(), repo_id, private, token, card)
-        return address
+        from hubert_lightning import push_model
 
-
-def implementation(target: str) -> Callable[..., Any]:
-    """Import a function that a room above provides.
-
-    Args:
-        target: "room.module:function".
-    """
-    module, _, name = target.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(f"hubert_lightning.{module}"), name)
-    return function
+        return push_model(self, repo_id, private, token, card)
 
 
 def no_encoder(name: str) -> UserError:

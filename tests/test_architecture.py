@@ -103,6 +103,21 @@ ROOMS = {
 }
 """In this order, a room imports rooms above it alone."""
 
+PUBLIC_NAMES = {"hub": {"push_model", "save_model"}, "model.hubert": {"load_hubert"}}
+"""Public functions that methods of models call, although the rooms that define them come later."""
+
+IMPORTED_BY_NAME = {
+    "serving.serve": "packages of its extra, to name the one that is missing",
+    "training.arguments": "classes that a config names",
+    "training.dashboard": "W&B's package of views, which has no types",
+    "training.hubert_cli": "the task that a config names",
+    "training.media": "the package of a logger that a config names",
+    "training.parser": "classes that a config names",
+    "verb_stub": "light packages in which a signature names values",
+    "verbs": "functions of the table of verbs",
+}
+"""Modules that import others by a string, which no table sees, and what."""
+
 HEAVY = {
     "datasets", "fastapi", "fastapi_offline", "huggingface_hub", "jinja2", "jiwer", "jsonargparse", "lhotse",
     "lightning", "optuna", "plotly", "prometheus_client", "safetensors", "shtab", "sklearn", "starlette", "torchaudio",
@@ -118,9 +133,8 @@ def modules() -> list[str]:
 
 def imports(module: str) -> set[str]:
     """What a module imports anywhere, also inside its functions: our modules without the package's name, and others."""
-    tree = ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text())
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.ImportFrom):
             source = node.module or ""
             is_package = source.startswith("hubert_lightning") and (ROOT / source.replace(".", "/")).is_dir()
@@ -129,6 +143,10 @@ def imports(module: str) -> set[str]:
             names |= {alias.name for alias in node.names}
     ours = {name.removeprefix("hubert_lightning.") for name in names if name.startswith("hubert_lightning.")}
     return (ours & set(modules())) | {name.split(".")[0] for name in names if not name.startswith("hubert_lightning")}
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / (module.replace(".", "/") + ".py")).read_text())
 
 
 def room_of(module: str) -> str:
@@ -165,6 +183,30 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
     except CycleError as error:
         circle = [*reversed(error.args[1])]
     assert not circle, " imports ".join(circle)
+
+
+def test_only_methods_of_models_call_public_functions_of_later_rooms() -> None:
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    public = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    found = {}
+    for module in modules():
+        nodes = list(ast.walk(tree_of(module)))
+        froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "hubert_lightning"]
+        names = {alias.name for node in froms for alias in node.names} & public
+        names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names} & {PACKAGE.name}
+        if names:
+            found[module] = names
+    assert found == PUBLIC_NAMES
+
+
+def test_modules_that_import_others_by_a_string_are_known() -> None:
+    by_string = {"import_module", "__import__", "sys.modules"}
+    words = {
+        module: {ast.unparse(node) for node in ast.walk(tree_of(module)) if isinstance(node, (ast.Name, ast.Attribute))}
+        for module in modules()
+    }
+    found = {module for module, used in words.items() if used & (by_string | {"importlib.import_module"})}
+    assert found == set(IMPORTED_BY_NAME)
 
 
 def test_the_documentation_has_this_table() -> None:

@@ -3,7 +3,10 @@
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_lightning.errors import UserError, user_error, within
+from hubert_lightning import errors
+from hubert_lightning.data.workers import killed_worker
+from hubert_lightning.errors import UserError, answer_to, explains_errors, user_error, within
+from hubert_lightning.training.callbacks.stalls import ended_rank
 
 
 class Broken(Dataset[int]):
@@ -39,6 +42,18 @@ def test_a_bug_in_a_loader_worker_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="__getitem__") as caught:
         list(DataLoader(Broken(ValueError("invalid literal")), num_workers=1))
     assert user_error(caught.value) is None
+
+
+def test_a_later_room_explains_errors_that_the_end_of_its_process_causes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_explanations", [lambda error: None])
+    explains_errors(lambda error: "the worker was killed; lower its memory" if "worker" in str(error) else None)
+    assert answer_to(RuntimeError("worker 3 is gone")) == ("the worker was killed; lower its memory", 1)
+    assert answer_to(RuntimeError("a bug")) is None
+    assert answer_to(ValueError("worker 3 is gone")) is None
+
+
+def test_the_rooms_that_start_processes_explain_their_ends() -> None:
+    assert errors._explanations[-2:] == [killed_worker, ended_rank]
 
 
 @pytest.mark.parametrize("number", [-1, 11, float("nan"), float("inf")])

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from hubert_lightning.data.resources import usable_cores
-from hubert_lightning.errors import BROKEN_CONNECTIONS
+from hubert_lightning.errors import BROKEN_CONNECTIONS, explains_errors
 from hubert_lightning.interrupts import ignore_interrupts
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ def quiet_worker(worker: int) -> None:
     ignore_interrupts()
 
 
+@explains_errors
 def killed_worker(error: BaseException) -> str | None:
     """Explain an error that a killed worker caused; None for another error."""
     match = GONE.search(str(error))

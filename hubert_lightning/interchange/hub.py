@@ -9,7 +9,7 @@ from typing import Final
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import new_folder
-from hubert_lightning.hub import CardFacts, ModelParts
+from hubert_lightning.hub import CardFacts, HubModel, ModelParts
 from hubert_lightning.interchange.model_card import model_card
 from hubert_lightning.interchange.run_facts import Facts, public_provenance
 from hubert_lightning.pretrained.formats import FORMATS
@@ -23,11 +23,11 @@ FORMAT: Final = "transformers"
 LATER = "the folder is written, so `hf upload {name} {folder} .` sends it later"
 
 
-def save_model(parts: ModelParts, folder: Path, card: CardFacts = CardFacts(), name: str | None = None) -> Path:
+def save_model(model: HubModel, folder: Path, card: CardFacts = CardFacts(), name: str | None = None) -> Path:
     """Write a model to a new folder in the format of transformers, with its K-means and a card.
 
     Args:
-        parts: Encoder, and head and tokens or centroids.
+        model: Encoder, units or transcriber.
         folder: Folder to create.
         card: Licence, languages and data sets for the model card.
         name: Name of the model in its card; that of the folder if not given.
@@ -36,8 +36,9 @@ def save_model(parts: ModelParts, folder: Path, card: CardFacts = CardFacts(), n
         The folder.
 
     Raises:
-        UserError: The folder exists already.
+        UserError: The folder exists already, or the model cannot be saved.
     """
+    parts = model.model_parts()
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it or choose another folder")
     with new_folder(folder) as new:
@@ -45,15 +46,27 @@ def save_model(parts: ModelParts, folder: Path, card: CardFacts = CardFacts(), n
     return folder
 
 
-def push_model(parts: ModelParts, repo_id: str, private: bool, token: str | None, card: CardFacts) -> str:
-    """Upload the folder of a model to the hub; returns the address of the commit.
+def push_model(
+    model: HubModel, repo_id: str, private: bool = False, token: str | None = None, card: CardFacts = CardFacts()
+) -> str:
+    """Upload the folder of `save_model` to the Hugging Face hub.
+
+    Args:
+        model: Encoder, units or transcriber.
+        repo_id: Name on the hub, owner/name; created if it is not there.
+        private: Whether a new repository is private.
+        token: Token of the hub; default: that of `hf auth login` or HF_TOKEN.
+        card: Licence, languages and data sets for the model card.
+
+    Returns:
+        Address of the commit.
 
     Raises:
-        UserError: As in `push_folder`.
+        UserError: As in `save_model`; or the name or the token cannot be used, or the hub does not answer.
     """
     check_push(repo_id, token)
     with TemporaryDirectory() as temporary:
-        folder = save_model(parts, Path(temporary) / "model", card, repo_id)
+        folder = save_model(model, Path(temporary) / "model", card, repo_id)
         return push_folder(folder, repo_id, private, token, "")
 
 

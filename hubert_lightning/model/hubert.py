@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import num_frames, padding_mask
-from hubert_lightning.hub import HubModel, ModelParts, implementation
+from hubert_lightning.hub import HubModel, ModelParts
 from hubert_lightning.model.compilation import call_compiled, compilable, compile_methods
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.convolutions import (
@@ -87,8 +87,9 @@ class HubertEncoder(nn.Module, HubModel):
         Raises:
             UserError: The file is missing, corrupt or unsafe, or holds no HuBERT.
         """
-        encoder: HubertEncoder = implementation("pretrained.load:load_hubert")(model)
-        return encoder
+        from hubert_lightning import load_hubert
+
+        return load_hubert(model)
 
     def model_parts(self) -> ModelParts:
         """Return what the folder of the model holds."""

@@ -11,7 +11,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from hubert_lightning import console, interrupts
 from hubert_lightning.data.workers import killed_worker
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, explains_errors
 from hubert_lightning.training.lightning_internals import extend_timeout, is_collective_error, take_launched_processes
 from hubert_lightning.training.rank_watch import Limits, RankWatch, end_unless_set
 from hubert_lightning.training.wandb_runs import alert
@@ -134,6 +134,7 @@ def end(reason: str) -> None:
         _current.end(reason)
 
 
+@explains_errors
 def ended_rank(error: BaseException) -> str | None:
     """Name the rank whose end caused an error of a collective operation.
 
