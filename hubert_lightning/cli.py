@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from hubert_lightning import __version__, console
+from hubert_lightning import __version__, current_work
 from hubert_lightning.console import output_is_closed, print_refusal, show_messages
 from hubert_lightning.errors import answer_to
+from hubert_lightning.first_process import prints
 from hubert_lightning.interrupts import SIGNALS, listening, no_workers_left
 from hubert_lightning.verb_table import VERBS
 from hubert_lightning.verbs import call_verb, find_verb, usage
@@ -69,7 +70,7 @@ def _run(args: list[str]) -> int:
         print(f"hubert_lightning {__version__}")
         return 0
     show_messages(of_ranks=args[0] in VERBS_OF_RANKS)
-    if not console.prints():  # torch reads it when it is imported; the first rank prints the same warnings
+    if not prints():  # torch reads it when it is imported; the first rank prints the same warnings
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # OpenMP reads it when torch is imported. Threads that wait by turning in a loop take the processor from those that
     # they wait for: on a busy machine a step of a small model took five times as long (docs/dev/measurements.md)
@@ -103,4 +104,4 @@ def _signals_of(verb: str) -> AbstractContextManager[None]:
         return nullcontext()
     if verb not in KEPT_AFTER_SIGNAL:
         return listening([signal.SIGINT])
-    return listening(SIGNALS, lambda name: f"{name} while {console.now.what}: {KEPT_AFTER_SIGNAL[verb]}")
+    return listening(SIGNALS, lambda name: f"{name} while {current_work.now.what}: {KEPT_AFTER_SIGNAL[verb]}")

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from hubert_lightning.console import is_first_process
+from hubert_lightning.first_process import is_first_process
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs

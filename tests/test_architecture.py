@@ -26,7 +26,10 @@ class Room(NamedTuple):
     heavy: str = ""
 
 
-GROUND = ("frames", "files", "errors", "console", "figure_style", "interrupts", "hub")
+GROUND = (
+    "frames", "files", "errors", "console", "progress_bar", "current_work", "first_process", "figure_style",
+    "interrupts", "hub",
+)  # fmt: skip
 VOCABULARY = ("vocabulary", "spelling", "characters")
 PARSING = (
     "parsing", "verbs", "verb_stub", "verb_table", "completion", "packaged_configs", "short_options",
@@ -37,7 +40,7 @@ MODULES = {"ground": GROUND, "vocabulary": VOCABULARY, "parsing": PARSING}
 """Rooms of modules beside the folders."""
 ROOMS = {
     "ground": Room(
-        "frame arithmetic, atomic writes, user errors, messages and progress, style of figures, signals, "
+        "frame arithmetic, atomic writes, user errors, messages and progress, ranks, style of figures, signals, "
         "methods of models"
     ),
     "untrusted": Room("readers of untrusted files that never run code in them", "ground"),

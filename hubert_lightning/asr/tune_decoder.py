@@ -19,12 +19,12 @@ from hubert_lightning.asr.ctc_model import load_ctc, log_probabilities
 from hubert_lightning.asr.decoder_settings import DecoderSettings, settings_json
 from hubert_lightning.asr.decoding import BeamSearch, greedy
 from hubert_lightning.characters import comparable
-from hubert_lightning.console import progress
 from hubert_lightning.data.manifest import check_audio, read_manifest, transcript
 from hubert_lightning.errors import UserError
 from hubert_lightning.figure_style import BLUE, COLUMN, FIGURE_SUFFIXES, GREY, ORANGE, figure_files, figure_style
 from hubert_lightning.files import write_all
 from hubert_lightning.model.devices import choose_device
+from hubert_lightning.progress_bar import progress
 from hubert_lightning.vocabulary import Vocabulary
 
 WEIGHT_RANGES = {"lm_weight": (0.0, 8.0), "word_score": (-5.0, 5.0), "silence_score": (-10.0, 0.0)}

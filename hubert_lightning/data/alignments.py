@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hubert_lightning.console import progress
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.data.phone_sets import check_one_phone_set
 from hubert_lightning.data.prepare import check_same_audio, make_folder
 from hubert_lightning.data.refusals import RefusedFile, print_refusals, write_listing
 from hubert_lightning.data.textgrids import END_TOLERANCE, Interval, TextGrid, find_textgrids, read_textgrid, tier_of
 from hubert_lightning.errors import UserError
+from hubert_lightning.progress_bar import progress
 
 SILENCE = "sil"
 """Symbol of silence among phones."""

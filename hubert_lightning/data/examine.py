@@ -13,7 +13,6 @@ from lhotse.audio import AudioSource
 from lhotse.cut import Cut, MonoCut, MultiCut
 from torch import Tensor
 
-from hubert_lightning import console
 from hubert_lightning.characters import has_words
 from hubert_lightning.data.audio_folder import AudioFile, Segment
 from hubert_lightning.data.languages import CORPUS
@@ -23,6 +22,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import printable
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
+from hubert_lightning.progress_bar import progress
 
 MAX_OVERSHOOT = 0.5
 """Seconds by which a segment may end after its recording and is cut off there, as in Kaldi's extract-segments."""
@@ -81,7 +81,7 @@ def decode_all(paths: list[Path], description: str | None = "checking audio") ->
     sounds: dict[Path, Sound | str] = {}
     hours = 0.0
     # Threads suffice: the decoders hold no interpreter lock while they read and decode.
-    with console.progress(description, sum(sizes)) as advance, thread_pool() as pool:
+    with progress(description, sum(sizes)) as advance, thread_pool() as pool:
         for path, size, sound in zip(paths, sizes, pool.map(probe, paths), strict=True):
             sounds[path] = sound
             if isinstance(sound, Sound):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from lhotse.cut import Cut
 from rich.console import Console
 
-from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import destination, write_aligned
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, skipped_sentence
@@ -33,6 +32,7 @@ from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.data.textgrids import Interval, write_textgrid
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.files import printable
+from hubert_lightning.progress_bar import progress
 
 JOURNAL = ".made-phones.jsonl"
 """File in the folder that records the finished utterances."""

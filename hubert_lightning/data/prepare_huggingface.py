@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubert_lightning.console import progress
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES, AudioFile
 from hubert_lightning.data.languages import LANGUAGE_COLUMNS, language_named
 from hubert_lightning.data.prepare import make_folder, prepare
@@ -17,6 +16,7 @@ from hubert_lightning.data.prepare_csv import SPEAKER_COLUMNS, TEXT_COLUMNS
 from hubert_lightning.data.sources import check_pieces
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
+from hubert_lightning.progress_bar import progress
 from hubert_lightning.untrusted.json_file import shown
 
 if TYPE_CHECKING:

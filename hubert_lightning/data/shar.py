@@ -18,13 +18,13 @@ from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 
-from hubert_lightning.console import progress
 from hubert_lightning.data.cut_rows import MAX_CHANNELS, MAX_NAME, MAX_SECONDS, SAMPLING_RATES, rows_of
 from hubert_lightning.data.languages import CORPUS, MAX_CHARACTERS, check_names, hours_sentence
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.interrupts import thread_pool
+from hubert_lightning.progress_bar import progress
 from hubert_lightning.untrusted.array_file import mapped
 from hubert_lightning.untrusted.json_file import is_text, parse_json, read_json, shown
 

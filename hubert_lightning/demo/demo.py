@@ -21,9 +21,9 @@ from torch import Tensor
 from hubert_lightning.asr.ngram import ngram
 from hubert_lightning.asr.transcribe import transcribe
 from hubert_lightning.asr.tune_decoder import tune_decoder
-from hubert_lightning.console import stages
 from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.manifest import read_manifest
+from hubert_lightning.demo.stages import Stages
 from hubert_lightning.demo.synthesis import synthesise_corpus
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor, layer_extractor, mfcc_extractor
@@ -136,7 +136,7 @@ def demo(output: Path = Path("demo"), minutes: float = 60.0, steps: int | None =
         f"→ iteration 2 → CTC on {minutes / 6:.3g} minutes of transcripts, and the same from scratch, in "
         f"{training.precision}, into {output}/"
     )
-    announced = stages({name: seconds * (0.1 if steps else 1.0) for name, seconds in STAGES.items()})
+    announced = Stages({name: seconds * (0.1 if steps else 1.0) for name, seconds in STAGES.items()})
     announced.begin("speech")
     heldout = min(4.0, minutes / 6)
     with _quiet():

@@ -19,7 +19,6 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
 
-from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.data.audio import resampled
 from hubert_lightning.data.manifest import write_manifest
@@ -29,6 +28,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, seconds_to_samples
 from hubert_lightning.interrupts import thread_pool
+from hubert_lightning.progress_bar import progress
 
 VERSION = 7
 """Version of the corpus, which changes when the same parameters make other audio."""

@@ -12,7 +12,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning import console
+from hubert_lightning import current_work
 from hubert_lightning.data.corpora import lengths_of
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import Extractor
@@ -20,6 +20,7 @@ from hubert_lightning.features.loading import LoadedBatch, Loading, Piece, batch
 from hubert_lightning.features.transfers import copied_ahead, given_later
 from hubert_lightning.features.windows import Window
 from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, num_frames, seconds_to_samples
+from hubert_lightning.progress_bar import progress
 
 GPU_BATCH_DURATION = 240.0
 """Seconds that a GPU encodes at once by default, where they take less than a quarter of its memory."""
@@ -118,7 +119,7 @@ def extract_batches(
     )
     hours = ranks * sum(int(lengths_of(cuts).sum()) for cuts in groups) / SAMPLE_RATE / 3600
     done, began = 0.0, perf_counter()
-    with console.progress(description, hours, "h") as advance:
+    with progress(description, hours, "h") as advance:
         for numbers in _planned_together(groups, most=1 if loading.windows_of else 100_000):
             batches = [
                 (number, batch)
@@ -205,7 +206,7 @@ def _computed(
 ) -> Iterator[tuple[tuple[int, list[Piece], Sequence[int]], Tensor]]:
     """Compute the batches: group, pieces and counts, and rows on the device."""
     for count, ((group, pieces), batch) in enumerate(zip(batches, loaded, strict=True), start=1):
-        console.note(f"making features ({description}, batch {count} of {len(batches)})")
+        current_work.note(f"making features ({description}, batch {count} of {len(batches)})")
         if isinstance(batch, UserError):
             raise batch
         with torch.no_grad():

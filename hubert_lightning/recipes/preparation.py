@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hubert_lightning.asr.lexicon import vocabulary
-from hubert_lightning.console import hidden_bars, is_first_process
 from hubert_lightning.data.audio_folder import audio_by_folder
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.data.prepare_split import prepare_split
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular, write_whole
+from hubert_lightning.first_process import is_first_process
+from hubert_lightning.progress_bar import hidden_bars
 from hubert_lightning.recipes.recipe import Preparation, Recipe
 
 RECORD = "made-of.json"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hubert_lightning.console import is_first_process
+from hubert_lightning.first_process import is_first_process
 from hubert_lightning.recipes import preparation
 from hubert_lightning.recipes.recipe import Recipe
 from hubert_lightning.training import experiment

@@ -18,9 +18,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hubert_lightning import __version__
-from hubert_lightning.console import progress
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import write_whole
+from hubert_lightning.progress_bar import progress
 from hubert_lightning.report import words
 from hubert_lightning.report.breakdown import read_evaluation
 from hubert_lightning.report.charts import SERIES, Chart

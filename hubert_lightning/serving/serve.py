@@ -11,8 +11,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hubert_lightning.console import hidden_bars, say
+from hubert_lightning.console import say
 from hubert_lightning.errors import UserError, within
+from hubert_lightning.progress_bar import hidden_bars
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

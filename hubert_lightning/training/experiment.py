@@ -10,9 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
-from hubert_lightning import console
-from hubert_lightning.console import hidden_bars, is_first_process, show_messages
+from hubert_lightning import current_work
+from hubert_lightning.console import show_messages
 from hubert_lightning.errors import UserError
+from hubert_lightning.first_process import is_first_process, prints
+from hubert_lightning.progress_bar import hidden_bars
 from hubert_lightning.training.hubert_cli import HubertCLI, Verb
 from hubert_lightning.training.iterations import settle_clusters, single_iterations
 from hubert_lightning.training.run_config import (
@@ -142,11 +144,11 @@ def _process(quiet: bool = False) -> Iterator[ExitStack]:
     """Set up this process for a run; the stack holds what the command gives back at its end."""
     if not quiet:
         show_messages(of_ranks=True)
-    console.note("setting up")
+    current_work.note("setting up")
     with ExitStack() as resources, warnings.catch_warnings():
         for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
-        if not console.prints():
+        if not prints():
             warnings.simplefilter("ignore")  # the first rank prints the same ones
         if quiet:
             resources.enter_context(hidden_bars())

@@ -22,19 +22,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hubert_lightning import console
 from hubert_lightning.asr.language_scores import metrics_by_name, write_scores
 from hubert_lightning.asr.results import SCORES, copy_to_run
 from hubert_lightning.asr.score_report import report
 from hubert_lightning.asr.scoring import read_results, score
-from hubert_lightning.console import is_first_process
 from hubert_lightning.data.workers import share_threads
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular
+from hubert_lightning.first_process import is_first_process
 from hubert_lightning.interrupts import held
 from hubert_lightning.model.devices import keep_freed_memory, set_float32_precision
 from hubert_lightning.parsing import check_typed, given_configs
 from hubert_lightning.pretrained.formats.own import read_checkpoint
+from hubert_lightning.progress_bar import hidden_bars
 from hubert_lightning.training import library_errors
 from hubert_lightning.training.arguments import check_arguments, check_ignored
 from hubert_lightning.training.callbacks import stalls
@@ -191,7 +191,7 @@ class HubertCLI(LightningCLI):
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         shows = self.config_init["trainer"].get("enable_progress_bar") is not False
-        with library_errors.config_errors(), nullcontext() if shows else console.hidden_bars():
+        with library_errors.config_errors(), nullcontext() if shows else hidden_bars():
             self.check()
             options = {name: self.config_init[name] for name in self._verb_options}
             if "verbose" in options:

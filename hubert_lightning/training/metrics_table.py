@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from hubert_lightning.console import is_first_process
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular, write_whole
+from hubert_lightning.first_process import is_first_process
 from hubert_lightning.training.lightning_internals import METRICS_TABLE, continue_table
 
 log = logging.getLogger(__name__)

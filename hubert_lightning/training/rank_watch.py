@@ -21,8 +21,9 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from hubert_lightning import console, interrupts
+from hubert_lightning import current_work, interrupts
 from hubert_lightning.data.garbage import without_collection
+from hubert_lightning.first_process import is_first_process
 from hubert_lightning.training.lightning_internals import BACKWARD, DATA, OTHERS, connect_to_store, waiting_in
 
 EXIT_STATUS = 1
@@ -175,7 +176,7 @@ class RankWatch:
             self._write(reason)
 
     def _sign(self, end: str | None = None) -> Sign:
-        now = console.now
+        now = current_work.now
         activity = waiting_in(frame_of(self._main or 0)) or "computes"
         return Sign(socket.gethostname(), os.getpid(), self._beat, now.what, now.count, now.in_steps, activity, end)
 
@@ -306,7 +307,7 @@ def end_unless_set(started: threading.Event, warn_after: float, end_after: float
     """
     began = time.monotonic()
     waits = f"host {socket.gethostname()}, pid {os.getpid()}) waits for other ranks to start since {clock(began)}"
-    if not started.wait(warn_after) and console.is_first_process():
+    if not started.wait(warn_after) and is_first_process():
         print(f"hubert: warning: rank 0 ({waits}; look at their output", file=sys.stderr, flush=True)
     if not started.wait(max(end_after - warn_after, 0)):
         waits = f"a rank ({waits} ({duration(time.monotonic() - began)}); look at their output"

@@ -22,7 +22,7 @@ from lhotse.cut import Cut
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from hubert_lightning import console
+from hubert_lightning import current_work
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.corpora import Corpora
 from hubert_lightning.errors import UserError
@@ -199,7 +199,7 @@ class Relabel(Callback):
             raise UserError("clusters is 'auto', but keep_head keeps the clusters of another model; name their number")
 
         def chosen() -> Choice:
-            console.note("making labels (choosing layer and clusters)")
+            current_work.note("making labels (choosing layer and clusters)")
             return choose(
                 recipe,
                 data.train_cuts,
@@ -218,7 +218,7 @@ class Relabel(Callback):
             pl_module.replace_heads(self.recipe.num_clusters, recipe.seed)
 
     def _best_layer(self, trainer: Trainer, data: PretrainingData) -> int:
-        console.note("making labels (choosing the layer)")
+        current_work.note("making labels (choosing the layer)")
         return best_layer(
             self.recipe.models[0],
             [*data.validation_cuts] or _listed(data.train_cuts),
@@ -279,7 +279,7 @@ class Relabel(Callback):
             frames, features = len(rows) * trainer.world_size, stream.name_in(extractor.name)
             log.info("K-means: %d clusters of about %d frames of %s", stream.clusters, frames, features)
             clusters = stream.clusters
-            console.note(f"making labels (K-means, {clusters} clusters)")
+            current_work.note(f"making labels (K-means, {clusters} clusters)")
             inertia: list[float] = []
             settings: dict[str, Any] = {"index": index, "group": group, "device": device, "report": inertia.append}
             if before is not None:

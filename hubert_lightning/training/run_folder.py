@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from hubert_lightning.console import is_first_process
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import kind_of, read_regular, write_whole
+from hubert_lightning.first_process import is_first_process
 from hubert_lightning.pretrained.formats.own import read_checkpoint
 from hubert_lightning.training.checkpoints import BEST, LAST, PREVIOUS
 from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, parse_yaml

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hubert_lightning.console import is_first_process
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import read_regular, remove_unfinished, unfinished_file, unfinished_name
+from hubert_lightning.first_process import is_first_process
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hubert_lightning.console import is_first_process
 from hubert_lightning.errors import UserError
 from hubert_lightning.files import is_unfinished, write_whole
+from hubert_lightning.first_process import is_first_process
 from hubert_lightning.training.run_lock import RUN_LOCK, locked
 
 TRIAL_SUFFIX = ".fast_dev_run"

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from hubert_lightning import console
 from hubert_lightning.errors import UserError, within
+from hubert_lightning.progress_bar import Bar, progress
 from hubert_lightning.units.kmeans_sample import Sample
 from hubert_lightning.units.kmeans_seeds import GROWTH, plus_plus, principal_axes, seeding_rows, too_few
 from hubert_lightning.units.nearest import float32_products, nearest
@@ -88,7 +88,7 @@ class KMeans:
             # Distances are differences of norms, which lose their digits in float32 if a dimension is far from 0
             sample.centre = sample.of_first_rank(_centre(seeding))
             seeding = seeding - sample.centre
-            with console.progress(f"K-means, {num_clusters} clusters", None, at_most=True) as bar:
+            with progress(f"K-means, {num_clusters} clusters", None, at_most=True) as bar:
                 fit = _Fit(self, sample, num_clusters, seed, bar, report or _ignored)
                 in_batches = self.batch_frames is not None and self.batch_frames < sample.total
                 if start is not None:
@@ -101,7 +101,7 @@ class _Fit:
     """A fit; rows and centroids (clusters, dim) are relative to the sample's centre."""
 
     def __init__(
-        self, settings: KMeans, sample: Sample, num_clusters: int, seed: int, bar: console.Bar, report: Report
+        self, settings: KMeans, sample: Sample, num_clusters: int, seed: int, bar: Bar, report: Report
     ) -> None:
         self.settings, self.sample, self.num_clusters, self.seed = settings, sample, num_clusters, seed
         self.bar, self.report = bar, report
@@ -276,7 +276,7 @@ class ScikitKMeans:
             centre = _centre(gathered)
             start = _started(start, gathered - centre, centre) + centre
         if group is None or dist.get_rank(group) == 0:
-            with console.progress(f"K-means of scikit-learn, {num_clusters} clusters", None):
+            with progress(f"K-means of scikit-learn, {num_clusters} clusters", None):
                 centroids.copy_(self._fitted(gathered.cpu().double().numpy(), num_clusters, seed, start))
         sample.of_first_rank(centroids)
         if (different := len(torch.unique(centroids, dim=0))) < num_clusters:

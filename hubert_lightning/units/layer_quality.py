@@ -20,7 +20,6 @@ from lhotse.cut import Cut
 from rich.console import Console
 from rich.table import Table
 
-from hubert_lightning.console import progress
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.features.extractors import Extractor, Precision, all_layers_extractor
@@ -29,6 +28,7 @@ from hubert_lightning.features.windows import WINDOW_FRAMES
 from hubert_lightning.files import write_whole
 from hubert_lightning.frames import CLOCK, Clock
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
+from hubert_lightning.progress_bar import progress
 from hubert_lightning.units.kmeans import KMeans, assign
 from hubert_lightning.units.label_shards import check_clusters
 from hubert_lightning.units.label_store import LabelStore

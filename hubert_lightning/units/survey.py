@@ -16,11 +16,11 @@ import torch
 from sklearn.metrics import davies_bouldin_score
 from torch import Tensor
 
-from hubert_lightning.console import progress
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.sample import chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
 from hubert_lightning.frames import in_frames
+from hubert_lightning.progress_bar import progress
 from hubert_lightning.units.abx import Errors, Tokens, abx
 from hubert_lightning.units.kmeans import KMeans, assign
 from hubert_lightning.units.label_free import LAG, agreement, content, effective_rank, explained, runs_of, spread

@@ -10,8 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
-from hubert_lightning import console
+from hubert_lightning.console import say
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.progress_bar import Bar, progress
 from hubert_lightning.training.task import logs_step
 
 NUMBERS: dict[str, tuple[str, float]] = {
@@ -40,7 +41,7 @@ class RunProgress(ProgressBar):
         self.title = title or "training"
         self._enabled = True
         self._resources = ExitStack()
-        self._bar: console.Bar | None = None
+        self._bar: Bar | None = None
         self._step = 0
         self._numbers: dict[str, float] = {}
 
@@ -146,14 +147,14 @@ class RunProgress(ProgressBar):
             return
         self._step, self._numbers = trainer.global_step, {}
         if self._step:
-            console.say(f"{self.title}: resumes after step {self._step}")
+            say(f"{self.title}: resumes after step {self._step}")
         steps = _finite(trainer.estimated_stepping_batches)
-        shown = console.progress(self.title, steps, "steps", self._step, keep=True)
+        shown = progress(self.title, steps, "steps", self._step, keep=True)
         self._bar = self._resources.enter_context(shown)
 
     def _open(self, title: str, batches: int | float | list[int | float]) -> None:
         if self._enabled:
-            shown = console.progress(title, _finite(_sum(batches)), "batches")
+            shown = progress(title, _finite(_sum(batches)), "batches")
             self._bar = self._resources.enter_context(shown)
             self._seconds, self._began = 0.0, time.perf_counter()
 

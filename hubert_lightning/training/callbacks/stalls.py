@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.constants import default_pg_timeout
 
-from hubert_lightning import console, interrupts
+from hubert_lightning import current_work, interrupts
 from hubert_lightning.data.workers import killed_worker
 from hubert_lightning.errors import UserError, explains_errors
 from hubert_lightning.training.lightning_internals import extend_timeout, is_collective_error, take_launched_processes
@@ -61,41 +61,41 @@ class StalledRanks(Callback):
                 setup_environment()
             finally:
                 started.set()
-            console.note("setting up")
+            current_work.note("setting up")
             _watch(trainer, self.limits)
 
         strategy.setup_environment = meet
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        console.note("starting the training")
+        current_work.note("starting the training")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        console.note(f"training (step {trainer.global_step + 1})", in_steps=True)
+        current_work.note(f"training (step {trainer.global_step + 1})", in_steps=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        console.note(f"training (after step {trainer.global_step})", in_steps=True)
+        current_work.note(f"training (after step {trainer.global_step})", in_steps=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        console.note(f"ending the training (step {trainer.global_step})")
+        current_work.note(f"ending the training (step {trainer.global_step})")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         fits = trainer.state.fn == TrainerFn.FITTING
         at = " before training" if trainer.sanity_checking else f" at step {trainer.global_step}" if fits else ""
-        console.note(f"validating{at} (batch {batch_idx + 1})", in_steps=True)
+        current_work.note(f"validating{at} (batch {batch_idx + 1})", in_steps=True)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        console.note(f"testing (batch {batch_idx + 1})", in_steps=True)
+        current_work.note(f"testing (batch {batch_idx + 1})", in_steps=True)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        console.note(f"predicting (batch {batch_idx + 1})", in_steps=True)
+        current_work.note(f"predicting (batch {batch_idx + 1})", in_steps=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the other ranks why this one ends."""

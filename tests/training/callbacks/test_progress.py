@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, in_terminal, pretraining_options, transcribed_options
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from hubert_lightning import console
+from hubert_lightning import progress_bar
 from hubert_lightning.cli import main
 
 PRETRAINING = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
@@ -26,9 +26,9 @@ NOISE = (
 @pytest.fixture
 def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each piece of work print a line."""
-    monkeypatch.setattr(console, "FIRST_LINE", 0)
-    monkeypatch.setattr(console, "BETWEEN_LINES", 0)
-    monkeypatch.setattr(console, "MOST_LINES", 10_000)
+    monkeypatch.setattr(progress_bar, "FIRST_LINE", 0)
+    monkeypatch.setattr(progress_bar, "BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress_bar, "MOST_LINES", 10_000)
 
 
 def two_iterations(steps: int = 3) -> str:

@@ -19,7 +19,7 @@ from helpers import LABELLING, has_steps, long_pretraining, prints_text, wait_un
 from lightning import Trainer
 from torch.distributed.constants import default_pg_timeout
 
-from hubert_lightning import console
+from hubert_lightning import current_work
 from hubert_lightning.data.manifest import read_manifest
 from hubert_lightning.training import rank_watch
 from hubert_lightning.training.callbacks import stalls
@@ -199,7 +199,7 @@ def test_a_stall_is_warned_once_though_work_goes_on_before_the_next_sign_of_life
             while warnings.count("no work was finished") < count:
                 time.sleep(0.01)
                 warnings += capsys.readouterr().err
-            console.note("training", in_steps=True)
+            current_work.note("training", in_steps=True)
             judged = watch._judged
             while watch._judged < judged + 0.2:  # ten judgements of the old sign
                 time.sleep(0.01)

@@ -1,50 +1,16 @@
-"""Which process prints, bars and lines of progress, stages, and figures."""
+"""Bars and lines of progress."""
 
-import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from helpers import check_figures, in_terminal
+from helpers import in_terminal
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
-from hubert_lightning import console
-from hubert_lightning.console import is_first_process, progress, short
-from hubert_lightning.figure_style import COLUMN, figure_files, figure_style
-from hubert_lightning.files import write_all
-
-
-@pytest.mark.parametrize(
-    ("variables", "first"),
-    [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "1", "GROUP_RANK": "0"}, True),  # torchrun numbers nodes itself
-        ({"RANK": "3", "LOCAL_RANK": "0", "NODE_RANK": "0", "GROUP_RANK": "1"}, False),
-        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # srun torchrun
-        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
-        ({"SLURM_PROCID": "8", "SLURM_LOCALID": "0"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning, in an interactive job
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"NODE_RANK": "1"}, False),  # which Lightning will start the others of
-        ({"LOCAL_RANK": "1"}, False),
-        ({"JSM_NAMESPACE_RANK": "2"}, False),
-        ({"OMPI_COMM_WORLD_RANK": "1"}, False),
-        ({"PMI_RANK": "0"}, True),
-    ],
-)
-def test_one_process_of_a_run_is_the_first(
-    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in os.environ:
-        if "RANK" in name or name.startswith("SLURM_"):
-            monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert is_first_process() == first
+from hubert_lightning import first_process, progress_bar
+from hubert_lightning.progress_bar import hidden_bars, progress, short
 
 
 class Clock:
@@ -59,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(console, "clock", clock)
+    monkeypatch.setattr(progress_bar, "clock", clock)
     return clock
 
 
@@ -132,14 +98,14 @@ def test_work_that_fails_leaves_no_line(clock: Clock, capsys: pytest.CaptureFixt
 
 
 def test_hidden_bars_print_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with console.hidden_bars():
+    with hidden_bars():
         assert lines_of_work(clock, lambda: capsys.readouterr().err, seconds=3000) == []
 
 
 def test_other_ranks_print_no_progress(
     clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "_of_ranks", True)
+    monkeypatch.setattr(first_process, "_of_ranks", True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert lines_of_work(clock, lambda: capsys.readouterr().err, seconds=3000) == []
 
@@ -156,13 +122,13 @@ def test_a_duration_is_short_and_right(seconds: float) -> None:
 
 BAR = """
 import multiprocessing, sys, time
-from hubert_lightning import console
+from hubert_lightning import console, progress_bar
 
 console.show_messages(of_ranks=False)
-console.clock = lambda: 0.0
-with console.progress("reading", 4, "files") as advance:
+progress_bar.clock = lambda: 0.0
+with progress_bar.progress("reading", 4, "files") as advance:
     for number in range(4):
-        console.clock = lambda number=number: 20.0 * (number + 1)  # each call draws
+        progress_bar.clock = lambda number=number: 20.0 * (number + 1)  # each call draws
         advance(note=f"note {number}")
         print("a message " + "x" * 60, file=sys.stderr) if number == 1 else None
         console.say("a long path " + "y" * 100) if number == 2 else None
@@ -179,42 +145,3 @@ def test_on_a_terminal_one_bar_is_drawn_below_the_messages() -> None:
     assert all(shown.count("reading") <= 1 for shown in screen.shown)
     lines = [line[:9] for line in screen.shown[-1].splitlines() if line]
     assert lines == ["a message", "a long pa", "a result ", "reading: "]
-
-
-def test_stages_tell_the_time_left_of_the_whole(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = console.stages({"synthesis": 60, "iteration 1": 120, "iteration 2": 240})
-    stages.begin("synthesis")
-    clock.now += 120  # twice as long as expected
-    stages.begin("iteration 1")
-    clock.now += 240
-    stages.begin("iteration 2")
-    assert capsys.readouterr().err.splitlines() == [
-        "stage 1 of 3: synthesis, about 1 minute (7 minutes left of all)",
-        "stage 2 of 3: iteration 1, about 4 minutes (12 minutes left of all)",
-        "stage 3 of 3: iteration 2, about 8 minutes (8 minutes left of all)",
-    ]
-
-
-@figure_style()
-def a_figure() -> Figure:
-    figure = Figure(figsize=(COLUMN, 2))
-    axes = figure.subplots()
-    axes.plot([1, 2, 3], [3, 1, 2], label="a")
-    axes.set(xlabel="step", ylabel="WER, %")
-    axes.legend()
-    return figure
-
-
-def test_a_figure_is_written_in_three_formats_with_legible_text(tmp_path: Path) -> None:
-    figure = a_figure()
-    write_all(figure_files(figure, tmp_path / "figure.json"))
-    check_figures(tmp_path / "figure.png")
-    [axes] = figure.axes
-    texts = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_legend().get_texts()]
-    assert {text.get_fontsize() for text in texts} == {8.0, 7.0}
-    assert not axes.spines["top"].get_visible()
-
-
-def test_the_same_figure_is_the_same_files() -> None:
-    first, second = (figure_files(a_figure(), Path("figure.png")) for _ in range(2))
-    assert first == second
