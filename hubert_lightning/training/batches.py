@@ -163,6 +163,7 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         mask_length: Frames in a mask span.
         channel_mask_prob: Fraction of channels that the mask spans would cover if they did not overlap; 0 masks none.
         channel_mask_length: Channels in a mask span.
+        mixer: Adds speech, noise and rooms to the audio; None to leave it clean.
         clock: Clock of the encoder.
     """
 
@@ -177,9 +178,10 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         mask_length: int = 10,
         channel_mask_prob: float = 0.0,
         channel_mask_length: int = 64,
+        mixer: Mixer | None = None,
         clock: Clock = CLOCK,
     ) -> None:
-        self.clock = clock
+        self.clock, self.mixer = clock, mixer
         self.cuts, self.vocabulary, self.channels = list(cuts), vocabulary, channels
         self.mask_prob, self.mask_length = mask_prob, mask_length
         self.channel_mask_prob, self.channel_mask_length = channel_mask_prob, channel_mask_length
@@ -189,6 +191,8 @@ class TranscribedBatches(Dataset[TranscribedBatch]):
         rng = torch.Generator().manual_seed(plan.seed)
         cuts = [self.cuts[index] for index in plan.cuts]
         waveforms = [read_waveform(cut) for cut in cuts]
+        if self.mixer is not None:
+            waveforms = self.mixer.mixed(waveforms, plan.cuts, plan.seed)
         texts = tuple(transcript(cut, self.vocabulary) for cut in cuts)
         tokens = [torch.tensor(self.vocabulary.targets(text)) for text in texts]
         clock = self.clock

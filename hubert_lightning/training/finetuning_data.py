@@ -3,7 +3,6 @@
 `setup` and the loaders check the manifests before the first step.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,12 +33,14 @@ from hubert_lightning.training.data_checks import (
     check_transcripts,
 )
 from hubert_lightning.training.loaders import (
+    MAX_WORKERS,
     Loader,
     clock_of_model,
     planned_loader,
     resuming_trainer,
     trainer_and_model,
 )
+from hubert_lightning.training.mixing import MixedAudio, Mixing
 from hubert_lightning.training.provenance import (
     ManifestRecord,
     audio_counts,
@@ -50,17 +51,8 @@ from hubert_lightning.training.provenance import (
 )
 from hubert_lightning.training.sampler import BatchPlan, padded_frames
 
-log = logging.getLogger(__name__)
-
-SHAR_BLOCK = 100_000
-"""Cuts that are shuffled together if a corpus stays on disk: some hundred archives."""
-MAX_WORKERS = 1024
-PLAN = 2
-"""Version of the plan of training batches. Version 1 dealt fewer rows into a batch: it counted what is cropped away."""
-MAX_DURATION, MAX_TRANSCRIBED = 87.5, 200.0
-"""Default seconds of a batch in pre-training and in fine-tuning, those of HuBERT Base."""
-DEV_RUN_CUTS = 100
-"""Utterances of each manifest that `fast_dev_run` clusters and trains on."""
+MAX_TRANSCRIBED = 200.0
+"""Default seconds of a batch: that of HuBERT Base."""
 
 
 class TranscribedData(LightningDataModule):
@@ -78,7 +70,9 @@ class TranscribedData(LightningDataModule):
             if they did not overlap.
         channel_mask_length: Channels in a mask span.
         num_workers: Number of processes that read audio, for each GPU.
-        seed: Seed of the order and masks of training.
+        seed: Seed of the order, masks and mixtures of training.
+        mixing: Other speech, noise and rooms in the training audio; transcripts stay those of the utterance, and
+            validation stays clean.
         balance_languages: Exponent of the amounts of audio of the languages, from 0, which gives each the same share of
             an epoch, to 1, which changes nothing; or the relative share of each language, such as {en: 2, sw: 1}.
         balance_corpora: The same for corpora, within each language if languages are balanced too.
@@ -99,6 +93,7 @@ class TranscribedData(LightningDataModule):
         channel_mask_length: int = 64,
         num_workers: int = 4,
         seed: int = 0,
+        mixing: Mixing = Mixing(),
         balance_languages: float | dict[str, float] | None = None,
         balance_corpora: float | dict[str, float] | None = None,
     ) -> None:
@@ -118,7 +113,7 @@ class TranscribedData(LightningDataModule):
             "channel_mask_prob": channel_mask_prob,
             "channel_mask_length": channel_mask_length,
         }
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.mixed = num_workers, seed, MixedAudio(mixing)
         self.cuts: dict[str, CutSet] = {}
         self._parts: dict[str, list[list[Cut]]] = {}  # the cuts of each manifest
         self._recorded: dict[str, list[ManifestRecord]] = {}
@@ -137,10 +132,13 @@ class TranscribedData(LightningDataModule):
         }
         if "train" in described:
             described["train"] |= shares_record(self._corpora("train"), self.balance, self._padded("train"))
-        return described | self.masking | {"num_workers": self.num_workers, "seed": self.seed}
+        mixing = self.mixed.record() if "train" in parts else None
+        return described | self.masking | {"num_workers": self.num_workers, "seed": self.seed, "mixing": mixing}
 
     def setup(self, stage: str) -> None:
         parts = {"fit": ["train", "validation"], "validate": ["validation"]}.get(stage, ["test"])
+        if stage == "fit":
+            self.mixed.read()
         for part in parts:
             paths = self.manifests[part]
             if paths is None and part == "validation" and stage == "fit":
@@ -155,6 +153,7 @@ class TranscribedData(LightningDataModule):
             if part == "train":
                 corpora = self._corpora(part)
                 check_balance(self.balance, corpora, np.ones(len(corpora), bool), "")
+                self.mixed.mixer(corpora)  # refuses a corpus that has nothing to mix
             if stage != "predict":
                 check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, part == "train", self.clock)
             else:
@@ -164,7 +163,7 @@ class TranscribedData(LightningDataModule):
         """Return the records of the manifests and the amount of audio."""
         if self._audio is None:
             self._audio = audio_counts(self.cuts.get("train", ()))
-        facts = {"audio": dict(self._audio), "max_duration": self.max_duration}
+        facts = {"audio": dict(self._audio), "max_duration": self.max_duration} | self.mixed.state()
         if self._balance is None:
             self._balance = balance_state(self.balance, self._corpora("train"))
         return plain_records(self._records) | facts | self._balance
@@ -181,6 +180,7 @@ class TranscribedData(LightningDataModule):
             return
         checkpoint = str(trainer.ckpt_path)
         check_same_balance(self.balance, self._corpora("train"), state_dict, checkpoint)
+        self.mixed.check_same(state_dict, checkpoint)
         for part in ("train", "validation"):
             paths = self.manifests[part] or []
             order = match_manifests(state_dict.get(part), paths, self._records(part), part, checkpoint)
@@ -241,8 +241,11 @@ class TranscribedData(LightningDataModule):
 
     def _batches(self, part: str, training: bool) -> TranscribedBatches:
         model = trainer_and_model(self)[1]
-        masking = {"channels": model.encoder.config.dim, **self.masking} if training else {}
-        return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, clock=self.clock, **masking)
+        options: dict[str, Any] = {}
+        if training:
+            mixer = self.mixed.mixer(self._corpora(part))
+            options = {"channels": model.encoder.config.dim, "mixer": mixer, **self.masking}
+        return TranscribedBatches(self.cuts[part], model.vocabulary, training=training, clock=self.clock, **options)
 
     def _loader(self, part: str, training: bool = False) -> Loader:
         trainer, _ = trainer_and_model(self)

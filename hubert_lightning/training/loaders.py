@@ -20,6 +20,7 @@ from hubert_lightning.training.sampler import PlannedBatches
 
 Batch = TypeVar("Batch")
 Loader = DataLoader[PretrainingBatch] | DataLoader[TranscribedBatch]
+MAX_WORKERS = 1024
 
 
 def planned_loader(

@@ -1,13 +1,14 @@
-"""Other speech, noise and rooms in the audio of a batch, as in WavLM; labels stay those of the clean utterance.
+"""Other speech, noise and rooms in the audio of a batch, as in WavLM; labels and transcripts stay those of the speech.
 
 A generator of its own, seeded by the plan of the batch, draws everything. So crops and masks are the same with mixing
 and without, and a batch is the same on any rank, from any worker and after a restart. Sums and Fourier transforms are
 numpy's: torch rounds them differently with another number of threads, and a worker has one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from hubert_lightning.data.audio import read_waveform
 from hubert_lightning.data.corpora import Corpora, read_corpora
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
+from hubert_lightning.training.provenance import ordered_fingerprint
 
 SILENCE = 1e-10
 """Mean square below which audio is silent: -100 dB, the rounding of 16-bit samples."""
@@ -31,7 +33,7 @@ SEED = 0x5DEECE66D
 
 @dataclass(frozen=True)
 class Mixing:
-    """Speech, noise and rooms that are added to training utterances; the labels stay those of the clean utterance.
+    """Speech, noise and rooms that are added to training utterances; labels and transcripts stay those of the speech.
 
     WavLM (Chen et al. 2022, algorithm 1) has probability 0.2 and, for Base+ and Large, noises. Nothing is mixed by
     default.
@@ -116,12 +118,12 @@ class Mixer:
         """Add speech, noise and rooms to some rows of a batch.
 
         Args:
-            waveforms: Rows of one length, (samples,) each; they are not changed.
+            waveforms: Rows before padding, (samples,) each; they are not changed.
             indices: Index of each row's cut.
             seed: Seed of the batch.
 
         Returns:
-            Rows of the same length.
+            Rows of the same lengths.
         """
         rng = torch.Generator().manual_seed(seed ^ SEED)
         return [self._mixed_row(row, waveforms, indices, rng) for row in range(len(waveforms))]
@@ -141,7 +143,7 @@ class Mixer:
             added = self._other_speech(row, waveforms, indices, rng)
             low, high = mixing.speech_ratio
         ratio = low + (high - low) * _uniform(rng)
-        length = 1 + _below(max(int(mixing.max_overlap * len(waveform)), 1), rng)
+        length = min(1 + _below(max(int(mixing.max_overlap * len(waveform)), 1), rng), len(added))
         start, first = _below(len(waveform) - length + 1, rng), _below(len(added) - length + 1, rng)
         return overlapped(waveform, added, ratio, start, first, length)
 
@@ -159,6 +161,64 @@ class Mixer:
         first = _below(max(cut.num_samples - samples, 0) + 1, rng)
         segment = read_waveform(cut, first, min(samples, cut.num_samples))
         return segment if len(segment) == samples else segment.repeat(-(-samples // len(segment)))[:samples]
+
+
+class MixedAudio:
+    """The recordings that a data module mixes into its training audio.
+
+    Args:
+        mixing: Probabilities, energy ratios and manifests.
+    """
+
+    def __init__(self, mixing: Mixing) -> None:
+        self.mixing = mixing
+        self.noises = self.rooms = Corpora()
+
+    def read(self) -> None:
+        """Read the manifests of noises and rooms, once.
+
+        Raises:
+            UserError: A manifest is missing or empty, its audio is missing, or all of it is silent.
+        """
+        if not len(self.noises) and not len(self.rooms):
+            self.noises = read_recordings(self.mixing.noise, "data.mixing.noise")
+            self.rooms = read_recordings(self.mixing.rooms, "data.mixing.rooms")
+
+    def mixer(self, cuts: Sequence[Cut]) -> Mixer | None:
+        """Return what changes the batches of these utterances; None if nothing does.
+
+        Raises:
+            UserError: There is a single utterance, and no noise to add to it.
+        """
+        return Mixer(self.mixing, cuts, self.noises, self.rooms) if self.mixing.is_active else None
+
+    def record(self) -> dict[str, Any] | None:
+        """Describe the mixing for the loggers; None if nothing is mixed."""
+        return asdict(self.mixing) if self.mixing.is_active else None
+
+    def state(self) -> dict[str, dict[str, str]]:
+        """Return the fingerprints of the recordings for a checkpoint; empty if nothing is mixed."""
+        return {"mixed": self._fingerprints} if self.mixing.is_active else {}
+
+    def check_same(self, state: Mapping[str, Any], checkpoint: str) -> None:
+        """Refuse to resume with other noises or rooms.
+
+        Args:
+            state: State of the data in the checkpoint.
+            checkpoint: Path of the checkpoint.
+
+        Raises:
+            UserError: The recordings are not those of the checkpoint.
+        """
+        if self.mixing.is_active and state.get("mixed", self._fingerprints) != self._fingerprints:
+            raise UserError(
+                f"the noises or rooms of data.mixing are not those that {checkpoint} was trained with; restore their "
+                "manifests, or start another run with another --output"
+            )
+
+    @property
+    def _fingerprints(self) -> dict[str, str]:
+        return {"noise": ordered_fingerprint(self.noises), "rooms": ordered_fingerprint(self.rooms)}
 
 
 def overlapped(waveform: Tensor, added: Tensor, ratio: float, start: int, first: int, length: int) -> Tensor:

@@ -5,7 +5,6 @@
 
 import logging
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,13 +33,14 @@ from hubert_lightning.training.data_checks import (
     kept_plan,
 )
 from hubert_lightning.training.loaders import (
+    MAX_WORKERS,
     Loader,
     clock_of_model,
     planned_loader,
     resuming_trainer,
     trainer_and_model,
 )
-from hubert_lightning.training.mixing import Mixer, Mixing, read_recordings
+from hubert_lightning.training.mixing import MixedAudio, Mixer, Mixing
 from hubert_lightning.training.provenance import (
     ManifestRecord,
     audio_counts,
@@ -56,11 +56,10 @@ log = logging.getLogger(__name__)
 
 SHAR_BLOCK = 100_000
 """Cuts that are shuffled together if a corpus stays on disk: some hundred archives."""
-MAX_WORKERS = 1024
 PLAN = 2
 """Version of the plan of training batches. Version 1 dealt fewer rows into a batch: it counted what is cropped away."""
-MAX_DURATION, MAX_TRANSCRIBED = 87.5, 200.0
-"""Default seconds of a batch in pre-training and in fine-tuning, those of HuBERT Base."""
+MAX_DURATION = 87.5
+"""Default seconds of a batch: that of HuBERT Base."""
 DEV_RUN_CUTS = 100
 """Utterances of each manifest that `fast_dev_run` clusters and trains on."""
 
@@ -129,10 +128,9 @@ class PretrainingData(LightningDataModule):
         self.max_duration, self.max_crop = given_duration(max_duration), max_crop
         self.min_duration = min_duration
         self.mask_prob, self.mask_length = mask_prob, mask_length
-        self.num_workers, self.seed, self.mixing = num_workers, seed, mixing
+        self.num_workers, self.seed, self.mixed = num_workers, seed, MixedAudio(mixing)
         self.plan = PLAN
         self.train_cuts = self.validation_cuts = Corpora()
-        self.noises = self.rooms = Corpora()
         self._recorded: dict[str, list[ManifestRecord]] = {}
 
     @property
@@ -165,13 +163,12 @@ class PretrainingData(LightningDataModule):
             "mask_length": self.mask_length,
             "num_workers": self.num_workers,
             "seed": self.seed,
-            "mixing": asdict(self.mixing) if self.mixing.is_active and "train" in parts else None,
+            "mixing": self.mixed.record() if "train" in parts else None,
         }
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and not len(self.noises) and not len(self.rooms):
-            self.noises = read_recordings(self.mixing.noise, "data.mixing.noise")
-            self.rooms = read_recordings(self.mixing.rooms, "data.mixing.rooms")
+        if stage == "fit":
+            self.mixed.read()
         if not len(self.train_cuts):
             self._read(stage)
 
@@ -204,15 +201,7 @@ class PretrainingData(LightningDataModule):
         if num_short := int((~long_enough).sum()):
             log.warning("left out %d of %d utterances shorter than %s s", num_short, len(train), self.min_duration)
         if stage == "fit":
-            self._mixer()  # refuses a corpus that has nothing to mix
-
-    def _mixer(self) -> Mixer | None:
-        return Mixer(self.mixing, self.train_cuts, self.noises, self.rooms) if self.mixing.is_active else None
-
-    @property
-    def _mixed(self) -> dict[str, str]:
-        """Fingerprints of the recordings that are mixed into the training audio."""
-        return {"noise": ordered_fingerprint(self.noises), "rooms": ordered_fingerprint(self.rooms)}
+            self.mixed.mixer(self.train_cuts)  # refuses a corpus that has nothing to mix
 
     def state_dict(self) -> dict[str, Any]:
         """Return the records of the manifests, the fingerprint of the labels and the amount of audio."""
@@ -220,7 +209,7 @@ class PretrainingData(LightningDataModule):
             self._audio = audio_counts(self.train_cuts)
         labels = self.labels.fingerprint if self.labels is not None else None
         facts: dict[str, Any] = {"labels": labels, "audio": dict(self._audio), "plan": self.plan}
-        facts |= {"max_duration": self.max_duration} | ({"mixed": self._mixed} if self.mixing.is_active else {})
+        facts |= {"max_duration": self.max_duration} | self.mixed.state()
         if self._balance is None:
             self._balance = balance_state(self.balance, self.train_cuts)
         return plain_records(self._records) | facts | self._balance
@@ -263,11 +252,7 @@ class PretrainingData(LightningDataModule):
                 f"{self.labels.path}: these labels are not those that {checkpoint} was trained with; restore them from "
                 "a backup, or start another run with another --output"
             )
-        if self.mixing.is_active and state_dict.get("mixed", self._mixed) != self._mixed:
-            raise UserError(
-                f"the noises or rooms of data.mixing are not those that {checkpoint} was trained with; restore their "
-                "manifests, or start another run with another --output"
-            )
+        self.mixed.check_same(state_dict, checkpoint)
         for part, order in orders.items():
             self.manifests[part] = [self.manifests[part][number] for number in order]
             self._recorded[part] = [self._recorded[part][number] for number in order]
@@ -340,7 +325,7 @@ class PretrainingData(LightningDataModule):
         blocks: dict[str, Any] = {"block_cuts": SHAR_BLOCK} if cuts.on_disk else {}
         return planned_loader(
             trainer,
-            self._batches(cuts, self.max_frames if fills else None, self._mixer() if shuffle else None),
+            self._batches(cuts, self.max_frames if fills else None, self.mixed.mixer(cuts) if shuffle else None),
             self._frames(cuts),
             self.max_frames,
             num_workers=self.num_workers,

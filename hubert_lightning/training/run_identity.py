@@ -120,7 +120,7 @@ def _identity(config: dict[str, Any], by_content: bool) -> dict[str, Any]:
         model.pop("num_clusters", None)  # which is chosen after the run begins
     # Configs of earlier versions lack these options, whose defaults change nothing
     model["encoder"] = _with_defaults(EncoderConfig(), model.get("encoder"))
-    if config["data"]["class_path"].endswith("PretrainingData"):
+    if config["data"]["class_path"].endswith(("PretrainingData", "TranscribedData")):
         data["mixing"] = _with_defaults(Mixing(), data.get("mixing"))
     for option in CHANGEABLE_ON_RESUME:
         model.pop(option, None)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import yaml
 from helpers import (
     SMOKE,
+    SMOKE_FINETUNE,
+    TINY,
     cut_of,
     logging_trainer,
     parsed_config,
@@ -33,7 +36,9 @@ from torch.testing import assert_close
 from hubert_lightning.data.manifest import write_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
-from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches
+from hubert_lightning.training.batches import PretrainingBatch, PretrainingBatches, TranscribedBatch
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.mixing import Mixer, Mixing, overlapped, power, reverberated
 from hubert_lightning.training.pretraining_data import PretrainingData
 from hubert_lightning.training.relabelling import Relabel
@@ -82,22 +87,26 @@ def test_the_ratio_of_energies_is_exact(ratio: float, level: float, samples: int
     assert 10 * math.log10(power(waveform) / power(scaled[0] * added)) == pytest.approx(ratio, abs=1e-6)
 
 
-@given(seed=st.integers(0, 2**62), max_overlap=st.sampled_from([0.1, 0.5, 1.0]))
+@given(
+    seed=st.integers(0, 2**62),
+    max_overlap=st.sampled_from([0.1, 0.5, 1.0]),
+    lengths=st.sampled_from([(SAMPLES, SAMPLES, SAMPLES), (SAMPLES, 60, 300)]),
+)
 def test_other_speech_covers_at_most_a_part_of_an_utterance_and_comes_from_another_row(
-    seed: int, max_overlap: float
+    seed: int, max_overlap: float, lengths: tuple[int, ...]
 ) -> None:
-    rows = [noise(SAMPLES, row) for row in range(3)]
+    rows = [noise(samples, row) for row, samples in enumerate(lengths)]
     kept = [row.clone() for row in rows]
     result = mixed(Mixing(max_overlap=max_overlap, **EVERY), rows, seed)
     for row, (clean, mixture) in enumerate(zip(rows, result, strict=True)):
         changed = (mixture != clean).nonzero().flatten()
         assert len(changed) >= 1
         length = int(changed[-1] - changed[0]) + 1
-        assert length <= max_overlap * SAMPLES
+        assert length <= max(max_overlap * len(clean), 1)
         segment = (mixture - clean)[changed[0] : changed[0] + length]
-        others = [other for number, other in enumerate(kept) if number != row]
+        others = [other for number, other in enumerate(kept) if number != row and len(other) >= length]
         assert any(_holds(other, segment) for other in others)
-    assert_close(torch.stack(rows), torch.stack(kept), rtol=0, atol=0)
+    assert all(torch.equal(row, before) for row, before in zip(rows, kept, strict=True))
 
 
 def _holds(signal: Tensor, segment: Tensor) -> bool:
@@ -248,7 +257,7 @@ def test_two_ranks_take_the_mixtures_that_one_takes(
     for rank in range(2):
         own = pretraining_data(manifests, mixing=mixing)
         own.setup("fit")
-        mixer = Mixer(mixing, own.train_cuts, own.noises, own.rooms)
+        mixer = own.mixed.mixer(own.train_cuts)
         settings = {"max_crop_frames": data.max_crop_frames, "mask_prob": 0.8, "mask_length": 10}
         made = PretrainingBatches(own.train_cuts, labels, max_frames=data.max_frames, mixer=mixer, **settings)
         plans = PlannedBatches(frames, data.max_frames, rank=rank, world_size=2, crop=data.max_crop_frames)
@@ -316,6 +325,86 @@ def test_the_options_are_nested_and_in_the_config_of_the_run(tmp_path: Path) -> 
     assert plain.probability == 0
 
 
+# In fine-tuning
+
+
+@pytest.fixture(scope="module")
+def all_mixing(recordings: dict[str, list[Path]]) -> Mixing:
+    return Mixing(probability=0.8, noise_share=0.4, **recordings)  # type: ignore[arg-type]
+
+
+def transcribed_data(manifests: Path, mixing: Mixing = Mixing(), workers: int = 0) -> TranscribedData:
+    train, dev = [manifests / "finetune.jsonl.gz"], [manifests / "dev.jsonl.gz"]
+    return TranscribedData(train, dev, max_duration=12, num_workers=workers, mixing=mixing)
+
+
+def transcribed_batches(data: TranscribedData, run: Path, part: str = "train") -> list[TranscribedBatch]:
+    silent_trainer(run, 1, limit_val_batches=0).fit(CTCFinetuning(encoder=TINY), datamodule=data)
+    loader = data.train_dataloader() if part == "train" else data.val_dataloader()
+    assert not isinstance(loader, list)
+    return list(loader)  # type: ignore[arg-type]
+
+
+def test_transcripts_and_masks_of_fine_tuning_are_those_of_the_clean_utterance(
+    manifests: Path, tmp_path: Path, all_mixing: Mixing
+) -> None:
+    clean = transcribed_batches(transcribed_data(manifests), tmp_path / "clean")
+    mixing = replace(all_mixing, probability=0.4)
+    mixtures = transcribed_batches(transcribed_data(manifests, mixing), tmp_path / "mixed")
+    differ = []
+    for one, other in zip(clean, mixtures, strict=True):
+        assert (one.id, one.text, one.num_frames, one.seed) == (other.id, other.text, other.num_frames, other.seed)
+        for name in ("token", "mask", "channel_mask", "length"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert one.waveform.shape == other.waveform.shape
+        for row, changed, length in zip(one.waveform, other.waveform, one.length.tolist(), strict=True):
+            assert not changed[length:].any()
+            differ.append(not torch.equal(row, changed))
+    assert any(differ)
+    assert not all(differ)
+
+
+def test_validation_of_fine_tuning_stays_clean(manifests: Path, tmp_path: Path) -> None:
+    one, other = (
+        transcribed_batches(transcribed_data(manifests, mixing), tmp_path / name, "validation")
+        for name, mixing in (("clean", Mixing()), ("mixed", Mixing(probability=1.0)))
+    )
+    assert all(torch.equal(clean.waveform, same.waveform) for clean, same in zip(one, other, strict=True))
+
+
+def test_workers_of_fine_tuning_make_the_same_mixtures_as_no_workers(
+    manifests: Path, tmp_path: Path, all_mixing: Mixing
+) -> None:
+    one, other = (
+        transcribed_batches(transcribed_data(manifests, all_mixing, workers), tmp_path / str(workers))
+        for workers in (0, 2)
+    )
+    assert all(torch.equal(alone.waveform, shared.waveform) for alone, shared in zip(one, other, strict=True))
+
+
+def test_resumed_fine_tuning_trains_on_the_same_mixtures_and_refuses_other_noises(
+    manifests: Path, tmp_path: Path, all_mixing: Mixing
+) -> None:
+    def trained(mixing: Mixing, folder: Path, checkpoint: Path | None = None) -> dict[str, Tensor]:
+        keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(
+            default_root_dir=folder, max_steps=3, max_epochs=-1, accelerator="cpu", callbacks=[keep], **quiet
+        )
+        torch.manual_seed(0)
+        model = CTCFinetuning(encoder=TINY, freeze_steps=0)
+        trainer.fit(model, datamodule=transcribed_data(manifests, mixing), ckpt_path=checkpoint)
+        return model.state_dict()
+
+    first = tmp_path / "step=1.ckpt"
+    whole = trained(all_mixing, tmp_path)
+    resumed = trained(all_mixing, tmp_path / "resumed", first)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    other = Mixing(probability=0.5, noise=[saved(tmp_path / "other", noise(500))])
+    with pytest.raises(UserError, match=re.escape("the noises or rooms of data.mixing are not those that")):
+        trained(other, tmp_path / "refused", first)
+
+
 # Bad input
 
 
@@ -336,8 +425,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], sentenc
         Mixing(**options)
 
 
+@pytest.mark.parametrize("config", [SMOKE, SMOKE_FINETUNE], ids=["pre-training", "fine-tuning"])
 def test_silent_and_empty_noises_are_refused_before_work_starts(
-    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: list[str], manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     silent = saved(tmp_path / "silent", torch.zeros(1000), torch.zeros(10))
     empty = tmp_path / "empty.jsonl.gz"
@@ -347,7 +437,7 @@ def test_silent_and_empty_noises_are_refused_before_work_starts(
             data = {"probability": 0.2, option: [str(path)]}
             sentence = refused(
                 capsys,
-                *("fit", *SMOKE, "--output", str(tmp_path / "run")),
+                *("fit", *config, "--output", str(tmp_path / "run")),
                 f"--data.init_args.train=[{manifests / 'train.jsonl.gz'}]",
                 f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
                 f"--data.init_args.mixing={yaml.safe_dump(data, default_flow_style=True).strip()}",
@@ -361,11 +451,12 @@ def test_a_noise_is_not_silent_if_its_beginning_is(tmp_path: Path) -> None:
     path = saved(tmp_path / "late", torch.zeros(100), late)
     data = PretrainingData(train=[path], mixing=Mixing(probability=0.2, noise=[path], noise_share=1.0))
     data.setup("fit")
-    assert len(data.noises) == 2
+    assert len(data.mixed.noises) == 2
     assert soundfile.info(tmp_path / "late/1.wav").frames > 40 * SAMPLE_RATE
 
 
 def test_a_corpus_of_one_utterance_has_no_other_speech(tmp_path: Path) -> None:
     path = saved(tmp_path / "one", noise(3 * SAMPLE_RATE))
-    with pytest.raises(UserError, match=r"the only training utterance, so data\.mixing has no other speech to add"):
-        PretrainingData(train=[path], mixing=Mixing(probability=0.2)).setup("fit")
+    for data in (PretrainingData, TranscribedData):
+        with pytest.raises(UserError, match=r"the only training utterance, so data\.mixing has no other speech to add"):
+            data(train=[path], mixing=Mixing(probability=0.2)).setup("fit")
