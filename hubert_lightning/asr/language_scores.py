@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -41,19 +42,33 @@ def by_kind(scores: Scores) -> dict[str, dict[str, Scores]]:
     return {kind: parts for kind, parts in kinds.items() if parts}
 
 
-def metrics_by_name(scores: Scores) -> dict[str, float]:
+def metrics_by_name(scores: Scores, part: str = "test") -> dict[str, float]:
     """Error rates of each language and corpus and their macro averages, for the loggers: `test/wer/languages/en`.
 
     The word error rate of a language that writes no spaces between words is left out.
+
+    Args:
+        scores: Error rates.
+        part: First part of the names, "test" or "val".
     """
     metrics: dict[str, float] = {}
     for kind, parts in by_kind(scores).items():
-        for name, part in parts.items():
-            words = part.words.rate if part.parts_words else math.nan
-            metrics |= {f"test/wer/{kind}/{name}": words, f"test/cer/{kind}/{name}": part.letters.rate}
+        for name, of_name in parts.items():
+            words = of_name.words.rate if of_name.parts_words else math.nan
+            metrics |= {f"{part}/wer/{kind}/{name}": words, f"{part}/cer/{kind}/{name}": of_name.letters.rate}
         mean = macro_average(parts)
-        metrics |= {f"test/wer/mean_of_{kind}": mean.words, f"test/cer/mean_of_{kind}": mean.letters}
+        metrics |= {f"{part}/wer/mean_of_{kind}": mean.words, f"{part}/cer/mean_of_{kind}": mean.letters}
     return {name: rate for name, rate in metrics.items() if not math.isnan(rate)}
+
+
+def is_metric_by_name(metric: str, part: str) -> bool:
+    """Whether a metric is named like those of `metrics_by_name`.
+
+    Args:
+        metric: Name of a metric.
+        part: First part of the names, "test" or "val".
+    """
+    return re.fullmatch(rf"{part}/(wer|cer)/((languages|corpora)/.+|mean_of_(languages|corpora))", metric) is not None
 
 
 def write_scores(

@@ -50,7 +50,7 @@ class ErrorRate:
         insertions: Number of inserted words or letters.
         deletions: Number of deleted words or letters.
         total: Number of words or letters in the references.
-        low: Lower bound of the 95 % confidence interval of the rate; NaN for a single utterance.
+        low: Lower bound of the 95 % confidence interval of the rate; NaN for a single utterance, or if not computed.
         high: Upper bound of the interval.
     """
 
@@ -203,7 +203,7 @@ def _result(line: bytes, location: str) -> Result:
     return Result(**texts)
 
 
-def score(results: Sequence[Result]) -> Scores:
+def score(results: Sequence[Result], intervals: bool = True) -> Scores:
     """Compute the error rates of all utterances, and of each speaker, language and corpus.
 
     Before the comparison, texts get canonical composition (NFC), one kind of apostrophe, single spaces in place of any
@@ -211,6 +211,7 @@ def score(results: Sequence[Result]) -> Scores:
 
     Args:
         results: References and hypotheses.
+        intervals: Whether to compute confidence intervals, which take most of the time.
 
     Returns:
         The scores; speakers with the highest word error rate come first, languages and corpora by name.
@@ -225,22 +226,22 @@ def score(results: Sequence[Result]) -> Scores:
     for utterance in utterances:
         if utterance.result.speaker:
             by_speaker.setdefault(utterance.result.speaker, []).append(utterance)
-    speakers = {speaker: pooled(rows) for speaker, rows in by_speaker.items()}
+    speakers = {speaker: pooled(rows, intervals) for speaker, rows in by_speaker.items()}
     worst_first = sorted(speakers.items(), key=lambda item: (-item[1].words.rate, item[0]))
     return replace(
-        pooled(utterances),
+        pooled(utterances, intervals),
         speakers=dict(worst_first),
-        languages=_by_name(utterances, "language"),
-        corpora=_by_name(utterances, "corpus"),
+        languages=_by_name(utterances, "language", intervals),
+        corpora=_by_name(utterances, "corpus", intervals),
     )
 
 
-def _by_name(utterances: Sequence[Utterance], name: str) -> dict[str, Scores]:
+def _by_name(utterances: Sequence[Utterance], name: str, intervals: bool) -> dict[str, Scores]:
     """Scores of each language or corpus, "unknown" for utterances without one; none if there is one alone."""
     parts: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         parts.setdefault(getattr(utterance.result, name) or UNKNOWN, []).append(utterance)
-    return {part: pooled(parts[part]) for part in sorted(parts)} if len(parts) > 1 else {}
+    return {part: pooled(parts[part], intervals) for part in sorted(parts)} if len(parts) > 1 else {}
 
 
 def score_utterance(result: Result) -> Utterance:
@@ -267,24 +268,27 @@ def _error_rate(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorRat
     return ErrorRate(alignment.substitutions, alignment.insertions, alignment.deletions, total)
 
 
-def pooled(utterances: list[Utterance]) -> Scores:
+def pooled(utterances: list[Utterance], intervals: bool = True) -> Scores:
     """Compute the error rates of utterances together.
 
     Args:
         utterances: At least one utterance with its errors.
+        intervals: Whether to compute confidence intervals.
 
     Returns:
         The scores, without those of speakers.
     """
-    words, letters = (_total([getattr(utterance, unit) for utterance in utterances]) for unit in ("words", "letters"))
+    words, letters = (
+        _total([getattr(utterance, unit) for utterance in utterances], intervals) for unit in ("words", "letters")
+    )
     return Scores(words, letters, utterances)
 
 
-def _total(rates: Sequence[ErrorRate]) -> ErrorRate:
+def _total(rates: Sequence[ErrorRate], intervals: bool) -> ErrorRate:
     """Rate over all utterances: the sum of their errors by the sum of their words or letters."""
     counts = np.array([(rate.substitutions, rate.insertions, rate.deletions, rate.total) for rate in rates])
     substitutions, insertions, deletions, total = counts.sum(axis=0).tolist()
-    low, high = _interval(counts[:, :3].sum(axis=1), counts[:, 3])
+    low, high = _interval(counts[:, :3].sum(axis=1), counts[:, 3]) if intervals else (math.nan, math.nan)
     return ErrorRate(substitutions, insertions, deletions, total, low, high)
 
 

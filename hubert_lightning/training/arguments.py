@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from hubert_lightning.asr.language_scores import is_metric_by_name
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.training.parser import KEYS_OF_RECIPE
 from hubert_lightning.training.run_config import listed
@@ -231,7 +232,8 @@ def _check_callbacks(config: Namespace) -> None:
         known = list(VALIDATION_METRICS.get(task, ()))
         layers = (config.model.get("init_args") or {}).get("intermediate_layers") or []
         known += [f"{metric}_layer{layer}" for layer in layers for metric in METRICS_OF_LAYERS]
-        if monitor and ours and known and not monitor.startswith("train/") and monitor not in known:
+        by_name = task == "CTCFinetuning" and is_metric_by_name(monitor or "", "val")  # checked when data are read
+        if monitor and ours and known and not monitor.startswith("train/") and monitor not in known and not by_name:
             raise UserError(
                 f"trainer.callbacks: {name} monitors {monitor}, which validation of {task} does not log; use one of "
                 f"{', '.join(known)}"

@@ -17,9 +17,11 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from hubert_lightning.asr.ctc_model import load_ctc, weights_fingerprint
 from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
+from hubert_lightning.asr.language_scores import is_metric_by_name, metrics_by_name
 from hubert_lightning.asr.results import SCORES, Origin, joined_paths, results_folder, write_rows
+from hubert_lightning.asr.scoring import Result, score
 from hubert_lightning.characters import comparable
-from hubert_lightning.data.manifest import fingerprint, place_of
+from hubert_lightning.data.manifest import fingerprint, place_of, transcript
 from hubert_lightning.default_optimizers import TEN_HOURS_ADAM
 from hubert_lightning.errors import UserError, within
 from hubert_lightning.frames import num_frames
@@ -184,7 +186,33 @@ class CTCFinetuning(Task):
         self.search = greedy
 
     def on_fit_start(self) -> None:
+        self._check_monitors()
         rank_zero_info(self._trainable_parameters())
+
+    def _check_monitors(self) -> None:
+        """Refuse callbacks that monitor a language or corpus which the validation set lacks."""
+        monitors = {callback: getattr(callback, "monitor", None) or "" for callback in self.trainer.callbacks}  # type: ignore[attr-defined]  # undeclared
+        for callback, monitor in monitors.items():
+            if not is_metric_by_name(monitor, "val"):
+                continue
+            spoken, data = self._spoken_in_validation(), self.trainer.datamodule  # type: ignore[attr-defined]
+            results = [
+                Result(cut.id, transcript(cut, self.vocabulary), "", **spoken.get(cut.id, {}))
+                for cut in (data.cuts["validation"] if spoken else ())
+            ]
+            known = metrics_by_name(score(results, intervals=False), "val") if results else {}
+            if monitor not in known:
+                raise UserError(
+                    f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, which the utterances of "
+                    f"data.validation do not give; use one of {', '.join(['val/loss', 'val/wer', 'val/cer', *known])}"
+                )
+
+    def _spoken_in_validation(self) -> dict[str, dict[str, str]]:
+        """Language and corpus of each validation utterance; empty if all have the same."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        spoken: dict[str, dict[str, str]] = data.spoken("validation") if hasattr(data, "spoken") else {}
+        several = (len({named.get(kind) for named in spoken.values()}) > 1 for kind in ("language", "corpus"))
+        return spoken if any(several) else {}
 
     def _trainable_parameters(self) -> str:
         """Describe which parameters are trained, and from which step."""
@@ -226,6 +254,13 @@ class CTCFinetuning(Task):
 
     def validation_step(self, batch: TranscribedBatch) -> None:
         self._score("val", batch, greedy)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the error rates of each language and corpus of the validation set, if there are several."""
+        if not (spoken := self._spoken_in_validation()):
+            return
+        results = [Result(**row, **spoken.get(row["id"], {})) for row in self._rows_of_all_ranks()]
+        self.log_dict(metrics_by_name(score(results, intervals=False), "val"), sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         self.rows = []
@@ -274,6 +309,14 @@ class CTCFinetuning(Task):
             )
         ]
 
+    def _rows_of_all_ranks(self) -> list[dict[str, str]]:
+        if self.trainer.world_size == 1:
+            return self.rows
+        rows_of_ranks: list[list[dict[str, str]]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(rows_of_ranks, self.rows)
+        # The last step repeats some utterances
+        return list({row["id"]: row for rows in rows_of_ranks for row in rows}.values())
+
     def _search_settings(self) -> str | dict[str, Any]:
         if not isinstance(self.search, BeamSearch):
             return "greedy"
@@ -282,12 +325,7 @@ class CTCFinetuning(Task):
 
     def _write(self, kind: str) -> None:
         """Write the rows of all ranks and what made them to the run folder, or to the set's own folder in it."""
-        rows: list[dict[str, Any]] = [*self.rows]
-        if self.trainer.world_size > 1:
-            rows_of_ranks: list[list[dict[str, Any]]] = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(rows_of_ranks, rows)
-            # The last step repeats some utterances
-            rows = list({row["id"]: row for rows in rows_of_ranks for row in rows}.values())
+        rows: list[dict[str, Any]] = [*self._rows_of_all_ranks()]
         weights = self.trainer.strategy.lightning_module_state_dict()  # a collective operation
         if not self.trainer.is_global_zero:
             return

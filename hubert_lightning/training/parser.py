@@ -73,6 +73,8 @@ class SentenceParser(LightningArgumentParser):
         if option.endswith((".yaml", ".yml")) and not key:
             return f"{option} is given without --config; write --config {option}"
         known = option_names(self)
+        if option in known and not key:
+            return f"{option} is given without --; write --{option}"
         start, last = option.rpartition(".")[::2]
         if class_path and key:  # options of the class, and the argument that holds them, such as encoder.dim
             best = next(iter(get_close_matches(last, sorted(_options(class_path)), n=1)), None)

@@ -52,6 +52,8 @@ def test_the_macro_average_weighs_languages_alike_and_leaves_wer_out_without_spa
     assert "test/wer/languages/zh" not in metrics
     assert metrics["test/wer/mean_of_languages"] == pytest.approx(mean.words)
     assert metrics_by_name(score(RESULTS[:1])) == {}
+    quick = metrics_by_name(score(RESULTS, intervals=False), "val")
+    assert quick == {name.replace("test/", "val/"): rate for name, rate in metrics.items()}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ import jiwer
 import numpy as np
 import pytest
 import torch
-from helpers import finetuning_options, logging_trainer, plain_adam, pretraining_data, pretraining_model, refused
+from helpers import (
+    SMOKE_FINETUNE,
+    TINY,
+    finetuning_options,
+    logging_trainer,
+    plain_adam,
+    pretraining_data,
+    pretraining_model,
+    refused,
+    silent_trainer,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet
@@ -21,6 +31,8 @@ from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.manifest import read_manifest, write_manifest
 from hubert_lightning.errors import UserError
 from hubert_lightning.training.balanced import check_same_balance
+from hubert_lightning.training.finetuning import CTCFinetuning
+from hubert_lightning.training.finetuning_data import TranscribedData
 from hubert_lightning.training.pretraining import HubertPretraining
 from hubert_lightning.training.sampler import PlannedBatches
 from hubert_lightning.units.kmeans_file import load_kmeans
@@ -203,3 +215,41 @@ def test_a_fine_tuning_is_balanced_and_tested_by_language(manifests: Path, tmp_p
         assert part["words"]["rate"] == pytest.approx(jiwer.wer(*map(list, texts)))
     tables = [path.read_text() for path in (tmp_path / "run").rglob("metrics.csv")]
     assert any("test/wer/languages/sw" in table and "test/cer/mean_of_languages" in table for table in tables)
+    assert any("val/wer/languages/sw" in table and "val/cer/mean_of_languages" in table for table in tables)
+
+
+def test_validation_by_language_is_jiwers_on_one_rank_and_on_two(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = in_languages(manifests, tmp_path, ("dev",))
+    data = TranscribedData(validation=[folder / "dev.jsonl.gz"], max_duration=12, num_workers=0)
+    torch.manual_seed(1)
+    model = CTCFinetuning(encoder=TINY)
+    trainer = silent_trainer(tmp_path, 1)
+    [metrics] = trainer.validate(model, datamodule=data, verbose=False)
+    names = {cut.id: cut.supervisions[0].language for cut in read_manifest([folder / "dev.jsonl.gz"])}
+    for language in ("en", "sw"):
+        rows = [row for row in model.rows if names[row["id"]] == language]
+        texts = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
+        assert metrics[f"val/wer/languages/{language}"] == pytest.approx(jiwer.wer(*texts))
+        assert metrics[f"val/cer/languages/{language}"] == pytest.approx(jiwer.cer(*texts))
+
+    def of_two_ranks(gathered: list[list[dict[str, str]]], rows: list[dict[str, str]]) -> None:
+        gathered[:] = [rows[:3], [*rows[3:], rows[0]]]  # the second rank repeats an utterance
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", of_two_ranks)
+    monkeypatch.setattr(type(trainer), "world_size", 2)
+    assert model._rows_of_all_ranks() == model.rows
+
+
+@pytest.mark.parametrize("monitor", ["val/wer/languages/de", "val/cer/mean_of_corpora"])
+def test_a_callback_cannot_monitor_a_language_or_corpus_that_validation_lacks(
+    monitor: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = in_languages(manifests, tmp_path, ("finetune", "dev", "test"))
+    callbacks = f"[{{class_path: hubert_lightning.BestCheckpoints, init_args: {{monitor: {monitor}}}}}]"
+    arguments = [*SMOKE_FINETUNE, *finetuning_options(folder), f"--trainer.callbacks={callbacks}"]
+    sentence = refused(capsys, "fit", *arguments, f"--output={tmp_path / 'run'}")
+    assert f"BestCheckpoints monitors {monitor}, which the utterances of data.validation do not give" in sentence
+    assert "val/wer/languages/en, val/cer/languages/en, val/wer/languages/sw" in sentence
+    assert not [*tmp_path.glob("run/**/*.ckpt")]
