@@ -1,6 +1,6 @@
 """Functions from audio to features: MFCC, or hidden layers of an encoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -232,12 +232,6 @@ def combined_extractor(
     widths = [len(range(extractor.shape[-1])[extractor.columns[place]]) for extractor, place in places]
     name = BESIDE.join(extractor.name.split(BESIDE)[place] for extractor, place in places)
     uses_statistics = any(extractor.uses_statistics for extractor in extractors.values())
-    layouts = {extractor.layout[:2]: extractor.layout for extractor in extractors.values() if extractor.uses_statistics}
-    if len(layouts) > 1:
-        raise UserError(
-            f"{' and '.join(layers)}: their first convolutions differ, so that a long recording has no statistics for "
-            "both; take one of them"
-        )
     return Extractor(
         features,
         name,
@@ -246,9 +240,20 @@ def combined_extractor(
         uses_statistics,
         columns=side_by_side(widths),
         clock=next(iter(extractors.values())).clock,
-        layout=next(iter(layouts.values()), STANDARD),
+        layout=_common_layout(extractors),
         window_frames=min(extractor.window_frames for extractor in extractors.values()),
     )
+
+
+def _common_layout(extractors: Mapping[str, Extractor]) -> WindowLayout:
+    """Layout of the convolutions whose statistics several models share; raises `UserError` if they differ."""
+    layouts = {extractor.layout[:2]: extractor.layout for extractor in extractors.values() if extractor.uses_statistics}
+    if len(layouts) > 1:
+        raise UserError(
+            f"{' and '.join(extractors)}: their first convolutions differ, so that a long recording has no statistics "
+            "for both; take one of them"
+        )
+    return next(iter(layouts.values()), STANDARD)
 
 
 def check_clock(path: Path | str, own: Clock, clock: Clock) -> None:

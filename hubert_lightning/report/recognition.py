@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from hubert_lightning.asr.language_scores import MacroAverage, by_kind, macro_average
 from hubert_lightning.asr.score_report import SINGULAR
@@ -113,32 +114,7 @@ def detail_of(item: Scored, number: int, clips: Clips, most: int) -> Detail:
     """
     scores = item.evaluation.scores
     counted = confusions(scores.utterances)
-    speakers = [*scores.speakers.items()]
-    speaker_chart = speaker_table = None
-    if len(speakers) > 1:
-        note = (
-            f"{words.counted(len(speakers) - SPEAKERS_DRAWN, 'speaker')} with fewer errors are in the table."
-            if len(speakers) > SPEAKERS_DRAWN
-            else ""
-        )
-        speaker_chart = interval_chart(
-            "By speaker", [_interval(name, row) for name, row in speakers[:SPEAKERS_DRAWN]], "word error rate", note
-        )
-        speaker_table = Table(
-            ["speaker", "WER", "95 % interval", "CER", "words", "utterances"],
-            [
-                [
-                    name,
-                    words.percent(row.words.rate),
-                    words.interval(row.words.low, row.words.high),
-                    words.percent(row.letters.rate),
-                    words.number(row.words.total),
-                    words.number(len(row.utterances)),
-                ]
-                for name, row in speakers
-            ],
-            numeric=1,
-        )
+    several_speakers = len(scores.speakers) > 1
     parts = [
         (kind.capitalize(), _parts(SINGULAR[kind], members, macro_average(members)))
         for kind, members in by_kind(scores).items()
@@ -161,8 +137,8 @@ def detail_of(item: Scored, number: int, clips: Clips, most: int) -> Detail:
         title=item.title,
         anchor=f"test-{number}",
         numbers=_kinds(scores),
-        speakers=speaker_chart,
-        speaker_table=speaker_table,
+        speakers=_speaker_chart(scores.speakers) if several_speakers else None,
+        speaker_table=_speaker_table(scores.speakers) if several_speakers else None,
         parts=parts,
         lengths=lengths,
         confusion=confusion,
@@ -170,6 +146,30 @@ def detail_of(item: Scored, number: int, clips: Clips, most: int) -> Detail:
         unit=counted.unit,
         worst=shown,
     )
+
+
+def _speaker_chart(speakers: Mapping[str, Scores]) -> Chart:
+    """Word error rates of the speakers with most errors."""
+    drawn = [_interval(name, row) for name, row in islice(speakers.items(), SPEAKERS_DRAWN)]
+    others = len(speakers) - len(drawn)
+    note = f"{words.counted(others, 'speaker')} with fewer errors are in the table." if others else ""
+    return interval_chart("By speaker", drawn, "word error rate", note)
+
+
+def _speaker_table(speakers: Mapping[str, Scores]) -> Table:
+    """Rates of each speaker."""
+    rows = [
+        [
+            name,
+            words.percent(row.words.rate),
+            words.interval(row.words.low, row.words.high),
+            words.percent(row.letters.rate),
+            words.number(row.words.total),
+            words.number(len(row.utterances)),
+        ]
+        for name, row in speakers.items()
+    ]
+    return Table(["speaker", "WER", "95 % interval", "CER", "words", "utterances"], rows, numeric=1)
 
 
 def _parts(thing: str, members: Mapping[str, Scores], mean: MacroAverage) -> Table:

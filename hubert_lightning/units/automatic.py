@@ -84,14 +84,12 @@ def choose(
     [(features, layer)] = recipe.sources
     known_layer = None if recipe.is_auto_layer or layer is None else int(layer)
     extractor, name = _extractor(features, known_layer, device, precision, clock)
-    drawing: dict[str, Any] = {"with_phones": False, "clock": extractor.clock}
-    max_frames = min(MAX_FRAMES, recipe.max_frames)
     settings: dict[str, Any] = {
         "features": name,
         "layer": layer,
         "clusters": recipe.clusters,
         "manifest": manifest,
-        "max_frames": max_frames,
+        "max_frames": min(MAX_FRAMES, recipe.max_frames),
         "seed": recipe.seed,
     }
     if extractor.clock != CLOCK:
@@ -102,12 +100,7 @@ def choose(
     else:
         if kept:
             log.warning("%s: has other settings, or is corrupt; layers are measured again", record)
-        drawn = _drawn(cuts, recipe.seed)
-        grid = recipe.ensemble
-        if recipe.is_auto_clusters:
-            grid = grid_for(draw_speech(drawn, [2], max_frames, recipe.seed, **drawing).least)
-        sample = draw_speech(drawn, sorted(set(grid)), max_frames, recipe.seed, **drawing)
-        measures = survey(extractor, sample, sorted(set(grid)), recipe.seed, num_workers)
+        measures = _measured(recipe, extractor, cuts, num_workers)
         if known_layer is not None:
             measures = [replace(row, layer=known_layer) for row in measures]
         proposal = propose(measures)
@@ -134,6 +127,18 @@ def _extractor(
         return extractor, extractor.name
     encoder = load_encoder(features).to(device)
     return all_layers_extractor(encoder, precision, True, clock), encoder_fingerprint(encoder)
+
+
+def _measured(recipe: LabelRecipe, extractor: Extractor, cuts: Sequence[Cut], num_workers: int) -> list[Measures]:
+    """Measure layers with each number of clusters that the recipe allows, on a sample of the utterances."""
+    drawn = _drawn(cuts, recipe.seed)
+    drawing: dict[str, Any] = {"with_phones": False, "clock": extractor.clock}
+    max_frames = min(MAX_FRAMES, recipe.max_frames)
+    grid = recipe.ensemble
+    if recipe.is_auto_clusters:
+        grid = grid_for(draw_speech(drawn, [2], max_frames, recipe.seed, **drawing).least)
+    sample = draw_speech(drawn, sorted(set(grid)), max_frames, recipe.seed, **drawing)
+    return survey(extractor, sample, sorted(set(grid)), recipe.seed, num_workers)
 
 
 def _drawn(cuts: Sequence[Cut], seed: int) -> list[Cut]:

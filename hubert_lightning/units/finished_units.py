@@ -74,14 +74,7 @@ class FinishedUnits:
             bpe: Encoding of the units; None without one.
         """
         names = {path: ids.get(str(path), str(path)) for path in paths}
-        encoding = None if bpe is None else bpe.name
-        if (
-            self._in_output
-            and len(paths) == len(self.journal)
-            and self.journal.about.get("bpe") == encoding
-            and (bpe is None or bpe.is_saved)
-            and all(self._is_written(name, path) for path, name in names.items())
-        ):
+        if self._is_complete(names, bpe):
             return
         with ExitStack() as stack:
             read = None
@@ -113,8 +106,18 @@ class FinishedUnits:
             self.journal.identity(path) | {"name": name, "seconds": self.journal.row(path).get("seconds", 0.0)}
             for path, name in names.items()
         ]
-        about = {} if encoding is None else {"bpe": encoding}
+        about = {} if bpe is None else {"bpe": bpe.name}
         self.journal.finish(short, output=self._status(), **about)
+
+    def _is_complete(self, names: Mapping[Path, str], bpe: Encoding | None) -> bool:
+        """Whether the output consists of the units of these files, in this encoding."""
+        return (
+            self._in_output
+            and len(names) == len(self.journal)
+            and self.journal.about.get("bpe") == (None if bpe is None else bpe.name)
+            and (bpe is None or bpe.is_saved)
+            and all(self._is_written(name, path) for path, name in names.items())
+        )
 
     def _is_written(self, name: str, path: Path) -> bool:
         """Whether the output has a file's units under this name."""

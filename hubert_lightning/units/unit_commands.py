@@ -80,11 +80,12 @@ def units(
     stream_values = {"step": step, "lookahead": lookahead, "history": history}
     stream_options = {name: seconds for name, seconds in stream_values.items() if seconds is not None}
     if Path("-") in map(Path, files):
-        _check_live(files, deduplicate or output is not None or format != "jsonl", bpe)
-        if batch_duration is not None or num_workers or window is not None:
-            raise UserError(
-                "batch_duration, num_workers and window are options for files, not for standard input; leave them out"
-            )
+        _check_live(
+            files,
+            is_of_files=deduplicate or output is not None or format != "jsonl",
+            in_batches=batch_duration is not None or bool(num_workers) or window is not None,
+            bpe=bpe,
+        )
         listen_units(Units.from_pretrained(model, kmeans, layer, precision=precision).stream(**stream_options))
         return 0
     if stream_options:
@@ -98,7 +99,7 @@ def units(
         model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
     )
     encoding = None if trained_or_size is None else _encoding(trained_or_size, save_bpe, output, extractor)
-    is_stream = output is None or (output.exists() and not output.is_file())  # a pipe, which cannot be read again
+    is_stream = _is_stream(output)
     applied = encoding.made([]) if encoding is not None and is_stream else None
 
     def make(cut: Cut, frame_units: Tensor) -> FileUnits:
@@ -115,29 +116,38 @@ def units(
     if output is None or is_stream:
         with writer_of(format, output, ids, deduplicate, encoded=applied is not None) as write:
             return _write_all(results_of(paths), len(paths), _counting(write, rates), rates)
-    settings = extractor.source | {
-        "verb": "units",
-        "format": format,
-        "deduplicate": deduplicate,
-        "precision": precision,
-    }
-    with Journal(journal_beside(output), settings) as journal:
+    settings = {"verb": "units", "format": format, "deduplicate": deduplicate, "precision": precision}
+    with Journal(journal_beside(output), extractor.source | settings) as journal:
         made = FinishedUnits(journal, output, format, deduplicate)
-        missing = [path for path in paths if path not in made]
-        if done := len(paths) - len(missing):
-            print(
-                f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
-                file=sys.stderr,
-            )
-        failed = _write_all(
-            results_of(missing), len(paths), lambda result: journal.add(Path(result.file), **content_of(result))
-        )
+        failed = _make_missing(made, paths, results_of)
         made.write([path for path in sorted(paths, key=str) if path in made], ids, rates, encoding)
     _print_rates(rates)
     return failed
 
 
-def _check_live(files: Sequence[Path], is_of_files: bool, bpe: int | Path | None) -> None:
+def _make_missing(
+    made: FinishedUnits,
+    paths: Sequence[Path],
+    results_of: Callable[[Sequence[Path]], Iterator[FileUnits | RefusedFile]],
+) -> int:
+    """Make the units that an earlier process did not finish; returns the number of files that failed."""
+    missing = [path for path in paths if path not in made]
+    if done := len(paths) - len(missing):
+        print(
+            f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
+            file=sys.stderr,
+        )
+    return _write_all(
+        results_of(missing), len(paths), lambda result: made.journal.add(Path(result.file), **content_of(result))
+    )
+
+
+def _is_stream(output: Path | None) -> bool:
+    """Whether the output cannot be read again: standard output, or a pipe."""
+    return output is None or (output.exists() and not output.is_file())
+
+
+def _check_live(files: Sequence[Path], is_of_files: bool, in_batches: bool, bpe: int | Path | None) -> None:
     """Refuse options for files where standard input is given."""
     if len(files) > 1:
         raise UserError("standard input and files: give - alone, or files alone")
@@ -150,6 +160,10 @@ def _check_live(files: Sequence[Path], is_of_files: bool, bpe: int | Path | None
             "bpe can join a unit with later ones, so units of standard input have no tokens; leave bpe out, or record "
             "a file"
         )
+    if in_batches:
+        raise UserError(
+            "batch_duration, num_workers and window are options for files, not for standard input; leave them out"
+        )
 
 
 def _checked_bpe(bpe: int | Path | None, save_bpe: Path | None, output: Path | None) -> int | UnitBPE | None:
@@ -159,7 +173,7 @@ def _checked_bpe(bpe: int | Path | None, save_bpe: Path | None, output: Path | N
     if bpe is None:
         return None
     check_tokenizers()
-    if isinstance(bpe, int) and (output is None or (output.exists() and not output.is_file())):
+    if isinstance(bpe, int) and _is_stream(output):
         raise UserError(f"bpe {bpe} is trained on all units, which needs a file for them; name it with --output")
     return bpe if isinstance(bpe, int) else UnitBPE.load(bpe)
 
