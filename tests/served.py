@@ -1,16 +1,19 @@
-"""A service of small models, in this process."""
+"""A service of small models, in this process or in one of its own."""
 
 import asyncio
+import re
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import fork_server
 import soundfile
 import torch
 from fastapi.testclient import TestClient
-from helpers import noise_with_pauses, save_ctc
+from helpers import noise_with_pauses, prints_text, save_ctc, wait_until
 
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.pretrained.load import encoder_fingerprint, load_encoder
@@ -64,3 +67,18 @@ def finished(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
     """Run a coroutine in a thread of its own, since a browser of earlier tests leaves its loop running in this one."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
+
+
+@contextmanager
+def service(served: ServedFiles, output: Path, *options: str) -> Iterator[tuple[BaseProcess, str]]:
+    """A service in a process of its own, on a free port, and its address."""
+    output.touch()
+    process = fork_server.start(
+        ["serve", str(served.model), "--kmeans", str(served.kmeans), "--port", "0", *options], output
+    )
+    try:
+        wait_until(prints_text(output, "ends it"), process)
+        [address] = re.findall(r"at (http://\S+) \(/transcribe, /units, /stream; ", output.read_text())
+        yield process, address
+    finally:
+        fork_server.end(process)

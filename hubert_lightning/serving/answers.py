@@ -1,11 +1,11 @@
-"""What a service answers: formats of transcripts, and the content of JSON."""
+"""What a service is asked for and answers: parameters, formats of transcripts, and the content of JSON."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import HTTPException
 from lhotse.cut import Cut
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from hubert_lightning.asr.recognition import words_in
@@ -21,6 +21,22 @@ MEDIA_TYPES: dict[AnswerFormat, str] = {
     "vtt": "text/vtt",
 }
 """Media type of each format, by which `Accept` asks for it."""
+
+
+class TranscribeQuery(BaseModel):
+    """Parameters of a transcription."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: AnswerFormat | None = Field(
+        None, description="Format of the answer; that of `Accept`, or JSON, if not given."
+    )
+
+
+class UnitsQuery(BaseModel):
+    """Parameters of units."""
+
+    model_config = ConfigDict(extra="forbid")
+    deduplicate: bool = Field(False, description="Whether each run of equal units is given once, with its duration.")
 
 
 class WordAnswer(BaseModel):

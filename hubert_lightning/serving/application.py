@@ -1,6 +1,6 @@
 """The endpoints of a service."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -13,24 +13,27 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 
 from hubert_lightning import __version__
 from hubert_lightning.errors import UserError
 from hubert_lightning.serving.answers import (
     MEDIA_TYPES,
-    AnswerFormat,
     ErrorAnswer,
     ServiceAnswer,
     StatusAnswer,
+    TranscribeQuery,
     TranscriptAnswer,
     UnitsAnswer,
+    UnitsQuery,
     chosen_format,
     transcript_content,
     units_content,
 )
+from hubert_lightning.serving.connections import WholeRequests
 from hubert_lightning.serving.guard import CountedAnswers, Guard
 from hubert_lightning.serving.models import Recogniser
-from hubert_lightning.serving.service import Service
+from hubert_lightning.serving.service import CLIENT_GONE, Service
 from hubert_lightning.serving.streams import serve_stream
 
 DESCRIPTION = """Words and units of recordings. Send a recording in any format as the body of a request, or as a file of
@@ -76,7 +79,11 @@ def application(service: Service, hosts: Sequence[str] = (), origins: Sequence[s
         async with service.running():
             yield
 
-    around = [Middleware(CountedAnswers, service.metrics, ENDPOINTS), Middleware(Guard, hosts, origins)]
+    around = [
+        Middleware(WholeRequests, service.limits.patience),
+        Middleware(CountedAnswers, service.metrics, ENDPOINTS),
+        Middleware(Guard, hosts, origins),
+    ]
     if origins:
         around.append(Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"]))
     app = FastAPIOffline(
@@ -90,6 +97,7 @@ def application(service: Service, hosts: Sequence[str] = (), origins: Sequence[s
             StarletteHTTPException: _refused,
             RequestValidationError: _invalid,
             UserError: _unusable,
+            ClientDisconnect: _gone,
             Exception: _failed,
         },
     )
@@ -108,6 +116,12 @@ def application(service: Service, hosts: Sequence[str] = (), origins: Sequence[s
     async def stream(socket: WebSocket) -> None:
         await serve_stream(socket, service)
 
+    @app.api_route("/stream", methods=["GET", "POST"], include_in_schema=False)
+    async def no_stream() -> None:
+        raise HTTPException(
+            426, "/stream is a websocket, for live audio; /docs lists what takes recordings", {"Upgrade": "websocket"}
+        )
+
     return app
 
 
@@ -125,14 +139,9 @@ def _add_transcribe(app: FastAPI, service: Service, recogniser: Recogniser) -> N
         },
         openapi_extra=AUDIO_BODY,
     )
-    async def transcribe(
-        request: Request,
-        format: Annotated[
-            AnswerFormat | None, Query(description="Format of the answer; that of `Accept`, or JSON, if not given.")
-        ] = None,
-    ) -> Response:
+    async def transcribe(request: Request, query: Annotated[TranscribeQuery, Query()]) -> Response:
         """Transcribe a recording: JSON with the time and confidence of every word, text, or subtitles."""
-        chosen = chosen_format(format, request.headers.get("accept"))
+        chosen = chosen_format(query.format, request.headers.get("accept"))
         content = await service.answer(
             request,
             "transcribe",
@@ -152,15 +161,10 @@ def _add_units(app: FastAPI, service: Service) -> None:
         },
         openapi_extra=AUDIO_BODY,
     )
-    async def units(
-        request: Request,
-        deduplicate: Annotated[
-            bool, Query(description="Whether each run of equal units is given once, with its duration.")
-        ] = False,
-    ) -> Response:
+    async def units(request: Request, query: Annotated[UnitsQuery, Query()]) -> Response:
         """Give one unit per frame of a recording: 20 ms, or 40 ms of a model of 25 Hz."""
         content = await service.answer(
-            request, "units", lambda upload: partial(units_content, upload.cut, upload.remarks, deduplicate)
+            request, "units", lambda upload: partial(units_content, upload.cut, upload.remarks, query.deduplicate)
         )
         return Response(content, media_type="application/json")
 
@@ -214,15 +218,28 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    sentences = [
-        f"{row['loc'][-1]} is {str(row.get('input'))[:100]!r}: {row['msg'][:1].lower()}{row['msg'][1:]}"
-        for row in error.errors()
-    ]
-    return JSONResponse({"detail": "; ".join(sentences)}, 422)
+    return JSONResponse({"detail": "; ".join(_sentence(row, request.url.path) for row in error.errors())}, 422)
+
+
+def _sentence(row: Mapping[str, Any], path: str) -> str:
+    """Say what is wrong with a parameter.
+
+    Args:
+        row: Error of pydantic.
+        path: Endpoint.
+    """
+    name = str(row["loc"][-1])
+    if row["type"] == "extra_forbidden":
+        return f"{name[:100]!r} is no parameter of {path}; /docs lists what there is"
+    return f"{name} is {str(row.get('input'))[:100]!r}: {row['msg'][:1].lower()}{row['msg'][1:]}"
 
 
 async def _unusable(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": str(error)}, 422)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

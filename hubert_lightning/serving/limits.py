@@ -15,7 +15,7 @@ class Limits:
         max_waiting: Seconds of all recordings that wait or are computed. Each second takes 64 kB of memory.
         max_requests: Number of requests that are received, wait or are computed.
         max_streams: Number of streams.
-        patience: Seconds without a byte after which an upload or a stream is given up.
+        patience: Seconds without a byte after which an upload or a stream is given up; for the head of a request, too.
 
     Raises:
         UserError: A limit is out of range, or a recording of `max_duration` would never be accepted.

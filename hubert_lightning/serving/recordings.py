@@ -95,7 +95,7 @@ async def _received_form(request: Request, limits: Limits, folder: Path) -> Path
     try:
         upload = next((value for value in form.values() if isinstance(value, UploadFile)), None)
         if upload is None:
-            raise HTTPException(422, "the form holds no file; send the recording in the field 'file'")
+            raise HTTPException(422, "the form holds no whole file; send the recording in the field 'file'")
         path: Path = await run_in_threadpool(_copied, upload, folder)
         return path
     finally:

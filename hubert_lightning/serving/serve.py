@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,7 +74,7 @@ def serve(
             takes 64 kB of memory.
         max_requests: Number of requests in progress; more are refused for a while.
         max_streams: Number of streams that are open at the same time.
-        patience: Seconds without a byte after which an upload or a stream is given up.
+        patience: Seconds without a byte after which an upload or a stream is given up; for the head of a request, too.
         allowed_hosts: Names by which clients may address the service; any if not given, and on loopback those of this
             machine.
         allowed_origins: Origins of web pages that may use the service, such as https://example.org; pages of the
@@ -112,7 +113,7 @@ def serve(
                     "a proxy that has both before it, or leave --host out",
                     url,
                 )
-            _run(app, listener, access_log)
+            _run(app, listener, patience, access_log)
         finally:
             models.close()
     say("hubert: stopped; all accepted requests were answered")
@@ -159,14 +160,16 @@ def _names(host: str, address: str) -> Sequence[str]:
     return (*LOOPBACK, host, address) if ip_address(address).is_loopback else ()
 
 
-def _run(app: "FastAPI", listener: socket.socket, access_log: bool) -> None:
+def _run(app: "FastAPI", listener: socket.socket, patience: float, access_log: bool) -> None:
     """Serve until a signal comes, then answer what was accepted."""
     import uvicorn
 
+    from hubert_lightning.serving.connections import PatientConnection
     from hubert_lightning.serving.streams import MAX_MESSAGE
 
     config = uvicorn.Config(
         app,
+        http=partial(PatientConnection, patience),
         log_config=None,
         access_log=access_log,
         lifespan="on",

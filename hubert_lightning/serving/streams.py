@@ -156,8 +156,8 @@ async def serve_stream(socket: WebSocket, service: Service) -> None:
         socket: Connection, not accepted yet.
         service: Models and limits.
     """
-    await socket.accept()
     try:
+        await socket.accept()
         options = _options(socket.query_params)
         with service.stream_admitted():
             await _converse(socket, service, options)
@@ -185,14 +185,18 @@ async def _converse(socket: WebSocket, service: Service, options: StreamOptions)
         content = rest + chunk
         whole = len(content) // dtype.itemsize * dtype.itemsize
         samples, rest = _floats(content[:whole], dtype), content[whole:]
-        for message in await loop.run_in_executor(service.stream_thread, session.push, samples):
-            await socket.send_json(message)
+        await _send(socket, await loop.run_in_executor(service.stream_thread, session.push, samples))
         num_samples += len(samples)
         seconds.inc(len(samples) / SAMPLE_RATE)
-    for message in await loop.run_in_executor(service.stream_thread, session.finish):
-        await socket.send_json(message)
+    await _send(socket, await loop.run_in_executor(service.stream_thread, session.finish))
     await socket.send_json({"type": "end", "duration": round(num_samples / SAMPLE_RATE, 3)})
     await socket.close()
+
+
+async def _send(socket: WebSocket, messages: Sequence[Message]) -> None:
+    for message in messages:
+        await socket.send_json(message)
+        await asyncio.sleep(0)  # a client that has gone is noticed before the next message is written
 
 
 def _floats(content: bytes, dtype: np.dtype[Any]) -> np.ndarray:

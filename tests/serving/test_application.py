@@ -165,6 +165,17 @@ def test_a_path_or_a_method_that_there_is_not(client: TestClient) -> None:
     answer = client.get("/transcribe")
     assert answer.status_code == 405
     assert answer.json()["detail"] == "GET is not possible at /transcribe; /docs lists what is"
+    for answer in (client.get("/stream"), client.post("/stream", content=b"a")):
+        assert answer.status_code == 426
+        assert answer.headers["upgrade"] == "websocket"
+        assert answer.json()["detail"].startswith("/stream is a websocket, for live audio")
+
+
+@pytest.mark.parametrize("endpoint", ["/transcribe", "/units"])
+def test_a_parameter_that_there_is_not_is_refused_by_name(client: TestClient, endpoint: str) -> None:
+    answer = client.post(endpoint, params={"fromat": "srt"}, content=b"")
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"'fromat' is no parameter of {endpoint}; /docs lists what there is"
 
 
 def test_a_beam_search_gives_the_text_of_the_verb(

@@ -7,34 +7,17 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import fork_server
 import httpx
 import pytest
-from helpers import prints_text, refused, wait_until
-from served import ServedFiles, finished
+from helpers import refused
+from served import ServedFiles, finished, service
 from websockets.asyncio.client import connect
 
 from hubert_lightning.serving.serve import PACKAGES
-
-
-@contextmanager
-def service(served: ServedFiles, output: Path, *options: str) -> Iterator[tuple[BaseProcess, str]]:
-    """A service in a process of its own, on a free port, and its address."""
-    output.touch()
-    process = fork_server.start(
-        ["serve", str(served.model), "--kmeans", str(served.kmeans), "--port", "0", *options], output
-    )
-    try:
-        wait_until(prints_text(output, "ends it"), process)
-        [address] = re.findall(r"at (http://\S+) \(/transcribe, /units, /stream; ", output.read_text())
-        yield process, address
-    finally:
-        fork_server.end(process)
 
 
 @pytest.mark.slow

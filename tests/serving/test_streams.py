@@ -141,20 +141,28 @@ class GoneClient:
 
     query_params: ClassVar[dict[str, str]] = {"step": "0"}
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, error: Exception, before_accepted: bool) -> None:
+        self.error, self.before_accepted = error, before_accepted
 
     async def accept(self) -> None:
-        pass
+        if self.before_accepted:
+            raise self.error
 
     async def send_json(self, message: object) -> None:
         raise self.error
 
 
-@pytest.mark.parametrize("error", [WebSocketDisconnect(1006), RuntimeError("a close message has been sent")])
-def test_a_client_that_has_gone_needs_no_reason(models: Models, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "before_accepted"),
+    [
+        (WebSocketDisconnect(1006), True),
+        (WebSocketDisconnect(1006), False),
+        (RuntimeError("a close message has been sent"), False),
+    ],
+)
+def test_a_client_that_has_gone_needs_no_reason(models: Models, error: Exception, before_accepted: bool) -> None:
     service = Service(models, Limits(), "best.ckpt")
-    finished(serve_stream(GoneClient(error), service))  # type: ignore[arg-type]
+    finished(serve_stream(GoneClient(error, before_accepted), service))  # type: ignore[arg-type]
     assert service.num_streams == 0
 
 

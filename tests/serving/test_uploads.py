@@ -67,12 +67,15 @@ def test_a_bad_upload_is_refused_with_the_sentence_of_the_verb(
         assert answer.json() == {"detail": f"the upload: {reason}"}
 
 
-@pytest.mark.parametrize("content", [b"", b"--x--\r\n"])
+FILE = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n'
+
+
+@pytest.mark.parametrize("content", [b"", b"--x--\r\n", FILE])
 def test_an_upload_without_content_is_refused(client: TestClient, content: bytes) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=x"} if content else {}
     answer = client.post("/transcribe", content=content, headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("the form holds no file" if content else "the upload is empty")
+    assert answer.json()["detail"].startswith("the form holds no whole file" if content else "the upload is empty")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_an_upload_without_content_is_refused(client: TestClient, content: bytes
         ("multipart/form-data; boundary=x", b"no form", "the form cannot be read ("),
         (
             "multipart/form-data; boundary=x",
-            b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\r\n' * 2 + b"--x--\r\n",
+            FILE * 2 + b"--x--\r\n",
             "the form cannot be read (Too many files",
         ),
     ],
