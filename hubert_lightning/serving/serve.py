@@ -65,7 +65,7 @@ def serve(
             passwords nor encryption.
         port: Port to listen at; 0 for any that is free.
         batch_duration: Seconds of waiting recordings that are encoded together; chosen for the device if not given: one
-            recording on a CPU, where larger batches take longer.
+            recording on a CPU, where larger batches gain little.
         precision: Numeric precision of the encoder.
         window: Seconds of a recording that are encoded at once for units, 300 if not given.
         max_upload: Megabytes of an upload at most.
