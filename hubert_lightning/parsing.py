@@ -6,6 +6,7 @@ Messages of jsonargparse, which have no public form, are read here alone.
 import ast
 import re
 from argparse import Action
+from collections import deque
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -68,6 +69,9 @@ class VerbParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:  # type: ignore[override]
         check_configs(args or [])
+        if args is not None:
+            configs, rest = configs_and_rest(args)
+            args = [*(f"--config={config}" for config in configs), *rest]
         return super().parse_args(args, *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -200,7 +204,20 @@ def check_configs(args: Sequence[str]) -> None:
 
 def given_configs(args: Sequence[str]) -> list[Path]:
     """Configs that a command line names."""
-    return [Path(value) for name, value in typed_options(args) if name in ("config", "c")]
+    return [Path(value) for value in configs_and_rest(args)[0]]
+
+
+def configs_and_rest(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide a command line into the configs that it names and everything else, both in order."""
+    configs, rest, remaining = [], [], deque(args)
+    while remaining:
+        arg = remaining.popleft()
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-c") and (equals or remaining):
+            configs.append(value if equals else remaining.popleft())
+        else:
+            rest.append(arg)
+    return configs, rest
 
 
 def typed_options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

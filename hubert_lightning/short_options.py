@@ -16,7 +16,7 @@ import yaml
 from hubert_lightning.default_optimizers import BASE_ADAM, TEN_HOURS_ADAM
 from hubert_lightning.errors import UserError
 from hubert_lightning.packaged_configs import packaged
-from hubert_lightning.parsing import LIST_OPTIONS, given_configs, typed_options
+from hubert_lightning.parsing import LIST_OPTIONS, configs_and_rest, given_configs, typed_options
 from hubert_lightning.untrusted.yaml_file import parse_yaml, read_yaml
 
 STEPS, RATE, DURATION = "trainer.max_steps", "model.init_args.optimizer.init_args.lr", "data.init_args.max_duration"
@@ -34,23 +34,15 @@ OPTIMIZER = "model.init_args.optimizer"
 
 
 def named_configs(args: Sequence[str]) -> list[str]:
-    """Replace the names of this package's configs by their paths.
+    """Replace the names of this package's configs by their paths, and put them first.
+
+    jsonargparse takes the last value of a key, wherever it stands; so an option before a --config would be lost.
 
     Args:
         args: Command line after the verb.
     """
-    named = []
-    expects_config = False
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if expects_config:
-            named.append(str(packaged(arg)))
-        elif name in ("--config", "-c") and equals:
-            named.append(f"{name}={packaged(value)}")
-        else:
-            named.append(arg)
-        expects_config = not expects_config and arg in ("--config", "-c")
-    return named
+    configs, rest = configs_and_rest(args)
+    return [*(f"--config={packaged(config)}" for config in configs), *rest]
 
 
 def long_options(args: Sequence[str], of_fit: bool = True) -> list[str]:

@@ -110,7 +110,8 @@ def call_verb(verb: str, target: str, args: list[str]) -> Any:
     module, _, name = target.partition(":")
     if not signature.parses_itself:
         options, positional, took_several = _split(verb, signature, args)
-        if not any(option.startswith(("--help", "--config=")) for option in options):
+        from_config = len(positional) < len(signature.required) and any(map(_names_config, options))
+        if "--help" not in options and not from_config:
             positional = _packed(verb, signature, positional, took_several)
         args = [*options, *positional]
     if not signature.parses_itself and (stub := stub_of(target)) is not None:
@@ -222,6 +223,10 @@ def _taken(kind: str, first: str, remaining: deque[str]) -> list[str]:
         while remaining and not _is_option(remaining[0]) and ("[int]" not in kind or remaining[0].isdigit()):
             values.append(remaining.popleft())
     return values
+
+
+def _names_config(option: str) -> bool:
+    return option.startswith("--config=")
 
 
 def _as_list(kind: str, values: list[str]) -> str:

@@ -357,6 +357,8 @@ def test_an_unknown_verb(capsys: pytest.CaptureFixture) -> None:
         ("--model.init_args.encoder.dimm=3", "model: there is no option encoder.dimm; did you mean encoder.dim?"),
         ("--trainer.max_stepss=3", "there is no option trainer.max_stepss; did you mean trainer.max_steps?"),
         ("trainer.max_steps=3", "trainer.max_steps is given without --; write --trainer.max_steps"),
+        ("--config", "hubert: config: expects a value; `hubert fit --help` lists the options"),
+        ("--output", "hubert: output: expects a value; `hubert fit --help` lists the options"),
         ("--stalls.stall=3", "there is no option stalls.stall; did you mean stalls.timeout?"),
         ("--max_epochs=3", "there is no option max_epochs; the key is trainer.max_epochs"),
         ("--data.weight=[3]", "data: there is no option weight; did you mean weights?"),

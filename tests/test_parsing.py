@@ -123,6 +123,19 @@ def test_a_list_is_several_arguments_or_one_in_brackets(call: Callable, typed: s
     assert (clusters, hop) == ([100, 500], 320)
 
 
+@pytest.mark.parametrize(
+    "typed", ["--hop 7 a.km b.km m out 100 --config {}", "--config={} --hop 7 a.km b.km m out 100"]
+)
+def test_options_count_more_than_a_config_and_lists_of_arguments_stay_plain_beside_one(
+    call: Callable, typed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("hop: 5")
+    labels, manifest, _, clusters, hop = call(several, typed.format(tmp_path / "c.yaml").split())
+    assert (labels, manifest, clusters, hop) == ([Path("a.km"), Path("b.km")], [Path("m")], [100], 7)
+    (tmp_path / "all.yaml").write_text("{labels: [a.km], manifest: [m], out: out, clusters: [100], hop: 5}")
+    assert call(several, ["--config", str(tmp_path / "all.yaml")])[0] == [Path("a.km")]
+
+
 def test_a_list_in_brackets_takes_no_other_argument(call: Callable) -> None:
     labels, manifest, *_ = call(several, ["[a.km]", "m1.jsonl.gz", "m2.jsonl.gz", "out", "100"])
     assert labels == [Path("a.km")]

@@ -129,6 +129,12 @@ def test_the_keys_of_an_entry_are_those_of_an_iteration() -> None:
     assert set(ITERATION_KEYS) == {field.name for field in fields(Iteration)}
 
 
+def test_an_option_before_a_config_counts_as_one_after_it(tmp_path: Path) -> None:
+    options = ["--output", "elsewhere", "--lr=1e-5", "--trainer.max_steps", "7"]
+    assert parsed(*options, *BASE) == parsed(*BASE, *options)
+    assert parsed(*options, *BASE).output == Path("elsewhere")
+
+
 def test_a_later_config_overrides_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("iterations: [{max_steps: 1}]\nmodel: {init_args: {optimizer: null, warmup: 0.1}}")
     settings = settings_of(["--config", str(tmp_path / "a.yaml"), "--config={model: {init_args: {warmup: 0.2}}}"])

@@ -30,6 +30,9 @@ KEYS_OF_RECIPE = {
 }
 """Options of LightningCLI for models without an optimizer, and the keys that our models have instead."""
 
+WITHOUT_VALUE = re.compile(r"argument (-\w/)?--(?P<option>\S+): expected one argument")
+"""argparse's message on an option at the end of the command line, or before another option."""
+
 
 class SentenceParser(LightningArgumentParser):
     """Raises `UserError` with the key, the fact and the way out, instead of printing pages of usage."""
@@ -44,6 +47,8 @@ class SentenceParser(LightningArgumentParser):
         key = ".".join(name for line in lines for name in re.findall(f"^{KEY.pattern}", line))
         facts = [re.sub(rf"^{KEY.pattern}:\s*|^- ", "", line) for line in lines if line and not ASIDE.match(line)]
         facts = [fact for fact in facts if fact and not fact.startswith(CLASS_PROBLEM)]
+        if without_value := WITHOUT_VALUE.search(message):
+            return f"{without_value['option']}: expects a value; {self._help(None, '')} lists the options"
         match = GIVEN_CLASS.search(message)
         given = match["path"] if match else None
         if unknown := UNKNOWN.search(message) or UNRECOGNIZED.search(message):
