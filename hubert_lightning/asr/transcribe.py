@@ -16,7 +16,7 @@ from hubert_lightning.asr.listen import check_listening, listen
 from hubert_lightning.asr.speakers import read_rttm, turns_of
 from hubert_lightning.asr.subtitles import SubtitleStyle
 from hubert_lightning.asr.transcriber import Precision, Transcriber
-from hubert_lightning.asr.transcript_files import check_names, journal_of, remaining, write_all
+from hubert_lightning.asr.transcript_files import check_names, journal_of, remaining, transcript_paths, write_all
 from hubert_lightning.asr.transcript_formats import Transcript, TranscriptFormat
 from hubert_lightning.data.audio_folder import skipped_sentence, transcribed
 from hubert_lightning.data.refusals import RefusedFile
@@ -109,12 +109,13 @@ def transcribe(
         turns_of_files = None if turns is None else {str(path): _digest(turns_of(turns, path)) for path in paths}
         journal = journal_of(output, format, settings | _of_format(format, subtitles), turns_of_files)
         with nullcontext() if journal is None else journal:
-            check_names(paths, format, output, journal)
-            missing = remaining(paths, format, output, journal) if resume else paths
+            names = transcript_paths(paths, files, format, output)
+            check_names(paths, names, format, output, journal)
+            missing = remaining(paths, names, journal) if resume else paths
             results = transcriber.each(
                 missing, speakers=speakers, progress=True, on_remark=_print_remark, timed=format != "text"
             )
-            return write_all([*refused], results, format, output, len(paths) + len(refused), journal, subtitles)
+            return write_all([*refused], results, format, names, len(paths) + len(refused), journal, subtitles)
 
 
 def align(
@@ -167,10 +168,11 @@ def align(
     digests = {path: _digest(content) for path, content in texts.items()}
     journal = journal_of(output, format, settings | _of_format(format, subtitles), digests)
     with nullcontext() if journal is None else journal:
-        check_names(paths, format, output, journal)
-        missing = remaining(paths, format, output, journal) if resume else paths
+        names = transcript_paths(paths, files, format, output)
+        check_names(paths, names, format, output, journal)
+        missing = remaining(paths, names, journal) if resume else paths
         results = transcriber.of_files(missing, transcript_of, progress=True, on_remark=_print_remark)
-        return write_all([*refused], results, format, output, len(paths) + len(refused), journal, subtitles)
+        return write_all([*refused], results, format, names, len(paths) + len(refused), journal, subtitles)
 
 
 def _is_live(files: Sequence[Path], stream_options: dict[str, float]) -> bool:

@@ -1,7 +1,9 @@
 """Transcript files: selection of the recordings without one, and writing."""
 
+import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -41,30 +43,58 @@ def journal_of(
     return Journal(Path(output) / f".made-{format}.jsonl", settings, texts)
 
 
-def remaining(
-    paths: Sequence[Path], format: TranscriptFormat, output: Path | None, journal: Journal | None
-) -> list[Path]:
+def transcript_paths(
+    paths: Sequence[Path], files: Sequence[Path], format: TranscriptFormat, output: Path | None
+) -> dict[str, Path]:
+    """Name the transcript of each recording: talk.txt of talk.wav.
+
+    Recordings that would have the same name are called by their paths, with their suffixes: talk.wav.txt, and
+    monday/talk.wav.txt.
+
+    Args:
+        paths: Recordings.
+        files: Files and folders in which they were found; paths begin at the folder that holds all of these.
+        format: Format of the transcripts.
+        output: Folder of the transcripts; there are no names for standard output.
+
+    Returns:
+        Path of the transcript by that of the recording.
+    """
+    if output is None:
+        return {}
+    suffix = SUFFIXES_OF_FORMATS[format]
+    folders = [os.path.abspath(file if Path(file).is_dir() else Path(file).parent) for file in files]
+    short = {path: path.with_suffix(suffix).name for path in paths}
+    number = Counter(_on_any_disk(name) for name in short.values())
+    return {
+        str(path): Path(output)
+        / (name if number[_on_any_disk(name)] == 1 else os.path.relpath(path, os.path.commonpath(folders)) + suffix)
+        for path, name in short.items()
+    }
+
+
+def _on_any_disk(name: str) -> str:
+    """What identifies a file name also on disks of Windows and macOS, where case and composition do not matter."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def remaining(paths: Sequence[Path], names: Mapping[str, Path], journal: Journal | None) -> list[Path]:
     """Select the recordings that have no transcript from this model and these settings.
 
     Args:
         paths: Recordings.
-        format: Format of the transcripts.
-        output: Folder of the transcripts.
-        journal: Record of the folder.
+        names: Path of each transcript.
+        journal: Record of the folder of the transcripts.
     """
-    if output is None or journal is None:
+    if journal is None:
         return list(paths)
-    missing = [path for path in paths if not _is_made(path, _transcript_path(path, format, output), journal)]
+    missing = [path for path in paths if not _is_made(path, names[str(path)], journal)]
     if done := len(paths) - len(missing):
         print(
             f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
             file=sys.stderr,
         )
     return missing
-
-
-def _transcript_path(recording: Path, format: TranscriptFormat, output: Path) -> Path:
-    return output / recording.with_suffix(SUFFIXES_OF_FORMATS[format]).name
 
 
 def _is_made(recording: Path, transcript: Path, journal: Journal) -> bool:
@@ -81,11 +111,18 @@ def _status(path: Path) -> list[int] | None:
     return [status.st_ino, status.st_mtime_ns]
 
 
-def check_names(paths: Sequence[Path], format: TranscriptFormat, output: Path | None, journal: Journal | None) -> None:
+def check_names(
+    paths: Sequence[Path],
+    names: Mapping[str, Path],
+    format: TranscriptFormat,
+    output: Path | None,
+    journal: Journal | None,
+) -> None:
     """Check the names of the transcripts before any work.
 
     Args:
         paths: Recordings.
+        names: Path of each transcript.
         format: Format of the transcripts.
         output: Folder of the transcripts.
         journal: Record of the folder.
@@ -105,27 +142,18 @@ def check_names(paths: Sequence[Path], format: TranscriptFormat, output: Path | 
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: a file, not a folder; choose another --output")
-    # on disks of Windows and macOS, names that differ in case or in the composition of letters are the same file
-    names = [_transcript_path(path, format, output).name for path in paths]
-    if twice := _same_name(paths, [unicodedata.normalize("NFC", name).casefold() for name in names]):
+    if twice := _same_name(paths, [_on_any_disk(str(names[str(path)])) for path in paths]):
         raise UserError(
-            f"{twice[0]} and {twice[1]}: both would be one file in {output}, as on any disk that does not distinguish "
-            "capitals; transcribe them one after the other into folders of their own"
+            f"{twice[0]} and {twice[1]}: both would be one file in {output} on disks that do not distinguish capitals; "
+            "transcribe them one after the other into folders of their own"
         )
-    if format == "text" and output.exists():
-        _check_transcripts_beside(paths, output, journal)
-
-
-def _check_transcripts_beside(paths: Sequence[Path], output: Path, journal: Journal | None) -> None:
-    """Refuse to replace a .txt file beside its audio that this package has not written."""
-    folders = {path.parent for path in paths}
-    same_folder = {folder for folder in folders if folder.exists() and folder.samefile(output)}
     for path in paths:
-        text = path.with_suffix(".txt")
-        if path.parent in same_folder and text.is_file() and (journal is None or not journal.row(path)):
+        transcript = names[str(path)]
+        is_known = journal is not None and bool(journal.row(path))
+        if not is_known and transcript.is_file() and transcript.parent.samefile(path.parent):
             raise UserError(
-                f"{text}: lies beside its audio, and may be its transcript, which would be replaced; choose another "
-                "--output"
+                f"{path.parent / transcript.name}: lies beside its audio, and may be its transcript, which would be "
+                "replaced; choose another --output"
             )
 
 
@@ -143,7 +171,7 @@ def write_all(
     refused: Sequence[RefusedFile],
     results: Iterator[Transcript | RefusedFile],
     format: TranscriptFormat,
-    output: Path | None,
+    names: Mapping[str, Path],
     num_files: int,
     journal: Journal | None = None,
     style: SubtitleStyle = SubtitleStyle(),
@@ -154,7 +182,7 @@ def write_all(
         refused: Files and folders that were refused before.
         results: Transcripts, and refusals of recordings.
         format: Format of the transcripts.
-        output: Folder of the transcripts; standard output if not given.
+        names: Path of each transcript; empty for standard output.
         num_files: Number of recordings, including finished ones.
         journal: Record of the folder.
         style: Limits of subtitles.
@@ -169,8 +197,8 @@ def write_all(
             print(f"hubert: {result.path}: {result.reason}", file=sys.stderr, flush=True)
             continue
         content = formatted(result, format, style)
-        if output is not None:
-            path = _transcript_path(Path(result.file), format, Path(output))
+        if names:
+            path = names[result.file]
             if journal is not None:  # before the file is written, so that the file is known to be of this package
                 journal.add(Path(result.file), before=_status(path))
             write_whole(path, content.encode())

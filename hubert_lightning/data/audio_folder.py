@@ -127,7 +127,9 @@ def file_identity(path: Path) -> tuple[int, int]:
 def count_skipped(skipped: Counter[str], paths: Iterable[Path]) -> None:
     """Count by their suffix the files that are neither audio nor transcripts."""
     suffixes = (path.suffix.lower() for path in paths)
-    skipped.update(suffix or "no suffix" for suffix in suffixes if suffix not in AUDIO_SUFFIXES and suffix != ".txt")
+    skipped.update(
+        suffix or "without a suffix" for suffix in suffixes if suffix not in AUDIO_SUFFIXES and suffix != ".txt"
+    )
 
 
 def skipped_sentence(skipped: Mapping[str, int]) -> str:

@@ -163,6 +163,8 @@ def probe(path: Path, max_duration: float = math.inf) -> Sound | str:
         return "not there: correct its path"
     file = os.path.abspath(path)
     try:
+        if not os.path.getsize(file):
+            return "empty: it has no bytes; copy it again"
         sound: Sound | str | soundfile.SoundFileError | None = None
         plain = PlainAudio.opened(file)
         if plain is not None:
@@ -180,6 +182,8 @@ def probe(path: Path, max_duration: float = math.inf) -> Sound | str:
         return by_ffmpeg
     except _TooLong:
         return f"{TOO_LONG}: it lasts more than {max_duration:g} s; cut it into parts"
+    except av.InvalidDataError:
+        return "unreadable: it is no audio, or a part of it is lost; copy it again, or convert it to WAV or FLAC"
     except (OSError, ValueError, soundfile.SoundFileError, av.FFmpegError) as error:
         return f"unreadable: {reason_of(error)}"
 

@@ -101,8 +101,8 @@ def test_broken_files_do_not_stop_the_others(
     captured = capfd.readouterr().err
     for name, reason in (
         ("cut.wav", "truncated: its header promises"),
-        ("empty.wav", "unreadable"),
-        ("text.mp3", "unreadable"),
+        ("empty.wav", "empty: it has no bytes; copy it again"),
+        ("text.mp3", "unreadable: it is no audio, or a part of it is lost; copy it again, or convert it"),
         ("blink.wav", "too short: 100 samples"),
         ("absent.wav", "not there: correct its path"),
     ):
@@ -238,11 +238,11 @@ def test_subtitles_are_short_and_begin_anew_after_a_pause() -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["a.wav", "other/a.flac", "--output", "out"], "a.wav and other/a.flac: both would be one file in out"),
-        (["a.wav", "other/A.flac", "--output", "out"], "a.wav and other/A.flac: both would be one file in out"),
+        (["other/a.flac", "other/A.flac", "--output", "out"], "other/a.flac and other/A.flac: both would be one file"),
         (["a.wav", "other/a.flac", "--format", "ctm"], "a.wav and other/a.flac: both are called a in ctm"),
         (["a b.wav", "other/a_b.flac", "--format", "ctm"], "a b.wav and other/a_b.flac: both are called a_b in ctm"),
         (["a.wav", "--output", "."], "a.txt: lies beside its audio, and may be its transcript, which would be repl"),
+        (["a.wav", "--output", ".", "--format", "srt"], "a.srt: lies beside its audio, and may be its transcript"),
         (["a.wav", "b.flac", "--format", "srt"], "srt for 2 files needs a folder"),
         (["empty"], "empty: no audio in this folder"),
         (["a.wav", "--decoder", "no.json"], "no.json: no such decoder settings file"),
@@ -264,13 +264,38 @@ def test_an_impossible_request_is_refused_before_work_starts(
     for name in ("a", "A", "a_b"):
         shutil.copy("b.flac", f"other/{name}.flac")
     shutil.copy("a.wav", "a b.wav")
-    (folder / "a.txt").write_text("WHAT WAS SAID")
+    for suffix in (".txt", ".srt"):
+        (folder / "a").with_suffix(suffix).write_text("WHAT WAS SAID")
     assert run_verb("transcribe", model, *args) == 2
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert captured.out == ""
-    assert (folder / "a.txt").read_text() == "WHAT WAS SAID"
+    for suffix in (".txt", ".srt"):
+        assert (folder / "a").with_suffix(suffix).read_text() == "WHAT WAS SAID"
     assert run_verb("align", model, "a.wav", "b.flac", "--text", "A") == 2
+
+
+def test_recordings_of_the_same_name_have_transcripts_of_their_own(
+    model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sessions of a talk, one in two formats, as people keep them."""
+    copies = ["talks/intro.wav", "talks/1/talk.wav", "talks/1/talk.flac", "talks/2/talk.wav", "other/talk.wav"]
+    for name, path in zip(copies, [*speech, *speech], strict=False):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, *soundfile.read(path))
+    options = ["--output", tmp_path / "out"]
+    assert run_verb("transcribe", model, tmp_path / "talks", *options) == 0
+    expected = {"intro.txt", "1/talk.wav.txt", "1/talk.flac.txt", "2/talk.wav.txt"}
+    written = {str(path.relative_to(tmp_path / "out")): path.read_text() for path in (tmp_path / "out").rglob("*.txt")}
+    assert set(written) == expected
+    for name, path in zip(["intro.txt", *(f"{copy}.txt"[6:] for copy in copies[1:4])], speech, strict=False):
+        assert written[name].strip() == greedy_text(model, read_samples(path))
+    capsys.readouterr()
+    assert run_verb("transcribe", model, tmp_path / "talks", *options) == 0
+    assert "skipped 4 of 4 files" in capsys.readouterr().err
+    assert run_verb("transcribe", model, tmp_path / "talks/2", tmp_path / "other", *options) == 0
+    assert (tmp_path / "out/talks/2/talk.wav.txt").read_text() == written["2/talk.wav.txt"]
+    assert (tmp_path / "out/other/talk.wav.txt").is_file()
 
 
 @pytest.mark.slow

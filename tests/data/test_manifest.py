@@ -216,7 +216,7 @@ def test_unusable_files_are_refused_with_the_reason_and_the_others_are_used(
         "shortwav.wav": "truncated",
         "shortflac.flac": "truncated",
         "shortmp3.mp3": "truncated",
-        "nothing.wav": "unreadable",
+        "nothing.wav": "empty: it has no bytes",
         "text.flac": "unreadable",
         "no_samples.wav": "empty",
         "click.wav": "too short: 399 samples",

@@ -470,7 +470,7 @@ def test_remarks_are_counted_and_listed_and_silence_is_refused(
     assert set(read_manifest(tmp_path / "wild.jsonl.gz").ids) == {"a.wav", "b.wav", "c.wav"}
     told = capsys.readouterr().out
     assert "2 clipped, such as" in told
-    assert "skipped, since their names have no suffix of audio: 2 .pdf, 1 no suffix" in told
+    assert "skipped, since their names have no suffix of audio: 2 .pdf, 1 without a suffix" in told
     remarks = (tmp_path / "wild.remarks.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in remarks] == [str(root / "b.wav"), str(root / "c.wav")]
     assert "silent: every sample is 0" in (tmp_path / "wild.refused.tsv").read_text()
