@@ -169,7 +169,7 @@ def _run(app: "FastAPI", listener: socket.socket, patience: float, access_log: b
 
     config = uvicorn.Config(
         app,
-        http=partial(PatientConnection, patience),
+        http=partial(PatientConnection, patience),  # type: ignore[arg-type]  # uvicorn calls it
         log_config=None,
         access_log=access_log,
         lifespan="on",
