@@ -195,10 +195,14 @@ def fairseq_state(theirs: Any) -> dict[str, Tensor]:
             put(f"feature_extractor.conv_layers.{number}.2{'.1' if layer_norm else ''}", layer.layer_norm)
     put("layer_norm", theirs.feature_projection.layer_norm)
     put("post_extract_proj", theirs.feature_projection.projection)
-    conv = theirs.encoder.pos_conv_embed.conv
-    state["encoder.pos_conv.0.bias"] = conv.bias.detach()
-    state["encoder.pos_conv.0.weight_g"] = conv.parametrizations.weight.original0.detach()
-    state["encoder.pos_conv.0.weight_v"] = conv.parametrizations.weight.original1.detach()
+    conv, batch_norm = theirs.encoder.pos_conv_embed.conv, getattr(theirs.encoder.pos_conv_embed, "batch_norm", None)
+    if batch_norm is not None:
+        put("encoder.pos_conv.1", conv)
+        state.update({f"encoder.pos_conv.0.{name}": value for name, value in batch_norm.state_dict().items()})
+    else:
+        state["encoder.pos_conv.0.bias"] = conv.bias.detach()
+        state["encoder.pos_conv.0.weight_g"] = conv.parametrizations.weight.original0.detach()
+        state["encoder.pos_conv.0.weight_v"] = conv.parametrizations.weight.original1.detach()
     put("encoder.layer_norm", theirs.encoder.layer_norm)
     for number, layer in enumerate(theirs.encoder.layers):
         at = f"encoder.layers.{number}"

@@ -30,6 +30,9 @@ class EncoderConfig:
         pre_norm: Whether norms come before attention and feed-forward (Large and XLarge) or after them (Base).
         pos_kernel: Frames under the kernel of the positional convolution.
         pos_groups: Channel groups of the positional convolution.
+        pos_batch_norm: Whether a batch norm comes before the positional convolution, in place of the norm of its
+            weights, as in mHuBERT of 25 Hz. Its statistics stay those of the weights that training starts from; a new
+            model has mean 0 and variance 1.
         normalize_waveform: Whether each utterance gets zero mean and unit variance (Large and XLarge).
         dropout: Dropout of the outputs of attention and feed-forward, and of the Transformer's input.
         attention_dropout: Dropout of the attention weights.
@@ -55,6 +58,7 @@ class EncoderConfig:
     pre_norm: bool = False
     pos_kernel: int = 128
     pos_groups: int = 16
+    pos_batch_norm: bool = False
     normalize_waveform: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -88,6 +92,10 @@ class EncoderConfig:
             raise UserError(
                 f"position_distance is {distance} for {buckets} position_buckets; give more than {buckets // 4} "
                 "frames, 800 in WavLM"
+            )
+        if buckets and self.pos_batch_norm:
+            raise UserError(
+                f"pos_batch_norm with {buckets} position_buckets: no system has both; leave one of them out"
             )
         for name in ("conv_kernels", "conv_strides"):
             values = getattr(self, name)

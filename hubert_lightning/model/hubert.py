@@ -111,7 +111,8 @@ class HubertEncoder(nn.Module, HubModel):
                 nn.init.kaiming_normal_(module.weight)
         position = self.positions.conv
         std = (4 / (self.config.pos_kernel * self.config.dim)) ** 0.5
-        position.weight = nn.init.normal_(torch.empty_like(position.weight), std=std)
+        weight = nn.init.normal_(torch.empty_like(position.weight), std=std)
+        position.weight = nn.Parameter(weight) if self.config.pos_batch_norm else weight
         nn.init.zeros_(position.bias)
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
@@ -140,13 +141,14 @@ class HubertEncoder(nn.Module, HubModel):
             mask: (batch, frames) bool, frames to replace by the mask embedding.
             channel_mask: (batch, dim) bool, channels to set to zero in all frames.
             kept: (layers,), whether each layer is computed; drawn in training if not given.
-            ignore_padding: Whether the group norm of Base ignores padding; in the reference, it includes padding.
+            ignore_padding: Whether the group norm of Base and the batch norm of positions ignore padding; in the
+                reference, they include padding.
 
         Returns:
             (batch, frames, dim); frames of padding have no meaning.
         """
         local = self.local_features(waveform, length, ignore_padding=ignore_padding)
-        return self.contextual(local, self._num_frames(length), mask, channel_mask, kept)
+        return self.contextual(local, self._num_frames(length), mask, channel_mask, kept, ignore_padding=ignore_padding)
 
     @accepts_alone
     def features(
@@ -168,7 +170,7 @@ class HubertEncoder(nn.Module, HubModel):
             length: (batch,), samples before padding.
             layer: Number of the layer, counted from 1.
             ignore_padding: Whether the features of an utterance are the same as in a batch of one; otherwise the group
-                norm of Base includes padding, as in the reference.
+                norm of Base and the batch norm of positions include padding, as in the reference.
             statistics: Statistics of the recordings that the waveforms are parts of, for the norms over time.
 
         Returns:
@@ -294,6 +296,8 @@ class HubertEncoder(nn.Module, HubModel):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
         kept: Sequence[bool] | None = None,
+        *,
+        ignore_padding: bool = False,
     ) -> Tensor:
         """Compute the output of the last layer from the output of the convolutions.
 
@@ -303,11 +307,13 @@ class HubertEncoder(nn.Module, HubModel):
             mask: (batch, frames) bool, frames to replace by the mask embedding.
             channel_mask: (batch, dim) bool, channels to set to zero in all frames.
             kept: (layers,), whether each layer is computed; drawn in training if not given.
+            ignore_padding: Whether the batch norm of positions ignores padding.
 
         Returns:
             (batch, frames, dim).
         """
-        return self.contextual_layers(local, num_frames, mask, channel_mask, kept)[-1]
+        layers = self.contextual_layers(local, num_frames, mask, channel_mask, kept, ignore_padding=ignore_padding)
+        return layers[-1]
 
     def contextual_layers(
         self,
@@ -317,19 +323,21 @@ class HubertEncoder(nn.Module, HubModel):
         channel_mask: Tensor | None = None,
         kept: Sequence[bool] | None = None,
         intermediate: Collection[int] = (),
+        *,
+        ignore_padding: bool = False,
     ) -> list[Tensor]:
         """Compute the outputs of intermediate layers and of the last layer from the output of the convolutions.
 
         Args:
             local: (batch, frames, conv_channels).
-            num_frames, mask, channel_mask: As of `contextual`.
+            num_frames, mask, channel_mask, ignore_padding: As of `contextual`.
             kept: (layers,), as of `contextual`; the output of a skipped layer is its input.
             intermediate: Intermediate layers, counted from 1. With `pre_norm`, no norm is applied to their outputs.
 
         Returns:
             (batch, frames, dim) of each intermediate layer in ascending order, then of the last layer.
         """
-        x, bias, positions = self._transformer_input(local, num_frames, mask, channel_mask)
+        x, bias, positions = self._transformer_input(local, num_frames, mask, channel_mask, ignore_padding)
         kept = self.draw_kept() if kept is None else kept
         if self.relative_positions is not None and not any(kept):
             x = without_effect(x, self.relative_positions)
@@ -380,7 +388,7 @@ class HubertEncoder(nn.Module, HubModel):
         statistics: WaveformStatistics | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         local = self.local_features(waveform, length, ignore_padding=ignore_padding, statistics=statistics)
-        return self._transformer_input(local, self._num_frames(length))
+        return self._transformer_input(local, self._num_frames(length), ignore_padding=ignore_padding)
 
     def _num_frames(self, length: Tensor | None) -> Tensor | None:
         return None if length is None else num_frames(length, self.config.clock)
@@ -391,11 +399,13 @@ class HubertEncoder(nn.Module, HubModel):
         num_frames: Tensor | None,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
+        ignore_padding: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute the input of layer 1, (batch, frames, dim), and the other arguments of all layers."""
         x, bias = self._projected(local, num_frames, mask, channel_mask)
         positions = None if self.relative_positions is None else self.relative_positions(x.shape[1])
-        return self._positioned(x, self.positions(x)), bias, positions
+        convolved = self.positions(x, num_frames if ignore_padding else None)
+        return self._positioned(x, convolved), bias, positions
 
     @compilable((0, 1), (0,), (0, 1), (0,))
     def _projected(

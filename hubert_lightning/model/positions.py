@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_lightning.frames import padding_mask
 from hubert_lightning.model.compilation import compilable
 from hubert_lightning.model.config import EncoderConfig
+from hubert_lightning.model.devices import without_waiting
 from hubert_lightning.model.products import in_autocast
 
 BLOCK = 8
@@ -18,6 +20,28 @@ LEAST_FRAMES = 2048
 """Fewest frames of a batch that are computed in blocks: below, the matrix of kernels takes longer than it saves."""
 
 
+class FixedBatchNorm(nn.Module):
+    """A batch norm whose statistics never change: no frame depends on other rows, on padding or on ranks.
+
+    Args:
+        dim: Channels.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the channels by the statistics: (batch, frames, dim) to (batch, frames, dim)."""
+        scale = self.weight * (self.variance + 1e-5).rsqrt()
+        return ((x - self.mean) * scale + self.bias).type_as(x)
+
+
 class PositionalConvolution(nn.Module):
     """Relative positions as a grouped convolution over the frames around each frame (wav2vec 2.0 §2)."""
 
@@ -26,16 +50,22 @@ class PositionalConvolution(nn.Module):
         conv = nn.Conv1d(
             config.dim, config.dim, config.pos_kernel, padding=config.pos_kernel // 2, groups=config.pos_groups
         )
-        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)  # one gain for each position
+        self.batch_norm = FixedBatchNorm(config.dim) if config.pos_batch_norm else None
+        self.conv = conv if config.pos_batch_norm else nn.utils.parametrizations.weight_norm(conv, dim=2)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the class that torch makes for a weight norm, which cannot be pickled."""
+        if self.batch_norm is not None:
+            return self.__dict__.copy()
         conv, parameters = self.conv, dict(self.conv.named_parameters())
         sizes = {name: getattr(conv, name) for name in ("in_channels", "kernel_size", "padding", "groups")}
         attributes = {name: value for name, value in self.__dict__.items() if name != "_modules"}
         return {"attributes": attributes, "sizes": sizes, "parameters": parameters, "training": conv.training}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "sizes" not in state:
+            super().__setstate__(state)
+            return
         self.__dict__.update(state["attributes"], _modules={})
         channels = state["sizes"].pop("in_channels")
         conv = nn.utils.skip_init(nn.Conv1d, channels, channels, **state["sizes"])  # type: ignore[no-untyped-call, unused-ignore]
@@ -44,16 +74,23 @@ class PositionalConvolution(nn.Module):
             owner, _, last = name.rpartition(".")
             setattr(self.conv.get_submodule(owner), last, value)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Compute what is added to each frame, before its GELU, which is compiled with the sum.
 
         Args:
-            x: (batch, frames, dim).
+            x: (batch, frames, dim), zeros where there is padding.
+            num_frames: (batch,), frames before padding, whose output then does not depend on the padding. A batch norm
+                shifts the zeros; in the reference, the convolution sees them shifted.
 
         Returns:
             (batch, frames, dim).
         """
         frames = x.shape[1]
+        if self.batch_norm is not None:
+            x = self.batch_norm(x)
+            if num_frames is not None:
+                padding = padding_mask(without_waiting(num_frames, x.device), frames)
+                x = x.masked_fill(padding[..., None], 0)
         if self._uses_products(x):
             assert self.conv.bias is not None
             blocks = self._multiplied(in_blocks(x), self.conv.weight, self.conv.bias)

@@ -75,7 +75,8 @@ def num_parameters(workload: Workload) -> int:
     convolutions = _convolution_weights(config) + config.conv_bias * layers * channels
     norms = 2 * channels * (layers if config.conv_norm == "layer" else 1)
     front = 2 * channels + channels * dim + dim + dim  # norm, projection, mask embedding
-    positions = dim * dim // config.pos_groups * config.pos_kernel + config.pos_kernel + dim
+    positions = dim * dim // config.pos_groups * config.pos_kernel + dim
+    positions += 2 * dim if config.pos_batch_norm else config.pos_kernel  # gains
     positions += config.position_buckets * config.num_heads
     heads = sum(dim * workload.final_dim + workload.final_dim + n * workload.final_dim for n in workload.clusters)
     heads += workload.tokens * (dim + 1)

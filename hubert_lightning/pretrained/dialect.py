@@ -13,7 +13,7 @@ from hubert_lightning.errors import UserError
 class Dialect(NamedTuple):
     """Another system's names of the parts of an encoder; `{}` is a number that counts from 0.
 
-    The last three are WavLM's, empty for a system that has no such encoder.
+    The last ones are those of WavLM and of a batch norm of positions, empty for a system that has no such encoder.
     """
 
     conv: str
@@ -32,6 +32,7 @@ class Dialect(NamedTuple):
     position_gate: str = ""
     position_scale: str = ""
     relative_positions: str = ""
+    batch_norm: str = ""
 
 
 class OurTensor(NamedTuple):
@@ -49,6 +50,10 @@ class OurTensor(NamedTuple):
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 SCALE = ".position_gate.scale"
 """End of the names of tensors, (heads,), that other systems store as (1, heads, 1, 1)."""
+BATCH_NORM = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
+"""Names of a batch norm's tensors in torch → ours."""
+COUNTER = "num_batches_tracked"
+"""Steps of a batch norm in torch, which nothing depends on: we have none, and write 0."""
 OLD_WEIGHT_NORM_NAMES = {"weight_g": GAIN, "weight_v": DIRECTION}  # before torch 2.0
 
 
@@ -97,7 +102,9 @@ def from_ours(ours: Mapping[str, Tensor], dialect: Dialect, old_names: bool = Fa
         if our_name in ours:
             value = ours[our_name] if third is None else ours[our_name].chunk(3)[third]
             renamed[name] = (value[:, None, None][None] if our_name.endswith(SCALE) else value).clone()
-    if old_names:
+    if f"{dialect.batch_norm}.running_mean" in renamed:
+        renamed[f"{dialect.batch_norm}.{COUNTER}"] = torch.tensor(0)
+    elif old_names:
         for old, new in OLD_WEIGHT_NORM_NAMES.items():
             renamed[f"{dialect.positions}.{old}"] = renamed.pop(f"{dialect.positions}.{new}")
     return renamed
@@ -131,6 +138,12 @@ def tensor_names(dialect: Dialect, num_convolutions: int, num_layers: int) -> di
         add_linear(getattr(dialect, part), part)
     for part in (GAIN, DIRECTION, "bias"):
         names[f"{dialect.positions}.{part}"] = OurTensor(f"positions.conv.{part}")
+    if dialect.batch_norm:
+        names[f"{dialect.positions}.weight"] = OurTensor("positions.conv.weight")
+        names |= {
+            f"{dialect.batch_norm}.{name}": OurTensor(f"positions.batch_norm.{our_name}")
+            for name, our_name in BATCH_NORM.items()
+        }
     for index in range(num_layers):
         for third, letter in enumerate("qkv"):
             add_linear(dialect.attention.format(index, letter), f"layers.{index}.query_key_value", third)

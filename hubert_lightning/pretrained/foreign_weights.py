@@ -11,6 +11,7 @@ from torch import Tensor
 from hubert_lightning.errors import UserError
 from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
 from hubert_lightning.pretrained.dialect import (
+    COUNTER,
     DIRECTION,
     Dialect,
     count_layers,
@@ -52,6 +53,7 @@ def encoder_state(state: Mapping[str, Tensor], dialect: Dialect, path: Path) -> 
     """
     prefix = prefix_of(state, dialect)
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    inside.pop(f"{dialect.batch_norm}.{COUNTER}", None)
     names = tensor_names(dialect, count_layers(inside, dialect.conv), count_layers(inside, dialect.ffn_input))
     known = {name: value for name, value in inside.items() if name in names or new_name(name) in names}
     unknown = [name for name in inside if name not in known]
@@ -93,10 +95,11 @@ def config_from_shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any
     Raises:
         UserError: Weights are missing.
     """
+    has_batch_norm = "positions.batch_norm.weight" in state
     wanted = (
         "convolutions.0.conv.weight",
         "projection.weight",
-        f"positions.conv.{DIRECTION}",
+        "positions.conv.weight" if has_batch_norm else f"positions.conv.{DIRECTION}",
         "layers.0.ffn_input.weight",
     )
     if missing := [name for name in wanted if name not in state or state[name].dim() < 2]:
@@ -117,6 +120,7 @@ def config_from_shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any
         "ffn_dim": ffn.shape[0],
         "pos_kernel": positions.shape[-1],
         "pos_groups": positions.shape[0] // max(positions.shape[1], 1),
+        "pos_batch_norm": has_batch_norm,
     }
 
 

@@ -227,6 +227,8 @@ def encoder_fingerprint(encoder: SpeechEncoder) -> str:
     training_only.add("feature_grad_mult")
     if not encoder.config.position_buckets:  # encoders from before there was a choice keep their fingerprints
         training_only |= {"position_buckets", "position_distance"}
+    if not encoder.config.pos_batch_norm:
+        training_only.add("pos_batch_norm")
     shape = {name: value for name, value in asdict(encoder.config).items() if name not in training_only}
     for name in ("conv_kernels", "conv_strides"):
         if shape[name] == getattr(EncoderConfig, name):  # earlier versions had no others

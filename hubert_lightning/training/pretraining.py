@@ -355,6 +355,7 @@ ARCHITECTURE = (
     "pre_norm",
     "pos_kernel",
     "pos_groups",
+    "pos_batch_norm",
     "normalize_waveform",
     "position_buckets",
     "position_distance",

@@ -193,7 +193,8 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, save: Callable[
     ("change", "message"),
     [
         ({"model_type": "wav2vec2"}, "a model of type 'wav2vec2'"),
-        ({"conv_pos_batch_norm": True}, "sets conv_pos_batch_norm to True"),
+        ({"conv_pos_batch_norm": True}, "lacks weights of the encoder"),
+        ({"conv_pos_batch_norm": "yes"}, "sets the encoder's pos_batch_norm to 'yes'"),
         (
             {"conv_kernel": [10, 3, 3, 3, 3, 3]},
             "describes no encoder: 7 conv_dim, 6 conv_kernel, 7 conv_stride",

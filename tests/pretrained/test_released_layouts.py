@@ -275,7 +275,6 @@ REFUSED = {
     "ntu-spml/distilhubert": (BASE | {"feat_proj_layer_norm": False}, "config.json sets feat_proj_layer_norm to False"),
     "m-a-p/MERT-v1-95M": (BASE | {"model_type": "mert_model"}, "config.json describes a model of type 'mert_model'"),
     "facebook/wav2vec2-base": (BASE | {"model_type": "wav2vec2"}, "config.json describes a model of type 'wav2vec2'"),
-    "batch norm of positions": (BASE | {"conv_pos_batch_norm": True}, "config.json sets conv_pos_batch_norm to True"),
     "adapters in the layers": (LARGE | {"adapter_attn_dim": 16}, "config.json sets adapter_attn_dim to 16"),
     "HuBERT-ECG": (
         BASE | {"conv_stride": [8, 2, 2, 2, 2, 2, 2]},

@@ -55,6 +55,8 @@ INSIDE_CTC = "w2v_encoder.w2v_model."
 CTC_HEAD = "w2v_encoder.proj."
 PRETRAINING_HEAD = ("label_embs_concat", "final_proj.weight", "final_proj.bias")
 
+BATCH_NORM = {"batch_norm": "encoder.pos_conv.0", "positions": "encoder.pos_conv.1"}
+"""Part → name in a model with a batch norm of positions (fairseq models/wav2vec/wav2vec2.py: make_conv_pos)."""
 GROUP_NORM, LAYER_NORM = "feature_extractor.conv_layers.{}.2", "feature_extractor.conv_layers.{}.2.1"
 DIALECT = Dialect(
     conv="feature_extractor.conv_layers.{}.0",
@@ -208,8 +210,14 @@ def _noted(weights: PretrainedWeights, model: Settings) -> PretrainedWeights:
 def _to_ours(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the encoder's state under our names, and notes about weights that are left out."""
     has_layer_norms = any(name.endswith(f"{LAYER_NORM.format(1)}.weight") for name in state)
+    has_batch_norm = any(name.endswith(f"{BATCH_NORM['batch_norm']}.running_mean") for name in state)
+    return encoder_state(state, _dialect(has_layer_norms, has_batch_norm), path)
+
+
+def _dialect(has_layer_norms: bool, has_batch_norm: bool) -> Dialect:
+    """Names of an encoder with layer norms of its convolutions or a batch norm of its positions."""
     dialect = DIALECT._replace(conv_norm=LAYER_NORM) if has_layer_norms else DIALECT
-    return encoder_state(state, dialect, path)
+    return dialect._replace(**BATCH_NORM) if has_batch_norm else dialect
 
 
 def _pretrained(
@@ -304,7 +312,7 @@ def write(weights: PretrainedWeights) -> Export:
             f"convolutions and Transformer both have {config.dim} channels, for which fairseq has no projection; "
             "export this model to transformers or torchaudio"
         )
-    dialect = DIALECT._replace(conv_norm=LAYER_NORM) if config.conv_norm == "layer" else DIALECT
+    dialect = _dialect(config.conv_norm == "layer", config.pos_batch_norm)
     state = from_ours(weights.encoder, dialect, old_names=True)
     clusters = weights.num_clusters or [1]  # fairseq wants a head; one cluster stands for none
     labels = [f"km{number}" for number in range(len(clusters))] if len(clusters) > 1 else ["km"]

@@ -30,6 +30,7 @@ SETTINGS = {
     "conv_bias": "conv_bias",
     "pos_kernel": "conv_pos",
     "pos_groups": "conv_pos_groups",
+    "pos_batch_norm": "conv_pos_batch_norm",
     "dropout": "dropout",
     "attention_dropout": "attention_dropout",
     "activation_dropout": "activation_dropout",
@@ -43,7 +44,6 @@ FIXED = {
     "activation_fn": "gelu",
     "layer_type": "transformer",
     "target_glu": False,
-    "conv_pos_batch_norm": False,
     "pos_conv_depth": 1,
 }
 """Settings that have one value in every HuBERT."""
@@ -80,6 +80,7 @@ DEFAULTS = {
     "conv_bias": False,
     "conv_pos": 128,
     "conv_pos_groups": 16,
+    "conv_pos_batch_norm": False,
     "dropout": 0.1,
     "attention_dropout": 0.1,
     "activation_dropout": 0.0,

@@ -199,11 +199,16 @@ def write(weights: PretrainedWeights) -> Export:
     """Write a folder with a state dict, and with the function of torchaudio.models and the arguments that it fits.
 
     Raises:
-        UserError: There are several streams of labels, for which torchaudio has no model, or it is a WavLM.
+        UserError: torchaudio has no such model: a WavLM, one with a batch norm of positions, or one that predicts
+            several streams of labels.
     """
     config = weights.config
     if config.position_buckets:
         raise UserError("this encoder has WavLM's relative positions; export it to transformers, not to torchaudio")
+    if config.pos_batch_norm:
+        raise UserError(
+            "this encoder has a batch norm of positions, which torchaudio lacks; export it to transformers or fairseq"
+        )
     state = from_ours(weights.encoder, DIALECT)
     mask_embedding = state.pop(DIALECT.mask_embedding)
     arguments: dict[str, Any] = {

@@ -62,6 +62,7 @@ DIALECT = Dialect(
     position_gate="encoder.layers.{}.attention.gru_rel_pos_linear",
     position_scale="encoder.layers.{}.attention.gru_rel_pos_const",
     relative_positions="encoder.layers.0.attention.rel_attn_embed",
+    batch_norm="encoder.pos_conv_embed.batch_norm",
 )
 SETTINGS = {
     "conv_bias": "conv_bias",
@@ -81,6 +82,8 @@ SETTINGS = {
     "conv_strides": "conv_stride",
 }
 """Argument of `EncoderConfig` → setting of HubertConfig and WavLMConfig."""
+HUBERT_SETTINGS = {"pos_batch_norm": "conv_pos_batch_norm"}
+"""Argument of `EncoderConfig` → setting of HubertConfig alone, which older directories lack."""
 WAVLM_SETTINGS = {"position_buckets": "num_buckets", "position_distance": "max_bucket_distance"}
 """Argument of `EncoderConfig` → setting of WavLMConfig alone."""
 UNUSED_SETTINGS = (
@@ -91,7 +94,7 @@ UNUSED_SETTINGS = (
 )
 """Settings that this package has elsewhere (masks belong to the data) or not at all."""
 FIXED: dict[str, Any] = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
-HUBERT_FIXED = FIXED | {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False, "adapter_attn_dim": None}
+HUBERT_FIXED = FIXED | {"feat_proj_layer_norm": True, "adapter_attn_dim": None}
 WAVLM_FIXED = FIXED | {"add_adapter": False}
 """Settings that have one value in every HuBERT or WavLM."""
 
@@ -191,6 +194,8 @@ def _read_encoder_config(folder: Path) -> EncoderConfig:
         )
     normalize = _do_normalize(folder)
     settings = {ours: content[name] for ours, name in names.items()}
+    if not is_wavlm:
+        settings |= {ours: content[name] for ours, name in HUBERT_SETTINGS.items() if name in content}
     settings |= {"conv_channels": channels or 0, "conv_norm": norm}
     settings |= {"normalize_waveform": norm == "layer" if normalize is None else normalize}
     # transformers has no such setting; fairseq trained Base and Large with these
@@ -321,7 +326,8 @@ def write(weights: PretrainedWeights) -> Export:
 def _config(weights: PretrainedWeights) -> dict[str, Any]:
     config, vocabulary = weights.config, weights.vocabulary
     is_wavlm = config.position_buckets > 0
-    names, fixed = (SETTINGS | WAVLM_SETTINGS, WAVLM_FIXED) if is_wavlm else (SETTINGS, HUBERT_FIXED)
+    own, fixed = (WAVLM_SETTINGS, WAVLM_FIXED) if is_wavlm else (HUBERT_SETTINGS, HUBERT_FIXED)
+    names = SETTINGS | own
     family = "WavLM" if is_wavlm else "Hubert"
     content = {
         "architectures": [f"{family}Model"],
