@@ -1,51 +1,17 @@
 """Units that earlier starts of the verb have computed: in its journal, or in the output that it has written."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from hubert_lightning.data.journal import Journal
 from hubert_lightning.units.bit_rates import BitRates
-from hubert_lightning.units.unit_bpe import UnitBPE
+from hubert_lightning.units.unit_bpe import Encoding
 from hubert_lightning.units.unit_formats import FileUnits, UnitFormat, durations_beside, reader_of, writer_of
-
-
-class Encoding:
-    """The encoding of an output: a file, or one that is trained on the output's units.
-
-    Args:
-        bpe: Encoding of a file, or the number of tokens of one to train.
-        path: File for the encoding that is trained.
-        clusters: Number of clusters of the K-means.
-        kmeans: Fingerprint of the K-means.
-
-    Attributes:
-        name: What tells it from others.
-    """
-
-    def __init__(self, bpe: UnitBPE | int, path: Path | None, clusters: int, kmeans: str) -> None:
-        self._bpe, self._path, self._clusters, self._kmeans = bpe, path, clusters, kmeans
-        digest = "" if isinstance(bpe, int) else sha256(bpe.tokenizer.to_str().encode()).hexdigest()[:16]
-        self.name = digest or f"{bpe} tokens"
-
-    @property
-    def is_saved(self) -> bool:
-        """Whether the file of the encoding exists, if there is to be one."""
-        return self._path is None or self._path.is_file()
-
-    def made(self, sequences: Iterable[Tensor]) -> UnitBPE:
-        """Return the encoding, trained on these runs of units and saved if it is not made yet."""
-        bpe = self._bpe
-        if isinstance(bpe, int):
-            bpe = UnitBPE.train(sequences, bpe, self._clusters, self._kmeans)
-        if self._path is not None:
-            bpe.save(self._path)
-        return bpe
 
 
 class FinishedUnits:

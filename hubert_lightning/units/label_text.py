@@ -30,6 +30,7 @@ from hubert_lightning.units.label_shards import LabelSource
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.label_writer import LabelWriter, shard_size
 from hubert_lightning.units.quality import perplexity
+from hubert_lightning.units.unit_bpe import TOKENIZER, Encoding, UnitBPE, checked_bpe, encoding_of
 from hubert_lightning.units.unit_dataset import export_dataset
 from hubert_lightning.untrusted.json_file import parse_json
 from hubert_lightning.untrusted.text_file import lines_of
@@ -40,7 +41,12 @@ LABEL_SUFFIXES = (".km", ".txt", ".jsonl")
 
 
 def export_labels(
-    store: Path, manifest: list[Path], out: Path, format: Literal["text", "dataset"] = "text"
+    store: Path,
+    manifest: list[Path],
+    out: Path,
+    format: Literal["text", "dataset"] = "text",
+    bpe: int | Path | None = None,
+    save_bpe: Path | None = None,
 ) -> list[Path]:
     """Write the labels of a manifest's utterances as text, or as a Hugging Face dataset.
 
@@ -53,6 +59,9 @@ def export_labels(
             dataset.
         format: Kind of output: text, or dataset, a folder of parquet tables with runs of labels and their durations,
             speaker, text, duration, language and path of the audio.
+        bpe: For a dataset, the number of tokens of a byte-pair encoding that is trained on the runs of these labels and
+            applied to them; or the tokenizer.json of one, which is applied.
+        save_bpe: File for the encoding that is trained; OUT.tokenizer.json if not given.
 
     Returns:
         Paths of the files with labels, one per stream or one .jsonl; or the folder of the dataset.
@@ -62,13 +71,19 @@ def export_labels(
     """
     if format == "dataset":
         check_dataset(out)
+    elif bpe is not None:
+        raise UserError("bpe is a column of a dataset; add --format dataset, or leave it out")
     else:
         _check_suffix(out)
+    trained_or_size = checked_bpe(bpe, save_bpe)
     labels = LabelStore(store)
+    encoding = None
+    if trained_or_size is not None:
+        encoding = _encoding(labels, trained_or_size, bpe, save_bpe or out.with_name(f"{out.name}{TOKENIZER}"))
     labels.verify()
     cuts = _labelled(labels, list(read_manifest(manifest)))
     if format == "dataset":
-        export_dataset(labels, cuts, out)
+        export_dataset(labels, cuts, out, encoding)
         return [out]
     streams = len(labels.source.clusters)
     paths = [out]
@@ -203,6 +218,16 @@ def _check_import(labels: Sequence[Path], out: Path, hop: int, window: int | Non
         raise UserError(f"window {window}: a frame has at least the {hop} samples from one label to the next")
     if (out / "store.json").exists():
         raise UserError(f"{out}: holds a label store already; choose another folder")
+
+
+def _encoding(labels: LabelStore, bpe: int | UnitBPE, source: int | Path | None, path: Path) -> Encoding:
+    clusters = labels.source.clusters
+    if len(clusters) > 1:
+        raise UserError(
+            f"{labels.path}: labels in {len(clusters)} streams, and bpe encodes one; leave it out, or export labels of "
+            "one K-means"
+        )
+    return encoding_of(bpe, source, path, clusters[0], labels.source.kmeans)
 
 
 def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:

@@ -11,6 +11,7 @@ bpe.decode(tokens)  # the units of the runs
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ PRIVATE_PLANES = (0xF0000, 0x100000)
 PLANE_SIZE = 0xFFFE
 """Private characters of a plane."""
 MAX_CLUSTERS = 2 * PLANE_SIZE
+TOKENIZER = ".tokenizer.json"
+"""End of the name of the file for an encoding that is trained, after the name of the output."""
 TRAINING_PIECE = 128
 """Runs of a sequence that training counts together: it looks through a whole piece at each merge."""
 ORIGIN = re.compile(r"<K-means (?P<kmeans>\w+)>")
@@ -188,6 +191,79 @@ class UnitBPE:
         if len(runs) != len(repeats):
             raise UserError(f"{len(repeats)} durations of {len(runs)} runs; give the durations of these tokens")
         return runs.repeat_interleave(repeats)
+
+
+class Encoding:
+    """The encoding of an output: a file, or one that is trained on the output's units.
+
+    Args:
+        bpe: Encoding of a file, or the number of tokens of one to train.
+        path: File for the encoding that is trained.
+        clusters: Number of clusters of the K-means.
+        kmeans: Fingerprint of the K-means.
+
+    Attributes:
+        name: What tells it from others.
+    """
+
+    def __init__(self, bpe: UnitBPE | int, path: Path | None, clusters: int, kmeans: str) -> None:
+        self._bpe, self._path, self._clusters, self._kmeans = bpe, path, clusters, kmeans
+        digest = "" if isinstance(bpe, int) else sha256(bpe.tokenizer.to_str().encode()).hexdigest()[:16]
+        self.name = digest or f"{bpe} tokens"
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the file of the encoding exists, if there is to be one."""
+        return self._path is None or self._path.is_file()
+
+    def made(self, sequences: Iterable[Tensor]) -> UnitBPE:
+        """Return the encoding, trained on these runs of units and saved if it is not made yet."""
+        bpe = self._bpe
+        if isinstance(bpe, int):
+            bpe = UnitBPE.train(sequences, bpe, self._clusters, self._kmeans)
+        if self._path is not None:
+            bpe.save(self._path)
+        return bpe
+
+
+def checked_bpe(bpe: int | Path | None, save_bpe: Path | None) -> int | UnitBPE | None:
+    """Check the options of an encoding, and read its file.
+
+    Args:
+        bpe: Number of tokens of an encoding to train, or the tokenizer.json of one.
+        save_bpe: File for the encoding that is trained.
+
+    Raises:
+        UserError: The options contradict each other, tokenizers is not installed, or the file is no encoding of units.
+    """
+    if save_bpe is not None and not isinstance(bpe, int):
+        raise UserError("save_bpe is for an encoding that is trained; give the number of its tokens with --bpe")
+    if bpe is None:
+        return None
+    check_tokenizers()
+    return bpe if isinstance(bpe, int) else UnitBPE.load(bpe)
+
+
+def encoding_of(
+    bpe: int | UnitBPE, source: int | Path | None, path: Path | None, clusters: int, kmeans: str
+) -> Encoding:
+    """Check that an encoding is one of the units of a K-means.
+
+    Args:
+        bpe: Encoding, or the number of tokens of one to train.
+        source: File of the encoding, which errors name, or that number.
+        path: File for the encoding that is trained.
+        clusters: Number of clusters of the K-means.
+        kmeans: Fingerprint of the K-means.
+
+    Raises:
+        UserError: It is an encoding of other units, or has too few tokens.
+    """
+    if isinstance(bpe, UnitBPE):
+        bpe.check_units(clusters, kmeans, str(source))
+        return Encoding(bpe, None, clusters, kmeans)
+    check_size(bpe, clusters)
+    return Encoding(bpe, path, clusters, kmeans)
 
 
 def check_tokenizers() -> None:

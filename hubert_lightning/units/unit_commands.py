@@ -15,9 +15,9 @@ from hubert_lightning.data.refusals import RefusedFile
 from hubert_lightning.errors import UserError
 from hubert_lightning.features.recordings import listed, of_each
 from hubert_lightning.units.bit_rates import BitRates
-from hubert_lightning.units.finished_units import Encoding, FinishedUnits, content_of, count, journal_beside
+from hubert_lightning.units.finished_units import FinishedUnits, content_of, count, journal_beside
 from hubert_lightning.units.listen_units import listen_units
-from hubert_lightning.units.unit_bpe import UnitBPE, check_size, check_tokenizers
+from hubert_lightning.units.unit_bpe import TOKENIZER, Encoding, UnitBPE, checked_bpe, encoding_of
 from hubert_lightning.units.unit_extractor import WINDOW_DURATION, Units, deduplicated
 from hubert_lightning.units.unit_formats import FileUnits, UnitFormat, ids_of, writer_of
 
@@ -98,7 +98,7 @@ def units(
     extractor = Units.from_pretrained(
         model, kmeans, layer, precision=precision, window=WINDOW_DURATION if window is None else window
     )
-    encoding = None if trained_or_size is None else _encoding(trained_or_size, save_bpe, output, extractor)
+    encoding = None if trained_or_size is None else _encoding(trained_or_size, bpe, save_bpe, output, extractor)
     is_stream = _is_stream(output)
     applied = encoding.made([]) if encoding is not None and is_stream else None
 
@@ -168,24 +168,17 @@ def _check_live(files: Sequence[Path], is_of_files: bool, in_batches: bool, bpe:
 
 def _checked_bpe(bpe: int | Path | None, save_bpe: Path | None, output: Path | None) -> int | UnitBPE | None:
     """Check the options of an encoding, and read its file."""
-    if save_bpe is not None and not isinstance(bpe, int):
-        raise UserError("save_bpe is for an encoding that is trained; give the number of its tokens with --bpe")
-    if bpe is None:
-        return None
-    check_tokenizers()
-    if isinstance(bpe, int) and _is_stream(output):
+    checked = checked_bpe(bpe, save_bpe)
+    if isinstance(checked, int) and _is_stream(output):
         raise UserError(f"bpe {bpe} is trained on all units, which needs a file for them; name it with --output")
-    return bpe if isinstance(bpe, int) else UnitBPE.load(bpe)
+    return checked
 
 
-def _encoding(bpe: int | UnitBPE, save_bpe: Path | None, output: Path | None, extractor: Units) -> Encoding:
-    clusters, kmeans = extractor.num_clusters, str(extractor.source["kmeans"])
-    if isinstance(bpe, UnitBPE):
-        bpe.check_units(clusters, kmeans, "bpe")
-        return Encoding(bpe, None, clusters, kmeans)
-    check_size(bpe, clusters)
-    assert output is not None
-    return Encoding(bpe, save_bpe or output.with_name(f"{output.name}.tokenizer.json"), clusters, kmeans)
+def _encoding(
+    bpe: int | UnitBPE, source: int | Path | None, save_bpe: Path | None, output: Path | None, extractor: Units
+) -> Encoding:
+    path = save_bpe or (output and output.with_name(f"{output.name}{TOKENIZER}"))
+    return encoding_of(bpe, source, path, extractor.num_clusters, str(extractor.source["kmeans"]))
 
 
 def _counting(write: Callable[[FileUnits], None], rates: BitRates) -> Callable[[FileUnits], None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from lhotse.cut import Cut
+from torch import Tensor
 
 from hubert_lightning.data.audio_folder import transcribed
 from hubert_lightning.data.dataset_writer import COLUMNS, dataset_writer
@@ -15,6 +16,7 @@ from hubert_lightning.data.languages import language_of
 from hubert_lightning.data.manifest import place_of, speaker_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.units.label_store import LabelStore
+from hubert_lightning.units.unit_bpe import Encoding
 from hubert_lightning.units.unit_extractor import deduplicated
 
 WriteRow = Callable[[str, Sequence[int], Sequence[int], Sequence[int] | None, float], None]
@@ -61,20 +63,23 @@ def dataset_of_files(output: Path, ids: Mapping[str, str], encoded: bool) -> Ite
         yield write_row
 
 
-def export_dataset(labels: LabelStore, cuts: Sequence[Cut], output: Path) -> None:
+def export_dataset(labels: LabelStore, cuts: Sequence[Cut], output: Path, encoding: Encoding | None = None) -> None:
     """Write the labels of utterances as a dataset.
 
     Args:
         labels: Store with labels of the utterances. Several streams have columns units_0, durations_0, units_1, ….
         cuts: Utterances.
         output: Folder to write.
+        encoding: Encoding of the labels of a single stream.
 
     Raises:
         UserError: As `dataset_writer` raises.
     """
+    bpe = None if encoding is None else encoding.made(_runs(labels, cut)[0][0] for cut in cuts)
     streams = len(labels.source.clusters)
     names = [("units", "durations")] if streams == 1 else [(f"units_{k}", f"durations_{k}") for k in range(streams)]
     columns = {"id": "string"} | {name: "[int32]" for pair in names for name in pair}
+    columns |= {} if bpe is None else {"bpe": COLUMNS["bpe"]}
     columns |= {name: COLUMNS[name] for name in ("speaker", "text", "duration", "language", "audio")}
     with dataset_writer(output, columns) as write:
         for cut in cuts:
@@ -86,8 +91,12 @@ def export_dataset(labels: LabelStore, cuts: Sequence[Cut], output: Path) -> Non
                 "language": language_of(cut) or None,
                 "audio": place_of(cut)["source"],
             }
-            for pair, units in zip(names, labels[cut.id].astype("int64"), strict=True):
-                row |= dict(
-                    zip(pair, (values.tolist() for values in deduplicated(torch.from_numpy(units))), strict=True)
-                )
-            write(row)
+            runs = _runs(labels, cut)
+            for pair, units_and_durations in zip(names, runs, strict=True):
+                row |= dict(zip(pair, (values.tolist() for values in units_and_durations), strict=True))
+            write(row if bpe is None else row | {"bpe": bpe.encode(runs[0][0]).tolist()})
+
+
+def _runs(labels: LabelStore, cut: Cut) -> list[tuple[Tensor, Tensor]]:
+    """Units without repetitions of each stream, and their durations."""
+    return [tuple(deduplicated(torch.from_numpy(units))) for units in labels[cut.id].astype("int64")]

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,12 @@ def test_an_encoding_is_applied_to_other_files(
     [row] = rows_of(printed.out)
     assert row["bpe"] == UnitBPE.load(saved).encode(row["units"]).tolist()
     assert "BPE" in printed.err
+    other = UnitBPE.train([[0, 1]], 40, CLUSTERS, "abc")
+    other.save(tmp_path / "other.json")
+    sentence = refused(
+        capsys, "units", "mfcc", str(speech[2]), "--kmeans", str(kmeans), "--bpe", f"{tmp_path}/other.json"
+    )
+    assert f"{tmp_path}/other.json: an encoding of the units of another K-means" in sentence
 
 
 @pytest.mark.parametrize(
@@ -272,6 +279,38 @@ def test_labels_of_a_store_become_a_dataset(manifests: Path, tmp_path: Path, cap
         assert row["audio"] == place_of(cut)["source"]
         assert sum(row["durations_0"]) * HOP / SAMPLE_RATE == pytest.approx(row["duration"], abs=0.03)
     assert "exists already" in refused(capsys, *map(str, command))
+
+
+def test_the_dataset_of_labels_has_tokens_of_one_stream(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed; install hubert-lightning[datasets]")
+    cuts = list(read_manifest(manifests / "dev.jsonl.gz"))
+    source = replace(LABEL_SOURCE, clusters=(7,))
+    labels = {cut.id: np.arange(num_frames(cut.num_samples))[None] // 3 % 7 for cut in cuts}
+    write_store(tmp_path / "labels", source, labels)
+    command = ["labels", "export", tmp_path / "labels", manifests / "dev.jsonl.gz"]
+    assert run_verb(*command, tmp_path / "trained", "--format", "dataset", "--bpe", 20) == 0
+    bpe_file = tmp_path / "trained.tokenizer.json"
+    bpe = UnitBPE.load(bpe_file)
+    assert (bpe.clusters, bpe.kmeans) == (7, source.kmeans)
+    assert run_verb(*command, tmp_path / "applied", "--format", "dataset", "--bpe", bpe_file) == 0
+    for name in ("trained", "applied"):
+        table = datasets.load_dataset(str(tmp_path / name), split="train", cache_dir=str(tmp_path / f"cache-{name}"))
+        assert table.column_names == list(COLUMNS)
+        for row, cut in zip(table, cuts, strict=True):
+            assert bpe.frames(row["bpe"], row["durations"]).tolist() == labels[cut.id][0].tolist()
+            assert len(row["bpe"]) < len(row["units"])
+    options = [str(part) for part in command] + [str(tmp_path / "x"), "--bpe", str(bpe_file)]
+    assert "bpe is a column of a dataset; add --format dataset" in refused(capsys, *options)
+    write_store(tmp_path / "other", replace(source, kmeans="other"), labels)
+    options = [str(tmp_path / "other") if option == str(tmp_path / "labels") else option for option in options]
+    sentence = refused(capsys, *options, "--format", "dataset")
+    assert f"{bpe_file}: an encoding of the units of another K-means" in sentence
+    streams = {name: np.repeat(rows, 2, axis=0) for name, rows in labels.items()}
+    write_store(tmp_path / "streams", replace(source, clusters=(7, 7)), streams)
+    options = [str(tmp_path / "streams") if option == str(tmp_path / "other") else option for option in options]
+    assert "labels in 2 streams, and bpe encodes one" in refused(capsys, *options, "--format", "dataset")
 
 
 def test_a_large_dataset_has_several_tables_and_an_interrupted_one_is_not_there(
