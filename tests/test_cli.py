@@ -564,27 +564,27 @@ def test_an_iteration_with_nothing_before_it(manifests: Path, tmp_path: Path, ca
         *("fit", *SMOKE, *pretraining_options(manifests), f"--output={tmp_path}"),
         "--iterations=[{features: previous, layer: 1}]",
     )
-    assert "iterations[0].features is 'previous', but no iteration precedes it" in error
+    assert "iterations.1.features is 'previous', but no iteration precedes it" in error
 
 
 @pytest.mark.parametrize(
     ("iteration", "sentence"),
     [
-        ("{features: previous}", "iterations[1]: features 'previous' with layer None: MFCCs have no layers"),
-        ("{features: previous, layer: 3}", "iterations[1]: previous has layers 1 to 2, not layer 3; name one of those"),
-        ("{features: no.ckpt, layer: 1}", "iterations[1]: no.ckpt does not exist"),
+        ("{features: previous}", "iterations.2: features 'previous' with layer None: MFCCs have no layers"),
+        ("{features: previous, layer: 3}", "iterations.2: previous has layers 1 to 2, not layer 3; name one of those"),
+        ("{features: no.ckpt, layer: 1}", "iterations.2: no.ckpt does not exist"),
         (
             "{features: pyproject.toml, layer: 1}",
-            "iterations[1]: pyproject.toml is corrupt, or no file of torch.save",
+            "iterations.2: pyproject.toml is corrupt, or no file of torch.save",
         ),
-        ("{clusters: 100000}", "iterations[1]: clusters [100000]: each K-means has from 2 to 65536"),
-        ("{max_steps: 0}", "iterations[1].max_steps is 0"),
-        ("{clusters: []}", "iterations[1]: clusters []: each K-means has"),
+        ("{clusters: 100000}", "iterations.2: clusters [100000]: each K-means has from 2 to 65536"),
+        ("{max_steps: 0}", "iterations.2.max_steps is 0"),
+        ("{clusters: []}", "iterations.2: clusters []: each K-means has"),
         (
             "{features: previous, layer: 1, parts: [delta]}",
             "parts delta of previous: only MFCCs have parts",
         ),
-        ("{weights: no.ckpt}", "iterations[1].weights: no.ckpt does not exist"),
+        ("{weights: no.ckpt}", "iterations.2.weights: no.ckpt does not exist"),
     ],
 )
 def test_a_mistake_in_the_second_iteration_is_found_before_the_first(

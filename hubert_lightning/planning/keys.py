@@ -37,9 +37,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
             known, way = arguments_of(name), f"`hubert fit --{part}.help {class_path}`"
             _check(config[part].get("init_args") or {}, known, f"{part}.init_args.", way)
     iterations = config.get("iterations")
-    for number, iteration in enumerate(iterations if isinstance(iterations, list) else []):
+    for number, iteration in enumerate(iterations if isinstance(iterations, list) else [], start=1):
         if isinstance(iteration, Mapping):
-            _check(iteration, fields_of("Iteration"), f"iterations[{number}].", "`hubert fit --help all`")
+            _check(iteration, fields_of("Iteration"), f"iterations.{number}.", "`hubert fit --help all`")
 
 
 def with_settings(config: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:

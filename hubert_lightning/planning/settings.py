@@ -150,16 +150,20 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     iterations = config.get("iterations") or [None]
     if not isinstance(iterations, list) or not all(isinstance(one, dict | None) for one in iterations):
         raise UserError(f"iterations is {iterations!r:.60}; give a list such as [{{features: mfcc, clusters: 100}}]")
-    iterations = [part for iteration in iterations for part in _parts(iteration)]
-    return [_iteration(config, iterations, number) for number in range(len(iterations))]
+    parts = [
+        (f"iterations.{number}", part)
+        for number, iteration in enumerate(iterations, start=1)
+        for part in _parts(iteration, f"iterations.{number}")
+    ]
+    return [_iteration(config, part, place, number) for number, (place, part) in enumerate(parts, start=1)]
 
 
-def _parts(iteration: Mapping[str, Any] | None) -> list[Mapping[str, Any] | None]:
+def _parts(iteration: Mapping[str, Any] | None, place: str) -> list[Mapping[str, Any] | None]:
     """Split an iteration that is labelled several times, as `hubert fit` does."""
     if not iteration or iteration.get("relabel_every") is None:
         return [iteration]
-    every = int(_number(iteration, "relabel_every", 1, "iterations", 1))
-    steps = int(_number(iteration, "max_steps", 250_000, "iterations", 1))
+    every = int(_number(iteration, "relabel_every", 1, place, 1))
+    steps = int(_number(iteration, "max_steps", 250_000, place, 1))
     return [{**iteration, "max_steps": min(every, steps - start)} for start in range(0, steps, every)]
 
 
@@ -172,11 +176,10 @@ def audio_hours(config: Mapping[str, Any]) -> float | None:
     return sum(KNOWN_HOURS[name] for name in names) if names and known else None
 
 
-def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any] | None], number: int) -> Stage:
+def _iteration(config: Mapping[str, Any], iteration: Mapping[str, Any] | None, place: str, number: int) -> Stage:
     model, data = config["model"].get("init_args") or {}, config["data"].get("init_args") or {}
     encoder = _encoder(model.get("encoder") or {})
-    iteration = iterations[number]
-    place, key = (f"iterations[{number}]", "clusters") if iteration else ("model.init_args", "num_clusters")
+    place, key = (place, "clusters") if iteration else ("model.init_args", "num_clusters")
     given = (iteration or model).get(key, 100)
     given = MOST_CLUSTERS if given == "auto" else given  # of those that it chooses from
     listed = given if isinstance(given, list) and given else [given]
@@ -196,7 +199,7 @@ def _iteration(config: Mapping[str, Any], iterations: Sequence[Mapping[str, Any]
         activation_checkpointing=bool(model.get("activation_checkpointing", False)),
     )  # fmt: skip
     steps = (iteration or config["trainer"]).get("max_steps", 250_000 if iteration else -1)
-    name = f"iteration {number + 1}" if iteration else "pre-training"
+    name = f"iteration {number}" if iteration else "pre-training"
     crop = _number(data, "max_crop", CROP, "data.init_args", SHORTEST)
     return _stage(config, name, workload, steps, 87.5, min(CROP, crop), labels)
 

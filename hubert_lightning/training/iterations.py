@@ -148,7 +148,7 @@ def check_iteration(iteration: Iteration, number: int, num_layers: int, clock: C
     Raises:
         UserError: The iteration cannot be run.
     """
-    name = f"iterations[{number - 1}]"
+    name = f"iterations.{number}"
     for key in ("features", "weights"):
         given = listed(getattr(iteration, key))
         if number == 1 and (relative := next((one for one in given if is_previous(one) or is_continued(one)), None)):
@@ -220,16 +220,16 @@ def check_clusters_before(iterations: Sequence[Iteration]) -> None:
     Raises:
         UserError: It has others, so that its heads do not fit.
     """
-    for number, (before, iteration) in enumerate(pairwise(iterations), start=1):
+    for number, (before, iteration) in enumerate(pairwise(iterations), start=2):
         clusters = [_recipe(one).num_clusters for one in (before, iteration)]
         if is_continued(iteration.weights) and is_auto(before.clusters):
             raise UserError(
-                f"iterations[{number}] continues an iteration with clusters 'auto'; name the number of both, or give "
+                f"iterations.{number} continues an iteration with clusters 'auto'; name the number of both, or give "
                 "weights 'previous'"
             )
         if is_continued(iteration.weights) and clusters[0] != clusters[1]:
             raise UserError(
-                f"iterations[{number}] continues an iteration with {clusters[0]} clusters, but has {clusters[1]}; give "
+                f"iterations.{number} continues an iteration with {clusters[0]} clusters, but has {clusters[1]}; give "
                 "both the same, or weights 'previous'"
             )
 

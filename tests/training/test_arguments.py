@@ -261,7 +261,7 @@ def test_options_that_no_run_can_have_are_one_sentence_before_the_first_step(
         ("--model.init_args.feature_penalty=.inf", "model.init_args.feature_penalty is inf"),
         (
             "--iterations=[{max_frames: 2000, max_steps: 2, clusters: 0}]",
-            "iterations[0]: clusters [0]: each K-means has",
+            "iterations.1: clusters [0]: each K-means has",
         ),
     ],
 )

@@ -157,7 +157,7 @@ def test_an_iteration_trains_on_a_quantizer_and_goes_on_with_it(
         ]
 
     said = refused(capsys, "fit", *command(2, clusters=11))
-    assert "iterations[0]: " in said
+    assert "iterations.1: " in said
     assert "a K-means with [10] clusters, but [11] are requested" in said
     main(["fit", *command(2)])
     theirs = load_kmeans(quantizer)[0]
