@@ -57,10 +57,12 @@ def small_config(norm: str) -> EncoderConfig:
     )
 
 
-def random_weights(norm: str, kind: str) -> PretrainedWeights:
+def random_weights(norm: str, kind: str, **settings: Any) -> PretrainedWeights:
     """Random weights with the heads of a kind: encoder, clusters, ensemble, letters, LibriSpeech's letters."""
-    config = small_config(norm)
+    config = replace(small_config(norm), **settings)
     encoder = disturbed(HubertEncoder(config))
+    if encoder.relative_positions is not None:
+        nn.init.normal_(encoder.relative_positions.embedding.weight)
     trained = PretrainedWeights(config, encoder.state_dict(), provenance={"note": "random"})
     if kind in ("clusters", "ensemble"):
         heads = [ClusterPredictor(64, clusters, 24) for clusters in ((20, 33) if kind == "ensemble" else (20,))]

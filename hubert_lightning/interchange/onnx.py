@@ -3,7 +3,8 @@
 import json
 import logging
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from hubert_lightning.model.hubert import HubertEncoder
 
 TRIAL_LENGTHS = ((2 * SAMPLE_RATE, SAMPLE_RATE), (3 * SAMPLE_RATE + 123, 5_000, 24_000))
 """Samples of the utterances of each batch that a graph is tried on, besides one of a single frame."""
+LOUD = ("torch.onnx", "torch._guards")
+"""Loggers of the exporter: the second one calls its first attempt an error, after which it succeeds."""
 TOLERANCE = 1e-4  # for numbers of about 1; single runs differ by a few millionths
 
 
@@ -66,12 +69,8 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
         Largest difference from our own numbers.
 
     Raises:
-        UserError: The encoder has relative positions, packages are missing, or onnxruntime computes something else.
+        UserError: Packages are missing, or onnxruntime computes something else.
     """
-    if encoder.config.position_buckets:
-        raise UserError(
-            "this encoder has WavLM's relative positions, which ONNX export lacks; export it to transformers"
-        )
     try:
         import onnx  # noqa: F401
         import onnxruntime  # type: ignore[import-untyped]
@@ -81,10 +80,8 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
     model, output = Exported(encoder, head, layer).eval(), "log_probabilities" if head is not None else "frames"
     example = torch.zeros(2, SAMPLE_RATE), torch.tensor([SAMPLE_RATE, SAMPLE_RATE // 2])
     batch, window = torch.export.Dim("batch", min=1), encoder.config.clock.window
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():  # it prints each of its steps
+    # It prints each of its steps
+    with warnings.catch_warnings(), _quiet(), redirect_stdout(StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
@@ -99,7 +96,6 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
         _forget_traces(program.model)
         program.model.metadata_props["hubert_lightning"] = json.dumps(about, ensure_ascii=False)
         program.save(str(path))
-    logger.setLevel(level)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = max(_difference(session, model, lengths) for lengths in ((window,), *TRIAL_LENGTHS))
     if not worst <= TOLERANCE:
@@ -108,6 +104,19 @@ def write_onnx(path: Path, encoder: HubertEncoder, head: nn.Linear | None, layer
             "install another version of onnx, onnxscript or onnxruntime"
         )
     return worst
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _forget_traces(model: Any) -> None:

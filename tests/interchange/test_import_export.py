@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import os
 import resource
 from importlib.util import find_spec
@@ -52,15 +53,35 @@ def _seed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("kind", "layer"), [("encoder", None), ("letters", None), ("letters", 2)])
+@pytest.mark.parametrize(
+    ("kind", "layer", "family"),
+    [
+        ("encoder", None, {}),
+        ("letters", None, {}),
+        ("letters", 2, {}),
+        ("letters", None, {"position_buckets": 32, "position_distance": 20}),
+        ("encoder", 2, {"position_buckets": 32, "position_distance": 20}),
+        ("encoder", None, {"pos_batch_norm": True}),
+    ],
+    ids=["encoder", "letters", "layer", "WavLM's letters", "WavLM's layer", "batch norm"],
+)
 @torch.no_grad()
 def test_onnxruntime_computes_the_same_for_batches_of_every_size(
-    tmp_path: Path, norm: str, kind: str, layer: int | None
+    tmp_path: Path,
+    norm: str,
+    kind: str,
+    layer: int | None,
+    family: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import onnxruntime
 
-    checkpoint = save_ours(random_weights(norm, kind), tmp_path / "ours.ckpt")
+    monkeypatch.setattr(logging.getLogger("torch"), "handlers", [caplog.handler])
+    checkpoint = save_ours(random_weights(norm, kind, **family), tmp_path / "ours.ckpt")
     export_model(str(checkpoint), tmp_path / "theirs", "onnx", layer=layer)
+    loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not loud  # attempts of the exporter that fail, and succeed in another way
     session = onnxruntime.InferenceSession(tmp_path / "theirs" / "model.onnx")
     letters = kind == "letters" and layer is None
     for lengths in ([400], [16_000], [719, 720, 721], [48_123, 400]):
