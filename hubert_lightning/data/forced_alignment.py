@@ -5,11 +5,13 @@ lhotse.
 """
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeVar
 
 from hubert_lightning.interrupts import ignore_interrupts
@@ -72,7 +74,8 @@ class Failure(NamedTuple):
 UNALIGNED = Failure(
     "the words do not fit the audio; correct the transcript, or leave the recording out if it is noise or music"
 )
-CRASHED = Failure("pocketsphinx crashed on it; cut the recording into shorter ones, or leave it out")
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""Signals that end a process by its own fault."""
 
 
 class Aligner:
@@ -282,11 +285,49 @@ def _until_crash(
 
 
 def _alone(speech: Speech) -> Aligned | Failure:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(_align_in_process, speech).result()
-        except BrokenProcessPool:
-            return CRASHED
+    """Align an utterance in a process whose end is known."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_alignment, args=(sender, speech), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result: Aligned | Failure | Exception = receiver.recv()
+    except (EOFError, OSError):  # OSError: it ended while it sent
+        process.join()
+        return _ended(process.exitcode or 0)
+    finally:
+        if process.is_alive():
+            process.kill()
+        receiver.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _send_alignment(sender: Connection, speech: Speech) -> None:
+    ignore_interrupts()
+    try:
+        sender.send(Aligner()(speech))
+    except Exception as error:  # of our own, which ends the command
+        sender.send(error)
+
+
+def _ended(status: int) -> Failure:
+    """Reason why a process ended before it had a result.
+
+    Args:
+        status: Exit status, or minus the number of a signal.
+    """
+    if status == -signal.SIGKILL:
+        return Failure(
+            "the process that aligned it was killed, as the system does when memory runs out; start the command again "
+            "with fewer --num_workers, or give it more memory"
+        )
+    name = signal.Signals(-status).name if status < 0 else f"status {status}"
+    if status < 0 and -status not in CRASHES:
+        return Failure(f"the process that aligned it was ended by {name}; start the command again")
+    return Failure(f"pocketsphinx crashed on it ({name}); cut the recording into shorter ones, or leave it out")
 
 
 def _pool(num_processes: int) -> ProcessPoolExecutor:
