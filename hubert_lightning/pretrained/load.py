@@ -148,7 +148,8 @@ def _single_file(folder: Path) -> Path:
 def _check(weights: PretrainedWeights, path: Path) -> None:
     """Check that weights are tensors, and that the CTC head fits the encoder."""
     head = weights.head or {}
-    parts = [weights.encoder, *weights.predictors, head]
+    intermediate = [state for states in weights.intermediate_predictors.values() for state in states]
+    parts = [weights.encoder, *weights.predictors, *intermediate, head]
     if wrong := [str(name) for part in parts for name, value in part.items() if not isinstance(value, Tensor)]:
         raise UserError(f"{path} holds something else than weights ({abbreviated(wrong)}); copy or download it again")
     weight, dim = head.get("weight"), weights.config.dim

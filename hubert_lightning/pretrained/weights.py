@@ -35,6 +35,8 @@ class PretrainedWeights:
         provenance: Facts about where the weights come from, by name.
         notes: Sentences about an import: weights that were left out, values that were assumed.
         vocabulary_note: Sentence about a vocabulary that was assumed, or that cannot be used.
+        intermediate_predictors: States of the heads of intermediate layers, one for each stream, by the number of the
+            layer; checkpoints of a fit alone have them.
     """
 
     config: EncoderConfig
@@ -47,6 +49,7 @@ class PretrainedWeights:
     provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON values
     notes: Sequence[str] = ()
     vocabulary_note: str | None = None
+    intermediate_predictors: Mapping[str, Sequence[Mapping[str, Tensor]]] = field(default_factory=dict)
 
     @property
     def num_clusters(self) -> list[int]:

@@ -12,12 +12,12 @@ from torch.optim import AdamW
 from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.default_optimizers import BASE_ADAM
-from hubert_lightning.errors import UserError, within
+from hubert_lightning.errors import UserError, counted, within
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.model.flops import encoder_operations, head_operations
 from hubert_lightning.model.prediction import ClusterPredictor
 from hubert_lightning.pretrained.load import read_weights
-from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder, build_predictors
+from hubert_lightning.pretrained.weights import PretrainedWeights, build_encoder, build_predictors, load_state
 from hubert_lightning.training.batches import PretrainingBatch
 from hubert_lightning.training.schedules import Schedule, linear_warmup_decay
 from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_config
@@ -41,7 +41,8 @@ class HubertPretraining(Task):
         feature_penalty: Weight of the mean square of the convolutions' output.
         pretrained: Checkpoint, from this package or another system, whose encoder is trained further under a new head;
             fresh weights if not given.
-        keep_head: Keep the head of `pretrained` as well; the labels must come from its K-means clusters.
+        keep_head: Keep the heads of `pretrained` as well, also those of intermediate layers; the labels must come from
+            its K-means clusters.
         optimizer: Any torch optimizer; its learning rate is the peak of the schedule. HuBERT Base's AdamW if not given.
         warmup: Fraction of the steps over which the learning rate rises linearly to its peak; it then falls linearly
             to 0.
@@ -153,6 +154,17 @@ class HubertPretraining(Task):
             )
         for head, own_head in zip(heads, own_heads, strict=True):
             own_head.load_state_dict(head.state_dict())
+        for layer, predictors in self.intermediate_predictors.items():
+            states = trained.intermediate_predictors.get(layer, [])
+            assert isinstance(predictors, nn.ModuleList)
+            if len(states) != len(predictors):
+                raise UserError(
+                    f"keep_head, but {pretrained} has {counted(len(states), 'predictor')} of layer {layer}, the model "
+                    f"to train {len(predictors)}; leave keep_head out, or give intermediate_layers the layers that "
+                    "were trained there"
+                )
+            for state, predictor in zip(states, predictors, strict=True):
+                load_state(predictor, state, pretrained, f"predictor of layer {layer}")
 
     @property
     def heads(self) -> list[nn.Module]:

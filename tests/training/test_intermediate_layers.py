@@ -121,6 +121,27 @@ def test_layers_are_trained_logged_resumed_and_their_encoder_loaded(tmp_path: Pa
     assert load_encoder(path).config.num_layers == 4
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_the_predictors_of_intermediate_layers_are_kept_with_the_head(tmp_path: Path, pre_norm: bool) -> None:
+    encoder, settings = replace(DEEP, pre_norm=pre_norm), {"num_clusters": [20, 7], "intermediate_layers": [1, 3]}
+    torch.manual_seed(1)
+    trained = pretraining_model(encoder=encoder, **settings)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}, path)
+    torch.manual_seed(2)
+    kept = HubertPretraining(encoder, final_dim=16, pretrained=path, keep_head=True, **settings)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], value), name
+    fresh = HubertPretraining(encoder, final_dim=16, pretrained=path, **settings)
+    assert not torch.equal(
+        fresh.intermediate_predictors["1"][0].codewords, trained.intermediate_predictors["1"][0].codewords
+    )
+    fewer = HubertPretraining(encoder, [20, 7], 16, pretrained=path, keep_head=True, intermediate_layers=[3])
+    assert [*fewer.intermediate_predictors] == ["3"]
+    with pytest.raises(UserError, match=r"has 0 predictors of layer 2, the model to train 2; leave keep_head out"):
+        HubertPretraining(encoder, [20, 7], 16, pretrained=path, keep_head=True, intermediate_layers=[2])
+
+
 @pytest.mark.parametrize(
     ("layers", "words"),
     [([4], "is the last"), ([5], "1 to 3, not layer 5"), ([0], "not layer 0"), ([2, 2], "named twice")],

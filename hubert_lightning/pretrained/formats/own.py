@@ -75,6 +75,7 @@ def _from_checkpoint(path: Path, content: Mapping[str, Any]) -> PretrainedWeight
         special_codewords=imported.get("special", ()),
         provenance={name: value for name, value in imported.items() if name != "special"},
         notes=omission_notes(_foreign_names(content["state_dict"])),
+        intermediate_predictors=_by_layer(parts.get("intermediate_predictors", {})),
     )
     # Checkpoints from before there was a choice have LibriSpeech's letters, which are the default
     return weights.with_vocabulary(settings.get("vocabulary") or {}) if "head" in parts else weights
@@ -142,6 +143,16 @@ def _foreign_names(state: Mapping[str, Tensor]) -> list[str]:
 
 def _numbered(parts: Mapping[str, dict[str, Tensor]], prefix: str) -> list[dict[str, Tensor]]:
     return [parts[name] for name in sorted(parts) if name.startswith(prefix)]
+
+
+def _by_layer(state: Mapping[str, Tensor]) -> dict[str, list[dict[str, Tensor]]]:
+    """Split the state of intermediate predictors, named layer.stream.part, by layer and stream."""
+    layers: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name, value in state.items():
+        layer, _, rest = name.partition(".")
+        stream, _, part = rest.partition(".")
+        layers.setdefault(layer, {}).setdefault(f"{stream:0>2}", {})[part] = value
+    return {layer: [streams[stream] for stream in sorted(streams)] for layer, streams in layers.items()}
 
 
 def verify(path: Path) -> None:
