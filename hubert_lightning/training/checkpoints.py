@@ -128,6 +128,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def finished_checkpoint(folder: Path) -> Path:
+    """Return the last checkpoint of a finished run, which another run continues.
+
+    Args:
+        folder: Output folder of the run.
+
+    Raises:
+        UserError: It is missing or corrupt, so that the other run would not start where this one ended.
+    """
+    last = folder / LAST
+    defect = _defect(last) if last.exists() else "missing"
+    if defect is None:
+        return last
+    raise UserError(
+        f"{last} is {defect}, and the next part of the training starts from its step; restore it, or remove "
+        f"{folder / 'metrics.json'}, so that the same command first repeats the steps after {PREVIOUS}"
+    )
+
+
 def set_corrupt_aside(folder: Path, newest: Path | None) -> None:
     """Rename a corrupt `last.ckpt`, so that the next checkpoint does not make it `previous.ckpt`.
 

@@ -47,7 +47,12 @@ from hubert_lightning.training.callbacks.run_record import RunRecord
 from hubert_lightning.training.callbacks.stalls import StalledRanks
 from hubert_lightning.training.callbacks.throughput import Throughput
 from hubert_lightning.training.callbacks.whole_steps import WholeSteps
-from hubert_lightning.training.checkpoints import WholeCheckpoints, newest_checkpoint, set_corrupt_aside
+from hubert_lightning.training.checkpoints import (
+    WholeCheckpoints,
+    finished_checkpoint,
+    newest_checkpoint,
+    set_corrupt_aside,
+)
 from hubert_lightning.training.iterations import Iteration
 from hubert_lightning.training.lightning_internals import wandb_arguments
 from hubert_lightning.training.metrics_table import keep_rows, keeps_table, table_logger
@@ -180,7 +185,7 @@ class HubertCLI(LightningCLI):
             if is_first_process():
                 set_corrupt_aside(folder, newest)
         elif not config.ckpt_path and (before := continued_run(config)):
-            config.ckpt_path = str(newest_checkpoint(before))
+            config.ckpt_path = str(finished_checkpoint(before))
         self.run(config)
 
     def run(self, config: Namespace) -> None:

@@ -83,6 +83,29 @@ def test_a_killed_training_continues_to_the_bit(trained: Path, manifests: Path, 
     assert read_metrics(output / "iteration2").keys() == read_metrics(trained / "iteration2").keys()
 
 
+@pytest.mark.slow
+def test_a_training_continues_from_the_last_step_of_the_part_before_or_not_at_all(
+    trained: Path, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    shutil.rmtree(output / "iteration3")
+    last = output / "iteration2" / "last.ckpt"
+    content = last.read_bytes()
+    last.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    error = refused(capsys, *command(manifests, output))
+    assert f"{last} is corrupt, and the next part of the training starts from its step; restore it, or remove" in error
+    assert not [*(output / "iteration3").glob("*.ckpt")]
+    last.rename(tmp_path / "elsewhere")
+    assert f"{last} is missing" in refused(capsys, *command(manifests, output))
+    (tmp_path / "elsewhere").rename(last)
+    (output / "iteration2" / "metrics.json").unlink()
+    assert run_verb(*command(manifests, output)) == 0
+    own, whole = (read_checkpoint(run / "iteration3" / "last.ckpt")["state_dict"] for run in (output, trained))
+    for name, value in whole.items():
+        torch.testing.assert_close(own[name], value, rtol=0, atol=0, msg=name)
+
+
 def parts_of(manifests: Path, output: Path, iterations: str) -> list[Any]:
     return list(single_iterations(HubertCLI("fit", command(manifests, output, iterations)[1:]).config))
 
