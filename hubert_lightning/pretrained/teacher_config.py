@@ -229,7 +229,9 @@ def _hop(file: Path, settings: Mapping[str, Any]) -> int:
     *before, hop = accumulate(strides, mul, initial=1)  # type: ignore[arg-type]
     window = 1 + sum((kernel - 1) * step for kernel, step in zip(kernels, before, strict=True))  # type: ignore[arg-type]
     squeezed = settings.get("squeeze_factor", 1)
-    hop *= squeezed if isinstance(squeezed, int) else 1
+    squeezed = squeezed if isinstance(squeezed, int) else 1
+    window += (squeezed - 1) * hop  # means of so many frames
+    hop *= squeezed
     _check_clock(file, hop, window)
     if settings.get("feat_extract_norm") == "group" and (kernels[0], strides[0]) != (10, 5):  # type: ignore[index]
         raise UserError(

@@ -222,6 +222,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "layers with a frame every 40 ms; a teacher needs",
     ),
     "squeezed": (with_("SEW", squeeze_factor=2), "a frame every 40 ms"),
+    "squeezed from 10 ms": (
+        with_("SEW", squeeze_factor=2, conv_stride=[5, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 1, 1]),
+        "describes frames of 35 ms; a teacher needs",
+    ),
     "another window": (
         with_("XLS-R", conv_kernel=[10, 3, 3, 3, 3, 2, 3]),
         "describes frames of 35 ms; a teacher needs",
