@@ -38,7 +38,7 @@ class CardFacts:
     Args:
         license: Identifier of the licence on the hub, such as mit or cc-by-4.0.
         language: Codes of the languages, such as en or pt.
-        datasets: Names of data sets on the hub.
+        datasets: Names of datasets on the hub.
     """
 
     license: str | None = None
@@ -58,7 +58,7 @@ class HubModel:
 
         Args:
             folder: Folder to create.
-            card: Licence, languages and data sets for the model card.
+            card: Licence, languages and datasets for the model card.
 
         Returns:
             The folder.
@@ -79,7 +79,7 @@ class HubModel:
             repo_id: Name on the hub, owner/name; created if it is not there.
             private: Whether a new repository is private.
             token: Token of the hub; default: that of `hf auth login` or HF_TOKEN.
-            card: Licence, languages and data sets for the model card.
+            card: Licence, languages and datasets for the model card.
 
         Returns:
             Address of the commit.

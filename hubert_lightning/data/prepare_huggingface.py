@@ -1,6 +1,6 @@
-"""Manifests of Hugging Face data sets on disk.
+"""Manifests of Hugging Face datasets on disk.
 
-Audio that a data set holds inside its tables is written to files beside the manifests as it is, in its format and at
+Audio that a dataset holds inside its tables is written to files beside the manifests as it is, in its format and at
 its sampling rate.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
 SAVED_FILES = ("dataset_dict.json", "state.json")
-"""Files in a folder that `save_to_disk` wrote, of splits or of one data set."""
+"""Files in a folder that `save_to_disk` wrote, of splits or of one dataset."""
 TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 """Builder of `datasets` by the suffix of its tables."""
 AUDIO_FOLDER = "audio"
@@ -49,7 +49,7 @@ def prepare_huggingface(
     language: str | None = None,
     corpus_name: str | None = None,
 ) -> list[Path]:
-    """Make a manifest of each split of a Hugging Face data set: `OUT/train.jsonl.gz` and so on.
+    """Make a manifest of each split of a Hugging Face dataset: `OUT/train.jsonl.gz` and so on.
 
     The audio of the tables is written to files in OUT/audio, in its format and at its sampling rate.
 
@@ -103,11 +103,11 @@ def prepare_huggingface(
 
 
 def _splits(folder: Path) -> dict[str, "Dataset | IterableDataset"]:
-    """Open the splits of a data set, without copying them."""
+    """Open the splits of a dataset, without copying them."""
     if not folder.is_dir():
         fact = "a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(
-            f"{folder}: {fact}; give the folder of a data set, which `hf download NAME --repo-type dataset --local-dir "
+            f"{folder}: {fact}; give the folder of a dataset, which `hf download NAME --repo-type dataset --local-dir "
             "FOLDER` gets from the hub"
         )
     try:
@@ -126,16 +126,12 @@ def _splits(folder: Path) -> dict[str, "Dataset | IterableDataset"]:
     except (OSError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(folder, error) from error
     _refuse_other_layouts(folder)
-    fact = (
-        "both parquet and arrow tables" if suffixes else "no data set of save_to_disk, and no parquet or arrow tables"
-    )
-    raise UserError(
-        f"{folder}: {fact}; give the folder of one data set, or use `hubert prepare folder` for audio files"
-    )
+    fact = "both parquet and arrow tables" if suffixes else "no dataset of save_to_disk, and no parquet or arrow tables"
+    raise UserError(f"{folder}: {fact}; give the folder of one dataset, or use `hubert prepare folder` for audio files")
 
 
 def _refuse_other_layouts(folder: Path) -> None:
-    """Name the way for data sets that have no tables of audio."""
+    """Name the way for datasets that have no tables of audio."""
     if tables := sorted(folder.rglob("metadata.csv")):
         raise UserError(
             f"{folder}: a folder of audio files with a table; use `hubert prepare csv {tables[0]} OUT --path_column "
@@ -226,7 +222,7 @@ def _files(
         files.append(AudioFile(path, utterance, person, words or None, refused, language=spoken))
     for file in files:
         wordless = has_texts and not file.text and not file.refused
-        yield file._replace(refused="no words in its row of the data set") if wordless else file
+        yield file._replace(refused="no words in its row of the dataset") if wordless else file
 
 
 def _rows(
@@ -256,7 +252,7 @@ def _rows(
 
 
 def _suffix(content: bytes, name: object) -> str:
-    """Suffix of the name that a data set has for its audio, or of the format of its first bytes."""
+    """Suffix of the name that a dataset has for its audio, or of the format of its first bytes."""
     suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
     if suffix in AUDIO_SUFFIXES:
         return suffix
@@ -273,7 +269,7 @@ def _write_once(path: Path, content: bytes) -> None:
 
 
 def _name_of(feature: Any, value: Any) -> str | None:
-    """Name of a speaker or language, which a data set may count from 0."""
+    """Name of a speaker or language, which a dataset may count from 0."""
     if value is None:
         return None
     return str(feature.int2str(value)) if hasattr(feature, "int2str") else str(value)

@@ -29,7 +29,7 @@ def save_model(model: HubModel, folder: Path, card: CardFacts = CardFacts(), nam
     Args:
         model: Encoder, units or transcriber.
         folder: Folder to create.
-        card: Licence, languages and data sets for the model card.
+        card: Licence, languages and datasets for the model card.
         name: Name of the model in its card; that of the folder if not given.
 
     Returns:

@@ -94,7 +94,7 @@ def export_model(
         private: Whether a repository that is created on the hub is private.
         license: Licence for the model card, such as mit or cc-by-4.0.
         language: Codes of the languages for the model card, such as en or pt.
-        datasets: Names of data sets on the hub for the model card.
+        datasets: Names of datasets on the hub for the model card.
     """
     out = Path(out)
     stated = CardFacts(license, language or (), datasets or ())

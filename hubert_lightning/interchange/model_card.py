@@ -70,7 +70,7 @@ def model_card(
         encoder: Encoder of the model.
         facts: Facts about its run.
         format: Name of the export format.
-        stated: Licence, languages and data sets that the author of the model states.
+        stated: Licence, languages and datasets that the author of the model states.
     """
     is_recogniser = weights.head is not None
     usage = USAGE[format].substitute(
@@ -95,7 +95,7 @@ def check_stated(stated: CardFacts) -> None:
     """Check what an author states, before a model is written.
 
     Raises:
-        UserError: A licence, a language or a data set cannot be one of the hub.
+        UserError: A licence, a language or a dataset cannot be one of the hub.
     """
     if stated.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", stated.license):
         raise UserError(f"license {stated.license!r}: no identifier of the hub; give one such as mit or cc-by-4.0")

@@ -1,4 +1,4 @@
-"""Hugging Face data sets on disk become manifests, with the bytes of their audio as they are."""
+"""Hugging Face datasets on disk become manifests, with the bytes of their audio as they are."""
 
 import io
 import re
@@ -25,7 +25,7 @@ def encoded(seconds: float, seed: int, format: str = "WAV", rate: int = 16_000) 
 
 
 def table(count: int, first: int = 0, **columns: list[Any]) -> Any:
-    """A data set with a column of audio, as the hub has it."""
+    """A dataset with a column of audio, as the hub has it."""
     numbers = range(first, first + count)
     audio = [{"bytes": encoded(1.0, number), "path": f"{number}.wav"} for number in numbers]
     return datasets.Dataset.from_dict({"audio": audio, **columns}).cast_column("audio", datasets.Audio(24_000))
@@ -122,7 +122,7 @@ def test_an_unusable_folder_is_refused_in_a_sentence(tmp_path: Path, capsys: pyt
     out = str(tmp_path / "out")
     assert "hf download NAME" in refused(capsys, "prepare", "huggingface", "mozilla/common_voice", out)
     (tmp_path / "empty").mkdir()
-    assert "no data set of save_to_disk, and no parquet or arrow tables" in refused(
+    assert "no dataset of save_to_disk, and no parquet or arrow tables" in refused(
         capsys, "prepare", "huggingface", str(tmp_path / "empty"), out
     )
     (tmp_path / "empty/metadata.csv").write_text("file_name,text\n")
