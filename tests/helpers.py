@@ -4,6 +4,7 @@ import math
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import termios
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hubert_lightning.asr.ctc_model import CTCModel
+from hubert_lightning.asr.decoder_settings import DecoderSettings, settings_json
 from hubert_lightning.cli import main
 from hubert_lightning.frames import SAMPLE_RATE, num_frames, num_samples
 from hubert_lightning.model.config import KERNELS, STRIDES, EncoderConfig
@@ -104,6 +106,7 @@ FINETUNING_CONFIGS = [
 LABELLING = "clusters: 1500, max_frames: 4000, kmeans: {class_path: hubert_lightning.ScikitKMeans}, max_steps: 2"
 LABEL_SOURCE = LabelSource(features="mfcc", kmeans="k", manifest="m", clusters=(50, 7))
 DIGITS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "NINE", "EIGHT", "ZERO"]
+HUBERT = ("-m", "hubert_lightning")
 RESUMED_STEPS = 8
 FINETUNING_STEPS = 6
 
@@ -437,6 +440,10 @@ def read_samples(path: Path) -> Tensor:
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
 
 
+def write_settings(settings: DecoderSettings, path: Path) -> None:
+    path.write_bytes(settings_json(settings, path))
+
+
 def run_verb(*args: object) -> int:
     try:
         main([str(arg) for arg in args])
@@ -479,3 +486,28 @@ def of_more_frames(config: EncoderConfig, batch: int, samples: int) -> int:
             computed = kernel * rows - (kernel == 3)  # the last row of a batch has no third frame
             more += (1 if frozen else 3) * 2 * channels**2 * (computed - kernel * batch * length)
     return more
+
+
+def two_processes(folder: Path, *command: str) -> None:
+    """Run a command that starts its own second process; neither outlives the test."""
+    threads = {"OMP_NUM_THREADS": "1"}  # two processes, two cores
+    log = folder / "output.txt"
+    with log.open("w") as output:
+        running = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env=os.environ | threads,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        try:
+            code = running.wait(timeout=600)
+        finally:
+            with suppress(ProcessLookupError):  # both are gone
+                os.killpg(running.pid, signal.SIGKILL)
+    assert code == 0, log.read_text()[-4000:]
+
+
+def on_two(strategy: str) -> list[str]:
+    return ["--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={strategy}"]

@@ -39,7 +39,7 @@ from foreign_models import (
     save_transformers,
     small_config,
 )
-from helpers import HELLO, HELLO_WORD, TINY, long_format, save_ctc, short_format, write_store
+from helpers import HELLO, HELLO_WORD, TINY, long_format, save_ctc, short_format, write_settings, write_store
 from lhotse import CutSet
 from sklearn.cluster import MiniBatchKMeans
 from tokenizers import Tokenizer
@@ -49,7 +49,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hubert_lightning.asr.causal_lm import CausalLM
 from hubert_lightning.asr.ctc_model import load_ctc
-from hubert_lightning.asr.decoder_settings import DecoderSettings, write_settings
+from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch, search_with
 from hubert_lightning.asr.lexicon import lexicon
 from hubert_lightning.asr.ngram import ngram

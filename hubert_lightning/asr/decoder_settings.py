@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from hubert_lightning.errors import UserError
-from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.json_file import is_text, read_json, shown
 
 RescorerCase = Literal["lower", "upper", "as_written"]
@@ -95,11 +94,6 @@ def settings_identity(settings: DecoderSettings) -> dict[str, object]:
             statuses = [(file.name, file.stat()) for file in contents]
             files[os.path.abspath(path)] = [(name, status.st_size, status.st_mtime_ns) for name, status in statuses]
     return {name: value for name, value in asdict(settings).items() if name != "num_workers"} | {"files": files}
-
-
-def write_settings(settings: DecoderSettings, path: Path) -> None:
-    """Write settings to a JSON file."""
-    write_whole(path, settings_json(settings, path))
 
 
 def settings_json(settings: DecoderSettings, path: Path) -> bytes:

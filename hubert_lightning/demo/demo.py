@@ -43,8 +43,6 @@ from hubert_lightning.units.layer_quality import phone_quality
 
 BATCH_FRAMES = 500
 """Frames that are encoded at once: 10 s."""
-CLUSTERS = 100
-"""Clusters whose PNMI is reported, of every model alike."""
 STAGES = {
     "speech": 10.0,
     "iteration 1": 90.0,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIGITS
+from helpers import DIGITS, write_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from transformers import Wav2Vec2CTCTokenizer
 
 from hubert_lightning.asr.causal_lm import CausalLM
-from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings, write_settings
+from hubert_lightning.asr.decoder_settings import DecoderSettings, read_settings
 from hubert_lightning.asr.decoding import BeamSearch, greedy, search_with
 from hubert_lightning.asr.flashlight import Hypothesis
 from hubert_lightning.asr.ngram import ngram

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_verb, save_ctc
+from helpers import run_verb, save_ctc, write_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hubert_lightning import Transcriber
-from hubert_lightning.asr.decoder_settings import DecoderSettings, write_settings
+from hubert_lightning.asr.decoder_settings import DecoderSettings
 from hubert_lightning.asr.decoding import BeamSearch
 from hubert_lightning.asr.hot_words import PhraseMatcher, read_hot_words
 from hubert_lightning.asr.lexicon import lexicon_of

@@ -1,12 +1,7 @@
 """Two processes on the CPU share the work, with the results of one process."""
 
-import contextlib
 import copy
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers import ROOT
+from helpers import HUBERT, ROOT, on_two, two_processes
 from lhotse import CutSet
 from lhotse.cut import Cut
 from teacher_models import random_teacher
@@ -37,7 +32,6 @@ from hubert_lightning.vocabulary import Vocabulary
 pytestmark = pytest.mark.distributed
 
 SHARD = 4
-HUBERT = ("-m", "hubert_lightning")
 # `hubert`, with shards so small that a corpus of two minutes has several, and a note of who wrote each
 SMALL_SHARDS = f"""
 import os
@@ -58,32 +52,7 @@ main()
 """
 
 
-def two_processes(folder: Path, *command: str) -> None:
-    """Run a command that starts its own second process; neither outlives the test."""
-    threads = {"OMP_NUM_THREADS": "1"}  # two processes, two cores
-    log = folder / "output.txt"
-    with log.open("w") as output:
-        running = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=folder,
-            env=os.environ | threads,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
-        try:
-            code = running.wait(timeout=600)
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # both are gone
-                os.killpg(running.pid, signal.SIGKILL)
-    assert code == 0, log.read_text()[-4000:]
-
-
 FUSED = "--model.init_args.optimizer={class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3, fused: true}}"
-
-
-def on_two(strategy: str) -> list[str]:
-    return ["--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
 
 
 @pytest.fixture(scope="module")
