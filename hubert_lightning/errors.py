@@ -34,6 +34,17 @@ class UserError(ValueError):
     """
 
 
+def counted(number: int, noun: str, several: str | None = None) -> str:
+    """Write a number with its noun: "1 utterance", "2 utterances".
+
+    Args:
+        number: Number of things.
+        noun: Singular of the noun.
+        several: Its plural, if that does not end in s.
+    """
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
+
+
 def user_error(error: BaseException | None) -> UserError | None:
     """Find the user's mistake behind an error.
 

@@ -14,7 +14,7 @@ from hubert_lightning.asr.language_files import SENTENCE_MARKS, is_language_mode
 from hubert_lightning.characters import is_spoken_symbol
 from hubert_lightning.data.languages import language_of
 from hubert_lightning.data.manifest import read_manifest
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import write_whole
 from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary, read_vocabulary, vocabulary_of
@@ -44,7 +44,7 @@ def vocabulary(
     if not counts:
         raise UserError(f"{', '.join(map(str, manifests))}: no transcripts; prepare them with their transcripts")
     made.write(Path(out))
-    table = Table(title=f"{len(counts)} characters in {sum(bool(text) for text in texts)} transcripts")
+    table = Table(title=f"{counted(len(counts), 'character')} in {counted(sum(map(bool, texts)), 'transcript')}")
     table.add_column("character")
     table.add_column("times", justify="right")
     by_language = _characters_by_language(made, texts, [language_of(cut) for cut in cuts])
@@ -61,16 +61,16 @@ def vocabulary(
         print("spaces replace " + format_counts(replaced))
     if spoken := left_out - replaced:
         print(
-            f"{format_counts(spoken)} are read as words, and are not tokens: `hubert fit` refuses the "
-            f"{_num_with(spoken, texts)} transcripts with them; write them as words (`hubert prepare` with "
+            f"{format_counts(spoken)} are read as words, and are not tokens: `hubert fit` refuses "
+            f"{counted(_num_with(spoken, texts), 'transcript')} with them; write them as words (`hubert prepare` with "
             "--spell_numbers LANGUAGE where they are beside numbers), or name them in --keep_punctuation"
         )
     if digits := sorted(character for character in counts if unicodedata.category(character)[0] == "N"):
         print(
-            f"{''.join(digits)} are tokens, in {_num_with(digits, texts)} transcripts; a model learns better from "
-            "numbers that are written as words (`hubert prepare` with --spell_numbers LANGUAGE)"
+            f"{''.join(digits)} are tokens, in {counted(_num_with(digits, texts), 'transcript')}; a model learns "
+            "better from numbers that are written as words (`hubert prepare` with --spell_numbers LANGUAGE)"
         )
-    print(f"{out}: {len(made)} tokens, with the blank and the word boundary")
+    print(f"{out}: {counted(len(made), 'token')}, with the blank and the word boundary")
 
 
 def _characters_by_language(
@@ -92,8 +92,8 @@ def _lacking(by_language: Mapping[str, Counter[str]]) -> list[str]:
     for language, counts in by_language.items():
         others = set().union(*(other for name, other in by_language.items() if name != language))
         own, missing = _listed(set(counts) - others), _listed(everything - set(counts))
-        facts = [f"{len(counts)} characters"]
-        facts += [f"alone has {own}"] if own else []
+        facts = [counted(len(counts), "character")]
+        facts += [f"{own} only here"] if own else []
         facts += [f"lacks {missing}"] if missing else []
         sentences.append(f"{language}: {', '.join(facts)}")
     return sentences
@@ -150,7 +150,7 @@ def lexicon_of(words: Iterable[str], out: Path, vocabulary: Vocabulary, source: 
     content = "".join(f"{word}\t{' '.join([*vocabulary.spell(word), *end])}\n" for word in writable)
     num_left_out = len(distinct) - len(writable)
     left_out = f", without {num_left_out} with other letters" if num_left_out else ""
-    return content, f"{out}: {len(writable)} words{left_out}"
+    return content, f"{out}: {counted(len(writable), 'word')}{left_out}"
 
 
 def _words_of(path: Path) -> Iterable[str]:

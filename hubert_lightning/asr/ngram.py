@@ -15,7 +15,7 @@ from kaldingram.train import NgramCounts
 
 from hubert_lightning.asr.language_files import SENTENCE_MARKS, UNKNOWN
 from hubert_lightning.asr.lexicon import format_counts, lexicon_of, model_vocabulary
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import replacing_all
 from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary
@@ -72,7 +72,7 @@ def ngram(
     with replacing_all(*outputs) as files:
         for file, content in zip(files, outputs.values(), strict=True):
             file.write(content.encode())
-    print(f"{out}: {'letters' if letters else 'words'}, order {order}, of {num_sentences} sentences")
+    print(f"{out}: {'letters' if letters else 'words'}, order {order}, of {counted(num_sentences, 'sentence')}")
     if unknown:
         print(
             f"{words[UNKNOWN]} of {words.total()} words are unknown to the model, since the vocabulary lacks "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hubert_lightning.asr.scoring import Result, Scores, read_results
 from hubert_lightning.asr.scoring import score as score_results
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 
 if TYPE_CHECKING:  # the verb `score` needs no torch
     from hubert_lightning.asr.transcript_formats import Transcript
@@ -51,7 +51,7 @@ def score(
     counts = {name: len(values) for name, values in given.items() if values is not None}
     if other := next((name for name, count in counts.items() if count != len(references)), None):
         raise UserError(
-            f"{len(references)} references and {counts[other]} {other}; give one of each for every utterance"
+            f"{counted(len(references), 'reference')} and {counts[other]} {other}; give one of each for every utterance"
         )
     names = zip(*(values or [""] * len(references) for values in (speakers, languages, corpora)), strict=True)
     rows = zip(references, hypotheses, names, strict=True)

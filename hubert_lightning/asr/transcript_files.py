@@ -20,7 +20,7 @@ from hubert_lightning.asr.transcript_formats import (
 from hubert_lightning.console import above_bar
 from hubert_lightning.data.journal import Journal
 from hubert_lightning.data.refusals import RefusedFile
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import write_whole
 
 
@@ -91,7 +91,8 @@ def remaining(paths: Sequence[Path], names: Mapping[str, Path], journal: Journal
     missing = [path for path in paths if not _is_made(path, names[str(path)], journal)]
     if done := len(paths) - len(missing):
         print(
-            f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
+            f"hubert: skipped {done} of {counted(len(paths), 'file')}, finished before with the same model and "
+            "settings",
             file=sys.stderr,
         )
     return missing
@@ -207,7 +208,7 @@ def write_all(
             with above_bar():
                 print("".join(f"{name}{line}" for line in content.splitlines(keepends=True)), end="", flush=True)
     if num_failed:
-        print(f"hubert: {num_failed} of {num_files} files failed", file=sys.stderr)
+        print(f"hubert: {num_failed} of {counted(num_files, 'file')} failed", file=sys.stderr)
     if journal is not None:
         journal.finish()
     return num_failed

@@ -22,7 +22,7 @@ from hubert_lightning.data.phone_sets import check_one_phone_set
 from hubert_lightning.data.prepare import check_same_audio, make_folder
 from hubert_lightning.data.refusals import RefusedFile, print_refusals, write_listing
 from hubert_lightning.data.textgrids import END_TOLERANCE, Interval, TextGrid, find_textgrids, read_textgrid, tier_of
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.progress_bar import progress
 
 SILENCE = "sil"
@@ -48,6 +48,11 @@ def phones_of(cut: Cut) -> list[tuple[float, float, str]]:
         for supervision in cut.supervisions
         for phone in (supervision.alignment or {}).get("phone", [])
     ]
+
+
+def symbols_of(cuts: Iterable[Cut]) -> dict[str, set[str]]:
+    """Collect the symbols of the phones of each cut, by its id."""
+    return {cut.id: {symbol for _, _, symbol in phones_of(cut)} for cut in cuts}
 
 
 def check_alignment(cut: Cut) -> None:
@@ -120,7 +125,7 @@ def write_aligned(
         first, *_ = next(iter(refused.values()))
         raise errors[0] if errors else UserError(f"{first.path}: {first.reason}")
     check_one_phone_set(
-        {cut.id: {symbol for _, _, symbol in phones_of(cut)} for cut in aligned},
+        {str(source): symbols_of(aligned)},
         f"{'leave drop_stress on, or ' if not drop_stress else ''}align all utterances with one aligner and dictionary",
     )
     # The first reason of each file
@@ -224,14 +229,14 @@ def _report(cuts: Sequence[Cut], path: Path, refused: Collection[str], refusals:
     console.print(table)
     if refusals:
         console.print(
-            f"{len(refusals)} TextGrids refused, so that {len(refused)} utterances stay without phones (all of them in "
-            f"{escape(_listing_beside(path).name)} beside the manifest):",
+            f"{counted(len(refusals), 'TextGrid')} refused, so without phones: {counted(len(refused), 'utterance')} "
+            f"(listed in {escape(_listing_beside(path).name)} beside the manifest):",
             soft_wrap=True,
         )
         print_refusals(refusals, console)
     if without := [cut.id for cut in cuts if not phones_of(cut) and cut.id not in refused]:
         console.print(
-            f"{len(without)} of {len(cuts)} utterances have no TextGrid and stay without phones, the first is "
+            f"no TextGrid, so no phones, for {len(without)} of {counted(len(cuts), 'utterance')}, the first is "
             f"{escape(without[0])}",
             soft_wrap=True,
         )

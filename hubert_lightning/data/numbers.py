@@ -34,7 +34,7 @@ from hubert_lightning.data.number_rules import (
     READ_YEARS,
     SPACED,
 )
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 
 OPENING, CLOSING = "([{\"'«„“‚‘¿¡", ".,;:!?…)]}\"'»”“’"
 BETWEEN_NUMBERS = re.compile(r"[-‐-―−×xX*:/]")
@@ -337,7 +337,8 @@ def number_report(before: Sequence[str], spelled: Sequence[Spelled] | None) -> s
     count, num_texts = sum(map(len, numbers)), sum(map(bool, numbers))
     if not count:
         return None
-    start = f"{num_texts} of {len(before)} transcripts have numbers or symbols that are said as words ({count} in all"
+    texts = f"{num_texts} of {counted(len(before), 'transcript')}"
+    start = f"numbers or symbols that are said as words in {texts} ({count} in all"
     if spelled is None:
         return (
             f"{start}, {_summary_of(numbers)}): `hubert fit` refuses those that its vocabulary has no tokens for; "
@@ -347,7 +348,7 @@ def number_report(before: Sequence[str], spelled: Sequence[Spelled] | None) -> s
     examples = f", {_summary_of(done)}" if any(done) else ""
     rest = f", {_summary_of(left)}" if any(left) else ""
     return (
-        f"{start}): {sum(map(len, done))} spelled out in {sum(map(bool, done))} transcripts{examples}; "
+        f"{start}): {sum(map(len, done))} spelled out in {counted(sum(map(bool, done)), 'transcript')}{examples}; "
         f"{sum(map(len, left))} left in {sum(map(bool, left))}{rest}"
     )
 

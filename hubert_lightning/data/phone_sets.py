@@ -1,9 +1,11 @@
 """Sets of phone symbols: ARPAbet with or without stress, and others."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import combinations
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 
 VOWELS = frozenset(["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"])
 CONSONANTS = frozenset([*"BDFGKLMNPRSTVWYZ", "CH", "DH", "HH", "JH", "NG", "SH", "TH", "ZH"])
@@ -12,7 +14,7 @@ ARPABET = VOWELS | CONSONANTS
 NO_PHONES = frozenset(("sil", "spn"))
 """Silence, and spoken noise, in any set."""
 LEAST_SHARE = 0.8
-"""Share of the symbols of an utterance that shows its set: foreign names may add a symbol to ARPAbet."""
+"""Share of the symbols that shows a set: foreign names may add a symbol. Of two parts, that of the smaller set."""
 
 
 def phone_set_of(symbols: Iterable[str]) -> str | None:
@@ -34,27 +36,36 @@ def phone_set_of(symbols: Iterable[str]) -> str | None:
     return ("ARPAbet with stress" if len(stressed) > len(plain) else "ARPAbet") if stressed or plain else None
 
 
-def check_one_phone_set(phones_of: Mapping[str, Collection[str]], way_out: str) -> None:
+def check_one_phone_set(parts: Mapping[str, Mapping[str, Collection[str]]], way_out: str) -> None:
     """Refuse utterances whose phones are of different sets: a phone with two symbols would count as two.
 
+    Sets other than ARPAbet are told apart between parts alone, since an utterance has few of their symbols.
+
     Args:
-        phones_of: Symbols of each utterance by its id.
+        parts: Name of each part, such as a manifest → symbols of each utterance by its id.
         way_out: What the user can do.
 
     Raises:
         UserError: There are two sets.
     """
-    firsts: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    for utterance, symbols in phones_of.items():
-        name = phone_set_of(symbols)
-        if name is not None:
-            firsts.setdefault(name, utterance)
-            counts[name] = counts.get(name, 0) + 1
+    firsts: dict[str, tuple[str, Collection[str]]] = {}
+    counts = Counter[str]()
+    for symbols_of in parts.values():
+        for utterance, symbols in symbols_of.items():
+            if (name := phone_set_of(symbols)) is not None:
+                firsts.setdefault(name, (utterance, symbols))
+                counts[name] += 1
     if len(firsts) > 1:
-        parts = [
-            f"{counts[name]} utterances have {name} ({first}: {', '.join(examples[:4])})"
-            for name, first in firsts.items()
-            for examples in [sorted(set(phones_of[first]) - NO_PHONES)]
+        examples = [
+            f"{name} in {counted(counts[name], 'utterance')} ({first}: {', '.join(sorted({*symbols} - NO_PHONES)[:4])})"
+            for name, (first, symbols) in firsts.items()
         ]
-        raise UserError(f"phones of different sets: {' and '.join(parts)}; {way_out}")
+        raise UserError(f"phones of different sets: {' and '.join(examples)}; {way_out}")
+    sets = {part: frozenset().union(*symbols_of.values()) - NO_PHONES for part, symbols_of in parts.items()}
+    for (part, phones), (other, others) in combinations([(part, phones) for part, phones in sets.items() if phones], 2):
+        smaller, larger = sorted((phones, others), key=len)
+        if len(smaller & larger) < LEAST_SHARE * len(smaller):
+            strange = ", ".join(sorted(smaller - larger)[:3])
+            raise UserError(
+                f"{part} and {other}: phones of different sets ({strange} are in one of them only); {way_out}"
+            )

@@ -30,7 +30,7 @@ from hubert_lightning.data.pronunciation import (
 from hubert_lightning.data.refusals import RefusedFile, print_refusals, write_listing
 from hubert_lightning.data.resources import usable_cores
 from hubert_lightning.data.textgrids import Interval, write_textgrid
-from hubert_lightning.errors import UserError, within
+from hubert_lightning.errors import UserError, counted, within
 from hubert_lightning.files import printable
 from hubert_lightning.progress_bar import progress
 
@@ -107,7 +107,7 @@ def phones(
     with Journal(out / JOURNAL, settings, digests, sources) as journal:
         missing = [utterance for utterance in utterances if not (resume and _is_made(utterance, journal))]
         if done := len(utterances) - len(missing):
-            print(f"hubert: skipped {done} of {len(utterances)} utterances, aligned before", file=sys.stderr)
+            print(f"hubert: skipped {done} of {counted(len(utterances), 'utterance')}, aligned before", file=sys.stderr)
         refused += _align_all(missing, journal, num_workers or usable_cores())
         journal.finish()
     refused.sort()
@@ -164,8 +164,8 @@ def _check_transcripts(source: Path, cuts: Sequence[Cut], pronunciations: Pronun
     texts = [text for cut in cuts if (text := _text_of(cut))]
     if not texts:
         raise UserError(
-            f"{source}: none of its {len(cuts)} utterances has a transcript, which phones are aligned with; write "
-            "them beside the audio in .txt files, or use `hubert transcribe --format text` first"
+            f"{source}: {counted(len(cuts), 'utterance')}, and none has a transcript, which phones are aligned with; "
+            "write them beside the audio in .txt files, or use `hubert transcribe --format text` first"
         )
     languages = [supervision.language for cut in cuts for supervision in cut.supervisions]
     try:
@@ -287,15 +287,19 @@ def _report(aligned: Sequence[Utterance], refused: Sequence[RefusedFile], total:
     spelled = {word.text: word.phones for utterance in aligned for word in utterance.words if word.phones is not None}
     console = Console()
     console.print(
-        f"{len(aligned)} of {total} utterances have phones ({hours:.2f} h) in {out}", soft_wrap=True, markup=False
+        f"phones of {len(aligned)} of {counted(total, 'utterance')} ({hours:.2f} h) in {out}",
+        soft_wrap=True,
+        markup=False,
     )
     if spelled:
         examples = ", ".join(f"{word} ({phones})" for word, phones in list(spelled.items())[:3])
         console.print(
-            f"{len(spelled)} words are not in the dictionary and have espeak-ng's phones: {examples}",
+            f"{counted(len(spelled), 'word')} with espeak-ng's phones, not in the dictionary: {examples}",
             soft_wrap=True,
             markup=False,
         )
     if refused:
-        console.print(f"{len(refused)} stay without phones (all of them in {REFUSED}):", soft_wrap=True, markup=False)
+        console.print(
+            f"without phones: {counted(len(refused), 'utterance')} (listed in {REFUSED})", soft_wrap=True, markup=False
+        )
         print_refusals(refused, console)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from hubert_lightning.data.espeak_library import EspeakLibrary
 from hubert_lightning.data.numbers import spell_numbers
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.untrusted.json_file import shown
 from hubert_lightning.untrusted.text_file import lines_of
 from hubert_lightning.vocabulary import BOUNDARY, Vocabulary
@@ -181,12 +181,12 @@ def check_english(texts: Sequence[str], languages: Iterable[str | None], pronunc
     stated = Counter(language for language in languages if language and not is_english(language))
     if stated:
         language, count = stated.most_common(1)[0]
-        raise UserError(f"{count} utterances are in {shown(language)}; {way_out}")
+        raise UserError(f"{shown(language)} is the language of {counted(count, 'utterance')}; {way_out}")
     foreign = [text for text in texts if characters_of_other_scripts(text)]
     if len(foreign) > len(texts) / 2:
         characters = characters_of_other_scripts(" ".join(foreign[:100]))
         raise UserError(
-            f"{len(foreign)} of {len(texts)} transcripts have characters of another script "
+            f"characters of another script in {len(foreign)} of {counted(len(texts), 'transcript')} "
             f"({', '.join(characters[:8])}); {way_out}"
         )
     words = [word for text in texts for word in ENGLISH.normalise(text).split() if word.isalpha()]

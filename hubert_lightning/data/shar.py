@@ -20,7 +20,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.cut_rows import MAX_CHANNELS, MAX_NAME, MAX_SECONDS, SAMPLING_RATES, rows_of
 from hubert_lightning.data.languages import CORPUS, MAX_CHARACTERS, check_names, hours_sentence
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import kind_of, replacing_all
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.interrupts import thread_pool
@@ -102,7 +102,7 @@ def prepare_shar(shar: Path, out: Path, language: str | None = None, corpus_name
         table_file.write(content.getbuffer())
         description_file.write(json.dumps(description, indent=2).encode())
     hours = table["samples"].sum() / SAMPLE_RATE / 3600
-    print(f"{folder}: {len(table)} utterances, {hours:.2f} h, in {len(pairs)} archives")
+    print(f"{folder}: {counted(len(table), 'utterance')}, {hours:.2f} h, in {counted(len(pairs), 'archive')}")
     for kind, codes in names.items() if named else ():
         samples = np.bincount(table[kind], weights=table["samples"], minlength=len(codes)) / SAMPLE_RATE / 3600
         if sentence := hours_sentence(dict(zip(codes, samples.tolist(), strict=True)), kind):

@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES
 from hubert_lightning.data.refusals import RefusedFile
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import check_regular, composed, printable, unfinished_file, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.untrusted.text_file import UTF_16_MARKS
@@ -90,7 +90,7 @@ def find_textgrids(
             textgrids = {cut_id: textgrid for cut_id, textgrid in textgrids.items() if textgrid.path != path}
     if not textgrids and not refused:
         raise UserError(
-            f"{manifest}: none of its {len(cuts)} utterances has a TextGrid below {folder}, such as "
+            f"{manifest}: {counted(len(cuts), 'utterance')}, and none has a TextGrid below {folder}, such as "
             f"{cuts[0].id}.TextGrid; give the folder with alignments of this corpus"
         )
     return textgrids, refused

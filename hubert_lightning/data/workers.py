@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from hubert_lightning.data.resources import usable_cores
-from hubert_lightning.errors import BROKEN_CONNECTIONS, explains_errors
+from hubert_lightning.errors import BROKEN_CONNECTIONS, counted, explains_errors
 from hubert_lightning.interrupts import ignore_interrupts
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ def share_threads(ranks: int = 1) -> int:
 @cache
 def _stated(threads: int, cores: int) -> int:
     """Log the number of threads, once in a process; returns it."""
-    sentence = "processor: %d threads on the %d cores that this process may use (set OMP_NUM_THREADS to change it)"
-    log.info(sentence, threads, cores)
+    sentence = "processor: %s on the %s that this process may use (set OMP_NUM_THREADS to change it)"
+    log.info(sentence, counted(threads, "thread"), counted(cores, "core"))
     return threads
 
 

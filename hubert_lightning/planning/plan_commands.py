@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import write_whole
 from hubert_lightning.packaged_configs import packaged
 from hubert_lightning.planning.devices import GIB, device_named
@@ -87,7 +87,7 @@ def _show(plans: Sequence[TrainingPlan], machine: Machine, hours: float | None) 
 
     console = Console()
     for training in plans:
-        title = f"{training.name}: {training.parameters / 1e6:.0f} M parameters, {training.steps} steps of "
+        title = f"{training.name}: {training.parameters / 1e6:.0f} M parameters, {counted(training.steps, 'step')} of "
         title += f"{training.step_seconds:.0f} s of audio, on {training.gpus} x {machine.device.name}"
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", min_width=len("as configured,"))

@@ -15,7 +15,7 @@ from hubert_lightning.data.audio_folder import audio_by_folder
 from hubert_lightning.data.prepare import prepare_folder
 from hubert_lightning.data.prepare_csv import prepare_csv
 from hubert_lightning.data.prepare_split import prepare_split
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import read_regular, write_whole
 from hubert_lightning.first_process import is_first_process
 from hubert_lightning.progress_bar import hidden_bars
@@ -135,7 +135,7 @@ def _made_of(preparation: Preparation) -> dict[str, Any]:
 
 def _difference(name: str, before: object, now: object) -> str:
     if name == "files":
-        return f"{before} recordings, where there are {now} now"
+        return f"{counted(before, 'recording')} in place of {now}"
     if name == "content":
         return "recordings, or a table, that have changed since"
     return f"another {name.removesuffix('s')} ({before} there, {now} here)"

@@ -10,7 +10,7 @@ from torch import Tensor
 from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.data.workers import default_workers
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.features.extractors import Extractor, combined_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.features.sample import sample_frames
@@ -95,7 +95,7 @@ def fit_kmeans(
     streams = [(stream.columns(extractor), stream) for stream in recipe.streams]
     centroids = fit_streams(rows, streams, residual, fit, extractor.device)
     save_kmeans(out, centroids, recipe.source(extractor, cuts.fingerprint) | balance.source(cuts))
-    print(f"{out}: {_described(centroids)}, fitted on {len(rows)} frames of {extractor.name}")
+    print(f"{out}: {_described(centroids)}, fitted on {counted(len(rows), 'frame')} of {extractor.name}")
 
 
 def import_kmeans(

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.units.nearest import GPU_PRODUCTS, cluster_sums, nearest
 
 CPU_PIECE, GPU_PIECE = 2**13, 2**16
@@ -76,7 +76,8 @@ class Sample:
         """
         if self.total < num_clusters:
             raise UserError(
-                f"{self.total} frames cannot make {num_clusters} clusters; give more frames or ask for fewer clusters"
+                f"{counted(self.total, 'frame')} cannot make {num_clusters} clusters; give more frames or ask for "
+                "fewer clusters"
             )
         # A sum is finite if all of its terms are, and takes a single pass
         sums = [part.sum(dtype=torch.float32) for part in torch.split(self.rows, 2**20)]
@@ -85,7 +86,7 @@ class Sample:
             broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in torch.split(self.rows, 2**16))
         if count := int(self.sum(torch.tensor(broken, device=self.device))):
             raise UserError(
-                f"{count} of {self.total} frames have features that are NaN or infinite; "
+                f"NaN or infinite features in {count} of {counted(self.total, 'frame')}; "
                 "look for broken audio, or for an encoder whose training diverged"
             )
 

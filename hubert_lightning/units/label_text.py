@@ -23,7 +23,7 @@ from rich.console import Console
 
 from hubert_lightning.data.dataset_writer import check_dataset
 from hubert_lightning.data.manifest import fingerprint, read_manifest
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import composed, replacing_all
 from hubert_lightning.frames import HOP, HOPS, SAMPLE_RATE, WINDOW, Clock, num_frames
 from hubert_lightning.units.label_shards import LabelSource
@@ -123,7 +123,9 @@ def check_labels(store: Path, manifest: list[Path] | None = None) -> None:
         _labelled(labels, list(read_manifest(manifest)))
     console = Console()
     source = labels.source
-    console.print(f"{store}: {len(labels)} utterances, clusters of {source.features} (K-means {source.kmeans})")
+    console.print(
+        f"{store}: {counted(len(labels), 'utterance')}, clusters of {source.features} (K-means {source.kmeans})"
+    )
     for clusters, counts in zip(source.clusters, labels.histogram, strict=True):
         hours = counts.sum() * source.hop / SAMPLE_RATE / 3600
         dead = int((counts == 0).sum())
@@ -203,7 +205,8 @@ def import_labels(
 def _check_import(labels: Sequence[Path], out: Path, hop: int, window: int | None) -> None:
     if not labels or (len(labels) > 1 and any(path.suffix == ".jsonl" for path in labels)):
         raise UserError(
-            f"{len(labels)} files of labels: give one .jsonl, which has all streams, or a .km or .txt for each stream"
+            f"{counted(len(labels), 'file')} of labels: give one .jsonl, which has all streams, or a .km or .txt for "
+            "each stream"
         )
     for path in labels:
         _check_suffix(path)

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from lhotse.cut import Cut
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.files import is_unfinished, write_whole
 from hubert_lightning.units.label_shards import (
     SHARD_FILE,
@@ -167,7 +167,9 @@ class LabelWriter:
         joined = np.concatenate(indexes, axis=1)
         joined = np.ascontiguousarray(joined[:, np.lexsort((joined[1], joined[0]))])
         if same := int((joined[:2, 1:] == joined[:2, :-1]).all(axis=0).sum()):
-            raise UserError(f"{folder}: {same} utterances have the id of another; give each its own id and relabel")
+            raise UserError(
+                f"{folder}: {counted(same, 'utterance')} with the id of another; give each its own id and relabel"
+            )
         write_whole(folder / "index.npy", npy_bytes(joined))
         content = self.source.described() | {
             "bytes": sizes,

@@ -231,7 +231,8 @@ def check_phones(cuts: Iterable[Cut]) -> None:
     if not any(phones_of(cut) for cut in cuts):
         raise UserError(
             "layer: best compares clusters with phones, but no utterance to validate on has any; add them "
-            "(`hubert prepare alignments`), or name a layer"
+            "(`hubert phones` for English transcripts, `hubert prepare alignments` for TextGrids), give layer 'auto', "
+            "which needs none, or name a layer"
         )
 
 

@@ -14,10 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hubert_lightning.data.alignments import phones_of
+from hubert_lightning.data.alignments import symbols_of
 from hubert_lightning.data.examine import examine
 from hubert_lightning.data.manifest import check_audio, read_manifests
-from hubert_lightning.data.phone_sets import NO_PHONES
+from hubert_lightning.data.phone_sets import check_one_phone_set
 from hubert_lightning.data.refusals import print_refusals
 from hubert_lightning.data.workers import default_workers
 from hubert_lightning.errors import UserError
@@ -61,8 +61,6 @@ CURVES = {
 """Measures of the figure, with their labels."""
 UNLIMITED = 10_000
 """Characters of a line to which no table comes."""
-SAME_PHONES = 0.8
-"""Share of the phones of the smaller set that the larger one has, if both are one phone set."""
 
 
 def quality(
@@ -122,7 +120,10 @@ def read_speech(paths: Sequence[Path]) -> list[Cut]:
             raise UserError(f"{path}: no such manifest, folder or recording; name one that exists")
     parts = read_manifests(manifests)
     check_audio(cut for part in parts for cut in part)
-    _check_phone_sets(manifests, parts)
+    check_one_phone_set(
+        {str(path): symbols_of(part) for path, part in zip(manifests, parts, strict=True)},
+        "align all utterances with one aligner and dictionary, or judge manifests of different sets one at a time",
+    )
     cuts = [cut for part in parts for cut in part]
     if others:
         examined, refused, _ = examine(listed(others))
@@ -132,20 +133,6 @@ def read_speech(paths: Sequence[Path]) -> list[Cut]:
     if not cuts:
         raise UserError("no recording can be used; name manifests, folders of recordings, or audio files")
     return cuts
-
-
-def _check_phone_sets(paths: Sequence[Path], parts: Sequence[Sequence[Cut]]) -> None:
-    sets = [{symbol for cut in part for _, _, symbol in phones_of(cut)} - NO_PHONES for part in parts]
-    named = [(path, phones) for path, phones in zip(paths, sets, strict=True) if phones]
-    for number, (path, phones) in enumerate(named):
-        for other, others in named[:number]:
-            smaller, larger = sorted((phones, others), key=len)
-            if len(smaller & larger) < SAME_PHONES * len(smaller):
-                strange = ", ".join(sorted(smaller - larger)[:3])
-                raise UserError(
-                    f"{other} and {path}: phones of different sets ({strange} are in one of them only), which PNMI "
-                    "would count as different sounds; judge them one at a time"
-                )
 
 
 def _report(
@@ -209,10 +196,16 @@ def _remarks(sample: SpeechSample, measures: Sequence[Measures]) -> list[str]:
     elif not sample.num_speakers:
         sentences.append("speakers are not known: speaker information is left out")
     if sample.split != "speakers":
-        sentences.append(f"the halves are different {sample.split}, since the manifest does not name two speakers")
+        sentences.append(
+            f"the halves are different {sample.split}, since no two speakers are named (`hubert prepare folder` names "
+            "them after the folders of the recordings)"
+        )
     layers = [row for row in measures if row.layer]
     if any(math.isnan(row.pnmi) for row in layers):
-        sentences.append("no utterance has phones, so PNMI is not measured; add them with `hubert prepare alignments`")
+        sentences.append(
+            "no utterance has phones, so PNMI is not measured; add them with `hubert phones`, if some are English and "
+            "have transcripts, or with `hubert prepare alignments`, if there are TextGrids"
+        )
     else:
         best = max(layers, key=lambda row: row.pnmi)
         sentences.append(f"best by PNMI: layer {best.layer}, which layer: best takes")

@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.alignments import check_alignment, phones_of
 from hubert_lightning.data.manifest import speaker_of
-from hubert_lightning.errors import UserError, within
+from hubert_lightning.errors import UserError, counted, within
 from hubert_lightning.frames import CLOCK, SAMPLE_RATE, Clock, in_frames, num_frames, num_samples
 from hubert_lightning.units.label_shards import check_clusters
 from hubert_lightning.units.quality import phones_by_frame
@@ -99,9 +99,9 @@ def draw_speech(
     sample = _sample(cuts, _drawn(cuts, max_frames, seed, clock), seed, clock)
     if sample.least < max(clusters):
         raise UserError(
-            f"{len(cuts)} utterances are too few for {max(clusters)} clusters: of the two halves, K-means is fitted on "
-            f"one and judged on the other, and one has {sample.least} frames; give more audio (or max_frames), or ask "
-            "for fewer clusters"
+            f"too little audio for {max(clusters)} clusters, {counted(len(cuts), 'utterance')}: of the two halves, "
+            f"K-means is fitted on one and judged on the other, and one has {counted(sample.least, 'frame')}; give "
+            "more audio (or max_frames), or ask for fewer clusters"
         )
     return sample
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hubert_lightning.data.dataset_writer import check_dataset
 from hubert_lightning.data.journal import Journal
 from hubert_lightning.data.refusals import RefusedFile
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.features.recordings import listed, of_each
 from hubert_lightning.units.bit_rates import BitRates
 from hubert_lightning.units.finished_units import FinishedUnits, content_of, count, journal_beside
@@ -134,7 +134,8 @@ def _make_missing(
     missing = [path for path in paths if path not in made]
     if done := len(paths) - len(missing):
         print(
-            f"hubert: skipped {done} of {len(paths)} files, finished before with the same model and settings",
+            f"hubert: skipped {done} of {counted(len(paths), 'file')}, finished before with the same model and "
+            "settings",
             file=sys.stderr,
         )
     return _write_all(
@@ -226,5 +227,5 @@ def _write_all(
     if rates is not None:
         _print_rates(rates)
     if failed:
-        print(f"hubert: {failed} of {number} files failed", file=sys.stderr)
+        print(f"hubert: {failed} of {counted(number, 'file')} failed", file=sys.stderr)
     return failed

@@ -121,8 +121,8 @@ def test_the_vocabulary_states_the_characters_of_each_language(
     write_manifest(CutSet(cuts[2:]), tmp_path / "others.jsonl.gz")
     main(["vocabulary", str(tmp_path / "de.jsonl.gz"), str(tmp_path / "others.jsonl.gz"), str(tmp_path / "v.json")])
     printed = capsys.readouterr().out.splitlines()
-    assert "de: 6 characters, alone has sü, lacks bhioy" in printed
-    assert "en: 6 characters, alone has oy, lacks bhisü" in printed
-    assert "sw: 5 characters, alone has bhi, lacks dfosyü" in printed
+    assert "de: 6 characters, sü only here, lacks bhioy" in printed
+    assert "en: 6 characters, oy only here, lacks bhisü" in printed
+    assert "sw: 5 characters, bhi only here, lacks dfosyü" in printed
     main(["vocabulary", str(tmp_path / "de.jsonl.gz"), str(tmp_path / "one.json")])
     assert "lacks" not in capsys.readouterr().out

@@ -166,7 +166,7 @@ def test_nothing_but_the_alignment_changes(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert " 3 " in out
     assert " 2 " in out
-    assert "1 of 3 utterances have no TextGrid and stay without phones, the first is alone" in " ".join(out.split())
+    assert "no TextGrid, so no phones, for 1 of 3 utterances, the first is alone" in " ".join(out.split())
 
 
 def test_recordings_of_a_folder_are_found_by_their_path_with_or_without_suffix(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_a_textgrid_that_could_be_of_several_utterances_is_listed_and_the_others
         [str(textgrids / "sub" / "b.TextGrid"), owned],
     ]
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 TextGrids refused, so that 3 utterances stay without phones" in said
-    assert "no TextGrid and stay without phones" not in said
+    assert "3 TextGrids refused, so without phones: 3 utterances (listed in" in said
+    assert "no TextGrid, so no phones" not in said
     with pytest.raises(ValueError, match=r"^.*/p/a/y\.TextGrid: could be the TextGrid of a/y, and so could "):
         aligned(tmp_path / "alone", utterance("a/y"), textgrids=textgrids)
 
@@ -313,8 +313,8 @@ def test_one_bad_textgrid_of_many_is_listed_and_the_others_are_used(
         assert str(tmp_path) not in reason
         assert "Error" not in reason
     said = " ".join(capsys.readouterr().out.split())
-    assert "13 TextGrids refused, so that 15 utterances stay without phones (all of them in m.refused.tsv" in said
-    assert "1 of 17 utterances have no TextGrid and stay without phones, the first is alone" in said
+    assert "13 TextGrids refused, so without phones: 15 utterances (listed in m.refused.tsv" in said
+    assert "no TextGrid, so no phones, for 1 of 17 utterances, the first is alone" in said
     for path in (tmp_path / "textgrids").iterdir():
         textgrid(path, [(0.0, 3.0, "AA")] if path.stem == "talk" else [(0.0, 1.2, "AA")])
     cuts = aligned(tmp_path, *map(utterance, [*names, "late", "alone"]), *pieces("talk", 3))
@@ -339,7 +339,7 @@ def test_a_folder_without_the_textgrids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="textgrids: no TextGrid below it; give"):
         aligned(tmp_path, utterance("a"))
     textgrid(tmp_path / "textgrids" / "b.TextGrid")
-    with pytest.raises(ValueError, match=r"m\.jsonl\.gz: none of its 1 utterances has a TextGrid below .*a\.TextGrid;"):
+    with pytest.raises(ValueError, match=r"m\.jsonl\.gz: 1 utterance, and none has a TextGrid below .*a\.TextGrid;"):
         aligned(tmp_path, utterance("a"))
 
 
@@ -391,7 +391,7 @@ def test_textgrids_of_two_phone_sets_are_refused(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         main(["prepare", "alignments", *paths])
     answer = capsys.readouterr().err
-    assert "1 utterances have ARPAbet (a: AH, HH, L, OW) and 1 utterances have another set (b: tʃʰ, ɹ)" in answer
+    assert "ARPAbet in 1 utterance (a: AH, HH, L, OW) and another set in 1 utterance (b: tʃʰ, ɹ)" in answer
     assert not (tmp_path / "out" / "m.jsonl.gz").exists()
 
 

@@ -168,7 +168,7 @@ def test_prepare_counts_numbers_and_writes_them_as_words_if_asked(
     main(["prepare", "csv", str(table), str(tmp_path / "as-it-is"), "--heldout=0"])
     assert texts_of(tmp_path / "as-it-is" / "train.jsonl.gz")[1] == "5 apples for 2 €"
     told = " ".join(capsys.readouterr().out.split())
-    assert "2 of 4 transcripts have numbers or symbols that are said as words (5 in all, such as 5, 2, €, B2B)" in told
+    assert "numbers or symbols that are said as words in 2 of 4 transcripts (5 in all, such as 5, 2, €, B2B)" in told
     assert "--spell_numbers LANGUAGE spells numbers out" in told
     main(["prepare", "csv", str(table), str(tmp_path / "spelled"), "--heldout=0", "--spell_numbers=en"])
     assert texts_of(tmp_path / "spelled" / "train.jsonl.gz") == [

@@ -1,7 +1,9 @@
 """`hubert phones`: transcripts to TextGrids, by pocketsphinx and espeak-ng."""
 
 import os
+import re
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -189,14 +191,46 @@ def test_an_utterance_on_which_the_aligner_crashes_does_not_end_the_others(
     assert list(results) == ["first", "crash", "last"]
     assert isinstance(results["first"], Aligned)
     assert results["first"] == results["last"]
-    assert results["crash"] == forced_alignment.CRASHED
+    assert isinstance(results["crash"], Failure)
+    assert results["crash"].reason.startswith("pocketsphinx crashed on it (status 3); cut the recording into shorter")
 
 
 class _Crash(Speech):
     """Speech that ends the process that reads it."""
 
     def __reduce__(self) -> tuple[object, tuple[int]]:
-        return os._exit, (1,)
+        return os._exit, (3,)
+
+
+class _Kill(Speech):
+    """Speech whose process is ended by a signal."""
+
+    number = signal.SIGKILL
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return signal.raise_signal, (self.number,)
+
+
+class _Terminate(_Kill):
+    number = signal.SIGTERM
+
+
+class _Abort(_Kill):
+    number = signal.SIGABRT
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (_Kill, "was killed, as the system does when memory runs out; start the command again with fewer"),
+        (_Terminate, "was ended by SIGTERM; start the command again"),
+        (_Abort, r"pocketsphinx crashed on it \(SIGABRT\)"),
+    ],
+)
+def test_the_end_of_a_process_is_blamed_on_what_ended_it(kind: type[_Kill], sentence: str) -> None:
+    result = forced_alignment._alone(kind(b"", [], {}))
+    assert isinstance(result, Failure)
+    assert re.search(sentence, result.reason)
 
 
 def test_an_utterance_whose_audio_is_too_short_for_its_words_has_no_alignment(
@@ -252,8 +286,8 @@ def test_transcripts_whose_reading_is_uncertain_are_refused(text: str, reason: s
 @pytest.mark.parametrize(
     ("texts", "language", "reason"),
     [
-        (["привет мир"], None, r"1 of 1 transcripts have characters of another script \(п, р, и"),
-        (["hello world"], "de", "1 utterances are in 'de'"),
+        (["привет мир"], None, r"characters of another script in 1 of 1 transcript \(п, р, и"),
+        (["hello world"], "de", "'de' is the language of 1 utterance; pocketsphinx"),
         (
             ["der hund läuft über die straße und sucht seinen besitzer der heute nicht nach hause gekommen ist"] * 3,
             None,
@@ -275,7 +309,7 @@ def test_no_transcripts_other_textgrids_and_a_missing_pocketsphinx_are_refused_b
     out = tmp_path / "out"
     silent = tmp_path / "silent"
     shutil.copytree(folder, silent, ignore=shutil.ignore_patterns("*.txt"))
-    assert "none of its 2 utterances has a transcript" in refused(capsys, "phones", str(silent), str(out))
+    assert "2 utterances, and none has a transcript" in refused(capsys, "phones", str(silent), str(out))
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no audio in it" in refused(capsys, "phones", str(empty), str(out))
@@ -316,9 +350,14 @@ def test_phones_of_two_sets_are_not_mixed() -> None:
     assert phone_set_of(["sil", "HH", "AH0", "L", "OW1", "spn"]) == "ARPAbet with stress"
     assert phone_set_of(["h", "ə", "l", "oʊ"]) == "another set"
     assert phone_set_of(["sil", "S"]) is None
-    check_one_phone_set({"a": ["AH", "T"], "b": ["OW"], "c": ["sil"], "d": ["T"]}, "align again")
-    with pytest.raises(UserError, match=r"2 utterances have ARPAbet \(a: AH, T\) and 1 utterances have another set"):
-        check_one_phone_set({"a": ["AH", "T"], "b": ["OW"], "c": ["ə", "t"]}, "align again")
+    check_one_phone_set({"m": {"a": ["AH", "T"], "b": ["OW"], "c": ["sil"], "d": ["T"]}}, "align again")
+    sentence = r"ARPAbet in 2 utterances \(a: AH, T\) and another set in 1 utterance \(c: t, ə\); align again"
+    with pytest.raises(UserError, match=sentence):
+        check_one_phone_set({"m": {"a": ["AH", "T"]}, "n": {"b": ["OW"], "c": ["ə", "t"]}}, "align again")
+    ipa, sampa = {"a": ["ə", "t", "s"], "b": ["ɪ", "t"]}, {"c": ["@", "t"], "d": ["I"]}
+    check_one_phone_set({"m": ipa, "n": {"e": ["ə", "t"], "f": ["s"]}, "o": {}}, "align again")
+    with pytest.raises(UserError, match=r"m and n: phones of different sets \(@, I are in one of them only\)"):
+        check_one_phone_set({"m": ipa, "n": sampa}, "align again")
 
 
 @needs_recordings

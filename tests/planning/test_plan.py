@@ -220,7 +220,7 @@ def test_the_command_writes_all_numbers(tmp_path: Path, capsys: pytest.CaptureFi
         (["pretrain/base.yaml", "--trainer.device=2"], "no option trainer.device; did you mean trainer.devices?"),
         (["pretrain/base.yaml", "--data.max_duratoin", "3"], "did you mean data.init_args.max_duration?"),
         (["pretrain/base.yaml", "--model.init_args.lern=3"], "there is no option model.init_args.lern; .*--model.help"),
-        (["pretrain/base.yaml", "--iterations", "[{feature: mfcc}]"], r"did you mean iterations\[0\].features?"),
+        (["pretrain/base.yaml", "--iterations", "[{feature: mfcc}]"], r"did you mean iterations\.1.features?"),
         (["pretrain/base.yaml", "--iterations"], "iterations: expects a value"),
         (["pretrain/base.yaml", "--data.init_args.max_duration.x=3"], "max_duration has a value, not keys below it"),
         (["pretrain/base.yaml", "--trainer.devices", "[2"], "is no YAML"),

@@ -105,7 +105,7 @@ def test_a_number_that_makes_no_sense_is_refused_by_its_name(of: Callable, neede
 def test_an_iteration_that_makes_no_sense_is_refused_by_its_name() -> None:
     for field in fields(Iteration):
         for value in (-1, 0) if field.name in ("clusters", "max_frames", "max_steps") else ():
-            with pytest.raises(ValueError, match=rf"iterations\[0\].*({field.name}|{value} frames)"):
+            with pytest.raises(ValueError, match=rf"iterations\.1.*({field.name}|{value} frames)"):
                 check_iteration(Iteration(**{field.name: value}), 1, 12)
 
 

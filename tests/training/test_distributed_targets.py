@@ -39,7 +39,6 @@ def command(manifests: Path, output: Path, *more: str) -> list[str]:
         f"--data.init_args.validation=[{manifests / 'dev.jsonl.gz'}]",
         "--data.init_args.max_duration=6",
         "--data.init_args.min_duration=0.5",
-        "--trainer.limit_val_batches=1.0",
         "--model.init_args.intermediate_layers=[1]",
         "--model.init_args.encoder.dropout=0.1",
         "--model.init_args.encoder.layer_drop=0.3",
@@ -52,12 +51,14 @@ def command(manifests: Path, output: Path, *more: str) -> list[str]:
 
 def one(manifests: Path, folder: Path, *more: str) -> Path:
     torch.set_num_threads(1)  # as in the two processes: with more, sums are rounded otherwise
-    assert run_verb(*command(manifests, folder / "one", TWO_BATCHES, *more)) == 0
+    validated = "--trainer.limit_val_batches=4"  # the batches of two ranks that take two each
+    assert run_verb(*command(manifests, folder / "one", TWO_BATCHES, validated, *more)) == 0
     return folder / "one"
 
 
 def two(manifests: Path, folder: Path, strategy: str, *more: str) -> Path:
-    two_processes(folder, *HUBERT, *command(manifests, folder / "two", *on_two(strategy), *more))
+    validated = ("--trainer.limit_val_batches=2", "--trainer.val_check_interval=1")
+    two_processes(folder, *HUBERT, *command(manifests, folder / "two", *on_two(strategy), *validated, *more))
     return folder / "two"
 
 
@@ -92,7 +93,7 @@ def assert_equal_runs(expected: Path, found: Path, manifests: Path, iterations: 
             torch.testing.assert_close(ends[1]["state_dict"][name], value, msg=name)
         losses = [json.loads((folder / "metrics.json").read_text()) for folder in (own, other)]
         for name in ("val/masked_loss", "val/masked_loss_layer1"):
-            assert losses[1][name] == pytest.approx(losses[0][name], rel=1e-3), name
+            assert losses[1][name] == pytest.approx(losses[0][name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FSDP], ids=["ddp", "fsdp"])

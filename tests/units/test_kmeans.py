@@ -245,7 +245,7 @@ def test_the_first_rank_finds_the_principal_axes_of_both(tmp_path):
 def test_a_frame_that_is_not_finite_on_one_rank_is_refused_on_both(tmp_path):
     features = torch.from_numpy(rows(500))
     features[1, 3] = torch.nan
-    assert all("1 of 500 frames have features that are NaN" in said for said in fitted_on_two(tmp_path, features))
+    assert all("NaN or infinite features in 1 of 500 frames" in said for said in fitted_on_two(tmp_path, features))
 
 
 @named

@@ -125,7 +125,7 @@ def test_manifests_with_phones_of_different_sets_are_refused(manifests: Path, de
 @pytest.mark.parametrize(
     ("clusters", "max_frames", "message"),
     [
-        ([2000], 100_000, "too few for 2000 clusters"),
+        ([2000], 100_000, "too little audio for 2000 clusters"),
         ([50], 20, "max_frames is 20"),
         ([1], 1000, "each K-means has from 2"),
     ],

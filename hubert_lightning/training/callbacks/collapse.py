@@ -25,7 +25,7 @@ TITLES = {
     "trivial": "trivial labels",
     "upside down": "input ignored",
     "few": "predictions collapsed",
-    "unused": "clusters out of use",
+    "unused": "most clusters never predicted",
     "risen": "loss diverges",
 }
 """Kind of failure → title of its alert."""
