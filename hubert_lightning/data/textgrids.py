@@ -89,9 +89,15 @@ def find_textgrids(
             refused |= {cut.id: [RefusedFile(path, f"{reason} {first}.TextGrid")] for cut in sharing}
             textgrids = {cut_id: textgrid for cut_id, textgrid in textgrids.items() if textgrid.path != path}
     if not textgrids and not refused:
+        named = next(((cut, path) for cut in cuts for path in by_name.get(composed(_stem(cut.id)), [])), None)
+        way_out = "give the folder with alignments of this corpus"
+        if named is not None:
+            way_out = (
+                f"{printable(named[1])} has its name but not its folders: give the folder above, or rename folders"
+            )
         raise UserError(
             f"{manifest}: {counted(len(cuts), 'utterance')}, and none has a TextGrid below {folder}, such as "
-            f"{cuts[0].id}.TextGrid; give the folder with alignments of this corpus"
+            f"{_without_suffix((named[0] if named else cuts[0]).id)}.TextGrid; {way_out}"
         )
     return textgrids, refused
 
@@ -114,6 +120,10 @@ def _paths_named(name: str, by_name: dict[str, list[Path]], folder: Path) -> lis
             if matching:
                 return exact if len(exact) == 1 else matching
     return []
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(_without_suffix(name)).name
 
 
 def _without_suffix(name: str) -> str:

@@ -51,7 +51,9 @@ class PositionalConvolution(nn.Module):
             config.dim, config.dim, config.pos_kernel, padding=config.pos_kernel // 2, groups=config.pos_groups
         )
         self.batch_norm = FixedBatchNorm(config.dim) if config.pos_batch_norm else None
-        self.conv = conv if config.pos_batch_norm else nn.utils.parametrizations.weight_norm(conv, dim=2)
+        self.conv: Any = conv  # torch gives a weight norm no type
+        if not config.pos_batch_norm:
+            self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)  # one gain for each position
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the class that torch makes for a weight norm, which cannot be pickled."""
@@ -64,7 +66,7 @@ class PositionalConvolution(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "sizes" not in state:
-            super().__setstate__(state)
+            self.__dict__.update(state)
             return
         self.__dict__.update(state["attributes"], _modules={})
         channels = state["sizes"].pop("in_channels")

@@ -134,7 +134,7 @@ def _made_of(preparation: Preparation) -> dict[str, Any]:
 
 
 def _difference(name: str, before: object, now: object) -> str:
-    if name == "files":
+    if name == "files" and isinstance(before, int):
         return f"{counted(before, 'recording')} in place of {now}"
     if name == "content":
         return "recordings, or a table, that have changed since"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from lhotse.cut import Cut
-from torch import Tensor
 
 from hubert_lightning.data.audio_folder import transcribed
 from hubert_lightning.data.dataset_writer import COLUMNS, dataset_writer
@@ -17,7 +16,7 @@ from hubert_lightning.data.manifest import place_of, speaker_of
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.units.label_store import LabelStore
 from hubert_lightning.units.unit_bpe import Encoding
-from hubert_lightning.units.unit_extractor import deduplicated
+from hubert_lightning.units.unit_extractor import Runs, deduplicated
 
 WriteRow = Callable[[str, Sequence[int], Sequence[int], Sequence[int] | None, float], None]
 
@@ -97,6 +96,6 @@ def export_dataset(labels: LabelStore, cuts: Sequence[Cut], output: Path, encodi
             write(row if bpe is None else row | {"bpe": bpe.encode(runs[0][0]).tolist()})
 
 
-def _runs(labels: LabelStore, cut: Cut) -> list[tuple[Tensor, Tensor]]:
+def _runs(labels: LabelStore, cut: Cut) -> list[Runs]:
     """Units without repetitions of each stream, and their durations."""
-    return [tuple(deduplicated(torch.from_numpy(units))) for units in labels[cut.id].astype("int64")]
+    return [deduplicated(torch.from_numpy(units)) for units in labels[cut.id].astype("int64")]

@@ -332,6 +332,15 @@ def test_a_textgrid_that_is_cut_short_is_never_accepted(tmp_path: Path, layout: 
             aligned(tmp_path, utterance("a"))
 
 
+def test_the_folder_above_is_named_where_the_textgrids_have_fewer_folders_than_the_ids(tmp_path: Path) -> None:
+    textgrid(tmp_path / "textgrids" / "spoken" / "a.TextGrid")
+    sentence = (
+        r"such as dev/spoken/a\.TextGrid; .*spoken/a\.TextGrid has its name but not its folders: give the folder above"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        aligned(tmp_path, utterance("dev/spoken/b.wav"), utterance("dev/spoken/a.wav"))
+
+
 def test_a_folder_without_the_textgrids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="textgrids: no such folder; give the folder that the Montreal Forced Aligner"):
         aligned(tmp_path, utterance("a"))
