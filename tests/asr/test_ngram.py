@@ -113,7 +113,7 @@ def test_a_lexicon_is_made_of_a_language_model_or_a_list_of_words(
     (tmp_path / "words.txt").write_text("cat\nnaïve cat\n")
     lexicon(tmp_path / "words.txt", tmp_path / "of-words", vocabulary)
     assert words_of(tmp_path / "of-words") == {"cat": ["c", "a", "t", "|"]}
-    assert "1 words, without 1 with other letters" in capsys.readouterr().out
+    assert "1 word, without 1 with other letters" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
