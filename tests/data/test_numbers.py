@@ -249,7 +249,7 @@ def test_hubert_vocabulary_reports_what_fit_will_refuse(tmp_path: Path, capsys: 
     told = capsys.readouterr().out
     assert "spaces replace '!' (1), ',' (1)" in told
     assert "'€' (2), '%' (1), '&' (1) are read as words, and are not tokens: `hubert fit` refuses 2" in told
-    assert "5 are tokens, in 1 transcripts" in told
+    assert "5 are tokens, in 1 transcript;" in told
     vocabulary([manifest], tmp_path / "v.json", keep_punctuation="'€%&")
     assert "read as words" not in capsys.readouterr().out
 

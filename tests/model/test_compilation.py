@@ -17,7 +17,7 @@ LARGE = {"conv_norm": "layer", "pre_norm": True, "normalize_waveform": True}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [{}, LARGE, {"position_buckets": 16}])
+@pytest.mark.parametrize("kind", [{}, LARGE, {"position_buckets": 16}, {"pos_batch_norm": True}])
 def test_each_method_has_one_graph_whatever_the_rows_frames_and_skipped_layers(
     kind: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

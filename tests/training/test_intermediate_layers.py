@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from hubert_lightning.errors import UserError
+from hubert_lightning.model import compilation
 from hubert_lightning.model.flops import head_operations
 from hubert_lightning.model.hubert import HubertEncoder
 from hubert_lightning.pretrained.load import load_encoder
@@ -119,6 +120,28 @@ def test_layers_are_trained_logged_resumed_and_their_encoder_loaded(tmp_path: Pa
     restored = HubertPretraining.load_from_checkpoint(path)
     assert list(restored.intermediate_predictors) == ["1", "3"]
     assert load_encoder(path).config.num_layers == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_a_compiled_model_has_the_losses_and_gradients_of_intermediate_layers_and_streams(
+    pre_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")  # traces as inductor does, and compiles at once
+    torch._dynamo.reset()
+    settings = {"encoder": replace(DEEP, pre_norm=pre_norm), "num_clusters": [20, 7], "intermediate_layers": [1, 3]}
+    plain, compiled = pretraining_model(**settings), pretraining_model(**settings, compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.configure_model()
+    for seed, kept in ((0, [True] * 4), (1, [True, False, False, True])):
+        batch = pretraining_batch(seed, streams=2, clusters=7)
+        losses = [model._step(batch, kept, every_frame=True)[0] for model in (plain, compiled)]
+        torch.testing.assert_close(*losses)
+        gradients = [
+            torch.autograd.grad(loss, [*model.parameters()], allow_unused=True, materialize_grads=True)
+            for loss, model in zip(losses, (plain, compiled), strict=True)
+        ]
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
