@@ -148,10 +148,11 @@ def check_names(
             f"{twice[0]} and {twice[1]}: both would be one file in {output} on disks that do not distinguish capitals; "
             "transcribe them one after the other into folders of their own"
         )
+    made = set() if journal is None else journal.recordings_of_any_settings()
     for path in paths:
         transcript = names[str(path)]
-        is_known = journal is not None and bool(journal.row(path))
-        if not is_known and transcript.is_file() and transcript.parent.samefile(path.parent):
+        is_beside = transcript.is_file() and transcript.parent.samefile(path.parent)
+        if is_beside and os.path.abspath(path) not in made:
             raise UserError(
                 f"{path.parent / transcript.name}: lies beside its audio, and may be its transcript, which would be "
                 "replaced; choose another --output"

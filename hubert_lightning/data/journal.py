@@ -161,6 +161,13 @@ class Journal:
         """Read the line of a recording, even if the recording has changed since; empty if there is none."""
         return self._file.row(os.path.abspath(recording))
 
+    def recordings_of_any_settings(self) -> set[str]:
+        """Read the absolute paths of all recordings that have a line in the file, also if it has other settings."""
+        if self.path.is_symlink() or not self.path.is_file():
+            return set()
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        return {str(row["recording"]) for line in lines if "recording" in (row := _parsed(line))}
+
     def add(self, recording: Path, **more: Any) -> None:
         """Add the line of a recording.
 

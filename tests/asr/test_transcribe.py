@@ -275,6 +275,20 @@ def test_an_impossible_request_is_refused_before_work_starts(
     assert run_verb("align", model, "a.wav", "b.flac", "--text", "A") == 2
 
 
+def test_transcripts_beside_their_audio_are_made_again_with_other_settings(
+    model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("transcribe", model, speech[0], "--format", "srt", "--output", speech[0].parent)
+    assert run_verb(*command) == 0
+    before = speech[0].with_suffix(".srt").read_text()
+    assert run_verb(*command, "--subtitles.columns", "20") == 0
+    assert max(map(len, speech[0].with_suffix(".srt").read_text().splitlines())) < max(map(len, before.splitlines()))
+    speech[1].with_suffix(".srt").write_text("of a person")
+    assert run_verb(*command[:3], speech[1], *command[3:]) == 2
+    assert "lies beside its audio" in capsys.readouterr().err
+    assert speech[1].with_suffix(".srt").read_text() == "of a person"
+
+
 def test_recordings_of_the_same_name_have_transcripts_of_their_own(
     model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
