@@ -1,7 +1,10 @@
 """Mistakes that a user can correct, each in one sentence, and range checks of numbers."""
 
 import errno
+import re
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 
 LARGE = 2.0**62
 """Default upper bound of numbers, larger than any real count."""
@@ -17,6 +20,9 @@ ACCESS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 UNUSABLE_ERRNOS = (*ACCESS_ERRNOS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 """Error numbers that no bug of this package causes: permissions, a folder in place of a file, a failing disk."""
+
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "flashlight": "flashlight-text"}
+"""Packages by the names of their modules, where the names differ in more than underscores."""
 
 BROKEN_CONNECTIONS = (ConnectionError, EOFError, FileNotFoundError)
 """Errors of a connection to a process that ended."""
@@ -72,11 +78,13 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
         error: The error that ended a command.
 
     Returns:
-        The sentence and the exit status: 2 for a mistake of the user, or for a full disk; 1 if another process of the
-        run ended first. None for a bug, whose traceback is shown.
+        The sentence and the exit status: 2 for a mistake of the user, a full disk or a package that was not installed;
+        1 if another process of the run ended first. None for a bug, whose traceback is shown.
     """
     if mistake := user_error(error) if isinstance(error, ValueError) else None:
         return str(mistake), 2
+    if isinstance(error, ModuleNotFoundError) and (sentence := not_installed(error.name or "")):
+        return sentence, 2
     if isinstance(error, (RuntimeError, *BROKEN_CONNECTIONS)) and (sentence := _explained(error)):
         return sentence, 1
     if isinstance(error, OSError) and error.errno in WRITE_ERRNOS:
@@ -94,6 +102,46 @@ def answer_to(error: Exception) -> tuple[str, int] | None:
     if type(error).__module__.startswith("wandb"):
         return f"W&B: {error}; or set WANDB_MODE=offline, or choose another trainer.logger", 2
     return None
+
+
+def not_installed(module: str) -> str | None:
+    """Say which package of this package's requirements is missing, and how to install it.
+
+    Args:
+        module: Module that could not be imported, such as "sklearn.cluster".
+
+    Returns:
+        The sentence; None if the module is installed, or belongs to no package that this one names.
+    """
+    top = module.partition(".")[0]
+    if not top or find_spec(top) is not None:
+        return None
+    package = PACKAGES.get(top, top.replace("_", "-"))
+    try:
+        requirements = requires("hubert-lightning") or []
+    except PackageNotFoundError:  # the sources without an installation
+        requirements = []
+    for requirement in requirements:
+        versions, _, condition = (part.strip() for part in requirement.partition(";"))
+        if re.split(r"[^\w.-]", versions)[0] == package:
+            extra = re.search(r"extra == ['\"](.+?)['\"]", condition)
+            wanted = f"hubert-lightning[{extra[1]}]" if extra else versions
+            return f"{package} is not installed; install it with: pip install '{wanted}'"
+    return None
+
+
+def check_installed(module: str, otherwise: str = "") -> None:
+    """Check that a module of this package's requirements is installed, before work starts that imports it.
+
+    Args:
+        module: Module that will be imported.
+        otherwise: What the user can do without it, such as "or add --report false".
+
+    Raises:
+        UserError: It is not installed.
+    """
+    if sentence := not_installed(module):
+        raise UserError(f"{sentence}{otherwise and ', '}{otherwise}")
 
 
 def explains_errors(function: Explanation) -> Explanation:

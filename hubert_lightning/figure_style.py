@@ -25,8 +25,8 @@ def figure_style() -> Iterator[None]:
 
     Text is 8 points high, so that a figure of `COLUMN` inches fits a paper's column without scaling.
     """
-    from cycler import cycler
     from matplotlib import rc_context
+    from matplotlib.rcsetup import cycler
 
     style: dict[Any, Any] = {  # matplotlib types its keys one by one
         "font.size": 8,

@@ -23,7 +23,7 @@ from hubert_lightning.recipes.recipe import (
     refuse_for_manifests,
     words_of,
 )
-from hubert_lightning.recipes.run import execute, metrics_of, write_page
+from hubert_lightning.recipes.run import check_page, execute, metrics_of, write_page
 
 CSV_SHARE = 0.1
 """Share that `hubert prepare csv` holds out by itself, which a long form leaves out."""
@@ -107,6 +107,8 @@ def finetune(
     Raises:
         UserError: An argument cannot be used; nothing was trained.
     """
+    if report:
+        check_page()
     check_numbers(steps=steps, lr=lr, batch_seconds=batch_seconds)
     paths, folder = paths_of(data), Path(output)
     dev = paths_of(validation) if validation is not None else []

@@ -26,7 +26,7 @@ from hubert_lightning.recipes.recipe import (
     refuse_for_manifests,
     words_of,
 )
-from hubert_lightning.recipes.run import execute, metrics_of, write_page
+from hubert_lightning.recipes.run import check_page, execute, metrics_of, write_page
 from hubert_lightning.recipes.sizes import SIZES
 from hubert_lightning.short_options import named_configs, settings_of
 from hubert_lightning.training.pretraining import ARCHITECTURE
@@ -109,6 +109,8 @@ def pretrain(
     Raises:
         UserError: An argument cannot be used; nothing was trained.
     """
+    if report:
+        check_page()
     recipe = pretraining_recipe(
         data, output, config, init=init, validation=validation, heldout=heldout, max_duration=max_duration,
         language=language, language_folders=language_folders, corpus_name=corpus_name,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hubert_lightning.errors import check_installed
 from hubert_lightning.first_process import is_first_process
 from hubert_lightning.recipes import preparation
 from hubert_lightning.recipes.recipe import Recipe
@@ -35,6 +36,15 @@ def execute(recipe: Recipe, progress: bool) -> None:
             f"--data.init_args.validation={json.dumps([str(path) for path in validation]) if validation else 'null'}"
         ]
     experiment.fit(words, quiet=not progress)
+
+
+def check_page() -> None:
+    """Check, before work starts, that `write_page` can draw.
+
+    Raises:
+        UserError: The package that draws is not installed.
+    """
+    check_installed("plotly", "or write no page: --report false")
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:

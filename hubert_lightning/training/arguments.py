@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 
 from hubert_lightning.asr.language_scores import is_metric_by_name
 from hubert_lightning.errors import UserError, within
-from hubert_lightning.training.parser import KEYS_OF_RECIPE
-from hubert_lightning.training.run_config import listed
+from hubert_lightning.training.parser import KEYS_OF_RECIPE, check_class_installed
+from hubert_lightning.training.run_config import listed, loggers_of
 
 TRAINER_RANGES = {
     "num_nodes": (1, 2**16),
@@ -83,8 +83,11 @@ def check_arguments(config: Namespace, verb: str) -> None:
         verb: "fit", "validate", "test" or "predict".
 
     Raises:
-        UserError: A number is not finite, or an option of the Trainer, the seed, or the encoder cannot be used.
+        UserError: A number is not finite, an option of the Trainer, the seed, or the encoder cannot be used, or the
+            package of a logger is not installed.
     """
+    for logger in loggers_of(config):
+        check_class_installed(logger.class_path)
     for key, value in _numbers(config, ""):
         if not math.isfinite(value):
             raise UserError(f"{key} is {value}; give a finite number")

@@ -55,6 +55,7 @@ from hubert_lightning.training.checkpoints import (
 )
 from hubert_lightning.training.iterations import Iteration
 from hubert_lightning.training.lightning_internals import wandb_arguments
+from hubert_lightning.training.media import check_drawing
 from hubert_lightning.training.metrics_table import keep_rows, keeps_table, table_logger
 from hubert_lightning.training.optimizer_state import probe_optimizer
 from hubert_lightning.training.parser import KEYS_OF_RECIPE, SentenceParser
@@ -244,6 +245,8 @@ class HubertCLI(LightningCLI):
         for logger in trainer.loggers:
             if (settings := wandb_arguments(logger)) is not None:
                 _prepare_wandb(settings)
+        if self.verb == "fit":
+            check_drawing(trainer)
         _print_awaited_nodes(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.sort(key=lambda callback: not isinstance(callback, StalledRanks))  # notes first which batch begins

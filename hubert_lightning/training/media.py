@@ -4,25 +4,38 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
-from matplotlib.figure import Figure
 from PIL import Image
 
+from hubert_lightning.errors import check_installed
 from hubert_lightning.figure_style import png_of
 from hubert_lightning.frames import SAMPLE_RATE
 
-Drawn = Mapping[str, Figure]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Drawn = Mapping[str, "Figure"]
 """Figures by their captions."""
 
 
 def pictorial_loggers(trainer: Trainer) -> list[Logger]:
     """Return the loggers of a Trainer that take pictures; empty on ranks other than the first."""
     return [logger for logger in trainer.loggers if trainer.is_global_zero and _takes_pictures(logger)]
+
+
+def check_drawing(trainer: Trainer) -> None:
+    """Check that pictures can be drawn if a logger takes them.
+
+    Raises:
+        UserError: The package that draws is not installed.
+    """
+    if pictorial_loggers(trainer):
+        check_installed("matplotlib", "or choose another trainer.logger")
 
 
 def logged_step(trainer: Trainer) -> int:

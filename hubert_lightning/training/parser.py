@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, check_installed
 from hubert_lightning.parsing import (
     ASIDE,
     CLASS_PROBLEM,
@@ -34,6 +34,20 @@ WITHOUT_VALUE = re.compile(r"argument (-\w/)?--(?P<option>\S+): expected one arg
 """argparse's message on an option at the end of the command line, or before another option."""
 
 
+PACKAGE_OF_CLASS = {"lightning.pytorch.loggers.WandbLogger": "wandb"}
+"""Packages without which a class can be imported but has other arguments, and cannot be built."""
+
+
+def check_class_installed(class_path: str) -> None:
+    """Check that the package that a class needs is installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    if package := PACKAGE_OF_CLASS.get(class_path):
+        check_installed(package, "or edit trainer.logger in a copy of the config (hubert configs copy)")
+
+
 class SentenceParser(LightningArgumentParser):
     """Raises `UserError` with the key, the fact and the way out, instead of printing pages of usage."""
 
@@ -51,6 +65,7 @@ class SentenceParser(LightningArgumentParser):
             return f"{without_value['option']}: expects a value; {self._help(None, '')} lists the options"
         match = GIVEN_CLASS.search(message)
         given = match["path"] if match else None
+        check_class_installed(given or "")
         if unknown := UNKNOWN.search(message) or UNRECOGNIZED.search(message):
             return f"{key or 'command line'}: {self._unknown(unknown.group(unknown.lastgroup or 0), given, key)}"
         if "codec can't decode" in message and NOT_A_LIST.search(message):

@@ -3,6 +3,7 @@
 A cluster has the colour of its most likely phone in every figure, where phones are known.
 """
 
+import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hubert_lightning.data.alignments import SILENCE
 from hubert_lightning.features.spectrogram import MELS, SPECTROGRAM_HOP, mel_band
@@ -22,6 +20,7 @@ from hubert_lightning.units.quality import phone_purity, pnmi
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Colour = tuple[float, float, float]
 """Red, green and blue from 0 to 1."""
@@ -82,8 +81,7 @@ def palette(num_clusters: int, phones: Sequence[str] = (), counts: np.ndarray | 
 
 def _shade(hue: float, number: int) -> Colour:
     saturation, value = ((0.45, 0.95), (0.65, 0.80), (0.28, 0.98))[number]
-    red, green, blue = hsv_to_rgb((hue, saturation, value))
-    return float(red), float(green), float(blue)
+    return colorsys.hsv_to_rgb(hue, saturation, value)
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def accuracies(units: UtteranceUnits) -> tuple[float, float]:
 
 
 @figure_style()
-def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> Figure:
+def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> "Figure":
     """Draw the spectrogram of an utterance over its phones, labels and predictions, masked spans marked.
 
     Args:
@@ -149,6 +147,9 @@ def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> Figu
     for stream in range(streams):
         panels |= {f"label {stream}": 0.24, f"prediction {stream}": 0.24, f"correct {stream}": 0.1}
     width = min(max(1.6 + 1.5 * units.duration, PAGE), 14.0)
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     narrow = ConstrainedLayoutEngine(h_pad=0.01, hspace=0.02)
     figure = Figure(figsize=(width, sum(panels.values()) + 0.9), layout=narrow)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[*panels.values()])[:, 0]
@@ -184,7 +185,7 @@ def utterance_figure(units: UtteranceUnits, palettes: Sequence[Palette]) -> Figu
 
 
 @figure_style()
-def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str = "", clock: Clock = CLOCK) -> Figure:
+def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str = "", clock: Clock = CLOCK) -> "Figure":
     """Draw how likely each phone is given the cluster of a frame, P(phone | cluster), as HuBERT's analysis of units.
 
     Clusters are ordered by their most likely phone, phones by frequency; clusters without a frame are left out.
@@ -203,6 +204,8 @@ def phone_cluster_figure(phones: Sequence[str], counts: np.ndarray, title: str =
     used = np.flatnonzero(ordered.sum(axis=0))
     share = ordered[:, used] / ordered[:, used].sum(axis=0)
     columns = np.lexsort((-share.max(axis=0), share.argmax(axis=0)))
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(PAGE, 1.1 + 0.115 * max(len(phones), 8)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
@@ -240,7 +243,7 @@ class LayerCurve:
 
 
 @figure_style()
-def layer_figure(curves: Sequence[LayerCurve], measure: str, clusters: int) -> Figure:
+def layer_figure(curves: Sequence[LayerCurve], measure: str, clusters: int) -> "Figure":
     """Draw a measure of the clusters of each layer, with a line for each iteration.
 
     Args:
@@ -251,6 +254,8 @@ def layer_figure(curves: Sequence[LayerCurve], measure: str, clusters: int) -> F
     Returns:
         The figure.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1.25 * COLUMN, 2.7), layout="constrained")
     axes = figure.subplots()
     for curve, colour in zip(curves, COLOURS * (1 + len(curves) // len(COLOURS))):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.distributed as dist
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from hubert_lightning.errors import UserError, within
@@ -287,6 +286,8 @@ class ScikitKMeans:
         return centroids
 
     def _fitted(self, rows: np.ndarray, num_clusters: int, seed: int, start: Tensor | None) -> Tensor:
+        from sklearn.cluster import MiniBatchKMeans
+
         kmeans = MiniBatchKMeans(  # fairseq learn_kmeans
             num_clusters,
             init="k-means++" if start is None else start.cpu().double().numpy(),

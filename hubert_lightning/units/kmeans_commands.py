@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import joblib
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from hubert_lightning.data.balance import Balance
 from hubert_lightning.data.corpora import read_corpora
 from hubert_lightning.data.workers import default_workers
-from hubert_lightning.errors import UserError, counted
+from hubert_lightning.errors import UserError, check_installed, counted
 from hubert_lightning.features.extractors import Extractor, combined_extractor, mfcc_extractor
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
 from hubert_lightning.features.sample import sample_frames
@@ -149,6 +149,7 @@ def export_kmeans(kmeans: Path, out: Path) -> None:
     Raises:
         UserError: The file is not a K-means, or the output exists.
     """
+    check_installed("sklearn")
     centroids, source = load_kmeans(kmeans)
     if len(centroids) == 1:
         files = {out: (centroids[0], source)}
@@ -175,8 +176,10 @@ def _source_of_stream(source: dict[str, str], stream: int, streams: int) -> dict
     return source | part | {"stream": str(stream)}
 
 
-def _scikit_kmeans(centroids: Tensor, source: dict[str, str]) -> MiniBatchKMeans:
-    """Create a fitted object of scikit-learn, for everything that needs centroids alone."""
+def _scikit_kmeans(centroids: Tensor, source: dict[str, str]) -> Any:
+    """Create a fitted MiniBatchKMeans, for everything that needs centroids alone."""
+    from sklearn.cluster import MiniBatchKMeans
+
     clusters, dim = centroids.shape
     kmeans = MiniBatchKMeans(clusters, n_init=1)
     kmeans.cluster_centers_ = centroids.numpy()

@@ -17,7 +17,7 @@ import numpy as np
 from lhotse.cut import Cut
 from torch import Tensor
 
-from hubert_lightning.errors import UserError, within
+from hubert_lightning.errors import UserError, check_installed, within
 from hubert_lightning.features.extract import extract
 from hubert_lightning.features.extractors import BESIDE, MFCC, Extractor, check_clock
 from hubert_lightning.features.mfcc import MFCC_PARTS, MfccPart
@@ -109,7 +109,8 @@ class LabelRecipe:
             their nearest centroids of the stages before.
 
     Raises:
-        UserError: The arguments contradict each other, or a number is out of range.
+        UserError: The arguments contradict each other, a number is out of range, or scikit-learn is not installed but
+            needed.
     """
 
     features: str | list[str] = MFCC
@@ -123,6 +124,8 @@ class LabelRecipe:
     residual: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.kmeans, ScikitKMeans):
+            check_installed("sklearn")
         check_clusters(self.ensemble)
         within(max(self.ensemble), max_frames=self.max_frames)
         within(0, 2**32 - 1, seed=self.seed)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import davies_bouldin_score
 from torch import Tensor
 
+from hubert_lightning.errors import check_installed
 from hubert_lightning.features.extractors import Extractor
 from hubert_lightning.features.sample import chosen_features
 from hubert_lightning.features.windows import WINDOW_FRAMES
@@ -121,6 +121,7 @@ def survey(
     Raises:
         UserError: Audio cannot be read; or a half has fewer different frames than clusters.
     """
+    check_installed("sklearn")
     rows = chosen_features(extractor, sample.cuts, sample.frames, WINDOW_FRAMES, num_workers, torch.float16)
     is_stack = rows.ndim == 3
     rows = rows if is_stack else rows[:, None]  # (rows, layers, dim)
@@ -177,4 +178,6 @@ def _davies_bouldin(features: Tensor, units: np.ndarray, seed: int) -> float:
     scored = units[chosen]
     if not 2 <= len(np.unique(scored)) < len(scored):
         return math.nan
+    from sklearn.metrics import davies_bouldin_score
+
     return float(davies_bouldin_score(features[torch.from_numpy(chosen).to(features.device)].cpu().numpy(), scored))
