@@ -80,7 +80,7 @@ def test_a_verb_says_which_package_it_needs(
 
 def test_a_recipe_without_its_page_needs_no_plotly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without(monkeypatch, "plotly")
-    with pytest.raises(UserError, match="plotly is not installed.*or write no page: --report false"):
+    with pytest.raises(UserError, match=r"plotly is not installed.*or write no page: --report false"):
         pretrain(tmp_path / "none", tmp_path / "run")
     with pytest.raises(UserError, match="none: "):
         pretrain(tmp_path / "none", tmp_path / "run", report=False)
