@@ -29,6 +29,7 @@ from hubert_lightning.data.pronunciation import (
 )
 from hubert_lightning.data.refusals import RefusedFile, print_refusals, write_listing
 from hubert_lightning.data.resources import usable_cores
+from hubert_lightning.data.shar import SHAR_SUFFIX
 from hubert_lightning.data.textgrids import Interval, write_textgrid
 from hubert_lightning.errors import UserError, counted, within
 from hubert_lightning.files import printable
@@ -143,6 +144,11 @@ def _cuts(
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a manifest, a folder of audio or a table")
     skipped = Counter[str]()
+    if source.is_dir() and (source.suffix == SHAR_SUFFIX or any(source.glob("cuts.*.jsonl*"))):
+        raise UserError(
+            f"{source}: a Shar corpus, whose recordings are inside archives; give the manifest that it was exported "
+            "from, or a folder of audio"
+        )
     if source.is_dir():
         files = files_of_folder(source, skipped)
     else:

@@ -264,6 +264,8 @@ def prepare(
             if part:
                 check_same_audio(manifest, part, "choose another folder for the manifests")
                 manifests[manifest] = CutSet(part)
+        if not dev:
+            check_held_out(out / f"{name}-dev.jsonl.gz", train, "choose another folder for the manifests")
     for path, rows in (refusals | remarks).items():
         write_listing(rows, path)
     write_manifests(manifests)
@@ -281,6 +283,12 @@ def make_folder(folder: Path, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out}: no folder can be made there ({error.strerror}); choose another OUT") from error
+
+
+def check_held_out(path: Path, train: Iterable[Cut], way_out: str) -> None:
+    """Refuse to leave a manifest of held-out audio beside one that trains on the same audio."""
+    if path.is_file() and {cut.id for cut in read_manifest(path)} & {cut.id for cut in train}:
+        raise UserError(f"{path}: holds audio out that would be trained on; remove it, or {way_out}")
 
 
 def check_same_audio(path: Path, cuts: Iterable[Cut], way_out: str) -> None:

@@ -8,7 +8,7 @@ from lhotse import CutSet
 
 from hubert_lightning.data.heldout import split
 from hubert_lightning.data.manifest import read_manifests, write_manifests
-from hubert_lightning.data.prepare import check_same_audio, make_folder, report
+from hubert_lightning.data.prepare import check_held_out, check_same_audio, make_folder, report
 from hubert_lightning.data.sources import LARGEST_SHARE
 from hubert_lightning.errors import UserError, within
 
@@ -45,6 +45,8 @@ def prepare_split(manifests: Sequence[Path], out: Path, heldout: float = 0.05) -
             if part:
                 check_same_audio(path, part, "choose another OUT")
                 made[path] = CutSet(part)
+        if not dev:
+            check_held_out(Path(out) / f"{name}-dev.jsonl.gz", train, "choose another OUT")
     make_folder(Path(out), Path(out))
     write_manifests(made)
     report(made, [], [], {}, choices)

@@ -171,6 +171,21 @@ def test_a_manifest_is_divided_without_its_audio(tmp_path: Path, capsys: pytest.
     assert split_names([Path("a/x.jsonl"), Path("b/x.jsonl.gz"), Path("c/b/x.jsonl")]) == ["x", "b-x", "x-2"]
 
 
+def test_audio_that_was_held_out_before_is_not_trained_on_beside_its_manifest(tmp_path: Path) -> None:
+    for number in range(10):
+        record(tmp_path / "in" / f"{number}.wav")
+    [whole] = prepare_folder(tmp_path / "in", tmp_path / "whole", heldout=0)
+    train, dev = prepare_split([whole], tmp_path / "out", heldout=0.2)
+    train.unlink()
+    with pytest.raises(UserError, match=r"in-dev\.jsonl\.gz: holds audio out that would be trained on; remove it"):
+        prepare_split([whole], tmp_path / "out", heldout=0)
+    with pytest.raises(UserError, match=r"in-dev\.jsonl\.gz: holds audio out that would be trained on; remove it"):
+        prepare_folder(tmp_path / "in", tmp_path / "out", heldout=0)
+    assert not train.exists()
+    CutSet([cut.with_id(f"other-{cut.id}") for cut in cuts_of(dev)]).to_file(dev)
+    assert prepare_split([whole], tmp_path / "out", heldout=0) == [train]
+
+
 def test_a_manifest_and_one_that_was_held_out_of_it_do_not_replace_each_other(tmp_path: Path) -> None:
     for number in range(20):
         record(tmp_path / "in" / f"{number}.wav")

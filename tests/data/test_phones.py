@@ -314,6 +314,10 @@ def test_no_transcripts_other_textgrids_and_a_missing_pocketsphinx_are_refused_b
     empty.mkdir()
     assert "no audio in it" in refused(capsys, "phones", str(empty), str(out))
     assert "no such file or folder" in refused(capsys, "phones", str(tmp_path / "missing"), str(out))
+    for name, inside in (("corpus.shar", "cuts.idx"), ("archives", "cuts.000000.jsonl.gz")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / inside).touch()
+        assert "a Shar corpus, whose recordings are inside" in refused(capsys, "phones", str(tmp_path / name), str(out))
     assert not out.exists()
     (empty / "b.TextGrid").write_text("of another aligner")
     assert "did not write" in refused(capsys, "phones", str(folder), str(empty))
