@@ -95,9 +95,19 @@ def test_fish_completes_verbs_and_config_names(tmp_path: Path) -> None:
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
     (tmp_path / "script").write_text(script_of("fish"))
-    for typed, offered in (("hubert transc", "transcribe"), ("hubert fit --config pretrain/sm", "pretrain/small")):
+    (tmp_path / "model.ckpt").touch()
+    for typed, offered in (
+        ("hubert transc", "transcribe"),
+        ("hubert kmeans ex", "export"),
+        ("hubert transcribe --form", "--format"),
+        ("hubert transcribe m.ckpt --format ", "srt"),
+        ("hubert pretrain --size ", "xlarge"),
+        ("hubert transcribe mod", "model.ckpt"),
+        ("hubert fit --config pretrain/sm", "pretrain/small"),
+    ):
         line = f"source {tmp_path / 'script'}; complete -C '{typed}'"
-        run = subprocess.run(["fish", "--no-config", "-c", line], capture_output=True, text=True, check=True)
+        command = ["fish", "--no-config", "-c", line]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert offered in re.split(r"[\t\n]", run.stdout)
 
 
