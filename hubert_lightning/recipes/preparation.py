@@ -43,7 +43,9 @@ def check_output(recipe: Recipe) -> None:
     if record is None:
         runs = [path for sign in SIGNS_OF_A_RUN for path in sorted(output.glob(sign))]
         if runs:
-            raise UserError(f"{output}: already holds another run ({runs[0]}); choose another --output")
+            given = recipe.preparation.command[1] == "split"
+            way = "give --heldout 0 to continue a run that holds nothing out of these manifests, or " if given else ""
+            raise UserError(f"{output}: already holds another run ({runs[0]}); {way}choose another --output")
         return
     now = _made_of(recipe.preparation)
     for name, value in now.items():

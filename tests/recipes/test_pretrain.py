@@ -130,6 +130,7 @@ def test_a_run_of_few_steps_validates_at_its_end() -> None:
         ("pretrain none --output OUT", "none: there is no such file or folder"),
         ("pretrain EMPTY --output OUT", "EMPTY: no audio in it"),
         ("pretrain IN --output RUN", "RUN: already holds another run (RUN/config.yaml); choose another --output"),
+        ("pretrain m.jsonl.gz --output RUN", "give --heldout 0 to continue a run that holds nothing out of these"),
         ("pretrain IN --output IN/0.wav", "0.wav: a file, not a folder; choose another --output"),
         ("finetune IN --output OUT", "--init missing"),
         ("finetune IN --output OUT --init IN", "IN has no config.json, and 0 files of weights"),
@@ -147,6 +148,7 @@ def test_a_mistake_is_answered_before_any_work(
     Path("EMPTY").mkdir()
     Path("RUN").mkdir()
     Path("RUN/config.yaml").touch()
+    Path("m.jsonl.gz").touch()
     save_ctc(Path("MODEL"))
     if sentence == "usage":
         main(typed.split())
