@@ -104,7 +104,7 @@ class Stage:
 
 
 def read_config(paths: Sequence[Path], settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Read configs as `hubert fit` does: a later one overrides an earlier one.
+    """Read configs as `hubert fit` does: a later one overrides an earlier one. What is null counts as not given.
 
     Args:
         paths: YAML files.
@@ -133,7 +133,7 @@ def read_config(paths: Sequence[Path], settings: Sequence[str] = ()) -> dict[str
         if not isinstance(merged[key].get("init_args", {}), dict):
             raise UserError(f"{key}.init_args is {merged[key]['init_args']!r:.40}; give names and values")
     check_keys(merged)
-    return merged
+    return {key: _given(value) for key, value in merged.items()}
 
 
 def stages_of(config: Mapping[str, Any]) -> list[Stage]:
@@ -317,6 +317,13 @@ def _number(values: Mapping[str, Any], key: str, default: float, place: str, lea
     if type(value) not in (int, float) or not least <= value < math.inf:
         raise UserError(f"{place}.{key} is {value!r:.40}; a plan needs a number, at least {least:g}")
     return float(value)
+
+
+def _given(value: Any) -> Any:  # Any: a value of a config
+    """Leave out keys that are null: the config of a run states what nobody set."""
+    if isinstance(value, list):
+        return [_given(one) if isinstance(one, dict) else one for one in value]
+    return {key: _given(one) for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def _merged(first: dict[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hubert_lightning.planning.plan import Machine, TrainingPlan, plan_labels, p
 from hubert_lightning.planning.settings import audio_hours, encoder_of, read_config, stages_of
 from hubert_lightning.planning.steps import Batch, encoder_work, step_cost, step_work
 from hubert_lightning.planning.workload import Workload
+from hubert_lightning.training.hubert_cli import HubertCLI
 
 FULL = sorted(
     str(path.relative_to(configs_folder()))
@@ -301,6 +302,16 @@ def test_listed_devices_are_counted_and_null_is_the_default(tmp_path: Path) -> N
     assert stages_of(config)[0].step_seconds == 2 * 4 * 87.5
     assert audio_hours(config) is None
     assert audio_hours({"data": {"init_args": None}}) is None
+
+
+@pytest.mark.parametrize("config", ["pretrain/small.yaml", "finetune/small.yaml", "finetune/100h.yaml"])
+def test_the_config_that_a_run_writes_is_planned_as_the_one_it_was_started_with(config: str, tmp_path: Path) -> None:
+    """A run states every option, most of them null, and classes with their arguments."""
+    parsed = HubertCLI("fit", ["--config", str(packaged(config))])
+    (tmp_path / "config.yaml").write_text(str(parsed.parser.dump(parsed.config, skip_none=False)))
+    content = read_config([tmp_path / "config.yaml"])
+    assert stages_of(content) == stages_of(read_config([packaged(config)]))
+    assert audio_hours(content) == audio_hours(read_config([packaged(config)]))
 
 
 @pytest.mark.parametrize(("name", "layers"), [("base-ls960", 12), ("large-ll60k", 24), ("xlarge-ls960-ft", 48)])
