@@ -24,6 +24,7 @@ from hubert_lightning.recipes.recipe import (
     words_of,
 )
 from hubert_lightning.recipes.run import check_page, execute, metrics_of, write_page
+from hubert_lightning.training.checkpoints import LAST
 
 CSV_SHARE = 0.1
 """Share that `hubert prepare csv` holds out by itself, which a long form leaves out."""
@@ -38,7 +39,7 @@ class FinetuningRun:
     Args:
         folder: Folder of the run.
         checkpoint: Best checkpoint, for `Transcriber.from_pretrained` and `hubert transcribe`.
-        metrics: Metrics of the last validation and training step, such as `val/wer`, by name.
+        metrics: Metrics when this checkpoint was saved, such as `val/wer`, by name; `steps` is that of the whole run.
         report: Web page that shows the run; None if it was not asked for.
     """
 
@@ -132,8 +133,9 @@ def finetune(
     recipe = _recipe(paths, dev, preparation, init, folder, config, steps, lr, batch_seconds, words_of(options))
     execute(recipe, progress)
     best = folder / "best.ckpt"
+    checkpoint = best if best.is_file() else folder / LAST
     page = write_page(folder, progress) if report else None
-    return FinetuningRun(folder, best if best.is_file() else folder / "last.ckpt", metrics_of(folder), page)
+    return FinetuningRun(folder, checkpoint, metrics_of(folder, checkpoint), page)
 
 
 def _preparation(

@@ -121,7 +121,7 @@ def pretrain(
     iterations = iterations_in(folder)
     last = iterations[-1] if iterations else folder
     page = write_page(folder, progress) if report else None
-    return PretrainingRun(folder, last / "last.ckpt", iterations, metrics_of(last), page)
+    return PretrainingRun(folder, last / "last.ckpt", iterations, metrics_of(last, last / "last.ckpt"), page)
 
 
 def iterations_in(folder: Path) -> tuple[Path, ...]:

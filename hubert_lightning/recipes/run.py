@@ -9,7 +9,8 @@ from hubert_lightning.first_process import is_first_process
 from hubert_lightning.recipes import preparation
 from hubert_lightning.recipes.recipe import Recipe
 from hubert_lightning.training import experiment
-from hubert_lightning.training.run_folder import kept_metrics
+from hubert_lightning.training.checkpoints import LAST
+from hubert_lightning.training.run_folder import kept_metrics, metrics_at
 
 
 def execute(recipe: Recipe, progress: bool) -> None:
@@ -47,9 +48,9 @@ def check_page() -> None:
     check_installed("plotly", "or write no page: --report false")
 
 
-def metrics_of(folder: Path) -> dict[str, Any]:
-    """The last metrics of a finished run."""
-    return kept_metrics(folder)
+def metrics_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """The metrics of a finished run, when it saved a checkpoint of its folder."""
+    return kept_metrics(folder) | ({} if checkpoint.name == LAST else metrics_at(checkpoint))
 
 
 def write_page(folder: Path, progress: bool) -> Path | None:

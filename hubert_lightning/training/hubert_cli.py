@@ -73,7 +73,7 @@ from hubert_lightning.training.run_config import (
 )
 from hubert_lightning.training.run_folder import METRICS, check_files, names_manifests, restore_given_config, write_json
 from hubert_lightning.training.run_identity import early_stop
-from hubert_lightning.training.run_state import check_entries, check_run, check_state
+from hubert_lightning.training.run_state import check_entries, check_run, check_state, check_steps
 from hubert_lightning.training.wandb_runs import is_wandb, log_once
 
 Verb = Literal["fit", "validate", "test", "predict"]
@@ -305,6 +305,7 @@ class HubertCLI(LightningCLI):
                 )
             check_weights(self.model, checkpoint, path)
             check_state(self.trainer, checkpoint, path, "fit_loop")
+            check_steps(self.trainer.max_steps, checkpoint, path)
             check_entries(checkpoint, type(self.datamodule).__qualname__, path)
             if make:
                 check_run(self.model, make, checkpoint, path)

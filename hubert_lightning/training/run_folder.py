@@ -22,7 +22,7 @@ from hubert_lightning.untrusted.yaml_file import MAX_CONFIG_BYTES, parse_yaml
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
-KEPT_CONFIG, KEPT_METRICS = "config", "final_metrics"
+KEPT_CONFIG, KEPT_METRICS, SAVED_METRICS = "config", "final_metrics", "metrics"
 """Entries of a checkpoint with the copies."""
 
 
@@ -168,6 +168,12 @@ def kept_metrics(folder: Path) -> dict[str, Any]:
         return dict(saved)
     log.warning("%s: corrupt; the run resumes from %s to write it again", path, LAST)
     return {}
+
+
+def metrics_at(checkpoint: Path) -> dict[str, Any]:
+    """Read the metrics that the run had when it saved a checkpoint; empty if they cannot be read."""
+    metrics = _read_entry(checkpoint, SAVED_METRICS)
+    return dict(metrics) if isinstance(metrics, dict) else {}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

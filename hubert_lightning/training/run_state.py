@@ -1,5 +1,6 @@
 """The state of a run in a checkpoint, checked before the run resumes: loops, callbacks, data and metrics."""
 
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from hubert_lightning.errors import UserError
 from hubert_lightning.pretrained.weights import abbreviated
+from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 from hubert_lightning.training.lightning_internals import callbacks_of, optimizer_steps
 from hubert_lightning.training.optimizer_state import check_optimizer, check_schedule
 from hubert_lightning.training.restoring import ADVICE, check_counts, is_finite_number
@@ -43,6 +45,8 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
     states = checkpoint.get("callbacks", {})
     if not isinstance(states, Mapping):
         raise UserError(f"{path}: its callbacks are {states!r:.40}, not states of callbacks; {ADVICE}")
+    if loop == "fit_loop":
+        _check_best_checkpoints(trainer, states, path)
     for callback in callbacks_of(trainer):
         if callback.state_key in states:
             what, expected = f"{path}: the state of {type(callback).__name__}", callback.state_dict()
@@ -50,6 +54,19 @@ def check_state(trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, loo
             _check_like(state, expected, what)
             if missing := expected.keys() - state.keys():
                 raise UserError(f"{what} lacks {abbreviated(missing)}; {ADVICE}")
+
+
+def _check_best_checkpoints(trainer: Trainer, states: Mapping[str, Any], path: Path) -> None:
+    """Refuse to choose the best checkpoints of a run by another metric than before, whose values are not comparable."""
+    ours = {callback.state_key for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoints)}
+    saved = {key for key in states if isinstance(key, str) and key.startswith(BestCheckpoints.__name__)}
+    if saved - ours and ours - saved:
+        before, now = (re.findall(r"'monitor': '([^']*)'", key) for key in (min(saved - ours), min(ours - saved)))
+        if before != now:
+            raise UserError(
+                f"{path}: its best checkpoints are chosen by {''.join(before)}, not by {''.join(now)}; keep the "
+                "monitor of BestCheckpoints, or start another run with another --output"
+            )
 
 
 def _check_like(value: Any, expected: Any, what: str, exact: bool = False) -> None:
@@ -100,6 +117,24 @@ def check_run(
         states[name] = listed[0]
     check_optimizer([*model.parameters()], make, states["optimizer_states"], path)
     check_schedule(states["lr_schedulers"], len(states["optimizer_states"]["param_groups"]), path)
+
+
+def check_steps(max_steps: int, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse to end a run before the step of its checkpoint: its model would be one in the middle of its schedule.
+
+    Args:
+        max_steps: Steps of the run; -1 for any number.
+        checkpoint: Content of the checkpoint.
+        path: Path of the checkpoint, for errors.
+
+    Raises:
+        UserError: The checkpoint has more steps.
+    """
+    if 0 < max_steps < checkpoint["global_step"]:
+        raise UserError(
+            f"{path}: saved after step {checkpoint['global_step']}, and the run is to end after step {max_steps}; give "
+            f"at least {checkpoint['global_step']} steps (max_steps), or start another run with another --output"
+        )
 
 
 def check_entries(checkpoint: Mapping[str, Any], data: str, path: Path) -> None:

@@ -218,6 +218,27 @@ def test_a_finished_run_with_corrupt_metrics_is_finished(
     assert "finished already" in capsys.readouterr().out
 
 
+def test_an_unfinished_run_does_not_end_before_the_step_of_its_checkpoint(
+    manifests: Path, run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (run / "metrics.json").unlink()  # as of an interrupted run
+    sentence = refused(capsys, [*short_finetuning(manifests, run), "--trainer.max_steps=3"])
+    assert f"{run / 'last.ckpt'}: saved after step {FINETUNING_STEPS}, and the run is to end after step 3" in sentence
+    main(short_finetuning(manifests, run))
+    assert json.loads((run / "metrics.json").read_text())["steps"] == FINETUNING_STEPS
+
+
+def test_a_run_does_not_choose_its_best_checkpoints_by_another_metric(
+    manifests: Path, run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    callbacks = "[{class_path: hubert_lightning.BestCheckpoints, init_args: {monitor: val/cer, keep: 3}}]"
+    more = ["--trainer.max_steps=8", f"--trainer.callbacks={callbacks}"]
+    sentence = refused(capsys, [*short_finetuning(manifests, run), *more])
+    assert (
+        f"{run / 'last.ckpt'}: its best checkpoints are chosen by val/wer, not by val/cer; keep the monitor" in sentence
+    )
+
+
 def edited(manifest: Path, path: Path, edit: Callable[[list[Cut]], list[Cut]]) -> Path:
     write_manifest(edit(list(read_manifest(manifest))), path)
     return path

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from hubert_lightning.interrupts import Interrupted, name_of
+from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 from hubert_lightning.training.task import logs_step
 from hubert_lightning.training.wandb_runs import alert, mark_preempted, warn
 
@@ -15,7 +16,7 @@ AVERAGED = 20
 WAITING = 0.5
 """Fraction of the time in which training waits for data, above which a warning comes."""
 RISEN = 0.1
-"""Rise of the word error rate above its lowest value, from which a warning comes."""
+"""Rise of an error rate above its lowest value, from which a warning comes."""
 SHOWN = ("val/wer", "val/cer", "val/masked_accuracy", "val/loss", "train/loss")
 """Metrics in the alert of a finished run, as far as it has them."""
 
@@ -24,7 +25,7 @@ class RunAlerts(Callback):
     """Warn, in the log and by a W&B alert, of trouble in any run, and tell W&B's users how the run ended.
 
     Warnings are of skipped steps (the first, the tenth, the hundredth, …), of training that waits for data half of the
-    time, and of a validation that is not finite or whose word error rate has risen. At the end the alert says that the
+    time, and of a validation that is not finite or whose error rate has risen. At the end the alert says that the
     run is finished, was interrupted and will resume, or failed. Each warning comes once, also over restarts.
     """
 
@@ -78,22 +79,24 @@ class RunAlerts(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics, step = trainer.callback_metrics, trainer.global_step
-        loss, wer = float(metrics.get("val/loss", 0.0)), metrics.get("val/wer")
+        loss = float(metrics.get("val/loss", 0.0))
         if not math.isfinite(loss):
             self._once(
                 trainer,
                 "validation not finite",
                 f"step {step}: val/loss is {loss}; resume from an earlier checkpoint with a lower learning rate",
             )
-        if wer is None:
+        name, kept = _watched_rate(trainer)
+        if name not in metrics:
             return
-        self._lowest_wer = min(self._lowest_wer, float(wer))
-        if float(wer) > self._lowest_wer + RISEN:
+        rate = float(metrics[name])
+        self._lowest_wer = min(self._lowest_wer, rate)
+        if rate > self._lowest_wer + RISEN:
             self._once(
                 trainer,
-                "WER has risen",
-                f"step {step}: val/wer has risen from {self._lowest_wer:.3f} to {float(wer):.3f}; best.ckpt is kept; "
-                "lower the learning rate, or train fewer steps",
+                f"{'WER' if name.startswith('val/wer') else 'CER'} has risen",
+                f"step {step}: {name} has risen from {self._lowest_wer:.3f} to {rate:.3f}; {kept}lower the learning "
+                "rate, or train fewer steps",
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,3 +122,11 @@ class RunAlerts(Callback):
         if title not in self._warned:
             self._warned.add(title)
             warn(trainer, title, text)
+
+
+def _watched_rate(trainer: Trainer) -> tuple[str, str]:
+    """The error rate by which the best checkpoint is chosen, or val/wer; and what has become of that checkpoint."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, BestCheckpoints) and (callback.monitor or "").startswith(("val/wer", "val/cer")):
+            return str(callback.monitor), "best.ckpt is kept; "
+    return "val/wer", ""

@@ -42,7 +42,8 @@ class RunProgress(ProgressBar):
         self._enabled = True
         self._resources = ExitStack()
         self._bar: Bar | None = None
-        self._step = 0
+        self._step = self._first_step = 0
+        self._validated = False
         self._numbers: dict[str, float] = {}
 
     def disable(self) -> None:
@@ -90,11 +91,15 @@ class RunProgress(ProgressBar):
         if trainer.state.fn != TrainerFn.FITTING:
             self._end(trainer.callback_metrics)
         elif self._bar is not None and not trainer.sanity_checking:
+            self._validated = True
             self._read(trainer.callback_metrics)
             self._bar(0, self._note())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end(trainer.callback_metrics)
+        """End the bar with what this process has measured; metrics of a checkpoint that it resumed from are older."""
+        trained = any(logs_step(trainer, step) for step in range(self._first_step + 1, trainer.global_step + 1))
+        metrics = trainer.callback_metrics.items()
+        self._end({name: of for name, of in metrics if (self._validated if name.startswith("val/") else trained)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -145,7 +150,8 @@ class RunProgress(ProgressBar):
     def _open_fit(self, trainer: Trainer) -> None:
         if self._bar is not None or not self._enabled:
             return
-        self._step, self._numbers = trainer.global_step, {}
+        self._step = self._first_step = trainer.global_step
+        self._numbers, self._validated = {}, False
         if self._step:
             say(f"{self.title}: resumes after step {self._step}")
         steps = _finite(trainer.estimated_stepping_batches)

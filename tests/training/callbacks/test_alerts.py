@@ -6,6 +6,7 @@ import torch
 
 from hubert_lightning.interrupts import Interrupted
 from hubert_lightning.training.callbacks.alerts import AVERAGED, RunAlerts
+from hubert_lightning.training.callbacks.best_checkpoints import BestCheckpoints
 
 
 class Run:
@@ -32,6 +33,7 @@ def trainer_of(run: Run, **metrics: float) -> Any:
         state=SimpleNamespace(fn="fit"),
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
         loggers=[SimpleNamespace(log_table=None, experiment=run)],
+        checkpoint_callbacks=[],
     )
 
 
@@ -75,6 +77,18 @@ def test_a_risen_word_error_rate_is_told() -> None:
     [(title, text, _)] = run.alerts
     assert title == "WER has risen"
     assert "from 0.200 to 0.310" in text
+    assert "best.ckpt" not in text  # which this run does not have
+
+
+def test_the_rate_that_chooses_the_best_checkpoint_is_watched() -> None:
+    run, watch = Run(), RunAlerts()
+    for mean, wer in ((2.0, 0.2), (1.5, 0.5), (1.4, 0.9), (1.6, 0.2)):
+        trainer = trainer_of(run, **{"val/cer/mean_of_languages": mean, "val/wer": wer})
+        trainer.checkpoint_callbacks = [BestCheckpoints(monitor="val/cer/mean_of_languages")]
+        watch.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    [(title, text, _)] = run.alerts
+    assert title == "CER has risen"
+    assert "val/cer/mean_of_languages has risen from 1.400 to 1.600; best.ckpt is kept" in text
 
 
 def test_a_validation_that_is_not_finite_is_told() -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from hubert_lightning import progress_bar
 from hubert_lightning.cli import main
+from hubert_lightning.training.callbacks.progress import RunProgress
 
 PRETRAINING = ["--config", str(ROOT / "configs/demo.yaml"), "--config", str(ROOT / "tests/smoke.yaml")]
 FINETUNING = ["--config", str(ROOT / "configs/demo-finetune.yaml"), "--config", str(ROOT / "tests/smoke-finetune.yaml")]
@@ -124,3 +126,18 @@ def test_two_ranks_print_each_message_once(manifests: Path, tmp_path: Path) -> N
         assert len(set(texts)) == len(texts), lines
         assert [noise for noise in NOISE if noise in done.stdout + done.stderr] == []
         assert sum(" 2 steps in " in line for line in lines) == 1
+
+
+def test_a_resumed_run_ends_with_numbers_that_it_has_measured_itself() -> None:
+    bar = RunProgress()
+    shown = SimpleNamespace(note="")
+    trainer: Any = SimpleNamespace(global_step=20, log_every_n_steps=20, estimated_stepping_batches=30)
+    for step, validates, note in ((25, False, ""), (25, True, "1.0 % in validation"), (45, False, "loss 2.000")):
+        bar._bar, trainer.global_step = None, 20
+        bar._resources.enter_context = lambda _: shown  # type: ignore[method-assign, assignment]
+        bar._open_fit(trainer)
+        bar._bar, shown.note = shown, ""  # type: ignore[assignment]
+        bar._validated, trainer.global_step = validates, step
+        trainer.callback_metrics = {"train/loss": 2.0, "val/masked_accuracy": 0.01}
+        bar.on_train_end(trainer, None)  # type: ignore[arg-type]
+        assert shown.note == note
