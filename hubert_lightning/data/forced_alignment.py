@@ -299,6 +299,7 @@ def _alone(speech: Speech) -> Aligned | Failure:
     finally:
         if process.is_alive():
             process.kill()
+        process.join()
         receiver.close()
     if isinstance(result, Exception):
         raise result
@@ -321,8 +322,8 @@ def _ended(status: int) -> Failure:
     """
     if status == -signal.SIGKILL:
         return Failure(
-            "the process that aligned it was killed, as the system does when memory runs out; start the command again "
-            "with fewer --num_workers, or give it more memory"
+            "the process that aligned it was killed, as the system does when memory runs out; give the command more "
+            "memory, or cut the recording into shorter ones"
         )
     name = signal.Signals(-status).name if status < 0 else f"status {status}"
     if status < 0 and -status not in CRASHES:

@@ -1,5 +1,6 @@
 """`hubert phones`: transcripts to TextGrids, by pocketsphinx and espeak-ng."""
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -222,7 +223,7 @@ class _Abort(_Kill):
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        (_Kill, "was killed, as the system does when memory runs out; start the command again with fewer"),
+        (_Kill, "was killed, as the system does when memory runs out; give the command more memory, or cut"),
         (_Terminate, "was ended by SIGTERM; start the command again"),
         (_Abort, r"pocketsphinx crashed on it \(SIGABRT\)"),
     ],
@@ -231,6 +232,13 @@ def test_the_end_of_a_process_is_blamed_on_what_ended_it(kind: type[_Kill], sent
     result = forced_alignment._alone(kind(b"", [], {}))
     assert isinstance(result, Failure)
     assert re.search(sentence, result.reason)
+
+
+def test_no_process_is_left_of_an_utterance_that_is_aligned_alone(train_cuts: CutSet, english: Pronunciations) -> None:
+    before = set(multiprocessing.process._children)  # type: ignore[attr-defined]  # active_children() would join them
+    speech = speech_of(min(train_cuts, key=lambda cut: cut.duration), english)
+    assert isinstance(forced_alignment._alone(speech), Aligned)
+    assert set(multiprocessing.process._children) == before  # type: ignore[attr-defined]
 
 
 def test_an_utterance_whose_audio_is_too_short_for_its_words_has_no_alignment(
