@@ -23,7 +23,7 @@ FORMAT: Final = "transformers"
 LATER = "the folder is written, so `hf upload {name} {folder} .` sends it later"
 
 
-def save_model(model: HubModel, folder: Path, card: CardFacts = CardFacts(), name: str | None = None) -> Path:
+def save_model(model: HubModel, folder: Path | str, card: CardFacts = CardFacts(), name: str | None = None) -> Path:
     """Write a model to a new folder in the format of transformers, with its K-means and a card.
 
     Args:
@@ -38,7 +38,7 @@ def save_model(model: HubModel, folder: Path, card: CardFacts = CardFacts(), nam
     Raises:
         UserError: The folder exists already, or the model cannot be saved.
     """
-    parts = model.model_parts()
+    folder, parts = Path(folder), model.model_parts()
     if folder.exists():
         raise UserError(f"{folder}: exists already; remove it or choose another folder")
     with new_folder(folder) as new:

@@ -56,6 +56,14 @@ def test_an_encoder_comes_back_from_its_folder_equal_to_the_bit(tmp_path: Path) 
         assert not back.training
 
 
+def test_a_folder_is_named_by_a_text_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hl.save_model(encoder_of(), "mine") == Path("mine")
+    assert (tmp_path / "mine/README.md").is_file()
+    with pytest.raises(UserError, match="mine: exists already"):
+        hl.save_model(encoder_of(), Path("mine"))
+
+
 def test_transformers_opens_the_folder_of_an_encoder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     encoder = encoder_of()
