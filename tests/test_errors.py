@@ -53,7 +53,7 @@ def test_a_later_room_explains_errors_that_the_end_of_its_process_causes(monkeyp
 
 
 def test_the_rooms_that_start_processes_explain_their_ends() -> None:
-    assert errors._explanations[-2:] == [killed_worker, ended_rank]
+    assert {killed_worker, ended_rank} <= set(errors._explanations)
 
 
 @pytest.mark.parametrize("number", [-1, 11, float("nan"), float("inf")])
