@@ -94,7 +94,8 @@ def test_a_config_that_logs_to_wandb_needs_it(
     assert "wandb is not installed; install it with: pip install 'wandb>=0.19', or edit" in refused(capsys, *typed)
 
 
-def test_a_logger_of_pictures_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_logger_of_pictures_needs_matplotlib_on_every_rank(is_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     class Pictures(Logger):
         name, version = "pictures", "1"
 
@@ -105,6 +106,7 @@ def test_a_logger_of_pictures_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) 
         def log_image(self) -> None: ...
 
     without(monkeypatch, "matplotlib")
+    monkeypatch.setattr(Trainer, "is_global_zero", is_first)
     check_drawing(Trainer(logger=False, accelerator="cpu", enable_checkpointing=False))
     with pytest.raises(UserError, match="matplotlib is not installed"):
         check_drawing(Trainer(logger=Pictures(), accelerator="cpu", enable_checkpointing=False))

@@ -4,7 +4,7 @@ import logging
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lhotse.cut import Cut
 from lightning import Trainer
 
 from hubert_lightning.data.manifest import transcript
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, counted
 from hubert_lightning.frames import CLOCK, Clock, num_frames, seconds_to_samples
 from hubert_lightning.vocabulary import Vocabulary
 
@@ -60,6 +60,24 @@ def check_order(trainer: Trainer, order: Sequence[int], paths: Sequence[Path]) -
         raise UserError(
             f"data.train names the manifests of {trainer.ckpt_path} in another order, and this strategy has "
             f"planned its batches already; give data.train as [{names}]"
+        )
+
+
+def warn_of_common(train: Set[str], validation: Set[str]) -> None:
+    """Warn of utterances that a model both trains on and is validated on.
+
+    Args:
+        train: Ids of the training utterances.
+        validation: Ids of the validation utterances.
+    """
+    if common := sorted(train & validation):
+        verb = "are" if len(common) > 1 else "is"
+        log.warning(
+            "%s, such as %s, %s among the training and the validation utterances, so the WER of validation does not "
+            "tell how well unseen speech is transcribed; give other utterances in data.validation",
+            counted(len(common), "utterance"),
+            common[0],
+            verb,
         )
 
 

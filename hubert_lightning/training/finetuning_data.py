@@ -31,6 +31,7 @@ from hubert_lightning.training.data_checks import (
     check_masks,
     check_order,
     check_transcripts,
+    warn_of_common,
 )
 from hubert_lightning.training.loaders import (
     MAX_WORKERS,
@@ -158,6 +159,8 @@ class TranscribedData(LightningDataModule):
                 check_transcripts(self.cuts[part], trainer_and_model(self)[1].vocabulary, part == "train", self.clock)
             else:
                 self.cuts[part] = self.cuts[part].drop_supervisions().to_eager()  # transcripts do not matter
+        if stage == "fit" and "validation" in self.cuts:
+            warn_of_common({cut.id for cut in self.cuts["train"]}, {cut.id for cut in self.cuts["validation"]})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the records of the manifests and the amount of audio."""
