@@ -106,6 +106,8 @@ def choose(
         proposal = propose(measures)
         chosen_layer, clusters = proposal.layer, proposal.clusters
         log.info("chosen: %s, %d clusters: %s", _named(chosen_layer), clusters, proposal.reason)
+        if proposal.doubt:
+            log.warning("%s", proposal.doubt)
         _keep(record, settings, measures, proposal)
     return Choice(chosen_layer, clusters if isinstance(recipe.clusters, str) else recipe.clusters)
 

@@ -18,14 +18,16 @@ class Proposal(NamedTuple):
         layer: Layer, counted from 1; None for MFCCs.
         clusters: Number of clusters.
         reason: Why, in one sentence.
+        doubt: Why these clusters should not be trained on, and what to do; empty where they may.
     """
 
     layer: int | None
     clusters: int
     reason: str
+    doubt: str = ""
 
 
-def propose(measures: Sequence[Measures]) -> Proposal:
+def propose(measures: Sequence[Measures], frames: int | None = None) -> Proposal:
     """Propose a layer and a number of clusters.
 
     Both have the most content: bits that a unit reveals of the speech around it, beyond what it reveals of the
@@ -35,17 +37,45 @@ def propose(measures: Sequence[Measures]) -> Proposal:
 
     Args:
         measures: Measures of layers and numbers of clusters. Layer 0 is no candidate, since labels come from layers.
+        frames: Frames of the smaller half of the sample. Numbers of clusters that have fewer than ten frames each are
+            no candidates where others have more.
 
     Returns:
         The proposal.
     """
-    layers = [row for row in measures if row.layer is None or row.layer > 0]
+    measured = [row for row in measures if row.layer is None or row.layer > 0]
+    layers = [row for row in measured if not is_too_many(row.clusters, frames)] or measured
     total: dict[int | None, float] = {}
     for row in layers:
         total[row.layer] = total.get(row.layer, 0.0) + row.content
     layer = max(total, key=lambda name: total[name])
     best = max((row for row in layers if row.layer == layer), key=lambda row: row.content)
-    return Proposal(layer, best.clusters, _reason(best, len(total), len({row.clusters for row in layers})))
+    reason = _reason(best, len(total), len({row.clusters for row in layers}))
+    return Proposal(layer, best.clusters, reason, _doubt(best, frames))
+
+
+def is_too_many(clusters: int, frames: int | None) -> bool:
+    """Whether clusters have fewer than ten frames each.
+
+    Args:
+        clusters: Number of clusters.
+        frames: Frames of the smaller half of the sample; None if they are not known.
+    """
+    return frames is not None and clusters * FRAMES_A_CLUSTER > frames
+
+
+def _doubt(best: Measures, frames: int | None) -> str:
+    if is_too_many(best.clusters, frames):
+        return (
+            f"half of the sample has {frames} frames, and {best.clusters} clusters need {FRAMES_A_CLUSTER} frames each;"
+            " give more recordings, or fewer clusters"
+        )
+    if best.content <= 0:
+        return (
+            f"a unit of the best, {best.clusters} clusters of {best.name}, reveals nothing of the speech 40 ms later "
+            f"({best.content:.2f} bits); give more recordings, or fewer clusters"
+        )
+    return ""
 
 
 def _reason(best: Measures, layers: int, numbers: int) -> str:

@@ -28,7 +28,7 @@ from hubert_lightning.files import write_all
 from hubert_lightning.model.devices import choose_device
 from hubert_lightning.pretrained.load import load_encoder
 from hubert_lightning.units.abx import check_abx
-from hubert_lightning.units.proposal import Proposal, grid_for, propose
+from hubert_lightning.units.proposal import FRAMES_A_CLUSTER, Proposal, grid_for, is_too_many, propose
 from hubert_lightning.units.stretches import SpeechSample, draw_speech
 from hubert_lightning.units.survey import Measures, survey
 
@@ -59,6 +59,8 @@ CURVES = {
     "speaker_information": "speaker information",
 }
 """Measures of the figure, with their labels."""
+PROPOSED = ("layer", "clusters", "reason")
+"""Keys of the proposal in quality.json."""
 UNLIMITED = 10_000
 """Characters of a line to which no table comes."""
 
@@ -76,6 +78,9 @@ def quality(
 
     No transcripts are needed. One pass over the audio judges all layers and numbers of clusters. With phones
     (`hubert prepare alignments`), PNMI and purities are measured as well.
+
+    Nothing is proposed where each cluster has fewer than ten frames, or the best units reveal nothing of the speech
+    around them.
 
     Args:
         checkpoint: Model in any format.
@@ -100,7 +105,7 @@ def quality(
     num_workers = default_workers()
     layers = survey(all_layers_extractor(encoder, with_input=True), sample, numbers, seed, num_workers, tokens)
     of_mfcc = survey(mfcc_extractor(clock=clock), sample, numbers, seed, num_workers, tokens)
-    proposal = propose(layers)
+    proposal = propose(layers, sample.least)
     _report(checkpoint, sample, [*of_mfcc, *layers], proposal, Path(output))
 
 
@@ -150,8 +155,17 @@ def _report(
         _print_table(console, of_number, "ABX errors of", "A, B and X of one speaker, and X of another", ABX_COLUMNS)
     for sentence in _remarks(sample, of_number):
         console.print(sentence, soft_wrap=True, highlight=False)
+    if too_many := [number for number in numbers if is_too_many(number, sample.least)]:
+        console.print(
+            f"warning: fewer than {FRAMES_A_CLUSTER} frames a cluster for {', '.join(map(str, too_many))} clusters "
+            f"(half of the sample has {sample.least} frames), which are not proposed",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print(
-        f"proposed: layer {proposal.layer}, {proposal.clusters} clusters: {proposal.reason}; in YAML: "
+        f"nothing is proposed: {proposal.doubt}"
+        if proposal.doubt
+        else f"proposed: layer {proposal.layer}, {proposal.clusters} clusters: {proposal.reason}; in YAML: "
         f"layer: {proposal.layer}, clusters: {proposal.clusters}, or auto for both",
         soft_wrap=True,
         highlight=False,
@@ -171,8 +185,8 @@ def as_json(measures: Sequence[Measures], proposal: Proposal, sample: SpeechSamp
         sample: Speech that was judged.
 
     Returns:
-        JSON: the layers with the proposed number of clusters by name, as `hubert report` reads them; "proposal";
-        "surveys", all layers by the number of clusters; and "sample".
+        JSON: the layers with the proposed number of clusters by name, as `hubert report` reads them; "proposal", None
+        if nothing is proposed; "surveys", all layers by the number of clusters; and "sample".
     """
     surveys: dict[str, dict[str, Any]] = {}
     for row in measures:
@@ -183,7 +197,7 @@ def as_json(measures: Sequence[Measures], proposal: Proposal, sample: SpeechSamp
         **{row.name: row.as_numbers() for row in proposed if row.layer != 0},
         "clusters": proposal.clusters,
         "best_layer": max(layers, key=lambda row: row.pnmi).layer if layers else None,
-        "proposal": proposal._asdict(),
+        "proposal": None if proposal.doubt else {name: getattr(proposal, name) for name in PROPOSED},
         "surveys": surveys,
         "sample": {"frames": len(sample.fit), "speakers": sample.num_speakers or None, "halves_of": sample.split},
     }
@@ -265,13 +279,15 @@ def _drawn(measures: Sequence[Measures], proposal: Proposal) -> Figure:
                 [row.layer for row in layers], [getattr(row, name) for row in layers], "o-", color=colours[number]
             )
             axes.axhline(getattr(rows[0], name), color=colours[number], ls=":", lw=1)
-        axes.axvline(proposal.layer or 0, color=GREY, lw=0.6, zorder=0)
+        if not proposal.doubt:
+            axes.axvline(proposal.layer or 0, color=GREY, lw=0.6, zorder=0)
         axes.set(ylabel=label, xlabel="layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     handles = [Line2D([], [], color=colours[number], marker="o", label=f"{number} clusters") for number in numbers]
     handles.append(Line2D([], [], color="black", ls=":", label="MFCC"))
-    handles.append(Line2D([], [], color=GREY, lw=0.6, label="proposed layer"))
+    if not proposal.doubt:
+        handles.append(Line2D([], [], color=GREY, lw=0.6, label="proposed layer"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure

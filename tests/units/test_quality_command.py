@@ -16,6 +16,7 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.features.extractors import all_layers_extractor
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.hubert import HubertEncoder
+from hubert_lightning.units.proposal import propose
 from hubert_lightning.units.quality_command import COLUMNS, quality, read_speech
 from hubert_lightning.units.stretches import draw_speech
 from hubert_lightning.units.survey import survey
@@ -84,6 +85,29 @@ def test_a_plain_folder_is_judged_without_phones_and_speakers(
     assert kept["sample"]["halves_of"] == "recordings"
     assert "speakers are not known: speaker information is left out" in said
     assert "no utterance has phones" in said
+
+
+def test_numbers_of_clusters_with_few_frames_are_not_proposed(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    quality(checkpoint, [folder], tmp_path, clusters=[5, 100], max_frames=500)
+    said, kept = capsys.readouterr().out, json.loads((tmp_path / "quality.json").read_text())
+    assert kept["clusters"] == 5
+    assert kept["surveys"].keys() == {"5", "100"}
+    assert "fewer than 10 frames a cluster for 100 clusters (half of the sample has " in said
+    quality(checkpoint, [folder], tmp_path, clusters=[100], max_frames=500)
+    said, kept = capsys.readouterr().out, json.loads((tmp_path / "quality.json").read_text())
+    assert kept["proposal"] is None
+    assert "proposed: layer" not in said
+    assert re.search(r"nothing is proposed: half of the sample has \d+ frames, and 100 clusters need 10", said)
+
+
+def test_units_that_reveal_nothing_of_the_speech_are_not_proposed(encoder: HubertEncoder, train_cuts: CutSet) -> None:
+    sample = draw_speech(list(train_cuts), [8], 1500, 0)
+    rows = survey(all_layers_extractor(encoder), sample, [8], seed=0)
+    assert not propose([replace(row, content=0.01) for row in rows], sample.least).doubt
+    nothing = propose([replace(row, content=-0.03) for row in rows], sample.least)
+    assert "8 clusters of layer 1, reveals nothing of the speech 40 ms later (-0.03 bits)" in nothing.doubt
 
 
 def test_one_speaker_has_no_speaker_information(
