@@ -73,12 +73,19 @@ class Mixing:
                     f"data.mixing.{name} is from {low} to {high}; give the lower ratio first, both in dB from -100 to "
                     "100"
                 )
-        for name, needed in (("noise", "probability"), ("rooms", "room_probability")):
+        for name, needed in (("noise", "probability"), ("noise", "noise_share"), ("rooms", "room_probability")):
             if getattr(self, name) == []:
                 raise UserError(f"data.mixing.{name} names no manifest; name one, or leave it out")
             if getattr(self, name) and not getattr(self, needed):
                 raise UserError(
                     f"data.mixing.{name} is given, and data.mixing.{needed} is 0, so it is not used; set both or none"
+                )
+        for name, needed in (("noise_share", "noise"), ("room_probability", "rooms")):
+            value, default = getattr(self, name), getattr(Mixing, name)
+            if value not in (0, default) and not getattr(self, needed):
+                raise UserError(
+                    f"data.mixing.{name} is {value}, and data.mixing.{needed} names no manifest, so it is not used; "
+                    "name one, or leave it out"
                 )
 
     @property

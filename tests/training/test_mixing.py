@@ -128,7 +128,7 @@ def test_as_many_utterances_are_mixed_as_the_probability_says() -> None:
 
 def test_a_short_noise_is_repeated_and_a_long_one_is_read_at_a_random_place(tmp_path: Path) -> None:
     short, long = noise(100, 5), noise(5 * SAMPLES, 6)
-    mixing = Mixing(probability=1.0, noise_share=1.0, max_overlap=1.0, noise_ratio=(3.0, 3.0))
+    mixing = Mixing(probability=1.0, noise_share=1.0, max_overlap=1.0, noise_ratio=(3.0, 3.0), noise=[tmp_path])
     rows = [noise(SAMPLES, row) for row in range(20)]
     for recording, whole in ((short, short.repeat(20)), (long, long)):
         cuts = cuts_in(tmp_path, recording)
@@ -417,6 +417,15 @@ def test_resumed_fine_tuning_trains_on_the_same_mixtures_and_refuses_other_noise
         ({"speech_ratio": (5, -5)}, "data.mixing.speech_ratio is from 5 to -5; give the lower ratio first"),
         ({"noise": []}, "data.mixing.noise names no manifest; name one, or leave it out"),
         ({"noise": ["n"]}, "data.mixing.noise is given, and data.mixing.probability is 0, so it is not used"),
+        (
+            {"probability": 0.2, "noise": ["n"], "noise_share": 0},
+            "data.mixing.noise is given, and data.mixing.noise_share is 0, so it is not used",
+        ),
+        (
+            {"probability": 0.2, "noise_share": 0.5},
+            "data.mixing.noise_share is 0.5, and data.mixing.noise names no manifest, so it is not used; name one",
+        ),
+        ({"room_probability": 0.5}, "data.mixing.room_probability is 0.5, and data.mixing.rooms names no manifest"),
         ({"rooms": ["r"], "room_probability": 0}, "data.mixing.rooms is given, and data.mixing.room_probability is 0"),
     ],
 )
