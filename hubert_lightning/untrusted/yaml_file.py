@@ -34,7 +34,7 @@ def read_yaml(path: Path, largest: int = MAX_CONFIG_BYTES) -> Any:
         OSError: The file cannot be read.
     """
     try:
-        return parse_yaml(read_regular(path, largest).decode())
+        return parse_yaml(_text(path, largest))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({_reason(error)}); correct it, or give another file") from error
 
@@ -91,19 +91,30 @@ def check_yaml(text: str) -> None:
 
 
 def check_yaml_file(path: Path) -> None:
-    """Check a YAML file that another reader is going to load.
+    """Check a config that another reader is going to load.
 
     Raises:
-        UserError: The file is not regular, too large, cannot be read, or is refused by `check_yaml`.
+        UserError: The file is not regular, too large, cannot be read, is refused by `check_yaml`, or holds anything but
+            keys with values.
     """
     try:
-        check_yaml(read_regular(path, MAX_CONFIG_BYTES).decode())
+        text = _text(path, MAX_CONFIG_BYTES)
+        check_yaml(text)
+        nodes = [event for event in yaml.parse(text, Loader=LOADER) if isinstance(event, yaml.NodeEvent)]
+        if not nodes or not isinstance(nodes[0], yaml.MappingStartEvent):
+            raise UserError(f"{path}: not a config, which is YAML with lines such as 'key: value'; correct the path")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not YAML ({_reason(error)}); give a config") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({_reason(error)}); correct it, or give another config") from error
+
+
+def _text(path: Path, largest: int) -> str:
+    if path.is_file() and path.stat().st_size > largest:
+        raise UserError(f"{path}: has more than {largest} bytes, where a config has a few thousand; correct the path")
+    return read_regular(path, largest).decode()
 
 
 def _reason(error: Exception) -> str:

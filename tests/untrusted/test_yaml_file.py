@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import refused
 
 from hubert_lightning.cli import main
 from hubert_lightning.untrusted.yaml_file import check_yaml, parse_yaml, read_yaml
@@ -75,6 +76,32 @@ def test_an_unusable_config_is_refused_in_one_sentence(
     assert "Traceback" not in said
     assert "\n" not in said
     assert str(path) in said or command in ("average", "fit --model")
+
+
+@pytest.mark.parametrize(
+    "content", ["path,text\na.wav,secret\n", "- secret\n", "", "# secret\n", "secret: 'x\ny'\n- z"]
+)
+@pytest.mark.parametrize("verb", ["fit", "test", "average", "labels check", "kmeans fit"])
+def test_a_file_without_keys_is_no_config_and_is_not_shown(
+    verb: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(content)
+    said = refused(capsys, *verb.split(), "--config", str(path))
+    assert said.startswith(f"hubert: {path}: not ")
+    assert "; correct " in said
+    assert "secret" not in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_large_file_given_as_a_config_is_not_to_be_removed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "table.csv"
+    sparse(path)
+    for command in (["fit", "--config"], ["plan"], ["kmeans", "fit", "--config"]):
+        said = refused(capsys, *command, str(path))
+        assert said == (
+            f"hubert: {path}: has more than 10000000 bytes, where a config has a few thousand; correct the path\n"
+        )
 
 
 def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
