@@ -126,7 +126,7 @@ def test_a_list_is_several_arguments_or_one_in_brackets(call: Callable, typed: s
 @pytest.mark.parametrize(
     "typed", ["--hop 7 a.km b.km m out 100 --config {}", "--config={} --hop 7 a.km b.km m out 100"]
 )
-def test_options_count_more_than_a_config_and_lists_of_arguments_stay_plain_beside_one(
+def test_options_override_a_config_and_lists_of_arguments_stay_plain_beside_one(
     call: Callable, typed: str, tmp_path: Path
 ) -> None:
     (tmp_path / "c.yaml").write_text("hop: 5")

@@ -14,7 +14,8 @@ ARPABET = VOWELS | CONSONANTS
 NO_PHONES = frozenset(("sil", "spn"))
 """Silence, and spoken noise, in any set."""
 LEAST_SHARE = 0.8
-"""Share of the symbols that shows a set: foreign names may add a symbol. Of two parts, that of the smaller set."""
+"""Share of the symbols that must belong to a set, since foreign names may add one. Of two parts, share of the symbols
+of the part with fewer ones that the other part must have too."""
 
 
 def phone_set_of(symbols: Iterable[str]) -> str | None:
@@ -39,7 +40,7 @@ def phone_set_of(symbols: Iterable[str]) -> str | None:
 def check_one_phone_set(parts: Mapping[str, Mapping[str, Collection[str]]], way_out: str) -> None:
     """Refuse utterances whose phones are of different sets: a phone with two symbols would count as two.
 
-    Sets other than ARPAbet are told apart between parts alone, since an utterance has few of their symbols.
+    Sets other than ARPAbet are compared between parts only: one utterance has too few symbols for that.
 
     Args:
         parts: Name of each part, such as a manifest → symbols of each utterance by its id.

@@ -293,14 +293,14 @@ def _report(aligned: Sequence[Utterance], refused: Sequence[RefusedFile], total:
     spelled = {word.text: word.phones for utterance in aligned for word in utterance.words if word.phones is not None}
     console = Console()
     console.print(
-        f"phones of {len(aligned)} of {counted(total, 'utterance')} ({hours:.2f} h) in {out}",
+        f"aligned {len(aligned)} of {counted(total, 'utterance')} ({hours:.2f} h) into {out}",
         soft_wrap=True,
         markup=False,
     )
     if spelled:
         examples = ", ".join(f"{word} ({phones})" for word, phones in list(spelled.items())[:3])
         console.print(
-            f"{counted(len(spelled), 'word')} with espeak-ng's phones, not in the dictionary: {examples}",
+            f"took phones from espeak-ng for {counted(len(spelled), 'word')} that the dictionary lacks: {examples}",
             soft_wrap=True,
             markup=False,
         )

@@ -21,7 +21,7 @@ def check_pieces(max_duration: float, heldout: float) -> None:
 
 
 def named_once(sources: Sequence[Path]) -> dict[str, Path]:
-    """Name the manifest of each data set after its file or folder.
+    """Name the manifest of each dataset after its file or folder.
 
     Args:
         sources: Files or folders.
@@ -30,7 +30,7 @@ def named_once(sources: Sequence[Path]) -> dict[str, Path]:
         Data sets by the names of their manifests.
 
     Raises:
-        UserError: A data set is missing, or two have the same name.
+        UserError: A dataset is missing, or two have the same name.
     """
     by_name: dict[str, Path] = {}
     for source in map(Path, sources):

@@ -9,7 +9,7 @@ from lhotse.cut import Cut
 
 from hubert_lightning.data.audio_folder import AUDIO_SUFFIXES
 from hubert_lightning.data.refusals import RefusedFile
-from hubert_lightning.errors import UserError, counted
+from hubert_lightning.errors import UserError
 from hubert_lightning.files import check_regular, composed, printable, unfinished_file, write_whole
 from hubert_lightning.frames import SAMPLE_RATE, WINDOW
 from hubert_lightning.untrusted.text_file import UTF_16_MARKS
@@ -96,7 +96,7 @@ def find_textgrids(
                 f"{printable(named[1])} has its name but not its folders: give the folder above, or rename folders"
             )
         raise UserError(
-            f"{manifest}: {counted(len(cuts), 'utterance')}, and none has a TextGrid below {folder}, such as "
+            f"{manifest}: no utterance of {len(cuts)} has a TextGrid below {folder}, such as "
             f"{_without_suffix((named[0] if named else cuts[0]).id)}.TextGrid; {way_out}"
         )
     return textgrids, refused

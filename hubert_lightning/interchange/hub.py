@@ -56,7 +56,7 @@ def push_model(
         repo_id: Name on the hub, owner/name; created if it is not there.
         private: Whether a new repository is private.
         token: Token of the hub; default: that of `hf auth login` or HF_TOKEN.
-        card: Licence, languages and data sets for the model card.
+        card: Licence, languages and datasets for the model card.
 
     Returns:
         Address of the commit.

@@ -137,7 +137,7 @@ def _made_of(preparation: Preparation) -> dict[str, Any]:
 
 def _difference(name: str, before: object, now: object) -> str:
     if name == "files" and isinstance(before, int):
-        return f"{counted(before, 'recording')} in place of {now}"
+        return f"{counted(before, 'recording')}, and there are {now} now"
     if name == "content":
         return "recordings, or a table, that have changed since"
     return f"another {name.removesuffix('s')} ({before} there, {now} here)"

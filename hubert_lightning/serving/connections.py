@@ -17,8 +17,8 @@ class PatientConnection(H11Protocol):
 
     Args:
         patience: Seconds for a head, at least; at most twice as many.
-        *args: As of uvicorn.
-        **kwargs: As of uvicorn.
+        *args: Arguments of uvicorn's protocol.
+        **kwargs: Its keyword arguments.
     """
 
     def __init__(self, patience: float, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The loader of planned batches: the data set of batches, their plan, and the worker processes."""
+"""The loader of planned batches: the dataset of batches, their plan, and the worker processes."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -99,9 +99,9 @@ def draw_speech(
     sample = _sample(cuts, _drawn(cuts, max_frames, seed, clock), seed, clock)
     if sample.least < max(clusters):
         raise UserError(
-            f"too little audio for {max(clusters)} clusters, {counted(len(cuts), 'utterance')}: of the two halves, "
-            f"K-means is fitted on one and judged on the other, and one has {counted(sample.least, 'frame')}; give "
-            "more audio (or max_frames), or ask for fewer clusters"
+            f"too little audio for {max(clusters)} clusters ({counted(len(cuts), 'utterance')}): K-means is fitted on "
+            f"one half and judged on the other, and one half has {counted(sample.least, 'frame')}; give more audio (or "
+            "max_frames), or ask for fewer clusters"
         )
     return sample
 

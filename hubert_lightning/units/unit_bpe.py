@@ -233,6 +233,9 @@ def checked_bpe(bpe: int | Path | None, save_bpe: Path | None) -> int | UnitBPE 
         bpe: Number of tokens of an encoding to train, or the tokenizer.json of one.
         save_bpe: File for the encoding that is trained.
 
+    Returns:
+        The number of tokens, the encoding of the file, or None.
+
     Raises:
         UserError: The options contradict each other, tokenizers is not installed, or the file is no encoding of units.
     """
@@ -255,6 +258,9 @@ def encoding_of(
         path: File for the encoding that is trained.
         clusters: Number of clusters of the K-means.
         kmeans: Fingerprint of the K-means.
+
+    Returns:
+        The encoding that is to be used or trained.
 
     Raises:
         UserError: It is an encoding of other units, or has too few tokens.

@@ -348,7 +348,7 @@ def test_a_folder_without_the_textgrids_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="textgrids: no TextGrid below it; give"):
         aligned(tmp_path, utterance("a"))
     textgrid(tmp_path / "textgrids" / "b.TextGrid")
-    with pytest.raises(ValueError, match=r"m\.jsonl\.gz: 1 utterance, and none has a TextGrid below .*a\.TextGrid;"):
+    with pytest.raises(ValueError, match=r"m\.jsonl\.gz: no utterance of 1 has a TextGrid below .*a\.TextGrid;"):
         aligned(tmp_path, utterance("a"))
 
 
