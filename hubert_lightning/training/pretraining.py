@@ -1,5 +1,6 @@
 """The pre-training task: predict the clusters of masked frames (HuBERT §II)."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ from hubert_lightning.training.task import CHANGEABLE_ON_RESUME, Task, encoder_c
 from hubert_lightning.units.label_shards import MAX_CLUSTERS
 from hubert_lightning.units.quality import perplexity
 
+log = logging.getLogger(__name__)
+
 
 class HubertPretraining(Task):
     """Predict the cluster of each masked frame from the frames around it. Defaults: HuBERT Base, iteration 1.
@@ -41,8 +44,8 @@ class HubertPretraining(Task):
         feature_penalty: Weight of the mean square of the convolutions' output.
         pretrained: Checkpoint, from this package or another system, whose encoder is trained further under a new head;
             fresh weights if not given.
-        keep_head: Keep the heads of `pretrained` as well, also those of intermediate layers; the labels must come from
-            its K-means clusters.
+        keep_head: Keep the heads of `pretrained` as well, also those that it has of intermediate layers; the labels
+            must come from its K-means clusters.
         optimizer: Any torch optimizer; its learning rate is the peak of the schedule. HuBERT Base's AdamW if not given.
         warmup: Fraction of the steps over which the learning rate rises linearly to its peak; it then falls linearly
             to 0.
@@ -154,14 +157,18 @@ class HubertPretraining(Task):
             )
         for head, own_head in zip(heads, own_heads, strict=True):
             own_head.load_state_dict(head.state_dict())
-        for layer, predictors in self.intermediate_predictors.items():
-            states = trained.intermediate_predictors.get(layer, [])
+        if missing := [layer for layer in self.intermediate_predictors if layer not in trained.intermediate_predictors]:
+            layers = f"layer{'s' * (len(missing) > 1)} {', '.join(missing)}"
+            log.warning("%s: has no predictors of %s, which start from random weights", pretrained, layers)
+        for layer, states in trained.intermediate_predictors.items():
+            if layer not in self.intermediate_predictors:
+                continue
+            predictors = self.intermediate_predictors[layer]
             assert isinstance(predictors, nn.ModuleList)
             if len(states) != len(predictors):
                 raise UserError(
                     f"keep_head, but {pretrained} has {counted(len(states), 'predictor')} of layer {layer}, the model "
-                    f"to train {len(predictors)}; leave keep_head out, or give intermediate_layers the layers that "
-                    "were trained there"
+                    f"to train {len(predictors)}; leave keep_head out, or leave that layer out of intermediate_layers"
                 )
             for state, predictor in zip(states, predictors, strict=True):
                 load_state(predictor, state, pretrained, f"predictor of layer {layer}")

@@ -161,8 +161,37 @@ def test_the_predictors_of_intermediate_layers_are_kept_with_the_head(tmp_path: 
     )
     fewer = HubertPretraining(encoder, [20, 7], 16, pretrained=path, keep_head=True, intermediate_layers=[3])
     assert [*fewer.intermediate_predictors] == ["3"]
-    with pytest.raises(UserError, match=r"has 0 predictors of layer 2, the model to train 2; leave keep_head out"):
-        HubertPretraining(encoder, [20, 7], 16, pretrained=path, keep_head=True, intermediate_layers=[2])
+
+
+def test_layers_whose_predictors_a_checkpoint_lacks_start_from_random_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    trained = pretraining_model(encoder=DEEP, num_clusters=[20, 7], intermediate_layers=[3])
+    path = tmp_path / "last.ckpt"
+    saved = {"state_dict": trained.state_dict(), "hyper_parameters": dict(trained.hparams)}
+    torch.save(saved, path)
+
+    def kept() -> HubertPretraining:
+        torch.manual_seed(2)
+        return HubertPretraining(
+            DEEP, [20, 7], 16, pretrained=path, keep_head=True, intermediate_layers=[1, 2, 3], temperature=0.1
+        )
+
+    states = kept().state_dict()
+    for name, value in trained.state_dict().items():
+        assert torch.equal(states[name], value), name
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: has no predictors of layers 1, 2, which start from random weights"
+    ]
+    second = "intermediate_predictors.3.1."
+    del saved["hyper_parameters"]["num_clusters"]
+    saved["state_dict"] = {
+        name: value for name, value in trained.state_dict().items() if not name.startswith(second)
+    }
+    torch.save(saved | {"hyper_parameters": dict(trained.hparams)}, path)
+    with pytest.raises(UserError, match=r"has 1 predictor of layer 3, the model to train 2; leave keep_head out"):
+        kept()
 
 
 @pytest.mark.parametrize(
