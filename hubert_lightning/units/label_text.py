@@ -38,6 +38,8 @@ from hubert_lightning.untrusted.text_file import lines_of
 log = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = (".km", ".txt", ".jsonl")
+IMPORTED = "imported"
+"""Name of the features of imported labels."""
 
 
 def export_labels(
@@ -177,7 +179,7 @@ def import_labels(
     for path in [*labels, *([tsv] if tsv else [])]:
         digest.update(path.read_bytes())
     clock = Clock(max(hop, HOP), window or WINDOW + max(hop - HOP, 0))  # 720: an eighth convolution of two frames
-    source = LabelSource("imported", digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters), *clock)
+    source = LabelSource(IMPORTED, digest.hexdigest()[:16], fingerprint(cuts.values()), tuple(clusters), *clock)
     rows = _json_rows(labels[0]) if labels[0].suffix == ".jsonl" else _text_rows(labels, listed, tsv)
     seen: set[str] = set()
     shard: dict[str, np.ndarray] = {}
@@ -230,7 +232,9 @@ def _encoding(labels: LabelStore, bpe: int | UnitBPE, source: int | Path | None,
             f"{labels.path}: labels in {len(clusters)} streams, and bpe encodes one; leave it out, or export labels of "
             "one K-means"
         )
-    return encoding_of(bpe, source, path, clusters[0], labels.source.kmeans)
+    # imported labels tell nothing of their K-means: the fingerprint is that of their files
+    kmeans = "" if labels.source.features == IMPORTED else labels.source.kmeans
+    return encoding_of(bpe, source, path, clusters[0], kmeans)
 
 
 def _labelled(labels: LabelStore, cuts: list[Cut]) -> list[Cut]:

@@ -129,13 +129,13 @@ class UnitBPE:
 
         Args:
             clusters: Number of clusters of the K-means.
-            kmeans: Fingerprint of the K-means.
+            kmeans: Fingerprint of the K-means; empty if it is not known, so that only the clusters are compared.
             name: File of the encoding.
 
         Raises:
             UserError: It is of another K-means.
         """
-        if self.clusters != clusters or (self.kmeans and self.kmeans != kmeans):
+        if self.clusters != clusters or (self.kmeans and kmeans and self.kmeans != kmeans):
             fact = f"{self.clusters} units" if self.clusters != clusters else "the units of another K-means"
             raise UserError(
                 f"{name}: an encoding of {fact}, but this K-means has {clusters} clusters; train one with --bpe SIZE"
@@ -257,7 +257,7 @@ def encoding_of(
         source: File of the encoding, which errors name, or that number.
         path: File for the encoding that is trained.
         clusters: Number of clusters of the K-means.
-        kmeans: Fingerprint of the K-means.
+        kmeans: Fingerprint of the K-means; empty if it is not known.
 
     Returns:
         The encoding that is to be used or trained.

@@ -24,6 +24,7 @@ from hubert_lightning.features.mfcc import mfcc
 from hubert_lightning.frames import HOP, SAMPLE_RATE, num_frames
 from hubert_lightning.units.bit_rates import BitRates
 from hubert_lightning.units.kmeans_file import save_kmeans
+from hubert_lightning.units.label_text import import_labels
 from hubert_lightning.units.unit_bpe import MAX_CLUSTERS, text_of
 from hubert_lightning.units.unit_extractor import deduplicated
 
@@ -311,6 +312,30 @@ def test_the_dataset_of_labels_has_tokens_of_one_stream(
     write_store(tmp_path / "streams", replace(source, clusters=(7, 7)), streams)
     options = [str(tmp_path / "streams") if option == str(tmp_path / "other") else option for option in options]
     assert "labels in 2 streams, and bpe encodes one" in refused(capsys, *options, "--format", "dataset")
+
+
+def test_imported_labels_take_any_encoding_of_as_many_clusters(
+    manifests: Path, tmp_path: Path, bpe: UnitBPE, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("datasets", reason="datasets is not installed; install hubert-lightning[datasets]")
+    exports = {}
+    for name in ("dev", "test"):
+        cuts = read_manifest(manifests / f"{name}.jsonl.gz")
+        lines = (" ".join(map(str, [cut.id, *np.arange(num_frames(cut.num_samples)) // 3 % 9])) for cut in cuts)
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        manifest, store = manifests / f"{name}.jsonl.gz", tmp_path / f"{name}-labels"
+        import_labels([tmp_path / f"{name}.txt"], [manifest], store, [9])
+        exports[name] = ["labels", "export", str(store), str(manifest)]
+    trained, of_kmeans = tmp_path / "trained.json", tmp_path / "of_kmeans.json"
+    as_dataset = ("--format", "dataset", "--bpe")
+    assert run_verb(*exports["dev"], tmp_path / "dev", *as_dataset, 20, "--save_bpe", trained) == 0
+    assert UnitBPE.load(trained).kmeans == ""
+    bpe.save(of_kmeans)  # of 9 units of the K-means abc
+    for number, encoding in enumerate((trained, of_kmeans)):
+        assert run_verb(*exports["test"], tmp_path / f"test{number}", *as_dataset, encoding) == 0
+    UnitBPE.train([[0, 1]], 10, 8).save(tmp_path / "eight.json")
+    sentence = refused(capsys, *exports["test"], str(tmp_path / "none"), *as_dataset, str(tmp_path / "eight.json"))
+    assert "an encoding of 8 units, but this K-means has 9 clusters" in sentence
 
 
 def test_a_large_dataset_has_several_tables_and_an_interrupted_one_is_not_there(
