@@ -186,9 +186,7 @@ def test_layers_whose_predictors_a_checkpoint_lacks_start_from_random_ones(
     ]
     second = "intermediate_predictors.3.1."
     del saved["hyper_parameters"]["num_clusters"]
-    saved["state_dict"] = {
-        name: value for name, value in trained.state_dict().items() if not name.startswith(second)
-    }
+    saved["state_dict"] = {name: value for name, value in trained.state_dict().items() if not name.startswith(second)}
     torch.save(saved | {"hyper_parameters": dict(trained.hparams)}, path)
     with pytest.raises(UserError, match=r"has 1 predictor of layer 3, the model to train 2; leave keep_head out"):
         kept()
