@@ -29,12 +29,12 @@ def pictorial_loggers(trainer: Trainer) -> list[Logger]:
 
 
 def check_drawing(trainer: Trainer) -> None:
-    """Check that pictures can be drawn if a logger takes them.
+    """Check that pictures can be drawn if a logger takes them; on all ranks, so that none waits for one that ended.
 
     Raises:
         UserError: The package that draws is not installed.
     """
-    if pictorial_loggers(trainer):
+    if any(map(_takes_pictures, trainer.loggers)):
         check_installed("matplotlib", "or choose another trainer.logger")
 
 
