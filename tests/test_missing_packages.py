@@ -1,5 +1,6 @@
 """A package that was not installed is named in one sentence, before work starts. `.ci/install` removes them really."""
 
+import re
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_a_module_that_this_package_does_not_require_is_a_bug(monkeypatch: pytes
         ("kaldingram", "hubert_lightning.asr.ngram", ["ngram", "text.txt", "words.arpa"]),
         ("matplotlib", "hubert_lightning.units.quality_command", ["quality", "mfcc", "recordings"]),
         ("matplotlib", "hubert_lightning.demo.demo", ["demo"]),
+        ("sklearn", "hubert_lightning.units.quality_command", ["quality", "mfcc", "recordings"]),
         ("sklearn", "hubert_lightning.units.kmeans_commands", ["kmeans", "export", "a.safetensors", "a.joblib"]),
     ],
 )
@@ -117,3 +119,16 @@ def test_k_means_of_this_package_needs_no_scikit_learn(monkeypatch: pytest.Monke
     assert LabelRecipe(kmeans=KMeans()).kmeans is not None
     with pytest.raises(UserError, match="scikit-learn is not installed"):
         LabelRecipe(kmeans=ScikitKMeans())
+
+
+@pytest.mark.parametrize("setting", ["--iterations.2.layer=auto", "--iterations.1.clusters=auto"])
+def test_an_automatic_choice_needs_scikit_learn_before_the_first_iteration(
+    setting: str, monkeypatch: pytest.MonkeyPatch, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without(monkeypatch, "sklearn")
+    data = ("--heldout", "0", "--output", str(tmp_path / "run"), "--report", "false")
+    sentence = refused(capsys, "pretrain", str(manifests / "train.jsonl.gz"), *data, setting)
+    assert re.search(
+        r"iterations\.[12]: scikit-learn is not installed; .*, or name the layer and the number of clusters", sentence
+    )
+    assert not [*tmp_path.glob("run/**/*.ckpt")]

@@ -126,6 +126,8 @@ class LabelRecipe:
     def __post_init__(self) -> None:
         if isinstance(self.kmeans, ScikitKMeans):
             check_installed("sklearn")
+        if self.is_auto_layer or self.is_auto_clusters:
+            check_installed("sklearn", "or name the layer and the number of clusters")
         check_clusters(self.ensemble)
         within(max(self.ensemble), max_frames=self.max_frames)
         within(0, 2**32 - 1, seed=self.seed)

@@ -20,7 +20,7 @@ from hubert_lightning.data.manifest import check_audio, read_manifests
 from hubert_lightning.data.phone_sets import check_one_phone_set
 from hubert_lightning.data.refusals import print_refusals
 from hubert_lightning.data.workers import default_workers
-from hubert_lightning.errors import UserError
+from hubert_lightning.errors import UserError, check_installed
 from hubert_lightning.features.extractors import all_layers_extractor, mfcc_extractor
 from hubert_lightning.features.recordings import listed
 from hubert_lightning.figure_style import COLOURS, GREY, PAGE, figure_files, figure_style
@@ -92,8 +92,10 @@ def quality(
         abx: Whether to compute ABX error rates within and across speakers; needs phones, speakers and fastabx.
 
     Raises:
-        UserError: A file cannot be read, manifests have phones of different sets, or there are too few frames.
+        UserError: scikit-learn is not installed, a file cannot be read, manifests have phones of different sets, or
+            there are too few frames.
     """
+    check_installed("sklearn")
     cuts = read_speech(recordings)
     numbers = sorted(set(clusters)) if clusters is not None else None
     encoder = load_encoder(checkpoint).to(choose_device())
