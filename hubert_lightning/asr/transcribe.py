@@ -16,7 +16,14 @@ from hubert_lightning.asr.listen import check_listening, listen
 from hubert_lightning.asr.speakers import read_rttm, turns_of
 from hubert_lightning.asr.subtitles import SubtitleStyle
 from hubert_lightning.asr.transcriber import Precision, Transcriber
-from hubert_lightning.asr.transcript_files import check_names, journal_of, remaining, transcript_paths, write_all
+from hubert_lightning.asr.transcript_files import (
+    check_names,
+    check_replaced,
+    journal_of,
+    remaining,
+    transcript_paths,
+    write_all,
+)
 from hubert_lightning.asr.transcript_formats import Transcript, TranscriptFormat
 from hubert_lightning.data.audio_folder import skipped_sentence, transcribed
 from hubert_lightning.data.refusals import RefusedFile
@@ -110,8 +117,9 @@ def transcribe(
         journal = journal_of(output, format, settings | _of_format(format, subtitles), turns_of_files)
         with nullcontext() if journal is None else journal:
             names = transcript_paths(paths, files, format, output)
-            check_names(paths, names, format, output, journal)
+            check_names(paths, names, format, output)
             missing = remaining(paths, names, journal) if resume else paths
+            check_replaced(missing, names, journal)
             results = transcriber.each(
                 missing, speakers=speakers, progress=True, on_remark=_print_remark, timed=format != "text"
             )
@@ -169,8 +177,9 @@ def align(
     journal = journal_of(output, format, settings | _of_format(format, subtitles), digests)
     with nullcontext() if journal is None else journal:
         names = transcript_paths(paths, files, format, output)
-        check_names(paths, names, format, output, journal)
+        check_names(paths, names, format, output)
         missing = remaining(paths, names, journal) if resume else paths
+        check_replaced(missing, names, journal)
         results = transcriber.of_files(missing, transcript_of, progress=True, on_remark=_print_remark)
         return write_all([*refused], results, format, names, len(paths) + len(refused), journal, subtitles)
 

@@ -1,5 +1,6 @@
 """Transcript files: selection of the recordings without one, and writing."""
 
+import hashlib
 import os
 import sys
 import unicodedata
@@ -40,7 +41,12 @@ def journal_of(
     """
     if output is None or (Path(output).exists() and not Path(output).is_dir()):
         return None
-    return Journal(Path(output) / f".made-{format}.jsonl", settings, texts)
+    return Journal(
+        Path(output) / f".made-{format}.jsonl",
+        settings,
+        texts,
+        name_output=lambda recording: _on_any_disk(Path(recording).with_suffix(SUFFIXES_OF_FORMATS[format]).name),
+    )
 
 
 def transcript_paths(
@@ -49,7 +55,7 @@ def transcript_paths(
     """Name the transcript of each recording: talk.txt of talk.wav.
 
     Recordings that would have the same name are called by their paths, with their suffixes: talk.wav.txt, and
-    monday/talk.wav.txt.
+    monday/talk.wav.txt. So is talk.wav.flac beside them, which would be talk.wav.txt as well.
 
     Args:
         paths: Recordings.
@@ -64,13 +70,19 @@ def transcript_paths(
         return {}
     suffix = SUFFIXES_OF_FORMATS[format]
     folders = [os.path.abspath(file if Path(file).is_dir() else Path(file).parent) for file in files]
-    short = {path: path.with_suffix(suffix).name for path in paths}
-    number = Counter(_on_any_disk(name) for name in short.values())
-    return {
-        str(path): Path(output)
-        / (name if number[_on_any_disk(name)] == 1 else os.path.relpath(path, os.path.commonpath(folders)) + suffix)
-        for path, name in short.items()
-    }
+    common = os.path.commonpath(folders)
+    names = {path: path.with_suffix(suffix).name for path in paths}
+    long: set[Path] = set()
+    while twice := _of_one_name(names) - long:
+        long |= twice
+        names |= {path: os.path.relpath(path, common) + suffix for path in twice}
+    return {str(path): Path(output) / name for path, name in names.items()}
+
+
+def _of_one_name(names: Mapping[Path, str]) -> set[Path]:
+    """Recordings whose transcripts would have the name of another's."""
+    number = Counter(map(_on_any_disk, names.values()))
+    return {path for path, name in names.items() if number[_on_any_disk(name)] > 1}
 
 
 def _on_any_disk(name: str) -> str:
@@ -100,8 +112,16 @@ def remaining(paths: Sequence[Path], names: Mapping[str, Path], journal: Journal
 
 def _is_made(recording: Path, transcript: Path, journal: Journal) -> bool:
     """Whether a recording is finished, and its transcript file is not an older file of the same name."""
-    status = _status(transcript)
-    return recording in journal and status is not None and status != journal.row(recording).get("before")
+    status, output = _status(transcript), _output(transcript, journal)
+    if recording not in journal or status is None:
+        return False
+    row = journal.row(recording)
+    return status != row.get("before") and row.get("output", output) == output
+
+
+def _output(transcript: Path, journal: Journal) -> str:
+    """Name of a transcript in the journal."""
+    return _on_any_disk(os.path.relpath(transcript, journal.path.parent))
 
 
 def _status(path: Path) -> list[int] | None:
@@ -117,7 +137,6 @@ def check_names(
     names: Mapping[str, Path],
     format: TranscriptFormat,
     output: Path | None,
-    journal: Journal | None,
 ) -> None:
     """Check the names of the transcripts before any work.
 
@@ -126,10 +145,9 @@ def check_names(
         names: Path of each transcript.
         format: Format of the transcripts.
         output: Folder of the transcripts.
-        journal: Record of the folder.
 
     Raises:
-        UserError: Two transcripts would have the same name, or one would replace another file.
+        UserError: Two transcripts would have the same name, or there is no folder for them.
     """
     if format == "ctm" and (twice := _same_name(paths, [ctm_recording(path) for path in paths])):
         raise UserError(
@@ -148,15 +166,66 @@ def check_names(
             f"{twice[0]} and {twice[1]}: both would be one file in {output} on disks that do not distinguish capitals; "
             "transcribe them one after the other into folders of their own"
         )
-    made = set() if journal is None else journal.recordings_of_any_settings()
+
+
+def check_replaced(paths: Sequence[Path], names: Mapping[str, Path], journal: Journal | None) -> None:
+    """Check the files that transcripts would replace, before any work.
+
+    Args:
+        paths: Recordings that are transcribed.
+        names: Path of each transcript.
+        journal: Record of the folder.
+
+    Raises:
+        UserError: A file is the transcript of another recording, was changed after it was written, or lies beside its
+            audio and is not known to be its transcript.
+    """
+    if journal is None:
+        return
+    changed = []
     for path in paths:
         transcript = names[str(path)]
-        is_beside = transcript.is_file() and transcript.parent.samefile(path.parent)
-        if is_beside and os.path.abspath(path) not in made:
+        output = _output(transcript, journal)
+        row, owner = journal.row_of_any_settings(path), journal.owner(output)
+        if owner is not None and owner != os.path.abspath(path):
+            row_of_owner = journal.row_of_any_settings(owner)
+            was_moved = not Path(owner).exists() and journal.is_same(row_of_owner, path)
+            if transcript.is_file() and not was_moved:
+                raise UserError(
+                    f"{transcript}: the transcript of {owner}, which that of {path} would replace; give both in one "
+                    "command, or choose another --output"
+                )
+            journal.free(output)
+            row = row_of_owner
+        if not transcript.is_file() or row.get("before") == _status(transcript):
+            continue
+        is_own = bool(row) and row.get("output", output) == output
+        if is_own and "digest" in row:
+            if _digest(transcript) != row["digest"]:
+                changed.append(transcript)
+        elif transcript.parent.samefile(path.parent):  # lines of earlier versions do not tell a corrected transcript
             raise UserError(
                 f"{path.parent / transcript.name}: lies beside its audio, and may be its transcript, which would be "
-                "replaced; choose another --output"
+                "replaced; move it to another folder, or choose another --output"
             )
+    if changed:
+        others = f" (as were {len(changed) - 1} others)" if changed[1:] else ""
+        raise UserError(
+            f"{changed[0]}: was changed after it was written{others}, and would be replaced; move it to another "
+            "folder, or choose another --output"
+        )
+
+
+def _digest(path: Path) -> str | None:
+    """Digest of a transcript as it is now; None if it cannot be read."""
+    try:
+        return _digest_of(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _same_name(paths: Sequence[Path], names: Sequence[str]) -> tuple[Path, Path] | None:
@@ -200,10 +269,19 @@ def write_all(
             continue
         content = formatted(result, format, style)
         if names:
-            path = names[result.file]
+            path, written = names[result.file], content.encode()
             if journal is not None:  # before the file is written, so that the file is known to be of this package
-                journal.add(Path(result.file), before=_status(path))
-            write_whole(path, content.encode())
+                entries = {"output": _output(path, journal), "digest": _digest_of(written), "before": _status(path)}
+                if owner := journal.add(Path(result.file), **entries):
+                    num_failed += 1
+                    print(
+                        f"hubert: {result.file}: {path} is the transcript of {owner}, which another command has "
+                        "written meanwhile; give both in one command, or choose another --output",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    continue
+            write_whole(path, written)
         else:
             name = f"{result.file}\t" if format == "text" and num_files > 1 else ""
             with above_bar():

@@ -10,9 +10,10 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ VERSION = 1
 """Increased whenever this package computes other outputs from the same model and settings."""
 IDENTITY = ("bytes", "modified", "text")
 """Entries of a line that identify the content of a recording: size, modification time, digest of its known text."""
+EARLIER = "earlier"
+"""Entry of a line that was written with other settings, with what identified the recording, which is not finished."""
 
 
 @dataclass
@@ -35,6 +38,9 @@ class _JournalFile:
         about: Other entries of the first line.
         spans: Offset and size in bytes of each recording's line, by the absolute path of the recording.
         identities: Size, modification time and text of each recording when it was finished (`IDENTITY`).
+        name_output: Function from the path of a recording to its output, for lines that do not name it.
+        outputs: Output of each recording.
+        owners: Recording to which each output belongs.
         end: Number of bytes read so far.
         is_whole: Whether every line is complete and no recording has two lines.
         is_cut: Whether the last line lacks its line feed.
@@ -45,6 +51,9 @@ class _JournalFile:
     about: dict[str, Any] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     identities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    name_output: Callable[[str], str] | None = None
+    outputs: dict[str, str] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
     end: int = 0
     is_whole: bool = True
     is_cut: bool = False
@@ -67,8 +76,27 @@ class _JournalFile:
                 name = row.get("recording")
                 self.is_whole = self.is_whole and isinstance(name, str) and name not in self.spans
                 if isinstance(name, str):
-                    self.spans[name], self.identities[name] = (self.end, len(line)), _identity_of(row)
+                    self.note(row, self.end, len(line))
                 self.end, self.is_cut = self.end + len(line), not line.endswith(b"\n")
+
+    def note(self, row: Mapping[str, Any], start: int, size: int) -> None:
+        """Index a line; a recording that had the same output before loses its line."""
+        name = row["recording"]
+        self.spans[name], self.identities[name] = (start, size), _identity_of(row)
+        output = row.get("output") or (self.name_output(name) if self.name_output else None)
+        if not isinstance(output, str):
+            return
+        if (former := self.outputs.get(name)) is not None and self.owners.get(former) == name:
+            del self.owners[former]
+        self.outputs[name] = output
+        if "output" not in row:
+            self.owners.setdefault(output, name)
+            return
+        owner = self.owners.get(output)
+        if owner is not None and owner != name:
+            del self.spans[owner], self.identities[owner], self.outputs[owner]
+            self.is_whole = False
+        self.owners[output] = name
 
     def row(self, name: str) -> dict[str, Any]:
         """Read the line of a recording; empty if there is none."""
@@ -77,14 +105,15 @@ class _JournalFile:
         start, size = self.spans[name]
         return _parsed(os.pread(self.descriptor, size, start))
 
-    def add(self, name: str, identity: dict[str, Any], line: bytes) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         """Add a line at the end; raises `OSError`."""
+        line = _line(row)
         assert self.descriptor is not None
         rest = memoryview(b"\n" + line if self.is_cut else line)
         while rest:
             rest = rest[os.write(self.descriptor, rest) :]
         self.end, self.is_cut = os.lseek(self.descriptor, 0, os.SEEK_CUR), False
-        self.spans[name], self.identities[name] = (self.end - len(line), len(line)), identity
+        self.note(row, self.end - len(line), len(line))
 
     def close(self) -> None:
         if self.descriptor is not None:
@@ -104,6 +133,9 @@ class Journal:
         texts: Digest of the known text that the output of a recording depends on, by the path of the recording.
         audio: Audio file of each recording, by the path that names it here, where a file has several utterances; the
             path itself if not given.
+        name_output: Function from the path of a recording to its output, if each has an output of its own, which `add`
+            names; for lines of earlier versions, which do not. Lines that were written with other settings are kept,
+            for what they say of the outputs.
 
     Raises:
         UserError: The journal cannot be read.
@@ -115,10 +147,14 @@ class Journal:
         settings: Mapping[str, Any],
         texts: Mapping[str, str] | None = None,
         audio: Mapping[str, str] | None = None,
+        name_output: Callable[[str], str] | None = None,
     ) -> None:
         self.path, self.texts, self.audio = path, texts or {}, audio or {}
         self.settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as JSON returns them
-        self._file = _JournalFile()
+        self.name_output = name_output
+        self._file = self._new_file()
+        self._other = self._new_file()  # of other settings
+        self._free: dict[str, str] = {}  # outputs that may be taken, with their recordings
         self._is_open = False  # for writing
         self._was_added = False  # a line since the file was last written as a whole
         self._is_apart = False  # a journal of other settings has replaced this file
@@ -131,7 +167,12 @@ class Journal:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise UserError(f"{path}: cannot be read ({error.strerror}); remove it") from error
         if self._file.settings != self.settings:
-            self._take(_JournalFile())
+            if name_output is None:
+                self._file.close()
+            else:
+                self._other = self._file
+                self._other.read_on(self._other.settings)
+            self._file = self._new_file()
 
     @property
     def about(self) -> dict[str, Any]:
@@ -143,6 +184,7 @@ class Journal:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        self._other.close()
 
     def __contains__(self, recording: Path) -> bool:
         """Whether a recording is finished and unchanged since."""
@@ -161,29 +203,50 @@ class Journal:
         """Read the line of a recording, even if the recording has changed since; empty if there is none."""
         return self._file.row(os.path.abspath(recording))
 
-    def recordings_of_any_settings(self) -> set[str]:
-        """Read the absolute paths of all recordings that have a line in the file, also if it has other settings."""
-        if self.path.is_symlink() or not self.path.is_file():
-            return set()
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        return {str(row["recording"]) for line in lines if "recording" in (row := _parsed(line))}
+    def row_of_any_settings(self, recording: Path | str) -> dict[str, Any]:
+        """Read the line of a recording, also if it was written with other settings; empty if there is none."""
+        return self.row(Path(recording)) or self._other.row(os.path.abspath(recording))
 
-    def add(self, recording: Path, **more: Any) -> None:
-        """Add the line of a recording.
+    def owner(self, output: str) -> str | None:
+        """Find the recording to which an output belongs, also if it was written with other settings."""
+        return self._file.owners.get(output) or self._other.owners.get(output)
+
+    def free(self, output: str) -> None:
+        """Let another recording take an output."""
+        if owner := self.owner(output):
+            self._free[output] = owner
+
+    def is_same(self, row: Mapping[str, Any], recording: Path) -> bool:
+        """Whether a recording has the size, modification time and text of a line's, of any settings."""
+        identity: dict[str, Any] = row.get(EARLIER, _identity_of(row))
+        return identity == self._current_identity(recording)
+
+    def add(self, recording: Path, **more: Any) -> str | None:
+        """Add the line of a recording, unless its output belongs to another recording.
+
+        Args:
+            recording: Path of the recording.
+            **more: Other entries of the line: "output" is the file of this recording alone.
+
+        Returns:
+            The other recording to which the output belongs.
 
         Raises:
             UserError: The disk is full, or cannot be written to.
         """
         name, identity = os.path.abspath(recording), self._current_identity(recording)
         if identity is None:
-            return
-        line = _line({"recording": name, **identity, **more})
+            return None
         with self._alone():
+            owner = self._file.owners.get(more.get("output", ""))
+            if owner not in (None, name, self._free.get(more.get("output", ""))):
+                return owner
             try:
-                self._file.add(name, identity, line)
+                self._file.add({"recording": name, **identity, **more})
             except OSError as error:
                 raise _unwritten(self.path, error) from error
         self._was_added = True
+        return None
 
     def finish(self, rows: Iterable[Mapping[str, Any]] | None = None, **about: Any) -> None:
         """Rewrite the journal with one line per recording, sorted by path, lines of other commands included.
@@ -215,7 +278,7 @@ class Journal:
                 self._file.read_on(self.settings)
                 return
             _lock(self._file, fcntl.LOCK_UN)
-        current = _locked(self.path)
+        current = _locked(self.path, self._new_file())
         try:
             current.read_on(self.settings)
             if current.settings == self.settings:
@@ -227,21 +290,32 @@ class Journal:
                 self._is_apart = True
                 _lock(self._file)
             else:
-                self._write(_rows(self._file), self.about)
+                self._write(chain(_rows(self._file), self._earlier(current)), self.about)
             self._is_open = True
         finally:
             if current is not self._file:
                 current.close()
 
+    def _earlier(self, replaced: _JournalFile) -> Iterator[dict[str, Any]]:
+        """Lines of a file of other settings, without those of recordings that have a line with these settings."""
+        if self.name_output is None:
+            return
+        replaced.read_on(replaced.settings)
+        for row in _rows(replaced):
+            if row["recording"] not in self._file.spans:
+                yield {EARLIER: _identity_of(row)} | {key: row[key] for key in row if key not in IDENTITY}
+
+    def _new_file(self) -> _JournalFile:
+        return _JournalFile(name_output=self.name_output)
+
     def _write(self, rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
         """Rewrite the file; it stays locked."""
-        renewed = _JournalFile(None, self.settings, dict(about))
+        renewed = _JournalFile(None, self.settings, dict(about), name_output=self.name_output)
         with replacing(self.path) as file:
             file.write(_line({"settings": self.settings, **about}))
             for row in rows:
                 line = _line(row)
-                renewed.spans[row["recording"]] = file.tell(), len(line)
-                renewed.identities[row["recording"]] = _identity_of(row)
+                renewed.note(row, file.tell(), len(line))
                 file.write(line)
             file.flush()
             renewed.end = file.tell()
@@ -288,8 +362,8 @@ def _rows(*files: _JournalFile) -> Iterator[dict[str, Any]]:
         yield next(file.row(name) for file in files if name in file.spans)
 
 
-def _locked(path: Path) -> _JournalFile:
-    """Open and lock the journal at a path for appending; create it if it is missing.
+def _locked(path: Path, file: _JournalFile) -> _JournalFile:
+    """Open and lock the journal at a path for appending, as a file without lines; create it if it is missing.
 
     Raises:
         UserError: The path is not a regular file, or cannot be written to.
@@ -300,7 +374,7 @@ def _locked(path: Path) -> _JournalFile:
         while True:
             if path.is_symlink():
                 path.unlink()  # a journal is never a link, and links are not followed
-            file = _JournalFile(os.open(path, flags, 0o666))
+            file.descriptor = os.open(path, flags, 0o666)
             _lock(file)
             if _has_name(file, path):
                 return file

@@ -209,7 +209,7 @@ def _check_output(format: UnitFormat, output: Path | None, deduplicate: bool) ->
 def _write_all(
     results: Iterator[FileUnits | RefusedFile],
     number: int,
-    write: Callable[[FileUnits], None],
+    write: Callable[[FileUnits], object],
     rates: BitRates | None = None,
 ) -> int:
     """Write each result, print failures and speed, and return the number of failures."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hubert_lightning.asr.ctc_model import WINDOW_FRAMES, CTCModel, load_ctc
 from hubert_lightning.asr.decoding import greedy
+from hubert_lightning.asr.transcript_files import check_names, journal_of, transcript_paths, write_all
 from hubert_lightning.asr.transcript_formats import FORMATS, Transcript
 from hubert_lightning.asr.word_times import Word, word_times
 from hubert_lightning.data.audio import read_waveform
@@ -71,7 +72,7 @@ def test_finished_recordings_are_skipped_unless_resume_is_false(
     content, before = written.read_text(), written.stat().st_ino
     assert content.startswith("WEBVTT\n\n00:00:0")
     assert run_verb(*command) == 0
-    assert "hubert: skipped 1 of 1 files, finished before" in capsys.readouterr().err
+    assert "hubert: skipped 1 of 1 file, finished before" in capsys.readouterr().err
     assert written.stat().st_ino == before
     assert run_verb(*command, "--resume", "false") == 0
     assert "skipped" not in capsys.readouterr().err
@@ -310,6 +311,128 @@ def test_recordings_of_the_same_name_have_transcripts_of_their_own(
     assert run_verb("transcribe", model, tmp_path / "talks/2", tmp_path / "other", *options) == 0
     assert (tmp_path / "out/talks/2/talk.wav.txt").read_text() == written["2/talk.wav.txt"]
     assert (tmp_path / "out/other/talk.wav.txt").is_file()
+
+
+def copied(source: Path, name: str, folder: Path) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(source, folder / name))
+
+
+def without_new_entries(journal: Path) -> None:
+    """Write the lines as earlier versions did."""
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text(
+        "".join(json.dumps({k: row[k] for k in row if k not in ("output", "digest")}) + "\n" for row in rows)
+    )
+
+
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_a_transcript_does_not_replace_that_of_a_recording_of_another_command(
+    is_earlier: bool, model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monday, tuesday = (copied(path, f"{day}/talk.wav", tmp_path) for path, day in zip(speech, "mt", strict=False))
+    out = tmp_path / "out"
+    options = ["--output", out]
+    assert run_verb("transcribe", model, monday, *options) == 0
+    if is_earlier:
+        without_new_entries(out / ".made-text.jsonl")
+    text = (out / "talk.txt").read_text()
+    capsys.readouterr()
+    assert run_verb("transcribe", model, tuesday, *options) == 2
+    assert (
+        f"talk.txt: the transcript of {monday}, which that of {tuesday} would replace; give" in capsys.readouterr().err
+    )
+    assert run_verb("transcribe", model, tuesday, *options, "--precision", "bfloat16") == 2
+    assert (out / "talk.txt").read_text() == text
+    capsys.readouterr()
+    assert run_verb("transcribe", model, monday, *options) == 0
+    assert "skipped 1 of 1 file" in capsys.readouterr().err
+    (out / "talk.txt").unlink()
+    assert run_verb("transcribe", model, tuesday, *options) == 0
+    assert (out / "talk.txt").read_text().strip() == greedy_text(model, read_samples(tuesday))
+    assert run_verb("transcribe", model, monday, *options) == 2  # not finished: its transcript was replaced
+    assert run_verb("transcribe", model, monday, tuesday, *options) == 0
+    assert (out / "m/talk.wav.txt").read_text() == text
+
+
+def test_a_recording_whose_folder_was_renamed_keeps_its_transcript(
+    model: Path, speech: list[Path], tmp_path: Path
+) -> None:
+    copied(speech[0], "monday/talk.wav", tmp_path)
+    options = ["--output", tmp_path / "out"]
+    assert run_verb("transcribe", model, tmp_path / "monday", *options) == 0
+    (tmp_path / "monday").rename(tmp_path / "1")
+    assert run_verb("transcribe", model, tmp_path / "1", *options) == 0
+    copied(speech[1], "2/talk.wav", tmp_path)
+    assert run_verb("transcribe", model, tmp_path / "2", *options) == 2
+
+
+def test_jobs_at_once_do_not_write_one_transcript_of_two_recordings(
+    speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks = [copied(path, f"{day}/talk.wav", tmp_path) for path, day in zip(speech, "mt", strict=False)]
+    journals = [journal_of(tmp_path / "out", "text", {"model": 1}) for _ in talks]  # both begin before any ends
+    failed = []
+    for talk, journal in zip(talks, journals, strict=True):
+        names = transcript_paths([talk], [talk], "text", tmp_path / "out")
+        result = Transcript(str(talk), 1.0, talk.parent.name, [])
+        failed.append(write_all([], iter([result]), "text", names, 1, journal))
+    assert failed == [0, 1]
+    assert (tmp_path / "out/talk.txt").read_text() == "m\n"
+    assert f"{talks[1]}: {tmp_path / 'out/talk.txt'} is the transcript of {talks[0]}" in capsys.readouterr().err
+
+
+def test_transcripts_beside_their_audio_are_made_on_with_other_settings_after_an_interruption(
+    model: Path, speech: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--format", "srt", "--output", speech[0].parent]
+    assert run_verb("transcribe", model, *speech, *options) == 0
+    before = [path.with_suffix(".srt").read_text() for path in speech]
+    other = [*options, "--subtitles.columns", "20"]
+    assert run_verb("transcribe", model, speech[0], *other) == 0  # as far as an interrupted command came
+    capsys.readouterr()
+    assert run_verb("transcribe", model, *speech, *other) == 0
+    assert "skipped 1 of 3 files" in capsys.readouterr().err
+    assert all(path.with_suffix(".srt").read_text() != old for path, old in zip(speech, before, strict=True))
+    assert run_verb("transcribe", model, *speech, *options) == 0  # the first settings again
+    assert "skipped" not in capsys.readouterr().err
+    assert [path.with_suffix(".srt").read_text() for path in speech] == before
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_transcript_that_a_person_corrected_is_not_replaced(
+    is_beside: bool, model: Path, speech: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = speech[0].parent if is_beside else tmp_path / "out"
+    command: list[object] = ["transcribe", model, *speech, "--output", out]
+    assert run_verb(*command) == 0
+    corrected = (out / "b.txt").read_text() + "CORRECTED"
+    (out / "b.txt").write_text(corrected)
+    first = (out / "a.txt").read_text()
+    assert run_verb(*command) == 0
+    for changed in (["--resume", "false"], ["--precision", "bfloat16"]):
+        capsys.readouterr()
+        assert run_verb(*command, *changed) == 2
+        assert (
+            f"{out / 'b.txt'}: was changed after it was written, and would be replaced; move" in capsys.readouterr().err
+        )
+    assert [(out / name).read_text() for name in ("a.txt", "b.txt")] == [first, corrected]
+    (out / "b.txt").rename(out / "b.corrected")
+    assert run_verb(*command, "--resume", "false") == 0
+    assert (out / "b.txt").read_text() != corrected
+    without_new_entries(out / ".made-text.jsonl")  # which do not tell whether a transcript was corrected
+    capsys.readouterr()
+    assert run_verb(*command) == 0
+    assert "skipped 3 of 3 files" in capsys.readouterr().err
+    assert run_verb(*command, "--resume", "false") == (2 if is_beside else 0)
+
+
+def test_names_with_two_suffixes_are_no_names_of_others(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("talk.wav", "talk.mp3", "talk.wav.flac", "other.wav")]
+    names = transcript_paths(paths, paths, "text", tmp_path / "out")
+    expected = ["talk.wav.txt", "talk.mp3.txt", "talk.wav.flac.txt", "other.txt"]
+    assert [str(names[str(path)].relative_to(tmp_path / "out")) for path in paths] == expected
+    check_names(paths, names, "text", tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -234,6 +234,27 @@ def test_two_that_write_one_journal_take_nothing_of_one_another(tmp_path: Path) 
         assert second.row(tmp_path / "a")["units"] == [2]
 
 
+def test_a_journal_with_an_output_for_each_recording_keeps_the_lines_of_other_settings(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    for recording in (a, b):
+        recording.write_text(recording.name)
+    with Journal(tmp_path / "journal", {"model": 1}, name_output=str) as journal:
+        journal.add(a, output="a.txt", digest="1")
+        journal.add(b, output="b.txt", digest="1")
+        journal.finish()
+    with Journal(tmp_path / "journal", {"model": 2}, name_output=str) as journal:
+        assert journal.owner("b.txt") == str(b)
+        journal.add(a, output="a.txt", digest="2")
+    with Journal(tmp_path / "journal", {"model": 2}, name_output=str) as journal:  # after an interruption
+        assert [one in journal for one in (a, b)] == [True, False]
+        assert [journal.row_of_any_settings(one)["digest"] for one in (a, b)] == ["2", "1"]
+        assert journal.owner("b.txt") == str(b)
+        assert journal.add(a, output="b.txt") == str(b)
+        journal.free("b.txt")
+        assert journal.add(a, output="b.txt") is None
+        assert (journal.owner("a.txt"), journal.owner("b.txt")) == (None, str(a))
+
+
 ADD = """
 import sys
 from pathlib import Path
