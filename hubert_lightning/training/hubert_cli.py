@@ -343,6 +343,11 @@ class HubertCLI(LightningCLI):
         print(f"results in {folder}")
         _end_tracking(self.trainer)
 
+    def _after_predict(self) -> None:
+        if self.trainer.is_global_zero and self.model.results is not None:
+            print(f"results in {self.model.results[0] / 'predict.jsonl'}")
+        _end_tracking(self.trainer)
+
     def _after_fit(self) -> None:
         if not self.trainer.interrupted:
             with held():

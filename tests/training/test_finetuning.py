@@ -113,6 +113,24 @@ def test_a_tiny_model_overfits_eight_utterances_to_wer_0(manifests: Path, tmp_pa
     assert metrics["test/wer"] == metrics["test/cer"] == 0
 
 
+def test_utterances_of_both_training_and_validation_are_counted_in_a_warning(
+    manifests: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = list(read_manifest(manifests / "finetune.jsonl.gz"))
+    validation = [*train[:2], *read_manifest(manifests / "dev.jsonl.gz")]
+    write_manifest(CutSet(validation), tmp_path / "dev.jsonl.gz")
+
+    def warned(dev: Path) -> list[str]:
+        caplog.clear()
+        data = TranscribedData([manifests / "finetune.jsonl.gz"], [dev], max_duration=12, num_workers=0)
+        silent_trainer(tmp_path, 1, limit_val_batches=0).fit(CTCFinetuning(encoder=TINY), datamodule=data)
+        return [text for text in caplog.messages if "among the training and the validation utterances" in text]
+
+    [warning] = warned(tmp_path / "dev.jsonl.gz")
+    assert warning.startswith("2 utterances, such as ")
+    assert not warned(manifests / "dev.jsonl.gz")
+
+
 def test_results_name_the_language_and_the_corpus_of_each_utterance(manifests: Path, tmp_path: Path) -> None:
     cuts = list(read_manifest(manifests / "test.jsonl.gz"))[:4]
     for number, cut in enumerate(cuts):
