@@ -29,6 +29,7 @@ ITERATION_KEYS = (
 )  # fmt: skip
 """Keys of an entry of iterations."""
 
+CONFIG_OPTIONS, CLASS_OPTIONS = ("--config", "-c"), ("--model", "--data")
 ITERATION = re.compile(r"iterations\.(?P<entry>[^.]*)(\.(?P<key>.*))?")
 OPTIMIZER = "model.init_args.optimizer"
 
@@ -37,12 +38,21 @@ def named_configs(args: Sequence[str]) -> list[str]:
     """Replace the names of this package's configs by their paths, and put them first.
 
     jsonargparse takes the last value of a key, wherever it stands; so an option before a --config would be lost.
+    Classes that are given before the configs stay there, since a config may have only options of a class.
 
     Args:
         args: Command line after the verb.
     """
     configs, rest = configs_and_rest(args)
-    return [*(f"--config={packaged(config)}" for config in configs), *rest]
+    before = next((number for number, arg in enumerate(args) if arg.partition("=")[0] in CONFIG_OPTIONS), 0)
+    classes: list[str] = []
+    number = 0
+    while number < min(before, len(rest)):
+        size = (1 if "=" in rest[number] else 2) if rest[number].partition("=")[0] in CLASS_OPTIONS else 0
+        classes += rest[number : number + size]
+        del rest[number : number + size]
+        number, before = number + (not size), before - size
+    return [*classes, *(f"--config={packaged(config)}" for config in configs), *rest]
 
 
 def long_options(args: Sequence[str], of_fit: bool = True) -> list[str]:

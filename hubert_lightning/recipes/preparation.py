@@ -3,15 +3,12 @@
 import hashlib
 import io
 import json
-import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
-
-from lhotse import CutSet
 
 from hubert_lightning.asr.lexicon import vocabulary
 from hubert_lightning.data.audio_folder import audio_by_folder
@@ -24,16 +21,11 @@ from hubert_lightning.first_process import is_first_process
 from hubert_lightning.progress_bar import hidden_bars
 from hubert_lightning.recipes.recipe import Preparation, Recipe
 
-log = logging.getLogger(__name__)
-
 RECORD = "made-of.json"
 """File beside the manifests: what they were made of, and their names."""
 SIGNS_OF_A_RUN = ("config.yaml", "*.ckpt", "iteration*/config.yaml")
 WAIT_SECONDS = 2.0
 """Time between two looks for the manifests that the first process of a run makes."""
-
-LITTLE_SECONDS = 60.0
-"""Audio below which a warning says that there is too little to train on."""
 
 
 def check_output(recipe: Recipe) -> None:
@@ -103,24 +95,8 @@ def _make(preparation: Preparation, folder: Path) -> None:
             made = prepare_csv(source, folder, **preparation.options)
         case _:
             made = prepare_split(preparation.sources, folder, **preparation.options)
-    _warn_of_little_audio(preparation.train)
     record = made_of | {"manifests": [path.name for path in made]}
     write_whole(folder / RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _warn_of_little_audio(manifests: Sequence[Path]) -> None:
-    seconds = 0.0
-    for path in manifests:
-        for cut in CutSet.from_jsonl_lazy(path):
-            seconds += cut.duration
-            if seconds >= LITTLE_SECONDS:
-                return
-    log.warning(
-        "only %.1f s of audio are left to train on (%s), too little to learn from; add recordings, see which files "
-        "were refused, or lower --heldout",
-        seconds,
-        ", ".join(map(str, manifests)),
-    )
 
 
 def _record(output: Path) -> dict[str, Any] | None:

@@ -155,7 +155,7 @@ def test_a_file_of_results_is_scored(tmp_path: Path) -> None:
     assert score(path).words.rate == 0.5
     with pytest.raises(UserError, match="holds the hypotheses too"):
         score(path, "one")
-    with pytest.raises(UserError, match="1 references and 2 hypotheses; give one of each"):
+    with pytest.raises(UserError, match="1 reference and 2 hypotheses; give one of each"):
         score("one", ["one", "two"])
     with pytest.raises(UserError, match="references without hypotheses"):
         score(str(path))

@@ -18,7 +18,6 @@ from hubert_lightning.errors import UserError
 from hubert_lightning.frames import SAMPLE_RATE
 from hubert_lightning.model.config import EncoderConfig
 from hubert_lightning.pretrained.load import encoder_config
-from hubert_lightning.recipes.preparation import prepare
 from hubert_lightning.recipes.pretrain import iterations_in, pretraining_recipe
 from hubert_lightning.recipes.recipe import adapted_to_steps, names_option, paths_of
 from hubert_lightning.short_options import settings_of
@@ -67,15 +66,6 @@ def test_a_folder_stands_for_a_preparation_and_a_fit(tmp_path: Path) -> None:
     iterations = json.loads(recipe.fit_options[-1].removeprefix("--iterations="))
     assert [entry["max_steps"] for entry in iterations] == [30, 30]
     assert not any(tmp_path.joinpath("out").glob("*"))
-
-
-@pytest.mark.parametrize("count", [3, 25])
-def test_less_than_a_minute_of_audio_is_warned_of(count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = recordings(tmp_path / "talks", count)
-    prepare(pretraining_recipe(folder, tmp_path / "run"), quiet=True)
-    warnings = [text for text in caplog.messages if "left to train on" in text]
-    assert len(warnings) == (count == 3)
-    assert all(text.startswith("only 6.0 s of audio are left to train on (") for text in warnings)
 
 
 def test_nothing_is_held_out_if_a_validation_is_named(tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ def test_what_cannot_be_chosen_is_refused(settings: dict, message: str) -> None:
 
 def test_continued_trainings_name_their_clusters() -> None:
     automatic = Iteration("previous", "auto", "auto", max_steps=10, relabel_every=5)
-    with pytest.raises(UserError, match=r"iterations\[1\].clusters is 'auto', but a continued training"):
+    with pytest.raises(UserError, match=r"iterations\.2\.clusters is 'auto', but a continued training"):
         check_iteration(automatic, 2, 2)
-    with pytest.raises(UserError, match=r"iterations\[1\] continues an iteration with clusters 'auto'"):
+    with pytest.raises(UserError, match=r"iterations\.2 continues an iteration with clusters 'auto'"):
         check_clusters_before([Iteration(clusters="auto"), Iteration("previous", 1, 500, weights="continued")])
 
 

@@ -128,7 +128,7 @@ def test_scikit_k_means_has_the_settings_of_the_reference(monkeypatch: pytest.Mo
             asked.append(self.get_params())
             return super().fit(X, y, sample_weight)
 
-    monkeypatch.setattr("hubert_lightning.units.kmeans.MiniBatchKMeans", Recorded)
+    monkeypatch.setattr("sklearn.cluster.MiniBatchKMeans", Recorded)
     ScikitKMeans().fit(torch.from_numpy(rows(500)), 7, seed=3)
     # fairseq examples/hubert/simple_kmeans/learn_kmeans.py: its defaults; HuBERT §IV-B has 10 000 frames and 20 starts
     expected = {"n_clusters": 7, "init": "k-means++", "max_iter": 100, "batch_size": 10_000, "tol": 0.0, "n_init": 20}

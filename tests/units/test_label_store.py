@@ -215,7 +215,7 @@ def test_a_changed_byte_is_found_and_only_its_shard_made_again(
 
 
 def test_two_utterances_of_one_id_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="4 utterances have the id of another"):
+    with pytest.raises(ValueError, match="4 utterances with the id of another"):
         write_store(tmp_path, LABEL_SOURCE, some_labels(), some_labels())
 
 

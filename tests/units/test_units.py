@@ -364,7 +364,7 @@ def test_whatever_is_wrong_with_some_files_the_others_have_units(
     assert lines(told.out) == [
         {"file": str(path), "units": units(read_samples(path), SAMPLE_RATE).tolist()} for path in speech
     ]
-    for sentence in ("empty.wav: unreadable", "blink.wav: too short: 100 samples", "absent.wav: not there"):
+    for sentence in ("empty.wav: empty: it has no bytes", "blink.wav: too short: 100 samples", "absent.wav: not there"):
         assert sentence in told.err
     assert "hubert: 3 of 6 files failed" in told.err
     assert re.search(r"hubert: [\d.]+ s of audio in [\d.]+ s, [\d.]+ × real time", told.err)
