@@ -191,15 +191,15 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
 def test_only_methods_of_models_call_public_functions_of_later_rooms() -> None:
     stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
     public = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    found = {}
+    importing = {}
     for module in modules():
         nodes = list(ast.walk(tree_of(module)))
         froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "hubert_lightning"]
         names = {alias.name for node in froms for alias in node.names} & public
         names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names} & {PACKAGE.name}
         if names:
-            found[module] = names
-    assert found == PUBLIC_NAMES
+            importing[module] = names
+    assert importing == PUBLIC_NAMES
 
 
 def test_modules_that_import_others_by_a_string_are_known() -> None:
@@ -208,8 +208,8 @@ def test_modules_that_import_others_by_a_string_are_known() -> None:
         module: {ast.unparse(node) for node in ast.walk(tree_of(module)) if isinstance(node, (ast.Name, ast.Attribute))}
         for module in modules()
     }
-    found = {module for module, used in words.items() if used & (by_string | {"importlib.import_module"})}
-    assert found == set(IMPORTED_BY_NAME)
+    importing = {module for module, used in words.items() if used & (by_string | {"importlib.import_module"})}
+    assert importing == set(IMPORTED_BY_NAME)
 
 
 def test_the_documentation_has_this_table() -> None:

@@ -47,14 +47,14 @@ def config_of(norm: str) -> EncoderConfig:
 
 
 def of_batch_norm(norm: str, **settings: Any) -> Any:
-    theirs = of_transformers(config_of(norm), conv_pos_batch_norm=True, **settings)
-    assert isinstance(theirs.encoder.pos_conv_embed.batch_norm, torch.nn.BatchNorm1d)
+    reference = of_transformers(config_of(norm), conv_pos_batch_norm=True, **settings)
+    assert isinstance(reference.encoder.pos_conv_embed.batch_norm, torch.nn.BatchNorm1d)
     with torch.no_grad():
-        module = theirs.encoder.pos_conv_embed.batch_norm
+        module = reference.encoder.pos_conv_embed.batch_norm
         module.running_mean.normal_()
         module.running_var.uniform_(0.5, 2)
         module.bias.normal_()  # so that padding, which it shifts, matters
-    return theirs
+    return reference
 
 
 def ours(norm: str = "group") -> PretrainedWeights:
@@ -69,12 +69,12 @@ def ours(norm: str = "group") -> PretrainedWeights:
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
 def test_every_layer_equals_that_of_transformers_padded_and_not(tmp_path: Path, norm: str) -> None:
-    theirs = of_batch_norm(norm)
-    theirs.save_pretrained(tmp_path)
+    reference = of_batch_norm(norm)
+    reference.save_pretrained(tmp_path)
     encoder = load_encoder(tmp_path)
     assert isinstance(encoder, HubertEncoder)
     assert encoder.config.clock == Clock(640, 720)
-    assert_layers_equal(encoder, theirs, torch.randn(2, int(LENGTHS.max())))
+    assert_layers_equal(encoder, reference, torch.randn(2, int(LENGTHS.max())))
 
 
 @torch.no_grad()
@@ -94,17 +94,17 @@ def test_padding_changes_no_feature_where_it_is_ignored() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_survives_the_way_through_transformers_to_the_bit(tmp_path: Path, norm: str) -> None:
-    theirs = of_batch_norm(norm)
-    theirs.save_pretrained(tmp_path / "theirs")
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=norm == "layer").save_pretrained(tmp_path / "theirs")
-    import_model(str(tmp_path / "theirs"), tmp_path / "ours.ckpt")
+    reference = of_batch_norm(norm)
+    reference.save_pretrained(tmp_path / "reference")
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=norm == "layer").save_pretrained(tmp_path / "reference")
+    import_model(str(tmp_path / "reference"), tmp_path / "ours.ckpt")
     export_model(str(tmp_path / "ours.ckpt"), tmp_path / "again", "transformers")
     again, report = transformers.HubertModel.from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert again.config.conv_pos_batch_norm is True
-    for name, value in theirs.state_dict().items():
+    for name, value in reference.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
-    fingerprints = {encoder_fingerprint(load_hubert(tmp_path / name)) for name in ("theirs", "ours.ckpt", "again")}
+    fingerprints = {encoder_fingerprint(load_hubert(tmp_path / name)) for name in ("reference", "ours.ckpt", "again")}
     assert len(fingerprints) == 1
 
 
@@ -112,8 +112,8 @@ def test_it_survives_the_way_through_transformers_to_the_bit(tmp_path: Path, nor
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_survives_every_format_that_has_it(tmp_path: Path, norm: str, format: Any) -> None:
     trained = ours(norm)
-    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "theirs", format)
-    back = read_weights(tmp_path / "theirs")
+    export_model(str(save_ours(trained, tmp_path / "ours.ckpt")), tmp_path / "reference", format)
+    back = read_weights(tmp_path / "reference")
     assert back.config == trained.config
     assert back.encoder.keys() == trained.encoder.keys()
     assert all(torch.equal(value, trained.encoder[name]) for name, value in back.encoder.items())
@@ -123,15 +123,15 @@ def test_it_survives_every_format_that_has_it(tmp_path: Path, norm: str, format:
 @torch.no_grad()
 def test_a_checkpoint_of_fairseq_is_imported(tmp_path: Path, stated: bool) -> None:
     """fairseq puts the batch norm before the convolution, so the convolution's number is 1 (make_conv_pos)."""
-    theirs = of_batch_norm("group")
+    reference = of_batch_norm("group")
     model, task = fairseq_settings(config_of("group"))
     model["conv_feature_layers"] = "[(48,10,5)] + [(48,3,2)] * 4 + [(48,2,2)] * 3"
     model |= {"conv_pos_batch_norm": True} if stated else {}
     torch.save(
-        {"model": fairseq_state(theirs), "cfg": {"model": model, "task": task | {"label_rate": 25}}},
+        {"model": fairseq_state(reference), "cfg": {"model": model, "task": task | {"label_rate": 25}}},
         tmp_path / "fairseq.pt",
     )
-    assert_layers_equal(load_encoder(tmp_path / "fairseq.pt"), theirs, torch.randn(2, int(LENGTHS.max())))
+    assert_layers_equal(load_encoder(tmp_path / "fairseq.pt"), reference, torch.randn(2, int(LENGTHS.max())))
 
 
 def test_systems_that_lack_it_and_settings_that_contradict_the_weights_are_refused(tmp_path: Path) -> None:
@@ -141,12 +141,12 @@ def test_systems_that_lack_it_and_settings_that_contradict_the_weights_are_refus
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="pos_batch_norm with 16 position_buckets: no system has both"):
         EncoderConfig(pos_batch_norm=True, position_buckets=16)
-    theirs = of_batch_norm("group")
-    theirs.save_pretrained(tmp_path / "theirs")
-    config = json.loads((tmp_path / "theirs/config.json").read_text())
-    (tmp_path / "theirs/config.json").write_text(json.dumps(config | {"conv_pos_batch_norm": False}))
+    reference = of_batch_norm("group")
+    reference.save_pretrained(tmp_path / "reference")
+    config = json.loads((tmp_path / "reference/config.json").read_text())
+    (tmp_path / "reference/config.json").write_text(json.dumps(config | {"conv_pos_batch_norm": False}))
     with pytest.raises(UserError, match="lacks weights of the encoder"):
-        load_hubert(tmp_path / "theirs")
+        load_hubert(tmp_path / "reference")
 
 
 def test_its_statistics_are_fixed_in_training_and_the_rest_of_it_learns() -> None:

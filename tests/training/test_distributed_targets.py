@@ -73,12 +73,12 @@ def continued(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return one(manifests, tmp_path_factory.mktemp("continued"), CONTINUED)
 
 
-def assert_equal_runs(expected: Path, found: Path, manifests: Path, iterations: int) -> None:
+def assert_equal_runs(expected: Path, of_two: Path, manifests: Path, iterations: int) -> None:
     """The first labels to the bit; later ones are of weights that differ by the order of their sums."""
-    assert len([*found.glob("iteration*")]) == iterations
+    assert len([*of_two.glob("iteration*")]) == iterations
     cuts = [cut.id for name in ("train", "dev") for cut in read_manifest(manifests / f"{name}.jsonl.gz")]
     for number in range(1, iterations + 1):
-        own, other = (folder / f"iteration{number}" for folder in (expected, found))
+        own, other = (folder / f"iteration{number}" for folder in (expected, of_two))
         stores = [LabelStore(folder / "labels") for folder in (own, other)]
         assert stores[0].source.clusters == stores[1].source.clusters
         assert len(stores[0]) == len(stores[1])
@@ -101,21 +101,21 @@ def assert_equal_runs(expected: Path, found: Path, manifests: Path, iterations: 
 def test_streams_residuals_and_intermediate_layers_are_those_of_one_rank(
     streams: Path, manifests: Path, tmp_path: Path, strategy: str
 ) -> None:
-    found = two(manifests, tmp_path, strategy, STREAMS)
-    clusters = [LabelStore(found / f"iteration{number}" / "labels").source.clusters for number in (1, 2, 3)]
+    of_two = two(manifests, tmp_path, strategy, STREAMS)
+    clusters = [LabelStore(of_two / f"iteration{number}" / "labels").source.clusters for number in (1, 2, 3)]
     assert clusters == [(12, 12), (10, 10, 10, 10), (12, 12)]
-    assert_equal_runs(streams, found, manifests, 3)
+    assert_equal_runs(streams, of_two, manifests, 3)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", FSDP], ids=["ddp", "fsdp"])
 def test_a_continued_training_takes_the_steps_of_one_rank(
     continued: Path, manifests: Path, tmp_path: Path, strategy: str
 ) -> None:
-    found = two(manifests, tmp_path, strategy, CONTINUED)
-    assert_equal_runs(continued, found, manifests, 3)
+    of_two = two(manifests, tmp_path, strategy, CONTINUED)
+    assert_equal_runs(continued, of_two, manifests, 3)
     rates = [
         [rate for number in (1, 2, 3) for _, rate in read_metrics(run / f"iteration{number}")["train/learning_rate"]]
-        for run in (continued, found)
+        for run in (continued, of_two)
     ]
     assert rates[0] == pytest.approx(rates[1])
     assert len(rates[1]) == 11
@@ -131,6 +131,6 @@ def test_a_continued_training_of_two_ranks_resumes_to_the_bit(manifests: Path, t
     (second / "previous.ckpt").replace(second / "last.ckpt")
     assert read_checkpoint(second / "last.ckpt")["global_step"] == 6
     two(manifests, tmp_path, "ddp", CONTINUED, "--checkpoint.every_n_train_steps=3")
-    found = read_checkpoint(whole / "iteration3" / "last.ckpt")["state_dict"]
+    resumed = read_checkpoint(whole / "iteration3" / "last.ckpt")["state_dict"]
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
